@@ -1,0 +1,252 @@
+"""Every error that p2pcompute raises, in one tree.
+
+    P2PComputeError
+    ├── ConfigError                  a setting, a profile or the machine is not as it has to be
+    │   ├── ProfileInUse             another process owns this profile's ledger
+    │   ├── IdentityError            the key file is unreadable, malformed or open to others
+    │   └── PortInUse                the listen port is taken
+    ├── KernelError                  a kernel is refused; has file, line, reason and what to write instead
+    │   └── KernelTypeError          arguments do not fit the kernel
+    ├── NoProviderError              nobody on the network fits the order; no money has moved
+    ├── BudgetError                  the work costs more than the budget; no money has moved
+    ├── TaskError                    a task ended without a full result
+    │   ├── TaskRefused              the provider refused the task with a typed reason
+    │   ├── ChunkFailed              a chunk failed for a reason that another provider would meet as well
+    │   └── TaskTimeout              the deadline passed
+    ├── ExecutionError               a worker could not do what it was asked
+    │   ├── WorkerDied               the worker process ended (crash, memory limit, killed)
+    │   ├── WorkerTimeout            it ran past its limit and was killed
+    │   ├── WorkerProtocolError      it sent what no honest worker sends
+    │   └── SandboxError             the sandbox that the policy asks for is not to be had here
+    ├── OverlayError                 the network under us
+    │   ├── DialError                a peer could not be reached
+    │   ├── StreamError              a stream broke, was reset or timed out
+    │   └── RecordRefused            a DHT record or a gossip message failed validation
+    ├── PaymentError
+    │   ├── VoucherRefused           a voucher is not better than the one we hold, or not for this channel
+    │   └── InsufficientFunds        the wallet or the channel does not hold enough
+    ├── ChainError                   the EVM endpoint
+    │   ├── ChainUnreachable         no answer: down, timed out or not JSON-RPC
+    │   ├── WrongChain               it serves another chain ID than the one asked for
+    │   ├── RpcError                 it answered with a JSON-RPC error; has code and message
+    │   └── TransactionFailed        a transaction was mined and reverted, or can never be mined
+    └── StorageError
+        ├── DiskFull                 no room; what was committed before is safe
+        └── LedgerCorrupt            a check of the ledger's own invariants failed
+
+What peers do wrong on the wire is in `p2pcompute_protocols.errors` (`LocalProtocolError`, `RemoteProtocolError`).
+Each message says what to do next. `exit_code` is what the command returns for it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BudgetError",
+    "ChainError",
+    "ChainUnreachable",
+    "ChunkFailed",
+    "ConfigError",
+    "DialError",
+    "DiskFull",
+    "ExecutionError",
+    "IdentityError",
+    "InsufficientFunds",
+    "KernelError",
+    "KernelTypeError",
+    "LedgerCorrupt",
+    "NoProviderError",
+    "OverlayError",
+    "P2PComputeError",
+    "PaymentError",
+    "PortInUse",
+    "ProfileInUse",
+    "RecordRefused",
+    "RpcError",
+    "SandboxError",
+    "StorageError",
+    "StreamError",
+    "TaskError",
+    "TaskRefused",
+    "TaskTimeout",
+    "TransactionFailed",
+    "VoucherRefused",
+    "WorkerDied",
+    "WorkerProtocolError",
+    "WorkerTimeout",
+    "WrongChain",
+]
+
+
+class P2PComputeError(Exception):
+    """The root: catch this for anything that p2pcompute raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(P2PComputeError):
+    """A setting, a profile or the machine is not as it has to be."""
+
+    exit_code = 3
+
+
+class ProfileInUse(ConfigError):
+    """Another process owns this profile's ledger."""
+
+
+class IdentityError(ConfigError):
+    """The key file is unreadable, malformed or open to others."""
+
+
+class PortInUse(ConfigError):
+    """The listen port is taken."""
+
+
+class KernelError(P2PComputeError):
+    """A kernel is refused.
+
+    Attributes:
+        reason: what is not taken, in a few words.
+        line: 1-based line in `filename`, or 0 where there is none.
+        filename: the file that the kernel was written in, or "<kernel>".
+        instead: what to write instead, or "".
+    """
+
+    exit_code = 4
+
+    def __init__(self, reason: str, *, line: int = 0, filename: str = "<kernel>", instead: str = "") -> None:
+        self.reason = reason
+        self.line = line
+        self.filename = filename
+        self.instead = instead
+        where = f"{filename}:{line}: " if line else ""
+        super().__init__(f"{where}{reason}" + (f"; {instead}" if instead else ""))
+
+
+class KernelTypeError(KernelError):
+    """Arguments do not fit the kernel."""
+
+
+class NoProviderError(P2PComputeError):
+    """Nobody on the network fits the order; no money has moved."""
+
+    exit_code = 5
+
+
+class BudgetError(P2PComputeError):
+    """The work costs more than the budget; no money has moved."""
+
+    exit_code = 6
+
+
+class TaskError(P2PComputeError):
+    """A task ended without a full result."""
+
+    exit_code = 7
+
+
+class TaskRefused(TaskError):
+    """The provider refused the task with a typed reason."""
+
+
+class ChunkFailed(TaskError):
+    """A chunk failed for a reason that another provider would meet as well."""
+
+
+class TaskTimeout(TaskError):
+    """The deadline passed."""
+
+
+class ExecutionError(P2PComputeError):
+    """A worker could not do what it was asked."""
+
+    exit_code = 8
+
+
+class WorkerDied(ExecutionError):
+    """The worker process ended: it crashed, met a limit or was killed."""
+
+
+class WorkerTimeout(ExecutionError):
+    """The worker ran past its limit and was killed."""
+
+
+class WorkerProtocolError(ExecutionError):
+    """The worker sent what no honest worker sends, and was killed."""
+
+
+class SandboxError(ExecutionError):
+    """The sandbox that the policy asks for is not to be had here."""
+
+
+class OverlayError(P2PComputeError):
+    """The network under us."""
+
+    exit_code = 9
+
+
+class DialError(OverlayError):
+    """A peer could not be reached."""
+
+
+class StreamError(OverlayError):
+    """A stream broke, was reset or timed out."""
+
+
+class RecordRefused(OverlayError):
+    """A DHT record or a gossip message failed validation."""
+
+
+class PaymentError(P2PComputeError):
+    """Something about money; what was acknowledged before is safe."""
+
+    exit_code = 10
+
+
+class VoucherRefused(PaymentError):
+    """A voucher is not better than the one we hold, or not for this channel."""
+
+
+class InsufficientFunds(PaymentError):
+    """The wallet or the channel does not hold enough."""
+
+
+class ChainError(P2PComputeError):
+    """The EVM endpoint."""
+
+    exit_code = 11
+
+
+class ChainUnreachable(ChainError):
+    """No answer: down, timed out or not JSON-RPC."""
+
+
+class WrongChain(ChainError):
+    """The endpoint serves another chain ID than the one asked for."""
+
+
+class RpcError(ChainError):
+    """The endpoint answered with a JSON-RPC error."""
+
+    def __init__(self, message: str, *, code: int = 0) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class TransactionFailed(ChainError):
+    """A transaction was mined and reverted, or can never be mined."""
+
+
+class StorageError(P2PComputeError):
+    """The ledger on disk."""
+
+    exit_code = 12
+
+
+class DiskFull(StorageError):
+    """No room; what was committed before is safe."""
+
+
+class LedgerCorrupt(StorageError):
+    """A check of the ledger's own invariants failed."""

@@ -1,0 +1,109 @@
+"""The seam between the kernel language, its back ends and the worker that runs them.
+
+A kernel is a pure function of (launch geometry, global thread index, arguments). A thread writes only its own
+row of each output, so a chunk's output is an array of shape ``(threads, *row_shape)`` in thread order
+(blocks ascending with x fastest, and inside a block threads with x fastest), and re-running any set of threads
+gives rows that must be equal, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+__all__ = ["ArgSpec", "Backend", "CompiledKernel", "InputSpec", "KernelSource", "Launch", "OutputSpec", "ScalarSpec"]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Launch geometry: `grid` blocks of `block` threads, each (x, y, z); unused axes are 1. `dims` is 1 to 3."""
+
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    dims: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the whole launch."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+    @property
+    def threads_per_block(self) -> int:
+        """Threads in one block."""
+        return self.block[0] * self.block[1] * self.block[2]
+
+    @property
+    def threads(self) -> int:
+        """Threads in the whole launch."""
+        return self.blocks * self.threads_per_block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScalarSpec:
+    """A scalar argument: `value` is a NumPy scalar of `dtype` (bool, int8…int64, uint8…uint64, float32, float64)."""
+
+    dtype: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputSpec:
+    """A read-only input array, C-contiguous, of up to 4 dimensions."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputSpec:
+    """An output array. `shape` is the global one that the kernel sees as ``out.shape``."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+ArgSpec: TypeAlias = ScalarSpec | InputSpec | OutputSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSource:
+    """What goes over the wire: normalised source of the kernel and its device functions, and the entry's name.
+
+    `text` is the one thing hashed; constants captured from globals stand in it as literals.
+    """
+
+    text: str
+    entry: str
+    digest: bytes = field(repr=False)  # SHA-256 over entry, NUL, text
+
+
+class CompiledKernel(Protocol):
+    """A kernel compiled for one signature on one device."""
+
+    def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
+        """Run whole blocks. `args`: a NumPy scalar or array per scalar and input argument, in parameter order
+        with outputs left out. `outs[k]`: zeroed array of shape ``(blocks * threads_per_block, *row_shape_k)``."""
+        ...
+
+    def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
+        """Run single threads by linear id (int64, block-major as above). `outs[k]`: zeroed ``(len(threads), *row)``."""
+        ...
+
+
+class Backend(Protocol):
+    """Compiles admitted kernels: CPU now; CUDA shares this interface."""
+
+    name: str
+
+    def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
+        """Admit (the guard runs here again) and compile. Raises `KernelError` with line, reason and remedy."""
+        ...
+
+    def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
+        """For each output, the shape of one thread's row: the axes of the output beyond those the grid covers."""
+        ...
