@@ -1,0 +1,48 @@
+"""keccak-256 and secp256k1 recovery as the EVM does them (EIP-2: s in the lower half)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import coincurve
+from Crypto.Hash import keccak
+
+from .errors import LocalProtocolError, WireCode
+from .ids import Address
+
+__all__ = ["address_of_public_key", "keccak256", "recover_address", "sign_digest"]
+
+_HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
+
+
+def keccak256(data: bytes) -> bytes:
+    """keccak-256, the EVM's hash (not SHA3-256)."""
+    return bytes(keccak.new(digest_bits=256, data=data).digest())
+
+
+def address_of_public_key(key: coincurve.PublicKey) -> Address:
+    """The account of a secp256k1 public key."""
+    return Address(keccak256(key.format(compressed=False)[1:])[12:])
+
+
+def sign_digest(key: coincurve.PrivateKey, digest: bytes) -> bytes:
+    """65 bytes r ‖ s ‖ v over a 32-byte digest; libsecp256k1 gives s in the lower half."""
+    signature = key.sign_recoverable(digest, hasher=None)
+    return signature[:64] + bytes([27 + signature[64]])
+
+
+def recover_address(digest: bytes, signature: bytes) -> Address:
+    """Who signed a 32-byte digest.
+
+    Raises:
+        LocalProtocolError: BAD_SIGNATURE: not 65 bytes, v not 27 or 28, a high s, or no such point.
+    """
+    if len(signature) != 65 or signature[64] not in (27, 28):
+        raise LocalProtocolError("a signature is 65 bytes with v 27 or 28", code=WireCode.BAD_SIGNATURE)
+    if int.from_bytes(signature[32:64]) > _HALF_ORDER:
+        raise LocalProtocolError("a signature with a high s", code=WireCode.BAD_SIGNATURE)
+    try:
+        raw = signature[:64] + bytes([signature[64] - 27])
+        return address_of_public_key(coincurve.PublicKey.from_signature_and_message(raw, digest, hasher=None))
+    except Exception as exc:  # coincurve raises bare Exception for a point that is not on the curve
+        raise LocalProtocolError("the signature recovers to no key", code=WireCode.BAD_SIGNATURE) from exc

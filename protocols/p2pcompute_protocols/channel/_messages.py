@@ -1,0 +1,76 @@
+"""Paying over a channel: who pays whom, the best voucher that the payee holds, and new vouchers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from .._binding import SignerBinding
+from ..errors import LocalProtocolError
+from ..limits import MAX_TEXT, UINT64_MAX
+from ..money import ChainTerms
+from ..wire import Bytes, Nested, Record, Text, Uint, optional, record, wire
+
+__all__ = ["MESSAGES", "PROTOCOL_ID", "ChannelHello", "ChannelSync", "VoucherAck", "VoucherFrame", "VoucherRefusal"]
+
+PROTOCOL_ID: Final = "/p2pcompute/channel/1"
+_AMOUNT: Final = Uint(0, UINT64_MAX)
+
+
+@record
+class ChannelHello(Record):
+    """Payer: which channel this stream is about. The channel's ID is keccak256(payer owner, payee, signer)."""
+
+    TYPE = 1
+    chain: ChainTerms = wire(1, Nested(ChainTerms))
+    payer: SignerBinding = wire(2, Nested(SignerBinding))
+    payee: bytes = wire(3, Bytes(20))
+
+
+@record
+class VoucherFrame(Record):
+    """Payer: a cumulative voucher; EIP-712 signature of 65 bytes."""
+
+    TYPE = 2
+    amount_uusd: int = wire(1, _AMOUNT)
+    memo: bytes = wire(2, Bytes(32))
+    signature: bytes = wire(3, Bytes(65))
+
+
+@record
+class ChannelSync(Record):
+    """Payee: the best voucher that it holds, so that a lost answer can't wedge the channel."""
+
+    TYPE = 17
+    amount_uusd: int = wire(1, _AMOUNT)
+    memo: bytes | None = optional(2, Bytes(32))
+    signature: bytes | None = optional(3, Bytes(65))
+
+    def validate(self) -> None:
+        held = self.amount_uusd > 0
+        if (self.memo is not None) != held or (self.signature is not None) != held:
+            raise LocalProtocolError("a sync above zero shows the voucher, and only then")
+
+
+@record
+class VoucherAck(Record):
+    """Payee: the voucher of this amount is on disk."""
+
+    TYPE = 18
+    amount_uusd: int = wire(1, _AMOUNT)
+
+
+@record
+class VoucherRefusal(Record):
+    """Payee: the voucher was not taken; `best_uusd` is what it holds, `deposit_uusd` what the channel covers."""
+
+    TYPE = 19
+    code: int = wire(1, Uint(1, 255))
+    detail: str = wire(2, Text(MAX_TEXT))
+    best_uusd: int = wire(3, _AMOUNT)
+    deposit_uusd: int | None = optional(4, _AMOUNT)
+
+
+MESSAGES: Final[Mapping[int, type[Record]]] = {
+    cls.TYPE: cls for cls in (ChannelHello, VoucherFrame, ChannelSync, VoucherAck, VoucherRefusal)
+}

@@ -1,0 +1,68 @@
+"""The channel stream's transition table: hello, sync, then one voucher at a time."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from ..connection import Connection, Role, Table
+from ..errors import LocalProtocolError, WireCode
+from ..wire import Record
+from ._messages import MESSAGES, ChannelHello, ChannelSync, VoucherAck, VoucherFrame, VoucherRefusal
+
+__all__ = ["TABLE", "ChannelConnection", "ChannelState"]
+
+
+class ChannelState(enum.Enum):
+    """Where the dialogue stands. The payer is the requester, the payee the provider."""
+
+    IDLE = "idle"
+    GREETED = "greeted"  # the payee owes a sync
+    OPEN = "open"
+    PAYING = "paying"  # the payee owes an answer to a voucher
+    REFUSED = "refused"  # the hello was refused
+
+
+_S = ChannelState
+TABLE: Final[Table[ChannelState]] = {
+    Role.REQUESTER: {
+        _S.IDLE: {ChannelHello: _S.GREETED},
+        _S.OPEN: {VoucherFrame: _S.PAYING},
+    },
+    Role.PROVIDER: {
+        _S.GREETED: {ChannelSync: _S.OPEN, VoucherRefusal: _S.REFUSED},
+        _S.PAYING: {VoucherAck: _S.OPEN, VoucherRefusal: _S.OPEN},
+    },
+}
+
+
+class ChannelConnection(Connection[ChannelState]):
+    """One channel over one stream. Amounts never go back: a voucher must be above the best one that the payee
+    said it holds, and an ack must be for the voucher that was sent."""
+
+    messages = MESSAGES
+    table = TABLE
+    start = _S.IDLE
+    final = frozenset({_S.OPEN, _S.REFUSED})
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role)
+        self.best_uusd = 0
+        self._offered_uusd = 0
+
+    def check(self, sender: Role, message: Record) -> None:
+        match message:
+            case ChannelSync():
+                self.best_uusd = message.amount_uusd
+            case VoucherFrame():
+                if message.amount_uusd <= self.best_uusd:
+                    raise LocalProtocolError(
+                        f"a voucher of {message.amount_uusd} where {self.best_uusd} is held", code=WireCode.BAD_VOUCHER
+                    )
+                self._offered_uusd = message.amount_uusd
+            case VoucherAck():
+                if message.amount_uusd != self._offered_uusd:
+                    raise LocalProtocolError("an ack for another voucher", code=WireCode.OUT_OF_ORDER)
+                self.best_uusd = message.amount_uusd
+            case _:
+                pass

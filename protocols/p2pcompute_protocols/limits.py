@@ -1,0 +1,85 @@
+"""Every bound of the protocols has a name here and a row in the spec of the protocol that it bounds.
+
+Bytes unless the name says otherwise. A sender that would pass a bound gets `LocalProtocolError`; a peer that
+does is cut off with `WireCode.OVERSIZED` before anything is allocated for it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = [
+    "MAX_ADDRESSES",
+    "MAX_ADS_PER_REPLY",
+    "MAX_AD_BYTES",
+    "MAX_AD_LIFETIME_MS",
+    "MAX_ARBITERS",
+    "MAX_ARGS",
+    "MAX_BLOB_BYTES",
+    "MAX_BUCKETS",
+    "MAX_CBOR_DEPTH",
+    "MAX_CBOR_ITEMS",
+    "MAX_CHUNKS",
+    "MAX_CLOCK_SKEW_MS",
+    "MAX_CREDIT_WINDOW",
+    "MAX_DATA_FRAME_BYTES",
+    "MAX_DEVICES",
+    "MAX_DIMS",
+    "MAX_ENVELOPE_BYTES",
+    "MAX_FEATURES",
+    "MAX_FRAME_BYTES",
+    "MAX_INFLIGHT_CHUNKS",
+    "MAX_KERNEL_BYTES",
+    "MAX_NAME",
+    "MAX_NEGOTIATION_ROUNDS",
+    "MAX_OPTIONS",
+    "MAX_ORDER_LIFETIME_MS",
+    "MAX_OUTPUT_BYTES",
+    "MAX_RESOURCES",
+    "MAX_SLOTS",
+    "MAX_TEXT",
+    "UINT64_MAX",
+    "UINT96_MAX",
+]
+
+UINT64_MAX: Final = 2**64 - 1
+UINT96_MAX: Final = 2**96 - 1  # amounts on chain; on the wire amounts are uint64 micro-USD
+
+# Encoding
+MAX_CBOR_DEPTH: Final = 10
+MAX_CBOR_ITEMS: Final = 4_096
+MAX_TEXT: Final = 1_024
+MAX_NAME: Final = 64
+MAX_FRAME_BYTES: Final = 64 * 1024  # one control message
+MAX_DATA_FRAME_BYTES: Final = 256 * 1024 + 64  # one frame of a task stream: a piece of a blob and its header
+MAX_ENVELOPE_BYTES: Final = 56 * 1024
+
+# Time
+MAX_CLOCK_SKEW_MS: Final = 120_000
+MAX_AD_LIFETIME_MS: Final = 3_600_000
+MAX_ORDER_LIFETIME_MS: Final = 600_000
+
+# Ads
+MAX_AD_BYTES: Final = 8 * 1024
+MAX_ADS_PER_REPLY: Final = 64
+MAX_ADDRESSES: Final = 8
+MAX_DEVICES: Final = 32
+MAX_OPTIONS: Final = 16
+MAX_FEATURES: Final = 32
+MAX_RESOURCES: Final = 16
+MAX_BUCKETS: Final = 8
+MAX_SLOTS: Final = 1_024
+
+# Negotiation
+MAX_NEGOTIATION_ROUNDS: Final = 3
+MAX_ARBITERS: Final = 16
+MAX_ARGS: Final = 32
+MAX_DIMS: Final = 4
+
+# Tasks
+MAX_BLOB_BYTES: Final = 64 * 1024 * 1024
+MAX_OUTPUT_BYTES: Final = 64 * 1024 * 1024  # all outputs of one chunk
+MAX_KERNEL_BYTES: Final = 64 * 1024
+MAX_CHUNKS: Final = 1_048_576
+MAX_INFLIGHT_CHUNKS: Final = 256
+MAX_CREDIT_WINDOW: Final = 256  # chunks

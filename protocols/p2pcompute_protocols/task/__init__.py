@@ -1,0 +1,71 @@
+"""The task stream and its receipts: `protocols/task/README.md` is the specification."""
+
+from ._messages import (
+    DATA_BYTES as DATA_BYTES,
+)
+from ._messages import (
+    MESSAGES as MESSAGES,
+)
+from ._messages import (
+    PROTOCOL_ID as PROTOCOL_ID,
+)
+from ._messages import (
+    Assign as Assign,
+)
+from ._messages import (
+    BlobData as BlobData,
+)
+from ._messages import (
+    BlobStart as BlobStart,
+)
+from ._messages import (
+    Cancel as Cancel,
+)
+from ._messages import (
+    ChunkError as ChunkError,
+)
+from ._messages import (
+    Closed as Closed,
+)
+from ._messages import (
+    Finish as Finish,
+)
+from ._messages import (
+    Notice as Notice,
+)
+from ._messages import (
+    Open as Open,
+)
+from ._messages import (
+    Opened as Opened,
+)
+from ._messages import (
+    Ready as Ready,
+)
+from ._messages import (
+    ReceiptPayload as ReceiptPayload,
+)
+from ._messages import (
+    Refused as Refused,
+)
+from ._messages import (
+    ResultData as ResultData,
+)
+from ._messages import (
+    ResultStart as ResultStart,
+)
+from ._receipt import (
+    open_receipt as open_receipt,
+)
+from ._receipt import (
+    seal_receipt as seal_receipt,
+)
+from ._state import (
+    TABLE as TABLE,
+)
+from ._state import (
+    TaskConnection as TaskConnection,
+)
+from ._state import (
+    TaskState as TaskState,
+)

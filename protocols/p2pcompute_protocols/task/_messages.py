@@ -1,0 +1,216 @@
+"""The task stream: open, send inputs, hand out chunks, take results and receipts, finish."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ..errors import LocalProtocolError, WireCode
+from ..limits import (
+    MAX_BLOB_BYTES,
+    MAX_CHUNKS,
+    MAX_CREDIT_WINDOW,
+    MAX_ENVELOPE_BYTES,
+    MAX_OUTPUT_BYTES,
+    MAX_SLOTS,
+    MAX_TEXT,
+)
+from ..wire import Array, Bytes, Choice, Record, Text, Uint, optional, record, wire
+
+__all__ = [
+    "DATA_BYTES",
+    "MESSAGES",
+    "PROTOCOL_ID",
+    "RECEIPT_KIND",
+    "Assign",
+    "BlobData",
+    "BlobStart",
+    "Cancel",
+    "ChunkError",
+    "Closed",
+    "Finish",
+    "Notice",
+    "Open",
+    "Opened",
+    "Ready",
+    "ReceiptPayload",
+    "Refused",
+    "ResultData",
+    "ResultStart",
+]
+
+PROTOCOL_ID: Final = "/p2pcompute/task/1"
+RECEIPT_KIND: Final = "receipt"
+DATA_BYTES: Final = 256 * 1024  # of a blob or an output in one frame
+_RECEIPT_BYTES: Final = 4 * 1024
+
+
+@record
+class ReceiptPayload(Record):
+    """What a provider signs for a chunk. `code` is 0 for a result, else the `WireCode` of the failure.
+
+    `output` is SHA-256 over the chunk's output bytes; 32 zero bytes where it failed. A provider signs at most
+    one receipt with code 0 for an index of a task.
+    """
+
+    task: bytes = wire(1, Bytes(32))
+    index: int = wire(2, Uint(0, MAX_CHUNKS - 1))
+    code: int = wire(3, Uint(0, 255))
+    output: bytes = wire(4, Bytes(32))
+    fp: str = wire(5, Choice("strict", "fast"))
+    units: int = wire(6, Uint())
+    finished_ms: int = wire(7, Uint())
+    detail: str | None = optional(8, Text(MAX_TEXT))
+
+    def validate(self) -> None:
+        if self.code != 0 and (self.output != bytes(32) or self.units != 0):
+            raise LocalProtocolError("a failed chunk has no output and costs nothing")
+
+
+@record
+class Open(Record):
+    """Requester: begin the task of this agreement."""
+
+    TYPE = 1
+    agreement: bytes = wire(1, Bytes(1, MAX_ENVELOPE_BYTES))
+
+
+@record
+class BlobStart(Record):
+    """Requester: the bytes of a blob that the provider asked for follow."""
+
+    TYPE = 2
+    digest: bytes = wire(1, Bytes(32))
+    size: int = wire(2, Uint(1, MAX_BLOB_BYTES))
+
+
+@record
+class BlobData(Record):
+    """Requester: the next bytes of the blob."""
+
+    TYPE = 3
+    data: bytes = wire(1, Bytes(1, DATA_BYTES))
+
+
+@record
+class Assign(Record):
+    """Requester: compute this chunk. Each is answered by exactly one result or error."""
+
+    TYPE = 4
+    index: int = wire(1, Uint(0, MAX_CHUNKS - 1))
+
+
+@record
+class Cancel(Record):
+    """Requester: this chunk is not needed any more; a result on its way still counts."""
+
+    TYPE = 5
+    index: int = wire(1, Uint(0, MAX_CHUNKS - 1))
+
+
+@record
+class Finish(Record):
+    """Requester: no more chunks will be assigned, and what is under way is cancelled."""
+
+    TYPE = 6
+    code: int = wire(1, Uint(0, 255))
+    detail: str = wire(2, Text(MAX_TEXT))
+
+
+@record
+class Opened(Record):
+    """Provider: the task is open; `need` are the digests of the blobs that it does not have."""
+
+    TYPE = 17
+    need: tuple[bytes, ...] = wire(1, Array(Bytes(32), 64))
+    slots: int = wire(2, Uint(1, MAX_SLOTS))
+    window: int = wire(3, Uint(1, MAX_CREDIT_WINDOW))
+
+
+@record
+class Ready(Record):
+    """Provider: compiled; chunks may be assigned."""
+
+    TYPE = 18
+    compile_ms: int = wire(1, Uint())
+
+
+@record
+class Refused(Record):
+    """Provider: the task can't be opened or can't go on; the stream ends."""
+
+    TYPE = 19
+    code: int = wire(1, Uint(1, 255))
+    detail: str = wire(2, Text(MAX_TEXT))
+    line: int | None = optional(3, Uint(0, 2**20))
+
+
+@record
+class ResultStart(Record):
+    """Provider: a chunk is done; `size` bytes of output follow. The receipt is in its envelope."""
+
+    TYPE = 20
+    index: int = wire(1, Uint(0, MAX_CHUNKS - 1))
+    receipt: bytes = wire(2, Bytes(1, _RECEIPT_BYTES))
+    size: int = wire(3, Uint(1, MAX_OUTPUT_BYTES))
+
+
+@record
+class ResultData(Record):
+    """Provider: the next bytes of the output."""
+
+    TYPE = 21
+    data: bytes = wire(1, Bytes(1, DATA_BYTES))
+
+
+@record
+class ChunkError(Record):
+    """Provider: a chunk failed; the receipt in its envelope says why."""
+
+    TYPE = 22
+    index: int = wire(1, Uint(0, MAX_CHUNKS - 1))
+    receipt: bytes = wire(2, Bytes(1, _RECEIPT_BYTES))
+
+
+@record
+class Notice(Record):
+    """Provider: pause, resume, drain (no more chunks), or a new credit window."""
+
+    TYPE = 23
+    kind: str = wire(1, Choice("pause", "resume", "drain", "window"))
+    window: int | None = optional(2, Uint(1, MAX_CREDIT_WINDOW))
+    after_ms: int | None = optional(3, Uint())
+    detail: str | None = optional(4, Text(MAX_TEXT))
+
+    def validate(self) -> None:
+        if (self.kind == "window") != (self.window is not None):
+            raise LocalProtocolError("a window notice, and only that, names the window", code=WireCode.MALFORMED)
+
+
+@record
+class Closed(Record):
+    """Provider: answers `Finish`; nothing follows."""
+
+    TYPE = 24
+    chunks: int = wire(1, Uint(0, MAX_CHUNKS))
+
+
+MESSAGES: Final[Mapping[int, type[Record]]] = {
+    cls.TYPE: cls
+    for cls in (
+        Open,
+        BlobStart,
+        BlobData,
+        Assign,
+        Cancel,
+        Finish,
+        Opened,
+        Ready,
+        Refused,
+        ResultStart,
+        ResultData,
+        ChunkError,
+        Notice,
+        Closed,
+    )
+}

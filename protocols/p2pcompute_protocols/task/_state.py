@@ -1,0 +1,180 @@
+"""The task stream's transition table, and what its connection remembers between messages."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from typing import Final
+
+from ..connection import Connection, Role, Table
+from ..errors import LocalProtocolError, WireCode
+from ..limits import MAX_DATA_FRAME_BYTES, MAX_INFLIGHT_CHUNKS
+from ..wire import Record
+from ._messages import (
+    MESSAGES,
+    Assign,
+    BlobData,
+    BlobStart,
+    Cancel,
+    ChunkError,
+    Closed,
+    Finish,
+    Notice,
+    Open,
+    Opened,
+    Ready,
+    Refused,
+    ResultData,
+    ResultStart,
+)
+
+__all__ = ["TABLE", "TaskConnection", "TaskState"]
+
+
+class TaskState(enum.Enum):
+    """Where the dialogue stands."""
+
+    IDLE = "idle"
+    OPENING = "opening"  # the provider checks the agreement
+    SETUP = "setup"  # blobs travel, the provider compiles
+    RUNNING = "running"
+    FINISHING = "finishing"  # the requester takes what is still on its way
+    CLOSED = "closed"
+
+
+_S = TaskState
+TABLE: Final[Table[TaskState]] = {
+    Role.REQUESTER: {
+        _S.IDLE: {Open: _S.OPENING},
+        _S.OPENING: {Finish: _S.FINISHING},
+        _S.SETUP: {BlobStart: _S.SETUP, BlobData: _S.SETUP, Finish: _S.FINISHING},
+        _S.RUNNING: {Assign: _S.RUNNING, Cancel: _S.RUNNING, Finish: _S.FINISHING},
+    },
+    Role.PROVIDER: {
+        _S.OPENING: {Opened: _S.SETUP, Refused: _S.CLOSED},
+        _S.SETUP: {Ready: _S.RUNNING, Refused: _S.CLOSED, Notice: _S.SETUP},
+        _S.RUNNING: {
+            ResultStart: _S.RUNNING,
+            ResultData: _S.RUNNING,
+            ChunkError: _S.RUNNING,
+            Notice: _S.RUNNING,
+            Refused: _S.CLOSED,
+        },
+        _S.FINISHING: {
+            Opened: _S.FINISHING,
+            Ready: _S.FINISHING,
+            ResultStart: _S.FINISHING,
+            ResultData: _S.FINISHING,
+            ChunkError: _S.FINISHING,
+            Notice: _S.FINISHING,
+            Refused: _S.CLOSED,
+            Closed: _S.CLOSED,
+        },
+    },
+}
+
+
+class TaskConnection(Connection[TaskState]):
+    """One task over one stream.
+
+    Besides the table it holds: each blob was asked for and its bytes hash to its digest; each assigned chunk is
+    answered once, and no other is; a result's bytes come in one piece, as many as announced. `chunks` and
+    `chunk_bytes` are set by whoever knows the agreement, before the first chunk.
+    """
+
+    messages = MESSAGES
+    table = TABLE
+    start = _S.IDLE
+    final = frozenset({_S.CLOSED})
+    max_frame_bytes = MAX_DATA_FRAME_BYTES
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role)
+        self.chunks = 0
+        self.chunk_bytes: tuple[int, int] = (0, 0)  # of a whole chunk, of the last one
+        self.blob_sizes: dict[bytes, int] = {}  # what the work names; a blob of another size is refused
+        self.needed: set[bytes] = set()
+        self.outstanding: set[int] = set()
+        self._blob: tuple[bytes, int] | None = None  # digest, bytes still to come
+        self._hash = hashlib.sha256()
+        self._result_left = 0
+
+    @property
+    def result_is_complete(self) -> bool:
+        """Whether no bytes of a result are still to come."""
+        return self._result_left == 0
+
+    def check(self, sender: Role, message: Record) -> None:
+        if sender is Role.PROVIDER and self._result_left and not isinstance(message, ResultData):
+            raise LocalProtocolError("a result's bytes come in one piece", code=WireCode.OUT_OF_ORDER)
+        match message:
+            case Opened():
+                if not self.blob_sizes.keys() >= set(message.need):
+                    raise LocalProtocolError("a blob that the work does not name", code=WireCode.BAD_DIGEST)
+                self.needed = set(message.need)
+            case BlobStart():
+                self._start_blob(message)
+            case BlobData():
+                self._take_blob(message.data)
+            case Ready():
+                if self.state is _S.SETUP and (self.needed or self._blob is not None):
+                    raise LocalProtocolError("ready before all blobs came", code=WireCode.OUT_OF_ORDER)
+            case Assign():
+                self._assign(message.index)
+            case Cancel():
+                # A cancel may cross the chunk's answer on the wire, so the provider can't refuse it.
+                if message.index >= self.chunks:
+                    raise LocalProtocolError("a cancel of no chunk", code=WireCode.UNKNOWN_CHUNK)
+            case ResultStart():
+                self._answer(message.index)
+                whole, last = self.chunk_bytes
+                if message.size != (last if message.index == self.chunks - 1 else whole):
+                    raise LocalProtocolError(f"a result of {message.size} bytes", code=WireCode.OVERSIZED)
+                self._result_left = message.size
+            case ResultData():
+                if len(message.data) > self._result_left:
+                    raise LocalProtocolError("more result bytes than announced", code=WireCode.OVERSIZED)
+                self._result_left -= len(message.data)
+            case ChunkError():
+                self._answer(message.index)
+            case _:
+                pass
+
+    def _start_blob(self, message: BlobStart) -> None:
+        if self._blob is not None:
+            raise LocalProtocolError("a blob inside a blob", code=WireCode.OUT_OF_ORDER)
+        if message.digest not in self.needed:
+            raise LocalProtocolError("a blob that was not asked for", code=WireCode.BAD_DIGEST)
+        if message.size != self.blob_sizes.get(message.digest):
+            raise LocalProtocolError("a blob of another size than the work says", code=WireCode.OVERSIZED)
+        self._blob = (message.digest, message.size)
+        self._hash = hashlib.sha256()
+
+    def _take_blob(self, data: bytes) -> None:
+        if self._blob is None:
+            raise LocalProtocolError("blob bytes without a blob", code=WireCode.OUT_OF_ORDER)
+        digest, left = self._blob
+        if len(data) > left:
+            raise LocalProtocolError("more blob bytes than announced", code=WireCode.OVERSIZED)
+        self._hash.update(data)
+        if len(data) < left:
+            self._blob = (digest, left - len(data))
+            return
+        self._blob = None
+        if self._hash.digest() != digest:
+            raise LocalProtocolError("a blob's bytes do not hash to its digest", code=WireCode.BAD_DIGEST)
+        self.needed.discard(digest)
+
+    def _assign(self, index: int) -> None:
+        if index >= self.chunks:
+            raise LocalProtocolError(f"chunk {index} of {self.chunks}", code=WireCode.UNKNOWN_CHUNK)
+        if index in self.outstanding:
+            raise LocalProtocolError(f"chunk {index} is assigned already", code=WireCode.REPLAYED)
+        if len(self.outstanding) >= MAX_INFLIGHT_CHUNKS:
+            raise LocalProtocolError("too many chunks under way", code=WireCode.OVERSIZED)
+        self.outstanding.add(index)
+
+    def _answer(self, index: int) -> None:
+        if index not in self.outstanding:
+            raise LocalProtocolError(f"chunk {index} was not asked for", code=WireCode.UNKNOWN_CHUNK)
+        self.outstanding.remove(index)

@@ -1,0 +1,183 @@
+"""What can be worked on: a union from the start, so that ticks and rounds need no new agreement.
+
+`ChunkWork` is a kernel launch cut into block-aligned chunks. Tags 2 (tick: metered time of a lease or service)
+and 3 (round: state digest in, state digest out) are reserved and refused as unsupported.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeAlias
+
+from .errors import LocalProtocolError, WireCode
+from .limits import (
+    MAX_ARGS,
+    MAX_BLOB_BYTES,
+    MAX_CHUNKS,
+    MAX_DIMS,
+    MAX_KERNEL_BYTES,
+    MAX_NAME,
+    MAX_OUTPUT_BYTES,
+)
+from .wire import Array, Bytes, Choice, Nested, OneOf, Record, Text, Uint, record, wire
+
+__all__ = [
+    "DTYPES",
+    "WORK",
+    "ArrayArg",
+    "BlobRef",
+    "ChunkWork",
+    "LaunchSpec",
+    "OutArg",
+    "ScalarArg",
+    "Work",
+    "WorkArg",
+]
+
+# name -> bytes
+DTYPES: Final = {
+    "bool": 1,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int64": 8,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "float32": 4,
+    "float64": 8,
+}
+_DTYPE = Choice(*DTYPES)
+_SHAPE = Array(Uint(1, 2**40), MAX_DIMS, 1)
+
+
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    total = DTYPES[dtype]
+    for extent in shape:
+        total *= extent
+    return total
+
+
+@record
+class BlobRef(Record):
+    """Bytes by content: SHA-256 and size."""
+
+    digest: bytes = wire(1, Bytes(32))
+    size: int = wire(2, Uint(0, MAX_BLOB_BYTES))
+
+
+@record
+class ScalarArg(Record):
+    """A scalar argument; `value` is its little-endian bytes, as wide as the dtype."""
+
+    dtype: str = wire(1, _DTYPE)
+    value: bytes = wire(2, Bytes(1, 8))
+
+    def validate(self) -> None:
+        if len(self.value) != DTYPES[self.dtype]:
+            raise LocalProtocolError(f"a {self.dtype} has {DTYPES[self.dtype]} bytes")
+
+
+@record
+class ArrayArg(Record):
+    """A read-only input array: C order, little-endian."""
+
+    dtype: str = wire(1, _DTYPE)
+    shape: tuple[int, ...] = wire(2, _SHAPE)
+    digest: bytes = wire(3, Bytes(32))
+
+    def validate(self) -> None:
+        if self.nbytes > MAX_BLOB_BYTES:
+            raise LocalProtocolError(f"an input of {self.nbytes} bytes", code=WireCode.OVERSIZED)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return _nbytes(self.dtype, self.shape)
+
+
+@record
+class OutArg(Record):
+    """An output array, of which each thread writes its own row."""
+
+    dtype: str = wire(1, _DTYPE)
+    shape: tuple[int, ...] = wire(2, _SHAPE)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return _nbytes(self.dtype, self.shape)
+
+
+WorkArg: TypeAlias = ScalarArg | ArrayArg | OutArg
+
+
+@record
+class LaunchSpec(Record):
+    """Launch geometry: blocks in the grid and threads in a block, x first; unused axes are 1."""
+
+    dims: int = wire(1, Uint(1, 3))
+    grid: tuple[int, ...] = wire(2, Array(Uint(1, 2**31 - 1), 3, 3))
+    block: tuple[int, ...] = wire(3, Array(Uint(1, 1024), 3, 3))
+
+    def validate(self) -> None:
+        if any(n != 1 for n in (*self.grid[self.dims :], *self.block[self.dims :])):
+            raise LocalProtocolError("axes beyond dims are 1")
+        if self.block[0] * self.block[1] * self.block[2] > 1024:
+            raise LocalProtocolError("a block has at most 1024 threads", code=WireCode.OVERSIZED)
+        if self.blocks > 2**40:
+            raise LocalProtocolError("a launch has at most 2**40 blocks", code=WireCode.OVERSIZED)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the grid."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
+
+@record
+class ChunkWork(Record):
+    """A kernel launch in chunks of `blocks_per_chunk` blocks; the last one may be shorter.
+
+    A chunk's output is, for each `OutArg` in order, the rows of its threads in thread order; its digest is
+    SHA-256 over those bytes, one output after the other. `units_per_chunk` prices a chunk: one unit is a
+    microsecond of one reference core, estimated by the requester from a calibration run.
+    """
+
+    kernel: BlobRef = wire(1, Nested(BlobRef))
+    entry: str = wire(2, Text(MAX_NAME, 1))
+    launch: LaunchSpec = wire(3, Nested(LaunchSpec))
+    args: tuple[WorkArg, ...] = wire(4, Array(OneOf({1: ScalarArg, 2: ArrayArg, 3: OutArg}), MAX_ARGS, 1))
+    blocks_per_chunk: int = wire(5, Uint(1, 2**40))
+    chunk_output_bytes: int = wire(6, Uint(1, MAX_OUTPUT_BYTES))
+    units_per_chunk: int = wire(7, Uint(1, 2**53))
+
+    def validate(self) -> None:
+        if not any(isinstance(arg, OutArg) for arg in self.args):
+            raise LocalProtocolError("work without an output")
+        if self.kernel.size > MAX_KERNEL_BYTES:
+            raise LocalProtocolError(f"a kernel of {self.kernel.size} bytes", code=WireCode.OVERSIZED)
+        if self.chunks > MAX_CHUNKS:
+            raise LocalProtocolError(f"{self.chunks} chunks", code=WireCode.OVERSIZED)
+        if sum(arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)) > MAX_BLOB_BYTES:
+            raise LocalProtocolError("inputs above the bound of a task", code=WireCode.OVERSIZED)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the launch has."""
+        return -(-self.launch.blocks // self.blocks_per_chunk)
+
+    def chunk_range(self, index: int) -> tuple[int, int]:
+        """First block and number of blocks of chunk `index`."""
+        first = index * self.blocks_per_chunk
+        return first, min(self.blocks_per_chunk, self.launch.blocks - first)
+
+    @property
+    def inputs(self) -> dict[bytes, int]:
+        """Digest to size of each distinct blob that the work needs, the kernel's source included."""
+        blobs = {self.kernel.digest: self.kernel.size}
+        blobs.update({arg.digest: arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)})
+        return blobs
+
+
+Work: TypeAlias = ChunkWork
+WORK: Final = OneOf({1: ChunkWork}, reserved=(2, 3))
