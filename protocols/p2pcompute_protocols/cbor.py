@@ -67,7 +67,9 @@ def decode(data: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> CborValue:
     if len(data) > max_bytes:
         raise LocalProtocolError(f"{len(data)} bytes where at most {max_bytes} are allowed", code=WireCode.OVERSIZED)
     try:
-        value: object = cbor2.loads(data)
+        value: object = cbor2.loads(
+            data, max_depth=MAX_CBOR_DEPTH + 2, allow_indefinite=False, allow_duplicate_keys=False
+        )
     except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, MemoryError, OverflowError) as exc:
         raise LocalProtocolError(f"not CBOR: {type(exc).__name__}") from None
     _walk(value, 0, MAX_CBOR_ITEMS)

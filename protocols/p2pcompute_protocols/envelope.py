@@ -26,7 +26,7 @@ __all__ = ["Envelope", "Signer", "open_envelope", "seal"]
 
 _ALG, _KID, _TYP, _NETWORK = 1, 4, 16, -65537
 _EDDSA: Final = -8
-_TAG_SIGN1: Final = 18
+_TAG_BYTE: Final = b"\xd2"  # tag 18, COSE_Sign1; loads() would freeze what is inside of a tag
 _TYP_PREFIX, _TYP_SUFFIX = "application/p2pcompute.", "+cbor"
 
 
@@ -75,7 +75,7 @@ def seal(kind: str, network: str, signer: Signer, payload: bytes, *, external_aa
     """
     protected = _protected(kind, network, peer_id_to_bytes(signer.peer_id))
     signature = signer.sign(_sig_structure(protected, external_aad, payload))
-    raw = cbor2.dumps(cbor2.CBORTag(_TAG_SIGN1, [protected, {}, payload, signature]))
+    raw = _TAG_BYTE + cbor2.dumps([protected, {}, payload, signature])
     if len(raw) > MAX_ENVELOPE_BYTES:
         raise LocalProtocolError(
             f"an envelope of {len(raw)} bytes; at most {MAX_ENVELOPE_BYTES}", code=WireCode.OVERSIZED
@@ -89,18 +89,18 @@ def _parse(raw: bytes) -> tuple[bytes, bytes, bytes, dict[int, object]]:
             f"an envelope of {len(raw)} bytes; at most {MAX_ENVELOPE_BYTES}", code=WireCode.OVERSIZED
         )
     try:
-        tag: object = cbor2.loads(raw)
-        if not isinstance(tag, cbor2.CBORTag) or tag.tag != _TAG_SIGN1 or type(tag.value) is not list:
+        if raw[:1] != _TAG_BYTE:
             raise LocalProtocolError("not a tagged COSE_Sign1")
-        parts = cast("list[object]", tag.value)
-        if len(parts) != 4:
+        value: object = cbor2.loads(raw[1:], max_depth=3)
+        if type(value) is not list or len(cast("list[object]", value)) != 4:
             raise LocalProtocolError("a COSE_Sign1 has four parts")
+        parts = cast("list[object]", value)
         protected, unprotected, payload, signature = parts
         if type(protected) is not bytes or type(payload) is not bytes or type(signature) is not bytes:
             raise LocalProtocolError("protected header, payload and signature are byte strings")
         if type(unprotected) is not dict or unprotected:
             raise LocalProtocolError("the unprotected header must be empty")
-        if cbor2.dumps(cbor2.CBORTag(_TAG_SIGN1, [protected, {}, payload, signature])) != raw:
+        if _TAG_BYTE + cbor2.dumps([protected, {}, payload, signature]) != raw:
             raise LocalProtocolError("the envelope is not in its deterministic form")
         headers: object = cbor2.loads(protected)
     except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, MemoryError, OverflowError) as exc:

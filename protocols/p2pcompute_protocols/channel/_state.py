@@ -50,7 +50,7 @@ class ChannelConnection(Connection[ChannelState]):
         self.best_uusd = 0
         self._offered_uusd = 0
 
-    def check(self, sender: Role, message: Record) -> None:
+    def check(self, sender: Role, message: Record) -> None:  # noqa: ARG002  the base passes the sender
         match message:
             case ChannelSync():
                 self.best_uusd = message.amount_uusd

@@ -52,7 +52,7 @@ class NegotiationConnection(Connection[NegotiationState]):
         super().__init__(role)
         self.rounds = 0
 
-    def check(self, sender: Role, message: Record) -> None:
+    def check(self, sender: Role, message: Record) -> None:  # noqa: ARG002  the base passes the sender
         if isinstance(message, OrderFrame):
             if self.rounds >= MAX_NEGOTIATION_ROUNDS:
                 raise LocalProtocolError(
