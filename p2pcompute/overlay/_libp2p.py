@@ -1,0 +1,473 @@
+"""The overlay on py-libp2p: TCP, Noise, Yamux, Kademlia and gossipsub."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+from libp2p.crypto.ed25519 import Ed25519PrivateKey
+from libp2p.crypto.keys import KeyPair
+from libp2p.custom_types import TProtocol
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.records.validator import Validator
+from libp2p.tools.anyio_service import TrioManager
+from multiaddr import Multiaddr
+from p2pcompute_protocols.errors import ProtocolError
+from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
+
+from p2pcompute.errors import ConfigError, DialError, OverlayError, PortInUse, RecordRefused, StreamError
+from p2pcompute.identity import NodeKey
+
+from ._api import (
+    CLOSE_TIMEOUT_S,
+    CONNECT_TIMEOUT_S,
+    KEY_BYTES,
+    MAX_GOSSIP_BYTES,
+    MAX_INBOUND_STREAMS_PER_PEER,
+    MAX_PROTOCOL_ID_BYTES,
+    MAX_PROVIDERS,
+    MAX_RECORD_BYTES,
+    MAX_TOPIC_BYTES,
+    STREAM_TIMEOUT_S,
+    GossipTooLarge,
+    GossipValidator,
+    OverlayStream,
+    PeerInfo,
+    RecordValidator,
+    StreamHandler,
+    Subscription,
+)
+from ._mends import (
+    ADDRESS_TTL_S,
+    Listener,
+    MendedHost,
+    MendedPeerStore,
+    MendedPubsub,
+    MendedSwarm,
+    MendedUpgrader,
+    gossip_router,
+    strict_dht,
+)
+from ._queue import SubscriptionQueue
+from ._streams import Libp2pStream, negotiate
+
+__all__ = ["Libp2pOverlay", "open_libp2p"]
+
+_log = logging.getLogger(__name__)
+
+_NAMESPACE = "p2pcompute"
+_LISTEN_BACKLOG = 128
+
+
+class _Records(Validator):
+    """A `RecordValidator` in libp2p's form: keys are "/p2pcompute/<64 hex digits>"."""
+
+    def __init__(self, inner: RecordValidator) -> None:
+        self._inner = inner
+
+    def validate(self, key: str, value: bytes) -> None:
+        if len(value) > MAX_RECORD_BYTES:
+            raise ValueError("the record is too large")
+        if not self._inner.validate(_raw_key(key), value):
+            raise ValueError("the record is refused")
+
+    def select(self, key: str, values: list[bytes]) -> int:
+        return self._inner.select(_raw_key(key), values)
+
+
+def _raw_key(name: str) -> bytes:
+    digits = name.rpartition("/")[2]
+    if len(digits) != 2 * KEY_BYTES or name != _record_name(bytes.fromhex(digits)):
+        raise ValueError("not a key of ours")
+    return bytes.fromhex(digits)
+
+
+def _record_name(key: bytes) -> str:
+    return f"/{_NAMESPACE}/{key.hex()}"
+
+
+def _check_key(key: bytes) -> bytes:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a DHT key has {KEY_BYTES} bytes, this has {len(key)}")
+    return key
+
+
+def _to_id(peer: PeerId) -> ID:
+    try:
+        return ID(peer_id_to_bytes(peer))
+    except ProtocolError as exc:
+        raise DialError(f"{peer!r} is not a peer ID; it starts with 12D3Koo") from exc
+
+
+def _from_id(peer: ID) -> PeerId:
+    return peer_id_from_bytes(peer.to_bytes())
+
+
+class Libp2pOverlay:
+    """Implements `Overlay`. Made by `open_libp2p`."""
+
+    def __init__(
+        self,
+        key: NodeKey,
+        nursery: trio.Nursery,
+        listeners: Sequence[Listener],
+        validator: RecordValidator,
+        announce: Sequence[str],
+    ) -> None:
+        private = Ed25519PrivateKey.from_bytes(key.reveal_seed())
+        key_pair = KeyPair(private, private.get_public_key())
+        self.peer_id = key.peer_id
+        self._id = _to_id(key.peer_id)
+        store = MendedPeerStore()
+        store.add_key_pair(self._id, key_pair)
+        self._swarm = MendedSwarm(self._id, store, MendedUpgrader(key_pair))
+        for listener in listeners:
+            self._swarm.listeners[str(listener.get_addrs()[0])] = listener
+        announced = [Multiaddr(address) for address in announce]
+        self._host = MendedHost(self._swarm, nursery, self._identified, announced or None)
+        self._router = gossip_router()
+        self._pubsub = MendedPubsub(self._host, self._router, self._on_gossip)
+        self._dht = strict_dht(self._host, _NAMESPACE, _Records(validator))
+        self._validator = validator
+        self._subscriptions: dict[str, SubscriptionQueue] = {}
+        self._inbound: Counter[tuple[PeerId, str]] = Counter()
+
+    # Life
+
+    async def run(self, nursery: trio.Nursery, listeners: Sequence[Listener]) -> None:
+        """Start everything and return; `nursery` holds it."""
+        for service in (self._swarm, self._router, self._pubsub, self._dht):
+            manager = TrioManager(service)
+            service._manager = manager
+            nursery.start_soon(manager.run)
+            await manager.wait_started()
+        await self._swarm.event_background_nursery_created.wait()
+        await self._pubsub.wait_until_ready()
+        for listener in listeners:
+            nursery.start_soon(listener.serve, self._swarm._handle_inbound_connection)
+
+    async def shut_down(self) -> None:
+        """Say goodbye to everybody, all at once; bounded, and not to be cancelled."""
+        for queue in self._subscriptions.values():
+            queue.close()
+        with trio.move_on_after(CLOSE_TIMEOUT_S + 0.2, shield=True):
+            await self._swarm.close()
+
+    async def _identified(self, peer: ID) -> None:
+        # Identify told us whether the peer serves the DHT; libp2p would add it at its first query only.
+        await self._dht.add_peer(peer)
+
+    # Peers
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(str(address) for address in self._host.get_addrs())
+
+    def peers(self) -> frozenset[PeerId]:
+        return frozenset(_from_id(peer) for peer in self._swarm.connections if self._is_connected(peer))
+
+    def _is_connected(self, peer: ID) -> bool:
+        return any(not conn.is_closed for conn in self._swarm.get_connections(peer))
+
+    def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
+        store = self._host.get_peerstore()
+        raw = _to_id(peer)
+        known = store.addrs(raw) if raw in store.peers_with_addrs() else []
+        return _with_peer(known, peer)
+
+    async def connect(self, multiaddr: str) -> PeerId:
+        peer, address = _parse_dialable(multiaddr)
+        if peer == self.peer_id:
+            raise DialError(f"{multiaddr} is this node itself")
+        raw = _to_id(peer)
+        try:
+            with trio.fail_after(CONNECT_TIMEOUT_S):
+                if not self._is_connected(raw):
+                    await self._swarm.dial_first(raw, [address])
+                self._host.get_peerstore().add_addrs(raw, [address], ADDRESS_TTL_S)
+                await self._host.wait_identified(raw)
+                await self._dht.add_peer(raw)
+        except trio.TooSlowError:
+            raise DialError(f"{multiaddr} did not answer within {CONNECT_TIMEOUT_S:g} s; is it up?") from None
+        except SwarmException as exc:
+            raise DialError(f"could not connect to {multiaddr}: {exc}") from exc
+        return peer
+
+    async def disconnect(self, peer: PeerId) -> None:
+        raw = _to_id(peer)
+        async with trio.open_nursery() as nursery:
+            for conn in self._swarm.get_connections(raw):
+                nursery.start_soon(conn.close)
+        self._dht.routing_table.remove_peer(raw)
+
+    # Streams
+
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S
+    ) -> OverlayStream:
+        _check_protocol(protocol)
+        if peer == self.peer_id:
+            raise DialError("a node has no stream to itself")
+        raw = _to_id(peer)
+        try:
+            with trio.fail_after(timeout_s):
+                try:
+                    net = await self._swarm.new_stream(raw)
+                except SwarmException as exc:
+                    raise DialError(f"could not reach {peer}: {exc}") from exc
+                stream = Libp2pStream(net, peer, protocol)
+                try:
+                    await negotiate(net, protocol)
+                except BaseException:
+                    await stream.reset()
+                    raise
+        except trio.TooSlowError:
+            raise StreamError(f"{peer} did not answer {protocol} within {timeout_s:g} s") from None
+        return stream
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        _check_protocol(protocol)
+
+        async def run(net: Any) -> None:
+            peer = _from_id(net.muxed_conn.peer_id)
+            stream = Libp2pStream(net, peer, protocol)
+            slot = (peer, protocol)
+            if self._inbound[slot] >= MAX_INBOUND_STREAMS_PER_PEER:
+                await stream.reset()
+                return
+            self._inbound[slot] += 1
+            try:
+                await handler(stream)
+            except Exception:
+                _log.warning("the handler of %s failed; its stream is reset", protocol, exc_info=True)
+                await stream.reset()
+            except BaseException:
+                await stream.reset()
+                raise
+            else:
+                await stream.aclose()
+            finally:
+                self._inbound[slot] -= 1
+                if not self._inbound[slot]:
+                    del self._inbound[slot]
+
+        self._host.set_stream_handler(TProtocol(protocol), run)
+
+    # Gossip
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        _check_topic(topic)
+        if len(data) > MAX_GOSSIP_BYTES:
+            raise GossipTooLarge(
+                f"{len(data)} bytes are more than the {MAX_GOSSIP_BYTES} that gossip carries; "
+                f"publish a digest and serve the rest over a stream"
+            )
+        await self._pubsub.publish(topic, data)
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str, validator: GossipValidator) -> AsyncIterator[Subscription]:
+        _check_topic(topic)
+        if topic in self._subscriptions:
+            raise OverlayError(f"already subscribed to {topic!r}; share the subscription")
+
+        def accept(_forwarder: ID, message: rpc_pb2.Message) -> bool:
+            try:
+                return validator(peer_id_from_bytes(message.from_id), message.data) is True
+            except Exception:
+                _log.info("a gossip message on %s is refused", topic, exc_info=True)
+                return False
+
+        queue = self._subscriptions[topic] = SubscriptionQueue()
+        self._pubsub.set_topic_validator(topic, accept, is_async_validator=False)
+        try:
+            await self._pubsub.subscribe(topic)
+            yield queue
+        finally:
+            del self._subscriptions[topic]
+            queue.close()
+            self._pubsub.remove_topic_validator(topic)
+            with trio.move_on_after(CLOSE_TIMEOUT_S, shield=True):
+                await self._pubsub.unsubscribe(topic)
+
+    def _on_gossip(self, message: rpc_pb2.Message) -> None:
+        for topic in message.topicIDs:
+            queue = self._subscriptions.get(topic)
+            if queue is not None:
+                queue.put(peer_id_from_bytes(message.from_id), message.data)
+
+    # DHT
+
+    async def dht_provide(self, key: bytes) -> None:
+        await self._dht.provider_store.provide(_check_key(key))
+
+    async def dht_find_providers(self, key: bytes, limit: int = 20) -> list[PeerInfo]:
+        found = await self._dht.provider_store.find_providers(_check_key(key), min(limit, MAX_PROVIDERS) + 1)
+        providers: dict[PeerId, PeerInfo] = {}
+        for info in found:
+            try:
+                peer = _from_id(info.peer_id)
+            except ProtocolError:
+                continue
+            if peer != self.peer_id:
+                providers[peer] = PeerInfo(peer_id=peer, addresses=_with_peer(info.addrs, peer))
+        return list(providers.values())[:limit]
+
+    async def dht_put(self, key: bytes, value: bytes) -> None:
+        _check_key(key)
+        if len(value) > MAX_RECORD_BYTES:
+            raise RecordRefused(f"{len(value)} bytes are more than the {MAX_RECORD_BYTES} of a DHT record")
+        try:
+            accepted = self._validator.validate(key, value)
+        except Exception as exc:
+            raise RecordRefused(f"the record is not valid: {exc}") from exc
+        if not accepted:
+            raise RecordRefused("the record is not valid under this key")
+        try:
+            await self._dht.put_value(_record_name(key), value)
+        except ValueError as exc:
+            raise RecordRefused(f"a better record is known: {exc}") from exc
+
+    async def dht_get(self, key: bytes) -> bytes | None:
+        return await self._dht.get_value(_record_name(_check_key(key)))
+
+
+def _check_protocol(protocol: str) -> None:
+    if not protocol.startswith("/") or len(protocol.encode()) > MAX_PROTOCOL_ID_BYTES or "\n" in protocol:
+        raise ValueError(f"{protocol!r} is no protocol ID; it looks like /p2pcompute/task/1")
+
+
+def _check_topic(topic: str) -> None:
+    if not 0 < len(topic.encode()) <= MAX_TOPIC_BYTES:
+        raise ValueError(f"a topic has 1 to {MAX_TOPIC_BYTES} bytes")
+
+
+def _with_peer(addresses: Sequence[Multiaddr], peer: PeerId) -> tuple[str, ...]:
+    texts = (str(address).partition("/p2p/")[0] for address in addresses)
+    return tuple(dict.fromkeys(f"{text}/p2p/{peer}" for text in texts))
+
+
+def _parse_dialable(text: str) -> tuple[PeerId, Multiaddr]:
+    try:
+        address = Multiaddr(text)
+        named = address.value_for_protocol("p2p")
+        names = [protocol.name for protocol in address.protocols()]
+    except Exception as exc:
+        raise DialError(f"{text!r} is not a multiaddr with a peer ID: /ip4/<address>/tcp/<port>/p2p/<peer ID>") from exc
+    if len(names) != 3 or names[0] not in ("ip4", "ip6", "dns4", "dns6", "dns") or names[1:] != ["tcp", "p2p"]:
+        raise DialError(f"{text!r} can't be dialled; it looks like /ip4/<address>/tcp/<port>/p2p/<peer ID>")
+    peer = _from_id(_to_id(PeerId(str(named))))
+    return peer, address.decapsulate(Multiaddr(f"/p2p/{peer}"))
+
+
+def _bind(text: str) -> trio.SocketListener:
+    """Bind and listen. SO_REUSEADDR, so that a restart finds its port; no SO_REUSEPORT, see `Listener`."""
+    try:
+        address = Multiaddr(text)
+        names = [protocol.name for protocol in address.protocols()]
+        if len(names) != 2 or names[0] not in ("ip4", "ip6") or names[1] != "tcp":
+            raise ValueError("not a TCP address")
+        host = ipaddress.ip_address(str(address.value_for_protocol(names[0])))
+        port = int(str(address.value_for_protocol("tcp")))
+    except Exception as exc:
+        raise ConfigError(f"can't listen on {text!r}; it looks like /ip4/0.0.0.0/tcp/4001") from exc
+    family = trio.socket.AF_INET6 if host.version == 6 else trio.socket.AF_INET
+    sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
+        if family == trio.socket.AF_INET6:
+            sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
+        sock._sock.bind((str(host), port))
+        sock.listen(_LISTEN_BACKLOG)
+    except OSError as exc:
+        sock.close()
+        if exc.errno == errno.EADDRINUSE:
+            raise PortInUse(
+                f"port {port} on {host} is taken; is another node running? "
+                f"Stop it, or listen on another port (0 takes a free one)"
+            ) from exc
+        raise ConfigError(f"can't listen on {text}: {exc.strerror}; is it an address of this machine?") from exc
+    return trio.SocketListener(sock)
+
+
+def _hush_libp2p() -> None:
+    """Keep libp2p's own log out of stderr unless the application asked for it.
+
+    On import libp2p cuts its logger off from the root and gives it no handler, so that Python's last resort
+    prints its warnings, several lines for each odd thing that a peer does.
+    """
+    logger = logging.getLogger("libp2p")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+
+
+@asynccontextmanager
+async def open_libp2p(
+    key: NodeKey,
+    *,
+    listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+    record_validator: RecordValidator,
+    bootstrap: Sequence[str] = (),
+    announce: Sequence[str] = (),
+) -> AsyncIterator[Libp2pOverlay]:
+    """Be on the network while the context is open.
+
+    Args:
+        key: who we are.
+        listen: multiaddrs to listen on; port 0 takes a free one. May be empty: then nobody can dial us.
+        record_validator: decides which DHT records we store, serve and believe.
+        bootstrap: peers to connect to before the context opens; those that can't be reached are logged.
+        announce: multiaddrs to tell others instead of those that we listen on, such as a router's.
+
+    Raises:
+        PortInUse: a port is taken; nothing was started.
+        ConfigError: an address can't be listened on.
+        OverlayError: libp2p itself failed while the context was open; the body is cancelled.
+
+    Cancellation: leaving takes at most about a second, however it is left, and nothing remains.
+    """
+    _hush_libp2p()
+    listeners: list[Listener] = []
+    body_error: Exception | None = None
+    left = False
+    try:
+        for address in listen:
+            listeners.append(Listener(_bind(address)))
+        async with trio.open_nursery() as nursery:
+            overlay = Libp2pOverlay(key, nursery, listeners, record_validator, announce)
+            try:
+                await overlay.run(nursery, listeners)
+                for address in bootstrap:
+                    try:
+                        await overlay.connect(address)
+                    except DialError as exc:
+                        _log.warning("bootstrap: %s", exc)
+                yield overlay
+            except Exception as exc:  # noqa: BLE001 - it is the body's own and raised again, unwrapped, below
+                body_error = exc
+            finally:
+                left = True
+                await overlay.shut_down()
+                nursery.cancel_scope.cancel()
+    except* Exception as group:
+        if body_error is None:
+            raise OverlayError(f"the network stopped: {_first(group)!r}; please report this") from group
+    finally:
+        for listener in listeners:
+            listener._listener.socket.close()
+    if body_error is not None:
+        raise body_error
+    assert left
+
+
+def _first(exc: BaseException) -> BaseException:
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc

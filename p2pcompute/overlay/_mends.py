@@ -1,0 +1,464 @@
+"""What py-libp2p 0.8.1 does wrong for us, each mended in one place.
+
+Everything here leans on private parts of exactly that release, which is why it is pinned. Each mend has a test
+in `tests/net/test_libp2p_mends.py` that shows the fault without it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import trio
+from libp2p.abc import IHost, IListener, IMuxedConn, INetStream, IRawConnection, ISecureConn
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
+from libp2p.custom_types import StreamHandlerFn, TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.io.abc import ReadWriteCloser
+from libp2p.io.trio import TrioTCPStream
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.exceptions import SwarmException
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore, PeerStoreError
+from libp2p.pubsub.gossipsub import GossipSub
+from libp2p.pubsub.pb import rpc_pb2
+from libp2p.pubsub.pubsub import Pubsub
+from libp2p.records.validator import NamespacedValidator, Validator
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID, Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
+from libp2p.transport.exceptions import SecurityUpgradeFailure
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+from p2pcompute_protocols.errors import ProtocolError
+from p2pcompute_protocols.ids import peer_id_from_bytes
+
+from ._api import (
+    CONNECT_TIMEOUT_S,
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_PEER,
+    MAX_GOSSIP_BYTES,
+    STREAM_TIMEOUT_S,
+)
+from ._yamux import Yamux
+
+__all__ = [
+    "ADDRESS_TTL_S",
+    "BufferedTcp",
+    "Listener",
+    "MendedHost",
+    "MendedPeerStore",
+    "MendedPubsub",
+    "MendedSwarm",
+    "MendedUpgrader",
+    "SeenMessages",
+    "connection_limits",
+    "gossip_router",
+    "strict_dht",
+]
+
+_log = logging.getLogger(__name__)
+
+MAX_ADDRESSES_PER_PEER = 8
+ADDRESS_TTL_S = 3600
+NEXT_ADDRESS_DELAY_S = 0.25  # before the next address is tried beside the first (RFC 8305)
+MAX_GOSSIP_RPC_BYTES = 4 * MAX_GOSSIP_BYTES
+SEEN_TTL_S = 120.0
+MAX_SEEN = 16 * 1024
+_READ_BYTES = 128 * 1024
+
+
+class MendedUpgrader(TransportUpgrader):
+    """Noise and Yamux, nothing else.
+
+    By default libp2p offers TLS, SECIO and plaintext too, and a peer may choose plaintext. And whatever muxer
+    is passed in, `MuxerMultistream.new_conn` makes its own Yamux. Only Ed25519 peers get through: every peer
+    ID elsewhere in p2pcompute holds such a key.
+    """
+
+    def __init__(self, key_pair: KeyPair) -> None:
+        noise = NoiseTransport(key_pair, noise_privkey=new_x25519_key_pair().private_key)
+        super().__init__({NOISE_ID: noise}, {TProtocol(YAMUX_ID): Yamux})
+
+    async def upgrade_security(
+        self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
+    ) -> ISecureConn:
+        conn = await super().upgrade_security(raw_conn, is_initiator, peer_id)
+        try:
+            peer_id_from_bytes(conn.get_remote_peer().to_bytes())
+        except ProtocolError as exc:
+            raise SecurityUpgradeFailure(str(exc)) from exc
+        return conn
+
+    async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        selector = self.muxer_multistream._selector
+        await selector.select(conn, conn.is_initiator, int(CONNECT_TIMEOUT_S))
+        return Yamux(conn, peer_id)
+
+
+class _BufferedStream(TrioTCPStream):
+    """Reads ahead: Noise asks for 2 bytes of length and then for the record, each a system call otherwise."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        super().__init__(stream)
+        self._ahead = bytearray()
+
+    async def read(self, n: int | None = None) -> bytes:
+        if n == 0:
+            return b""
+        if not self._ahead:
+            data = await super().read(_READ_BYTES)
+            if n is None or len(data) <= n:
+                return data
+            self._ahead += data
+        taken = bytes(self._ahead if n is None else self._ahead[:n])
+        del self._ahead[: len(taken)]
+        return taken
+
+
+class BufferedTcp(TCP):
+    """The TCP transport for dialling. Listening is `Listener`'s."""
+
+    async def dial(self, maddr: Multiaddr) -> IRawConnection:
+        conn = await super().dial(maddr)
+        assert isinstance(conn, RawConnection)
+        assert isinstance(conn.stream, TrioTCPStream)
+        conn.stream = _BufferedStream(conn.stream.stream)
+        return conn
+
+
+class Listener(IListener):
+    """A TCP listener that owns its port.
+
+    libp2p's sets SO_REUSEPORT, so that a second node on the port starts without a word and takes half of the
+    connections; and it runs as a system task, which outlives a cancelled host with its port still open.
+    """
+
+    def __init__(self, listener: trio.SocketListener) -> None:
+        self._listener = listener
+        host, port = listener.socket.getsockname()[:2]
+        self._address = Multiaddr(f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}")
+
+    async def serve(self, handler: Callable[[ReadWriteCloser, Multiaddr], Awaitable[None]]) -> None:
+        """Accept until closed; `handler` must not raise."""
+
+        async def accept(stream: trio.SocketStream) -> None:
+            await handler(_BufferedStream(stream), self._address)
+
+        try:
+            await trio.serve_listeners(accept, [self._listener])
+        except* trio.ClosedResourceError:
+            pass  # closed under its feet, as `close` does
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        raise NotImplementedError("a Listener is made from a bound socket")
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        return (self._address,)
+
+    async def close(self) -> None:
+        self._listener.socket.close()
+        await trio.lowlevel.checkpoint()
+
+
+def connection_limits() -> ConnectionConfig:
+    """Limits for a swarm that dials nobody of its own accord.
+
+    By default libp2p's auto-connector dials every peer it has heard of until it has 100 connections.
+    """
+    return ConnectionConfig(
+        max_connections=MAX_CONNECTIONS,
+        high_watermark=MAX_CONNECTIONS,
+        min_connections=0,
+        low_watermark=0,
+        max_connections_per_peer=MAX_CONNECTIONS_PER_PEER,
+        inbound_upgrade_timeout=CONNECT_TIMEOUT_S,
+        outbound_upgrade_timeout=CONNECT_TIMEOUT_S,
+        inbound_stream_protocol_negotiation_timeout=STREAM_TIMEOUT_S,
+        outbound_stream_protocol_negotiation_timeout=STREAM_TIMEOUT_S,
+    )
+
+
+class MendedSwarm(Swarm):
+    """A swarm that survives its peers, dials without delay and closes at once."""
+
+    def __init__(self, peer_id: ID, peerstore: PeerStore, upgrader: TransportUpgrader) -> None:
+        super().__init__(
+            peer_id,
+            peerstore,
+            upgrader,
+            [BufferedTcp()],
+            retry_config=RetryConfig(max_retries=0),
+            connection_config=connection_limits(),
+        )
+        self._dials: dict[ID, trio.Lock] = {}
+
+    def set_stream_handler(self, stream_handler: StreamHandlerFn) -> None:
+        """Keep what a stream does to its handler away from the node.
+
+        Handlers run as tasks of the swarm's service, and any exception of one (a pubsub message that is no
+        protobuf, a protocol name that is not UTF-8, a bug in an application's handler) stops the whole host.
+        """
+
+        async def guarded(stream: INetStream) -> None:
+            try:
+                await stream_handler(stream)
+            except Exception:
+                peer = stream.muxed_conn.peer_id
+                _log.info("resetting a stream of %s (%s)", peer, stream.get_protocol(), exc_info=True)
+                try:
+                    await stream.reset()
+                except Exception:  # noqa: BLE001 - the connection under it is gone
+                    return
+
+        super().set_stream_handler(guarded)
+
+    async def dial_peer(self, peer_id: ID) -> list[Any]:
+        """Connections to a peer, dialling the addresses that the peer store has.
+
+        libp2p's own waits 250 ms after each dial, also one that succeeded; tries one address per kind of
+        transport, so that a dead address hides a live one; and after a failure refuses the peer for 60 s.
+        """
+        lock = self._dials.setdefault(peer_id, trio.Lock())
+        try:
+            async with lock:
+                live = [conn for conn in self.get_connections(peer_id) if not conn.is_closed]
+                if live:
+                    return live
+                try:
+                    addresses = self.peerstore.addrs(peer_id)
+                except PeerStoreError:
+                    addresses = []
+                if not addresses:
+                    raise SwarmException(f"no address is known for {peer_id}")
+                return [await self.dial_first(peer_id, addresses[-MAX_ADDRESSES_PER_PEER:])]
+        finally:
+            if not lock.statistics().tasks_waiting:
+                self._dials.pop(peer_id, None)
+
+    async def dial_first(self, peer_id: ID, addresses: Sequence[Multiaddr]) -> Any:
+        """Dial addresses, one more each 250 ms or when one failed; the first connection wins."""
+        won: list[Any] = []
+        errors: list[Exception] = []
+
+        async def attempt(address: Multiaddr, done: trio.Event) -> None:
+            try:
+                won.append(await self._dial_addr_single_attempt(address, peer_id))
+                nursery.cancel_scope.cancel()
+            except Exception as exc:  # noqa: BLE001 - libp2p raises many types here; all mean "not this address"
+                errors.append(exc)
+            finally:
+                done.set()
+
+        async with trio.open_nursery() as nursery:
+            for address in addresses:
+                done = trio.Event()
+                nursery.start_soon(attempt, address, done)
+                with trio.move_on_after(NEXT_ADDRESS_DELAY_S):
+                    await done.wait()
+                if won:
+                    break
+        if won:
+            return won[0]
+        raise SwarmException("; ".join(dict.fromkeys(_reason(exc) for exc in errors))) from errors[0]
+
+    async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
+        """Upgrade an accepted connection and hold its slot until it ends.
+
+        libp2p's own holds the slot until the swarm ends, so that after `max_connections` peers have come and
+        gone a node accepts nobody any more.
+        """
+        raw = RawConnection(read_write_closer, False)
+        try:
+            self._inbound_limiter.acquire_on_behalf_of_nowait(raw)
+        except trio.WouldBlock:
+            await raw.close()
+            return
+        try:
+            muxed = await self.upgrade_inbound_raw_conn(raw, maddr)
+            if isinstance(muxed, Yamux):
+                await muxed.event_closed.wait()
+        except Exception as exc:  # noqa: BLE001 - whatever a stranger sent, only its own connection suffers
+            _log.debug("an inbound connection was not upgraded: %r", exc)
+            await raw.close()
+        finally:
+            self._inbound_limiter.release_on_behalf_of(raw)
+
+    async def close(self) -> None:
+        """Close every connection at once; libp2p's own takes 0.2 s for each, one after the other."""
+        self._closing = True
+        for listener in list(self.listeners.values()):
+            await listener.close()
+        async with trio.open_nursery() as nursery:
+            for conn in self.get_connections():
+                nursery.start_soon(conn.muxed_conn.close)
+
+
+def _reason(exc: BaseException) -> str:
+    """The innermost message: libp2p wraps an OSError four times."""
+    texts = [str(exc)]
+    while exc.__cause__ is not None:
+        exc = exc.__cause__
+        if str(exc):
+            texts.append(str(exc))
+    return texts[-1]
+
+
+class MendedPeerStore(PeerStore):
+    """A peer store that strangers can't fill.
+
+    libp2p's takes any number of addresses per peer; forgets the addresses of a connected peer after 120 s; and
+    when it is full throws out first the peers without addresses, of which the node itself, with its private
+    key, is one.
+    """
+
+    def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
+        known = self.peer_data_map[peer_id].get_addrs() if peer_id in self.peer_data_map else []
+        new = [addr for addr in dict.fromkeys(addrs) if addr not in known]
+        if len(known) + len(new) > MAX_ADDRESSES_PER_PEER:
+            self.peer_data_map[peer_id].clear_addrs() if known else None
+            new = [*known, *new][-MAX_ADDRESSES_PER_PEER:]
+        super().add_addrs(peer_id, new, max(ttl, ADDRESS_TTL_S))
+
+    def _enforce_peer_limit(self) -> None:
+        keep = {peer: data for peer, data in self.peer_data_map.items() if data.privkey is not None}
+        super()._enforce_peer_limit()
+        self.peer_data_map.update(keep)
+
+
+class MendedHost(BasicHost):
+    """A host whose identify tasks live in a nursery of ours and tell us when they are done.
+
+    libp2p's own are system tasks: they outlive the host, and an exception of one is a TrioInternalError.
+    """
+
+    def __init__(
+        self,
+        swarm: MendedSwarm,
+        nursery: trio.Nursery,
+        on_identified: Callable[[ID], Awaitable[None]],
+        announce: Sequence[Multiaddr] | None = None,
+    ) -> None:
+        # Observed addresses are what any stranger says that ours are.
+        super().__init__(swarm, announce_addrs=announce, disable_identify_address_discovery=True)
+        self._nursery = nursery
+        self._on_identified = on_identified
+        self._identifying: dict[ID, trio.Event] = {}
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        if peer_id == self.get_id() or peer_id in self._identifying or peer_id in self._identified_peers:
+            return
+        self._identifying[peer_id] = trio.Event()
+        self._nursery.start_soon(self._identify_and_tell, peer_id, reason)
+
+    async def _identify_and_tell(self, peer_id: ID, reason: str) -> None:
+        try:
+            await self._identify_peer(peer_id, reason=reason)
+            await self._on_identified(peer_id)
+        except Exception:
+            _log.info("identify of %s failed", peer_id, exc_info=True)
+        finally:
+            self._identifying.pop(peer_id).set()
+
+    async def wait_identified(self, peer_id: ID) -> None:
+        """Return once a running identify of this peer has ended, however it ended."""
+        event = self._identifying.get(peer_id)
+        if event is not None:
+            await event.wait()
+
+
+class SeenMessages:
+    """Message IDs seen of late; libp2p's own keeps a thread per host that nothing stops, and has no bound."""
+
+    def __init__(self) -> None:
+        self._expiry: dict[bytes, float] = {}
+
+    def has(self, key: bytes) -> bool:
+        expiry = self._expiry.get(key)
+        return expiry is not None and expiry > time.monotonic()
+
+    def add(self, key: bytes) -> bool:
+        new = not self.has(key)
+        now = time.monotonic()
+        self._expiry.pop(key, None)
+        self._expiry[key] = now + SEEN_TTL_S  # insertion order is order of expiry
+        while self._expiry:
+            oldest = next(iter(self._expiry))
+            if self._expiry[oldest] > now and len(self._expiry) <= MAX_SEEN:
+                break
+            del self._expiry[oldest]
+        return new
+
+    def length(self) -> int:
+        return len(self._expiry)
+
+    def stop(self) -> None:
+        """There is nothing to stop."""
+
+
+def gossip_router() -> GossipSub:
+    """Gossipsub that works at our scale.
+
+    libp2p's defaults are a heartbeat of 120 s, without which no mesh forms, and 10 messages a second per peer
+    and topic, our own included, beyond which messages vanish. Version 1.1 costs half the CPU of 1.2.
+    """
+    return GossipSub(
+        [TProtocol("/meshsub/1.1.0")],
+        degree=6,
+        degree_low=4,
+        degree_high=12,
+        heartbeat_initial_delay=0.1,
+        heartbeat_interval=1,
+        spam_protection_enabled=False,
+        adaptive_gossip_enabled=False,
+    )
+
+
+class MendedPubsub(Pubsub):
+    """Pubsub that a message can't stop.
+
+    A message whose key does not parse makes libp2p's signature check raise inside a task of the service, which
+    ends the service and the node with it. Its sequence numbers start at the time in seconds, so that a node
+    that restarts after a burst repeats some, and what carries them is dropped as seen.
+    """
+
+    def __init__(self, host: IHost, router: GossipSub, deliver: Callable[[rpc_pb2.Message], None]) -> None:
+        super().__init__(host, router, strict_signing=True, max_inbound_rpc_size=MAX_GOSSIP_RPC_BYTES)
+        self.seen_messages.stop()
+        self.seen_messages: Any = SeenMessages()
+        self.counter = time.time_ns()
+        self._deliver = deliver
+
+    async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
+        if len(msg.data) > MAX_GOSSIP_BYTES:
+            return
+        try:
+            await super().push_msg(msg_forwarder, msg)
+        except Exception:
+            if msg_forwarder == self.my_id:
+                raise
+            _log.info("dropping a gossip message from %s", msg_forwarder, exc_info=True)
+
+    def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
+        if publish_message.from_id != self.my_id.to_bytes():
+            self._deliver(publish_message)
+
+
+def strict_dht(host: IHost, namespace: str, validator: Validator) -> KadDHT:
+    """A DHT that stores only records of `namespace` that `validator` accepts.
+
+    By default libp2p's takes any bytes under any key that does not look like "/namespace/key".
+    """
+    return KadDHT(
+        host,
+        DHTMode.SERVER,
+        validator=NamespacedValidator({namespace: validator}, strict_validation=True),
+        validator_changed=True,  # or it adds /pk and /ipns, which we don't serve
+        strict_validation=True,
+    )
