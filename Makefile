@@ -16,6 +16,8 @@ $(STAMP): pyproject.toml constraints.txt scripts/check-system.sh
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV) (a minute or two the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# trio-typing, which libp2p requires, brings stubs of an old trio that would hide trio's own types
+	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs
 	@touch $(STAMP)
 
 demo: $(STAMP)

@@ -6,7 +6,7 @@ A record is written as
     class Device(Record):
         kind: str = wire(1, Choice("cpu", "cuda"))
         slots: int = wire(2, Uint(1, MAX_SLOTS))
-        note: str | None = optional(3, Text(MAX_NAME))
+        note: str | None = optional(3, Text(MAX_NAME), default=None)
 
 and becomes a CBOR map with those unsigned keys in ascending order. An optional field that is None is left out.
 Unknown keys are refused, except in records marked `extensible`, whose keys from `EXTENSION_KEYS` up are ignored
@@ -284,9 +284,9 @@ def wire(key: int, of: FieldType) -> Any:
     return dataclasses.field(metadata={"key": key, "type": of, "optional": False})
 
 
-def optional(key: int, of: FieldType) -> Any:
-    """A field that may be left out; None in Python."""
-    return dataclasses.field(default=None, metadata={"key": key, "type": of, "optional": True})
+def optional(key: int, of: FieldType, *, default: None) -> Any:
+    """A field that may be left out; None in Python. `default=None` is spelt out for type checkers (PEP 681)."""
+    return dataclasses.field(default=default, metadata={"key": key, "type": of, "optional": True})
 
 
 _T = TypeVar("_T")

@@ -91,9 +91,9 @@ class Availability(Record):
     extensible = True
     idle_only: bool = wire(1, Flag())
     draining: bool = wire(2, Flag())
-    until_ms: int | None = optional(3, Uint())
-    thermal_percent: int | None = optional(4, Uint(0, 100))
-    battery_percent: int | None = optional(5, Uint(0, 100))
+    until_ms: int | None = optional(3, Uint(), default=None)
+    thermal_percent: int | None = optional(4, Uint(0, 100), default=None)
+    battery_percent: int | None = optional(5, Uint(0, 100), default=None)
 
 
 @record
@@ -115,7 +115,7 @@ class CapabilityAd(Record):
     chain: ChainTerms = wire(12, Nested(ChainTerms))
     binding: SignerBinding = wire(13, Nested(SignerBinding))
     availability: Availability = wire(14, Nested(Availability))
-    region: str | None = optional(15, Text(MAX_NAME))
+    region: str | None = optional(15, Text(MAX_NAME), default=None)
 
     def validate(self) -> None:
         if not self.issued_ms < self.expires_ms <= self.issued_ms + MAX_AD_LIFETIME_MS:
@@ -136,9 +136,9 @@ class AdQuery(Record):
 
     TYPE = 1
     limit: int = wire(1, Uint(1, MAX_ADS_PER_REPLY))
-    kind: str | None = optional(2, Choice("cpu", "cuda"))
-    fp: str | None = optional(3, Choice("strict", "fast"))
-    peer_id: str | None = optional(4, Peer())
+    kind: str | None = optional(2, Choice("cpu", "cuda"), default=None)
+    fp: str | None = optional(3, Choice("strict", "fast"), default=None)
+    peer_id: str | None = optional(4, Peer(), default=None)
 
 
 @record

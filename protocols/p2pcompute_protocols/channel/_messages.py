@@ -43,8 +43,8 @@ class ChannelSync(Record):
 
     TYPE = 17
     amount_uusd: int = wire(1, _AMOUNT)
-    memo: bytes | None = optional(2, Bytes(32))
-    signature: bytes | None = optional(3, Bytes(65))
+    memo: bytes | None = optional(2, Bytes(32), default=None)
+    signature: bytes | None = optional(3, Bytes(65), default=None)
 
     def validate(self) -> None:
         held = self.amount_uusd > 0
@@ -68,7 +68,7 @@ class VoucherRefusal(Record):
     code: int = wire(1, Uint(1, 255))
     detail: str = wire(2, Text(MAX_TEXT))
     best_uusd: int = wire(3, _AMOUNT)
-    deposit_uusd: int | None = optional(4, _AMOUNT)
+    deposit_uusd: int | None = optional(4, _AMOUNT, default=None)
 
 
 MESSAGES: Final[Mapping[int, type[Record]]] = {

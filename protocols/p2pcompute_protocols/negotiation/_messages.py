@@ -59,7 +59,7 @@ class Requirement(Record):
     memory_bytes: int = wire(2, Uint())
     features: tuple[str, ...] = wire(3, Array(Text(MAX_NAME, 1), MAX_FEATURES))
     min_score_milli: int = wire(4, Uint())
-    region: str | None = optional(5, Text(MAX_NAME))
+    region: str | None = optional(5, Text(MAX_NAME), default=None)
 
 
 @record
@@ -79,7 +79,7 @@ class OrderPayload(Record):
     order_id: bytes = wire(1, Bytes(16))
     created_ms: int = wire(2, Uint())
     expires_ms: int = wire(3, Uint())
-    work: Work | None = optional(4, WORK)  # left out in an order for a standing agreement
+    work: Work | None = optional(4, WORK, default=None)  # left out in an order for a standing agreement
     requirement: Requirement = wire(5, Nested(Requirement))
     max_price_pusd: int = wire(6, Uint())
     ceiling_uusd: int = wire(7, Uint())
@@ -91,7 +91,7 @@ class OrderPayload(Record):
     deadline_ms: int = wire(13, Uint())
     standing: bool = wire(14, Flag())
     arbiters: tuple[str, ...] = wire(15, Array(Peer(), MAX_ARBITERS))
-    group_id: bytes | None = optional(16, Bytes(16))
+    group_id: bytes | None = optional(16, Bytes(16), default=None)
 
     def validate(self) -> None:
         if not self.created_ms < self.expires_ms <= self.created_ms + MAX_ORDER_LIFETIME_MS:
@@ -115,7 +115,7 @@ class BidPayload(Record):
     valid_until_ms: int = wire(8, Uint())
     chunk_timeout_ms: int = wire(9, Uint(1))
     timeout_payer: str = wire(10, Choice("requester", "provider"))
-    hold_until_ms: int | None = optional(11, Uint())
+    hold_until_ms: int | None = optional(11, Uint(), default=None)
 
     def validate(self) -> None:
         if self.credit_window > self.max_window:
@@ -130,7 +130,7 @@ class RefusalPayload(Record):
     order_digest: bytes = wire(1, Bytes(32))
     code: int = wire(2, Uint(1, 255))
     detail: str = wire(3, Text(MAX_TEXT))
-    retry_after_ms: int | None = optional(4, Uint())
+    retry_after_ms: int | None = optional(4, Uint(), default=None)
 
 
 @record
@@ -144,7 +144,7 @@ class Terms(Record):
     provider: str = wire(5, Peer())
     created_ms: int = wire(6, Uint())
     deadline_ms: int = wire(7, Uint())
-    work: Work | None = optional(8, WORK)
+    work: Work | None = optional(8, WORK, default=None)
     standing: bool = wire(9, Flag())
     chain: ChainTerms = wire(10, Nested(ChainTerms))
     payer: SignerBinding = wire(11, Nested(SignerBinding))
@@ -160,7 +160,7 @@ class Terms(Record):
     chunk_timeout_ms: int = wire(21, Uint(1))
     timeout_payer: str = wire(22, Choice("requester", "provider"))
     slots: int = wire(23, Uint(1, MAX_SLOTS))
-    group_id: bytes | None = optional(24, Bytes(16))
+    group_id: bytes | None = optional(24, Bytes(16), default=None)
 
     def validate(self) -> None:
         if (self.work is None) != self.standing:

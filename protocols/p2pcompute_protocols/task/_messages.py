@@ -60,7 +60,7 @@ class ReceiptPayload(Record):
     fp: str = wire(5, Choice("strict", "fast"))
     units: int = wire(6, Uint())
     finished_ms: int = wire(7, Uint())
-    detail: str | None = optional(8, Text(MAX_TEXT))
+    detail: str | None = optional(8, Text(MAX_TEXT), default=None)
 
     def validate(self) -> None:
         if self.code != 0 and (self.output != bytes(32) or self.units != 0):
@@ -142,7 +142,7 @@ class Refused(Record):
     TYPE = 19
     code: int = wire(1, Uint(1, 255))
     detail: str = wire(2, Text(MAX_TEXT))
-    line: int | None = optional(3, Uint(0, 2**20))
+    line: int | None = optional(3, Uint(0, 2**20), default=None)
 
 
 @record
@@ -178,9 +178,9 @@ class Notice(Record):
 
     TYPE = 23
     kind: str = wire(1, Choice("pause", "resume", "drain", "window"))
-    window: int | None = optional(2, Uint(1, MAX_CREDIT_WINDOW))
-    after_ms: int | None = optional(3, Uint())
-    detail: str | None = optional(4, Text(MAX_TEXT))
+    window: int | None = optional(2, Uint(1, MAX_CREDIT_WINDOW), default=None)
+    after_ms: int | None = optional(3, Uint(), default=None)
+    detail: str | None = optional(4, Text(MAX_TEXT), default=None)
 
     def validate(self) -> None:
         if (self.kind == "window") != (self.window is not None):

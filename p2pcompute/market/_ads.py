@@ -1,0 +1,215 @@
+"""Making ads known and finding them: gossip shards, the DHT's hints, and asking peers directly."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import trio
+from trio import TaskStatus
+
+from p2pcompute._dialogue import Dialogue
+from p2pcompute.errors import OverlayError
+from p2pcompute_protocols import ads
+from p2pcompute_protocols.ads import AdBatch, AdQuery, AdsConnection, CapabilityAd
+from p2pcompute_protocols.connection import Role, StreamEnded
+from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.limits import MAX_ADS_PER_REPLY
+
+from ._board import AdBoard
+
+if TYPE_CHECKING:
+    from p2pcompute.overlay import Overlay, OverlayStream
+
+__all__ = ["AD_LIFETIME_MS", "AD_REFRESH_S", "AdService", "Discovery"]
+
+_log = logging.getLogger("p2pcompute.market")
+
+AD_LIFETIME_MS: Final = 10 * 60 * 1000
+AD_REFRESH_S: Final = 120.0  # an unchanged ad is sent anew so often
+_EPOCH_MS: Final = 3_600_000
+_QUERY_STALL_S: Final = 5.0
+_DHT_TIMEOUT_S: Final = 8.0
+
+
+@dataclass(slots=True, kw_only=True)
+class AdService:
+    """Gossips this node's ad, fills the board from others', and answers direct queries.
+
+    `make_ad` builds the signed ad for a sequence number, or gives None while the node sells nothing.
+    """
+
+    overlay: Overlay
+    board: AdBoard
+    network: str
+    now_ms: Callable[[], int]
+    shards: tuple[int, ...] = field(default_factory=lambda: tuple(range(4)))
+    make_ad: Callable[[int], tuple[CapabilityAd, bytes]] | None = None
+    _changed: trio.Event = field(default_factory=trio.Event)
+    _raw: bytes | None = None
+
+    def changed(self) -> None:
+        """Say that the ad is out of date: it is built and sent anew at once."""
+        self._changed.set()
+
+    def topic(self, peer: PeerId) -> str:
+        """Where the ads of `peer` are gossiped."""
+        return ads.gossip_topic(self.network, self.shards[ads.shard_of(peer) % len(self.shards)])
+
+    async def serve(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Run until cancelled. Started once the node's own ad, where it has one, is on the board."""
+        self.overlay.handle(ads.PROTOCOL_ID, self._answer)
+        async with trio.open_nursery() as nursery:
+            for shard in self.shards:
+                await nursery.start(self._listen, ads.gossip_topic(self.network, shard))
+            if self.make_ad is not None:
+                self._sign()
+            task_status.started()
+            if self.make_ad is not None:
+                nursery.start_soon(self._advertise)
+                nursery.start_soon(self._provide)
+            await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    def _sign(self) -> CapabilityAd:
+        assert self.make_ad is not None
+        # Wall-clock milliseconds rise over restarts too, so a sequence needs no file.
+        ad, raw = self.make_ad(self.now_ms())
+        self._raw = raw
+        self.board.put(raw)
+        return ad
+
+    async def _listen(self, topic: str, *, task_status: TaskStatus[None]) -> None:
+        def worth_passing_on(publisher: PeerId, data: bytes) -> bool:
+            del publisher  # the ad's own signature says who it is about
+            return self.board.accepts(data)
+
+        async with self.overlay.subscribe(topic, worth_passing_on) as messages:
+            task_status.started()
+            async for _ in messages:
+                pass  # the validator has put it on the board
+
+    async def _advertise(self) -> None:
+        first = True
+        while True:
+            self._changed = trio.Event()
+            if not first:
+                self._sign()
+            first = False
+            assert self._raw is not None
+            try:
+                await self.overlay.publish(self.topic(self.overlay.peer_id), self._raw)
+            except OverlayError as exc:
+                _log.warning("the ad could not be gossiped: %s", exc)
+            with trio.move_on_after(AD_REFRESH_S):
+                await self._changed.wait()
+            await trio.sleep(0.05)  # several changes at once make one ad
+
+    async def _provide(self) -> None:
+        """Keep provider records for this node's buckets in the DHT."""
+        while True:
+            ad = self._own_ad()
+            epoch = self.now_ms() // _EPOCH_MS
+            if ad is not None:
+                for bucket in ad.buckets:
+                    with trio.move_on_after(_DHT_TIMEOUT_S):
+                        try:
+                            await self.overlay.dht_provide(ads.bucket_key(self.network, bucket, 0, epoch))
+                        except OverlayError as exc:
+                            _log.info("no provider record for %s yet: %s", bucket, exc)
+            # Peers come after the start; the first records may have found nobody to hold them.
+            await trio.sleep(20 if len(self.overlay.peers()) < 3 else AD_REFRESH_S)
+
+    def _own_ad(self) -> CapabilityAd | None:
+        entry = self.board.get(self.overlay.peer_id)
+        return None if entry is None else entry.ad
+
+    async def _answer(self, stream: OverlayStream) -> None:
+        dialogue = Dialogue(AdsConnection(Role.PROVIDER), stream)
+        while True:
+            query = await dialogue.receive(stall_s=60)
+            if isinstance(query, StreamEnded):
+                return
+            assert isinstance(query, AdQuery)
+            found = [entry.raw for entry in self.board.entries() if _matches(entry.ad, query)]
+            await dialogue.send(AdBatch(ads=tuple(found[: query.limit]), more=len(found) > query.limit))
+
+
+def _matches(ad: CapabilityAd, query: AdQuery) -> bool:
+    return (
+        (query.peer_id is None or ad.peer_id == query.peer_id)
+        and (query.kind is None or any(device.kind == query.kind for device in ad.devices))
+        and (query.fp is None or any(option.fp == query.fp for option in ad.options))
+    )
+
+
+@dataclass(slots=True, kw_only=True)
+class Discovery:
+    """Finds ads where the board has too few: asks connected peers, then the DHT's providers."""
+
+    overlay: Overlay
+    board: AdBoard
+    network: str
+    now_ms: Callable[[], int]
+
+    async def ask(self, peer: PeerId, query: AdQuery) -> int:
+        """Ask one peer; the number of ads that were new to us. Errors of the peer count as none."""
+        new = 0
+        try:
+            with trio.move_on_after(_QUERY_STALL_S):
+                stream = await self.overlay.open_stream(peer, ads.PROTOCOL_ID)
+                try:
+                    dialogue = Dialogue(AdsConnection(Role.REQUESTER), stream)
+                    await dialogue.send(query)
+                    batch = await dialogue.expect(AdBatch, stall_s=_QUERY_STALL_S)
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await stream.aclose()
+                for raw in batch.ads:
+                    try:
+                        new += self.board.put(raw) is not None
+                    except LocalProtocolError as exc:
+                        _log.debug("%s passed on an ad that is refused: %s", peer, exc)
+        except (OverlayError, ProtocolError) as exc:
+            _log.debug("no ads from %s: %s", peer, exc)
+        return new
+
+    async def refresh(self, *, kinds: tuple[str, ...], fp: str, enough: Callable[[], bool], timeout_s: float) -> None:
+        """Fill the board until `enough()`, everybody was asked, or `timeout_s` seconds have passed."""
+        with trio.move_on_after(timeout_s):
+            query = AdQuery(limit=MAX_ADS_PER_REPLY, fp=fp)
+            await self._each(self.overlay.peers(), lambda peer: self.ask(peer, query))
+            if enough():
+                return
+            epoch = self.now_ms() // _EPOCH_MS
+            hinted: dict[PeerId, tuple[str, ...]] = {}
+            for kind in kinds:
+                key = ads.bucket_key(self.network, f"{kind}/{fp}", 0, epoch)
+                try:
+                    for info in await self.overlay.dht_find_providers(key):
+                        hinted[info.peer_id] = info.addresses
+                except OverlayError as exc:
+                    _log.debug("the DHT has no providers of %s: %s", kind, exc)
+
+            async def fetch(peer: PeerId) -> int:
+                for address in hinted[peer]:
+                    try:
+                        await self.overlay.connect(address)
+                        break
+                    except OverlayError:
+                        continue
+                return await self.ask(peer, AdQuery(limit=1, peer_id=peer))
+
+            unknown = frozenset(peer for peer in hinted if self.board.get(peer) is None)
+            await self._each(unknown, fetch)
+
+    async def _each(self, peers: frozenset[PeerId], ask: Callable[[PeerId], Awaitable[int]]) -> None:
+        async def one(peer: PeerId) -> None:
+            await ask(peer)
+
+        async with trio.open_nursery() as nursery:
+            for peer in sorted(peers)[:MAX_ADS_PER_REPLY]:
+                nursery.start_soon(one, peer)

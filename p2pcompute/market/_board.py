@@ -1,0 +1,128 @@
+"""The ads that a node knows: verified, bounded, one per peer, the newest wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from p2pcompute_protocols.ads import CapabilityAd, Device, PricedOption, open_ad
+from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.negotiation import Requirement
+
+__all__ = ["MAX_BOARD_ADS", "AdBoard", "BoardEntry", "fits"]
+
+MAX_BOARD_ADS: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardEntry:
+    """A verified ad and its envelope."""
+
+    ad: CapabilityAd
+    raw: bytes
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who sells."""
+        return PeerId(self.ad.peer_id)
+
+
+class AdBoard:
+    """Verified ads by peer.
+
+    Args:
+        network: ads of other networks are refused.
+        now_ms: wall clock in milliseconds since the epoch.
+    """
+
+    def __init__(self, *, network: str, now_ms: Callable[[], int]) -> None:
+        self._network = network
+        self._now_ms = now_ms
+        self._entries: dict[PeerId, BoardEntry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, raw: bytes) -> BoardEntry | None:
+        """Take a signed ad; None when the board has it already.
+
+        Raises:
+            LocalProtocolError: forged, expired, about another peer, or older than the one that is held
+                (code REPLAYED).
+        """
+        for entry in self._entries.values():
+            if entry.raw == raw:
+                return None
+        envelope, ad = open_ad(raw, network=self._network, now_ms=self._now_ms())
+        held = self._entries.get(envelope.signer)
+        if held is not None and ad.sequence <= held.ad.sequence:
+            raise LocalProtocolError("an ad that is not newer than the one we hold", code=WireCode.REPLAYED)
+        self.prune()
+        if held is None and len(self._entries) >= MAX_BOARD_ADS:
+            # The one that expires first makes room; a flood of identities can't pin the board with old ads.
+            del self._entries[min(self._entries, key=lambda peer: self._entries[peer].ad.expires_ms)]
+        entry = BoardEntry(ad=ad, raw=raw)
+        self._entries[envelope.signer] = entry
+        return entry
+
+    def accepts(self, raw: bytes) -> bool:
+        """Whether a gossiped ad is worth passing on: valid, and newer than what we hold."""
+        try:
+            return self.put(raw) is not None
+        except LocalProtocolError:
+            return False
+
+    def prune(self) -> None:
+        """Forget ads that have expired."""
+        now = self._now_ms()
+        for peer in [peer for peer, entry in self._entries.items() if entry.ad.expires_ms <= now]:
+            del self._entries[peer]
+
+    def forget(self, peer: PeerId) -> None:
+        """Drop a peer's ad, for example because it can't be reached."""
+        self._entries.pop(peer, None)
+
+    def get(self, peer: PeerId) -> BoardEntry | None:
+        """The ad of one peer."""
+        self.prune()
+        return self._entries.get(peer)
+
+    def entries(self) -> Iterator[BoardEntry]:
+        """All ads that have not expired."""
+        self.prune()
+        return iter(list(self._entries.values()))
+
+
+def fits(
+    ad: CapabilityAd, requirement: Requirement, *, fp: str, language: str, chain: ChainTerms, max_price_pusd: int
+) -> tuple[Device, PricedOption] | str:
+    """The best device and the cheapest option of an ad that fit, or why none does."""
+    if ad.availability.draining:
+        return "it is draining"
+    if ad.chain != chain:
+        return "it settles on another chain, hub or token"
+    if language not in ad.language:
+        return f"it does not speak {language}"
+    if requirement.region is not None and ad.region != requirement.region:
+        return f"it is not in {requirement.region}"
+    if missing := set(requirement.features) - set(ad.features):
+        return f"it lacks {', '.join(sorted(missing))}"
+    devices = [
+        device
+        for device in ad.devices
+        if device.kind in requirement.kinds
+        and device.memory_bytes >= requirement.memory_bytes
+        and device.score_milli >= requirement.min_score_milli
+    ]
+    if not devices:
+        return f"it has no {' or '.join(requirement.kinds)} device of that size"
+    options = [option for option in ad.options if option.work == 1 and option.fp == fp]
+    if not options:
+        return f"it does not sell {fp} chunks"
+    option = min(options, key=lambda o: o.price_pusd)
+    if option.price_pusd > max_price_pusd:
+        return f"its price of {option.price_pusd} pUSD a unit is above {max_price_pusd}"
+    return max(devices, key=lambda d: d.score_milli), option
