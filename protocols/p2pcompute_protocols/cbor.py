@@ -2,13 +2,16 @@
 
 Allowed: unsigned integers below 2**64, byte and text strings, arrays, maps with unsigned-integer keys, true and
 false. Refused: negative integers, floats, null, tags, indefinite lengths, duplicate or unordered keys, integers
-and lengths that are not the shortest, trailing bytes. cbor2 accepts all of those, so a decode is followed by a
-walk over the types and bounds and by a re-encoding that must give the same bytes.
+and lengths that are not the shortest, trailing bytes.
+
+General decoders accept all of those and build the value before anyone can count it (256 KiB of empty arrays are
+17 MB of lists), so decoding is done here: it stops at the first byte that is not of the subset or is over a
+bound, and copies the bytes of a blob once. Encoding is cbor2's, after a walk over types and bounds.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 import cbor2
 
@@ -19,6 +22,9 @@ __all__ = ["CborValue", "decode", "encode"]
 
 CborValue: TypeAlias = "int | bytes | str | bool | list[CborValue] | dict[int, CborValue]"
 
+_UINT, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE = 0, 2, 3, 4, 5, 7
+_FALSE, _TRUE = 20, 21
+_SHORTEST: Final = (24, 1 << 8, 1 << 16, 1 << 32)  # the smallest argument that needs 1, 2, 4, 8 bytes
 
 def _walk(value: object, depth: int, budget: int) -> int:
     if depth > MAX_CBOR_DEPTH:
@@ -55,7 +61,92 @@ def encode(value: CborValue) -> bytes:
         LocalProtocolError: a type or bound outside of the subset.
     """
     _walk(value, 0, MAX_CBOR_ITEMS)
-    return cbor2.dumps(value)
+    try:
+        return cbor2.dumps(value)
+    except UnicodeEncodeError:
+        raise LocalProtocolError("text is not valid Unicode") from None
+
+
+class _Reader:
+    """One pass over the bytes; `left` is how many items may still come."""
+
+    __slots__ = ("at", "data", "left")
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+        self.left = MAX_CBOR_ITEMS - 1  # the outermost item counts too
+
+    def head(self) -> tuple[int, int]:
+        """The next item's major type and argument."""
+        data, at = self.data, self.at
+        if at >= len(data):
+            raise LocalProtocolError("CBOR ends early")
+        major, argument = data[at] >> 5, data[at] & 31
+        at += 1
+        if argument >= 24:
+            form = argument - 24
+            if form > 3:
+                raise LocalProtocolError("an indefinite or reserved CBOR length")
+            if major == _SIMPLE:
+                raise LocalProtocolError("floats and wide simple values are not used here")
+            end = at + (1 << form)
+            if end > len(data):
+                raise LocalProtocolError("CBOR ends early")
+            argument = int.from_bytes(data[at:end], "big")
+            if argument < _SHORTEST[form]:
+                raise LocalProtocolError("a CBOR integer or length is not in its shortest form")
+            at = end
+        self.at = at
+        return major, argument
+
+    def _take(self, count: int) -> None:
+        self.left -= count
+        if self.left < 0:
+            raise LocalProtocolError(f"more than {MAX_CBOR_ITEMS} CBOR items", code=WireCode.OVERSIZED)
+
+    def string(self, size: int) -> bytes:
+        """The bytes of a string."""
+        begin, end = self.at, self.at + size
+        if end > len(self.data):
+            raise LocalProtocolError("CBOR ends early")
+        self.at = end
+        return self.data[begin:end]
+
+    def item(self, depth: int) -> CborValue:
+        """The next item whole."""
+        if depth > MAX_CBOR_DEPTH:
+            raise LocalProtocolError(f"CBOR nested deeper than {MAX_CBOR_DEPTH}", code=WireCode.OVERSIZED)
+        major, argument = self.head()
+        if major == _UINT:
+            return argument
+        if major == _BYTES:
+            return self.string(argument)
+        if major == _TEXT:
+            try:
+                return self.string(argument).decode("utf-8")
+            except UnicodeDecodeError:
+                raise LocalProtocolError("CBOR text is not UTF-8") from None
+        if major == _ARRAY:
+            self._take(argument)
+            return [self.item(depth + 1) for _ in range(argument)]
+        if major == _MAP:
+            self._take(2 * argument)
+            return self._map(argument, depth)
+        if major == _SIMPLE and argument in (_FALSE, _TRUE):
+            return argument == _TRUE
+        raise LocalProtocolError(f"CBOR of major type {major} is not used here")
+
+    def _map(self, pairs: int, depth: int) -> CborValue:
+        value: dict[int, CborValue] = {}
+        last = -1
+        for _ in range(pairs):
+            major, key = self.head()
+            if major != _UINT or key <= last:
+                raise LocalProtocolError("map keys must be unsigned integers in ascending order")
+            last = key
+            value[key] = self.item(depth + 1)
+        return value
 
 
 def decode(data: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> CborValue:
@@ -66,13 +157,8 @@ def decode(data: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> CborValue:
     """
     if len(data) > max_bytes:
         raise LocalProtocolError(f"{len(data)} bytes where at most {max_bytes} are allowed", code=WireCode.OVERSIZED)
-    try:
-        value: object = cbor2.loads(
-            data, max_depth=MAX_CBOR_DEPTH + 2, allow_indefinite=False, allow_duplicate_keys=False
-        )
-    except (cbor2.CBORDecodeError, ValueError, TypeError, RecursionError, MemoryError, OverflowError) as exc:
-        raise LocalProtocolError(f"not CBOR: {type(exc).__name__}") from None
-    _walk(value, 0, MAX_CBOR_ITEMS)
-    if cbor2.dumps(value) != data:
-        raise LocalProtocolError("CBOR is not in its deterministic form")
-    return cast("CborValue", value)
+    reader = _Reader(data)
+    value = reader.item(0)
+    if reader.at != len(data):
+        raise LocalProtocolError(f"{len(data) - reader.at} bytes after the CBOR item")
+    return value

@@ -105,7 +105,9 @@ class Connection(Generic[S]):
         return data
 
     def receive_data(self, data: bytes) -> None:
-        """Take bytes from the peer; b"" says that it closed its side."""
+        """Take bytes from the peer; b"" says that it closed its side. A broken dialogue keeps none."""
+        if self._broken:
+            return
         if data:
             if self._ended:
                 raise LocalProtocolError("data after the end of the stream", code=WireCode.OUT_OF_ORDER)

@@ -52,7 +52,8 @@ def peer_id_from_bytes(raw: bytes) -> PeerId:
 def peer_id_to_bytes(peer_id: PeerId) -> bytes:
     """The 38-byte form of a peer ID."""
     try:
-        raw = base58.b58decode(peer_id) if len(peer_id) <= 64 else b""
+        # base58 drops blanks at the end, and one peer must not have two names
+        raw = base58.b58decode(peer_id) if len(peer_id) <= 64 and peer_id.isalnum() else b""
     except ValueError:
         raw = b""
     if len(raw) != PEER_ID_BYTES or not raw.startswith(_PREFIX):

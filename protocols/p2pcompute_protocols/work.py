@@ -154,12 +154,19 @@ class ChunkWork(Record):
     def validate(self) -> None:
         if not any(isinstance(arg, OutArg) for arg in self.args):
             raise LocalProtocolError("work without an output")
-        if self.kernel.size > MAX_KERNEL_BYTES:
+        if not 1 <= self.kernel.size <= MAX_KERNEL_BYTES:
             raise LocalProtocolError(f"a kernel of {self.kernel.size} bytes", code=WireCode.OVERSIZED)
         if self.chunks > MAX_CHUNKS:
             raise LocalProtocolError(f"{self.chunks} chunks", code=WireCode.OVERSIZED)
         if sum(arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)) > MAX_BLOB_BYTES:
             raise LocalProtocolError("inputs above the bound of a task", code=WireCode.OVERSIZED)
+        if sum(arg.nbytes for arg in self.args if isinstance(arg, OutArg)) > MAX_CHUNKS * MAX_OUTPUT_BYTES:
+            raise LocalProtocolError("outputs above what all chunks can hold", code=WireCode.OVERSIZED)
+        # Whoever maps a blob by its digest must be able to trust the size that an argument gives it.
+        if any(self.inputs[arg.digest] != arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)) or (
+            self.inputs[self.kernel.digest] != self.kernel.size
+        ):
+            raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
 
     @property
     def chunks(self) -> int:

@@ -156,6 +156,8 @@ def check_terms_follow_bid(
         "slots": bid_payload.slots,
         "group_id": order_payload.group_id,
     }
+    if bid_payload.order_digest != order.digest:
+        raise LocalProtocolError("the bid is for another order", code=WireCode.REPLAYED)
     for name, value in expected.items():
         if getattr(terms, name) != value:
             raise LocalProtocolError(f"the terms differ from order and bid in {name}")

@@ -126,10 +126,12 @@ class TaskConnection(Connection[TaskState]):
                 if message.index >= self.chunks:
                     raise LocalProtocolError("a cancel of no chunk", code=WireCode.UNKNOWN_CHUNK)
             case ResultStart():
-                self._answer(message.index)
                 whole, last = self.chunk_bytes
-                if message.size != (last if message.index == self.chunks - 1 else whole):
+                if message.index in self.outstanding and message.size != (
+                    last if message.index == self.chunks - 1 else whole
+                ):
                     raise LocalProtocolError(f"a result of {message.size} bytes", code=WireCode.OVERSIZED)
+                self._answer(message.index)
                 self._result_left = message.size
             case ResultData():
                 if len(message.data) > self._result_left:
@@ -156,13 +158,15 @@ class TaskConnection(Connection[TaskState]):
         digest, left = self._blob
         if len(data) > left:
             raise LocalProtocolError("more blob bytes than announced", code=WireCode.OVERSIZED)
-        self._hash.update(data)
         if len(data) < left:
+            self._hash.update(data)
             self._blob = (digest, left - len(data))
             return
-        self._blob = None
-        if self._hash.digest() != digest:
+        whole = self._hash.copy()  # a sender that is refused must find everything as it was
+        whole.update(data)
+        if whole.digest() != digest:
             raise LocalProtocolError("a blob's bytes do not hash to its digest", code=WireCode.BAD_DIGEST)
+        self._blob = None
         self.needed.discard(digest)
 
     def _assign(self, index: int) -> None:
