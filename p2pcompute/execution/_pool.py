@@ -1,0 +1,228 @@
+"""Warm workers in reserve, one tenant each, and none left behind."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final, NoReturn
+
+import trio
+
+from p2pcompute.errors import ConfigError, ExecutionError, SandboxError, WorkerDied
+from p2pcompute.execution._pool_process import CPU_WORKER, WorkerProcess, WorkerProgram, readable_paths
+from p2pcompute.execution._pool_session import WorkerSession
+from p2pcompute.execution._sandbox import SandboxPolicy, WorkerLimits, require_sandbox
+from p2pcompute.execution._sandbox_bwrap import Bwrap, probe_bwrap
+
+__all__ = ["MAX_WORKERS", "WorkerPool", "open_pool"]
+
+MAX_WORKERS: Final = 64
+"""The most sessions that one pool will hold at a time, whatever it is asked for."""
+
+
+class _Waiter:
+    """A session that waits for its worker."""
+
+    __slots__ = ("outcome", "ready")
+
+    def __init__(self) -> None:
+        self.ready = trio.Event()
+        self.outcome: WorkerProcess | ExecutionError | None = None
+
+
+class WorkerPool:
+    """Starts workers ahead of need and hands each to one session.
+
+    Run `serve` in a nursery (or use `open_pool`), then open sessions. When `serve` is cancelled every spare is
+    killed and reaped; sessions that are open then keep their worker until they are left, and none can be opened.
+    """
+
+    def __init__(
+        self,
+        *,
+        threads: int = 1,
+        spare: int = 1,
+        max_sessions: int = 8,
+        limits: WorkerLimits | None = None,
+        policy: SandboxPolicy | None = None,
+        program: WorkerProgram = CPU_WORKER,
+    ) -> None:
+        """
+        Args:
+            threads: processor threads of each worker.
+            spare: warm workers kept in reserve; with 0 each session waits for its own to start (about 2 s).
+            max_sessions: sessions at a time; further ones wait.
+            limits: what one worker may use.
+            policy: the sandbox that it must have.
+            program: what runs in the process; other back ends and tests of the pool have theirs.
+        """
+        if not 1 <= threads <= 1024:
+            raise ConfigError("threads must be 1 to 1024")
+        if not 0 <= spare <= MAX_WORKERS or not 1 <= max_sessions <= MAX_WORKERS:
+            raise ConfigError(f"spare must be 0 to {MAX_WORKERS} and max_sessions 1 to {MAX_WORKERS}")
+        self.limits: Final = limits or WorkerLimits()
+        self.policy: Final = policy or SandboxPolicy()
+        self._threads = threads
+        self._spare = spare
+        self._program = program
+        self._slots = trio.Semaphore(max_sessions)
+        self._bwrap: Bwrap | None = None
+        self._bwrap_note = "not looked for yet"
+        self._warm: deque[WorkerProcess] = deque()
+        self._waiting: deque[_Waiter] = deque()
+        self._starting = 0
+        self._hold_back = False
+        self._changed = trio.Event()
+        self._serving = False
+
+    @property
+    def bwrap_note(self) -> str:
+        """Bubblewrap's version, or why it is not used."""
+        return self._bwrap_note
+
+    @property
+    def warm(self) -> int:
+        """Workers in reserve at this moment."""
+        return len(self._warm)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Keep the reserve filled until cancelled; reports started once the first spare is warm.
+
+        Raises `SandboxError` or another `ExecutionError` where not even the first worker can be had. A later
+        failure goes to the session that waits; the next session tries again.
+        """
+        if self._serving:
+            raise RuntimeError("this pool is served already")
+        require_sandbox(self.policy)
+        await self._find_bwrap()
+        self._serving = True
+        try:
+            if self._spare:
+                self._warm.append(await self._start_one())
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                while True:
+                    self._changed = trio.Event()
+                    reserve = 0 if self._hold_back else self._spare
+                    missing = len(self._waiting) + reserve - len(self._warm) - self._starting
+                    for _ in range(missing):
+                        self._starting += 1
+                        nursery.start_soon(self._start_and_hand_over)
+                    await self._changed.wait()
+        finally:
+            self._serving = False
+            for waiter in self._waiting:
+                waiter.outcome = WorkerDied("the worker pool is closed")
+                waiter.ready.set()
+            self._waiting.clear()
+            while self._warm:
+                await self._warm.popleft().aclose()
+        raise AssertionError("unreachable")
+
+    async def _find_bwrap(self) -> None:
+        if self.policy.bwrap == "never":
+            self._bwrap_note = "switched off by the policy"
+            return
+        self._bwrap, self._bwrap_note = await probe_bwrap(sys.executable, readable_paths(self._program))
+        if self._bwrap is None and self.policy.bwrap == "require":
+            raise SandboxError(f"the policy requires bubblewrap: {self._bwrap_note}")
+
+    async def _start_one(self) -> WorkerProcess:
+        return await WorkerProcess.start(
+            program=self._program, threads=self._threads, limits=self.limits, policy=self.policy, bwrap=self._bwrap
+        )
+
+    async def _start_and_hand_over(self) -> None:
+        outcome: WorkerProcess | ExecutionError
+        try:
+            outcome = await self._start_one()
+            self._hold_back = False
+        except ExecutionError as error:
+            outcome = error
+            self._hold_back = True  # no loop of failing starts: wait until somebody asks again
+        finally:
+            self._starting -= 1
+            self._changed.set()
+        if self._waiting:
+            waiter = self._waiting.popleft()
+            waiter.outcome = outcome
+            waiter.ready.set()
+        elif isinstance(outcome, WorkerProcess):
+            self._warm.append(outcome)
+
+    @asynccontextmanager
+    async def session(self) -> AsyncGenerator[WorkerSession]:
+        """A warm worker for one tenant; on leaving it is killed and reaped, whatever it was doing.
+
+        Waits while `max_sessions` are open. Raises `WorkerDied` where the pool is not being served, and what
+        starting a worker raises where none can be had.
+        """
+        async with self._slots:
+            process = await self._take()
+            session = WorkerSession(process, self.limits)
+            try:
+                yield session
+            finally:
+                session.close()
+                await process.aclose()
+
+    async def _take(self) -> WorkerProcess:
+        while self._warm:
+            process = self._warm.popleft()
+            self._changed.set()
+            if process.alive:
+                return process
+            await process.aclose()  # died in reserve: the system took it for memory, or somebody killed it
+        if not self._serving:
+            raise WorkerDied("the worker pool is not running; run serve() in a nursery first")
+        waiter = _Waiter()
+        self._waiting.append(waiter)
+        self._hold_back = False
+        self._changed.set()
+        try:
+            await waiter.ready.wait()
+        except trio.Cancelled:
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            elif isinstance(waiter.outcome, WorkerProcess):
+                await self._put_back(waiter.outcome)
+            raise
+        if isinstance(waiter.outcome, WorkerProcess):
+            return waiter.outcome
+        raise waiter.outcome or WorkerDied("no worker came")
+
+    async def _put_back(self, process: WorkerProcess) -> None:
+        """A worker that nobody has used yet and whose session was cancelled."""
+        if self._serving and len(self._warm) < max(1, self._spare):
+            self._warm.append(process)
+        else:
+            await process.aclose()
+
+
+@asynccontextmanager
+async def open_pool(
+    *,
+    threads: int = 1,
+    spare: int = 1,
+    max_sessions: int = 8,
+    limits: WorkerLimits | None = None,
+    policy: SandboxPolicy | None = None,
+    program: WorkerProgram = CPU_WORKER,
+) -> AsyncGenerator[WorkerPool]:
+    """A served pool for the length of a block; arguments as for `WorkerPool`. An error of the block comes out as
+    it is, not in an exception group."""
+    pool = WorkerPool(
+        threads=threads, spare=spare, max_sessions=max_sessions, limits=limits, policy=policy, program=program
+    )
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(pool.serve)
+            yield pool
+        except Exception as error:  # noqa: BLE001  (raised again below, outside the nursery)
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -1,0 +1,172 @@
+"""Memory that node and workers share: memfds, sealed so that neither side can hurt the other with them.
+
+An unsealed memfd is a weapon: who truncates it kills every process that touches its mapping (SIGBUS). The node
+never maps them at all; it reads and writes them by `pread` and `pwrite`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from types import TracebackType
+from typing import Any, Final, Self
+
+import numpy as np
+import trio
+
+__all__ = ["Arena", "SharedInput"]
+
+_F_ADD_SEALS: Final = fcntl.F_ADD_SEALS
+_SEAL_SIZE: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_SEAL_ALL: Final = _SEAL_SIZE | fcntl.F_SEAL_WRITE
+_MFD_NOEXEC_SEAL: Final = 0x8  # Linux 6.3
+_IN_THREAD_BYTES: Final = 1 << 20
+"""Above this many bytes a copy goes to a thread, so that the event loop stays at hand."""
+_ONE_CALL_BYTES: Final = 1 << 30  # read and write move less than 2 GiB per call
+
+
+def _memfd(name: str, size: int) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+    except OSError:  # EINVAL before 6.3
+        fd = os.memfd_create(name, flags)
+    try:
+        os.ftruncate(fd, size)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _flat(content: bytes | bytearray | memoryview) -> memoryview:
+    view = memoryview(content)
+    return view.cast("B") if view.nbytes else memoryview(b"")  # a view of nothing can't be cast
+
+
+class SharedInput:
+    """An input array's bytes, copied once into sealed memory and mapped read-only by any number of workers.
+
+    A context manager; leaving it (or `close`) gives the node's descriptor back, while workers that have it mapped
+    keep the bytes until they end. Fill it either with `make`, or piece by piece with `write` and then `seal`.
+    """
+
+    __slots__ = ("_fd", "_sealed", "nbytes")
+
+    def __init__(self, nbytes: int) -> None:
+        """Room for exactly `nbytes` bytes, all zero. Raises `OSError` where the system gives none."""
+        self.nbytes: Final = nbytes
+        self._fd = _memfd("p2pcompute-input", nbytes)
+        self._sealed = False
+
+    @classmethod
+    async def make(cls, content: np.ndarray[Any, Any] | bytes | bytearray | memoryview) -> SharedInput:
+        """A sealed copy of `content` (an array is taken in C order). Big ones are copied in a thread."""
+        if isinstance(content, np.ndarray):
+            flat = np.ascontiguousarray(content).reshape(-1).view(np.uint8)
+            view = flat.data
+        else:
+            view = _flat(content)
+        shared = cls(view.nbytes)
+        try:
+            if view.nbytes > _IN_THREAD_BYTES:
+                await trio.to_thread.run_sync(shared.write, 0, view)
+            else:
+                shared.write(0, view)
+            shared.seal()
+        except BaseException:
+            shared.close()
+            raise
+        return shared
+
+    def write(self, offset: int, piece: bytes | bytearray | memoryview) -> None:
+        """Put `piece` at `offset`, before `seal`. Raises `ValueError` past the end or after `seal`."""
+        view = _flat(piece)
+        if self._sealed or self._fd < 0:
+            raise ValueError("this input is sealed or closed")
+        if offset < 0 or offset + view.nbytes > self.nbytes:
+            raise ValueError(f"bytes {offset} to {offset + view.nbytes} lie outside an input of {self.nbytes}")
+        while view.nbytes:
+            done = os.pwrite(self._fd, view[:_ONE_CALL_BYTES], offset)
+            offset += done
+            view = view[done:]
+
+    def seal(self) -> None:
+        """Make the content final: nobody can change it from here on, not through any descriptor."""
+        if not self._sealed:
+            fcntl.fcntl(self._fd, _F_ADD_SEALS, _SEAL_ALL)
+            self._sealed = True
+
+    @property
+    def sealed(self) -> bool:
+        """Whether the content is final; only then a worker gets it."""
+        return self._sealed
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
+        return self._fd
+
+    def close(self) -> None:
+        """Give the descriptor back. Closing twice is fine."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Arena:
+    """Memory of fixed size that a worker writes its outputs into, and that the node copies out of."""
+
+    __slots__ = ("_fd", "nbytes")
+
+    def __init__(self, nbytes: int) -> None:
+        """`nbytes` of zeroed memory. Raises `OSError` where the system gives none."""
+        self.nbytes: Final = nbytes
+        self._fd = _memfd("p2pcompute-arena", nbytes)
+        try:
+            fcntl.fcntl(self._fd, _F_ADD_SEALS, _SEAL_SIZE)
+        except BaseException:
+            self.close()
+            raise
+
+    def fileno(self) -> int:
+        """The descriptor; -1 once closed."""
+        return self._fd
+
+    def put(self, content: bytes | memoryview) -> None:
+        """Write `content` at the start."""
+        view = _flat(content)
+        offset = 0
+        while offset < view.nbytes:
+            offset += os.pwrite(self._fd, view[offset : offset + _ONE_CALL_BYTES], offset)
+
+    async def copy_out(self, spans: tuple[tuple[int, int], ...]) -> tuple[bytes, ...]:
+        """Private copies of `spans` (offset, bytes); what the worker writes afterwards does not reach them.
+
+        A big copy runs in a thread and is not abandoned on cancellation.
+        """
+        if sum(size for _, size in spans) > _IN_THREAD_BYTES:
+            return await trio.to_thread.run_sync(self._read_all, spans)
+        return self._read_all(spans)
+
+    def _read_all(self, spans: tuple[tuple[int, int], ...]) -> tuple[bytes, ...]:
+        return tuple(self._read(offset, size) for offset, size in spans)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if size <= _ONE_CALL_BYTES:
+            return os.pread(self._fd, size, offset)
+        pieces = range(0, size, _ONE_CALL_BYTES)
+        return b"".join(os.pread(self._fd, min(_ONE_CALL_BYTES, size - at), offset + at) for at in pieces)
+
+    def close(self) -> None:
+        """Give the descriptor back. Closing twice is fine."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,393 @@
+"""One worker process as the node holds it: start, one exchange at a time, certain death."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from p2pcompute.errors import ExecutionError, SandboxError, WorkerDied, WorkerProtocolError, WorkerTimeout
+from p2pcompute.execution import _ipc as ipc
+from p2pcompute.execution._pool_failure import failure_of, printable
+from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
+from p2pcompute.execution._sandbox_bwrap import Bwrap
+
+__all__ = ["CPU_WORKER", "WorkerProcess", "WorkerProgram", "readable_paths"]
+
+_START_TIMEOUT_S: Final = 120.0
+"""Import and warm-up take 2 s on an idle machine; a crowded small one may need many times that."""
+_DEATH_TIMEOUT_S: Final = 10.0
+_LAST_WORDS_BYTES: Final = 2000
+_INFO_BYTES: Final = 4096
+
+# The search path as the node has it, then the program: -I leaves out the user's site directory and PYTHONPATH,
+# where the packages may well be.
+_BOOT: Final = (
+    "import sys, json, importlib; c = json.loads(sys.argv[1]); "
+    "sys.path += [p for p in c['roots'] if p not in sys.path]; "
+    "importlib.import_module(c['module']).main(c)"
+)
+
+_SYSTEM_PATHS: Final = (
+    "/usr/lib",
+    "/usr/lib64",
+    "/lib",
+    "/lib64",
+    "/usr/local/lib",
+    "/etc/ld.so.cache",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/urandom",
+    "/sys/devices/system/cpu",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerProgram:
+    """What runs in the process.
+
+    Attributes:
+        module: its ``main(config)`` is called.
+        roots: more directories to import from, and to read.
+    """
+
+    module: str
+    roots: tuple[str, ...] = ()
+
+
+CPU_WORKER: Final = WorkerProgram(module="p2pcompute.execution._worker")
+
+
+def _import_roots() -> tuple[str, tuple[str, ...]]:
+    """The directory of this package, and those that its third-party imports come from."""
+    roots: list[str] = []
+    for name in ("numpy", "numba", "llvmlite", "cbor2"):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise SandboxError(f"{name} is not installed; reinstall p2pcompute")
+        root = str(Path(spec.origin).resolve().parent.parent)
+        if root not in roots:
+            roots.append(root)
+    return str(Path(__file__).resolve().parents[1]), tuple(roots)
+
+
+def readable_paths(program: WorkerProgram = CPU_WORKER) -> list[str]:
+    """What a worker may read: the interpreter, its libraries and these packages. Nothing of the user's.
+
+    Raises `SandboxError` where that would be the whole machine or the user's home.
+    """
+    package, roots = _import_roots()
+    own = [sys.base_prefix, sys.prefix, sysconfig.get_path("stdlib"), *roots, package, *program.roots]
+    paths = list(dict.fromkeys(os.path.realpath(path) for path in own))
+    # The environment is found by its own name too, not only by where a link leads.
+    paths += [path for path in (sys.prefix, sys.base_prefix) if path not in paths]
+    for path in paths:
+        if path in ("/", os.path.expanduser("~"), "/home", "/root"):
+            raise SandboxError(
+                f"Python lies right in {path}, so a worker could read all of it; use a virtual environment"
+            )
+    return [*_SYSTEM_PATHS, *paths]
+
+
+def _environment(threads: int) -> dict[str, str]:
+    return {
+        "PATH": "/usr/bin:/bin",
+        "HOME": "/nonexistent",
+        "LANG": "C.UTF-8",
+        "NUMBA_NUM_THREADS": str(threads),
+        "NUMBA_THREADING_LAYER": "workqueue",
+        "NUMBA_CACHE_DIR": "/nonexistent",  # a cache entry is a pickle
+        "NUMBA_DISABLE_INTEL_SVML": "1",  # results must not depend on what else is installed
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "MALLOC_ARENA_MAX": "2",  # each arena takes 64 MiB of the address space
+    }
+
+
+class WorkerProcess:
+    """A live, locked worker. Not for two tasks at once; `WorkerSession` queues."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], channel: socket.socket, last_words: int) -> None:
+        self._popen = popen
+        self._raw_channel = channel
+        self._channel = trio.socket.from_stdlib_socket(channel)
+        self._last_words = last_words
+        self._pid = popen.pid
+        self._pidfds: list[int] = []
+        self._closed = False
+        self._killed = False
+        self._ready = False
+        self._next_request = 1
+        self.layers = Layers(landlock_abi=0, seccomp=False)
+
+    @property
+    def pid(self) -> int:
+        """The worker's process ID as this process sees it."""
+        return self._pid
+
+    @classmethod
+    async def start(
+        cls, *, program: WorkerProgram, threads: int, limits: WorkerLimits, policy: SandboxPolicy, bwrap: Bwrap | None
+    ) -> WorkerProcess:
+        """Start a process and wait until it is warm and locked.
+
+        Raises `SandboxError`, `WorkerDied`, `WorkerTimeout` or `WorkerProtocolError`; the process is gone then.
+        Cancellation ends it too.
+        """
+        readable = readable_paths(program)
+        package, roots = _import_roots()
+        config: dict[str, Any] = {
+            "module": program.module,
+            "roots": [*roots, os.path.dirname(package), *program.roots],
+            "readable": readable,
+            "parent": 0 if bwrap is not None else os.getpid(),
+            "limits": asdict(limits),
+            "policy": asdict(policy),
+            "threads": threads,
+        }
+        worker, info = _spawn(config, threads=threads, bwrap=bwrap, readable=readable)
+        try:
+            with trio.move_on_after(_START_TIMEOUT_S) as scope:
+                worker._pidfds.append(os.pidfd_open(worker._popen.pid))
+                if info is not None:
+                    await worker._find_inner(info)
+                await worker._await_ready(policy, bwrapped=bwrap is not None)
+            if scope.cancelled_caught:
+                raise WorkerTimeout(
+                    f"a worker was not ready after {_START_TIMEOUT_S:.0f} s; is the machine overloaded?"
+                )
+        except BaseException:
+            await worker.aclose()
+            raise
+        return worker
+
+    async def _find_inner(self, info: int) -> None:
+        """Learn the PID behind bubblewrap: that is the one to kill and to time."""
+        text = b""
+        async with trio.lowlevel.FdStream(info) as stream:
+            while b"}" not in text and len(text) < _INFO_BYTES:
+                piece = await stream.receive_some(_INFO_BYTES)
+                if not piece:
+                    break
+                text += piece
+        try:
+            pid = int(json.loads(text)["child-pid"])
+            self._pidfds.append(os.pidfd_open(pid))
+        except (ValueError, KeyError, OSError):
+            raise SandboxError(f"bubblewrap could not start a worker: {await self._obituary()}") from None
+        self._pid = pid
+
+    async def _await_ready(self, policy: SandboxPolicy, *, bwrapped: bool) -> None:
+        packet = await self._receive(0)
+        if packet[0] == ipc.FAILED:
+            raise failure_of(packet)
+        try:
+            if packet[0] != ipc.READY or len(packet) != 4 or type(packet[3]) is not bool:
+                raise ipc.FrameError("not a READY packet")
+            abi = ipc.take_int(packet[2], low=0, high=1000)
+        except ipc.FrameError as error:
+            raise WorkerProtocolError(f"a new worker said nonsense: {error}") from None
+        self._ready = True
+        self.layers = Layers(landlock_abi=abi, seccomp=packet[3], bwrap=bwrapped)
+        if not policy.allow_unsandboxed and (abi == 0 or not packet[3]):
+            raise SandboxError("a worker came up without its lock; this should not happen, please report it")
+
+    async def exchange(
+        self, operation: int, fields: Sequence[Any], fds: Sequence[int], *, timeout_s: float
+    ) -> list[Any]:
+        """Send one request and return the reply's packet, of type COMPILED or DONE.
+
+        Raises what a FAILED reply means (`KernelError`, `ExecutionError`), with the worker alive. Raises
+        `WorkerTimeout`, `WorkerDied` or `WorkerProtocolError` with it dead. Cancellation kills it too.
+        """
+        request = self._next_request
+        self._next_request += 1
+        frame = ipc.encode([operation, request, *fields])
+        packet: list[Any] = []
+        try:
+            with trio.move_on_after(timeout_s) as scope:
+                self._refuse_early_reply()
+                ancillary = [
+                    (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds))
+                ]
+                try:
+                    await self._channel.sendmsg([frame], ancillary if fds else [])
+                except (BrokenPipeError, ConnectionResetError):
+                    raise WorkerDied(await self._obituary()) from None
+                packet = await self._receive(request)
+            if scope.cancelled_caught:
+                raise WorkerTimeout(f"the worker did not answer within {timeout_s:g} s and was killed")
+            due = ipc.COMPILED if operation == ipc.COMPILE else ipc.DONE
+            if packet[0] not in (due, ipc.FAILED):
+                raise WorkerProtocolError(f"the worker answered operation {operation} with {packet[0]}")
+            failure = failure_of(packet) if packet[0] == ipc.FAILED else None
+        except BaseException:
+            self.kill()
+            raise
+        if failure is not None:
+            raise failure
+        return packet
+
+    def _refuse_early_reply(self) -> None:
+        try:
+            waiting = self._raw_channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            return  # the send says it better
+        if waiting:
+            raise WorkerProtocolError("the worker answered before it was asked")
+
+    async def _receive(self, request: int) -> list[Any]:
+        try:
+            # No room for descriptors: the kernel drops what comes and says so.
+            frame, _, flags, _ = await self._channel.recvmsg(ipc.MAX_REPLY_BYTES + 1, 0)
+        except ConnectionResetError:
+            frame, flags = b"", 0
+        if flags & socket.MSG_CTRUNC:
+            raise WorkerProtocolError("the worker sent descriptors")
+        if not frame:
+            raise WorkerDied(await self._obituary())
+        try:
+            packet = ipc.decode(frame, limit=ipc.MAX_REPLY_BYTES)
+            ipc.take_int(packet[0], low=ipc.READY, high=ipc.FAILED)
+            if packet[1] != request:
+                raise ipc.FrameError(f"it is for another request than {request}")
+        except ipc.FrameError as error:
+            raise WorkerProtocolError(f"the worker sent a bad packet: {error}") from None
+        return packet
+
+    def cpu_ns(self) -> int:
+        """Processor time that the worker has used so far, from the kernel; 0 once it is gone."""
+        clock = (~self._pid << 3) | 2  # CPUCLOCK_SCHED of another process, as clock_getcpuclockid(3) makes it
+        try:
+            return time.clock_gettime_ns(clock)
+        except OSError:
+            return 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs. A worker that has just died may still look alive."""
+        return not self._closed and self._popen.poll() is None
+
+    @property
+    def usable(self) -> bool:
+        """Whether requests may still be sent: nobody has killed it."""
+        return not self._killed
+
+    def kill(self) -> None:
+        """SIGKILL, at once. Idempotent; `aclose` has to follow."""
+        self._killed = True
+        try:
+            if self._pidfds:  # the innermost; bubblewrap reaps it and ends by itself
+                signal.pidfd_send_signal(self._pidfds[-1], signal.SIGKILL)
+            else:
+                self._popen.kill()
+        except ProcessLookupError:
+            return
+
+    async def _wait(self) -> bool:
+        """Wait until the process has ended and is reaped; False if that takes too long."""
+        with trio.move_on_after(_DEATH_TIMEOUT_S):
+            for pidfd in reversed(self._pidfds):
+                await trio.lowlevel.wait_readable(pidfd)
+        if self._popen.poll() is None:  # bubblewrap hangs, or there was no pidfd to wait on
+            self._popen.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._popen.wait(1.0)
+        return self._popen.poll() is not None
+
+    async def _obituary(self) -> str:
+        """Why the worker ended. One that only closed its channel is killed, and called a liar."""
+        with trio.move_on_after(2.0):
+            await self._wait()
+        if self._popen.poll() is None:
+            raise WorkerProtocolError("the worker closed its channel and went on running")
+        code = self._popen.returncode
+        number = -code if code < 0 else code - 128 if code > 128 else 0
+        tail = self._said()
+        if number == signal.SIGSYS:
+            return f"the worker made a system call that only an attack makes, and was killed{tail}"
+        if number == signal.SIGKILL:
+            return f"the worker was killed, most likely because memory ran out or its processor time was used up{tail}"
+        if number:
+            return f"the worker crashed with {signal.Signals(number).name}{tail}"
+        return f"the worker ended with status {code}{tail}"
+
+    def _said(self) -> str:
+        """The end of what the worker wrote to its standard error before it locked itself."""
+        if self._ready:
+            return ""
+        size = os.fstat(self._last_words).st_size
+        raw = os.pread(self._last_words, _LAST_WORDS_BYTES, max(0, size - _LAST_WORDS_BYTES))
+        said = printable(raw.decode(errors="replace")).strip()
+        return f"; it said: {said[-500:]}" if said else ""
+
+    async def aclose(self) -> None:
+        """Kill the process, reap it, give all descriptors back. Shielded from cancellation; takes milliseconds."""
+        if self._closed:
+            return
+        self._closed = True
+        self.kill()
+        with trio.CancelScope(shield=True):
+            await self._wait()
+        self._channel.close()
+        for pidfd in self._pidfds:
+            os.close(pidfd)
+        self._pidfds.clear()
+        os.close(self._last_words)
+
+
+def _spawn(
+    config: Mapping[str, Any], *, threads: int, bwrap: Bwrap | None, readable: Sequence[str]
+) -> tuple[WorkerProcess, int | None]:
+    """Start the process. Returns it and, with bubblewrap, the pipe that tells the inner PID.
+
+    `trio.lowlevel.open_process` forks in a helper thread, and the signal of "die with your parent" comes when the
+    *thread* that forked ends; so the fork is made here, in trio's own thread. It is a vfork of some milliseconds.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    last_words = os.memfd_create("p2pcompute-last-words")
+    info_read = info_write = -1
+    try:
+        pass_fds = [theirs.fileno()]
+        if bwrap is not None:
+            info_read, info_write = os.pipe()
+            pass_fds.append(info_write)
+        argv = [sys.executable, "-I", "-B", "-W", "ignore", "-c", _BOOT, json.dumps({**config, "fd": theirs.fileno()})]
+        if bwrap is not None:
+            argv = [*bwrap.command(readable, info_fd=info_write), *argv]
+        popen = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=last_words,
+            pass_fds=pass_fds,
+            env=_environment(threads),
+            cwd="/",
+            start_new_session=True,
+        )
+    except OSError as error:
+        ours.close()
+        os.close(last_words)
+        if info_read >= 0:
+            os.close(info_read)
+        raise ExecutionError(f"a worker process can't be started: {error}") from error
+    finally:
+        theirs.close()
+        if info_write >= 0:
+            os.close(info_write)
+    return WorkerProcess(popen, ours, last_words), (info_read if bwrap is not None else None)

@@ -1,0 +1,287 @@
+"""One tenant's use of one worker: compile a kernel, run parts of its launch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import trio
+
+from p2pcompute.errors import ExecutionError, KernelError, KernelTypeError, WorkerDied, WorkerProtocolError
+from p2pcompute.execution import _ipc as ipc
+from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._pool_memory import Arena, SharedInput
+from p2pcompute.execution._pool_process import WorkerProcess
+from p2pcompute.execution._sandbox import Layers, WorkerLimits
+
+__all__ = ["DEFAULT_COMPILE_TIMEOUT_S", "CompileInfo", "InputContent", "WorkResult", "WorkerSession"]
+
+DEFAULT_COMPILE_TIMEOUT_S: Final = 60.0
+
+InputContent: TypeAlias = "np.ndarray[Any, Any] | bytes | SharedInput"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileInfo:
+    """What compiling gave.
+
+    Attributes:
+        compile_ms: wall time of the whole exchange, as the node measured it.
+        row_shapes: per output, the shape of one thread's row.
+    """
+
+    compile_ms: float
+    row_shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkResult:
+    """What a run gave.
+
+    Attributes:
+        outputs: per output, private bytes of an array of shape ``(threads, *row_shape)`` in C order.
+        cpu_ns: processor time of the worker over the exchange, all threads, as the kernel counted it.
+        wall_ns: wall time of the exchange, copies left out, as the node measured it.
+    """
+
+    outputs: tuple[bytes, ...]
+    cpu_ns: int
+    wall_ns: int
+
+
+class WorkerSession:
+    """A worker that one tenant has for itself. Made by `WorkerPool.session`.
+
+    Calls from several tasks queue up and run one at a time, in order. A call that is cancelled *while the worker
+    is at it* kills the worker, since there is no other way to stop a kernel: that call ends with `trio.Cancelled`
+    and every other one, now or later, with `WorkerDied`. A call cancelled while it still queues does no harm.
+    A refused kernel (`KernelError`) and work that raises in the worker (`ExecutionError`) leave the worker alive;
+    `WorkerTimeout`, `WorkerProtocolError` and `WorkerDied` leave it dead.
+    """
+
+    def __init__(self, process: WorkerProcess, limits: WorkerLimits) -> None:
+        self._process = process
+        self._limits = limits
+        self._turn = trio.Lock()
+        self._why_dead = ""
+        self._launch: Launch | None = None
+        self._outputs: list[OutputSpec] = []
+        self._rows: tuple[tuple[int, ...], ...] = ()
+        self._arena: Arena | None = None
+
+    @property
+    def layers(self) -> Layers:
+        """What locks this worker."""
+        return self._process.layers
+
+    @property
+    def pid(self) -> int:
+        """The worker's process ID."""
+        return self._process.pid
+
+    async def compile(
+        self,
+        source: KernelSource,
+        launch: Launch,
+        args: Sequence[ArgSpec],
+        inputs: Mapping[int, InputContent],
+        *,
+        timeout_s: float = DEFAULT_COMPILE_TIMEOUT_S,
+    ) -> CompileInfo:
+        """Admit and compile a kernel in the worker; it replaces the one before.
+
+        Args:
+            source: the normalised source.
+            launch: geometry of the whole launch.
+            args: one spec per parameter, in order.
+            inputs: by position in `args`, the content of each `InputSpec`: C-contiguous bytes of exactly its size,
+                an array of its dtype and shape, or a sealed `SharedInput`, which stays its owner's.
+            timeout_s: wall time after which the worker is killed.
+
+        Raises `KernelError` or `KernelTypeError` where the kernel or its arguments are refused, `ExecutionError`
+        where they are over the worker's limits, and what the class names.
+        """
+        _check_arguments(source, args, inputs, self._limits)
+        async with self._turn:
+            self._refuse_if_dead()
+            started = time.perf_counter_ns()
+            made: list[SharedInput] = []
+            try:
+                shared: list[SharedInput] = []
+                for position, spec in enumerate(args):
+                    if isinstance(spec, InputSpec):
+                        content = inputs[position]
+                        if not isinstance(content, SharedInput):
+                            content = await SharedInput.make(content)
+                            made.append(content)
+                        shared.append(content)
+                self._launch = None
+                fields = [source.text, source.entry, source.digest, list(launch.grid), list(launch.block), launch.dims]
+                packet = await self._exchange(
+                    ipc.COMPILE,
+                    [*fields, ipc.encode_arguments(args)],
+                    [s.fileno() for s in shared],
+                    timeout_s=timeout_s,
+                )
+            finally:
+                for content in made:
+                    content.close()
+            outputs = [spec for spec in args if isinstance(spec, OutputSpec)]
+            self._rows = self._check_rows(packet, outputs)
+            self._outputs = outputs
+            self._launch = launch
+            return CompileInfo(compile_ms=(time.perf_counter_ns() - started) / 1e6, row_shapes=self._rows)
+
+    async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> WorkResult:
+        """Run `blocks` whole blocks from `first_block` on and copy the outputs out.
+
+        Raises `ValueError` for blocks outside the launch, `ExecutionError` where the outputs would be over the
+        worker's limit, and what the class names.
+        """
+        async with self._turn:
+            launch = self._compiled()
+            if not (first_block >= 0 and blocks >= 1 and first_block + blocks <= launch.blocks):
+                raise ValueError(
+                    f"blocks {first_block} to {first_block + blocks} lie outside a launch of {launch.blocks}"
+                )
+            plan = ipc.layout(self._outputs, self._rows, blocks * launch.threads_per_block, with_ids=False)
+            return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s)
+
+    async def run_threads(self, threads: np.ndarray[Any, Any], *, timeout_s: float) -> WorkResult:
+        """Run single threads by linear id (a one-dimensional int64 array, any order) and copy their rows out.
+
+        Raises `ValueError` for ids outside the launch, and as `run_blocks` does.
+        """
+        async with self._turn:
+            launch = self._compiled()
+            if threads.dtype != np.int64 or threads.ndim != 1 or threads.size == 0:
+                raise ValueError("threads must be a one-dimensional int64 array that is not empty")
+            if int(threads.min()) < 0 or int(threads.max()) >= launch.threads:
+                raise ValueError(f"a thread id lies outside a launch of {launch.threads}")
+            plan = ipc.layout(self._outputs, self._rows, int(threads.size), with_ids=True)
+            return await self._run(ipc.RUN_THREADS, [int(threads.size)], plan, threads.tobytes(), timeout_s)
+
+    async def _run(
+        self, operation: int, fields: list[int], plan: ipc.Layout, ids: bytes | None, timeout_s: float
+    ) -> WorkResult:
+        if plan.total_bytes > self._limits.output_bytes:
+            raise ExecutionError(
+                f"this run's outputs need {plan.total_bytes} bytes and a worker has {self._limits.output_bytes}; "
+                "run fewer blocks at a time"
+            )
+        arena = self._arena
+        fresh = arena is None or arena.nbytes < plan.total_bytes
+        if arena is None or fresh:
+            # At least double: a hostile worker that keeps the old ones holds no more than the last one's size.
+            old = 0 if arena is None else arena.nbytes
+            size = min(max(plan.total_bytes, 2 * old, ipc.ALIGNMENT), max(self._limits.output_bytes, plan.total_bytes))
+            if arena is not None:
+                arena.close()
+            self._arena = None
+            self._arena = arena = Arena(size)
+        if ids is not None:
+            arena.put(ids)
+        fds = [arena.fileno()] if fresh else []
+        cpu_before, started = self._process.cpu_ns(), time.perf_counter_ns()
+        await self._exchange(operation, [*fields, arena.nbytes if fresh else 0], fds, timeout_s=timeout_s)
+        wall_ns = time.perf_counter_ns() - started
+        cpu_ns = max(0, self._process.cpu_ns() - cpu_before)
+        return WorkResult(outputs=await arena.copy_out(plan.spans), cpu_ns=cpu_ns, wall_ns=wall_ns)
+
+    async def _exchange(self, operation: int, fields: list[Any], fds: list[int], *, timeout_s: float) -> list[Any]:
+        try:
+            return await self._process.exchange(operation, fields, fds, timeout_s=timeout_s)
+        except trio.Cancelled:
+            self._why_dead = "a call was cancelled while the worker was at it"
+            raise
+        except (KernelError, ExecutionError) as error:
+            if not self._process.usable:
+                self._why_dead = str(error)
+            raise
+
+    def _compiled(self) -> Launch:
+        self._refuse_if_dead()
+        if self._launch is None:
+            raise ExecutionError("there is no compiled kernel in this session; call compile first")
+        return self._launch
+
+    def _refuse_if_dead(self) -> None:
+        if self._why_dead or not self._process.usable:
+            raise WorkerDied(
+                f"this session's worker is gone: {self._why_dead or 'it was closed'}; open another session"
+            )
+
+    def _check_rows(self, packet: list[Any], outputs: Sequence[OutputSpec]) -> tuple[tuple[int, ...], ...]:
+        """The row shapes that the worker claims: each has to be a tail of its output's shape, so a lie costs it
+        nothing but its own result."""
+        try:
+            (claimed,) = ipc.take_list(packet[2:], low=1, high=1)
+            rows = [
+                ipc.take_ints(row, count=(0, ipc.MAX_DIMENSIONS), low=0, high=ipc.MAX_EXTENT)
+                for row in ipc.take_list(claimed, low=len(outputs), high=len(outputs))
+            ]
+            for row, output in zip(rows, outputs, strict=True):
+                if row != output.shape[len(output.shape) - len(row) :]:
+                    raise ipc.FrameError(f"row shape {row} is not a tail of {output.shape}")
+        except ipc.FrameError as error:
+            self._process.kill()
+            self._why_dead = f"it lied about its outputs: {error}"
+            raise WorkerProtocolError(f"the worker lied about its outputs: {error}") from None
+        return tuple(rows)
+
+    def close(self) -> None:
+        """Give the node's memory back. The pool calls it and kills the worker."""
+        self._why_dead = self._why_dead or "the session is closed"
+        if self._arena is not None:
+            self._arena.close()
+            self._arena = None
+
+
+def _check_arguments(
+    source: KernelSource, args: Sequence[ArgSpec], inputs: Mapping[int, InputContent], limits: WorkerLimits
+) -> None:
+    """What can be said about a call without looking into the kernel."""
+    if len(source.text.encode()) > ipc.MAX_SOURCE_BYTES:
+        raise KernelError(
+            f"the kernel's source is over {ipc.MAX_SOURCE_BYTES} bytes", instead="pass tables as input arrays"
+        )
+    if len(args) > ipc.MAX_ARGUMENTS:
+        raise KernelTypeError(f"{len(args)} arguments; at most {ipc.MAX_ARGUMENTS} are taken")
+    total = 0
+    positions: set[int] = set()
+    for position, spec in enumerate(args):
+        if spec.dtype not in ipc.DTYPES:
+            raise KernelTypeError(f"argument {position}: unknown dtype {spec.dtype!r}")
+        if isinstance(spec, ScalarSpec):
+            continue
+        if len(spec.shape) > ipc.MAX_DIMENSIONS or not all(0 <= n <= ipc.MAX_EXTENT for n in spec.shape):
+            raise KernelTypeError(f"argument {position}: shape {spec.shape} is out of bounds")
+        if isinstance(spec, OutputSpec):
+            continue
+        positions.add(position)
+        if position not in inputs:
+            raise KernelTypeError(f"argument {position}: an input array without content")
+        total += _check_input(position, spec, inputs[position])
+    if set(inputs) != positions:
+        raise KernelTypeError(f"content for arguments {sorted(set(inputs) - positions)}, which are no input arrays")
+    if total > limits.input_bytes:
+        raise ExecutionError(f"the inputs have {total} bytes and a worker takes {limits.input_bytes}")
+
+
+def _check_input(position: int, spec: InputSpec, content: InputContent) -> int:
+    due = ipc.DTYPES[spec.dtype].itemsize
+    for extent in spec.shape:
+        due *= extent
+    if isinstance(content, np.ndarray) and (content.dtype != ipc.DTYPES[spec.dtype] or content.shape != spec.shape):
+        raise KernelTypeError(
+            f"argument {position}: an array {content.dtype}{content.shape} for {spec.dtype}{spec.shape}"
+        )
+    if isinstance(content, SharedInput) and not content.sealed:
+        raise KernelTypeError(f"argument {position}: the shared input is not sealed; call seal() first")
+    size = len(content) if isinstance(content, bytes) else content.nbytes
+    if size != due:
+        raise KernelTypeError(f"argument {position}: {size} bytes of content for {due}")
+    return due

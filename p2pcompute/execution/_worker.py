@@ -1,0 +1,203 @@
+"""The program inside a worker process: it locks itself, then compiles and runs what its one tenant sends.
+
+The node starts it with one descriptor, the channel, and a configuration in `sys.argv[1]`. Nothing in here is
+trusted by the node once a stranger's kernel has been compiled; what this program checks, it checks so that an
+honest worker fails with a clear word.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import gc
+import math
+import mmap
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from p2pcompute.errors import KernelError, KernelTypeError, SandboxError
+from p2pcompute.execution import _ipc as ipc
+from p2pcompute.execution._api import Backend, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._sandbox import (
+    SandboxPolicy,
+    WorkerLimits,
+    close_other_descriptors,
+    enter_early,
+    enter_late,
+)
+
+__all__ = ["BackendFactory", "Worker", "main", "run_worker"]
+
+_ANCILLARY_BYTES = socket.CMSG_SPACE(ipc.MAX_ARGUMENTS * array.array("i").itemsize)
+
+
+class BackendFactory(Protocol):
+    """Makes the back end and brings it to temperature: all its threads run and its lazy imports are done."""
+
+    def __call__(self) -> Backend: ...
+
+
+def main(config: Mapping[str, Any]) -> None:
+    """Entry point of the process that the pool starts."""
+    run_worker(config, _cpu_backend)
+
+
+def _cpu_backend() -> Backend:
+    from p2pcompute.execution._cpu import CpuBackend
+
+    return CpuBackend()
+
+
+def run_worker(config: Mapping[str, Any], make_backend: BackendFactory) -> None:
+    """Lock this process as `config` says, say READY, and serve until the node hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the node; it ends us
+    fd = int(config["fd"])
+    close_other_descriptors([fd])
+    channel = socket.socket(fileno=fd)
+    policy = SandboxPolicy(**config["policy"])
+    try:
+        abi = enter_early(config["readable"], parent=int(config["parent"]), policy=policy)
+        backend = make_backend()
+        seccomp = enter_late(WorkerLimits(**config["limits"]), policy=policy)
+    except SandboxError as error:
+        _send(channel, [ipc.FAILED, 0, ipc.Failure.SANDBOX, str(error)[: ipc.MAX_TEXT], 0, "", ""])
+        return
+    gc.collect()
+    gc.freeze()
+    _send(channel, [ipc.READY, 0, abi, seccomp])
+    Worker(channel, backend).serve()
+
+
+def _send(channel: socket.socket, packet: Sequence[Any]) -> None:
+    channel.send(ipc.encode(packet, limit=ipc.MAX_REPLY_BYTES))
+
+
+class Worker:
+    """Serves one channel with one back end, one request after the other."""
+
+    def __init__(self, channel: socket.socket, backend: Backend) -> None:
+        self._channel = channel
+        self._backend = backend
+        self._kernel: CompiledKernel | None = None
+        self._launch: Launch | None = None
+        self._args: list[Any] = []
+        self._outputs: list[OutputSpec] = []
+        self._rows: list[tuple[int, ...]] = []
+        self._arena: mmap.mmap | None = None
+
+    def serve(self) -> None:
+        """Answer requests until the node closes its end or sends what it can't have meant."""
+        while True:
+            frame, fds = self._receive()
+            if not frame:
+                return
+            try:
+                reply = self._answer(frame, fds)
+            finally:
+                for fd in fds:
+                    with contextlib.suppress(OSError):
+                        os.close(fd)
+            _send(self._channel, reply)
+
+    def _receive(self) -> tuple[bytes, list[int]]:
+        frame, ancillary, _, _ = self._channel.recvmsg(
+            ipc.MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
+        )
+        fds = array.array("i")
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+        return frame, list(fds)
+
+    def _answer(self, frame: bytes, fds: list[int]) -> list[Any]:
+        packet = ipc.decode(frame, limit=ipc.MAX_PACKET_BYTES)
+        operation = ipc.take_int(packet[0], low=ipc.COMPILE, high=ipc.RUN_THREADS)
+        request = ipc.take_int(packet[1], low=1, high=ipc.MAX_EXTENT)
+        try:
+            if operation == ipc.COMPILE:
+                return [ipc.COMPILED, request, self._compile(packet[2:], fds)]
+            self._run(operation, packet[2:], fds)
+        except KernelError as error:
+            kind = ipc.Failure.KERNEL_TYPE if isinstance(error, KernelTypeError) else ipc.Failure.KERNEL
+            line = min(max(error.line, 0), ipc.MAX_EXTENT)
+            texts = [text[: ipc.MAX_TEXT] for text in (error.reason, error.filename, error.instead)]
+            return [ipc.FAILED, request, kind, texts[0], line, texts[1], texts[2]]
+        except MemoryError:
+            return self._failed(request, "the work does not fit into the worker's memory limit")
+        except ipc.FrameError:
+            raise  # the node is not ours any more: end
+        except Exception as error:  # noqa: BLE001  (whatever a back end raises has to reach the node as a word)
+            return self._failed(request, f"{type(error).__name__}: {error}")
+        return [ipc.DONE, request]
+
+    def _failed(self, request: int, reason: str) -> list[Any]:
+        return [ipc.FAILED, request, ipc.Failure.EXECUTION, reason[: ipc.MAX_TEXT], 0, "", ""]
+
+    def _compile(self, fields: list[Any], fds: list[int]) -> list[list[int]]:
+        text, entry, digest, grid, block, dims, arguments = ipc.take_list(fields, low=7, high=7)
+        source = KernelSource(
+            text=ipc.take_text(text, limit=ipc.MAX_SOURCE_BYTES),
+            entry=ipc.take_text(entry, limit=ipc.MAX_TEXT),
+            digest=ipc.take_bytes(digest, limit=32),
+        )
+        launch = ipc.check_launch(grid, block, dims)
+        specs = ipc.decode_arguments(arguments)
+        if len(fds) != sum(isinstance(spec, InputSpec) for spec in specs):
+            raise ipc.FrameError("not one descriptor per input array")
+        self._kernel = None
+        rows = self._backend.row_shapes(source, launch, specs)
+        kernel = self._backend.compile(source, launch, specs)
+        inputs = iter(fds)
+        values: list[Any] = []
+        for spec in specs:
+            if isinstance(spec, InputSpec):
+                values.append(_map_input(next(inputs), spec))
+            elif isinstance(spec, ScalarSpec):
+                values.append(spec.value)
+        self._launch, self._args, self._rows = launch, values, rows
+        self._outputs = [spec for spec in specs if isinstance(spec, OutputSpec)]
+        self._kernel = kernel
+        return [list(row) for row in rows]
+
+    def _run(self, operation: int, fields: list[Any], fds: list[int]) -> None:
+        kernel, launch = self._kernel, self._launch
+        if kernel is None or launch is None:
+            raise ipc.FrameError("a run before a kernel")
+        numbers = ipc.take_ints(fields, count=(2, 3), low=0, high=ipc.MAX_EXTENT)
+        if fds:
+            self._map_arena(fds[0], numbers[-1])
+        by_id = operation == ipc.RUN_THREADS
+        threads = numbers[0] if by_id else numbers[1] * launch.threads_per_block
+        plan = ipc.layout(self._outputs, self._rows, threads, with_ids=by_id)
+        arena = self._arena
+        if arena is None or len(arena) < plan.total_bytes:
+            raise ipc.FrameError("an arena that is too small")
+        outs: list[np.ndarray[Any, Any]] = []
+        for output, row, (offset, size) in zip(self._outputs, self._rows, plan.spans, strict=True):
+            raw = np.frombuffer(arena, dtype=np.uint8, count=size, offset=offset)
+            raw[:] = 0
+            outs.append(raw.view(ipc.DTYPES[output.dtype]).reshape((threads, *row)))
+        if by_id:
+            ids = np.frombuffer(arena, dtype=np.int64, count=threads).copy()
+            kernel.run_threads(ids, self._args, outs)
+        else:
+            kernel.run_blocks(numbers[0], numbers[1], self._args, outs)
+
+    def _map_arena(self, fd: int, size: int) -> None:
+        self._arena = None  # the old mapping goes with its last view
+        self._arena = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _map_input(fd: int, spec: InputSpec) -> np.ndarray[Any, Any]:
+    dtype = ipc.DTYPES[spec.dtype]
+    count = math.prod(spec.shape)
+    if count == 0:  # there is no mapping of nothing
+        return np.zeros(spec.shape, dtype=dtype)
+    # MAP_PRIVATE: before Linux 6.7 a write-sealed memfd can't be mapped shared, not even for reading.
+    view = mmap.mmap(fd, count * dtype.itemsize, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+    return np.frombuffer(view, dtype=dtype, count=count).reshape(spec.shape)

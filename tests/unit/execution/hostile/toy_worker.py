@@ -1,0 +1,139 @@
+"""A worker with a toy back end: the real program, channel and lock, and kernels that are picked by name.
+
+`source.text` is ignored; `source.entry` names one of the classes below.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+
+from p2pcompute.errors import KernelError, KernelTypeError
+from p2pcompute.execution._api import ArgSpec, KernelSource, Launch, OutputSpec
+from p2pcompute.execution._worker import run_worker
+
+
+@numba.njit(parallel=True)
+def _warm(out: Any) -> None:
+    for i in numba.prange(out.size):
+        out[i] = i
+
+
+class Toy:
+    def __init__(self, launch: Launch) -> None:
+        self.tpb = launch.threads_per_block
+
+    def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        self.run_threads(np.arange(first_block * self.tpb, (first_block + blocks) * self.tpb), args, outs)
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        raise NotImplementedError
+
+
+class Iota(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        assert not outs[0].any()  # zeroed, also when the arena is used again
+        outs[0][:] = threads.reshape(-1, *[1] * (outs[0].ndim - 1)) + 1
+
+
+class AddInput(Toy):
+    """outs[0][t] = scalar + input[t]"""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        outs[0][:] = args[0] + args[1][threads]
+
+
+class CompileNow(Toy):
+    """Compiles with numba inside the lock, in parallel."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        @numba.njit(parallel=True)
+        def body(ids: Any, out: Any) -> None:
+            for i in numba.prange(ids.size):
+                out[i] = np.sqrt(np.float32(ids[i])) * np.float32(2)
+
+        body(threads, outs[0])
+
+
+class Spin(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        while True:
+            pass
+
+
+class Segfault(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        ctypes.string_at(0)
+
+
+class Abort(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        os.abort()
+
+
+class Exec(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        os.execv("/bin/true", ["true"])
+
+
+class Hog(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        bytearray(6 << 30)
+
+
+class Truncate(Toy):
+    """Tries to shrink and to grow its arena through every descriptor it has."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        refused = 0
+        for fd in range(3, 64):
+            for size in (0, 1 << 30):
+                try:
+                    os.ftruncate(fd, size)
+                except OSError:
+                    refused += 1
+        outs[0][:] = refused
+
+
+class Raise(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        raise ZeroDivisionError("evil \x1b[2J words")
+
+
+class ReadShadow(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        open("/etc/passwd").close()
+
+
+KERNELS = {cls.__name__: cls for cls in Toy.__subclasses__()}
+
+
+class ToyBackend:
+    name = "toy"
+
+    def __init__(self) -> None:
+        _warm(np.zeros(64))
+
+    def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> Toy:
+        if source.entry == "Refuse":
+            raise KernelError("no such thing", line=7, instead="write another")
+        if source.entry == "RefuseType":
+            raise KernelTypeError("argument 1 is odd")
+        if source.entry == "CompileForever":
+            while True:
+                pass
+        return KERNELS[source.entry](launch)
+
+    def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
+        return [spec.shape[launch.dims :] for spec in args if isinstance(spec, OutputSpec)]
+
+
+def main(config: Mapping[str, Any]) -> None:
+    assert signal.getsignal(signal.SIGINT) is not None
+    run_worker(config, ToyBackend)
