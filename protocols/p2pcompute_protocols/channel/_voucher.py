@@ -1,9 +1,9 @@
 """The voucher: a signed total that a channel's payee can turn into money at the hub contract.
 
-It is EIP-712 typed data, `Voucher(bytes32 channel,uint96 amount,bytes32 memo)`, in the domain of one hub on one
-chain, signed with secp256k1 by the channel's signer. `amount` is the total ever paid on the channel, so a newer
-voucher replaces an older one. The digest is made by hand here, because it is made for every payment: general
-EIP-712 encoders take more than ten times as long.
+It is EIP-712 typed data, `Voucher(bytes32 channel,uint96 amount,bytes32 memo)`, in the domain of one hub on
+one chain, signed with secp256k1 by the channel's signer. `amount` is the total ever paid on the channel, so a
+newer voucher replaces an older one. The digest is made by hand here, because it is made for every payment:
+general EIP-712 encoders take more than ten times as long.
 
 Sources: EIP-712, EIP-2 (low s); `p2pcompute/chain/contracts/ChannelHub.vy` checks the same digest on chain.
 """
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import coincurve
 from Crypto.Hash import keccak
 
-from ..errors import LocalProtocolError, WireCode
-from ..ids import Address, ChannelId
+from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.ids import Address, ChannelId
 
 __all__ = [
     "MAX_AMOUNT_UUSD",
@@ -113,7 +113,7 @@ class Voucher:
 
 
 def channel_id(payer: Address, payee: Address, signer: Address) -> ChannelId:
-    """The ID of the channel from `payer` to `payee` whose vouchers `signer` signs: keccak256(abi.encode(...)).
+    """The ID of the channel from `payer` to `payee` for vouchers of `signer`: keccak256(abi.encode(...)).
 
     Raises:
         LocalProtocolError: BAD_VOUCHER where one of them does not have 20 bytes.

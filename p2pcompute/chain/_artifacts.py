@@ -1,0 +1,58 @@
+"""The compiled contracts that ship with the package; `scripts/compile-contracts.sh` makes them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from p2pcompute_protocols.ids import Address
+
+__all__ = ["Artifact", "hub_creation", "load_artifact", "token_creation"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """One compiled contract.
+
+    Attributes:
+        contract: its name.
+        compiler: name and version of what compiled it.
+        source_sha256: hex digest of the source that was compiled.
+        abi: the contract's ABI, as JSON gives it.
+        bytecode: what creates the contract, without constructor arguments.
+        runtime: what lies on chain afterwards, without immutables.
+    """
+
+    contract: str
+    compiler: str
+    source_sha256: str
+    abi: list[dict[str, Any]]
+    bytecode: bytes
+    runtime: bytes
+
+
+def load_artifact(contract: str) -> Artifact:
+    """Read the artefact of `ChannelHub` or `TestToken`."""
+    text = resources.files("p2pcompute.chain").joinpath("artifacts", f"{contract}.json").read_text("utf-8")
+    fields = json.loads(text)
+    return Artifact(
+        contract=fields["contract"],
+        compiler=fields["compiler"],
+        source_sha256=fields["source_sha256"],
+        abi=fields["abi"],
+        bytecode=bytes.fromhex(fields["bytecode"].removeprefix("0x")),
+        runtime=bytes.fromhex(fields["bytecode_runtime"].removeprefix("0x")),
+    )
+
+
+def hub_creation(token: Address) -> bytes:
+    """The data of a transaction that creates a hub for `token`."""
+    return load_artifact("ChannelHub").bytecode + token.rjust(32, b"\0")
+
+
+def token_creation(faucet: Address, supply_uusd: int) -> bytes:
+    """The data of a transaction that creates a test token, its whole supply at `faucet`."""
+    arguments = faucet.rjust(32, b"\0") + supply_uusd.to_bytes(32, "big")
+    return load_artifact("TestToken").bytecode + arguments

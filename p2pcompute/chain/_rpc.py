@@ -1,0 +1,282 @@
+"""JSON-RPC to any EVM endpoint, over httpx on trio. Nothing an endpoint answers is taken on trust.
+
+Sources: the JSON-RPC 2.0 specification; ethereum/execution-apis.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import urllib.parse
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import trio
+
+from p2pcompute.errors import ChainUnreachable, ConfigError, RpcError, WrongChain
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["ChainClient", "Exchange", "hex_bytes", "hex_int"]
+
+Exchange = Callable[[bytes], Awaitable[bytes]]
+"""Takes a request's body to an endpoint and brings the answer's back."""
+
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+MAX_BATCH_REQUESTS: Final = 100
+DEFAULT_TIMEOUT_S: Final = 20.0
+
+
+def hex_int(value: Any) -> int:
+    """A number in an endpoint's answer.
+
+    Raises:
+        ChainUnreachable: it is not one.
+    """
+    try:
+        if isinstance(value, str) and value[:2] == "0x" and len(value) <= 66:
+            return int(value, 16)
+    except ValueError:
+        pass
+    raise ChainUnreachable(f"the endpoint gave {_shorten(value)} for a number; is it an Ethereum node?")
+
+
+def hex_bytes(value: Any) -> bytes:
+    """Bytes in an endpoint's answer.
+
+    Raises:
+        ChainUnreachable: they are none.
+    """
+    try:
+        if isinstance(value, str) and value[:2] == "0x":
+            return bytes.fromhex(value[2:])
+    except ValueError:
+        pass
+    raise ChainUnreachable(f"the endpoint gave {_shorten(value)} for bytes; is it an Ethereum node?")
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class ChainClient:
+    """One EVM endpoint. An async context manager; safe to share between tasks.
+
+    Opening it sends nothing. The chain ID is asked for with the first request, once.
+
+    Args:
+        url: http or https URL of the endpoint. Only its host and port appear in errors: the rest may be secret.
+        expected_chain_id: refuse any other chain; None takes the chain that is there.
+        timeout_s: the longest that one exchange may take.
+        exchange: reaches the endpoint in some other way than HTTP (a chain in this process, say).
+
+    Raises:
+        ConfigError: the URL is not one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        expected_chain_id: int | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        exchange: Exchange | None = None,
+    ) -> None:
+        self._url = url
+        self._host = url if exchange else _host_of(url)
+        self._expected_chain_id = expected_chain_id
+        self._timeout_s = timeout_s
+        self._exchange = exchange
+        self._http: httpx.AsyncClient | None = None
+        self._chain_id: int | None = None
+        self._next_id = 1
+
+    async def __aenter__(self) -> Self:
+        if self._exchange is None:
+            import httpx  # a tenth of a second that only users of a chain should pay
+
+            # A proxy from the environment would send requests for this machine elsewhere.
+            self._http = httpx.AsyncClient(
+                timeout=self._timeout_s,
+                trust_env=not _is_loopback(self._url),
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=8, keepalive_expiry=20),
+                headers={"content-type": "application/json", "accept-encoding": "identity"},
+            )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.aclose()
+
+    async def chain_id(self) -> int:
+        """The endpoint's chain ID.
+
+        Raises:
+            WrongChain: it is not the expected one.
+            ChainUnreachable, RpcError: see `call`.
+        """
+        if self._chain_id is None:
+            (answer,) = await self._round([("eth_chainId", [])])
+            if isinstance(answer, RpcError):
+                raise answer
+            found = hex_int(answer)
+            if self._expected_chain_id not in (None, found):
+                raise WrongChain(
+                    f"{self._host} serves chain {found}, not {self._expected_chain_id}; set the URL of an "
+                    "endpoint of the chain that this profile uses"
+                )
+            self._chain_id = found
+        return self._chain_id
+
+    async def call(self, method: str, params: Sequence[Any] = ()) -> Any:
+        """Send one request; its result, as JSON gives it.
+
+        Raises:
+            ChainUnreachable: no answer, or none that is JSON-RPC.
+            WrongChain: see `chain_id`.
+            RpcError: the endpoint answered with an error.
+        """
+        (answer,) = await self.batch([(method, params)])
+        if isinstance(answer, RpcError):
+            raise answer
+        return answer
+
+    async def batch(self, requests: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        """Send many requests at once, a hundred to an exchange.
+
+        Returns:
+            For each its result, or the `RpcError` that it met.
+
+        Raises:
+            ChainUnreachable: no answer, or none that is JSON-RPC.
+            WrongChain: see `chain_id`.
+        """
+        await self.chain_id()
+        answers: list[Any] = []
+        for start in range(0, len(requests), MAX_BATCH_REQUESTS):
+            answers += await self._round(requests[start : start + MAX_BATCH_REQUESTS])
+        return answers
+
+    async def _round(self, requests: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        first = self._next_id
+        self._next_id += len(requests)
+        messages = [
+            {"jsonrpc": "2.0", "id": first + i, "method": method, "params": list(params)}
+            for i, (method, params) in enumerate(requests)
+        ]
+        # A single request goes alone: some endpoints take no batches.
+        content = json.dumps(messages if len(messages) > 1 else messages[0], separators=(",", ":"))
+        body = await self._send(content.encode())
+        try:
+            answer = json.loads(body)
+        except (ValueError, RecursionError) as exc:
+            raise self._not_json_rpc(body) from exc
+        by_id: dict[int, Any] = {}
+        for item in answer if isinstance(answer, list) else [answer]:
+            if not isinstance(item, dict) or ("result" in item) == ("error" in item and item["error"] is not None):
+                raise self._not_json_rpc(body)
+            number = item.get("id")
+            if number is None and "result" not in item and not isinstance(answer, list):
+                # It could not even read the request (a rate limit, a batch too large): that goes for all.
+                return [self._rpc_error(item["error"])] * len(requests)
+            if type(number) is not int or not first <= number < first + len(requests) or number in by_id:
+                raise ChainUnreachable(
+                    f"{self._host} answered a request that was not made (id {_shorten(number)}); something "
+                    "between here and the endpoint mixes answers up: use another endpoint"
+                )
+            by_id[number] = item["result"] if "result" in item else self._rpc_error(item["error"])
+        if len(by_id) != len(requests):
+            raise ChainUnreachable(
+                f"{self._host} left out {len(requests) - len(by_id)} of {len(requests)} answers; use another endpoint"
+            )
+        return [by_id[first + i] for i in range(len(requests))]
+
+    async def _send(self, content: bytes) -> bytes:
+        if self._exchange is not None:
+            return await self._exchange(content)
+        if self._http is None:
+            raise RuntimeError("open the ChainClient with `async with` before using it")
+        import httpx
+
+        try:
+            # httpx's own limit is for each read: an endpoint that drips would hold us for ever.
+            with trio.fail_after(self._timeout_s):
+                async with self._http.stream("POST", self._url, content=content) as response:
+                    body = bytearray()
+                    async for piece in response.aiter_raw():
+                        body += piece
+                        if len(body) > MAX_ANSWER_BYTES:
+                            raise ChainUnreachable(
+                                f"{self._host} sent more than {MAX_ANSWER_BYTES} bytes; ask for less at once, "
+                                "or use another endpoint"
+                            )
+                    status = response.status_code
+        except (trio.TooSlowError, httpx.TimeoutException) as exc:
+            raise ChainUnreachable(
+                f"{self._host} did not answer within {self._timeout_s:g} s; check the endpoint, or try again"
+            ) from exc
+        except httpx.ConnectError as exc:
+            raise ChainUnreachable(
+                f"nothing answers at {self._host}; start the chain, or set the URL of one that runs"
+            ) from exc
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            raise ChainUnreachable(
+                f"{self._host} broke off ({type(exc).__name__}); check the endpoint, or try again"
+            ) from exc
+        if status in (401, 403):
+            raise ChainUnreachable(f"{self._host} wants other credentials (HTTP {status}); check the URL's key")
+        if status == 429:
+            raise ChainUnreachable(f"{self._host} limits requests (HTTP 429); wait, or use another endpoint")
+        if not bytes(body[:64]).lstrip().startswith((b"{", b"[")):
+            raise self._not_json_rpc(bytes(body), status)
+        return bytes(body)
+
+    def _rpc_error(self, error: Any) -> RpcError:
+        if not isinstance(error, dict):
+            return RpcError(f"{self._host} refused: {_shorten(error)}")
+        code, message = error.get("code"), error.get("message")
+        text = message if isinstance(message, str) else _shorten(error)
+        return RpcError(f"{self._host} refused: {text[:500]}", code=code if type(code) is int else 0)
+
+    def _not_json_rpc(self, body: bytes, status: int = 200) -> ChainUnreachable:
+        shown = body[:60].decode("ascii", "replace").strip()
+        return ChainUnreachable(
+            f"{self._host} does not speak JSON-RPC (HTTP {status}, it said {shown!r}); check that the URL is "
+            "that of an Ethereum endpoint"
+        )
+
+
+def _parts(url: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urllib.parse.urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ConfigError("the chain's URL is not an http or https URL; write it like http://127.0.0.1:8545")
+    return parts
+
+
+def _host_of(url: str) -> str:
+    parts = _parts(url)
+    port = f":{parts.port}" if parts.port else ""
+    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{port}"
+
+
+def _is_loopback(url: str) -> bool:
+    host = _parts(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
