@@ -26,6 +26,7 @@ _UINT, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE = 0, 2, 3, 4, 5, 7
 _FALSE, _TRUE = 20, 21
 _SHORTEST: Final = (24, 1 << 8, 1 << 16, 1 << 32)  # the smallest argument that needs 1, 2, 4, 8 bytes
 
+
 def _walk(value: object, depth: int, budget: int) -> int:
     if depth > MAX_CBOR_DEPTH:
         raise LocalProtocolError(f"CBOR nested deeper than {MAX_CBOR_DEPTH}", code=WireCode.OVERSIZED)

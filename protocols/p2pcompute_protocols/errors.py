@@ -11,7 +11,7 @@ Code inside the protocols raises `LocalProtocolError`; what receives bytes from 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 __all__ = ["LocalProtocolError", "ProtocolError", "RemoteProtocolError", "WireCode", "remote"]
@@ -69,7 +69,7 @@ class RemoteProtocolError(ProtocolError):
 
 
 @contextmanager
-def remote() -> Iterator[None]:
+def remote() -> Generator[None]:
     """Turn a `LocalProtocolError` raised while reading a peer's bytes into a `RemoteProtocolError`."""
     try:
         yield

@@ -49,6 +49,7 @@ class FrameBuffer:
             LocalProtocolError: an empty frame, one above the bound, or a length that is not the shortest form.
         """
         size = shift = 0
+        position = self._start
         for offset in range(_MAX_PREFIX + 1):
             position = self._start + offset
             if offset == _MAX_PREFIX:
