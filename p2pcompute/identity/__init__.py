@@ -6,7 +6,7 @@ the other, and losing the wallet key does not lose the name.
 
 from __future__ import annotations
 
-from ._node_key import NodeKey as NodeKey
-from ._signer import WalletKey as WalletKey
+from ._node_key import NodeKey
+from ._signer import WalletKey
 
 __all__ = ["NodeKey", "WalletKey"]

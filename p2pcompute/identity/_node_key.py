@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from nacl.signing import SigningKey
-from p2pcompute_protocols.ids import PeerId, peer_id_from_public_key
 
 from p2pcompute.errors import IdentityError
+from p2pcompute_protocols.ids import PeerId, peer_id_from_public_key
 
 from ._keyfile import SECRET_BYTES, load_or_create_secret
 

@@ -8,9 +8,9 @@ from typing import NoReturn
 
 from coincurve import PrivateKey
 from Crypto.Hash import keccak
-from p2pcompute_protocols.ids import Address
 
 from p2pcompute.errors import IdentityError
+from p2pcompute_protocols.ids import Address
 
 from ._keyfile import SECRET_BYTES, load_or_create_secret
 

@@ -11,9 +11,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from p2pcompute_protocols.ids import PeerId
-
 from p2pcompute.errors import OverlayError, StreamError
+from p2pcompute_protocols.ids import PeerId
 
 __all__ = [
     "CLOSE_TIMEOUT_S",
@@ -60,15 +59,15 @@ SEND_STALL_TIMEOUT_S = 60.0  # a send fails when the peer takes no byte for so l
 CLOSE_TIMEOUT_S = 0.5  # what a polite close may take before it is cut short
 
 
-class UnknownProtocol(StreamError):
+class UnknownProtocol(StreamError):  # noqa: N818 - named as the errors of p2pcompute.errors are
     """The peer does not speak the protocol that was asked for."""
 
 
-class StreamReset(StreamError):
+class StreamReset(StreamError):  # noqa: N818 - named as the errors of p2pcompute.errors are
     """The stream was reset by the peer or by us, or its connection broke."""
 
 
-class GossipTooLarge(OverlayError):
+class GossipTooLarge(OverlayError):  # noqa: N818 - named as the errors of p2pcompute.errors are
     """A message is over `MAX_GOSSIP_BYTES`; publish a digest and serve the rest over a stream."""
 
 
@@ -176,9 +175,7 @@ class Overlay(Protocol):
         """
         ...
 
-    async def open_stream(
-        self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S
-    ) -> OverlayStream:
+    async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S) -> OverlayStream:
         """Open a stream, dialling the peer's known addresses where there is no connection.
 
         Raises:
@@ -204,9 +201,7 @@ class Overlay(Protocol):
         """
         ...
 
-    def subscribe(
-        self, topic: str, validator: GossipValidator
-    ) -> AbstractAsyncContextManager[Subscription]:
+    def subscribe(self, topic: str, validator: GossipValidator) -> AbstractAsyncContextManager[Subscription]:
         """Join `topic` while the context is open. One subscription per topic.
 
         What `validator` (publisher, data) does not accept is neither delivered nor passed on; an exception in

@@ -19,25 +19,21 @@ from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.records.validator import Validator
 from libp2p.tools.anyio_service import TrioManager
-from multiaddr import Multiaddr
-from p2pcompute_protocols.errors import ProtocolError
-from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from p2pcompute.errors import ConfigError, DialError, OverlayError, PortInUse, RecordRefused, StreamError
 from p2pcompute.identity import NodeKey
+from p2pcompute_protocols.errors import ProtocolError
+from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
 
 from ._api import (
     CLOSE_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
     KEY_BYTES,
-    MAX_GOSSIP_BYTES,
     MAX_INBOUND_STREAMS_PER_PEER,
-    MAX_PROTOCOL_ID_BYTES,
     MAX_PROVIDERS,
     MAX_RECORD_BYTES,
-    MAX_TOPIC_BYTES,
     STREAM_TIMEOUT_S,
-    GossipTooLarge,
     GossipValidator,
     OverlayStream,
     PeerInfo,
@@ -45,6 +41,7 @@ from ._api import (
     StreamHandler,
     Subscription,
 )
+from ._checks import check_gossip, check_key, check_protocol, check_record, check_topic
 from ._mends import (
     ADDRESS_TTL_S,
     Listener,
@@ -92,12 +89,6 @@ def _raw_key(name: str) -> bytes:
 
 def _record_name(key: bytes) -> str:
     return f"/{_NAMESPACE}/{key.hex()}"
-
-
-def _check_key(key: bytes) -> bytes:
-    if len(key) != KEY_BYTES:
-        raise ValueError(f"a DHT key has {KEY_BYTES} bytes, this has {len(key)}")
-    return key
 
 
 def _to_id(peer: PeerId) -> ID:
@@ -210,10 +201,8 @@ class Libp2pOverlay:
 
     # Streams
 
-    async def open_stream(
-        self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S
-    ) -> OverlayStream:
-        _check_protocol(protocol)
+    async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S) -> OverlayStream:
+        check_protocol(protocol)
         if peer == self.peer_id:
             raise DialError("a node has no stream to itself")
         raw = _to_id(peer)
@@ -234,7 +223,7 @@ class Libp2pOverlay:
         return stream
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
-        _check_protocol(protocol)
+        check_protocol(protocol)
 
         async def run(net: Any) -> None:
             peer = _from_id(net.muxed_conn.peer_id)
@@ -246,7 +235,7 @@ class Libp2pOverlay:
             self._inbound[slot] += 1
             try:
                 await handler(stream)
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, only this stream comes to harm
                 _log.warning("the handler of %s failed; its stream is reset", protocol, exc_info=True)
                 await stream.reset()
             except BaseException:
@@ -264,24 +253,19 @@ class Libp2pOverlay:
     # Gossip
 
     async def publish(self, topic: str, data: bytes) -> None:
-        _check_topic(topic)
-        if len(data) > MAX_GOSSIP_BYTES:
-            raise GossipTooLarge(
-                f"{len(data)} bytes are more than the {MAX_GOSSIP_BYTES} that gossip carries; "
-                f"publish a digest and serve the rest over a stream"
-            )
+        check_gossip(topic, data)
         await self._pubsub.publish(topic, data)
 
     @asynccontextmanager
     async def subscribe(self, topic: str, validator: GossipValidator) -> AsyncIterator[Subscription]:
-        _check_topic(topic)
+        check_topic(topic)
         if topic in self._subscriptions:
             raise OverlayError(f"already subscribed to {topic!r}; share the subscription")
 
         def accept(_forwarder: ID, message: rpc_pb2.Message) -> bool:
             try:
                 return validator(peer_id_from_bytes(message.from_id), message.data) is True
-            except Exception:
+            except Exception:  # noqa: BLE001 - a validator that fails has not accepted
                 _log.info("a gossip message on %s is refused", topic, exc_info=True)
                 return False
 
@@ -306,10 +290,10 @@ class Libp2pOverlay:
     # DHT
 
     async def dht_provide(self, key: bytes) -> None:
-        await self._dht.provider_store.provide(_check_key(key))
+        await self._dht.provider_store.provide(check_key(key))
 
     async def dht_find_providers(self, key: bytes, limit: int = 20) -> list[PeerInfo]:
-        found = await self._dht.provider_store.find_providers(_check_key(key), min(limit, MAX_PROVIDERS) + 1)
+        found = await self._dht.provider_store.find_providers(check_key(key), min(limit, MAX_PROVIDERS) + 1)
         providers: dict[PeerId, PeerInfo] = {}
         for info in found:
             try:
@@ -317,36 +301,19 @@ class Libp2pOverlay:
             except ProtocolError:
                 continue
             if peer != self.peer_id:
+                self._host.get_peerstore().add_addrs(info.peer_id, info.addrs, ADDRESS_TTL_S)
                 providers[peer] = PeerInfo(peer_id=peer, addresses=_with_peer(info.addrs, peer))
         return list(providers.values())[:limit]
 
     async def dht_put(self, key: bytes, value: bytes) -> None:
-        _check_key(key)
-        if len(value) > MAX_RECORD_BYTES:
-            raise RecordRefused(f"{len(value)} bytes are more than the {MAX_RECORD_BYTES} of a DHT record")
-        try:
-            accepted = self._validator.validate(key, value)
-        except Exception as exc:
-            raise RecordRefused(f"the record is not valid: {exc}") from exc
-        if not accepted:
-            raise RecordRefused("the record is not valid under this key")
+        check_record(self._validator, key, value)
         try:
             await self._dht.put_value(_record_name(key), value)
         except ValueError as exc:
             raise RecordRefused(f"a better record is known: {exc}") from exc
 
     async def dht_get(self, key: bytes) -> bytes | None:
-        return await self._dht.get_value(_record_name(_check_key(key)))
-
-
-def _check_protocol(protocol: str) -> None:
-    if not protocol.startswith("/") or len(protocol.encode()) > MAX_PROTOCOL_ID_BYTES or "\n" in protocol:
-        raise ValueError(f"{protocol!r} is no protocol ID; it looks like /p2pcompute/task/1")
-
-
-def _check_topic(topic: str) -> None:
-    if not 0 < len(topic.encode()) <= MAX_TOPIC_BYTES:
-        raise ValueError(f"a topic has 1 to {MAX_TOPIC_BYTES} bytes")
+        return await self._dht.get_value(_record_name(check_key(key)))
 
 
 def _with_peer(addresses: Sequence[Multiaddr], peer: PeerId) -> tuple[str, ...]:
@@ -384,7 +351,7 @@ def _bind(text: str) -> trio.SocketListener:
         sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_REUSEADDR, 1)
         if family == trio.socket.AF_INET6:
             sock.setsockopt(trio.socket.IPPROTO_IPV6, trio.socket.IPV6_V6ONLY, 1)
-        sock._sock.bind((str(host), port))
+        sock._sock.bind((str(host), port))  # type: ignore[attr-defined] # a numeric address needs no resolver thread
         sock.listen(_LISTEN_BACKLOG)
     except OSError as exc:
         sock.close()
@@ -439,7 +406,7 @@ async def open_libp2p(
     left = False
     try:
         for address in listen:
-            listeners.append(Listener(_bind(address)))
+            listeners.append(Listener(_bind(address)))  # noqa: PERF401 - those bound before one fails are closed
         async with trio.open_nursery() as nursery:
             overlay = Libp2pOverlay(key, nursery, listeners, record_validator, announce)
             try:

@@ -30,12 +30,14 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.records.validator import NamespacedValidator, Validator
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID, Transport as NoiseTransport
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
-from multiaddr import Multiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
+
 from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import peer_id_from_bytes
 
@@ -209,7 +211,7 @@ class MendedSwarm(Swarm):
         async def guarded(stream: INetStream) -> None:
             try:
                 await stream_handler(stream)
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever it is, only this stream comes to harm
                 peer = stream.muxed_conn.peer_id
                 _log.info("resetting a stream of %s (%s)", peer, stream.get_protocol(), exc_info=True)
                 try:
@@ -361,7 +363,7 @@ class MendedHost(BasicHost):
         try:
             await self._identify_peer(peer_id, reason=reason)
             await self._on_identified(peer_id)
-        except Exception:
+        except Exception:  # noqa: BLE001 - a peer that can't be identified is just not in our tables
             _log.info("identify of %s failed", peer_id, exc_info=True)
         finally:
             self._identifying.pop(peer_id).set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import trio
+
 from p2pcompute_protocols.ids import PeerId
 
 from ._api import SUBSCRIPTION_QUEUE

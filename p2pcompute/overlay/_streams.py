@@ -6,9 +6,9 @@ import trio
 from libp2p.abc import INetStream
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
-from p2pcompute_protocols.ids import PeerId
 
 from p2pcompute.errors import StreamError
+from p2pcompute_protocols.ids import PeerId
 
 from ._api import MAX_PROTOCOL_ID_BYTES, RECEIVE_BYTES, StreamReset, UnknownProtocol
 from ._yamux import YamuxStream

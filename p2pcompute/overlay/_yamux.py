@@ -17,10 +17,11 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Self
 
 import trio
-from libp2p.abc import ConnectionType, IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
@@ -28,7 +29,7 @@ from libp2p.stream_muxer.exceptions import (
     MuxedStreamEOF,
     MuxedStreamReset,
 )
-from multiaddr import Multiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ._api import CLOSE_TIMEOUT_S, SEND_STALL_TIMEOUT_S
 
@@ -50,7 +51,7 @@ _DATA, _WINDOW_UPDATE, _PING, _GO_AWAY = range(4)
 _SYN, _ACK, _FIN, _RST = 1, 2, 4, 8
 
 
-class _Violation(Exception):
+class _ViolationError(Exception):
     """The peer broke the protocol; the message says how."""
 
 
@@ -220,14 +221,14 @@ class YamuxStream(IMuxedStream):
 
     def check_window(self, length: int) -> None:
         if self.eof:
-            raise _Violation("data after FIN")
+            raise _ViolationError("data after FIN")
         if length > self._receive_window:
-            raise _Violation("data beyond the window")
+            raise _ViolationError("data beyond the window")
 
     def on_window_update(self, delta: int) -> None:
         self._send_window += delta
         if self._send_window > 0xFFFF_FFFF:
-            raise _Violation("a window over 4 GiB")
+            raise _ViolationError("a window over 4 GiB")
         self._writable.set()
 
     def on_fin(self) -> None:
@@ -242,7 +243,7 @@ class YamuxStream(IMuxedStream):
     def get_remote_address(self) -> tuple[str, int] | None:
         return self._conn.secured_conn.get_remote_address()
 
-    async def __aenter__(self) -> YamuxStream:
+    async def __aenter__(self) -> Self:
         return self
 
 
@@ -450,13 +451,13 @@ class Yamux(IMuxedConn):
                     version, kind, flags, stream_id, length = _HEADER.unpack_from(buffer)
                     del buffer[: _HEADER.size]
                     if version:
-                        raise _Violation("unknown version")
+                        raise _ViolationError("unknown version")
                     if kind == _DATA:
                         payload_of = self._stream_of(stream_id, flags)
                         if payload_of is not None and length:
                             payload_of.check_window(length)
                         elif length > BULK_WINDOW:
-                            raise _Violation("a frame beyond any window")
+                            raise _ViolationError("a frame beyond any window")
                         payload_left, payload_flags = length, flags
                         if not length:
                             self._on_end_flags(payload_of, flags)
@@ -471,7 +472,7 @@ class Yamux(IMuxedConn):
                     elif kind == _GO_AWAY:
                         return
                     else:
-                        raise _Violation("unknown frame type")
+                        raise _ViolationError("unknown frame type")
         except Exception:  # noqa: BLE001 - closed, reset, a violation, or a Noise record that does not authenticate
             return
 
@@ -479,11 +480,11 @@ class Yamux(IMuxedConn):
         """The stream that a frame is for, opened by SYN; None for one that is over."""
         if not flags & _SYN:
             if not stream_id:
-                raise _Violation("a stream frame for stream 0")
+                raise _ViolationError("a stream frame for stream 0")
             return self._streams.get(stream_id)
         theirs = 0 if self._initiator else 1
         if not stream_id or stream_id % 2 != theirs or stream_id in self._streams:
-            raise _Violation("a stream ID that the peer may not open")
+            raise _ViolationError("a stream ID that the peer may not open")
         self._sweep()
         if self._inbound >= MAX_STREAMS:
             self.answer(_WINDOW_UPDATE, _RST, stream_id, 0)

@@ -1,0 +1,541 @@
+"""A network in memory: the same interface as libp2p's, no sockets, no threads, and virtual time.
+
+Run it under ``trio.testing.MockClock(autojump_threshold=0)`` and an hour takes milliseconds. Nothing in it is
+random, and everything that waits, waits for trio's clock or for somebody else in the same run.
+"""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import logging
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from p2pcompute.errors import DialError, OverlayError, RecordRefused, StreamError
+from p2pcompute.identity import NodeKey
+from p2pcompute.overlay import (
+    CONNECT_TIMEOUT_S,
+    MAX_CONNECTIONS,
+    MAX_INBOUND_STREAMS_PER_PEER,
+    MAX_PROVIDERS,
+    STREAM_TIMEOUT_S,
+    GossipValidator,
+    OverlayStream,
+    PeerInfo,
+    RecordValidator,
+    StreamHandler,
+    Subscription,
+    UnknownProtocol,
+)
+from p2pcompute.overlay._checks import check_gossip, check_key, check_protocol, check_record, check_topic
+from p2pcompute.overlay._queue import SubscriptionQueue
+from p2pcompute_protocols.ids import PeerId
+
+from ._memory_stream import Link, MemoryStream, stream_pair
+
+__all__ = ["MemoryNetwork", "MemoryOverlay", "open_memory_overlay"]
+
+_log = logging.getLogger(__name__)
+
+DIAL_ROUND_TRIPS = 3  # TCP, Noise, Yamux
+LOOKUP_ROUND_TRIPS = 2  # of a DHT look-up in a small network
+MAX_SEEN = 16 * 1024
+
+
+class MemoryNetwork:
+    """The wires between memory overlays, and what can go wrong with them.
+
+    Args:
+        latency_s: one way, of each link that `link` does not set.
+        bytes_per_s: likewise; infinite by default.
+    """
+
+    def __init__(self, *, latency_s: float = 0.001, bytes_per_s: float = math.inf) -> None:
+        self._latency_s = latency_s
+        self._bytes_per_s = bytes_per_s
+        self._nodes: dict[PeerId, MemoryOverlay] = {}
+        self._links: dict[tuple[PeerId, PeerId], Link] = {}
+        self._partitioned: set[PeerId] = set()
+        self._opened = 0
+        self.gossip_lost = 0
+        self.records: dict[bytes, list[bytes]] = {}
+        self.providers: dict[bytes, dict[PeerId, PeerInfo]] = {}
+
+    # What a test sets
+
+    def link(self, a: PeerId, b: PeerId, *, latency_s: float | None = None, bytes_per_s: float | None = None) -> None:
+        """Set latency and bandwidth between two nodes, in both directions, from now on."""
+        for link in (self.link_of(a, b), self.link_of(b, a)):
+            link.latency_s = link.latency_s if latency_s is None else latency_s
+            link.bytes_per_s = link.bytes_per_s if bytes_per_s is None else bytes_per_s
+
+    def partition(self, peer: PeerId) -> None:
+        """Cut `peer` off: streams hang, dials time out, gossip is lost. Nobody is told."""
+        self._partitioned.add(peer)
+        self._refresh_links(peer)
+
+    def heal(self, peer: PeerId) -> None:
+        """Undo `partition`; what hung goes on."""
+        self._partitioned.discard(peer)
+        self._refresh_links(peer)
+
+    def reset_streams(self, peer: PeerId, protocol: str | None = None) -> int:
+        """Reset the open streams of `peer`, or those that speak `protocol`. Returns how many."""
+        streams = self._streams_of(peer, protocol)
+        for stream in streams:
+            stream.reset_nowait()
+        return len(streams)
+
+    def stall_streams(self, peer: PeerId, protocol: str | None = None) -> int:
+        """Hold back the bytes of the open streams of `peer` until `resume_streams`. Returns how many."""
+        return self._set_stalled(peer, protocol, True)
+
+    def resume_streams(self, peer: PeerId, protocol: str | None = None) -> int:
+        """Undo `stall_streams`."""
+        return self._set_stalled(peer, protocol, False)
+
+    def kill(self, peer: PeerId) -> None:
+        """End `peer` as kill -9 would: its handlers are cancelled, its streams break, nobody hears goodbye.
+
+        Its key may open a new overlay afterwards; the old one only raises.
+        """
+        self.node(peer).die()
+
+    def node(self, peer: PeerId) -> MemoryOverlay:
+        """The open overlay of `peer`."""
+        if peer not in self._nodes:
+            raise OverlayError(f"{peer} is not on this network")
+        return self._nodes[peer]
+
+    # What overlays use
+
+    def add(self, node: MemoryOverlay) -> str:
+        if node.peer_id in self._nodes:
+            raise OverlayError(f"{node.peer_id} is on this network already")
+        self._nodes[node.peer_id] = node
+        self._opened += 1
+        return f"/ip4/10.{self._opened >> 16 & 255}.{self._opened >> 8 & 255}.{self._opened & 255}/tcp/4001"
+
+    def remove(self, node: MemoryOverlay) -> None:
+        if self._nodes.get(node.peer_id) is node:
+            del self._nodes[node.peer_id]
+
+    def find(self, address: str) -> MemoryOverlay | None:
+        """Who listens at an address without peer ID."""
+        return next((node for node in self._nodes.values() if node.bare_address == address), None)
+
+    def link_of(self, source: PeerId, target: PeerId) -> Link:
+        key = (source, target)
+        if key not in self._links:
+            self._links[key] = Link(self._latency_s, self._bytes_per_s)
+            self._links[key].up = not self._partitioned & {source, target}
+        return self._links[key]
+
+    def _refresh_links(self, peer: PeerId) -> None:
+        for (source, target), link in self._links.items():
+            if peer in (source, target):
+                link.up = not self._partitioned & {source, target}
+        for node in self._nodes.values():
+            node.links_changed()
+
+    def _streams_of(self, peer: PeerId, protocol: str | None) -> list[MemoryStream]:
+        return [stream for stream in self.node(peer).streams if protocol in (None, stream.protocol)]
+
+    def _set_stalled(self, peer: PeerId, protocol: str | None, stalled: bool) -> int:
+        streams = self._streams_of(peer, protocol)
+        for stream in streams:
+            stream.set_stalled(stalled)
+        return len(streams)
+
+
+class MemoryOverlay:
+    """Implements `Overlay`. Made by `open_memory_overlay`."""
+
+    def __init__(self, network: MemoryNetwork, key: NodeKey, nursery: trio.Nursery, validator: RecordValidator) -> None:
+        self.peer_id = key.peer_id
+        self._network = network
+        self._nursery = nursery
+        self._validator = validator
+        self._alive = True
+        self.streams: dict[MemoryStream, None] = {}  # in order of opening
+        self._connected: dict[PeerId, MemoryOverlay] = {}
+        self._known: dict[PeerId, tuple[str, ...]] = {}
+        self._handlers: dict[str, StreamHandler] = {}
+        self._inbound: Counter[tuple[PeerId, str]] = Counter()
+        self._subscriptions: dict[str, tuple[SubscriptionQueue, GossipValidator]] = {}
+        self._seen: dict[tuple[PeerId, int], None] = {}
+        self._published = 0
+        self._post: list[tuple[float, int, Link, Callable[[], None]]] = []  # a heap of what is on its way to us
+        self._held: list[tuple[Link, Callable[[], None]]] = []  # it would have arrived, but the link is down
+        self._posted = 0
+        self._mail = trio.Event()
+        self._local_records: dict[bytes, list[bytes]] = {}
+        self.bare_address = network.add(self)
+
+    # Life
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Deliver what arrives and run its handlers, until `die`."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery  # of our own, so that dying does not cancel whoever opened us
+            task_status.started()
+            await self._deliver_post()
+
+    async def _deliver_post(self) -> None:
+        while True:
+            while self._post and self._post[0][0] <= trio.current_time():
+                _, _, link, action = heapq.heappop(self._post)
+                if link.up:
+                    action()
+                else:
+                    self._held.append((link, action))
+            self._mail = trio.Event()
+            with trio.move_on_at(self._post[0][0] if self._post else math.inf):
+                await self._mail.wait()
+
+    def links_changed(self) -> None:
+        """Let go of what was held back on links that are up again."""
+        held, self._held = self._held, []
+        for link, action in held:
+            self.deliver(trio.current_time(), link, action)
+        for stream in self.streams:
+            stream.poke()
+
+    def deliver(self, at: float, link: Link, action: Callable[[], None]) -> None:
+        """Run `action` at this node when it arrives over `link` at time `at`."""
+        self._posted += 1
+        heapq.heappush(self._post, (at, self._posted, link, action))
+        self._mail.set()
+
+    def die(self) -> None:
+        """Leave the network without a word. Idempotent."""
+        if not self._alive:
+            return
+        self._alive = False
+        self._network.remove(self)
+        for peer in list(self._connected):
+            self._drop_connection(peer)
+        for queue, _ in self._subscriptions.values():
+            queue.close()
+        self._nursery.cancel_scope.cancel()
+
+    def _drop_connection(self, peer: PeerId) -> None:
+        other = self._connected.pop(peer)
+        other._connected.pop(self.peer_id, None)
+        now = trio.current_time()
+        for end in list(self.streams):
+            if end.peer_id == peer:
+                end.lose(now)
+        arrives = self._network.link_of(self.peer_id, peer).arrival(0)
+        for end in list(other.streams):
+            if end.peer_id == self.peer_id:
+                end.lose(arrives)
+
+    def _check_alive(self) -> None:
+        if not self._alive:
+            raise OverlayError("this node has left the network")
+
+    # Peers
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (f"{self.bare_address}/p2p/{self.peer_id}",)
+
+    def peers(self) -> frozenset[PeerId]:
+        return frozenset(self._connected)
+
+    def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
+        return self._known.get(peer, ())
+
+    async def connect(self, multiaddr: str) -> PeerId:
+        await trio.lowlevel.checkpoint()
+        self._check_alive()
+        bare, mark, named = multiaddr.partition("/p2p/")
+        peer = PeerId(named)
+        if not mark or not bare.startswith("/") or not named:
+            raise DialError(f"{multiaddr!r} is not a multiaddr with a peer ID: /ip4/…/tcp/…/p2p/<peer ID>")
+        if peer == self.peer_id:
+            raise DialError(f"{multiaddr} is this node itself")
+        if peer not in self._connected:
+            target = self._network.find(bare)
+            if target is None:
+                raise DialError(f"could not connect to {multiaddr}: nobody listens there")
+            await self._handshake(target, multiaddr)
+            if target.peer_id != peer:
+                raise DialError(f"could not connect to {multiaddr}: {target.peer_id} answered")
+            self._join(target, multiaddr)
+        return peer
+
+    async def _handshake(self, target: MemoryOverlay, multiaddr: str) -> None:
+        there = self._network.link_of(self.peer_id, target.peer_id)
+        back = self._network.link_of(target.peer_id, self.peer_id)
+        if there.up and back.up:
+            await trio.sleep(DIAL_ROUND_TRIPS * (there.latency_s + back.latency_s))
+        if not there.up or not back.up:
+            await trio.sleep(CONNECT_TIMEOUT_S)
+            raise DialError(f"{multiaddr} did not answer within {CONNECT_TIMEOUT_S:g} s; is it up?")
+        self._check_alive()
+        if not target._alive:
+            raise DialError(f"could not connect to {multiaddr}: it went away")
+
+    def _join(self, target: MemoryOverlay, multiaddr: str) -> None:
+        if target.peer_id in self._connected:
+            return
+        for node in (self, target):
+            if len(node._connected) >= MAX_CONNECTIONS:
+                raise DialError(f"could not connect to {multiaddr}: {node.peer_id} has too many connections")
+        self._connected[target.peer_id] = target
+        target._connected[self.peer_id] = self
+        self._known[target.peer_id] = target.addresses
+        target._known[self.peer_id] = self.addresses
+
+    async def disconnect(self, peer: PeerId) -> None:
+        if peer in self._connected:
+            self._drop_connection(peer)
+        await trio.lowlevel.checkpoint()
+
+    # Streams
+
+    async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S) -> OverlayStream:
+        check_protocol(protocol)
+        self._check_alive()
+        if peer == self.peer_id:
+            raise DialError("a node has no stream to itself")
+        try:
+            with trio.fail_after(timeout_s):
+                if peer not in self._connected:
+                    await self._dial_known(peer)
+                return await self._negotiate(self._connected[peer], protocol)
+        except trio.TooSlowError:
+            raise StreamError(f"{peer} did not answer {protocol} within {timeout_s:g} s") from None
+
+    async def _dial_known(self, peer: PeerId) -> None:
+        if not self.addresses_of(peer):
+            raise DialError(f"could not reach {peer}: no address is known")
+        for address in self.addresses_of(peer):
+            try:
+                await self.connect(address)
+            except DialError as exc:
+                failure = exc
+            else:
+                return
+        raise failure
+
+    async def _negotiate(self, target: MemoryOverlay, protocol: str) -> MemoryStream:
+        there = self._network.link_of(self.peer_id, target.peer_id)
+        back = self._network.link_of(target.peer_id, self.peer_id)
+        near, far = stream_pair(self.peer_id, target.peer_id, protocol, there, back)
+        self._adopt(near)
+        target._adopt(far)
+        answer: list[bool] = []
+        answered = trio.Event()
+
+        def request() -> None:
+            answer.append(target._accept(far))
+            self.deliver(back.arrival(0), back, answered.set)
+
+        target.deliver(there.arrival(0), there, request)
+        try:
+            while not answered.is_set():
+                if near._is_broken():
+                    raise StreamError(f"the connection to {target.peer_id} broke")
+                with trio.move_on_at(near._next_news()):
+                    await self._first_of(answered, near)
+            if not answer[0]:
+                raise UnknownProtocol(f"the peer does not speak {protocol}; is it another version, or not a provider?")
+        except BaseException:
+            near.reset_nowait()
+            raise
+        return near
+
+    @staticmethod
+    async def _first_of(answered: trio.Event, stream: MemoryStream) -> None:
+        changed = stream._changed
+        async with trio.open_nursery() as nursery:
+
+            async def other() -> None:
+                await changed.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(other)
+            await answered.wait()
+            nursery.cancel_scope.cancel()
+
+    def _adopt(self, stream: MemoryStream) -> None:
+        self.streams[stream] = None
+        stream.on_over(lambda: self.streams.pop(stream, None))
+
+    def _accept(self, stream: MemoryStream) -> bool:
+        handler = self._handlers.get(stream.protocol)
+        if handler is None or not self._alive:
+            stream.reset_nowait()
+            return False
+        slot = (stream.peer_id, stream.protocol)
+        if self._inbound[slot] >= MAX_INBOUND_STREAMS_PER_PEER:
+            stream.reset_nowait()
+            return True  # negotiated, then reset: so does libp2p
+        self._inbound[slot] += 1
+        self._nursery.start_soon(self._handle, handler, stream)
+        return True
+
+    async def _handle(self, handler: StreamHandler, stream: MemoryStream) -> None:
+        try:
+            await handler(stream)
+        except Exception:  # noqa: BLE001 - whatever it is, only this stream comes to harm
+            _log.warning("the handler of %s failed; its stream is reset", stream.protocol, exc_info=True)
+            stream.reset_nowait()
+        except BaseException:
+            stream.reset_nowait()
+            raise
+        else:
+            await stream.aclose()
+        finally:
+            self._inbound[(stream.peer_id, stream.protocol)] -= 1
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        check_protocol(protocol)
+        self._handlers[protocol] = handler
+
+    # Gossip
+
+    async def publish(self, topic: str, data: bytes) -> None:
+        check_gossip(topic, data)
+        self._check_alive()
+        self._published += 1
+        message = (self.peer_id, self._published)
+        self._seen[message] = None
+        self._spread(topic, message, data, came_from=self.peer_id)
+        await trio.lowlevel.checkpoint()
+
+    def _spread(self, topic: str, message: tuple[PeerId, int], data: bytes, came_from: PeerId) -> None:
+        for peer, node in self._connected.items():
+            if peer == came_from or topic not in node._subscriptions:
+                continue
+            link = self._network.link_of(self.peer_id, peer)
+            if link.up:
+                arrived = functools.partial(node._on_gossip, topic, message, data, self.peer_id)
+                node.deliver(link.arrival(len(data)), link, arrived)
+            else:
+                self._network.gossip_lost += 1
+
+    def _on_gossip(self, topic: str, message: tuple[PeerId, int], data: bytes, forwarder: PeerId) -> None:
+        if topic not in self._subscriptions or message in self._seen or not self._alive:
+            return
+        self._seen[message] = None
+        if len(self._seen) > MAX_SEEN:
+            del self._seen[next(iter(self._seen))]
+        queue, validator = self._subscriptions[topic]
+        try:
+            accepted = validator(message[0], data) is True
+        except Exception:  # noqa: BLE001 - a validator that fails has not accepted
+            _log.info("a gossip message on %s is refused", topic, exc_info=True)
+            accepted = False
+        if accepted:
+            queue.put(message[0], data)
+            self._spread(topic, message, data, came_from=forwarder)
+
+    @asynccontextmanager
+    async def subscribe(self, topic: str, validator: GossipValidator) -> AsyncIterator[Subscription]:
+        check_topic(topic)
+        if topic in self._subscriptions:
+            raise OverlayError(f"already subscribed to {topic!r}; share the subscription")
+        queue = SubscriptionQueue()
+        self._subscriptions[topic] = (queue, validator)
+        try:
+            yield queue
+        finally:
+            del self._subscriptions[topic]
+            queue.close()
+
+    # DHT: one store that whoever has a connection reaches; every reader believes only its own validator
+
+    def _reaches_others(self) -> bool:
+        links = self._network.link_of
+        return any(links(self.peer_id, p).up and links(p, self.peer_id).up for p in self._connected)
+
+    async def _look_up(self) -> bool:
+        self._check_alive()
+        reaches = self._reaches_others()
+        slowest = max((self._network.link_of(self.peer_id, p).latency_s for p in self._connected), default=0.0)
+        await trio.sleep(2 * LOOKUP_ROUND_TRIPS * slowest)
+        return reaches and self._reaches_others()
+
+    async def dht_provide(self, key: bytes) -> None:
+        check_key(key)
+        if await self._look_up():
+            info = PeerInfo(peer_id=self.peer_id, addresses=self.addresses)
+            self._network.providers.setdefault(key, {})[self.peer_id] = info
+
+    async def dht_find_providers(self, key: bytes, limit: int = 20) -> list[PeerInfo]:
+        check_key(key)
+        if not await self._look_up():
+            return []
+        found = [info for info in self._network.providers.get(key, {}).values() if info.peer_id != self.peer_id]
+        found = found[: min(limit, MAX_PROVIDERS)]
+        for info in found:
+            self._known.setdefault(info.peer_id, info.addresses)
+        return found
+
+    async def dht_put(self, key: bytes, value: bytes) -> None:
+        check_record(self._validator, key, value)
+        shared = await self._look_up()
+        best = self._best(key, shared)
+        if best is not None and best != value and self._validator.select(key, [value, best]) != 0:
+            raise RecordRefused("a better record is known")
+        for store in (self._local_records, *([self._network.records] if shared else [])):
+            values = store.setdefault(key, [])
+            if value not in values:
+                values.append(value)
+
+    async def dht_get(self, key: bytes) -> bytes | None:
+        check_key(key)
+        return self._best(key, await self._look_up())
+
+    def _best(self, key: bytes, shared: bool) -> bytes | None:
+        values = [*self._local_records.get(key, []), *(self._network.records.get(key, []) if shared else [])]
+        valid = [value for value in dict.fromkeys(values) if self._is_valid(key, value)]
+        return valid[self._validator.select(key, valid)] if valid else None
+
+    def _is_valid(self, key: bytes, value: bytes) -> bool:
+        try:
+            check_record(self._validator, key, value)
+        except RecordRefused:
+            return False
+        return True
+
+
+@asynccontextmanager
+async def open_memory_overlay(
+    network: MemoryNetwork,
+    key: NodeKey,
+    *,
+    record_validator: RecordValidator,
+    bootstrap: Sequence[str] = (),
+) -> AsyncIterator[MemoryOverlay]:
+    """Be on `network` while the context is open. See `open_libp2p`, whose arguments these are.
+
+    The body is not cancelled when the node is killed; its calls raise `OverlayError` or `StreamReset`.
+    """
+    body_error: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        node = MemoryOverlay(network, key, nursery, record_validator)
+        await nursery.start(node.serve)
+        try:
+            for address in bootstrap:
+                try:
+                    await node.connect(address)
+                except DialError as exc:
+                    _log.warning("bootstrap: %s", exc)
+            yield node
+        except Exception as exc:  # noqa: BLE001 - it is the body's own and raised again, unwrapped, below
+            body_error = exc
+        finally:
+            node.die()
+            nursery.cancel_scope.cancel()
+    if body_error is not None:
+        raise body_error
