@@ -1,0 +1,216 @@
+"""The CPU back end: lowered code through numba, one parallel loop over blocks around one function for a thread.
+
+The body stays a function of its own, so that ``return`` keeps its meaning; LLVM inlines it. No thread talks to
+another and nothing is summed across them, so results do not depend on how many there are. Nothing is cached on
+disk: numba's cache is pickle.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from p2pcompute.errors import KernelError
+from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
+from p2pcompute.execution._guard import Admitted, admit
+from p2pcompute.execution._lower import Lowered, Parameter, lower
+from p2pcompute.execution._rows import Layout
+from p2pcompute.execution._strict import helpers
+
+__all__ = ["CpuBackend"]
+
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "nogil": True}
+_KEPT = 64  # compiled and admitted kernels held by one back end
+
+
+class CpuBackend:
+    """Compiles admitted kernels for this machine's CPU. Holds the latest compilations; not safe to share between
+    threads."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS))
+        self._programs: OrderedDict[str, _Program] = OrderedDict()
+        self._admitted: OrderedDict[bytes, Admitted] = OrderedDict()
+
+    def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
+        """Admit, type and compile; see `Backend.compile`. Sizes and geometry are arguments of the compiled code, so
+        another launch of the same kernel over the same types costs no compilation."""
+        admitted = self._admit(source)
+        layout = Layout.of_admitted(admitted, launch, args)
+        lowered = lower(admitted, launch, args)
+        key = _text(lowered) + repr([(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters])
+        program = self._programs.get(key)
+        if program is None:
+            program = _Program(lowered, self._namespace)
+            self._programs[key] = program
+            if len(self._programs) > _KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return _Compiled(program, layout, lowered.parameters)
+
+    def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
+        """For each output, the shape of one thread's row."""
+        return Layout.of_admitted(self._admit(source), launch, args).row_shapes
+
+    def _admit(self, source: KernelSource) -> Admitted:
+        known = self._admitted.get(source.digest)
+        if known is not None and known.entry.name == source.entry:
+            # The digest says what the text should be, not what it is.
+            if source.digest == _digest(source):
+                return known
+        admitted = admit(source)
+        self._admitted[source.digest] = admitted
+        if len(self._admitted) > _KEPT:
+            self._admitted.popitem(last=False)
+        return admitted
+
+
+def _digest(source: KernelSource) -> bytes:
+    from p2pcompute.execution._language_capture import source_digest
+
+    return source_digest(source.entry, source.text)
+
+
+def _text(lowered: Lowered) -> str:
+    """The whole program: device functions, the body, and the loops over blocks and over single threads."""
+    dims, arguments = lowered.dims, ", ".join(lowered.arguments)
+    geometry = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims))
+    size = " * ".join(f"d_{axis}" for axis in range(dims))
+    places = ", ".join(f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims))
+    head = f"{geometry}, {arguments}"
+    decode_block = "".join(
+        f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
+        for axis in range(dims)
+    )
+    blocks = f"def run_blocks(first, blocks, {head}):\n for k in prange(blocks):\n  q = first + k\n{decode_block}"
+    row = "0"
+    for axis in reversed(range(dims)):
+        depth = " " * (2 + dims - 1 - axis)
+        blocks += f"{depth}for t_{axis} in range(min(d_{axis}, e_{axis} - b_{axis} * d_{axis})):\n"
+        row = f"({row} * d_{axis} + t_{axis})" if row != "0" else f"t_{axis}"
+    blocks += " " * (2 + dims) + f"body({places}, uint64(k * ({size}) + {row}), {arguments})\n"
+    decode_thread = "".join(
+        f"  t_{axis} = w % d_{axis}\n  w = w // d_{axis}\n" if axis < dims - 1 else f"  t_{axis} = w\n"
+        for axis in range(dims)
+    )
+    inside = " and ".join(f"b_{axis} * d_{axis} + t_{axis} < e_{axis}" for axis in range(dims))
+    threads = (
+        f"def run_threads(threads, {head}):\n for k in prange(threads.shape[0]):\n"
+        f"  q = threads[k] // ({size})\n  w = threads[k] % ({size})\n{decode_block}{decode_thread}"
+        f"  if {inside}:\n   body({places}, uint64(k), {arguments})\n"
+    )
+    return "\n".join([code for _, code in lowered.functions] + [lowered.body, blocks, threads])
+
+
+class _Program:
+    """Compiled code for one text and one set of types. `run_threads` is compiled when it is first asked for."""
+
+    def __init__(self, lowered: Lowered, namespace: dict[str, Any]) -> None:
+        text = _text(lowered)
+        names = dict(namespace)
+        exec(compile(text, f"<kernel {lowered.parameters[0].name}>", "exec"), names)
+        inline = numba.njit(forceinline=True, **_OPTIONS)
+        for name, _ in lowered.functions:
+            names[name] = inline(names[name])
+        names["body"] = inline(names["body"])
+        parallel = numba.njit(parallel=True, **_OPTIONS)
+        self._blocks = parallel(names["run_blocks"])
+        self._threads = parallel(names["run_threads"])
+        integers = [types.int64] * (3 * lowered.dims)
+        self._tail = tuple(integers + [_numba_type(name, lowered) for name in lowered.arguments])
+        self._threads_ready = False
+        _compile(self._blocks, (types.int64, types.int64, *self._tail))
+
+    def blocks(self, *args: Any) -> None:
+        self._blocks(*args)
+
+    def threads(self, *args: Any) -> None:
+        if not self._threads_ready:
+            ids = types.Array(types.int64, 1, "C", readonly=True)
+            _compile(self._threads, (ids, *self._tail))
+            self._threads_ready = True
+        self._threads(*args)
+
+
+def _compile(function: Any, signature: tuple[Any, ...]) -> None:
+    try:
+        function.compile(signature)
+    except numba.core.errors.NumbaError as error:
+        raise KernelError(f"numba does not compile this kernel: {str(error)[:400]}") from error
+    function.disable_compile()
+
+
+def _numba_type(argument: str, lowered: Lowered) -> Any:
+    if argument.startswith("s_"):
+        return types.int64
+    parameter = next(p for p in lowered.parameters if argument == f"p_{p.name}")
+    kind = types.boolean if parameter.dtype == "bool" else getattr(types, parameter.dtype)
+    if parameter.ndim:
+        return types.Array(kind, parameter.ndim, "C", readonly=isinstance(parameter.spec, InputSpec))
+    return kind
+
+
+class _Compiled:
+    def __init__(self, program: _Program, layout: Layout, parameters: Sequence[Parameter]) -> None:
+        self._program = program
+        self._layout = layout
+        self._parameters = parameters
+
+    def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
+        launch = self._layout.launch
+        if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
+            raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
+        tail = self._arguments(args, outs, blocks * launch.threads_per_block)
+        # Blocks differ in cost: smaller portions than one for each thread even that out.
+        portion = max(1, blocks // (16 * numba.get_num_threads()))
+        with numba.parallel_chunksize(portion):
+            self._program.blocks(first_block, blocks, *tail)
+
+    def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
+        launch = self._layout.launch
+        ids = np.array(threads, dtype=np.int64, order="C", ndmin=1)
+        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= launch.threads)):
+            raise ValueError(f"threads are not linear ids in a launch of {launch.threads}")
+        ids.flags.writeable = False
+        tail = self._arguments(args, outs, ids.size)
+        portion = max(1, ids.size // (16 * numba.get_num_threads()))
+        with numba.parallel_chunksize(portion):
+            self._program.threads(ids, *tail)
+
+    def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> list[Any]:
+        launch, dims = self._layout.launch, self._layout.launch.dims
+        tail: list[Any] = [*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]]
+        given, written = iter(args), iter(outs)
+        if len(args) + len(outs) != len(self._parameters) or len(outs) != len(self._layout.outputs):
+            raise ValueError(f"{len(args)} arguments and {len(outs)} outputs are not what the kernel takes")
+        for parameter in self._parameters:
+            spec = parameter.spec
+            dtype = np.dtype(spec.dtype)
+            if isinstance(spec, OutputSpec):
+                out = next(written)
+                shape = (rows, *spec.shape[dims:])
+                flags = out.flags
+                if (
+                    out.shape != shape
+                    or out.dtype != dtype
+                    or not (flags.c_contiguous and flags.writeable and flags.aligned)
+                ):
+                    raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
+                tail.extend(spec.shape)
+                tail.append(out)
+            elif isinstance(spec, InputSpec):
+                value = np.require(next(given), requirements=["C", "A"]).view()
+                if value.shape != spec.shape or value.dtype != dtype:
+                    raise ValueError(f"{parameter.name} is {value.dtype}{value.shape}, not {dtype}{spec.shape}")
+                value.flags.writeable = False  # the compiled code is for arrays that it can't write
+                tail.append(value)
+            else:
+                tail.append(dtype.type(next(given)))
+        return tail

@@ -1,0 +1,353 @@
+"""From a decorated Python function to normalised source: what goes over the wire is text that needs nothing else.
+
+Comments, docstrings, annotations and decorators go; scalars from globals and closures are written out as literals;
+modules get one spelling (``cuda``, ``math``, ``np``, ``random``) whatever the user imported them as; called device
+functions come along, callees first. numba is never imported: its names are recognised by where they come from.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import hashlib
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from p2pcompute.errors import KernelError
+from p2pcompute.execution._api import KernelSource
+from p2pcompute.execution._language import BUILTINS, CUDA_CALLS, MAX_FUNCTIONS, NUMPY_CALLS, RESERVED
+
+__all__ = ["Captured", "capture", "source_digest"]
+
+_CUDA_MODULES = ("p2pcompute.cuda", "numba.cuda", "numba_cuda", "numba_cuda_mlir")
+_RANDOM_MODULE = "p2pcompute.random"
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """A kernel's source, and the same tree with the lines and files that its author knows."""
+
+    source: KernelSource
+    tree: ast.Module
+    filenames: Mapping[str, str]  # function name in the source -> file that it was written in
+
+
+def source_digest(entry: str, text: str) -> bytes:
+    """SHA-256 over entry, NUL, text, all UTF-8."""
+    return hashlib.sha256(entry.encode() + b"\0" + text.encode()).digest()
+
+
+def capture(function: Callable[..., Any], *, unwrap_device: Callable[[object], Any]) -> Captured:
+    """Normalise `function` and all device functions that it calls.
+
+    Args:
+        function: a plain Python function whose source can be read.
+        unwrap_device: gives the Python function behind a device-function object, or None for any other object.
+
+    Raises:
+        KernelError: the source can't be read, or a name stands for something that can't travel.
+    """
+    return _Capture(unwrap_device).run(function)
+
+
+class _Capture:
+    def __init__(self, unwrap_device: Callable[[object], Any]) -> None:
+        self.unwrap_device = unwrap_device
+        self.names: dict[types.FunctionType, str] = {}
+        self.open: set[types.FunctionType] = set()
+        self.done: list[tuple[types.FunctionType, ast.FunctionDef]] = []
+        self.taken: set[str] = set()
+
+    def run(self, function: Callable[..., Any]) -> Captured:
+        entry = _plain(function)
+        self._reserve_locals(entry, set())
+        self.visit(entry, at=None)
+        body: list[ast.stmt] = [node for _, node in self.done]
+        tree = ast.Module(body=body, type_ignores=[])
+        ast.fix_missing_locations(tree)
+        try:
+            text = ast.unparse(tree) + "\n"
+        except RecursionError:
+            raise KernelError(
+                "the kernel is nested too deeply",
+                line=entry.__code__.co_firstlineno,
+                filename=entry.__code__.co_filename,
+                instead="split the expression over several statements",
+            ) from None
+        name = self.names[entry]
+        source = KernelSource(text=text, entry=name, digest=source_digest(name, text))
+        files = {self.names[function]: function.__code__.co_filename for function, _ in self.done}
+        return Captured(source=source, tree=tree, filenames=files)
+
+    def _reserve_locals(self, function: types.FunctionType, seen: set[types.FunctionType]) -> None:
+        """No function may get a name that is a local variable anywhere, so that renaming never captures one."""
+        if function in seen or len(seen) > MAX_FUNCTIONS:
+            return
+        seen.add(function)
+        code = function.__code__
+        self.taken.update(code.co_varnames, code.co_cellvars)
+        for name in code.co_names + code.co_freevars:
+            value = _lookup(function, name)
+            inner = None if value is _MISSING else self.unwrap_device(value)
+            if inner is not None:
+                self._reserve_locals(inner, seen)
+
+    def visit(self, function: types.FunctionType, *, at: tuple[str, int] | None) -> str:
+        """Take `function` in and return its name in the normalised source."""
+        if function in self.open:
+            where, line = at if at is not None else (function.__code__.co_filename, 0)
+            raise KernelError(
+                f"{function.__name__} calls itself",
+                line=line,
+                filename=where,
+                instead="write a loop: recursion has no bound",
+            )
+        if function in self.names:
+            return self.names[function]
+        self.open.add(function)
+        node = _parse(function)
+        node = _Normalise(self, function).function(node)
+        name = function.__name__
+        count = 1
+        while name in self.taken or name in RESERVED:
+            count += 1
+            name = f"{function.__name__}_{count}"
+        self.taken.add(name)
+        node.name = name
+        self.names[function] = name
+        self.open.discard(function)
+        self.done.append((function, node))
+        return name
+
+
+def _plain(function: Callable[..., Any]) -> types.FunctionType:
+    if not isinstance(function, types.FunctionType):
+        raise KernelError(
+            f"a {type(function).__name__} is no kernel", instead="decorate a plain function: def name(out, ...)"
+        )
+    return function
+
+
+def _parse(function: types.FunctionType) -> ast.FunctionDef:
+    code = function.__code__
+    first, filename = code.co_firstlineno, code.co_filename
+    if function.__name__ == "<lambda>":
+        raise KernelError("a lambda is no kernel", line=first, filename=filename, instead="write it with def")
+    try:
+        lines, first = inspect.getsourcelines(function)
+    except (OSError, TypeError):
+        raise KernelError(
+            f"the source of {function.__name__} can't be read",
+            line=first,
+            filename=filename,
+            instead="put it in a file",
+        ) from None
+    text = "".join(lines)
+    shift = first - 1
+    if text[:1].isspace():  # defined inside something: give the parser a block to put it in
+        text = "if 1:\n" + text
+        shift -= 1
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise KernelError(
+            f"the source of {function.__name__} can't be parsed on its own: {error}", line=first, filename=filename
+        ) from None
+    ast.increment_lineno(tree, shift)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AsyncFunctionDef) and node.name == function.__name__:
+            raise KernelError("an async function is no kernel", line=node.lineno, filename=filename, instead="use def")
+        if isinstance(node, ast.FunctionDef) and node.name == function.__name__:
+            return node
+    raise KernelError(f"no def {function.__name__} in its source", line=first, filename=filename)
+
+
+def _lookup(function: types.FunctionType, name: str) -> Any:
+    free = function.__code__.co_freevars
+    if name in free and function.__closure__ is not None:
+        try:
+            return function.__closure__[free.index(name)].cell_contents
+        except ValueError:  # not bound yet
+            return _MISSING
+    if name in function.__globals__:
+        return function.__globals__[name]
+    return getattr(builtins, name, _MISSING)
+
+
+class _Normalise(ast.NodeTransformer):
+    def __init__(self, owner: _Capture, function: types.FunctionType) -> None:
+        self.owner = owner
+        self.fn = function
+        code = function.__code__
+        self.locals = set(code.co_varnames) | set(code.co_cellvars)
+
+    def refuse(self, node: ast.expr | ast.stmt, reason: str, instead: str = "") -> KernelError:
+        return KernelError(reason, line=node.lineno, filename=self.fn.__code__.co_filename, instead=instead)
+
+    def function(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.decorator_list = []
+        node.returns = None
+        node.type_comment = None
+        for argument in ast.walk(node.args):
+            if isinstance(argument, ast.arg):
+                argument.annotation = None
+                argument.type_comment = None
+        body = node.body
+        if (
+            isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            body = body[1:] or [ast.copy_location(ast.Pass(), body[0])]
+        try:
+            node.body = [self.visit(statement) for statement in body]
+        except RecursionError:
+            raise self.refuse(node, "the kernel is nested too deeply", "split the expression") from None
+        return node
+
+    def untouched(self, node: ast.AST) -> ast.AST:
+        return node  # has names of its own; the guard refuses it with the line
+
+    visit_Lambda = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = untouched
+    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = untouched
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:  # noqa: N802 - the name that ast looks for
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        plain = ast.Assign(targets=[node.target], value=node.value)
+        return self.visit(ast.copy_location(plain, node))  # type: ignore[no-any-return]
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802
+        if not isinstance(node.ctx, ast.Load) or node.id in self.locals:
+            return node
+        value = _lookup(self.fn, node.id)
+        if value is _MISSING:
+            return node  # the guard refuses unknown names, and knows the line
+        return self.value(node, node.id, value)
+
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # noqa: N802
+        path: list[str] = []
+        root: ast.expr = node
+        while isinstance(root, ast.Attribute):
+            path.append(root.attr)
+            root = root.value
+        if not isinstance(root, ast.Name) or root.id in self.locals:
+            self.generic_visit(node)
+            return node
+        value = _lookup(self.fn, root.id)
+        if value is _MISSING:
+            return node
+        path.reverse()
+        spelled = root.id
+        while path and isinstance(value, types.ModuleType):
+            if value.__name__.startswith(_CUDA_MODULES):
+                return self.cuda(node, spelled, path)
+            spelled += "." + path[0]
+            value = getattr(value, path[0], _MISSING)
+            if value is _MISSING:
+                raise self.refuse(node, f"{spelled} does not exist")
+            path.pop(0)
+        result = self.value(node, spelled, value)
+        for attribute in path:
+            result = ast.Attribute(value=result, attr=attribute, ctx=ast.Load())
+        return ast.copy_location(result, node)
+
+    def cuda(self, node: ast.expr, spelled: str, path: list[str]) -> ast.expr:
+        if path[0] not in CUDA_CALLS:
+            raise self.refuse(
+                node,
+                f"{spelled}.{path[0]} is not in the kernel language",
+                "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim and gridDim",
+            )
+        return _dotted(node, "cuda", *path)
+
+    def value(self, node: ast.expr, spelled: str, value: Any) -> ast.expr:
+        """The node that stands for what a global or closure name means."""
+        constant = _literal(value)
+        if constant is not None:
+            return _at(node, constant)
+        inner = self.owner.unwrap_device(value)
+        if inner is not None:
+            name = self.owner.visit(inner, at=(self.fn.__code__.co_filename, node.lineno))
+            return _dotted(node, name)
+        module = getattr(value, "__module__", None) or ""
+        name = getattr(value, "__name__", "") or getattr(value, "_name", "")
+        if not isinstance(name, str) or not isinstance(module, str):
+            module, name = "", ""
+        if isinstance(value, types.ModuleType):
+            raise self.refuse(node, f"{spelled} is a module and no value")
+        if module.startswith(_CUDA_MODULES) and name in CUDA_CALLS:
+            return _dotted(node, "cuda", name)
+        if module == "math":
+            return _dotted(node, "math", name)
+        if module == "numpy" and name in NUMPY_CALLS | {"bool", "absolute"}:
+            return _dotted(node, "np", {"bool": "bool_", "absolute": "fabs"}.get(name, name))
+        if module.startswith(_RANDOM_MODULE) or (module.startswith("p2pcompute.execution._philox")):
+            return _dotted(node, "random", name)
+        if name in BUILTINS and getattr(builtins, name) is value:
+            return _dotted(node, name)
+        raise self.refuse(node, *_why(spelled, value))
+
+
+def _why(spelled: str, value: Any) -> tuple[str, str]:
+    if isinstance(value, np.ndarray):
+        return f"{spelled} is an array from outside the kernel", "pass it as an argument"
+    if isinstance(value, types.FunctionType):
+        return f"{spelled} is not a device function", "decorate it with @p2pcompute.device"
+    if isinstance(value, str | bytes):
+        return f"{spelled} is text", "kernels hold numbers only"
+    if isinstance(value, list | tuple | dict | set):
+        return f"{spelled} is a {type(value).__name__}", "pass an array, or name each number by itself"
+    return (
+        f"{spelled} is not in the kernel language",
+        "use arithmetic, math.sqrt/floor/ceil/fabs, p2pcompute.random or a @p2pcompute.device function",
+    )
+
+
+def _dotted(like: ast.expr, root: str, *path: str) -> ast.expr:
+    result: ast.expr = ast.Name(id=root, ctx=ast.Load())
+    for attribute in path:
+        result = ast.Attribute(value=result, attr=attribute, ctx=ast.Load())
+    return _at(like, result)
+
+
+def _at(like: ast.expr, node: ast.expr) -> ast.expr:
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.expr):
+            ast.copy_location(inner, like)
+    return node
+
+
+def _literal(value: Any) -> ast.expr | None:
+    """A scalar as the expression that gives it back, or None for what is no scalar."""
+    if isinstance(value, bool | np.bool_):
+        return ast.Constant(value=bool(value))
+    if isinstance(value, np.float32 | np.float64):
+        cast = ast.Attribute(value=ast.Name(id="np", ctx=ast.Load()), attr=value.dtype.name, ctx=ast.Load())
+        return ast.Call(func=cast, args=[_number(float(value))], keywords=[])
+    if isinstance(value, np.uint64):
+        cast = ast.Attribute(value=ast.Name(id="np", ctx=ast.Load()), attr="uint64", ctx=ast.Load())
+        return ast.Call(func=cast, args=[_number(int(value))], keywords=[])
+    if isinstance(value, np.integer):
+        return _number(int(value))
+    if isinstance(value, int):
+        return _number(int(value))
+    if isinstance(value, float):
+        return _number(float(value))
+    return None
+
+
+def _number(value: int | float) -> ast.expr:
+    if value != value:
+        return ast.Attribute(value=ast.Name(id="math", ctx=ast.Load()), attr="nan", ctx=ast.Load())
+    if value < 0 or (value == 0 and str(value)[0] == "-"):
+        return ast.UnaryOp(op=ast.USub(), operand=_number(-value))
+    if value == float("inf") and isinstance(value, float):
+        return ast.Attribute(value=ast.Name(id="math", ctx=ast.Load()), attr="inf", ctx=ast.Load())
+    return ast.Constant(value=value)

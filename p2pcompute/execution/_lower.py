@@ -1,0 +1,434 @@
+"""Statements and whole programs: an admitted kernel, a launch and argument types become typed code.
+
+The text that comes out is plain Python over a few helper names (`_strict`), with every conversion written, one type
+for each variable and one function for each combination of argument types. A thread's store into an output becomes a
+store into its own row of a compact array; shapes of outputs come as numbers. Geometry and shapes are arguments, so
+one compilation serves all sizes; only facts that decide which bounds checks are needed are in the text.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from p2pcompute.errors import KernelError, KernelTypeError
+from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._guard import Admitted, Function
+from p2pcompute.execution._language import MAX_INSTANCES
+from p2pcompute.execution._lower_expr import ExpressionLowering, widen
+from p2pcompute.execution._lower_types import (
+    ArrayType,
+    Expr,
+    Scalar,
+    Type,
+    as_type,
+    from_dtype,
+    join,
+    store_code,
+    truth,
+    zero,
+)
+from p2pcompute.execution._rows import extents
+
+__all__ = ["Lowered", "Parameter", "lower"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A parameter of the kernel as the lowered body takes it. `ndim` counts the axes of the array that is passed:
+    for an output, the thread axis and the row's."""
+
+    name: str
+    spec: ArgSpec
+    dtype: str
+    ndim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """Typed code.
+
+    Attributes:
+        functions: (name, code) of the device functions, callees first.
+        body: code of ``body(t_0.., b_0.., d_0.., n_0.., r, <lengths>, <parameters>)``: thread and block index, block
+            and grid size along each axis of the launch, the thread's row, then what `arguments` names.
+        arguments: names of the body's last arguments: ``s_<output>_<axis>`` (int64, the output's global length) and
+            ``p_<name>``, in order.
+        parameters: the kernel's parameters in order.
+        dims: axes of the launch.
+    """
+
+    functions: tuple[tuple[str, str], ...]
+    body: str
+    arguments: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    dims: int
+
+
+@dataclass(slots=True)
+class _Instance:
+    name: str
+    result: Scalar | tuple[Scalar, ...]
+    code: str
+    calls: list[str] = field(default_factory=list)
+
+
+def lower(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) -> Lowered:
+    """Type and lower an admitted kernel for arguments that `_rows.check_launch` has passed.
+
+    Raises:
+        KernelTypeError: an operation does not fit its operands' types; with the line.
+    """
+    return _Program(admitted, launch, args).run()
+
+
+class _Program:
+    def __init__(self, admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) -> None:
+        self.admitted = admitted
+        self.launch = launch
+        self.specs: dict[str, ArgSpec] = dict(zip(admitted.entry.params, args, strict=True))
+        self.extents = extents(admitted, launch, args)
+        self.instances: dict[tuple[str, tuple[Type, ...]], _Instance] = {}
+
+    def run(self) -> Lowered:
+        dims = self.launch.dims
+        entry = self.admitted.entry
+        lowering = _Function(self, entry, tuple(_type(spec) for spec in self.specs.values()), is_entry=True)
+        lines = lowering.run()
+        arguments: list[str] = []
+        parameters: list[Parameter] = []
+        for name, spec in self.specs.items():
+            ndim = 0
+            if isinstance(spec, OutputSpec):
+                arguments += [f"s_{name}_{axis}" for axis in range(len(spec.shape))]
+                ndim = 1 + len(spec.shape) - dims
+            elif isinstance(spec, InputSpec):
+                ndim = len(spec.shape)
+            arguments.append(f"p_{name}")
+            parameters.append(Parameter(name=name, spec=spec, dtype=spec.dtype, ndim=ndim))
+        places = [f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims)]
+        head = f"def body({', '.join([*places, 'r', *arguments])}):\n"
+        where = "".join(f" g{axis} = b_{axis} * d_{axis} + t_{axis}\n" for axis in range(dims))
+        used: list[str] = []
+        by_name = {instance.name: instance for instance in self.instances.values()}
+
+        def use(name: str) -> None:
+            if name not in used:
+                for callee in by_name[name].calls:
+                    use(callee)
+                used.append(name)
+
+        for name in lowering.called:
+            use(name)
+        if len(used) > MAX_INSTANCES:
+            raise KernelError(
+                f"device functions are called with more than {MAX_INSTANCES} combinations of types",
+                line=entry.node.lineno,
+                filename=entry.filename,
+                instead="call each with the same types",
+            )
+        return Lowered(
+            functions=tuple((name, by_name[name].code) for name in used),
+            body=head + where + lines,
+            arguments=tuple(arguments),
+            parameters=tuple(parameters),
+            dims=dims,
+        )
+
+    def instance(self, name: str, types: tuple[Type, ...]) -> _Instance:
+        key = (name, types)
+        found = self.instances.get(key)
+        if found is None:
+            if len(self.instances) > 8 * MAX_INSTANCES:
+                raise KernelError("device functions are called with too many combinations of types")
+            lowering = _Function(self, self.admitted.functions[name], types, is_entry=False)
+            lines = lowering.run()
+            result = lowering.result
+            found = _Instance(f"f{len(self.instances)}_{name}", Scalar.BOOL if result is None else result, "")
+            params = ", ".join(f"p_{param}" for param in self.admitted.functions[name].params)
+            found.code = f"def {found.name}({params}):\n{lines}"
+            found.calls = lowering.called
+            self.instances[key] = found
+        return found
+
+
+def _type(spec: ArgSpec) -> Type:
+    if isinstance(spec, ScalarSpec):
+        return from_dtype(spec.dtype)
+    return ArrayType(dtype=spec.dtype, ndim=len(spec.shape))
+
+
+class _Function:
+    """Lowers one function for one combination of argument types."""
+
+    def __init__(self, program: _Program, function: Function, types: tuple[Type, ...], *, is_entry: bool) -> None:
+        self.program = program
+        self.function = function
+        self.params = types
+        self.is_entry = is_entry
+        self.types: dict[str, Type] = dict(zip(function.params, types, strict=True))
+        self.result: Scalar | tuple[Scalar, ...] | None = None
+        self.called: list[str] = []
+        self.lines: list[str] = []
+        self.grid = program.admitted.grid.variables if is_entry else {}
+
+    def run(self) -> str:
+        """Repeat until no type widens; types only ever widen along a chain of five, so it ends."""
+        while True:
+            before = (dict(self.types), self.result)
+            self.lines = []
+            self.called = []
+            self.expressions = ExpressionLowering(
+                self, self.types, self.grid, self.program.launch.dims, self.function.filename
+            )
+            self.block(self.function.node.body, 1)
+            if (self.types, self.result) == before:
+                break
+        head: list[str] = []
+        for name, kind in zip(self.function.params, self.params, strict=True):
+            if isinstance(kind, Scalar):
+                wide = self.types[name]
+                assert isinstance(wide, Scalar)
+                value = widen(f"p_{name}", self.dtype(name, kind)) if self.is_entry else Expr(f"p_{name}", kind)
+                head.append(f" v_{name} = {as_type(value, wide)}")
+        for name in sorted(self.function.names - set(self.function.params)):
+            kind = self.types.get(name, Scalar.BOOL)
+            assert isinstance(kind, Scalar)
+            if name not in self.grid:
+                head.append(f" v_{name} = {zero(kind)}")
+        return "\n".join(head + self.lines) + "\n"
+
+    def dtype(self, name: str, kind: Scalar) -> str:
+        spec = self.program.specs[name]
+        return spec.dtype if self.is_entry else kind.title
+
+    # ArrayUse
+
+    def axis_length(self, name: str, axis: int) -> str:
+        """Code for a length: of an output, the global one."""
+        if self.is_entry and isinstance(self.program.specs[name], OutputSpec):
+            return f"s_{name}_{axis}"
+        return f"p_{name}.shape[{axis}]"
+
+    def call(self, name: str, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
+        """The instance of a device function for these types."""
+        instance = self.program.instance(name, types)
+        if instance.name not in self.called:
+            self.called.append(instance.name)
+        return instance.name, instance.result
+
+    def load(
+        self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], temp: Callable[[], str]
+    ) -> str:
+        """Code for an element, or for zero where an index is out of range."""
+        spec = self.program.specs.get(name) if self.is_entry else None
+        nothing = _zero_of(kind.dtype)
+        if isinstance(spec, OutputSpec):
+            places, tests = self.row(name, indices, temp)
+            if name in self.unlike:
+                tests.insert(0, f"in_{name}")
+        else:
+            places, tests = [], []
+            for axis, (index, grid) in enumerate(zip(indices, axes, strict=True)):
+                inside = (
+                    isinstance(spec, InputSpec) and grid is not None and spec.shape[axis] >= self.program.extents[grid]
+                )
+                places.append(_place(index, "" if inside else f"p_{name}.shape[{axis}]", tests, temp))
+        element = f"p_{name}[{', '.join(places)}]"
+        return f"({element} if {' and '.join(tests)} else {nothing})" if tests else element
+
+    def row(self, name: str, indices: list[Expr], temp: Callable[[], str]) -> tuple[list[str], list[str]]:
+        """Places in the compact array of an output, and the tests that they need."""
+        places, tests = ["r"], list[str]()
+        for axis, index in enumerate(indices[self.program.launch.dims :]):
+            places.append(_place(index, f"p_{name}.shape[{axis + 1}]", tests, temp))
+        return places, tests
+
+    @property
+    def unlike(self) -> frozenset[str]:
+        """Outputs whose leading axes are not as long as the longest: threads run that lie outside of them."""
+        found: set[str] = set()
+        for name, mapping in self.program.admitted.grid.mapping.items():
+            shape = self.program.specs[name]
+            assert isinstance(shape, OutputSpec)
+            if any(shape.shape[place] < self.program.extents[axis] for place, axis in enumerate(mapping)):
+                found.add(name)
+        return frozenset(found)
+
+    # Statements
+
+    def emit(self, depth: int, line: str) -> None:
+        self.lines.append(" " * depth + line)
+
+    def block(self, body: list[ast.stmt], depth: int) -> None:
+        if depth == 1 and self.is_entry:
+            for name in sorted(self.unlike):
+                mapping = self.program.admitted.grid.mapping[name]
+                test = " and ".join(f"g{axis} < s_{name}_{place}" for place, axis in enumerate(mapping))
+                self.emit(1, f"in_{name} = {test}")
+        start = len(self.lines)
+        for statement in body:
+            self.statement(statement, depth)
+        if len(self.lines) == start:
+            self.emit(depth, "pass")
+
+    def statement(self, node: ast.stmt, depth: int) -> None:
+        lower = self.expressions
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                self.assignment(targets, value, depth)
+            case ast.AugAssign(target=target, op=op, value=value):
+                have = ast.copy_location(_load(target), target)
+                self.assignment([target], ast.copy_location(ast.BinOp(left=have, op=op, right=value), node), depth)
+            case ast.If(test=test, body=body, orelse=orelse):
+                self.emit(depth, f"if {truth(lower.scalar(test))}:")
+                self.block(body, depth + 1)
+                if orelse:
+                    self.emit(depth, "else:")
+                    self.block(orelse, depth + 1)
+            case ast.While(test=test, body=body):
+                self.emit(depth, f"while {truth(lower.scalar(test))}:")
+                self.block(body, depth + 1)
+            case ast.For(target=ast.Name() as target, iter=ast.Call(args=bounds), body=body):
+                self.range_loop(target, bounds, body, depth)
+            case ast.Return(value=None):
+                self.emit(depth, "return")
+            case ast.Return(value=value) if value is not None:
+                self.give_back(node, value, depth)
+            case ast.Break():
+                self.emit(depth, "break")
+            case ast.Continue():
+                self.emit(depth, "continue")
+            case ast.Pass():
+                pass
+            case _:
+                raise lower.refuse(node, f"{type(node).__name__} is not in the kernel language")
+
+    def assignment(self, targets: list[ast.expr], value: ast.expr, depth: int) -> None:
+        lower = self.expressions
+        several = lower.several(value)
+        if several is None:
+            result = lower.scalar(value)
+            if any(isinstance(target, ast.Tuple) for target in targets):
+                raise lower.refuse(value, "one value for several names")
+            if len(targets) > 1:
+                name = lower.temp()
+                self.emit(depth, f"{name} = {result.code}")
+                result = Expr(name, result.type, result.literal)
+            for target in targets:
+                self.assign(target, result, depth)
+            return
+        parts: list[Expr] = []
+        if isinstance(several, tuple):
+            name = lower.temp()
+            self.emit(depth, f"{name} = {several[0]}")
+            parts = [Expr(f"{name}[{place}]", kind) for place, kind in enumerate(several[1])]
+        else:
+            for part in several:  # all are read before one is written: a, b = b, a
+                name = lower.temp()
+                self.emit(depth, f"{name} = {part.code}")
+                parts.append(Expr(name, part.type, part.literal))
+        for target in targets:
+            if not isinstance(target, ast.Tuple) or len(target.elts) != len(parts):
+                raise lower.refuse(target, f"{len(parts)} values are given here", "assign them to as many names")
+            for element, part in zip(target.elts, parts, strict=True):
+                self.assign(element, part, depth)
+
+    def assign(self, target: ast.expr, value: Expr, depth: int) -> None:
+        lower = self.expressions
+        if isinstance(target, ast.Name):
+            if target.id in self.grid:
+                self.emit(depth, f"v_{target.id} = {value.code}")
+                self.types[target.id] = Scalar.INT
+                return
+            have = self.types.get(target.id, Scalar.BOOL)
+            assert isinstance(have, Scalar)
+            kind = join(have, value.type)
+            self.types[target.id] = kind
+            self.emit(depth, f"v_{target.id} = {as_type(value, kind)}")
+            return
+        assert isinstance(target, ast.Subscript)
+        assert isinstance(target.value, ast.Name)
+        name = target.value.id
+        kind = lower.array(target, name)
+        indices = lower.indices(target, name, kind)
+        places, tests = self.row(name, indices, lower.temp)
+        if name in self.unlike:
+            tests.insert(0, f"in_{name}")
+        code = store_code(value, kind.dtype)
+        if tests:
+            stored = lower.temp()
+            self.emit(depth, f"{stored} = {code}")
+            self.emit(depth, f"if {' and '.join(tests)}:")
+            self.emit(depth + 1, f"p_{name}[{', '.join(places)}] = {stored}")
+        else:
+            self.emit(depth, f"p_{name}[{', '.join(places)}] = {code}")
+
+    def range_loop(self, target: ast.Name, bounds: list[ast.expr], body: list[ast.stmt], depth: int) -> None:
+        lower = self.expressions
+        codes = [lower.integer(bound) for bound in bounds]
+        counter = lower.temp()
+        if len(codes) == 1:
+            self.emit(depth, f"for {counter} in range({codes[0]}):")
+            place = Expr(counter, Scalar.INT)
+        else:
+            start, step = lower.temp(), lower.temp()
+            self.emit(depth, f"{start} = {codes[0]}")
+            self.emit(depth, f"{step} = {codes[2] if len(codes) == 3 else '1'}")
+            self.emit(depth, f"for {counter} in range(count({start}, {codes[1]}, {step})):")
+            place = Expr(f"({start} + {counter} * {step})", Scalar.INT)
+        self.assign(target, place, depth + 1)
+        self.block(body, depth + 1)
+
+    def give_back(self, node: ast.stmt, value: ast.expr, depth: int) -> None:
+        lower = self.expressions
+        several = lower.several(value)
+        if several is None:
+            result = lower.scalar(value)
+            if isinstance(self.result, tuple):
+                raise self.mixed(node)
+            self.result = result.type if self.result is None else join(self.result, result.type)
+            self.emit(depth, f"return {as_type(result, self.result)}")
+            return
+        if isinstance(several, tuple):
+            name = lower.temp()
+            self.emit(depth, f"{name} = {several[0]}")
+            parts = [Expr(f"{name}[{place}]", kind) for place, kind in enumerate(several[1])]
+        else:
+            parts = several
+        kinds = tuple(part.type for part in parts)
+        if self.result is not None:
+            if not isinstance(self.result, tuple) or len(self.result) != len(kinds):
+                raise self.mixed(node)
+            kinds = tuple(join(have, kind) for have, kind in zip(self.result, kinds, strict=True))
+        self.result = kinds
+        codes = [as_type(part, kind) for part, kind in zip(parts, kinds, strict=True)]
+        self.emit(depth, f"return ({', '.join(codes)},)")
+
+    def mixed(self, node: ast.stmt) -> KernelTypeError:
+        return self.expressions.refuse(
+            node, f"{self.function.name} returns different numbers of values", "return as many in each place"
+        )
+
+
+def _load(target: ast.expr) -> ast.expr:
+    if isinstance(target, ast.Name):
+        return ast.Name(id=target.id, ctx=ast.Load())
+    assert isinstance(target, ast.Subscript)
+    return ast.copy_location(ast.Subscript(value=target.value, slice=target.slice, ctx=ast.Load()), target)
+
+
+def _zero_of(dtype: str) -> str:
+    return {"bool": "False", "int64": "0", "float64": "0.0"}.get(dtype, f"{dtype}(0)")
+
+
+def _place(index: Expr, length: str, tests: list[str], temp: Callable[[], str]) -> str:
+    """Code for an index as an unsigned number, with the test that it needs put into `tests`: negative ones are
+    huge as unsigned numbers, so one comparison does."""
+    code = as_type(index, Scalar.UINT)
+    if not length:
+        return code
+    name = temp()
+    tests.append(f"({name} := {code}) < uint64({length})")
+    return name

@@ -1,0 +1,411 @@
+"""Expressions: from the admitted tree to typed code in the subset of Python that numba compiles.
+
+Docs/strict.md is the contract; each method here is one paragraph of it. The language is pure and total (nothing in
+it raises or has an effect), so an operand may be evaluated early or not at all.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from p2pcompute.errors import KernelTypeError
+from p2pcompute.execution._guard_index import grid_axis
+from p2pcompute.execution._language import AXES, BUILTINS, CASTS, DTYPES
+from p2pcompute.execution._lower_types import (
+    ArrayType,
+    Expr,
+    Scalar,
+    Type,
+    as_type,
+    from_dtype,
+    join,
+    to_dtype,
+    truth,
+    zero,
+)
+
+__all__ = ["ArrayUse", "ExpressionLowering"]
+
+_SYMBOLS: Mapping[type[ast.AST], str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%",
+    ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>",
+    ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
+}  # fmt: skip
+_DTYPE_OF_CAST = {"bool_": "bool"} | {name: name for name in DTYPES}
+
+
+class ArrayUse(Protocol):
+    """What an expression must know about the arrays around it."""
+
+    def load(
+        self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], temp: Callable[[], str]
+    ) -> str:
+        """Code for the element of an array, or zero where the indices are out of range."""
+        ...
+
+    def axis_length(self, name: str, axis: int) -> str:
+        """Code for ``name.shape[axis]``."""
+        ...
+
+    def call(self, name: str, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
+        """The compiled name and the result's type of a device function."""
+        ...
+
+
+class ExpressionLowering:
+    """Lowers the expressions of one function. `types` holds what is known of its names so far; a name that is not
+    in it has the narrowest type, and passes are repeated until nothing widens."""
+
+    def __init__(
+        self, arrays: ArrayUse, types: dict[str, Type], grid: Mapping[str, int], dims: int, filename: str
+    ) -> None:
+        self.arrays = arrays
+        self.types = types
+        self.grid = grid
+        self.dims = dims
+        self.filename = filename
+        self.temps = 0
+
+    def temp(self) -> str:
+        """A fresh name."""
+        self.temps += 1
+        return f"t{self.temps}"
+
+    def refuse(self, node: ast.AST, reason: str, instead: str = "") -> KernelTypeError:
+        """The error for `node`, to be raised."""
+        return KernelTypeError(reason, line=getattr(node, "lineno", 0), filename=self.filename, instead=instead)
+
+    def scalar(self, node: ast.expr) -> Expr:
+        """Lower an expression that is one number."""
+        match node:
+            case ast.Constant(value=value):
+                return _literal(value)
+            case ast.Name(id=name):
+                kind = self.types.get(name, Scalar.BOOL)
+                if not isinstance(kind, Scalar):
+                    raise self.refuse(node, f"{name} is an array here", f"write {name}[i]")
+                return Expr(f"v_{name}", kind)
+            case ast.UnaryOp(op=op, operand=operand):
+                return self.unary(op, operand)
+            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int() as power)):
+                return self.power(self.scalar(left), power)
+            case ast.BinOp(left=left, op=op, right=right):
+                return self.binary(node, op, self.scalar(left), self.scalar(right))
+            case ast.BoolOp(op=op, values=values):
+                word = " and " if isinstance(op, ast.And) else " or "
+                return Expr("(" + word.join(truth(self.scalar(value)) for value in values) + ")", Scalar.BOOL)
+            case ast.Compare():
+                return self.compare(node)
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                one, other = self.scalar(body), self.scalar(orelse)
+                kind = join(one.type, other.type)
+                return Expr(f"({as_type(one, kind)} if {truth(self.scalar(test))} else {as_type(other, kind)})", kind)
+            case ast.Subscript(value=ast.Attribute(value=ast.Name(id=name)), slice=ast.Constant(value=int() as axis)):
+                if axis >= self.array(node, name).ndim:
+                    raise self.refuse(node, f"{name} has no axis {axis}")
+                return Expr(self.arrays.axis_length(name, axis), Scalar.INT)
+            case ast.Subscript(value=ast.Name(id=name)):
+                kind = self.array(node, name)
+                indices = self.indices(node, name, kind)
+                code = self.arrays.load(name, kind, indices, self.index_axes(node), self.temp)
+                return widen(code, kind.dtype)
+            case ast.Attribute():
+                return self.attribute(node)
+            case ast.Call():
+                code, kinds = self.call(node)
+                if isinstance(kinds, tuple):
+                    raise self.refuse(node, "this gives several values", "assign them to as many names first")
+                return Expr(code, kinds)
+            case _:
+                raise self.refuse(node, f"{type(node).__name__} is not in the kernel language")
+
+    def several(self, node: ast.expr) -> list[Expr] | tuple[str, tuple[Scalar, ...]] | None:
+        """Lower what stands for several values: a list of expressions, or code for one tuple. None for a scalar."""
+        match node:
+            case ast.Tuple(elts=elements):
+                return [self.scalar(element) for element in elements]
+            case ast.Attribute(value=ast.Name(id=name), attr="shape"):
+                axes = range(self.array(node, name).ndim)
+                return [Expr(self.arrays.axis_length(name, axis), Scalar.INT) for axis in axes]
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="cuda"), attr=attr), args=[ast.Constant(value=int() as count)]
+            ) if count > 1:
+                return [self.grid_value(attr, axis) for axis in range(count)]
+            case ast.Call():
+                code, kinds = self.call(node)
+                return (code, kinds) if isinstance(kinds, tuple) else None
+            case _:
+                return None
+
+    def array(self, node: ast.AST, name: str) -> ArrayType:
+        """The type of an array parameter."""
+        kind = self.types.get(name)
+        if not isinstance(kind, ArrayType):
+            raise self.refuse(node, f"{name} is used as an array and a scalar was passed", "pass a NumPy array")
+        return kind
+
+    def indices(self, node: ast.Subscript, name: str, kind: ArrayType) -> list[Expr]:
+        """Lower the indices of a subscript."""
+        nodes = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if len(nodes) != kind.ndim:
+            raise self.refuse(
+                node, f"{name} has {kind.ndim} axes and is indexed by {len(nodes)}", "give one index for each axis"
+            )
+        found = [self.scalar(index) for index in nodes]
+        for index, expr in zip(nodes, found, strict=True):
+            if expr.type.is_float:
+                raise self.refuse(index, f"an index of type {expr.type.title}", "convert it: int(...)")
+        return found
+
+    def index_axes(self, node: ast.Subscript) -> list[int | None]:
+        """For each index, the grid axis whose place it surely is."""
+        nodes = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        return [grid_axis(index, self.grid) for index in nodes]
+
+    def unary(self, op: ast.unaryop, operand: ast.expr) -> Expr:
+        """``-``, ``+``, ``~`` and ``not``."""
+        if isinstance(op, ast.USub) and isinstance(operand, ast.Constant) and not isinstance(operand.value, bool):
+            value = operand.value
+            if isinstance(value, float) or (isinstance(value, int) and value <= 2**63):
+                return _literal(-value)
+        value = self.scalar(operand)
+        if isinstance(op, ast.Not):
+            return Expr(f"(not {truth(value)})", Scalar.BOOL)
+        kind = max(value.type, Scalar.INT)
+        code = as_type(value, kind)
+        if isinstance(op, ast.UAdd):
+            return Expr(code, kind)
+        if isinstance(op, ast.Invert):
+            if kind.is_float:
+                raise self.refuse(operand, f"~ of a {kind.title}", "convert it: int(...)")
+            return Expr(f"(~{code})", kind)
+        return Expr(f"({zero(kind)} - {code})" if kind is Scalar.UINT else f"(-{code})", kind)
+
+    def power(self, value: Expr, power: int) -> Expr:
+        """``x ** n``: the square of ``x ** (n // 2)``, times x where n is odd."""
+        kind = max(value.type, Scalar.INT)
+        code = as_type(value, kind)
+        if power == 0:
+            return Expr(as_type(_literal(1), kind), kind)
+        if power == 1:
+            return Expr(code, kind)
+        base = self.temp()
+
+        def raised(n: int) -> str:
+            if n == 1:
+                return f"({base} := {code})"
+            half = self.temp()
+            squared = f"(({half} := {raised(n // 2)}) * {half})"
+            return f"({squared} * {base})" if n % 2 else squared
+
+        return Expr(raised(power), kind)
+
+    def binary(self, node: ast.AST, op: ast.operator, left: Expr, right: Expr) -> Expr:
+        """An operator between two numbers."""
+        kind = max(left.type, right.type, Scalar.INT)
+        symbol = _SYMBOLS[type(op)]
+        match op:
+            case ast.Add() | ast.Sub() | ast.Mult():
+                return Expr(f"({as_type(left, kind)} {symbol} {as_type(right, kind)})", kind)
+            case ast.Div():
+                kind = max(kind, Scalar.F32)
+                return Expr(f"({as_type(left, kind)} / {as_type(right, kind)})", kind)
+            case ast.FloorDiv() | ast.Mod():
+                helper = "div" if isinstance(op, ast.FloorDiv) else "mod"
+                prefix = "f" if kind.is_float else "u" if kind is Scalar.UINT else "i"
+                return Expr(f"{prefix}{helper}({as_type(left, kind)}, {as_type(right, kind)})", kind)
+            case _:
+                pass
+        if kind.is_float:
+            raise self.refuse(
+                node, f"{symbol} between {left.type.title} and {right.type.title}", "convert to int first"
+            )
+        if isinstance(op, ast.LShift | ast.RShift):
+            return self.shift(symbol, left, right)
+        if left.type is right.type is Scalar.BOOL:
+            kind = Scalar.BOOL
+        return Expr(f"({as_type(left, kind)} {symbol} {as_type(right, kind)})", kind)
+
+    def shift(self, symbol: str, left: Expr, right: Expr) -> Expr:
+        """A shift. A count below 0 or above 63 shifts all bits out."""
+        kind = max(left.type, Scalar.INT)
+        code = as_type(left, kind)
+        if isinstance(right.literal, int) and 0 <= right.literal < 64:
+            count = f"uint64({right.literal})" if kind is Scalar.UINT else str(right.literal)
+            return Expr(f"({code} {symbol} {count})", kind)
+        prefix = "u" if kind is Scalar.UINT else "i"
+        return Expr(f"{prefix}{'shl' if symbol == '<<' else 'shr'}({code}, {as_type(right, Scalar.UINT)})", kind)
+
+    def compare(self, node: ast.Compare) -> Expr:
+        """A comparison, chained or not. Each pair is compared in the wider of its two types."""
+        parts: list[str] = []
+        left = self.scalar(node.left)
+        for place, (op, comparator) in enumerate(zip(node.ops, node.comparators, strict=True)):
+            right = self.scalar(comparator)
+            last = place == len(node.ops) - 1
+            after = right
+            if not last and right.literal is None and not isinstance(comparator, ast.Name):
+                name = self.temp()
+                right, after = Expr(f"({name} := {right.code})", right.type), Expr(name, right.type)
+            parts.append(_comparison(_SYMBOLS[type(op)], left, right))
+            left = after
+        return Expr("(" + " and ".join(parts) + ")", Scalar.BOOL)
+
+    def attribute(self, node: ast.Attribute) -> Expr:
+        """``cuda.threadIdx.x``, ``math.inf``, ``x.size``, ``x.ndim``."""
+        match node:
+            case ast.Attribute(value=ast.Attribute(attr=triple), attr=axis):
+                return self.grid_value(triple, AXES.index(axis))
+            case ast.Attribute(value=ast.Name(id="math"), attr=name):
+                return _literal(float(name))
+            case ast.Attribute(value=ast.Name(id=name), attr=attr):
+                kind = self.array(node, name)
+                if attr == "ndim":
+                    return Expr(str(kind.ndim), Scalar.INT, kind.ndim)
+                lengths = [self.arrays.axis_length(name, axis) for axis in range(kind.ndim)]
+                return Expr("(" + " * ".join(lengths) + ")", Scalar.INT)
+            case _:
+                raise self.refuse(node, f"the attribute {node.attr}")
+
+    def grid_value(self, what: str, axis: int) -> Expr:
+        """A number of the launch; an axis that the launch does not have is 0 for a place and 1 for a size."""
+        letter = {"grid": "g", "threadIdx": "t_", "blockIdx": "b_", "blockDim": "d_", "gridDim": "n_"}.get(what, "")
+        if axis >= self.dims:
+            return _literal(0 if what in ("grid", "threadIdx", "blockIdx") else 1)
+        if what == "gridsize":
+            return Expr(f"(d_{axis} * n_{axis})", Scalar.INT)
+        return Expr(f"{letter}{axis}", Scalar.INT)
+
+    def call(self, node: ast.Call) -> tuple[str, Scalar | tuple[Scalar, ...]]:
+        """A call: code and what it gives."""
+        match node.func:
+            case ast.Attribute(value=ast.Name(id="cuda"), attr=attr):
+                found = self.grid_value(attr, 0)
+                argument = node.args[0]
+                if isinstance(argument, ast.Constant) and argument.value != 1:
+                    raise self.refuse(
+                        node, f"cuda.{attr}({argument.value}) gives several values", "write x, y = cuda.grid(2)"
+                    )
+                return found.code, found.type
+            case ast.Attribute(value=ast.Name(id="random"), attr=name):
+                arguments = ", ".join(self.integer(argument) for argument in node.args)
+                result: Scalar | tuple[Scalar, ...] = Scalar.F32 if name == "uniform" else (Scalar.INT,) * 4
+                return f"{name}({arguments})", result
+            case ast.Attribute(value=ast.Name(id="np"), attr=name) if name in CASTS:
+                cast = to_dtype(self.scalar(node.args[0]), _DTYPE_OF_CAST[name])
+                return cast.code, cast.type
+            case ast.Attribute(value=ast.Name(id=module), attr=name):
+                value = self.function(module, name, self.scalar(node.args[0]))
+                return value.code, value.type
+            case ast.Name(id="len"):
+                name = node.args[0].id if isinstance(node.args[0], ast.Name) else ""
+                self.array(node, name)
+                return self.arrays.axis_length(name, 0), Scalar.INT
+            case ast.Name(id="min" | "max" as name):
+                value = self.scalar(node.args[0])
+                for argument in node.args[1:]:
+                    value = self.extreme("<" if name == "min" else ">", value, self.scalar(argument))
+                return value.code, value.type
+            case ast.Name(id=name) if name in BUILTINS:
+                value = self.builtin(name, self.scalar(node.args[0]))
+                return value.code, value.type
+            case ast.Name(id=name):
+                return self.device(name, node)
+            case _:
+                raise self.refuse(node, "this call")
+
+    def integer(self, node: ast.expr) -> str:
+        """Code for an argument that has to be an integer."""
+        value = self.scalar(node)
+        if value.type.is_float:
+            raise self.refuse(node, f"an integer is wanted, not a {value.type.title}", "convert it: int(...)")
+        return as_type(value, Scalar.INT)
+
+    def device(self, name: str, node: ast.Call) -> tuple[str, Scalar | tuple[Scalar, ...]]:
+        """The call of a device function, compiled for these types of arguments."""
+        codes: list[str] = []
+        types: list[Type] = []
+        for argument in node.args:
+            kind = self.types.get(argument.id) if isinstance(argument, ast.Name) else None
+            if isinstance(argument, ast.Name) and isinstance(kind, ArrayType):
+                codes.append(f"p_{argument.id}")
+                types.append(kind)
+            else:
+                value = self.scalar(argument)
+                codes.append(as_type(value, value.type))
+                types.append(value.type)
+        target, result = self.arrays.call(name, tuple(types))
+        return f"{target}({', '.join(codes)})", result
+
+    def extreme(self, symbol: str, one: Expr, other: Expr) -> Expr:
+        """``min`` and ``max`` as Python has them: the second where it is less (greater), else the first."""
+        kind = join(one.type, other.type)
+        first, second = self.temp(), self.temp()
+        test = f"({second} := {as_type(other, kind)}) {symbol} ({first} := {as_type(one, kind)})"
+        return Expr(f"({second} if {test} else {first})", kind)
+
+    def builtin(self, name: str, value: Expr) -> Expr:
+        """``int``, ``float``, ``bool`` and ``abs``."""
+        if name == "bool":
+            return Expr(truth(value), Scalar.BOOL)
+        if name == "float":
+            kind = max(value.type, Scalar.F32)
+            return Expr(as_type(value, kind), kind)
+        if name == "int":
+            kind = Scalar.INT if value.type.is_float else max(value.type, Scalar.INT)
+            return Expr(as_type(value, kind), kind)
+        kind = max(value.type, Scalar.INT)
+        if kind.is_float:
+            return Expr(f"fabs({as_type(value, kind)})", kind)
+        if kind is Scalar.UINT:
+            return value
+        name = self.temp()
+        return Expr(f"(-{name} if ({name} := {as_type(value, kind)}) < 0 else {name})", kind)
+
+    def function(self, module: str, name: str, value: Expr) -> Expr:
+        """``math`` and ``np`` functions of one argument."""
+        if module == "math" and name in ("floor", "ceil") and not value.type.is_float:
+            kind = max(value.type, Scalar.INT)
+            return Expr(as_type(value, kind), kind)
+        kind = max(value.type, Scalar.F32)
+        code = as_type(value, kind)
+        if name in ("sqrt", "fabs"):
+            return Expr(f"{name}({code})", kind)
+        if name in ("floor", "ceil"):
+            rounded = Expr(f"{name}({code})", kind)
+            return Expr(as_type(rounded, Scalar.INT), Scalar.INT) if module == "math" else rounded
+        known = self.temp()
+        if name == "isnan":
+            return Expr(f"(({known} := {code}) != {known})", Scalar.BOOL)
+        difference = f"((({known} := {code}) - {known}) == {zero(kind)})"  # 0 for finite, NaN for the others
+        if name == "isfinite":
+            return Expr(difference, Scalar.BOOL)
+        return Expr(f"((not {difference}) and {known} == {known})", Scalar.BOOL)
+
+
+def widen(code: str, dtype: str) -> Expr:
+    """An element of `dtype` as a value of the language."""
+    kind = from_dtype(dtype)
+    return Expr(f"int64({code})" if kind is Scalar.INT and dtype != "int64" else code, kind)
+
+
+def _literal(value: object) -> Expr:
+    if isinstance(value, bool):
+        return Expr(str(value), Scalar.BOOL)
+    if isinstance(value, int):
+        if value >= 2**63:
+            return Expr(f"uint64({value})", Scalar.UINT, value)
+        return Expr(f"({value})" if value < 0 else str(value), Scalar.INT, value)
+    assert isinstance(value, float)
+    return Expr(as_type(Expr("", Scalar.F32, value), Scalar.F32), Scalar.F32, value)
+
+
+def _comparison(symbol: str, left: Expr, right: Expr) -> str:
+    kind = max(left.type, right.type, Scalar.INT)
+    if {left.type, right.type} == {Scalar.INT, Scalar.UINT}:  # by value: -1 is less than any uint64
+        if left.type is Scalar.INT:
+            return f"(compare_iu({left.code}, {right.code}) {symbol} 0)"
+        return f"(0 {symbol} compare_iu({right.code}, {left.code}))"
+    return f"({as_type(left, kind)} {symbol} {as_type(right, kind)})"

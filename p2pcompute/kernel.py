@@ -1,0 +1,258 @@
+"""What a user writes kernels with: the decorators `kernel` and `device`, and `out` for what comes back.
+
+A kernel is checked when it is decorated, without numba: what the language does not hold is refused there, with the
+line, the reason and what to write instead. docs/strict.md defines what every operation gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from p2pcompute.errors import KernelError, KernelTypeError
+from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._guard import Admitted, admit_tree
+from p2pcompute.execution._language import DTYPES
+from p2pcompute.execution._language_capture import capture
+from p2pcompute.execution._rows import Layout
+
+__all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out"]
+
+Geometry: TypeAlias = int | Sequence[int]
+_BLOCKS = {1: (128, 1, 1), 2: (16, 16, 1), 3: (8, 4, 4)}
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """An output to be made: its global shape and dtype. Made by `out`."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def out(shape: int | Sequence[int], dtype: Any) -> Out:
+    """Ask for an output array in a call of `p2pcompute.run`.
+
+    Args:
+        shape: its whole shape, or its length.
+        dtype: any of bool, int8 to int64, uint8 to uint64, float32 and float64.
+
+    Raises:
+        KernelTypeError: no kernel can give such an array.
+    """
+    lengths = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(length) for length in shape)
+    kind = np.dtype(dtype)
+    if kind.name not in DTYPES:
+        raise KernelTypeError(f"no output has the dtype {kind}", instead=f"use one of {', '.join(DTYPES)}")
+    if not lengths or any(length < 0 for length in lengths):
+        raise KernelTypeError(f"no output has the shape {lengths}", instead="give a length for each axis")
+    return Out(lengths, kind)
+
+
+class Device:
+    """A function that kernels call: scalars and read-only arrays in, one number or several out. Made by `device`.
+
+    Called from plain Python it runs as the plain function that it was written as, whose arithmetic is Python's and
+    not the language's.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.name: str = getattr(function, "__name__", "device")
+        self.__doc__ = function.__doc__
+        self.__name__ = self.name
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any) -> Any:
+        """Run the plain Python function."""
+        return self.function(*args)
+
+    def __repr__(self) -> str:
+        return f"<p2pcompute.device {self.name}>"
+
+
+def device(function: Callable[..., Any]) -> Device:
+    """Decorate a function that kernels call. It is checked with the kernel that calls it."""
+    if not callable(function) or isinstance(function, type | Kernel):
+        raise KernelError(f"a {type(function).__name__} is no device function", instead="decorate a plain function")
+    return Device(function)
+
+
+def kernel(function: Callable[..., Any]) -> Kernel:
+    """Decorate a kernel.
+
+    Raises:
+        KernelError: the function, or a device function that it calls, says what the language does not hold.
+    """
+    return Kernel(function)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Binding:
+    """A kernel with its geometry and arguments: what a task is made from.
+
+    `specs` has one entry for each parameter. `values` has what `run_blocks` takes: a NumPy scalar or a C-contiguous
+    array for each parameter that is no output, in order.
+    """
+
+    source: KernelSource
+    launch: Launch
+    specs: tuple[ArgSpec, ...]
+    values: tuple[Any, ...] = field(repr=False)
+    layout: Layout = field(repr=False)
+
+    def empty_outputs(self) -> list[np.ndarray[Any, Any]]:
+        """Zeroed arrays of the outputs' global shapes."""
+        return [np.zeros(spec.shape, spec.dtype) for spec in self.specs if isinstance(spec, OutputSpec)]
+
+
+class Kernel:
+    """A checked kernel. Made by `kernel`.
+
+    Attributes:
+        source: normalised source, the same for the same meaning wherever it was written.
+        name: the function's name.
+        params: names of its parameters.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        captured = capture(function, unwrap_device=_unwrap)
+        self._admitted: Admitted = admit_tree(captured.tree, captured.source.entry, captured.filenames)
+        if len(captured.source.text.encode()) > 65_536:
+            raise KernelError("the kernel's source is longer than 65536 bytes", instead="split the kernel")
+        self.source: KernelSource = captured.source
+        self.name: str = getattr(function, "__name__", "kernel")
+        self.params: tuple[str, ...] = self._admitted.entry.params
+        self.function = function
+        self.__doc__ = function.__doc__
+        self.__name__ = self.name
+        self.__wrapped__ = function
+
+    def __repr__(self) -> str:
+        return f"<p2pcompute.kernel {self.name}({', '.join(self.params)})>"
+
+    def __call__(self, *args: Any) -> Any:
+        """Kernels are not called: says how to start one."""
+        raise TypeError(f"start {self.name} with p2pcompute.run({self.name}, ...)")
+
+    def __getitem__(self, geometry: tuple[Geometry, Geometry]) -> ConfiguredKernel:
+        """``kernel[blocks, threads]``, ints or tuples (x, y, z) as in numba.cuda."""
+        if not isinstance(geometry, tuple) or len(geometry) != 2:
+            raise KernelTypeError("geometry is kernel[blocks, threads]", instead="give both, as ints or tuples")
+        grid, grid_dims = _triple(geometry[0])
+        block, block_dims = _triple(geometry[1])
+        return ConfiguredKernel(self, Launch(grid=grid, block=block, dims=max(grid_dims, block_dims)))
+
+    def launch_for(self, out_shape: Sequence[int]) -> Launch:
+        """The default geometry for the kernel's first output of the global shape `out_shape`: blocks of 128, 16 x 16
+        or 8 x 4 x 4 threads, as many as cover it. Grid axis x runs along the output's axis that the kernel indexes
+        by x."""
+        mapping = self._admitted.grid.mapping[self._admitted.outputs[0]]
+        if len(out_shape) < len(mapping):
+            raise KernelTypeError(
+                f"{self.name} indexes its output by {len(mapping)} grid axes and the shape is {tuple(out_shape)}"
+            )
+        dims = self._admitted.grid.dims
+        block = _BLOCKS[dims]
+        grid = [1, 1, 1]
+        for place, axis in enumerate(mapping):
+            grid[axis] = max(1, -(-out_shape[place] // block[axis]))
+        return Launch(grid=(grid[0], grid[1], grid[2]), block=block, dims=dims)
+
+    def bind(self, *args: Any) -> Binding:
+        """Bind arguments under the default geometry, made for the largest output along each grid axis.
+
+        Raises:
+            KernelTypeError: the arguments don't fit; with the kernel's line where there is one.
+        """
+        self._count(args)
+        grid = [1, 1, 1]
+        block = _BLOCKS[self._admitted.grid.dims]
+        for name, value in zip(self.params, args, strict=True):
+            mapping = self._admitted.grid.mapping.get(name, ())
+            if isinstance(value, Out):
+                for length, axis in zip(value.shape, mapping, strict=False):
+                    grid[axis] = max(grid[axis], -(-length // block[axis]))
+        launch = Launch(grid=(grid[0], grid[1], grid[2]), block=block, dims=self._admitted.grid.dims)
+        return self._bind(launch, args)
+
+    def _count(self, args: tuple[Any, ...]) -> None:
+        if len(args) != len(self.params):
+            raise KernelTypeError(
+                f"{self.name} takes {len(self.params)} arguments ({', '.join(self.params)}), not {len(args)}",
+                line=self._admitted.entry.node.lineno,
+                filename=self._admitted.entry.filename,
+            )
+
+    def _bind(self, launch: Launch, args: tuple[Any, ...]) -> Binding:
+        from p2pcompute.execution._lower import lower
+
+        self._count(args)
+        specs: list[ArgSpec] = []
+        values: list[Any] = []
+        for name, value in zip(self.params, args, strict=True):
+            spec, taken = _argument(name, value)
+            specs.append(spec)
+            if taken is not None:
+                values.append(taken)
+        layout = Layout.of_admitted(self._admitted, launch, specs)
+        lower(self._admitted, launch, specs)  # types are checked here, where the author's lines are known
+        return Binding(source=self.source, launch=launch, specs=tuple(specs), values=tuple(values), layout=layout)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredKernel:
+    """A kernel and its launch geometry: ``kernel[blocks, threads]``."""
+
+    kernel: Kernel
+    launch: Launch
+
+    def bind(self, *args: Any) -> Binding:
+        """Bind arguments under this geometry.
+
+        Raises:
+            KernelTypeError: the arguments or the geometry don't fit.
+        """
+        return self.kernel._bind(self.launch, args)
+
+
+def _unwrap(value: object) -> Any:
+    return value.function if isinstance(value, Device) else None
+
+
+def _triple(value: Geometry) -> tuple[tuple[int, int, int], int]:
+    lengths = (int(value),) if isinstance(value, int | np.integer) else tuple(int(length) for length in value)
+    if not 1 <= len(lengths) <= 3 or any(length < 1 for length in lengths):
+        raise KernelTypeError(f"{value!r} is no geometry", instead="give one to three positive numbers")
+    padded = (*lengths, 1, 1)
+    return (padded[0], padded[1], padded[2]), len(lengths)
+
+
+def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
+    """The spec and the value of one argument. Python's floats are float32, as literals are; its ints are int64."""
+    if isinstance(value, Out):
+        return OutputSpec(dtype=value.dtype.name, shape=value.shape), None
+    if isinstance(value, bool):
+        value = np.bool_(value)
+    elif isinstance(value, np.generic):
+        pass
+    elif isinstance(value, float):
+        value = np.float32(value)
+    elif isinstance(value, int):
+        if not -(2**63) <= value < 2**64:
+            raise KernelTypeError(f"{name} is an integer that 64 bits don't hold", instead="pass a float")
+        value = np.int64(value) if value < 2**63 else np.uint64(value)
+    elif not isinstance(value, np.ndarray):
+        raise KernelTypeError(
+            f"{name} is a {type(value).__name__}", instead="pass NumPy arrays, numbers and p2pcompute.out(...)"
+        )
+    if value.dtype.name not in DTYPES or not value.dtype.isnative:
+        raise KernelTypeError(f"{name} is of dtype {value.dtype}", instead=f"use one of {', '.join(DTYPES)}")
+    if isinstance(value, np.generic):
+        return ScalarSpec(dtype=value.dtype.name, value=value), value
+    if value.ndim == 0:
+        return ScalarSpec(dtype=value.dtype.name, value=value[()]), value[()]
+    return InputSpec(dtype=value.dtype.name, shape=value.shape), np.ascontiguousarray(value)
