@@ -53,7 +53,7 @@ class _Triple:
         return f"<cuda.{self._name}>"
 
 
-threadIdx = _Triple("threadIdx")
-blockIdx = _Triple("blockIdx")
-blockDim = _Triple("blockDim")
-gridDim = _Triple("gridDim")
+threadIdx = _Triple("threadIdx")  # noqa: N816 - the name in numba.cuda
+blockIdx = _Triple("blockIdx")  # noqa: N816 - the name in numba.cuda
+blockDim = _Triple("blockDim")  # noqa: N816 - the name in numba.cuda
+gridDim = _Triple("gridDim")  # noqa: N816 - the name in numba.cuda

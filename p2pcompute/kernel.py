@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit_tree
-from p2pcompute.execution._language import DTYPES
+from p2pcompute.execution._language import DTYPES, MAX_SOURCE_BYTES
 from p2pcompute.execution._language_capture import capture
 from p2pcompute.execution._rows import Layout
 
@@ -121,8 +121,10 @@ class Kernel:
     def __init__(self, function: Callable[..., Any]) -> None:
         captured = capture(function, unwrap_device=_unwrap)
         self._admitted: Admitted = admit_tree(captured.tree, captured.source.entry, captured.filenames)
-        if len(captured.source.text.encode()) > 65_536:
-            raise KernelError("the kernel's source is longer than 65536 bytes", instead="split the kernel")
+        if len(captured.source.text.encode()) > MAX_SOURCE_BYTES:
+            raise KernelError(
+                f"the kernel's source is longer than {MAX_SOURCE_BYTES} bytes", instead="split the kernel"
+            )
         self.source: KernelSource = captured.source
         self.name: str = getattr(function, "__name__", "kernel")
         self.params: tuple[str, ...] = self._admitted.entry.params
@@ -134,7 +136,7 @@ class Kernel:
     def __repr__(self) -> str:
         return f"<p2pcompute.kernel {self.name}({', '.join(self.params)})>"
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *_: Any) -> NoReturn:
         """Kernels are not called: says how to start one."""
         raise TypeError(f"start {self.name} with p2pcompute.run({self.name}, ...)")
 

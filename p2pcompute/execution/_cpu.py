@@ -14,10 +14,12 @@ from typing import Any
 import numba
 import numpy as np
 from numba import types
+from numba.core.errors import NumbaError
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._guard import Admitted, admit
+from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._strict import helpers
@@ -61,21 +63,14 @@ class CpuBackend:
 
     def _admit(self, source: KernelSource) -> Admitted:
         known = self._admitted.get(source.digest)
-        if known is not None and known.entry.name == source.entry:
-            # The digest says what the text should be, not what it is.
-            if source.digest == _digest(source):
-                return known
+        # The digest says what the text should be, not what it is.
+        if known is not None and source_digest(source.entry, source.text) == source.digest:
+            return known
         admitted = admit(source)
         self._admitted[source.digest] = admitted
         if len(self._admitted) > _KEPT:
             self._admitted.popitem(last=False)
         return admitted
-
-
-def _digest(source: KernelSource) -> bytes:
-    from p2pcompute.execution._language_capture import source_digest
-
-    return source_digest(source.entry, source.text)
 
 
 def _text(lowered: Lowered) -> str:
@@ -142,7 +137,7 @@ class _Program:
 def _compile(function: Any, signature: tuple[Any, ...]) -> None:
     try:
         function.compile(signature)
-    except numba.core.errors.NumbaError as error:
+    except NumbaError as error:
         raise KernelError(f"numba does not compile this kernel: {str(error)[:400]}") from error
     function.disable_compile()
 

@@ -467,19 +467,19 @@ class _Check:
                 self.expression(left)
                 self.expression(right)
             case ast.BoolOp(values=values):
-                for value in values:
-                    self.expression(value)
+                for operand in values:
+                    self.expression(operand)
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 for operator in ops:
                     if not isinstance(operator, _COMPARE):
                         raise self.refuse(
                             node, f"{type(operator).__name__} is not in the kernel language", "compare with == and <"
                         )
-                for value in (left, *comparators):
-                    self.expression(value)
+                for operand in (left, *comparators):
+                    self.expression(operand)
             case ast.IfExp(test=test, body=body, orelse=orelse):
-                for value in (test, body, orelse):
-                    self.expression(value)
+                for operand in (test, body, orelse):
+                    self.expression(operand)
             case ast.Call():
                 self.call(node)
             case ast.Subscript():

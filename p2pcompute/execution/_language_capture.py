@@ -27,6 +27,17 @@ __all__ = ["Captured", "capture", "source_digest"]
 _CUDA_MODULES = ("p2pcompute.cuda", "numba.cuda", "numba_cuda", "numba_cuda_mlir")
 _RANDOM_MODULE = "p2pcompute.random"
 _MISSING = object()
+# These have names of their own; they are left as they are, and the guard refuses them with the line.
+_OWN_NAMES = (
+    ast.Lambda,
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,19 +222,16 @@ class _Normalise(ast.NodeTransformer):
             raise self.refuse(node, "the kernel is nested too deeply", "split the expression") from None
         return node
 
-    def untouched(self, node: ast.AST) -> ast.AST:
-        return node  # has names of its own; the guard refuses it with the line
+    def visit(self, node: ast.AST) -> Any:
+        return node if isinstance(node, _OWN_NAMES) else super().visit(node)
 
-    visit_Lambda = visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = untouched
-    visit_ListComp = visit_SetComp = visit_DictComp = visit_GeneratorExp = untouched
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:  # noqa: N802 - the name that ast looks for
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.stmt:
         if node.value is None:
             return ast.copy_location(ast.Pass(), node)
         plain = ast.Assign(targets=[node.target], value=node.value)
         return self.visit(ast.copy_location(plain, node))  # type: ignore[no-any-return]
 
-    def visit_Name(self, node: ast.Name) -> ast.expr:  # noqa: N802
+    def visit_Name(self, node: ast.Name) -> ast.expr:
         if not isinstance(node.ctx, ast.Load) or node.id in self.locals:
             return node
         value = _lookup(self.fn, node.id)
@@ -231,7 +239,7 @@ class _Normalise(ast.NodeTransformer):
             return node  # the guard refuses unknown names, and knows the line
         return self.value(node, node.id, value)
 
-    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         path: list[str] = []
         root: ast.expr = node
         while isinstance(root, ast.Attribute):
@@ -288,7 +296,7 @@ class _Normalise(ast.NodeTransformer):
             return _dotted(node, "math", name)
         if module == "numpy" and name in NUMPY_CALLS | {"bool", "absolute"}:
             return _dotted(node, "np", {"bool": "bool_", "absolute": "fabs"}.get(name, name))
-        if module.startswith(_RANDOM_MODULE) or (module.startswith("p2pcompute.execution._philox")):
+        if module == _RANDOM_MODULE:
             return _dotted(node, "random", name)
         if name in BUILTINS and getattr(builtins, name) is value:
             return _dotted(node, name)
@@ -326,9 +334,9 @@ def _at(like: ast.expr, node: ast.expr) -> ast.expr:
 
 def _literal(value: Any) -> ast.expr | None:
     """A scalar as the expression that gives it back, or None for what is no scalar."""
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, (bool, np.bool_)):
         return ast.Constant(value=bool(value))
-    if isinstance(value, np.float32 | np.float64):
+    if isinstance(value, (np.float32, np.float64)):
         cast = ast.Attribute(value=ast.Name(id="np", ctx=ast.Load()), attr=value.dtype.name, ctx=ast.Load())
         return ast.Call(func=cast, args=[_number(float(value))], keywords=[])
     if isinstance(value, np.uint64):
@@ -343,7 +351,7 @@ def _literal(value: Any) -> ast.expr | None:
     return None
 
 
-def _number(value: int | float) -> ast.expr:
+def _number(value: float) -> ast.expr:
     if value != value:
         return ast.Attribute(value=ast.Name(id="math", ctx=ast.Load()), attr="nan", ctx=ast.Load())
     if value < 0 or (value == 0 and str(value)[0] == "-"):

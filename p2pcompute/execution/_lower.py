@@ -9,7 +9,7 @@ one compilation serves all sizes; only facts that decide which bounds checks are
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from p2pcompute.errors import KernelError, KernelTypeError
@@ -170,19 +170,17 @@ class _Function:
         self.types: dict[str, Type] = dict(zip(function.params, types, strict=True))
         self.result: Scalar | tuple[Scalar, ...] | None = None
         self.called: list[str] = []
-        self.lines: list[str] = []
         self.grid = program.admitted.grid.variables if is_entry else {}
 
     def run(self) -> str:
         """Repeat until no type widens; types only ever widen along a chain of five, so it ends."""
         while True:
             before = (dict(self.types), self.result)
-            self.lines = []
             self.called = []
             self.expressions = ExpressionLowering(
                 self, self.types, self.grid, self.program.launch.dims, self.function.filename
             )
-            self.block(self.function.node.body, 1)
+            self.top(self.function.node.body)
             if (self.types, self.result) == before:
                 break
         head: list[str] = []
@@ -197,7 +195,7 @@ class _Function:
             assert isinstance(kind, Scalar)
             if name not in self.grid:
                 head.append(f" v_{name} = {zero(kind)}")
-        return "\n".join(head + self.lines) + "\n"
+        return "\n".join(head + self.expressions.lines) + "\n"
 
     def dtype(self, name: str, kind: Scalar) -> str:
         spec = self.program.specs[name]
@@ -218,37 +216,35 @@ class _Function:
             self.called.append(instance.name)
         return instance.name, instance.result
 
-    def load(
-        self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], temp: Callable[[], str]
-    ) -> str:
+    def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None]) -> str:
         """Code for an element, or for zero where an index is out of range."""
         spec = self.program.specs.get(name) if self.is_entry else None
-        nothing = _zero_of(kind.dtype)
+        places = [as_type(index, Scalar.UINT) for index in indices]  # negative ones become huge: one test does
+        safe = False
         if isinstance(spec, OutputSpec):
-            places, tests = self.row(name, indices, temp)
-            if name in self.unlike:
-                tests.insert(0, f"in_{name}")
-        else:
-            places, tests = [], []
-            for axis, (index, grid) in enumerate(zip(indices, axes, strict=True)):
-                inside = (
-                    isinstance(spec, InputSpec) and grid is not None and spec.shape[axis] >= self.program.extents[grid]
-                )
-                places.append(_place(index, "" if inside else f"p_{name}.shape[{axis}]", tests, temp))
-        element = f"p_{name}[{', '.join(places)}]"
-        return f"({element} if {' and '.join(tests)} else {nothing})" if tests else element
-
-    def row(self, name: str, indices: list[Expr], temp: Callable[[], str]) -> tuple[list[str], list[str]]:
-        """Places in the compact array of an output, and the tests that they need."""
-        places, tests = ["r"], list[str]()
-        for axis, index in enumerate(indices[self.program.launch.dims :]):
-            places.append(_place(index, f"p_{name}.shape[{axis + 1}]", tests, temp))
-        return places, tests
+            places = ["r", *places[self.program.launch.dims :]]
+            safe = len(places) == 1
+        elif isinstance(spec, InputSpec):
+            # A thread runs only inside of some output, so its place is in range on an axis as long as all of them.
+            safe = all(
+                grid is not None and length >= self.program.extents[grid]
+                for length, grid in zip(spec.shape, axes, strict=True)
+            )
+        code = f"p_{name}[{', '.join(places)}]" if safe else f"load{len(places)}(p_{name}, {', '.join(places)})"
+        if name not in self.unlike:
+            return code
+        lower, held = self.expressions, self.expressions.temp()
+        lower.emit(f"{held} = {_zero_of(kind.dtype)}")
+        lower.emit(f"if in_{name}:")
+        lower.emit(f" {held} = {code}")
+        return held
 
     @property
     def unlike(self) -> frozenset[str]:
         """Outputs whose leading axes are not as long as the longest: threads run that lie outside of them."""
         found: set[str] = set()
+        if not self.is_entry:
+            return frozenset()
         for name, mapping in self.program.admitted.grid.mapping.items():
             shape = self.program.specs[name]
             assert isinstance(shape, OutputSpec)
@@ -258,54 +254,72 @@ class _Function:
 
     # Statements
 
-    def emit(self, depth: int, line: str) -> None:
-        self.lines.append(" " * depth + line)
-
-    def block(self, body: list[ast.stmt], depth: int) -> None:
-        if depth == 1 and self.is_entry:
+    def top(self, body: list[ast.stmt]) -> None:
+        self.expressions.depth = 0
+        if self.is_entry:
             for name in sorted(self.unlike):
                 mapping = self.program.admitted.grid.mapping[name]
-                test = " and ".join(f"g{axis} < s_{name}_{place}" for place, axis in enumerate(mapping))
-                self.emit(1, f"in_{name} = {test}")
-        start = len(self.lines)
-        for statement in body:
-            self.statement(statement, depth)
-        if len(self.lines) == start:
-            self.emit(depth, "pass")
+                test = " & ".join(f"(g{axis} < s_{name}_{place})" for place, axis in enumerate(mapping))
+                self.expressions.lines.append(f" in_{name} = {test}")
+        self.block(body)
 
-    def statement(self, node: ast.stmt, depth: int) -> None:
+    def block(self, body: list[ast.stmt], first: tuple[ast.expr, Expr] | None = None) -> None:
+        """A block one level deeper; `first` is assigned at its head."""
+        lower = self.expressions
+        lower.depth += 1
+        start = len(lower.lines)
+        if first is not None:
+            self.assign(*first)
+        for statement in body:
+            self.statement(statement)
+        if len(lower.lines) == start:
+            lower.emit("pass")
+        lower.depth -= 1
+
+    def statement(self, node: ast.stmt) -> None:
         lower = self.expressions
         match node:
             case ast.Assign(targets=targets, value=value):
-                self.assignment(targets, value, depth)
+                self.assignment(targets, value)
             case ast.AugAssign(target=target, op=op, value=value):
                 have = ast.copy_location(_load(target), target)
-                self.assignment([target], ast.copy_location(ast.BinOp(left=have, op=op, right=value), node), depth)
+                self.assignment([target], ast.copy_location(ast.BinOp(left=have, op=op, right=value), node))
             case ast.If(test=test, body=body, orelse=orelse):
-                self.emit(depth, f"if {truth(lower.scalar(test))}:")
-                self.block(body, depth + 1)
+                lower.emit(f"if {truth(lower.scalar(test))}:")
+                self.block(body)
                 if orelse:
-                    self.emit(depth, "else:")
-                    self.block(orelse, depth + 1)
+                    lower.emit("else:")
+                    self.block(orelse)
             case ast.While(test=test, body=body):
-                self.emit(depth, f"while {truth(lower.scalar(test))}:")
-                self.block(body, depth + 1)
+                self.while_loop(test, body)
             case ast.For(target=ast.Name() as target, iter=ast.Call(args=bounds), body=body):
-                self.range_loop(target, bounds, body, depth)
+                self.range_loop(target, bounds, body)
             case ast.Return(value=None):
-                self.emit(depth, "return")
+                lower.emit("return")
             case ast.Return(value=value) if value is not None:
-                self.give_back(node, value, depth)
+                self.give_back(node, value)
             case ast.Break():
-                self.emit(depth, "break")
+                lower.emit("break")
             case ast.Continue():
-                self.emit(depth, "continue")
+                lower.emit("continue")
             case ast.Pass():
                 pass
             case _:
                 raise lower.refuse(node, f"{type(node).__name__} is not in the kernel language")
 
-    def assignment(self, targets: list[ast.expr], value: ast.expr, depth: int) -> None:
+    def while_loop(self, test: ast.expr, body: list[ast.stmt]) -> None:
+        lower = self.expressions
+        condition, lines = lower.apart(test)
+        if not lines:
+            lower.emit(f"while {truth(condition)}:")
+        else:  # the condition needs statements of its own, each time around
+            lower.emit("while True:")
+            lower.lines += lines
+            lower.emit(f" if not {truth(condition)}:")
+            lower.emit("  break")
+        self.block(body)
+
+    def assignment(self, targets: list[ast.expr], value: ast.expr) -> None:
         lower = self.expressions
         several = lower.several(value)
         if several is None:
@@ -314,74 +328,76 @@ class _Function:
                 raise lower.refuse(value, "one value for several names")
             if len(targets) > 1:
                 name = lower.temp()
-                self.emit(depth, f"{name} = {result.code}")
+                lower.emit(f"{name} = {result.code}")
                 result = Expr(name, result.type, result.literal)
             for target in targets:
-                self.assign(target, result, depth)
+                self.assign(target, result)
             return
         parts: list[Expr] = []
         if isinstance(several, tuple):
             name = lower.temp()
-            self.emit(depth, f"{name} = {several[0]}")
+            lower.emit(f"{name} = {several[0]}")
             parts = [Expr(f"{name}[{place}]", kind) for place, kind in enumerate(several[1])]
         else:
             for part in several:  # all are read before one is written: a, b = b, a
                 name = lower.temp()
-                self.emit(depth, f"{name} = {part.code}")
-                parts.append(Expr(name, part.type, part.literal))
+                if part.literal is None:
+                    lower.emit(f"{name} = {part.code}")
+                parts.append(part if part.literal is not None else Expr(name, part.type))
         for target in targets:
             if not isinstance(target, ast.Tuple) or len(target.elts) != len(parts):
                 raise lower.refuse(target, f"{len(parts)} values are given here", "assign them to as many names")
             for element, part in zip(target.elts, parts, strict=True):
-                self.assign(element, part, depth)
+                self.assign(element, part)
 
-    def assign(self, target: ast.expr, value: Expr, depth: int) -> None:
+    def assign(self, target: ast.expr, value: Expr) -> None:
         lower = self.expressions
         if isinstance(target, ast.Name):
             if target.id in self.grid:
-                self.emit(depth, f"v_{target.id} = {value.code}")
+                lower.emit(f"v_{target.id} = {value.code}")
                 self.types[target.id] = Scalar.INT
                 return
             have = self.types.get(target.id, Scalar.BOOL)
             assert isinstance(have, Scalar)
             kind = join(have, value.type)
             self.types[target.id] = kind
-            self.emit(depth, f"v_{target.id} = {as_type(value, kind)}")
+            lower.emit(f"v_{target.id} = {as_type(value, kind)}")
             return
         assert isinstance(target, ast.Subscript)
         assert isinstance(target.value, ast.Name)
         name = target.value.id
-        kind = lower.array(target, name)
-        indices = lower.indices(target, name, kind)
-        places, tests = self.row(name, indices, lower.temp)
-        if name in self.unlike:
-            tests.insert(0, f"in_{name}")
-        code = store_code(value, kind.dtype)
+        array = lower.array(target, name)
+        indices = lower.indices(target, name, array)
+        places, tests = ["r"], [f"in_{name}"] if name in self.unlike else []
+        for axis, index in enumerate(indices[self.program.launch.dims :]):
+            place = lower.held(Expr(as_type(index, Scalar.UINT), Scalar.UINT)).code
+            tests.append(f"({place} < uint64(p_{name}.shape[{axis + 1}]))")
+            places.append(place)
+        stored = (
+            lower.held(Expr(store_code(value, array.dtype), value.type)).code
+            if tests
+            else store_code(value, array.dtype)
+        )
         if tests:
-            stored = lower.temp()
-            self.emit(depth, f"{stored} = {code}")
-            self.emit(depth, f"if {' and '.join(tests)}:")
-            self.emit(depth + 1, f"p_{name}[{', '.join(places)}] = {stored}")
-        else:
-            self.emit(depth, f"p_{name}[{', '.join(places)}] = {code}")
+            lower.emit(f"if {' & '.join(tests)}:")
+        lower.emit(f"{' ' if tests else ''}p_{name}[{', '.join(places)}] = {stored}")
 
-    def range_loop(self, target: ast.Name, bounds: list[ast.expr], body: list[ast.stmt], depth: int) -> None:
+    def range_loop(self, target: ast.Name, bounds: list[ast.expr], body: list[ast.stmt]) -> None:
         lower = self.expressions
         codes = [lower.integer(bound) for bound in bounds]
         counter = lower.temp()
         if len(codes) == 1:
-            self.emit(depth, f"for {counter} in range({codes[0]}):")
+            lower.emit(f"for {counter} in range({codes[0]}):")
             place = Expr(counter, Scalar.INT)
         else:
             start, step = lower.temp(), lower.temp()
-            self.emit(depth, f"{start} = {codes[0]}")
-            self.emit(depth, f"{step} = {codes[2] if len(codes) == 3 else '1'}")
-            self.emit(depth, f"for {counter} in range(count({start}, {codes[1]}, {step})):")
+            lower.emit(f"{start} = {codes[0]}")
+            lower.emit(f"{step} = {codes[2] if len(codes) == 3 else '1'}")
+            lower.emit(f"for {counter} in range(count({start}, {codes[1]}, {step})):")
             place = Expr(f"({start} + {counter} * {step})", Scalar.INT)
-        self.assign(target, place, depth + 1)
-        self.block(body, depth + 1)
+        self.block(body, (target, place))
 
-    def give_back(self, node: ast.stmt, value: ast.expr, depth: int) -> None:
+    def give_back(self, node: ast.stmt, value: ast.expr) -> None:
         lower = self.expressions
         several = lower.several(value)
         if several is None:
@@ -389,11 +405,11 @@ class _Function:
             if isinstance(self.result, tuple):
                 raise self.mixed(node)
             self.result = result.type if self.result is None else join(self.result, result.type)
-            self.emit(depth, f"return {as_type(result, self.result)}")
+            lower.emit(f"return {as_type(result, self.result)}")
             return
         if isinstance(several, tuple):
             name = lower.temp()
-            self.emit(depth, f"{name} = {several[0]}")
+            lower.emit(f"{name} = {several[0]}")
             parts = [Expr(f"{name}[{place}]", kind) for place, kind in enumerate(several[1])]
         else:
             parts = several
@@ -404,7 +420,7 @@ class _Function:
             kinds = tuple(join(have, kind) for have, kind in zip(self.result, kinds, strict=True))
         self.result = kinds
         codes = [as_type(part, kind) for part, kind in zip(parts, kinds, strict=True)]
-        self.emit(depth, f"return ({', '.join(codes)},)")
+        lower.emit(f"return ({', '.join(codes)},)")
 
     def mixed(self, node: ast.stmt) -> KernelTypeError:
         return self.expressions.refuse(
@@ -421,14 +437,3 @@ def _load(target: ast.expr) -> ast.expr:
 
 def _zero_of(dtype: str) -> str:
     return {"bool": "False", "int64": "0", "float64": "0.0"}.get(dtype, f"{dtype}(0)")
-
-
-def _place(index: Expr, length: str, tests: list[str], temp: Callable[[], str]) -> str:
-    """Code for an index as an unsigned number, with the test that it needs put into `tests`: negative ones are
-    huge as unsigned numbers, so one comparison does."""
-    code = as_type(index, Scalar.UINT)
-    if not length:
-        return code
-    name = temp()
-    tests.append(f"({name} := {code}) < uint64({length})")
-    return name

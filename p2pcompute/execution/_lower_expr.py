@@ -2,17 +2,20 @@
 
 Docs/strict.md is the contract; each method here is one paragraph of it. The language is pure and total (nothing in
 it raises or has an effect), so an operand may be evaluated early or not at all.
+
+Code of an expression holds no branch: numba loses the type of what lies on the stack across one. What branches is
+emitted as statements before the one that the expression stands in, and leaves its result in a temporary.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._guard_index import grid_axis
-from p2pcompute.execution._language import AXES, BUILTINS, CASTS, DTYPES
+from p2pcompute.execution._language import AXES, BUILTINS, CASTS, DTYPES, RANDOM_CALLS
 from p2pcompute.execution._lower_types import (
     ArrayType,
     Expr,
@@ -39,9 +42,7 @@ _DTYPE_OF_CAST = {"bool_": "bool"} | {name: name for name in DTYPES}
 class ArrayUse(Protocol):
     """What an expression must know about the arrays around it."""
 
-    def load(
-        self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], temp: Callable[[], str]
-    ) -> str:
+    def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None]) -> str:
         """Code for the element of an array, or zero where the indices are out of range."""
         ...
 
@@ -67,11 +68,34 @@ class ExpressionLowering:
         self.dims = dims
         self.filename = filename
         self.temps = 0
+        self.lines: list[str] = []
+        self.depth = 1
 
     def temp(self) -> str:
         """A fresh name."""
         self.temps += 1
         return f"t{self.temps}"
+
+    def emit(self, line: str) -> None:
+        """Add a statement before the one that is being lowered."""
+        self.lines.append(" " * self.depth + line)
+
+    def held(self, value: Expr) -> Expr:
+        """The same value under a name, so that its code may be written more than once."""
+        if value.code.isidentifier() or value.literal is not None:
+            return value
+        name = self.temp()
+        self.emit(f"{name} = {value.code}")
+        return Expr(name, value.type)
+
+    def apart(self, node: ast.expr) -> tuple[Expr, list[str]]:
+        """Lower `node` one level deeper, and keep the statements that it needs back."""
+        outer, self.lines = self.lines, []
+        self.depth += 1
+        value = self.scalar(node)
+        self.depth -= 1
+        inner, self.lines = self.lines, outer
+        return value, inner
 
     def refuse(self, node: ast.AST, reason: str, instead: str = "") -> KernelTypeError:
         """The error for `node`, to be raised."""
@@ -94,14 +118,11 @@ class ExpressionLowering:
             case ast.BinOp(left=left, op=op, right=right):
                 return self.binary(node, op, self.scalar(left), self.scalar(right))
             case ast.BoolOp(op=op, values=values):
-                word = " and " if isinstance(op, ast.And) else " or "
-                return Expr("(" + word.join(truth(self.scalar(value)) for value in values) + ")", Scalar.BOOL)
+                return self.logic(isinstance(op, ast.And), values)
             case ast.Compare():
                 return self.compare(node)
             case ast.IfExp(test=test, body=body, orelse=orelse):
-                one, other = self.scalar(body), self.scalar(orelse)
-                kind = join(one.type, other.type)
-                return Expr(f"({as_type(one, kind)} if {truth(self.scalar(test))} else {as_type(other, kind)})", kind)
+                return self.choice(test, body, orelse)
             case ast.Subscript(value=ast.Attribute(value=ast.Name(id=name)), slice=ast.Constant(value=int() as axis)):
                 if axis >= self.array(node, name).ndim:
                     raise self.refuse(node, f"{name} has no axis {axis}")
@@ -109,7 +130,7 @@ class ExpressionLowering:
             case ast.Subscript(value=ast.Name(id=name)):
                 kind = self.array(node, name)
                 indices = self.indices(node, name, kind)
-                code = self.arrays.load(name, kind, indices, self.index_axes(node), self.temp)
+                code = self.arrays.load(name, kind, indices, self.index_axes(node))
                 return widen(code, kind.dtype)
             case ast.Attribute():
                 return self.attribute(node)
@@ -183,24 +204,48 @@ class ExpressionLowering:
             return Expr(f"(~{code})", kind)
         return Expr(f"({zero(kind)} - {code})" if kind is Scalar.UINT else f"(-{code})", kind)
 
+    def logic(self, conjunction: bool, values: list[ast.expr]) -> Expr:
+        """``and`` and ``or``: bools. Operands that cost something are left out once the result is known."""
+        total = truth(self.scalar(values[0]))
+        for node in values[1:]:
+            operand, lines = self.apart(node)
+            if not lines and not _calls(node):
+                total = f"({total} {'&' if conjunction else '|'} {truth(operand)})"
+                continue
+            name = self.temp()
+            self.emit(f"{name} = {total}")
+            self.emit(f"if {name}:" if conjunction else f"if not {name}:")
+            self.lines += lines
+            self.lines.append(" " * (self.depth + 1) + f"{name} = {truth(operand)}")
+            total = name
+        return Expr(total, Scalar.BOOL)
+
+    def choice(self, test: ast.expr, body: ast.expr, orelse: ast.expr) -> Expr:
+        """``a if c else b``, in the wider of the two types."""
+        condition = truth(self.scalar(test))
+        one, one_lines = self.apart(body)
+        other, other_lines = self.apart(orelse)
+        kind = join(one.type, other.type)
+        name = self.temp()
+        self.emit(f"if {condition}:")
+        self.lines += [*one_lines, " " * (self.depth + 1) + f"{name} = {as_type(one, kind)}"]
+        self.emit("else:")
+        self.lines += [*other_lines, " " * (self.depth + 1) + f"{name} = {as_type(other, kind)}"]
+        return Expr(name, kind)
+
     def power(self, value: Expr, power: int) -> Expr:
         """``x ** n``: the square of ``x ** (n // 2)``, times x where n is odd."""
         kind = max(value.type, Scalar.INT)
-        code = as_type(value, kind)
         if power == 0:
             return Expr(as_type(_literal(1), kind), kind)
-        if power == 1:
-            return Expr(code, kind)
-        base = self.temp()
-
-        def raised(n: int) -> str:
-            if n == 1:
-                return f"({base} := {code})"
-            half = self.temp()
-            squared = f"(({half} := {raised(n // 2)}) * {half})"
-            return f"({squared} * {base})" if n % 2 else squared
-
-        return Expr(raised(power), kind)
+        base = self.held(Expr(as_type(value, kind), kind))
+        result = base
+        for bit in bin(power)[3:]:
+            half = self.held(result)
+            result = Expr(f"({half.code} * {half.code})", kind)
+            if bit == "1":
+                result = Expr(f"({result.code} * {base.code})", kind)
+        return result
 
     def binary(self, node: ast.AST, op: ast.operator, left: Expr, right: Expr) -> Expr:
         """An operator between two numbers."""
@@ -244,14 +289,11 @@ class ExpressionLowering:
         left = self.scalar(node.left)
         for place, (op, comparator) in enumerate(zip(node.ops, node.comparators, strict=True)):
             right = self.scalar(comparator)
-            last = place == len(node.ops) - 1
-            after = right
-            if not last and right.literal is None and not isinstance(comparator, ast.Name):
-                name = self.temp()
-                right, after = Expr(f"({name} := {right.code})", right.type), Expr(name, right.type)
+            if place < len(node.ops) - 1:
+                right = self.held(right)
             parts.append(_comparison(_SYMBOLS[type(op)], left, right))
-            left = after
-        return Expr("(" + " and ".join(parts) + ")", Scalar.BOOL)
+            left = right
+        return Expr("(" + " & ".join(parts) + ")", Scalar.BOOL)
 
     def attribute(self, node: ast.Attribute) -> Expr:
         """``cuda.threadIdx.x``, ``math.inf``, ``x.size``, ``x.ndim``."""
@@ -306,7 +348,7 @@ class ExpressionLowering:
             case ast.Name(id="min" | "max" as name):
                 value = self.scalar(node.args[0])
                 for argument in node.args[1:]:
-                    value = self.extreme("<" if name == "min" else ">", value, self.scalar(argument))
+                    value = self.extreme(name, value, self.scalar(argument))
                 return value.code, value.type
             case ast.Name(id=name) if name in BUILTINS:
                 value = self.builtin(name, self.scalar(node.args[0]))
@@ -339,12 +381,10 @@ class ExpressionLowering:
         target, result = self.arrays.call(name, tuple(types))
         return f"{target}({', '.join(codes)})", result
 
-    def extreme(self, symbol: str, one: Expr, other: Expr) -> Expr:
+    def extreme(self, name: str, one: Expr, other: Expr) -> Expr:
         """``min`` and ``max`` as Python has them: the second where it is less (greater), else the first."""
         kind = join(one.type, other.type)
-        first, second = self.temp(), self.temp()
-        test = f"({second} := {as_type(other, kind)}) {symbol} ({first} := {as_type(one, kind)})"
-        return Expr(f"({second} if {test} else {first})", kind)
+        return Expr(f"{name}imum({as_type(one, kind)}, {as_type(other, kind)})", kind)
 
     def builtin(self, name: str, value: Expr) -> Expr:
         """``int``, ``float``, ``bool`` and ``abs``."""
@@ -361,8 +401,7 @@ class ExpressionLowering:
             return Expr(f"fabs({as_type(value, kind)})", kind)
         if kind is Scalar.UINT:
             return value
-        name = self.temp()
-        return Expr(f"(-{name} if ({name} := {as_type(value, kind)}) < 0 else {name})", kind)
+        return Expr(f"iabs({as_type(value, kind)})", kind)
 
     def function(self, module: str, name: str, value: Expr) -> Expr:
         """``math`` and ``np`` functions of one argument."""
@@ -376,13 +415,25 @@ class ExpressionLowering:
         if name in ("floor", "ceil"):
             rounded = Expr(f"{name}({code})", kind)
             return Expr(as_type(rounded, Scalar.INT), Scalar.INT) if module == "math" else rounded
-        known = self.temp()
+        known = self.held(Expr(code, kind)).code
         if name == "isnan":
-            return Expr(f"(({known} := {code}) != {known})", Scalar.BOOL)
-        difference = f"((({known} := {code}) - {known}) == {zero(kind)})"  # 0 for finite, NaN for the others
+            return Expr(f"({known} != {known})", Scalar.BOOL)
+        finite = f"(({known} - {known}) == {zero(kind)})"  # 0 for finite, NaN for the others
         if name == "isfinite":
-            return Expr(difference, Scalar.BOOL)
-        return Expr(f"((not {difference}) and {known} == {known})", Scalar.BOOL)
+            return Expr(finite, Scalar.BOOL)
+        return Expr(f"((not {finite}) & ({known} == {known}))", Scalar.BOOL)
+
+
+def _calls(node: ast.expr) -> bool:
+    """Whether a device function or a random number is in it: what is worth leaving out."""
+    return any(
+        isinstance(inner, ast.Call)
+        and (
+            (isinstance(inner.func, ast.Name) and inner.func.id not in BUILTINS)
+            or (isinstance(inner.func, ast.Attribute) and inner.func.attr in RANDOM_CALLS)
+        )
+        for inner in ast.walk(node)
+    )
 
 
 def widen(code: str, dtype: str) -> Expr:

@@ -59,6 +59,43 @@ def helpers(jit: Callable[[Any], Any]) -> dict[str, Any]:
         return a % b
 
     @jit
+    def iabs(a: Any) -> Any:
+        return -a if a < 0 else a
+
+    @jit
+    def minimum(a: Any, b: Any) -> Any:
+        return b if b < a else a  # noqa: FURB136 - min() is another function of NaN
+
+    @jit
+    def maximum(a: Any, b: Any) -> Any:
+        return b if b > a else a  # noqa: FURB136
+
+    @jit
+    def load1(a: Any, i: Any) -> Any:
+        if i < uint64(a.shape[0]):
+            return a[i]
+        return a.dtype.type(0)
+
+    @jit
+    def load2(a: Any, i: Any, j: Any) -> Any:
+        if i < uint64(a.shape[0]) and j < uint64(a.shape[1]):
+            return a[i, j]
+        return a.dtype.type(0)
+
+    @jit
+    def load3(a: Any, i: Any, j: Any, k: Any) -> Any:
+        if i < uint64(a.shape[0]) and j < uint64(a.shape[1]) and k < uint64(a.shape[2]):
+            return a[i, j, k]
+        return a.dtype.type(0)
+
+    @jit
+    def load4(a: Any, i: Any, j: Any, k: Any, n: Any) -> Any:
+        inside = i < uint64(a.shape[0]) and j < uint64(a.shape[1])
+        if inside and k < uint64(a.shape[2]) and n < uint64(a.shape[3]):
+            return a[i, j, k, n]
+        return a.dtype.type(0)
+
+    @jit
     def floor(x: Any) -> Any:
         return np.floor(x)
 
