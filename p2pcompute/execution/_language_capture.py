@@ -334,16 +334,17 @@ def _at(like: ast.expr, node: ast.expr) -> ast.expr:
 
 def _literal(value: Any) -> ast.expr | None:
     """A scalar as the expression that gives it back, or None for what is no scalar."""
-    if isinstance(value, (bool, np.bool_)):
-        return ast.Constant(value=bool(value))
-    if isinstance(value, (np.float32, np.float64)):
-        cast = ast.Attribute(value=ast.Name(id="np", ctx=ast.Load()), attr=value.dtype.name, ctx=ast.Load())
-        return ast.Call(func=cast, args=[_number(float(value))], keywords=[])
-    if isinstance(value, np.uint64):
-        cast = ast.Attribute(value=ast.Name(id="np", ctx=ast.Load()), attr="uint64", ctx=ast.Load())
-        return ast.Call(func=cast, args=[_number(int(value))], keywords=[])
-    if isinstance(value, np.integer):
-        return _number(int(value))
+    if isinstance(value, np.generic):
+        match value.dtype.name:
+            case "bool":
+                return ast.Constant(value=bool(value))
+            case "float32" | "float64" | "uint64" as dtype:  # the cast says the type that the number alone does not
+                cast = ast.Attribute(value=ast.Name(id="np", ctx=ast.Load()), attr=dtype, ctx=ast.Load())
+                return ast.Call(func=cast, args=[_number(value.item())], keywords=[])
+            case _:
+                return _number(value.item()) if value.dtype.kind in "iu" else None
+    if isinstance(value, bool):
+        return ast.Constant(value=value)
     if isinstance(value, int):
         return _number(int(value))
     if isinstance(value, float):

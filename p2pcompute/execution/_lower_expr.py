@@ -188,9 +188,9 @@ class ExpressionLowering:
     def unary(self, op: ast.unaryop, operand: ast.expr) -> Expr:
         """``-``, ``+``, ``~`` and ``not``."""
         if isinstance(op, ast.USub) and isinstance(operand, ast.Constant) and not isinstance(operand.value, bool):
-            value = operand.value
-            if isinstance(value, float) or (isinstance(value, int) and value <= 2**63):
-                return _literal(-value)
+            number = operand.value
+            if isinstance(number, float) or (isinstance(number, int) and number <= 2**63):
+                return _literal(-number)
         value = self.scalar(operand)
         if isinstance(op, ast.Not):
             return Expr(f"(not {truth(value)})", Scalar.BOOL)
@@ -328,7 +328,7 @@ class ExpressionLowering:
                 argument = node.args[0]
                 if isinstance(argument, ast.Constant) and argument.value != 1:
                     raise self.refuse(
-                        node, f"cuda.{attr}({argument.value}) gives several values", "write x, y = cuda.grid(2)"
+                        node, f"cuda.{attr}({argument.value!r}) gives several values", "write x, y = cuda.grid(2)"
                     )
                 return found.code, found.type
             case ast.Attribute(value=ast.Name(id="random"), attr=name):
