@@ -6,7 +6,7 @@ import errno
 import ipaddress
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -235,6 +235,9 @@ class Libp2pOverlay:
             self._inbound[slot] += 1
             try:
                 await handler(stream)
+            except StreamError as exc:
+                _log.info("a stream of %s ended: %s", protocol, exc)
+                await stream.reset()
             except Exception:  # noqa: BLE001 - whatever it is, only this stream comes to harm
                 _log.warning("the handler of %s failed; its stream is reset", protocol, exc_info=True)
                 await stream.reset()
@@ -257,7 +260,7 @@ class Libp2pOverlay:
         await self._pubsub.publish(topic, data)
 
     @asynccontextmanager
-    async def subscribe(self, topic: str, validator: GossipValidator) -> AsyncIterator[Subscription]:
+    async def subscribe(self, topic: str, validator: GossipValidator) -> AsyncGenerator[Subscription, None]:
         check_topic(topic)
         if topic in self._subscriptions:
             raise OverlayError(f"already subscribed to {topic!r}; share the subscription")
@@ -383,7 +386,7 @@ async def open_libp2p(
     record_validator: RecordValidator,
     bootstrap: Sequence[str] = (),
     announce: Sequence[str] = (),
-) -> AsyncIterator[Libp2pOverlay]:
+) -> AsyncGenerator[Libp2pOverlay, None]:
     """Be on the network while the context is open.
 
     Args:

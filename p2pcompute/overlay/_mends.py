@@ -169,11 +169,28 @@ class Listener(IListener):
         await trio.lowlevel.checkpoint()
 
 
-def connection_limits() -> ConnectionConfig:
-    """Limits for a swarm that dials nobody of its own accord.
+class _NoAutoConnector:
+    """libp2p's own dials every peer that it has heard of, up to half of the connection limit, whatever is asked
+    of it. Whom to be connected to is for the market to say."""
 
-    By default libp2p's auto-connector dials every peer it has heard of until it has 100 connections.
-    """
+    async def start(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def stop(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def run_background_task(self, _nursery: trio.Nursery) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def maybe_connect(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    def record_disconnect(self, _peer_id: ID) -> None:
+        """Nothing is dialled again, so nothing backs off."""
+
+
+def connection_limits() -> ConnectionConfig:
+    """Our limits in libp2p's form."""
     return ConnectionConfig(
         max_connections=MAX_CONNECTIONS,
         high_watermark=MAX_CONNECTIONS,
@@ -200,6 +217,7 @@ class MendedSwarm(Swarm):
             connection_config=connection_limits(),
         )
         self._dials: dict[ID, trio.Lock] = {}
+        self.auto_connector: Any = _NoAutoConnector()
 
     def set_stream_handler(self, stream_handler: StreamHandlerFn) -> None:
         """Keep what a stream does to its handler away from the node.

@@ -62,14 +62,14 @@ class YamuxStream(IMuxedStream):
         self.muxed_conn = self._conn = conn
         self.stream_id = stream_id
         self.inbound = inbound
-        self._chunks: deque[bytes] = deque()
-        self._buffered = 0
+        self._buffer = bytearray()
         self._receive_window = INITIAL_WINDOW
         self._target = INITIAL_WINDOW
         self._consumed = 0
         self._send_window = INITIAL_WINDOW
         self._readable = trio.Event()
         self._writable = trio.Event()
+        self._write_lock = trio.Lock()
         self.eof = False  # the peer sent FIN
         self.fin_sent = False
         self.reset_done = False
@@ -79,26 +79,19 @@ class YamuxStream(IMuxedStream):
     async def read(self, n: int | None = None) -> bytes:
         """1 to `n` bytes. Raises MuxedStreamEOF at the end, MuxedStreamReset when the stream broke."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._chunks:
+        while not self._buffer:
             if self.reset_done:
                 raise MuxedStreamReset("the stream was reset")
             if self.eof or self.linger_until is not None:
                 raise MuxedStreamEOF("the peer closed its side")
             self._readable = trio.Event()
             await self._readable.wait()
-        data = self._take(-1 if n is None else n)
+        data = bytes(self._buffer if n is None or n < 0 else self._buffer[:n])
+        del self._buffer[: len(data)]
+        self._consumed += len(data)
+        self._credit()
         await trio.lowlevel.cancel_shielded_checkpoint()
         return data
-
-    def _take(self, n: int) -> bytes:
-        chunk = self._chunks.popleft()
-        if 0 <= n < len(chunk):
-            self._chunks.appendleft(chunk[n:])
-            chunk = chunk[:n]
-        self._buffered -= len(chunk)
-        self._consumed += len(chunk)
-        self._credit()
-        return chunk
 
     def _credit(self) -> None:
         """Give window back in big steps, so that a reader of single bytes costs no frame per byte."""
@@ -106,24 +99,38 @@ class YamuxStream(IMuxedStream):
             return
         if self._consumed >= INITIAL_WINDOW:
             self._target = BULK_WINDOW
-        delta = self._target - self._receive_window - self._buffered
+        delta = self._target - self._receive_window - len(self._buffer)
         if delta >= self._target // 2:
             self._receive_window += delta
             self._conn.answer(_WINDOW_UPDATE, 0, self.stream_id, delta)
 
     async def write(self, data: bytes) -> None:
-        """Send all of `data`. Raises MuxedStreamReset or MuxedStreamClosed."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        view = memoryview(data)
+        """Send all of `data`. Raises MuxedStreamReset or MuxedStreamClosed.
+
+        One writer at a time: libp2p's pubsub writes from several tasks, and messages over one frame would mix.
+        A write that is cancelled in its middle leaves half a message, so it resets the stream.
+        """
+        async with self._write_lock:
+            started = False
+            try:
+                await trio.lowlevel.checkpoint_if_cancelled()
+                started = True
+                await self._write(memoryview(data))
+            except trio.Cancelled:
+                if started:
+                    self.reset_nowait()
+                raise
+
+    async def _write(self, view: memoryview) -> None:
+        if not view:
+            self._check_writable()
+            await trio.lowlevel.cancel_shielded_checkpoint()
         while view:
             await self._wait_for_window()
             part = view[: min(self._send_window, MAX_PAYLOAD)]
             self._send_window -= len(part)
             view = view[len(part) :]
             await self._conn.send_frame(_HEADER.pack(0, _DATA, 0, self.stream_id, len(part)) + part)
-        if not data:
-            self._check_writable()
-            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _wait_for_window(self) -> None:
         self._check_writable()
@@ -167,8 +174,8 @@ class YamuxStream(IMuxedStream):
         if self.reset_done or self.linger_until is not None:
             return
         self.linger_until = trio.current_time() + LINGER_S
-        discarded, self._buffered = self._buffered, 0
-        self._chunks.clear()
+        discarded = len(self._buffer)
+        self._buffer.clear()
         self._readable.set()
         if not self.eof:
             self._discard(discarded)
@@ -195,8 +202,7 @@ class YamuxStream(IMuxedStream):
     def break_off(self) -> None:
         """Both directions are gone: wake everyone who waits."""
         self.reset_done = True
-        self._chunks.clear()
-        self._buffered = 0
+        self._buffer.clear()
         self._readable.set()
         self._writable.set()
         self._conn.forget(self)
@@ -215,8 +221,7 @@ class YamuxStream(IMuxedStream):
         if self.linger_until is not None:
             self._discard(len(data))
             return
-        self._chunks.append(data)
-        self._buffered += len(data)
+        self._buffer += data
         self._readable.set()
 
     def check_window(self, length: int) -> None:

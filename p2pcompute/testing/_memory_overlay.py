@@ -11,7 +11,7 @@ import heapq
 import logging
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -315,8 +315,7 @@ class MemoryOverlay:
             raise StreamError(f"{peer} did not answer {protocol} within {timeout_s:g} s") from None
 
     async def _dial_known(self, peer: PeerId) -> None:
-        if not self.addresses_of(peer):
-            raise DialError(f"could not reach {peer}: no address is known")
+        failure = DialError(f"could not reach {peer}: no address is known")
         for address in self.addresses_of(peer):
             try:
                 await self.connect(address)
@@ -386,6 +385,9 @@ class MemoryOverlay:
     async def _handle(self, handler: StreamHandler, stream: MemoryStream) -> None:
         try:
             await handler(stream)
+        except StreamError as exc:
+            _log.info("a stream of %s ended: %s", stream.protocol, exc)
+            stream.reset_nowait()
         except Exception:  # noqa: BLE001 - whatever it is, only this stream comes to harm
             _log.warning("the handler of %s failed; its stream is reset", stream.protocol, exc_info=True)
             stream.reset_nowait()
@@ -440,7 +442,7 @@ class MemoryOverlay:
             self._spread(topic, message, data, came_from=forwarder)
 
     @asynccontextmanager
-    async def subscribe(self, topic: str, validator: GossipValidator) -> AsyncIterator[Subscription]:
+    async def subscribe(self, topic: str, validator: GossipValidator) -> AsyncGenerator[Subscription, None]:
         check_topic(topic)
         if topic in self._subscriptions:
             raise OverlayError(f"already subscribed to {topic!r}; share the subscription")
@@ -516,7 +518,7 @@ async def open_memory_overlay(
     *,
     record_validator: RecordValidator,
     bootstrap: Sequence[str] = (),
-) -> AsyncIterator[MemoryOverlay]:
+) -> AsyncGenerator[MemoryOverlay, None]:
     """Be on `network` while the context is open. See `open_libp2p`, whose arguments these are.
 
     The body is not cancelled when the node is killed; its calls raise `OverlayError` or `StreamReset`.

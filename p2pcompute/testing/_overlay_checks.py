@@ -1,0 +1,578 @@
+"""What every implementation of `Overlay` must do, as checks that its tests run.
+
+Each check takes a function that opens a fresh node and raises AssertionError, or whatever went wrong. Checks
+wait for events only, so they run on real sockets as well as under virtual time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TypeAlias
+
+import trio
+
+from p2pcompute.errors import DialError, OverlayError, RecordRefused, StreamError
+from p2pcompute.identity import NodeKey
+from p2pcompute.overlay import (
+    MAX_GOSSIP_BYTES,
+    MAX_INBOUND_STREAMS_PER_PEER,
+    MAX_RECORD_BYTES,
+    GossipTooLarge,
+    Overlay,
+    OverlayStream,
+    RecordValidator,
+    StreamReset,
+    Subscription,
+    UnknownProtocol,
+)
+
+__all__ = ["OVERLAY_CHECKS", "OpenNode", "PrefixValidator"]
+
+OpenNode: TypeAlias = Callable[[RecordValidator], AbstractAsyncContextManager[Overlay]]
+Check: TypeAlias = Callable[[OpenNode], Awaitable[None]]
+
+_ECHO = "/p2pcompute-check/echo/1"
+_OTHER = "/p2pcompute-check/other/1"
+_MIB = 1024 * 1024
+
+
+class PrefixValidator:
+    """Accepts records that begin with a prefix, and prefers the greatest."""
+
+    def __init__(self, prefix: bytes = b"ok") -> None:
+        self._prefix = prefix
+
+    def validate(self, key: bytes, value: bytes) -> bool:
+        return len(key) == 32 and value.startswith(self._prefix)
+
+    def select(self, key: bytes, values: Sequence[bytes]) -> int:
+        return max(range(len(values)), key=values.__getitem__)
+
+
+async def _echo(stream: OverlayStream) -> None:
+    while data := await stream.receive_some():
+        await stream.send_all(data)
+
+
+async def _read_exactly(stream: OverlayStream, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size:
+        part = await stream.receive_some(size)
+        assert part, "the stream ended early"
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+async def _ask(node: Overlay, peer: Overlay, question: bytes) -> bytes:
+    stream = await node.open_stream(peer.peer_id, _ECHO)
+    await stream.send_all(question)
+    answer = await _read_exactly(stream, len(question))
+    await stream.aclose()
+    return answer
+
+
+async def _expect_reset(stream: OverlayStream) -> None:
+    try:
+        while await stream.receive_some():
+            pass
+    except StreamReset:
+        return
+    raise AssertionError("the stream ended politely instead of being reset")
+
+
+async def check_echo(open_node: OpenNode) -> None:
+    """Bytes come back, streams know their peers, connecting twice is one connection."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        seen: list[tuple[str, str]] = []
+
+        async def handler(stream: OverlayStream) -> None:
+            seen.append((stream.peer_id, stream.protocol))
+            await _echo(stream)
+
+        b.handle(_ECHO, handler)
+        assert b.addresses[0].endswith(f"/p2p/{b.peer_id}")
+        assert await a.connect(b.addresses[0]) == b.peer_id
+        assert await a.connect(b.addresses[0]) == b.peer_id
+        assert a.peers() == {b.peer_id}
+        assert b.peers() == {a.peer_id}
+        assert a.addresses_of(b.peer_id) == b.addresses
+        stream = await a.open_stream(b.peer_id, _ECHO)
+        assert (stream.peer_id, stream.protocol) == (b.peer_id, _ECHO)
+        await stream.send_all(b"")
+        await stream.send_all(b"hello")
+        assert await _read_exactly(stream, 3) == b"hel"
+        assert await stream.receive_some() == b"lo"
+        await stream.aclose()
+        assert seen == [(a.peer_id, _ECHO)]
+
+
+async def check_both_ways(open_node: OpenNode) -> None:
+    """The one who was dialled can open streams too."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        a.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        assert await _ask(b, a, b"from the other side") == b"from the other side"
+
+
+async def check_half_close(open_node: OpenNode) -> None:
+    """After our end is closed we still receive, and the end is b"" as often as it is asked for."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+
+        async def count(stream: OverlayStream) -> None:
+            total = 0
+            while data := await stream.receive_some():
+                total += len(data)
+            assert await stream.receive_some() == b""
+            await stream.send_all(str(total).encode())
+
+        b.handle(_OTHER, count)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        await stream.send_all(bytes(100_000))
+        await stream.close_write()
+        await stream.close_write()
+        try:
+            await stream.send_all(b"more")
+        except StreamError:
+            pass
+        else:
+            raise AssertionError("sent on a closed side")
+        assert await _read_exactly(stream, 6) == b"100000"
+        assert await stream.receive_some() == b""
+        assert await stream.receive_some() == b""
+        await stream.aclose()
+        await stream.aclose()
+
+
+async def check_polite_close(open_node: OpenNode) -> None:
+    """What was sent before `aclose` arrives, though the other side goes on sending meanwhile."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+
+        async def answer_early(stream: OverlayStream) -> None:
+            await stream.receive_some(1)
+            await stream.send_all(b"enough")
+
+        b.handle(_OTHER, answer_early)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        await stream.send_all(bytes(500_000))
+        assert await _read_exactly(stream, 6) == b"enough"
+        assert await stream.receive_some() == b""
+        await stream.aclose()
+
+
+async def check_reset(open_node: OpenNode) -> None:
+    """A reset breaks both directions at both ends, for whoever waits there and for later calls."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        outcome: list[str] = []
+        done = trio.Event()
+
+        async def wait_for_reset(stream: OverlayStream) -> None:
+            await stream.send_all(b"ready")
+            try:
+                await stream.receive_some()
+            except StreamReset:
+                outcome.append("receive")
+            try:
+                await stream.send_all(b"x")
+            except StreamReset:
+                outcome.append("send")
+            done.set()
+
+        b.handle(_OTHER, wait_for_reset)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        assert await _read_exactly(stream, 5) == b"ready"
+        await stream.reset()
+        await stream.reset()
+        await stream.aclose()
+        await _expect_reset(stream)
+        await done.wait()
+        assert outcome == ["receive", "send"]
+
+
+async def check_cancelled_send(open_node: OpenNode) -> None:
+    """A cancelled send breaks its own stream; the connection and its other streams stay whole."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        ends: trio.MemorySendChannel[str]
+        ends, ended = trio.open_memory_channel[str](100)
+        go_on = trio.Event()
+
+        async def read_late(stream: OverlayStream) -> None:
+            await go_on.wait()
+            try:
+                while await stream.receive_some():
+                    pass
+            except StreamReset:
+                await ends.send("reset")
+            else:
+                await ends.send("end")
+
+        b.handle(_ECHO, _echo)
+        b.handle(_OTHER, read_late)
+        await a.connect(b.addresses[0])
+        kept = await a.open_stream(b.peer_id, _ECHO)
+        rounds = 8
+        for turn in range(rounds):
+            stream = await a.open_stream(b.peer_id, _OTHER)
+            with trio.move_on_after(0.002 * (turn + 1)) as scope:
+                await stream.send_all(bytes(8 * _MIB))
+            assert scope.cancelled_caught
+            try:
+                await stream.send_all(b"x")
+            except StreamReset:
+                pass
+            else:
+                raise AssertionError("a stream whose send was cancelled can't be whole")
+            await kept.send_all(b"still here")
+            assert await _read_exactly(kept, 10) == b"still here"
+        go_on.set()
+        assert [await ended.receive() for _ in range(rounds)] == ["reset"] * rounds
+        assert await _ask(a, b, b"and new streams open") == b"and new streams open"
+
+
+async def check_cancelled_receive(open_node: OpenNode) -> None:
+    """A cancelled receive loses nothing."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _ECHO)
+        with trio.move_on_after(0.01) as scope:
+            await stream.receive_some()
+        assert scope.cancelled_caught
+        await stream.send_all(b"whole")
+        assert await _read_exactly(stream, 5) == b"whole"
+
+
+async def check_bulk(open_node: OpenNode) -> None:
+    """4 MiB come back as they were, while they are still being sent."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _ECHO)
+        block = hashlib.sha256(b"bulk").digest() * 2048
+        data = b"".join(bytes([i]) + block[1:] for i in range(64))
+        received = hashlib.sha256()
+
+        async def send() -> None:
+            await stream.send_all(data)
+            await stream.close_write()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            while part := await stream.receive_some():
+                received.update(part)
+        assert len(data) == 4 * _MIB
+        assert received.digest() == hashlib.sha256(data).digest()
+
+
+async def check_many_streams(open_node: OpenNode) -> None:
+    """32 streams at once on one connection, each with its own bytes."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        answers: dict[int, bytes] = {}
+
+        async def one(number: int) -> None:
+            answers[number] = await _ask(a, b, bytes([number]) * 5000)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(32):
+                nursery.start_soon(one, number)
+        assert answers == {number: bytes([number]) * 5000 for number in range(32)}
+
+
+async def check_stalled_reader(open_node: OpenNode) -> None:
+    """A stream that nobody reads holds up its own sender and no one else."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        stalled = trio.Event()
+
+        async def never_read(stream: OverlayStream) -> None:
+            stalled.set()
+            await trio.sleep_forever()
+
+        b.handle(_OTHER, never_read)
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, bytes(8 * _MIB))
+            await stalled.wait()
+            for number in range(20):
+                assert await _ask(a, b, bytes([number]) * 10_000) == bytes([number]) * 10_000
+            nursery.cancel_scope.cancel()
+
+
+async def check_handler_exception(open_node: OpenNode) -> None:
+    """A handler that raises costs its stream; the node serves on."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+
+        async def fail(stream: OverlayStream) -> None:
+            await stream.receive_some(1)
+            raise RuntimeError("a fault in a handler")
+
+        b.handle(_OTHER, fail)
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        for _ in range(3):
+            stream = await a.open_stream(b.peer_id, _OTHER)
+            await stream.send_all(b"x")
+            await _expect_reset(stream)
+        assert await _ask(a, b, b"alive") == b"alive"
+
+
+async def check_unknown_protocol(open_node: OpenNode) -> None:
+    """A protocol that the peer does not speak is a typed error; so is one that is no protocol ID."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        try:
+            await a.open_stream(b.peer_id, "/p2pcompute-check/nowhere/1")
+        except UnknownProtocol as exc:
+            assert "/p2pcompute-check/nowhere/1" in str(exc)
+        else:
+            raise AssertionError("opened a stream of an unknown protocol")
+        for bad in ("no-slash", "/with\nnewline", "/" + "x" * 200):
+            try:
+                await a.open_stream(b.peer_id, bad)
+            except ValueError:
+                continue
+            raise AssertionError(f"{bad!r} passed as a protocol ID")
+        assert await _ask(a, b, b"alive") == b"alive"
+
+
+async def check_too_many_streams(open_node: OpenNode) -> None:
+    """One stream more than the bound is reset, and the slots come back."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        streams = [await a.open_stream(b.peer_id, _ECHO) for _ in range(MAX_INBOUND_STREAMS_PER_PEER)]
+        for stream in streams:
+            await stream.send_all(b"x")
+            assert await _read_exactly(stream, 1) == b"x"
+        try:
+            await _expect_reset(await a.open_stream(b.peer_id, _ECHO))
+        except StreamReset:
+            pass  # the reset may overtake the answer of the negotiation
+        for stream in streams:
+            await stream.close_write()
+            assert await stream.receive_some() == b""
+        assert await _ask(a, b, b"alive") == b"alive"
+
+
+async def check_dial_errors(open_node: OpenNode) -> None:
+    """Whoever can't be reached, or is not who was asked for, is a DialError, and a good address still works."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        b.handle(_ECHO, _echo)
+        stranger = NodeKey.generate().peer_id
+        bare = b.addresses[0].partition("/p2p/")[0]
+        closed = bare.rpartition("/")[0] + "/1"
+        for address in (
+            "",
+            "not an address",
+            bare,
+            f"{bare}/p2p/nonsense",
+            f"{bare}/p2p/{stranger}",
+            f"{closed}/p2p/{b.peer_id}",
+            a.addresses[0],
+        ):
+            try:
+                await a.connect(address)
+            except DialError:
+                continue
+            raise AssertionError(f"connected to {address!r}")
+        for peer in (stranger, a.peer_id):
+            try:
+                await a.open_stream(peer, _ECHO)
+            except DialError:
+                continue
+            raise AssertionError("opened a stream to nobody")
+        assert a.peers() == frozenset()
+        assert await a.connect(b.addresses[0]) == b.peer_id
+        assert await _ask(a, b, b"after all") == b"after all"
+
+
+async def check_disconnect(open_node: OpenNode) -> None:
+    """Disconnecting breaks the streams at both ends; opening a stream dials again."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        broke = trio.Event()
+
+        async def hold(stream: OverlayStream) -> None:
+            await stream.send_all(b"ready")
+            try:
+                await stream.receive_some()
+            except StreamReset:
+                broke.set()
+
+        b.handle(_OTHER, hold)
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        assert await _read_exactly(stream, 5) == b"ready"
+        await a.disconnect(b.peer_id)
+        await a.disconnect(b.peer_id)
+        assert a.peers() == frozenset()
+        await _expect_reset(stream)
+        await broke.wait()
+        assert await _ask(a, b, b"again") == b"again"
+        assert a.peers() == {b.peer_id}
+
+
+async def check_peer_leaves(open_node: OpenNode) -> None:
+    """When a node closes, its peers see broken streams, then no peer, then a DialError."""
+    async with open_node(PrefixValidator()) as a:
+        async with open_node(PrefixValidator()) as b:
+            b.handle(_ECHO, _echo)
+            await a.connect(b.addresses[0])
+            stream = await a.open_stream(b.peer_id, _ECHO)
+            await stream.send_all(b"x")
+            assert await _read_exactly(stream, 1) == b"x"
+        await _expect_reset(stream)
+        try:
+            await a.open_stream(b.peer_id, _ECHO)
+        except (DialError, StreamError):
+            pass
+        else:
+            raise AssertionError("opened a stream to a node that left")
+        assert a.peers() == frozenset()
+
+
+async def _publish_until(node: Overlay, topic: str, data: bytes, subscription: Subscription) -> bytes:
+    """Publish until something arrives: how soon a new subscriber is reached is not promised."""
+    while True:
+        await node.publish(topic, data)
+        with trio.move_on_after(1):
+            source, received = await subscription.__anext__()
+            assert source == node.peer_id
+            return received
+
+
+async def check_gossip(open_node: OpenNode) -> None:
+    """What a validator refuses is neither delivered nor passed on; the rest crosses the network."""
+    async with (
+        open_node(PrefixValidator()) as a,
+        open_node(PrefixValidator()) as b,
+        open_node(PrefixValidator()) as c,
+    ):
+        asked: list[tuple[str, bytes]] = []
+
+        def middle(source: str, data: bytes) -> bool:
+            asked.append((source, data))
+            if data == b"raise":
+                raise RuntimeError("a fault in a validator")
+            return data.startswith(b"good")
+
+        await a.connect(b.addresses[0])
+        await b.connect(c.addresses[0])
+        async with b.subscribe("ads", middle) as at_b, c.subscribe("ads", lambda _s, _d: True) as at_c:
+            assert await _publish_until(a, "ads", b"good 1", at_b) == b"good 1"
+            assert await _publish_until(a, "ads", b"good 1", at_c) == b"good 1"
+            for data in (b"bad", b"raise", b"good 2"):
+                await a.publish("ads", data)
+            for subscription in (at_b, at_c):
+                while (received := await subscription.__anext__())[1] != b"good 2":
+                    assert received == (a.peer_id, b"good 1")
+                assert received == (a.peer_id, b"good 2")
+                assert subscription.dropped == 0
+        assert (a.peer_id, b"bad") in asked
+        assert (a.peer_id, b"raise") in asked
+
+
+async def check_gossip_bounds(open_node: OpenNode) -> None:
+    """The largest message passes, one byte more is refused at its publisher; a node does not hear itself."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        await a.connect(b.addresses[0])
+        async with a.subscribe("t", lambda _s, _d: True) as at_a, b.subscribe("t", lambda _s, _d: True) as at_b:
+            try:
+                await a.publish("t", bytes(MAX_GOSSIP_BYTES + 1))
+            except GossipTooLarge:
+                pass
+            else:
+                raise AssertionError("published a message that nobody would carry")
+            try:
+                async with a.subscribe("t", lambda _s, _d: True):
+                    pass
+            except OverlayError:
+                pass
+            else:
+                raise AssertionError("subscribed twice")
+            largest = bytes(MAX_GOSSIP_BYTES)
+            assert await _publish_until(a, "t", largest, at_b) == largest
+            assert await _publish_until(b, "t", b"back", at_a) == b"back"
+        async with a.subscribe("t", lambda _s, _d: True):
+            pass
+
+
+async def check_providers(open_node: OpenNode) -> None:
+    """A provider is found by others, under addresses that work; nobody is found for another key."""
+    async with (
+        open_node(PrefixValidator()) as a,
+        open_node(PrefixValidator()) as b,
+        open_node(PrefixValidator()) as c,
+    ):
+        a.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        await c.connect(b.addresses[0])
+        key = hashlib.sha256(b"a bucket").digest()
+        await a.dht_provide(key)
+        found = await c.dht_find_providers(key)
+        assert [(info.peer_id, info.addresses) for info in found] == [(a.peer_id, a.addresses)]
+        assert await _ask(c, a, b"found you") == b"found you"
+        assert await c.dht_find_providers(hashlib.sha256(b"another").digest()) == []
+        assert await a.dht_find_providers(key) == []
+
+
+async def check_records(open_node: OpenNode) -> None:
+    """Records are found, better ones replace worse ones, and bad ones are refused with a typed error."""
+    async with (
+        open_node(PrefixValidator()) as a,
+        open_node(PrefixValidator()) as b,
+        open_node(PrefixValidator()) as c,
+    ):
+        await a.connect(b.addresses[0])
+        await c.connect(b.addresses[0])
+        key = hashlib.sha256(b"a record").digest()
+        assert await c.dht_get(key) is None
+        await a.dht_put(key, b"ok 1")
+        assert await c.dht_get(key) == b"ok 1"
+        await a.dht_put(key, b"ok 2")
+        await a.dht_put(key, b"ok 2")
+        for bad in (b"forged", b"ok 1", b"ok" + bytes(MAX_RECORD_BYTES)):
+            try:
+                await a.dht_put(key, bad)
+            except RecordRefused:
+                continue
+            raise AssertionError(f"stored {bad[:10]!r}")
+        async with open_node(PrefixValidator()) as late:
+            await late.connect(b.addresses[0])
+            assert await late.dht_get(key) == b"ok 2"
+        for short in (b"", bytes(31), bytes(33)):
+            try:
+                await a.dht_put(short, b"ok")
+            except ValueError:
+                continue
+            raise AssertionError("stored under a key that is none")
+
+
+async def check_forged_record(open_node: OpenNode) -> None:
+    """What a node with another validator stores, no honest node believes or keeps."""
+    async with (
+        open_node(PrefixValidator(b"")) as rogue,
+        open_node(PrefixValidator()) as honest,
+        open_node(PrefixValidator(b"")) as gullible,
+    ):
+        await rogue.connect(honest.addresses[0])
+        await gullible.connect(honest.addresses[0])
+        await gullible.connect(rogue.addresses[0])
+        key = hashlib.sha256(b"forged").digest()
+        await rogue.dht_put(key, b"forged")
+        assert await honest.dht_get(key) is None
+        assert await gullible.dht_get(key) == b"forged", "the attack works where nobody checks"
+
+
+OVERLAY_CHECKS: dict[str, Check] = {
+    name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
+}
