@@ -1,0 +1,165 @@
+"""The hub against a model of it in Python, in random order: solvency, conservation, watermarks."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import hypothesis.stateful
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from p2pcompute.chain import (
+    CLOSE_DELAY_S,
+    FundRow,
+    encode_claim,
+    encode_finalize,
+    encode_fund,
+    encode_request_close,
+    encode_withdraw,
+)
+from p2pcompute.chain._hub import encode_transfer
+
+NAMES = ("ada", "bob", "cy")
+names = st.sampled_from(NAMES)
+amounts = st.integers(0, 1000)
+channels = st.tuples(names, names, names)  # payer, payee, signer: also with oneself
+
+
+def machine(bench_type: Any) -> type[RuleBasedStateMachine]:
+    class HubMachine(RuleBasedStateMachine):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bench = bench_type()
+            self.people = {name: self.bench.account(name) for name in NAMES}
+            for person in self.people.values():
+                self.bench.deposit(person, 1000)
+            self.free = dict.fromkeys(NAMES, 1000)
+            self.out = 0
+            self.donated = 0
+            self.deposited: dict[Any, int] = defaultdict(int)
+            self.claimed: dict[Any, int] = defaultdict(int)
+            self.closing: dict[Any, int] = defaultdict(int)
+            self.watermarks: dict[Any, int] = defaultdict(int)
+
+        def addresses(self, *who: str) -> list[Any]:
+            return [self.people[name].address for name in who]
+
+        def accounts(self, channel: tuple[str, str, str]) -> list[Any]:
+            return [self.people[name] for name in channel]
+
+        def send(self, sender: str, data: bytes) -> bool:
+            return bool(self.bench.send(self.people[sender], self.bench.hub, data).ok)
+
+        @rule(who=names, amount=amounts)
+        def deposit(self, who: str, amount: int) -> None:
+            self.bench.deposit(self.people[who], amount)
+            self.free[who] += amount
+
+        @rule(who=names, amount=amounts)
+        def withdraw(self, who: str, amount: int) -> None:
+            ok = self.send(who, encode_withdraw(amount, self.people[who].address))
+            assert ok == (amount <= self.free[who])
+            if ok:
+                self.free[who] -= amount
+                self.out += amount
+
+        @rule(amount=amounts)
+        def donate(self, amount: int) -> None:
+            data = encode_transfer(self.bench.hub, amount)
+            self.bench.do(self.bench.bank, data, to=self.bench.token)
+            self.donated += amount
+
+        @rule(payer=names, rows=st.lists(st.tuples(names, names, amounts), max_size=4))
+        def fund(self, payer: str, rows: list[tuple[str, str, int]]) -> None:
+            made = [
+                FundRow(payee=self.people[p].address, signer=self.people[s].address, amount_uusd=a) for p, s, a in rows
+            ]
+            ok = self.send(payer, encode_fund(made))
+            total = sum(amount for _, _, amount in rows)
+            assert ok == (total <= self.free[payer])
+            if ok:
+                self.free[payer] -= total
+                for payee, signer, amount in rows:
+                    self.deposited[payer, payee, signer] += amount
+                    self.closing[payer, payee, signer] = 0
+
+        @rule(
+            payee=names,
+            rows=st.lists(st.tuples(names, names, st.integers(0, 2500), st.booleans()), max_size=5),
+        )
+        def claim(self, payee: str, rows: list[tuple[str, str, int, bool]]) -> None:
+            made, skipped, credited = [], [], 0
+            for i, (payer, signer, amount, honest) in enumerate(rows):
+                channel = (payer, payee, signer)
+                forger = None if honest else self.bench.account("forger")
+                made.append(self.bench.row(*self.accounts(channel), amount, signed_by=forger))
+                total = min(amount, self.deposited[channel])
+                if honest and total > self.claimed[channel]:
+                    credited += total - self.claimed[channel]
+                    self.claimed[channel] = total
+                else:
+                    skipped.append(i)
+            data = encode_claim(self.people[payee].address, made)
+            _, checkpoint = self.bench.claim_raw(data)
+            assert checkpoint.credited_uusd == credited
+            assert checkpoint.skipped == tuple(skipped)
+            self.free[payee] += credited
+
+        @rule(channel=channels)
+        def request_close(self, channel: tuple[str, str, str]) -> None:
+            payer, payee, signer = channel
+            ok = self.send(payer, encode_request_close(*self.addresses(payee, signer)))
+            assert ok == (self.deposited[channel] > self.claimed[channel] and not self.closing[channel])
+            if ok:
+                self.closing[channel] = self.bench.now_s + CLOSE_DELAY_S
+
+        @rule(sender=names, channel=channels)
+        def finalize(self, sender: str, channel: tuple[str, str, str]) -> None:
+            ok = self.send(sender, encode_finalize(*self.addresses(*channel)))
+            close_at = self.closing[channel]
+            is_open = self.deposited[channel] > self.claimed[channel] or close_at
+            may = sender == channel[1] or (close_at and self.bench.now_s >= close_at)
+            assert ok == bool(is_open and may)
+            if ok:
+                self.free[channel[0]] += self.deposited[channel] - self.claimed[channel]
+                self.deposited[channel] = self.claimed[channel]
+                self.closing[channel] = 0
+
+        @precondition(lambda self: any(self.closing.values()))
+        @rule(seconds=st.sampled_from([1, CLOSE_DELAY_S - 1, CLOSE_DELAY_S]))
+        def wait(self, seconds: int) -> None:
+            self.bench.now_s += seconds
+
+        @invariant()
+        def the_hub_is_solvent_and_agrees(self) -> None:
+            bench = self.bench
+            owed = 0
+            for name, person in self.people.items():
+                assert bench.balance(person) == self.free[name]
+                owed += self.free[name]
+            for channel in list(self.deposited):
+                state = bench.channel(*self.accounts(channel))
+                assert state.deposit_uusd == self.deposited[channel]
+                assert state.claimed_uusd == self.claimed[channel]
+                assert state.close_at_s == self.closing[channel]
+                assert state.claimed_uusd <= state.deposit_uusd
+                assert state.claimed_uusd >= self.watermarks[channel]
+                self.watermarks[channel] = state.claimed_uusd
+                owed += state.open_uusd
+            assert owed + self.donated == bench.tokens(bench.hub)
+
+    return HubMachine
+
+
+def test_the_hub_is_its_model(bench_type: Any) -> None:
+    hypothesis.stateful.run_state_machine_as_test(
+        machine(bench_type),
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+        ),
+    )
