@@ -37,6 +37,7 @@ import cbor2
 import numpy as np
 
 from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._language import MAX_SOURCE_BYTES
 
 __all__ = [
     "ALIGNMENT",
@@ -84,8 +85,6 @@ FAILED: Final = 6
 
 MAX_PACKET_BYTES: Final = 160 << 10
 """The largest packet that the node sends; it has to fit into the default socket buffer (208 KiB)."""
-MAX_SOURCE_BYTES: Final = 128 << 10
-"""The largest kernel source, in bytes of UTF-8."""
 MAX_REPLY_BYTES: Final = 16 << 10
 """The largest packet that a worker may send."""
 MAX_ARGUMENTS: Final = 64
@@ -155,7 +154,7 @@ def decode(frame: bytes, *, limit: int) -> Packet:
     try:
         packet = cbor2.loads(frame, max_depth=MAX_DEPTH + 2, allow_indefinite=False)
         again = cbor2.dumps(packet, canonical=True)
-    except (ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
+    except (cbor2.CBORError, ValueError, TypeError, OverflowError, RecursionError, MemoryError) as error:
         raise FrameError(f"not CBOR: {error}") from None
     if again != frame:
         raise FrameError("not canonical CBOR")

@@ -233,6 +233,8 @@ class WorkerProcess:
             due = ipc.COMPILED if operation == ipc.COMPILE else ipc.DONE
             if packet[0] not in (due, ipc.FAILED):
                 raise WorkerProtocolError(f"the worker answered operation {operation} with {packet[0]}")
+            if packet[0] == ipc.DONE and len(packet) != 2:
+                raise WorkerProtocolError("the worker said more than it should")
             failure = failure_of(packet) if packet[0] == ipc.FAILED else None
         except BaseException:
             self.kill()
@@ -264,7 +266,7 @@ class WorkerProcess:
         try:
             packet = ipc.decode(frame, limit=ipc.MAX_REPLY_BYTES)
             ipc.take_int(packet[0], low=ipc.READY, high=ipc.FAILED)
-            if packet[1] != request:
+            if type(packet[1]) is not int or packet[1] != request:  # True equals 1
                 raise ipc.FrameError(f"it is for another request than {request}")
         except ipc.FrameError as error:
             raise WorkerProtocolError(f"the worker sent a bad packet: {error}") from None

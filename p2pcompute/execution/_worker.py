@@ -48,9 +48,9 @@ def main(config: Mapping[str, Any]) -> None:
 
 
 def _cpu_backend() -> Backend:
-    from p2pcompute.execution._cpu import CpuBackend
+    from p2pcompute.execution._worker_warmup import warm_cpu_backend  # numba: only inside the first step of the lock
 
-    return CpuBackend()
+    return warm_cpu_backend()
 
 
 def run_worker(config: Mapping[str, Any], make_backend: BackendFactory) -> None:
