@@ -1,0 +1,135 @@
+"""What tasks need from execution, payments and checking: small interfaces, so that each can be replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import ReceiptPayload
+
+if TYPE_CHECKING:
+    from p2pcompute.execution._api import ArgSpec, KernelSource, Launch
+
+__all__ = [
+    "ChunkRun",
+    "Compiled",
+    "ProviderAccount",
+    "ProviderBooks",
+    "RequesterAccount",
+    "RequesterBooks",
+    "TaskWorker",
+    "Workers",
+]
+
+
+class ChunkRun(Protocol):
+    """Outputs of one run, in output order, and what it cost."""
+
+    @property
+    def outputs(self) -> tuple[bytes, ...]: ...
+    @property
+    def cpu_ns(self) -> int: ...
+    @property
+    def wall_ns(self) -> int: ...
+
+
+class Compiled(Protocol):
+    """What compiling gave."""
+
+    @property
+    def compile_ms(self) -> int: ...
+    @property
+    def row_shapes(self) -> tuple[tuple[int, ...], ...]: ...
+
+
+class TaskWorker(Protocol):
+    """One tenant's worker process; see `p2pcompute.execution.WorkerSession`."""
+
+    async def compile(
+        self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec], inputs: Mapping[int, bytes]
+    ) -> Compiled: ...
+    async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> ChunkRun: ...
+    async def run_threads(self, threads: Any, *, timeout_s: float) -> ChunkRun: ...
+
+
+class Workers(Protocol):
+    """Gives workers; leaving the context ends the process."""
+
+    def session(self) -> AbstractAsyncContextManager[TaskWorker]: ...
+
+
+class ProviderAccount(Protocol):
+    """What one task may cost us on credit, and what it has earned."""
+
+    @property
+    def window(self) -> int:
+        """Chunks that may be unpaid or under way at once, now."""
+        ...
+
+    @property
+    def unpaid(self) -> int:
+        """Chunks whose receipt was sent and that no voucher covers."""
+        ...
+
+    async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
+        """Store the receipt and what it earns in one transaction, then give its envelope.
+
+        A receipt that was issued before for this chunk, with the same output, is given again.
+        """
+        ...
+
+    async def wait_changed(self) -> None:
+        """Wait until a voucher came, or the window changed."""
+        ...
+
+
+class ProviderBooks(Protocol):
+    """The provider's ledger, as tasks see it."""
+
+    async def agreed(self, agreement: Agreement) -> None:
+        """Store an agreement; on disk when this returns."""
+        ...
+
+    async def open(self, agreement: Agreement) -> ProviderAccount:
+        """The account of a task. Raises `LocalProtocolError` CREDIT_EXHAUSTED for a stranger without credit."""
+        ...
+
+
+class RequesterAccount(Protocol):
+    """What one agreement has cost."""
+
+    @property
+    def paid_uusd(self) -> int:
+        """Micro-USD that the provider has acknowledged for this agreement."""
+        ...
+
+    async def accept(self, receipt: bytes, payload: ReceiptPayload) -> None:
+        """Store a checked receipt: the next voucher covers it."""
+        ...
+
+    async def reject(self, receipt: bytes, payload: ReceiptPayload, reason: str) -> None:
+        """Store a receipt that will not be paid, as evidence."""
+        ...
+
+    async def pay(self) -> None:
+        """Send a voucher for all that was accepted; returns when the provider has acknowledged it.
+
+        Raises:
+            PaymentError: refused for good. OverlayError: the provider is gone; what it holds stays claimable.
+        """
+        ...
+
+
+class RequesterBooks(Protocol):
+    """The requester's ledger, as tasks see it."""
+
+    async def open(self, agreement: Agreement) -> RequesterAccount:
+        """Store the agreement and begin to fund its channel in the background."""
+        ...
+
+    async def failed(self, provider: PeerId, reason: str, *, ban: bool) -> None:
+        """Remember that a provider failed us; a banned one gets no more work."""
+        ...

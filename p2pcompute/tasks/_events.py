@@ -1,0 +1,137 @@
+"""What a requester can watch while a task runs. Only these are emitted; each is complete in itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from p2pcompute_protocols.ids import PeerId, TaskId
+
+__all__ = [
+    "Agreed",
+    "ChunkAssigned",
+    "ChunkDone",
+    "ChunkRejected",
+    "Compiling",
+    "LiarCaught",
+    "Paid",
+    "ProviderLost",
+    "ProviderReady",
+    "ProviderRefused",
+    "TaskEvent",
+    "TaskStarted",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiling:
+    """The kernel is compiled and timed here, to price the order and to check results."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskStarted:
+    """The work is cut; `estimate_uusd` is the expected cost, the maximum losses are as in docs/guarantees.md."""
+
+    chunks: int
+    units_per_chunk: int
+    estimate_uusd: int
+    ceiling_uusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Agreed:
+    """Both signed. `negotiation_ms` runs from the order to the agreement."""
+
+    provider: PeerId
+    task: TaskId
+    price_pusd: int
+    credit_window: int
+    max_window: int
+    negotiation_ms: float
+    requester_max_loss_uusd: int
+    provider_max_loss_uusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRefused:
+    """A provider did not bid, sign or open."""
+
+    provider: PeerId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderReady:
+    """It has the inputs and has compiled the kernel."""
+
+    provider: PeerId
+    compile_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkAssigned:
+    """A chunk was given out."""
+
+    provider: PeerId
+    index: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkDone:
+    """A chunk came, its receipt is right and its samples were equal."""
+
+    provider: PeerId
+    index: int
+    checked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkRejected:
+    """A chunk failed at a provider; it goes to another."""
+
+    provider: PeerId
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paid:
+    """The provider acknowledged a voucher; amounts are cumulative for this task, in micro-USD."""
+
+    provider: PeerId
+    paid_uusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderLost:
+    """The connection broke, or it stalled; `requeued` are the chunks that it had."""
+
+    provider: PeerId
+    reason: str
+    requeued: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiarCaught:
+    """A sample differed: nothing more is paid, and every chunk of it is computed anew."""
+
+    provider: PeerId
+    index: int
+    mismatched: int
+    revoked: tuple[int, ...]
+    paid_uusd: int
+
+
+TaskEvent: TypeAlias = (
+    Compiling
+    | TaskStarted
+    | Agreed
+    | ProviderRefused
+    | ProviderReady
+    | ChunkAssigned
+    | ChunkDone
+    | ChunkRejected
+    | Paid
+    | ProviderLost
+    | LiarCaught
+)

@@ -1,0 +1,376 @@
+"""The requester's side of one provider's task stream: inputs, chunks, receipts, checks, vouchers."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from p2pcompute._dialogue import Dialogue
+from p2pcompute.checking import SampleReport
+from p2pcompute.errors import OverlayError, P2PComputeError, StreamError, TaskRefused
+from p2pcompute_protocols import task
+from p2pcompute_protocols.connection import Role, StreamEnded
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode, remote
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import (
+    DATA_BYTES,
+    Assign,
+    BlobData,
+    BlobStart,
+    Cancel,
+    ChunkError,
+    Closed,
+    Finish,
+    Notice,
+    Open,
+    Opened,
+    Ready,
+    ReceiptPayload,
+    Refused,
+    ResultData,
+    ResultStart,
+    TaskConnection,
+    TaskState,
+)
+from p2pcompute_protocols.work import ChunkWork
+
+from ._api import RequesterAccount
+from ._scheduler import ChunkScheduler
+from ._work import chunk_bytes
+
+if TYPE_CHECKING:
+    from p2pcompute.overlay import Overlay
+
+__all__ = ["LiarError", "Link", "LinkHooks", "ReceivedChunk"]
+
+_OPEN_S: Final = 15.0
+_SETUP_S: Final = 120.0  # blobs and compiling
+_GRACE_S: Final = 10.0  # beyond the agreed time of a chunk, for the wire
+_FINISH_S: Final = 2.0
+_PAY_S: Final = 30.0
+
+
+class LiarError(P2PComputeError):
+    """A private sample of a chunk differed from what we computed."""
+
+    def __init__(self, provider: PeerId, index: int, report: SampleReport) -> None:
+        self.provider = provider
+        self.index = index
+        self.report = report
+        super().__init__(f"{provider}: {report.mismatched} of {report.checked} samples of chunk {index} differ")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinkHooks:
+    """What a link tells the coordinator."""
+
+    ready: Callable[[PeerId, int], None]
+    assigned: Callable[[PeerId, int], None]
+    check: Callable[[int, bytes], Awaitable[SampleReport]]
+    done: Callable[[PeerId, int, bytes, SampleReport], Awaitable[None]]
+    failed: Callable[[PeerId, int, WireCode, str], None]
+    paid: Callable[[PeerId, int], None]
+    changed: Callable[[], trio.Event]  # set when the scheduler may have something new
+
+
+@dataclass(slots=True)
+class ReceivedChunk:
+    """A chunk as it came: its receipt is right, its samples are not drawn yet."""
+
+    index: int
+    receipt: bytes
+    payload: ReceiptPayload
+    output: bytes
+
+
+class Link:
+    """Works with one provider until the scheduler is complete or the provider fails."""
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        agreement: Agreement,
+        account: RequesterAccount,
+        scheduler: ChunkScheduler,
+        blobs: Mapping[bytes, bytes],
+        hooks: LinkHooks,
+    ) -> None:
+        work = agreement.terms.work
+        assert isinstance(work, ChunkWork)
+        self.overlay = overlay
+        self.agreement = agreement
+        self.account = account
+        self.scheduler = scheduler
+        self.blobs = blobs
+        self.hooks = hooks
+        self.work = work
+        self.provider = PeerId(agreement.terms.provider)
+        self.connection = TaskConnection(Role.REQUESTER)
+        self.connection.chunks = work.chunks
+        self.connection.chunk_bytes = chunk_bytes(work)
+        self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
+        self.window = agreement.terms.credit_window
+        self.slots = agreement.terms.slots
+        self.paused = False
+        self.draining = False
+        self.unpaid = 0  # chunks that came and that no voucher covers
+        self.rejected: list[ReceivedChunk] = []
+        self._checked: list[ReceivedChunk] = []  # samples were equal, not accepted yet
+        self._accepted = 0  # stored as owed, not covered by an acknowledged voucher
+        self._settling = trio.Lock()
+        self._wake = trio.Event()
+        self._pay_now = trio.Event()
+        self._last_heard = 0.0
+
+    async def run(self) -> None:
+        """Work until all chunks are done.
+
+        Raises:
+            LiarError: a sample differed; nothing more was paid.
+            TaskRefused: the provider refused or ended the task with a reason.
+            RemoteProtocolError, OverlayError: it broke the protocol, stalled or is gone.
+            PaymentError: our voucher was refused for good.
+        """
+        stream = await self.overlay.open_stream(self.provider, task.PROTOCOL_ID)
+        self.dialogue = Dialogue(self.connection, stream)
+        try:
+            await self._setup()
+            received_in, received_out = trio.open_memory_channel[ReceivedChunk](math.inf)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive, received_in)
+                nursery.start_soon(self._check, received_out)
+                nursery.start_soon(self._pay)
+                nursery.start_soon(self._watch)
+                await self._assign()
+                nursery.cancel_scope.cancel()
+            await self._settle()
+            await self._finish(WireCode.OK, "done")
+        except* P2PComputeError as group:
+            raise _worst(group) from None
+        except* ProtocolError as group:
+            raise _worst(group) from None
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):
+                await stream.aclose()
+
+    async def _setup(self) -> None:
+        await self.dialogue.send(Open(agreement=self.agreement.raw))
+        opened = await self.dialogue.expect(Opened, Refused, stall_s=_OPEN_S)
+        if isinstance(opened, Refused):
+            raise self._refusal(opened)
+        self.window, self.slots = opened.window, max(1, min(opened.slots, self.slots))
+        for digest in opened.need:
+            data = self.blobs[digest]
+            await self.dialogue.send(BlobStart(digest=digest, size=len(data)))
+            for at in range(0, len(data), DATA_BYTES):
+                await self.dialogue.send(BlobData(data=data[at : at + DATA_BYTES]))
+        while True:
+            message = await self.dialogue.receive(stall_s=_SETUP_S)
+            match message:
+                case Ready():
+                    self.hooks.ready(self.provider, message.compile_ms)
+                    return
+                case Refused():
+                    raise self._refusal(message)
+                case Notice():
+                    self._notice(message)
+                case _:
+                    raise StreamError("the provider left while the task was set up")
+
+    def _refusal(self, message: Refused) -> TaskRefused:
+        known = message.code in WireCode._value2member_map_
+        name = WireCode(message.code).name.lower() if known else str(message.code)
+        return TaskRefused(f"{self.provider} ended the task ({name}): {message.detail}")
+
+    def _notice(self, message: Notice) -> None:
+        match message.kind:
+            case "pause":
+                self.paused = True
+            case "resume":
+                self.paused = False
+            case "drain":
+                self.draining = True
+            case _:
+                # A provider may only widen what it gives on credit as far as was agreed.
+                self.window = min(message.window or 1, self.agreement.terms.max_window)
+        self._wake.set()
+
+    def _room(self) -> bool:
+        under_way = len(self.connection.outstanding)
+        return (
+            not self.paused
+            and not self.draining
+            and under_way < self.slots + 1
+            and under_way + self.unpaid < max(self.window, 1)
+        )
+
+    async def _assign(self) -> None:
+        """Give out chunks while there is room; returns when all are done."""
+        while not self.scheduler.is_complete:
+            changed = self.hooks.changed()
+            if self.draining and not self.connection.outstanding and not self.unpaid:
+                raise TaskRefused(f"{self.provider} takes no more work")
+            index = self.scheduler.take(self.provider, trio.current_time()) if self._room() else None
+            if index is not None and index not in self.connection.outstanding:
+                if not self.connection.outstanding:
+                    self._last_heard = trio.current_time()
+                await self.dialogue.send(Assign(index=index))
+                self.hooks.assigned(self.provider, index)
+                continue
+            if not self.connection.outstanding and self.unpaid:
+                self._pay_now.set()  # nothing is under way: the provider waits for money, or the work is ending
+            hedge_at = self.scheduler.hedge_at(self.provider) if self._room() else None
+            self._wake = trio.Event()
+            with trio.move_on_at(math.inf if hedge_at is None else max(hedge_at, trio.current_time() + 0.05)):
+                async with trio.open_nursery() as nursery:
+                    for event in (changed, self._wake):
+                        nursery.start_soon(_first_of, event, nursery.cancel_scope)
+
+    async def cancel(self, index: int) -> None:
+        """Another provider was faster."""
+        if index in self.connection.outstanding and self.connection.state is TaskState.RUNNING:
+            await self.dialogue.send(Cancel(index=index))
+
+    async def _receive(self, results: trio.MemorySendChannel[ReceivedChunk]) -> None:
+        while True:
+            message = await self.dialogue.receive()
+            self._last_heard = trio.current_time()
+            match message:
+                case ResultStart():
+                    received = await self._result(message)
+                    self.unpaid += 1
+                    await results.send(received)
+                case ChunkError():
+                    self._chunk_error(message)
+                case Notice():
+                    self._notice(message)
+                case Refused():
+                    raise self._refusal(message)
+                case StreamEnded():
+                    raise StreamError("the provider closed the stream")
+                case _:
+                    raise RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
+            self._wake.set()
+
+    async def _result(self, start: ResultStart) -> ReceivedChunk:
+        with remote():
+            _, payload = task.open_receipt(
+                start.receipt,
+                network=self.agreement.network,
+                provider=self.provider,
+                task=self.agreement.task_id,
+                index=start.index,
+            )
+        blocks = self.work.chunk_range(start.index)[1]
+        units = -(-self.work.units_per_chunk * blocks // self.work.blocks_per_chunk)
+        if payload.code or payload.units != units or payload.fp != self.agreement.terms.fp:
+            raise RemoteProtocolError("a receipt that does not fit the agreement", code=WireCode.MALFORMED)
+        output = bytearray()
+        while len(output) < start.size:
+            piece = await self.dialogue.expect(ResultData, stall_s=_GRACE_S)
+            output += piece.data
+        if hashlib.sha256(output).digest() != payload.output:
+            raise RemoteProtocolError("the output is not what the receipt says", code=WireCode.BAD_DIGEST)
+        return ReceivedChunk(start.index, start.receipt, payload, bytes(output))
+
+    def _chunk_error(self, message: ChunkError) -> None:
+        with remote():
+            _, payload = task.open_receipt(
+                message.receipt,
+                network=self.agreement.network,
+                provider=self.provider,
+                task=self.agreement.task_id,
+                index=message.index,
+            )
+        if payload.code == 0:
+            raise RemoteProtocolError("a failure with the receipt of a success", code=WireCode.MALFORMED)
+        known = payload.code in WireCode._value2member_map_
+        code = WireCode(payload.code) if known else WireCode.INTERNAL
+        self.hooks.failed(self.provider, message.index, code, payload.detail or code.name.lower())
+
+    async def _check(self, results: trio.MemoryReceiveChannel[ReceivedChunk]) -> None:
+        """Sample each chunk, and only then accept it; in the order in which they came."""
+        async for received in results:
+            report = await self.hooks.check(received.index, received.output)
+            if not report.ok:
+                self.rejected = [*self._checked, received]
+                raise LiarError(self.provider, received.index, report)
+            await self.hooks.done(self.provider, received.index, received.output, report)
+            self._checked.append(received)
+            if self.unpaid >= max(1, self.window // 2):
+                self._pay_now.set()
+            self._wake.set()
+
+    async def _watch(self) -> None:
+        """A chunk that runs past what was agreed means that the provider has stalled."""
+        limit = self.agreement.terms.chunk_timeout_ms / 1000 * max(1, self.slots) + _GRACE_S
+        while True:
+            await trio.sleep(min(1.0, limit / 4))
+            if self.connection.outstanding and self.unpaid < self.window:
+                silent = trio.current_time() - self._last_heard
+                if silent > limit * (len(self.connection.outstanding) + 1):
+                    raise StreamError(f"the provider has said nothing for {silent:.0f} s")
+
+    async def _pay(self) -> None:
+        while True:
+            await self._pay_now.wait()
+            self._pay_now = trio.Event()
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Accept what was checked and send one voucher for it; samples come first, always."""
+        async with self._settling:
+            while self._checked:
+                with trio.CancelScope(shield=True):  # accepted exactly once
+                    received = self._checked[0]
+                    await self.account.accept(received.receipt, received.payload)
+                    del self._checked[0]
+                    self._accepted += 1
+            covered = self._accepted
+            if not covered:
+                return
+            with trio.move_on_after(_PAY_S) as scope:
+                await self.account.pay()
+            if scope.cancelled_caught:
+                raise StreamError(f"the provider did not take a voucher in {_PAY_S:g} s")
+            self._accepted -= covered
+            self.unpaid -= covered
+        self.hooks.paid(self.provider, self.account.paid_uusd)
+        self._wake.set()
+
+    async def _finish(self, code: WireCode, detail: str) -> None:
+        """End the task politely; a provider that dawdles is left."""
+        with trio.move_on_after(_FINISH_S):
+            try:
+                await self.dialogue.send(Finish(code=code, detail=detail))
+                while not isinstance(await self.dialogue.receive(stall_s=_FINISH_S), Closed | StreamEnded):
+                    pass
+            except (OverlayError, ProtocolError):
+                pass  # everything is settled; how the stream ends does not matter any more
+
+
+async def _first_of(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that says most: a lie before a refusal before a broken stream."""
+    flat: list[BaseException] = []
+
+    def collect(inner: BaseExceptionGroup[BaseException]) -> None:
+        for exc in inner.exceptions:
+            if isinstance(exc, BaseExceptionGroup):
+                collect(exc)
+            else:
+                flat.append(exc)
+
+    collect(group)
+    order = (LiarError, TaskRefused, ProtocolError)
+    return min(flat, key=lambda exc: next((i for i, kind in enumerate(order) if isinstance(exc, kind)), len(order)))

@@ -1,0 +1,407 @@
+"""The provider's side of a task: open, take blobs, compile in a sandbox, compute, sign, wait for money."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from p2pcompute._dialogue import Dialogue
+from p2pcompute.errors import ExecutionError, KernelError, StorageError, StreamError, WorkerTimeout
+from p2pcompute_protocols import negotiation, task
+from p2pcompute_protocols.connection import Role, StreamEnded
+from p2pcompute_protocols.envelope import Signer
+from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.ids import TaskId
+from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
+from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import (
+    DATA_BYTES,
+    Assign,
+    BlobData,
+    BlobStart,
+    Cancel,
+    ChunkError,
+    Closed,
+    Finish,
+    Notice,
+    Open,
+    Opened,
+    Ready,
+    ReceiptPayload,
+    Refused,
+    ResultData,
+    ResultStart,
+    TaskConnection,
+    TaskState,
+)
+from p2pcompute_protocols.work import ChunkWork
+
+from ._api import ProviderAccount, ProviderBooks, TaskWorker, Workers
+from ._work import chunk_bytes, execution_args
+
+if TYPE_CHECKING:
+    from p2pcompute.overlay import Overlay, OverlayStream
+
+__all__ = ["ActiveTask", "OutputFault", "TaskService"]
+
+_log = logging.getLogger("p2pcompute.tasks")
+
+_OPEN_S: Final = 10.0
+_BLOB_S: Final = 30.0  # between two pieces of a blob
+_IDLE_S: Final = 120.0  # with nothing to do and nothing said
+_COMPILE_S: Final = 60.0
+_UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
+_UNDERPRICED_MIN_MS: Final = 2_000
+_WORKER_DEATHS: Final = 2  # of one task before it is refused
+
+OutputFault = Callable[[bytes, int], bytes]  # (output bytes, chunk index) -> what is sent and signed; for tests
+
+
+@dataclass(slots=True, kw_only=True)
+class ActiveTask:
+    """A task that is running here, for status displays."""
+
+    task_id: TaskId
+    requester: str
+    chunks_done: int = 0
+    chunks_failed: int = 0
+    started_ms: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskService:
+    """Serves task streams. `slots` chunks are computed at once over all tasks."""
+
+    overlay: Overlay
+    network: str
+    signer: Signer
+    workers: Workers
+    books: ProviderBooks
+    now_ms: Callable[[], int]
+    slots: trio.CapacityLimiter
+    max_tasks: int = 16
+    score_milli: int = 1_000
+    fault: OutputFault | None = None
+    draining: bool = False
+    active: dict[TaskId, ActiveTask] = field(default_factory=dict)
+
+    def register(self) -> None:
+        """Serve task streams from now on."""
+        self.overlay.handle(task.PROTOCOL_ID, self._serve)
+
+    async def _serve(self, stream: OverlayStream) -> None:
+        session = _Session(self, stream)
+        try:
+            await session.run()
+        except RemoteProtocolError as exc:
+            _log.warning("task with %s ended: %s", stream.peer_id, exc)
+            await stream.reset()
+        except StreamError as exc:
+            _log.info("task with %s ended: the stream broke (%s)", stream.peer_id, exc)
+        finally:
+            if session.entry is not None:
+                self.active.pop(session.entry.task_id, None)
+
+
+class _RefuseError(Exception):
+    """Ends a session with a `Refused` message."""
+
+    def __init__(self, code: WireCode, detail: str, line: int | None = None) -> None:
+        self.message = Refused(code=code, detail=_printable(detail), line=line)
+        super().__init__(detail)
+
+
+def _printable(text: str) -> str:
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean.encode()[:900].decode(errors="ignore")
+
+
+class _Session:
+    """One task stream from its first byte to its last."""
+
+    def __init__(self, service: TaskService, stream: OverlayStream) -> None:
+        self.service = service
+        self.stream = stream
+        self.connection = TaskConnection(Role.PROVIDER)
+        self.dialogue = Dialogue(self.connection, stream)
+        self.entry: ActiveTask | None = None
+        self.queue: deque[int] = deque()
+        self.wake = trio.Event()
+        self.cancelled: set[int] = set()
+        self.finish = trio.Event()
+        self.deaths = 0
+        self._notice: Notice | None = None
+
+    async def run(self) -> None:
+        """Serve; returns when the stream is closed."""
+        opening = await self.dialogue.expect(Open, stall_s=_OPEN_S)
+        try:
+            try:
+                await self._task(opening)
+            except LocalProtocolError as exc:
+                raise _RefuseError(exc.code, str(exc)) from exc
+            except StorageError as exc:
+                _log.exception("the ledger refuses a write; the task ends")
+                raise _RefuseError(WireCode.INTERNAL, "the provider's ledger can't be written") from exc
+        except _RefuseError as refuse:
+            _log.info("task of %s refused: %s", self.stream.peer_id, refuse)
+            if self.connection.state is not TaskState.CLOSED and self.connection.result_is_complete:
+                await self.dialogue.send(refuse.message)
+            else:
+                await self.stream.reset()
+
+    def _admit(self, opening: Open) -> tuple[Agreement, ChunkWork]:
+        service = self.service
+        agreement = negotiation.open_agreement(
+            opening.agreement,
+            network=service.network,
+            requester=self.stream.peer_id,
+            provider=service.signer.peer_id,
+        )
+        if service.draining:
+            raise LocalProtocolError("this provider takes no more work", code=WireCode.DRAINING)
+        if agreement.terms.deadline_ms <= service.now_ms():
+            raise LocalProtocolError("the agreement's deadline has passed", code=WireCode.EXPIRED)
+        if agreement.task_id in service.active:
+            raise LocalProtocolError("this task has a stream already", code=WireCode.REPLAYED)
+        if len(service.active) >= service.max_tasks:
+            raise LocalProtocolError("too many tasks at once; try later", code=WireCode.NO_CAPACITY)
+        if agreement.terms.work is None:
+            raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
+        return agreement, agreement.terms.work
+
+    async def _task(self, opening: Open) -> None:
+        service = self.service
+        agreement, work = self._admit(opening)
+        self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
+        service.active[agreement.task_id] = self.entry
+        account = await service.books.open(agreement)
+        self.connection.chunks = work.chunks
+        self.connection.chunk_bytes = chunk_bytes(work)
+        self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
+        await self.dialogue.send(
+            Opened(need=tuple(self.connection.blob_sizes), slots=agreement.terms.slots, window=account.window)
+        )
+        blobs = await self._blobs(dict.fromkeys(work.inputs, b""))
+        if blobs is None:
+            await self.dialogue.send(Closed(chunks=0))
+            return
+        seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
+        with trio.move_on_after(seconds_left) as deadline:
+            await self._compute(agreement, work, account, blobs)
+        if deadline.cancelled_caught:
+            raise _RefuseError(WireCode.TIMED_OUT, "the agreement's deadline passed")
+
+    async def _blobs(self, blobs: dict[bytes, bytes]) -> dict[bytes, bytes] | None:
+        """Take the blobs that were asked for; None when the requester finished instead."""
+        current: tuple[bytes, bytearray] | None = None
+        while self.connection.needed:
+            message = await self.dialogue.receive(stall_s=_BLOB_S)
+            match message:
+                case BlobStart():
+                    current = message.digest, bytearray()
+                case BlobData() if current is not None:
+                    current[1].extend(message.data)
+                    if current[0] not in self.connection.needed:  # whole, and its hash was right
+                        blobs[current[0]] = bytes(current[1])
+                        current = None
+                case Finish():
+                    return None
+                case _:
+                    raise StreamError("the requester left before its inputs had come")
+        return blobs
+
+    async def _compute(
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: dict[bytes, bytes]
+    ) -> None:
+        while await self._with_worker(agreement, work, account, blobs):
+            self.deaths += 1
+        if self.finish.is_set() and self.connection.state is TaskState.FINISHING:
+            done = self.entry.chunks_done if self.entry is not None else 0
+            await self.dialogue.send(Closed(chunks=done))
+
+    async def _with_worker(
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: dict[bytes, bytes]
+    ) -> bool:
+        """Compute with one worker until the task is finished; True when the worker was lost before that."""
+        lost: str | None = None
+        async with self.service.workers.session() as worker:
+            compile_ms = await self._compile(worker, work, blobs)
+            if self.connection.state is TaskState.SETUP:
+                await self.dialogue.send(Ready(compile_ms=compile_ms))
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._read)
+                    nursery.start_soon(self._notify_window, account)
+                    await self._chunks(agreement, work, account, worker)
+                    nursery.cancel_scope.cancel()
+            except* _WorkerGoneError as group:
+                lost = str(group.exceptions[0])
+            except* (_RefuseError, StorageError, StreamError, ProtocolError) as group:
+                raise _first(group) from None
+        if lost is not None and self.deaths + 1 >= _WORKER_DEATHS:
+            raise _RefuseError(WireCode.EXECUTION_FAILED, lost)
+        return lost is not None
+
+    async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: dict[bytes, bytes]) -> int:
+        source, launch, specs, inputs = execution_args(work, blobs)
+        try:
+            with trio.fail_after(_COMPILE_S):
+                compiled = await worker.compile(source, launch, specs, inputs)
+        except KernelError as exc:
+            raise _RefuseError(WireCode.KERNEL_REFUSED, f"{exc.reason}; {exc.instead}", exc.line) from exc
+        except trio.TooSlowError:
+            raise _RefuseError(WireCode.TIMED_OUT, f"the kernel took over {_COMPILE_S:g} s to compile") from None
+        except ExecutionError as exc:
+            raise _RefuseError(WireCode.EXECUTION_FAILED, str(exc)) from exc
+        from ._work import row_bytes
+
+        per_block = launch.threads_per_block * row_bytes(work.args, compiled.row_shapes)
+        if per_block * work.blocks_per_chunk != work.chunk_output_bytes:
+            raise _RefuseError(WireCode.MALFORMED, "chunk_output_bytes does not fit what the kernel writes")
+        return compiled.compile_ms
+
+    async def _read(self) -> None:
+        """Take what the requester says while chunks are computed."""
+        while True:
+            busy = bool(self.connection.outstanding)
+            message = await self.dialogue.receive(stall_s=None if busy else _IDLE_S)
+            match message:
+                case Assign():
+                    if len(self.queue) >= MAX_INFLIGHT_CHUNKS:
+                        raise RemoteProtocolError("too many chunks assigned", code=WireCode.OVERSIZED)
+                    self.queue.append(message.index)
+                case Cancel():
+                    self.cancelled.add(message.index)
+                case Finish():
+                    self.finish.set()
+                case StreamEnded():
+                    raise StreamError("the requester closed the stream")
+                case _:
+                    raise RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
+            self.wake.set()
+            if self.finish.is_set():
+                return
+
+    async def _notify_window(self, account: ProviderAccount) -> None:
+        window = account.window
+        while True:
+            await account.wait_changed()
+            self.wake.set()
+            if account.window != window and self.connection.state is TaskState.RUNNING:
+                window = account.window
+                self._notice = Notice(kind="window", window=window)
+
+    async def _chunks(
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker
+    ) -> None:
+        """Compute what is queued, one after the other, while there is credit; returns when finished."""
+        while not self.finish.is_set():
+            if self._notice is not None:
+                notice, self._notice = self._notice, None
+                await self.dialogue.send(notice)
+            ready = self.queue and (self.queue[0] in self.cancelled or account.unpaid < account.window)
+            if not ready:
+                self.wake = trio.Event()
+                # Between the check above and the wait nothing else runs, so no wake-up can be missed.
+                await self.wake.wait()
+                continue
+            index = self.queue.popleft()
+            if index in self.cancelled:
+                self.cancelled.discard(index)
+                await self._fail(agreement, index, account, WireCode.CANCELLED, "cancelled before it began")
+                continue
+            await self._one(agreement, work, account, worker, index)
+
+    async def _one(
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker, index: int
+    ) -> None:
+        service, terms = self.service, agreement.terms
+        first, blocks = work.chunk_range(index)
+        try:
+            async with service.slots:
+                run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
+        except WorkerTimeout as exc:
+            await self._fail(agreement, index, account, WireCode.TIMED_OUT, str(exc))
+            raise _WorkerGoneError(str(exc)) from exc
+        except ExecutionError as exc:
+            await self._fail(agreement, index, account, WireCode.EXECUTION_FAILED, str(exc))
+            raise _WorkerGoneError(str(exc)) from exc
+        output = b"".join(run.outputs)
+        if service.fault is not None:
+            output = service.fault(output, index)
+        payload = ReceiptPayload(
+            task=agreement.task_id,
+            index=index,
+            code=0,
+            output=hashlib.sha256(output).digest(),
+            fp=terms.fp,
+            units=_units(work, blocks),
+            finished_ms=service.now_ms(),
+        )
+        receipt = await account.issue(
+            payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
+        )
+        pieces = [ResultData(data=output[at : at + DATA_BYTES]) for at in range(0, len(output), DATA_BYTES)]
+        await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=len(output)), *pieces)
+        if self.entry is not None:
+            self.entry.chunks_done += 1
+        spent_ms = run.cpu_ns // 1_000_000
+        paid_ms = _units(work, blocks) * 1_000 // max(1, service.score_milli) // 1_000
+        if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
+            raise _RefuseError(
+                WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
+            )
+
+    async def _fail(
+        self, agreement: Agreement, index: int, account: ProviderAccount, code: WireCode, detail: str
+    ) -> None:
+        """Sign and send why a chunk has no result."""
+        service = self.service
+        payload = ReceiptPayload(
+            task=agreement.task_id,
+            index=index,
+            code=code,
+            output=bytes(32),
+            fp=agreement.terms.fp,
+            units=0,
+            finished_ms=service.now_ms(),
+            detail=_printable(detail),
+        )
+        receipt = await account.issue(
+            payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
+        )
+        await self.dialogue.send(ChunkError(index=index, receipt=receipt))
+        if self.entry is not None:
+            self.entry.chunks_failed += 1
+
+
+class _WorkerGoneError(Exception):
+    """The worker was lost with a chunk; the session goes on with a new one."""
+
+
+def _units(work: ChunkWork, blocks: int) -> int:
+    """Units of a chunk of `blocks` blocks: the last one costs its share, rounded up."""
+    return -(-work.units_per_chunk * blocks // work.blocks_per_chunk)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error that says most: a refusal before a broken ledger before a broken stream."""
+    flat: list[BaseException] = []
+
+    def collect(inner: BaseExceptionGroup[BaseException]) -> None:
+        for exc in inner.exceptions:
+            if isinstance(exc, BaseExceptionGroup):
+                collect(exc)
+            else:
+                flat.append(exc)
+
+    collect(group)
+    order = (_RefuseError, StorageError, ProtocolError, StreamError)
+    return min(flat, key=lambda exc: next((i for i, kind in enumerate(order) if isinstance(exc, kind)), len(order)))

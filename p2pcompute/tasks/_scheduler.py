@@ -1,0 +1,158 @@
+"""Which provider computes which chunk: a plain object without I/O or clock.
+
+A chunk is pending, running at one or more providers, or done. Each is given out in order; when none is pending,
+the chunk that has run longest at somebody else is given out a second time (a hedge against a slow provider), and
+the first answer counts. Chunks of a provider that is lost go back; those of one that lied all go back, done ones
+included, because samples bound how much it can have altered but do not say where.
+"""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from p2pcompute_protocols.ids import PeerId
+
+__all__ = ["ChunkScheduler"]
+
+_HEDGE_FACTOR: Final = 3.0  # a chunk is late when it runs so many times as long as the median
+_HEDGE_MIN_S: Final = 1.0
+_MAX_COPIES: Final = 2
+
+
+@dataclass(slots=True)
+class _Running:
+    since: dict[PeerId, float] = field(default_factory=dict)
+
+
+class ChunkScheduler:
+    """The state of all chunks of one task. Times are seconds of any clock that does not go back."""
+
+    def __init__(self, chunks: int) -> None:
+        self.chunks = chunks
+        self.requeued = 0
+        self._pending = list(range(chunks))
+        heapq.heapify(self._pending)
+        self._running: dict[int, _Running] = {}
+        self._done: dict[int, PeerId] = {}
+        self._refused: dict[int, set[PeerId]] = {}
+        self._durations: deque[float] = deque(maxlen=64)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk is done."""
+        return len(self._done) == self.chunks
+
+    @property
+    def done(self) -> int:
+        """How many chunks are done."""
+        return len(self._done)
+
+    @property
+    def running(self) -> int:
+        """How many chunks are under way."""
+        return len(self._running)
+
+    def done_by(self, provider: PeerId) -> list[int]:
+        """The chunks that `provider` has done."""
+        return sorted(index for index, who in self._done.items() if who == provider)
+
+    def failures(self, index: int) -> int:
+        """At how many providers the chunk has failed."""
+        return len(self._refused.get(index, ()))
+
+    def take(self, provider: PeerId, now: float) -> int | None:
+        """The next chunk for `provider`, or None where there is nothing for it to do now."""
+        skipped: list[int] = []
+        chosen = None
+        while self._pending:
+            index = heapq.heappop(self._pending)
+            if provider in self._refused.get(index, ()):
+                skipped.append(index)
+                continue
+            chosen = index
+            break
+        for index in skipped:
+            heapq.heappush(self._pending, index)
+        if chosen is None:
+            chosen = self._late(provider, now)
+        if chosen is not None:
+            self._running.setdefault(chosen, _Running()).since[provider] = now
+        return chosen
+
+    def hedge_at(self, provider: PeerId) -> float | None:
+        """When the next chunk of somebody else becomes late enough for `provider` to compute too."""
+        times = [min(run.since.values()) + self._patience() for _, run in self._hedgeable(provider)]
+        return min(times, default=None)
+
+    def _patience(self) -> float:
+        if not self._durations:
+            return 30.0
+        return max(_HEDGE_MIN_S, _HEDGE_FACTOR * statistics.median(self._durations))
+
+    def _hedgeable(self, provider: PeerId) -> list[tuple[int, _Running]]:
+        return [
+            (index, run)
+            for index, run in self._running.items()
+            if provider not in run.since
+            and len(run.since) < _MAX_COPIES
+            and provider not in self._refused.get(index, ())
+        ]
+
+    def _late(self, provider: PeerId, now: float) -> int | None:
+        late = [
+            (min(run.since.values()), index)
+            for index, run in self._hedgeable(provider)
+            if now - min(run.since.values()) >= self._patience()
+        ]
+        if not late:
+            return None
+        self.requeued += 1
+        return min(late)[1]
+
+    def finish(self, index: int, provider: PeerId, now: float) -> list[PeerId] | None:
+        """A checked result came. The providers to cancel it at, or None where it was done already."""
+        if index in self._done:
+            return None
+        run = self._running.pop(index, _Running())
+        if provider in run.since:
+            self._durations.append(now - run.since[provider])
+        elif index in self._pending:  # it was given up here, or its first copy revoked, before this one came
+            self._pending.remove(index)
+            heapq.heapify(self._pending)
+        self._done[index] = provider
+        return [other for other in run.since if other != provider]
+
+    def fail(self, index: int, provider: PeerId, *, for_good: bool) -> None:
+        """A chunk came back without a result; `for_good` keeps it from that provider."""
+        if for_good:
+            self._refused.setdefault(index, set()).add(provider)
+        run = self._running.get(index)
+        if run is None or provider not in run.since:
+            return
+        del run.since[provider]
+        if not run.since:
+            del self._running[index]
+            if index not in self._done:
+                heapq.heappush(self._pending, index)
+                self.requeued += 1
+
+    def lost(self, provider: PeerId) -> list[int]:
+        """A provider is gone: what it was computing goes back. Gives the chunks."""
+        mine = [index for index, run in self._running.items() if provider in run.since]
+        for index in mine:
+            self.fail(index, provider, for_good=False)
+        return mine
+
+    def revoke(self, provider: PeerId) -> list[int]:
+        """A provider lied: everything of it goes back. Gives the chunks that were done."""
+        self.lost(provider)
+        mine = self.done_by(provider)
+        for index in mine:
+            del self._done[index]
+            heapq.heappush(self._pending, index)
+            self.requeued += 1
+        return mine
