@@ -87,6 +87,11 @@ class WorkerPool:
         """Workers in reserve at this moment."""
         return len(self._warm)
 
+    async def wait_warm(self) -> None:
+        """Return once the reserve is full."""
+        while len(self._warm) < self._spare:
+            await self._changed.wait()
+
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Keep the reserve filled until cancelled; reports started once the first spare is warm.
 
@@ -165,8 +170,9 @@ class WorkerPool:
             try:
                 yield session
             finally:
-                session.close()
+                # In this order: a descriptor that is being sent must not be given back, and taken by another file.
                 await process.aclose()
+                session.close()
 
     async def _take(self) -> WorkerProcess:
         while self._warm:

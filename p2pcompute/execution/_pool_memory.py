@@ -102,9 +102,14 @@ class SharedInput:
         """Whether the content is final; only then a worker gets it."""
         return self._sealed
 
-    def fileno(self) -> int:
-        """The descriptor; -1 once closed."""
-        return self._fd
+    def duplicate(self) -> int:
+        """Another descriptor of the same memory, for whoever has to be sure of it while it is on its way.
+
+        Raises `ValueError` for a closed input or one that is not sealed.
+        """
+        if self._fd < 0 or not self._sealed:
+            raise ValueError("this input is closed or not sealed")
+        return os.dup(self._fd)
 
     def close(self) -> None:
         """Give the descriptor back. Closing twice is fine."""
@@ -124,11 +129,13 @@ class SharedInput:
 class Arena:
     """Memory of fixed size that a worker writes its outputs into, and that the node copies out of."""
 
-    __slots__ = ("_fd", "nbytes")
+    __slots__ = ("_closing", "_fd", "_readers", "nbytes")
 
     def __init__(self, nbytes: int) -> None:
         """`nbytes` of zeroed memory. Raises `OSError` where the system gives none."""
         self.nbytes: Final = nbytes
+        self._readers = 0
+        self._closing = False
         self._fd = _memfd("p2pcompute-arena", nbytes)
         try:
             fcntl.fcntl(self._fd, _F_ADD_SEALS, _SEAL_SIZE)
@@ -152,9 +159,15 @@ class Arena:
 
         A big copy runs in a thread and is not abandoned on cancellation.
         """
-        if sum(size for _, size in spans) > _IN_THREAD_BYTES:
+        if sum(size for _, size in spans) <= _IN_THREAD_BYTES:
+            return self._read_all(spans)
+        self._readers += 1
+        try:
             return await trio.to_thread.run_sync(self._read_all, spans)
-        return self._read_all(spans)
+        finally:
+            self._readers -= 1
+            if self._closing:
+                self.close()
 
     def _read_all(self, spans: tuple[tuple[int, int], ...]) -> tuple[bytes, ...]:
         return tuple(self._read(offset, size) for offset, size in spans)
@@ -166,7 +179,8 @@ class Arena:
         return b"".join(os.pread(self._fd, min(_ONE_CALL_BYTES, size - at), offset + at) for at in pieces)
 
     def close(self) -> None:
-        """Give the descriptor back. Closing twice is fine."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        """Give the descriptor back, once the copies that are being made are done. Closing twice is fine."""
+        self._closing = True
+        if self._readers == 0 and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

@@ -130,6 +130,8 @@ class WorkerProcess:
         self._closed = False
         self._killed = False
         self._ready = False
+        self._busy = trio.Lock()  # held over an exchange
+        self._watch = trio.Lock()  # one task at a time may wait on a pidfd
         self._next_request = 1
         self.layers = Layers(landlock_abi=0, seccomp=False)
 
@@ -208,11 +210,17 @@ class WorkerProcess:
     async def exchange(
         self, operation: int, fields: Sequence[Any], fds: Sequence[int], *, timeout_s: float
     ) -> list[Any]:
-        """Send one request and return the reply's packet, of type COMPILED or DONE.
+        """Send one request and return the reply's packet, of type COMPILED or DONE; one at a time.
 
         Raises what a FAILED reply means (`KernelError`, `ExecutionError`), with the worker alive. Raises
         `WorkerTimeout`, `WorkerDied` or `WorkerProtocolError` with it dead. Cancellation kills it too.
         """
+        async with self._busy:
+            return await self._exchange(operation, fields, fds, timeout_s=timeout_s)
+
+    async def _exchange(
+        self, operation: int, fields: Sequence[Any], fds: Sequence[int], *, timeout_s: float
+    ) -> list[Any]:
         request = self._next_request
         self._next_request += 1
         frame = ipc.encode([operation, request, *fields])
@@ -304,8 +312,9 @@ class WorkerProcess:
     async def _wait(self) -> bool:
         """Wait until the process has ended and is reaped; False if that takes too long."""
         with trio.move_on_after(_DEATH_TIMEOUT_S):
-            for pidfd in reversed(self._pidfds):
-                await trio.lowlevel.wait_readable(pidfd)
+            async with self._watch:
+                for pidfd in reversed(self._pidfds):
+                    await trio.lowlevel.wait_readable(pidfd)
         if self._popen.poll() is None:  # bubblewrap hangs, or there was no pidfd to wait on
             self._popen.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -316,6 +325,8 @@ class WorkerProcess:
         """Why the worker ended. One that only closed its channel is killed, and called a liar."""
         with trio.move_on_after(2.0):
             await self._wait()
+        if self._closed:
+            return "the session was left while the worker was at it"
         if self._popen.poll() is None:
             raise WorkerProtocolError("the worker closed its channel and went on running")
         code = self._popen.returncode
@@ -346,7 +357,8 @@ class WorkerProcess:
         self.kill()
         with trio.CancelScope(shield=True):
             await self._wait()
-        self._channel.close()
+            async with self._busy:  # another task's exchange finds out that the worker is gone
+                self._channel.close()
         for pidfd in self._pidfds:
             os.close(pidfd)
         self._pidfds.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,34 +102,32 @@ class WorkerSession:
                 an array of its dtype and shape, or a sealed `SharedInput`, which stays its owner's.
             timeout_s: wall time after which the worker is killed.
 
-        Raises `KernelError` or `KernelTypeError` where the kernel or its arguments are refused, `ExecutionError`
+        Raises `KernelError` or `KernelTypeError` where the kernel or its arguments are refused, `ValueError` for a
+        `SharedInput` that was closed meanwhile, `ExecutionError`
         where they are over the worker's limits, and what the class names.
         """
         _check_arguments(source, args, inputs, self._limits)
         async with self._turn:
             self._refuse_if_dead()
             started = time.perf_counter_ns()
-            made: list[SharedInput] = []
+            fds: list[int] = []
             try:
-                shared: list[SharedInput] = []
                 for position, spec in enumerate(args):
                     if isinstance(spec, InputSpec):
                         content = inputs[position]
-                        if not isinstance(content, SharedInput):
-                            content = await SharedInput.make(content)
-                            made.append(content)
-                        shared.append(content)
+                        if isinstance(content, SharedInput):
+                            fds.append(content.duplicate())
+                        else:
+                            with await SharedInput.make(content) as made:
+                                fds.append(made.duplicate())
                 self._launch = None
                 fields = [source.text, source.entry, source.digest, list(launch.grid), list(launch.block), launch.dims]
                 packet = await self._exchange(
-                    ipc.COMPILE,
-                    [*fields, ipc.encode_arguments(args)],
-                    [s.fileno() for s in shared],
-                    timeout_s=timeout_s,
+                    ipc.COMPILE, [*fields, ipc.encode_arguments(args)], fds, timeout_s=timeout_s
                 )
             finally:
-                for content in made:
-                    content.close()
+                for fd in fds:
+                    os.close(fd)
             outputs = [spec for spec in args if isinstance(spec, OutputSpec)]
             self._rows = self._check_rows(packet, outputs)
             self._outputs = outputs

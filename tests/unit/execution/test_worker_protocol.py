@@ -13,8 +13,15 @@ import pytest
 import trio
 
 from p2pcompute.errors import ExecutionError, SandboxError, WorkerDied, WorkerProtocolError, WorkerTimeout
-from p2pcompute.execution import KernelSource, Launch, OutputSpec, SandboxPolicy, WorkerSession, open_pool
-from p2pcompute.execution import _pool_process
+from p2pcompute.execution import (
+    KernelSource,
+    Launch,
+    OutputSpec,
+    SandboxPolicy,
+    WorkerSession,
+    _pool_process,
+    open_pool,
+)
 from p2pcompute.execution._pool_process import WorkerProgram
 
 pytestmark = pytest.mark.net
@@ -54,11 +61,15 @@ def with_liar(tmp_path: Path) -> Callable[[str, Scenario], None]:
             ):
                 pid = session.pid
                 await scenario(session)
-            assert not os.path.exists(f"/proc/{pid}")
+            assert reaped(pid)
 
         trio.run(main)
 
     return run
+
+
+def reaped(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")
 
 
 async def compile_kernel(session: WorkerSession, *, timeout_s: float = 20) -> None:
@@ -107,9 +118,7 @@ def test_the_liar_s_own_machinery_works(with_liar: Callable[[str, Scenario], Non
         ("closes_and_stays", "went on running"),
     ],
 )
-def test_a_broken_rule_is_a_protocol_error(
-    with_liar: Callable[[str, Scenario], None], lie: str, match: str
-) -> None:
+def test_a_broken_rule_is_a_protocol_error(with_liar: Callable[[str, Scenario], None], lie: str, match: str) -> None:
     with_liar(lie, lambda session: fails(session, WorkerProtocolError, match))
 
 
@@ -236,9 +245,7 @@ def test_a_bad_start(
         with_liar(lie, never)
 
 
-def test_a_start_that_never_ends(
-    with_liar: Callable[[str, Scenario], None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_start_that_never_ends(with_liar: Callable[[str, Scenario], None], monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(session: WorkerSession) -> None:
         raise AssertionError("there is no session")
 

@@ -7,22 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-import signal
+import socket
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._worker import run_worker
-
-
-@numba.njit(parallel=True)
-def _warm(out: Any) -> None:
-    for i in numba.prange(out.size):
-        out[i] = i
 
 
 class Toy:
@@ -47,18 +41,6 @@ class AddInput(Toy):
 
     def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
         outs[0][:] = args[0] + args[1][threads]
-
-
-class CompileNow(Toy):
-    """Compiles with numba inside the lock, in parallel."""
-
-    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
-        @numba.njit(parallel=True)
-        def body(ids: Any, out: Any) -> None:
-            for i in numba.prange(ids.size):
-                out[i] = np.sqrt(np.float32(ids[i])) * np.float32(2)
-
-        body(threads, outs[0])
 
 
 class Spin(Toy):
@@ -106,9 +88,59 @@ class Raise(Toy):
         raise ZeroDivisionError("evil \x1b[2J words")
 
 
-class ReadShadow(Toy):
+class ReadPasswd(Toy):
     def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
         open("/etc/passwd").close()
+
+
+class WriteInput(Toy):
+    """Writes through the mapping of its input, which numpy refuses, then by hand."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        assert not args[0].flags.writeable
+        ctypes.memset(args[0].ctypes.data, 0xFF, 4)
+
+
+class Gate(Toy):
+    """Says that it runs in its last element, and goes on once somebody has written the first one."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        outs[0][-1] = 1
+        while outs[0][0] == 0:
+            pass
+
+
+class Facts(Toy):
+    """What the process sees of itself."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        facts = [
+            os.getpid(),
+            os.getppid(),
+            len(os.environ),
+            threading.active_count(),
+            int(os.getcwd() == "/"),
+            int(any("SECRET" in name for name in os.environ)),
+        ]
+        outs[0][: len(facts)] = facts
+
+
+class ThreadBomb(Toy):
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        while True:
+            threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+
+class Forge(Toy):
+    """Sends the node a descriptor over the channel, from inside the lock."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        for fd in range(3, 20):
+            try:
+                socket.send_fds(socket.socket(fileno=os.dup(fd)), [b"x"], [0])
+            except OSError:
+                continue
+            outs[0][:] = 1
 
 
 KERNELS = {cls.__name__: cls for cls in Toy.__subclasses__()}
@@ -116,9 +148,6 @@ KERNELS = {cls.__name__: cls for cls in Toy.__subclasses__()}
 
 class ToyBackend:
     name = "toy"
-
-    def __init__(self) -> None:
-        _warm(np.zeros(64))
 
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> Toy:
         if source.entry == "Refuse":
@@ -135,5 +164,4 @@ class ToyBackend:
 
 
 def main(config: Mapping[str, Any]) -> None:
-    assert signal.getsignal(signal.SIGINT) is not None
     run_worker(config, ToyBackend)
