@@ -61,7 +61,7 @@ def sky(rig: Array, dx: F32, dy: F32, dz: F32) -> F32:
     h = 1.0 - max(dy, 0.0)
     k = h * h
     k = k * k
-    k = k * (0.3 + 0.7 * k)
+    k = k * k * (0.25 + 0.75 * k)
     glow = max(0.0, 0.5 * dx - 0.866 * dz)
     glow = glow * glow
     glow = glow * glow
@@ -75,7 +75,7 @@ def sky(rig: Array, dx: F32, dy: F32, dz: F32) -> F32:
 @device
 def lattice(ix: int, iz: int, layer: int) -> F32:
     """A random number in [0, 1) for each whole point."""
-    w0, w1, w2, w3 = random.philox(ix, iz, layer, 2, 0, 0)
+    w0, _, _, _ = random.philox(ix, iz, layer, 2, 0, 0)
     return unit(w0)
 
 
@@ -97,11 +97,11 @@ def clouds(dx: F32, dy: F32, dz: F32) -> F32:
             fz = pz - fz
             fx = fx * fx * (3.0 - 2.0 * fx)
             fz = fz * fz * (3.0 - 2.0 * fz)
-            low = lattice(ix, iz, layer)
-            low = low + (lattice(ix + 1, iz, layer) - low) * fx
-            high = lattice(ix, iz + 1, layer)
-            high = high + (lattice(ix + 1, iz + 1, layer) - high) * fx
-            cover = cover + weight * (low + (high - low) * fz)
+            for corner in range(4):  # a loop keeps one copy of Philox in the compiled code
+                right = corner & 1
+                above = corner >> 1
+                share = weight * (fx if right == 1 else 1.0 - fx) * (fz if above == 1 else 1.0 - fz)
+                cover = cover + share * lattice(ix + right, iz + above, layer)
             weight = weight * 0.5
             px = px * 2.03
             pz = pz * 2.03
@@ -236,13 +236,13 @@ def normalized(x: F32, y: F32, z: F32) -> F32:
 
 @device
 def tone(x: F32) -> F32:
-    """Filmic curve (Narkowicz 2016), then a square root for the display, in steps of 0 to 255."""
+    """Filmic curve (Narkowicz 2016), then a square root for the display: 0 to 255, to be cut to a whole number."""
     y = (x * (2.51 * x + 0.03)) / (x * (2.43 * x + 0.59) + 0.14)
-    return int(math.sqrt(min(1.0, max(0.0, y))) * 255.0 + 0.5)
+    return math.sqrt(min(1.0, max(0.0, y))) * 255.0 + 0.5
 
 
 @kernel
-def render(image: Array, spheres: Array, rig: Array, side: int, depth: int, seed: int) -> None:
+def render(image: Array, spheres: Array, rig: Array, side: int, depth: int, seed: int, linear: int) -> None:
     x, y = cuda.grid(2)
     height = image.shape[0]
     width = image.shape[1]
@@ -285,19 +285,18 @@ def render(image: Array, spheres: Array, rig: Array, side: int, depth: int, seed
         first_diffuse = True
         for bounce in range(depth):
             t, what = nearest(spheres, ox, oy, oz, dx, dy, dz)
-            if sees_lamp:
-                if lamp_hit(rig, ox, oy, oz, dx, dy, dz) < t:
-                    got_r = got_r + thr_r * rig[8, 0]
-                    got_g = got_g + thr_g * rig[8, 1]
-                    got_b = got_b + thr_b * rig[8, 2]
-                    break
+            if sees_lamp and lamp_hit(rig, ox, oy, oz, dx, dy, dz) < t:
+                got_r = got_r + thr_r * rig[8, 0]
+                got_g = got_g + thr_g * rig[8, 1]
+                got_b = got_b + thr_b * rig[8, 2]
+                break
             if what < 0:
                 red, green, blue = sky(rig, dx, dy, dz)
                 if first_diffuse:
                     k = 0.75 * clouds(dx, dy, dz)
-                    red = red + (0.95 - red) * k
-                    green = green + (0.50 - green) * k
-                    blue = blue + (0.42 - blue) * k
+                    red = red + (1.05 - red) * k
+                    green = green + (0.56 - green) * k
+                    blue = blue + (0.40 - blue) * k
                 got_r = got_r + thr_r * red
                 got_g = got_g + thr_g * green
                 got_b = got_b + thr_b * blue
@@ -321,7 +320,7 @@ def render(image: Array, spheres: Array, rig: Array, side: int, depth: int, seed
                 thr_r = thr_r * haze
                 thr_g = thr_g * haze
                 thr_b = thr_b * haze
-                tile = 12 + ((int(math.floor(ox)) + int(math.floor(oz))) & 1)
+                tile = 12 + ((math.floor(ox) + math.floor(oz)) & 1)
                 red = rig[tile, 0]
                 green = rig[tile, 1]
                 blue = rig[tile, 2]
@@ -422,25 +421,31 @@ def render(image: Array, spheres: Array, rig: Array, side: int, depth: int, seed
         sum_r = sum_r + got_r
         sum_g = sum_g + got_g
         sum_b = sum_b + got_b
-    share = 1.0 / np.float32(cells)
-    image[y, x, 0] = np.uint8(tone(sum_r * share))
-    image[y, x, 1] = np.uint8(tone(sum_g * share))
-    image[y, x, 2] = np.uint8(tone(sum_b * share))
+    share: F32 = 1.0 / np.float32(cells)
+    sum_r = sum_r * share
+    sum_g = sum_g * share
+    sum_b = sum_b * share
+    image[y, x, 0] = sum_r if linear else tone(sum_r)
+    image[y, x, 1] = sum_g if linear else tone(sum_g)
+    image[y, x, 2] = sum_b if linear else tone(sum_b)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """What to hand to `p2pcompute.run`: ``run(scene.kernel, *scene.args)``; the output is uint8 (height, width, 3)."""
+    """What to hand to `p2pcompute.run`: ``run(scene.kernel, *scene.args)``, which gives ``(height, width, 3)``."""
 
     kernel: Kernel
     args: tuple[Any, ...]
     picture: Picture
 
 
-def scene(picture: Picture | None = None) -> Scene:
-    """The kernel and its arguments for a picture; left out, 1280 x 720 with 16 samples a pixel."""
+def scene(picture: Picture | None = None, *, linear: bool = False) -> Scene:
+    """The kernel and its arguments for a picture; left out, 1280 x 720 with 16 samples a pixel.
+
+    The output is uint8 for a display, or, `linear`, the float32 radiance that it is made from, which shows
+    differences that rounding to 256 steps would hide.
+    """
     made = picture if picture is not None else Picture()
-    image = out((made.height, made.width, 3), np.uint8)
-    return Scene(
-        kernel=render, args=(image, made.spheres, made.rig, made.side, made.depth, made.seed), picture=made
-    )
+    image = out((made.height, made.width, 3), np.float32 if linear else np.uint8)
+    args = (image, made.spheres, made.rig, made.side, made.depth, made.seed, int(linear))
+    return Scene(kernel=render, args=args, picture=made)

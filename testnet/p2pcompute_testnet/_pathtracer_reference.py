@@ -14,7 +14,7 @@ import numpy as np
 
 from ._pathtracer_scene import GLASS, MIRROR, Picture
 
-__all__ = ["philox4x32", "reference_pixels"]
+__all__ = ["philox4x32", "reference_pixels", "reference_radiance"]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -31,18 +31,26 @@ def reference_pixels(picture: Picture, ys: Array, xs: Array) -> Array:
     Raises:
         ValueError: a place outside of the picture, or `ys` and `xs` of different shapes.
     """
+    return _tone(reference_radiance(picture, ys, xs))
+
+
+def reference_radiance(picture: Picture, ys: Array, xs: Array) -> Array:
+    """What `reference_pixels` is made from: radiance, float32 ``(n, 3)``.
+
+    Raises:
+        ValueError: a place outside of the picture, or `ys` and `xs` of different shapes.
+    """
     rows, columns = np.asarray(ys, np.int64), np.asarray(xs, np.int64)
     if rows.ndim != 1 or rows.shape != columns.shape:
         raise ValueError(f"ys and xs must be of one shape (n,), not {rows.shape} and {columns.shape}")
-    if rows.size and not (
-        0 <= rows.min() and rows.max() < picture.height and 0 <= columns.min() and columns.max() < picture.width
-    ):
+    known = (rows >= 0) & (rows < picture.height) & (columns >= 0) & (columns < picture.width)
+    if not known.all():
         raise ValueError(f"a place outside of the picture of {picture.width} x {picture.height} pixels")
-    result = np.empty((rows.size, 3), np.uint8)
+    result = np.empty((rows.size, 3), np.float32)
     step = max(1, _BATCH // picture.side**2)
     for first in range(0, rows.size, step):
         part = slice(first, first + step)
-        result[part] = _Tracer(picture, rows[part], columns[part]).pixels()
+        result[part] = _Tracer(picture, rows[part], columns[part]).radiance()
     return result
 
 
@@ -55,30 +63,37 @@ def philox4x32(counter: tuple[Any, Any, Any, Any], key: tuple[int, int]) -> tupl
         key0 = np.uint64((key[0] + turn * 0x9E3779B9) & 0xFFFFFFFF)
         key1 = np.uint64((key[1] + turn * 0xBB67AE85) & 0xFFFFFFFF)
         wide_a, wide_c = a * np.uint64(0xD2511F53), c * np.uint64(0xCD9E8D57)
-        a, b, c, d = (wide_c >> np.uint64(32)) ^ b ^ key0, wide_c & low, (wide_a >> np.uint64(32)) ^ d ^ key1, wide_a & low
+        a, b, c, d = (
+            (wide_c >> np.uint64(32)) ^ b ^ key0,
+            wide_c & low,
+            (wide_a >> np.uint64(32)) ^ d ^ key1,
+            wide_a & low,
+        )
     return a.astype(np.uint32), b.astype(np.uint32), c.astype(np.uint32), d.astype(np.uint32)
 
 
 def _dot(a: Any, b: Any) -> Array:
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]  # type: ignore[no-any-return]
+    product: Array = a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
+    return product
 
 
 def _normalized(v: Array) -> Array:
-    return v * (_F(1) / np.sqrt(_dot(v, v)))  # type: ignore[no-any-return]
+    return v * (_F(1) / np.sqrt(_dot(v, v)))
 
 
 def _unit(words: Array) -> Array:
-    return (words >> np.uint32(8)).astype(_F) * _F(2**-24)  # type: ignore[no-any-return]
+    return (words >> np.uint32(8)).astype(_F) * _F(2**-24)
 
 
 def _stratum(u: Array, cell: Array, cells: int) -> Array:
-    return (cell.astype(_F) + u) / _F(cells)  # type: ignore[no-any-return]
+    return (cell.astype(_F) + u) / _F(cells)
 
 
 def _schlick(r0: float, cosine: Array) -> Array:
     m = _F(1) - cosine
     square = m * m
-    return _F(r0) + (_F(1) - _F(r0)) * (square * square * m)  # type: ignore[no-any-return]
+    reflected: Array = _F(r0) + (_F(1) - _F(r0)) * (square * square * m)
+    return reflected
 
 
 def _hemisphere(u: Array, v: Array, normal: Array) -> Array:
@@ -109,7 +124,8 @@ def _hemisphere(u: Array, v: Array, normal: Array) -> Array:
 def _tone(total: Array) -> Array:
     curve = (total * (_F(2.51) * total + _F(0.03))) / (total * (_F(2.43) * total + _F(0.59)) + _F(0.14))
     shown = np.sqrt(np.clip(curve, _F(0), _F(1))) * _F(255) + _F(0.5)
-    return shown.astype(np.uint8)  # type: ignore[no-any-return]
+    steps: Array = shown.astype(np.uint8)
+    return steps
 
 
 def _clouds(way: Array) -> Array:
@@ -124,14 +140,15 @@ def _clouds(way: Array) -> Array:
         cell = corner.astype(np.int64)
         s = plane - corner
         s = s * s * (_F(3) - _F(2) * s)
-        at = {(i, j): _unit(philox4x32((cell[0] + i, cell[1] + j, layer, 2), (0, 0))[0]) for i in (0, 1) for j in (0, 1)}
-        low = at[0, 0] + (at[1, 0] - at[0, 0]) * s[0]
-        high = at[0, 1] + (at[1, 1] - at[0, 1]) * s[0]
-        found = found + weight * (low + (high - low) * s[1])
+        for above in (0, 1):
+            for right in (0, 1):
+                noise = _unit(philox4x32((cell[0] + right, cell[1] + above, layer, 2), (0, 0))[0])
+                share = weight * (s[0] if right else _F(1) - s[0]) * (s[1] if above else _F(1) - s[1])
+                found = found + share * noise
         weight = weight * _F(0.5)
         plane = plane * _F(2.03)
     found = np.clip((found - _F(0.46)) * _F(3), _F(0), _F(1))
-    cover = np.zeros_like(way[1])
+    cover: Array = np.zeros_like(way[1])
     cover[up] = found * found * (_F(3) - _F(2) * found) * (y / (y + _F(0.02)))
     return cover
 
@@ -163,7 +180,7 @@ class _Tracer:
         samples = self.sample[who] if sample is None else sample
         return philox4x32((self.pixel[who], samples, bounce, stream), (self.picture.seed, 0))
 
-    def pixels(self) -> Array:
+    def radiance(self) -> Array:
         self.start()
         who = np.arange(self.pixel.size)
         for bounce in range(self.picture.depth):
@@ -173,7 +190,8 @@ class _Tracer:
         total = np.zeros((3, self.wide), _F)
         for part in self.got.reshape(3, self.cells, self.wide).transpose(1, 0, 2):
             total = total + part
-        return _tone(total * (_F(1) / _F(self.cells))).T
+        total = total * (_F(1) / _F(self.cells))
+        return total.T
 
     def start(self) -> None:
         side = self.picture.side
@@ -335,13 +353,13 @@ class _Tracer:
         h = _F(1) - np.maximum(way[1], _F(0))
         k = h * h
         k = k * k
-        k = k * (_F(0.3) + _F(0.7) * k)
+        k = k * k * (_F(0.25) + _F(0.75) * k)
         glow = np.maximum(_F(0), _F(0.5) * way[0] - _F(0.866) * way[2])
         for _ in range(2):
             glow = glow * glow
         glow = glow * glow * k * k
         horizon, zenith = self.rig[10:12, :, None]
-        colour = zenith + (horizon - zenith) * k + np.array([[0.60], [0.24], [0.04]], _F) * glow
+        colour: Array = zenith + (horizon - zenith) * k + np.array([[0.60], [0.24], [0.04]], _F) * glow
         cover = _F(0.75) * _clouds(way[:, cloudy])
-        colour[:, cloudy] = colour[:, cloudy] + (np.array([[0.95], [0.50], [0.42]], _F) - colour[:, cloudy]) * cover
-        return colour  # type: ignore[no-any-return]
+        colour[:, cloudy] = colour[:, cloudy] + (np.array([[1.05], [0.56], [0.40]], _F) - colour[:, cloudy]) * cover
+        return colour

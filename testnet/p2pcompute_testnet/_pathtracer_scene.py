@@ -34,10 +34,10 @@ _SPHERES: tuple[tuple[float, float, float, Vector, int], ...] = (
     (3.75, 0.15, 0.55, (0.90, 0.97, 0.99), GLASS),
 )
 
-_EYE, _LOOK_AT, _FIELD_OF_VIEW_DEGREES = (0.0, 2.4, 8.2), (0.1, 0.85, 0.0), 34.0
-_LAMP_CENTRE, _LAMP_TARGET, _LAMP_SIZE = (-7.0, 5.0, 1.2), (0.0, 0.4, 0.2), (2.6, 2.6)
-_LAMP_RADIANCE = (80.0, 68.0, 50.0)
-_HORIZON, _ZENITH = (0.50, 0.30, 0.24), (0.04, 0.09, 0.26)
+_EYE, _LOOK_AT, _FIELD_OF_VIEW_DEGREES = (0.0, 2.4, 8.2), (0.1, 0.95, 0.0), 34.0
+_LAMP_CENTRE, _LAMP_TARGET, _LAMP_SIZE = (-8.4, 6.2, 1.8), (0.0, 0.4, 0.2), (3.0, 3.0)
+_LAMP_RADIANCE = (76.0, 64.0, 47.0)
+_HORIZON, _ZENITH = (0.86, 0.44, 0.20), (0.035, 0.10, 0.29)
 _TILE_LIGHT, _TILE_DARK = (0.56, 0.52, 0.47), (0.17, 0.18, 0.20)
 
 
@@ -101,8 +101,9 @@ class Picture:
             raise ValueError(f"side {self.side} must be 1 to 16 and depth {self.depth} 1 to 64")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed {self.seed} must be 0 to 2**32 - 1")
-        if self.spheres.dtype != np.float32 or self.spheres.ndim != 2 or self.spheres.shape[1] != 8:
-            raise ValueError("spheres must be a float32 array of shape (n, 8)")
+        shape = self.spheres.shape
+        if self.spheres.dtype != np.float32 or len(shape) != 2 or shape[0] < 1 or shape[1] != 8:
+            raise ValueError(f"spheres must be float32 (n, 8), not {self.spheres.dtype} {shape}")
 
     @property
     def rig(self) -> Array:
