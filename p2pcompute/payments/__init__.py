@@ -1,1 +1,69 @@
-"""p2pcompute."""
+"""Payment channels: paying, being paid, credit for strangers, and the checkpoint on chain.
+
+Knows the ledger, the hub and streams only by the interfaces of `_api.py`. `docs/guarantees.md` says what is on disk
+before what leaves the process.
+"""
+
+from __future__ import annotations
+
+from ._api import Approve as Approve
+from ._api import ChannelOnChain as ChannelOnChain
+from ._api import Claim as Claim
+from ._api import ClaimRow as ClaimRow
+from ._api import CreditExhausted as CreditExhausted
+from ._api import Deposit as Deposit
+from ._api import Fund as Fund
+from ._api import FundRow as FundRow
+from ._api import Hub as Hub
+from ._api import HubCall as HubCall
+from ._api import Outcome as Outcome
+from ._api import SettlementPending as SettlementPending
+from ._api import Stream as Stream
+from ._chain_hub import ChainHub as ChainHub
+from ._credit import CreditBook as CreditBook
+from ._credit import CreditPolicy as CreditPolicy
+from ._credit import CreditWindow as CreditWindow
+from ._credit import MaxLoss as MaxLoss
+from ._credit import max_loss as max_loss
+from ._credit import subnet_of as subnet_of
+from ._model_hub import ModelChain as ModelChain
+from ._model_hub import ModelHub as ModelHub
+from ._outbox import Outbox as Outbox
+from ._payee import Payee as Payee
+from ._payee import PayeeCounters as PayeeCounters
+from ._payer import ChannelNeed as ChannelNeed
+from ._payer import ChannelOut as ChannelOut
+from ._payer import Payer as Payer
+from ._settler import Settler as Settler
+
+__all__ = [
+    "Approve",
+    "ChainHub",
+    "ChannelNeed",
+    "ChannelOnChain",
+    "ChannelOut",
+    "Claim",
+    "ClaimRow",
+    "CreditBook",
+    "CreditExhausted",
+    "CreditPolicy",
+    "CreditWindow",
+    "Deposit",
+    "Fund",
+    "FundRow",
+    "Hub",
+    "HubCall",
+    "MaxLoss",
+    "ModelChain",
+    "ModelHub",
+    "Outbox",
+    "Outcome",
+    "Payee",
+    "PayeeCounters",
+    "Payer",
+    "SettlementPending",
+    "Settler",
+    "Stream",
+    "max_loss",
+    "subnet_of",
+]

@@ -1,0 +1,332 @@
+"""What payments need of the rest: a ledger, a hub, and streams to peers.
+
+`p2pcompute.storage.Ledger` is such a ledger, `ChainHub` and `ModelHub` are such hubs, and every overlay stream is such
+a stream. Payments import none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeAlias
+
+from p2pcompute.errors import ChainError, PaymentError
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
+from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.task import ReceiptPayload
+
+__all__ = [
+    "MAX_BATCH",
+    "Approve",
+    "ChannelIn",
+    "ChannelOnChain",
+    "ChannelOutView",
+    "Claim",
+    "ClaimRow",
+    "CreditExhausted",
+    "Deposit",
+    "Dial",
+    "Fund",
+    "FundRow",
+    "Hub",
+    "HubCall",
+    "Outcome",
+    "PayeeLedger",
+    "PayerLedger",
+    "PeerHistory",
+    "QueuedTx",
+    "SettlementPending",
+    "Stream",
+    "TxLedger",
+]
+
+MAX_BATCH: Final = 256
+"""The most rows in one `Fund` or `Claim`; the hub's own bound."""
+
+
+class CreditExhausted(PaymentError):
+    """A stranger's free credit for this hour is used up; it can come back next hour, or after it has paid."""
+
+
+class SettlementPending(ChainError):
+    """A transaction is on disk but was not mined in time. It is sent again by the next call or start."""
+
+
+# Streams
+
+
+class Stream(Protocol):
+    """A byte stream to a peer whose identity is proven; overlay streams are such."""
+
+    @property
+    def peer_id(self) -> PeerId: ...
+    async def send_all(self, data: bytes) -> None: ...
+    async def receive_some(self, max_bytes: int = ...) -> bytes: ...
+    async def aclose(self) -> None: ...
+
+
+Dial: TypeAlias = Callable[[PeerId], Awaitable[Stream]]
+"""Opens a stream of the channel protocol to a peer."""
+
+
+# The hub
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelOnChain:
+    """Where a channel stands: totals over its life, and the UNIX time from which it can be closed (0: not asked)."""
+
+    deposit_uusd: int
+    claimed_uusd: int
+    close_at_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approve:
+    """Let the hub take this much of the account's tokens."""
+
+    amount_uusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deposit:
+    """Turn approved tokens into free balance of the account."""
+
+    amount_uusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FundRow:
+    """A channel to open or top up by `amount_uusd`."""
+
+    payee: Address
+    signer: Address
+    amount_uusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fund:
+    """Move free balance of the account into channels."""
+
+    rows: tuple[FundRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimRow:
+    """A voucher to submit."""
+
+    payer: Address
+    signer: Address
+    amount_uusd: int
+    memo: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """Submit the newest vouchers of channels of `payee`."""
+
+    payee: Address
+    rows: tuple[ClaimRow, ...]
+
+
+HubCall: TypeAlias = Approve | Deposit | Fund | Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A mined transaction: whether it did anything, and the watermarks (total micro-USD) that it set."""
+
+    ok: bool
+    claimed: tuple[tuple[ChannelId, int], ...] = ()
+
+
+class Hub(Protocol):
+    """One hub, seen from one account that can sign transactions. Reads and sends raise `ChainError`s."""
+
+    @property
+    def terms(self) -> ChainTerms:
+        """Chain, hub and token."""
+        ...
+
+    @property
+    def account(self) -> Address:
+        """Whose money and nonces these are."""
+        ...
+
+    async def channel(self, channel: ChannelId) -> ChannelOnChain:
+        """Where a channel stands; zeros for one that was never funded."""
+        ...
+
+    async def free_uusd(self) -> int:
+        """The account's free balance at the hub."""
+        ...
+
+    async def tokens_uusd(self) -> int:
+        """The account's tokens outside of it."""
+        ...
+
+    async def allowance_uusd(self) -> int:
+        """How many of those the hub may take."""
+        ...
+
+    async def nonce(self) -> int:
+        """The account's count of mined transactions."""
+        ...
+
+    async def signing(self, call: HubCall) -> Callable[[int], tuple[bytes, bytes]]:
+        """Get fees and gas for `call`; gives a function from nonce to (hash, signed bytes) that does no I/O."""
+        ...
+
+    async def send(self, raw: bytes) -> None:
+        """Broadcast; the same bytes again are harmless. `TransactionFailed`: it can never be mined."""
+        ...
+
+    async def outcome(self, tx_hash: bytes) -> Outcome | None:
+        """What became of a transaction; None while it is not mined."""
+        ...
+
+
+# The ledger
+
+
+class ChannelIn(Protocol):
+    """A channel on which we are paid; see `p2pcompute.storage.ChannelInRow`."""
+
+    @property
+    def channel(self) -> ChannelId: ...
+    @property
+    def payer(self) -> Address: ...
+    @property
+    def signer(self) -> Address: ...
+    @property
+    def peer(self) -> PeerId: ...
+    @property
+    def best_uusd(self) -> int: ...
+    @property
+    def memo(self) -> bytes | None: ...
+    @property
+    def signature(self) -> bytes | None: ...
+    @property
+    def deposit_uusd(self) -> int: ...
+    @property
+    def claimed_uusd(self) -> int: ...
+    @property
+    def close_at_s(self) -> int: ...
+    @property
+    def paid_uusd(self) -> int: ...
+    @property
+    def owed_uusd(self) -> int: ...
+    @property
+    def unpaid_pusd(self) -> int: ...
+    @property
+    def unclaimed_uusd(self) -> int: ...
+
+
+class ChannelOutView(Protocol):
+    """A channel on which we pay; see `p2pcompute.storage.ChannelOutRow`."""
+
+    @property
+    def channel(self) -> ChannelId: ...
+    @property
+    def payee(self) -> Address: ...
+    @property
+    def accepted_uusd(self) -> int: ...
+    @property
+    def accepted_pusd(self) -> int: ...
+    @property
+    def reserved_pusd(self) -> int: ...
+    @property
+    def voucher_uusd(self) -> int: ...
+    @property
+    def memo(self) -> bytes | None: ...
+    @property
+    def signature(self) -> bytes | None: ...
+    @property
+    def acked_uusd(self) -> int: ...
+    @property
+    def deposit_uusd(self) -> int: ...
+    @property
+    def claimed_uusd(self) -> int: ...
+
+
+class QueuedTx(Protocol):
+    """A signed transaction on disk."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def nonce(self) -> int: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def hash(self) -> bytes: ...
+    @property
+    def raw(self) -> bytes: ...
+    @property
+    def state(self) -> str: ...
+
+
+class PeerHistory(Protocol):
+    """What is remembered of a peer."""
+
+    @property
+    def paid_uusd(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def banned(self) -> str | None: ...
+
+
+class TxLedger(Protocol):
+    """The outbox on disk."""
+
+    async def queue_tx(
+        self,
+        sender: Address,
+        *,
+        kind: str,
+        chain_nonce: int,
+        sign: Callable[[int], tuple[bytes, bytes]],
+        rows: Sequence[tuple[ChannelId, int]] = (),
+    ) -> QueuedTx: ...
+    async def unsettled(self, sender: Address) -> Sequence[QueuedTx]: ...
+    async def tx_sent(self, number: int) -> None: ...
+    async def tx_settled(
+        self, number: int, *, ok: bool, detail: str = "", claimed: Sequence[tuple[ChannelId, int]] = ()
+    ) -> None: ...
+
+
+class PayerLedger(Protocol):
+    """What a payer keeps on disk."""
+
+    async def open_channel_out(self, channel: ChannelId, *, payee: Address, peer: PeerId) -> ChannelOutView: ...
+    async def channel_out(self, channel: ChannelId) -> ChannelOutView | None: ...
+    async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutView: ...
+    async def accept_work(
+        self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int
+    ) -> int: ...
+    async def raise_voucher(
+        self, channel: ChannelId, *, sign: Callable[[int], tuple[bytes, bytes]]
+    ) -> ChannelOutView: ...
+    async def adopt_voucher(
+        self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes
+    ) -> ChannelOutView: ...
+    async def ack_voucher(self, channel: ChannelId, *, amount_uusd: int) -> None: ...
+
+
+class PayeeLedger(Protocol):
+    """What a payee keeps on disk."""
+
+    async def channel_in(self, channel: ChannelId) -> ChannelIn | None: ...
+    async def channels_in(self) -> Sequence[ChannelIn]: ...
+    async def open_channel_in(
+        self, channel: ChannelId, *, payer: Address, signer: Address, peer: PeerId
+    ) -> ChannelIn: ...
+    async def take_voucher(
+        self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes, peer: PeerId
+    ) -> ChannelIn: ...
+    async def set_chain_in(
+        self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int, close_at_s: int
+    ) -> ChannelIn: ...
+    async def note_failure(self, peer: PeerId) -> None: ...

@@ -1,0 +1,230 @@
+"""How much unpaid work a provider does for whom.
+
+Peer IDs cost nothing, so what is given to peers without a history is limited together: per hour over all of them, per
+subnet, and per peer. History is money that a peer has paid to this provider; it can't be had for less than itself.
+`docs/guarantees.md` has the policy in words.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Literal, Protocol
+
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.limits import MAX_CREDIT_WINDOW
+from p2pcompute_protocols.money import PUSD_PER_UUSD
+
+from ._api import CreditExhausted, PeerHistory
+
+__all__ = ["CreditBook", "CreditLedger", "CreditPolicy", "CreditWindow", "MaxLoss", "max_loss", "subnet_of"]
+
+_HOUR_MS: Final = 3_600_000
+
+
+class CreditLedger(Protocol):
+    """What the credit book keeps on disk."""
+
+    async def peer(self, peer: PeerId) -> PeerHistory | None: ...
+    async def charge_credit(
+        self,
+        peer: PeerId,
+        *,
+        subnet: str,
+        hour: int,
+        pusd: int,
+        peer_limit_pusd: int,
+        subnet_limit_pusd: int,
+        provider_limit_pusd: int,
+    ) -> Literal["granted", "peer", "subnet", "provider"]: ...
+    async def release_credit(self, peer: PeerId, *, pusd: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreditPolicy:
+    """The limits. All are of unpaid work; amounts are micro-USD.
+
+    Attributes:
+        provider_uusd: for all newcomers together, per hour.
+        subnet_uusd: for the newcomers of one subnet, per hour.
+        peer_uusd: for one newcomer, per hour.
+        known_uusd: from this much paid on, a peer is no newcomer.
+        known_percent: what a known peer may owe, in percent of what it has paid.
+        max_window: chunks that anybody may owe.
+        loopback_is_one_subnet: whether peers on 127.0.0.0/8 and ::1 share a subnet's budget. Off, each of them is a
+            subnet of its own: they run on this machine, and a local network of many nodes would starve otherwise.
+    """
+
+    provider_uusd: int = 1_000_000
+    subnet_uusd: int = 250_000
+    peer_uusd: int = 50_000
+    known_uusd: int = 100_000
+    known_percent: int = 50
+    max_window: int = 16
+    loopback_is_one_subnet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("provider_uusd", "subnet_uusd", "peer_uusd", "known_uusd"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is negative")
+        if not 0 <= self.known_percent <= 100:
+            raise ValueError("known_percent is a percentage: a peer that may owe more than it paid gains by leaving")
+        if not 1 <= self.max_window <= MAX_CREDIT_WINDOW:
+            raise ValueError(f"max_window is from 1 to {MAX_CREDIT_WINDOW}")
+
+
+class CreditWindow:
+    """How many chunks of one task may be unpaid: starts at `size`, doubles with each fully paid window."""
+
+    __slots__ = ("_paid_since", "maximum", "size", "unpaid")
+
+    def __init__(self, *, size: int, maximum: int) -> None:
+        if not 1 <= size <= maximum:
+            raise ValueError("a window starts at 1 or more and at most at its maximum")
+        self.size = size
+        self.maximum = maximum
+        self.unpaid = 0
+        self._paid_since = 0
+
+    @property
+    def room(self) -> int:
+        """Chunks that may be started now."""
+        return max(0, self.size - self.unpaid)
+
+    def start(self) -> None:
+        """A chunk is started, and unpaid from now on. `ValueError` where there is no room."""
+        if self.room == 0:
+            raise ValueError("the window is full")
+        self.unpaid += 1
+
+    def drop(self) -> None:
+        """A started chunk came to nothing, and is not owed."""
+        self.unpaid = max(0, self.unpaid - 1)
+
+    def paid(self, chunks: int = 1) -> bool:
+        """`chunks` of the unpaid ones are paid; gives whether the window grew."""
+        chunks = min(chunks, self.unpaid)
+        self.unpaid -= chunks
+        self._paid_since += chunks
+        if self._paid_since < self.size or self.size == self.maximum:
+            return False
+        self._paid_since = 0
+        self.size = min(2 * self.size, self.maximum)
+        return True
+
+
+class CreditBook:
+    """Grants credit by a policy, and keeps what it granted on disk.
+
+    Args:
+        ledger: see `CreditLedger`.
+        policy: the limits.
+        clock_ms: UNIX time in milliseconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: CreditLedger,
+        policy: CreditPolicy,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self.policy = policy
+        self._ledger = ledger
+        self._clock_ms = clock_ms
+
+    async def first_window(self, peer: PeerId, *, chunk_pusd: int) -> int:
+        """Chunks that `peer` may owe at first: 1 for a newcomer, else what `known_percent` of its payments cover."""
+        history = await self._ledger.peer(peer)
+        if history is None or history.banned or history.paid_uusd < self.policy.known_uusd:
+            return 1
+        covered = self._known_limit_pusd(history) // max(1, chunk_pusd)
+        return max(1, min(self.policy.max_window, covered))
+
+    def _known_limit_pusd(self, history: PeerHistory) -> int:
+        return history.paid_uusd * PUSD_PER_UUSD * self.policy.known_percent // 100
+
+    async def charge(self, peer: PeerId, *, subnet: str, pusd: int, unpaid_pusd: int) -> None:
+        """Take on `pusd` of unpaid work for `peer`; call it before the work starts.
+
+        A newcomer's is charged, durably, to the budgets of this hour; what it pays comes back to them at once.
+
+        Args:
+            peer: who wants it.
+            subnet: see `subnet_of`.
+            pusd: what the work will cost.
+            unpaid_pusd: what the peer owes already, work under way included.
+
+        Raises:
+            CreditExhausted: not now. Nothing was charged.
+        """
+        history = await self._ledger.peer(peer)
+        if history is not None and history.banned:
+            raise CreditExhausted(f"{peer} is banned: {history.banned}")
+        if history is not None and history.paid_uusd >= self.policy.known_uusd:
+            # A chunk that alone is over the limit would lock a paying peer out, so one is always allowed.
+            if unpaid_pusd > 0 and unpaid_pusd + pusd > self._known_limit_pusd(history):
+                raise CreditExhausted(f"{peer} owes {unpaid_pusd} pico-USD and may not owe more until it pays")
+            return
+        verdict = await self._ledger.charge_credit(
+            peer,
+            subnet=subnet,
+            hour=self._clock_ms() // _HOUR_MS,
+            pusd=pusd,
+            peer_limit_pusd=self.policy.peer_uusd * PUSD_PER_UUSD,
+            subnet_limit_pusd=self.policy.subnet_uusd * PUSD_PER_UUSD,
+            provider_limit_pusd=self.policy.provider_uusd * PUSD_PER_UUSD,
+        )
+        if verdict != "granted":
+            raise CreditExhausted(f"the free credit per {verdict} for newcomers is used up for this hour")
+
+    async def release(self, peer: PeerId, *, pusd: int) -> None:
+        """Work that was charged came to nothing and is not owed."""
+        await self._ledger.release_credit(peer, pusd=pusd)
+
+
+def subnet_of(address: str, peer: PeerId, *, loopback_is_one_subnet: bool = False) -> str:
+    """The subnet that a peer's use of credit counts for: its /24 (IPv4) or /48 (IPv6).
+
+    Args:
+        address: the IP address that the peer connects from, or a multiaddr that begins with one. Anything else
+            (a relay, a name, nothing) counts as one subnet, "unknown".
+        peer: the peer.
+        loopback_is_one_subnet: see `CreditPolicy`.
+    """
+    parts = address.split("/")
+    text = parts[2] if address.startswith(("/ip4/", "/ip6/")) and len(parts) > 2 else address
+    try:
+        ip = ipaddress.ip_address(text)
+    except ValueError:
+        return "unknown"
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_loopback and not loopback_is_one_subnet:
+        return f"peer:{peer}"
+    prefix = 24 if ip.version == 4 else 48
+    return str(ipaddress.ip_network(f"{ip}/{prefix}", strict=False))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaxLoss:
+    """What one agreement can cost each side at most, beyond work done and paid as agreed, in micro-USD.
+
+    Attributes:
+        requester_uusd: paid for a window whose sample matched although other parts of it are wrong.
+        provider_uusd: a window of work that is never paid.
+        locked_uusd: the requester's money that waits for the channel's closing delay where the provider is gone. It
+            is not lost.
+    """
+
+    requester_uusd: int
+    provider_uusd: int
+    locked_uusd: int
+
+
+def max_loss(*, chunk_pusd: int, window: int, ceiling_uusd: int) -> MaxLoss:
+    """The bounds for an agreement: price of a chunk, its largest window in chunks, and its ceiling."""
+    window_uusd = min(-(-chunk_pusd * window // PUSD_PER_UUSD), ceiling_uusd)
+    return MaxLoss(requester_uusd=window_uusd, provider_uusd=window_uusd, locked_uusd=ceiling_uusd)

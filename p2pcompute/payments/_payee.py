@@ -1,0 +1,311 @@
+"""Being paid: the payee's side of channel streams, and who is waiting for money."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pcompute.errors import ChainError, DiskFull, VoucherRefused
+from p2pcompute_protocols._binding import SignerBinding, verify_binding
+from p2pcompute_protocols.channel import (
+    ChannelConnection,
+    ChannelHello,
+    ChannelSync,
+    Domain,
+    Voucher,
+    VoucherAck,
+    VoucherFrame,
+    VoucherRefusal,
+    channel_id,
+    recover_signer,
+)
+from p2pcompute_protocols.connection import Role, StreamEnded
+from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.framing import frame
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId
+from p2pcompute_protocols.limits import MAX_FRAME_BYTES, MAX_TEXT
+
+from ._api import ChannelIn, Hub, PayeeLedger, Stream
+from ._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, next_message, send_message
+
+__all__ = ["Payee", "PayeeCounters"]
+
+HELLO_TIMEOUT_S: Final = 10.0  # from the opening of a stream to its hello
+IDLE_TIMEOUT_S: Final = 900.0  # between vouchers; a payer that needs longer connects again
+MAX_REFUSALS: Final = 16  # on one stream, then it is closed
+CHAIN_READ_S: Final = 0.5  # at most one read of the chain per channel in this time
+CHAIN_TTL_S: Final = 600.0  # what was read of a channel counts for so long; closing one takes a day
+CLOSING_MARGIN_S: Final = 3_600  # a channel that can be closed this soon takes no more vouchers
+MAX_LEDGER_UUSD: Final = (2**63 - 1) // 1_000_000  # owed amounts are kept in pico-USD in 64 bits
+_MAX_TRACKED_CHANNELS: Final = 4_096
+
+
+class _Refuse(Exception):
+    """A voucher or a hello is not taken; the dialogue may go on."""
+
+    def __init__(self, code: WireCode, detail: str, *, best_uusd: int = 0, deposit_uusd: int | None = None) -> None:
+        self.code = code
+        self.detail = detail
+        self.best_uusd = best_uusd
+        self.deposit_uusd = deposit_uusd
+        super().__init__(detail)
+
+    def message(self) -> VoucherRefusal:
+        return VoucherRefusal(
+            code=int(self.code),
+            detail=self.detail[:MAX_TEXT],
+            best_uusd=self.best_uusd,
+            deposit_uusd=self.deposit_uusd,
+        )
+
+
+@dataclass(slots=True)
+class PayeeCounters:
+    """What came in since the start. `refused` counts by wire code, protocol faults and stalls among them."""
+
+    streams: int
+    vouchers: int
+    paid_uusd: int
+    refused: Counter[WireCode]
+
+
+@dataclass(slots=True)
+class _Session:
+    peer: PeerId
+    binding: SignerBinding
+    channel: ChannelId
+    row: ChannelIn | None  # None until there is an agreement or money behind the channel
+
+
+class Payee:
+    """Takes vouchers for one account.
+
+    A voucher is on disk before its ack is sent. One that is forged, not above the best one, of another channel, chain
+    or hub, or not covered by the channel's deposit is refused with a typed code and changes nothing.
+
+    Args:
+        ledger: see `PayeeLedger`.
+        hub: for the deposits of channels.
+        payee: the account that is paid.
+        network: the overlay network's ID, part of every binding.
+        clock_ms: UNIX time in milliseconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: PayeeLedger,
+        hub: Hub,
+        payee: Address,
+        network: str,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
+        self._ledger = ledger
+        self._hub = hub
+        self._payee = payee
+        self._network = network
+        self._clock_ms = clock_ms
+        self._domain = Domain(chain_id=hub.terms.chain_id, contract=Address(hub.terms.hub))
+        self._waiting: dict[ChannelId, trio.Event] = {}
+        self._read_at: dict[ChannelId, float] = {}
+        self.counters = PayeeCounters(streams=0, vouchers=0, paid_uusd=0, refused=Counter())
+
+    async def paid_uusd(self, channel: ChannelId) -> int:
+        """What is paid on a channel for good; 0 for one that is not known."""
+        row = await self._ledger.channel_in(channel)
+        return 0 if row is None else row.paid_uusd
+
+    async def unpaid_pusd(self, channel: ChannelId) -> int:
+        """Work receipted on a channel and not paid, in pico-USD."""
+        row = await self._ledger.channel_in(channel)
+        return 0 if row is None else row.unpaid_pusd
+
+    async def wait_paid(self, channel: ChannelId, at_least_uusd: int) -> int:
+        """Wait until at least this much is paid on a channel, and give what is. Cancel it to stop waiting."""
+        while True:
+            # The event is taken before the amount is read, so a voucher in between is not missed.
+            event = self._waiting.setdefault(channel, trio.Event())
+            paid = await self.paid_uusd(channel)
+            if paid >= at_least_uusd:
+                return paid
+            await event.wait()
+
+    async def wait_settled(self, channel: ChannelId) -> int:
+        """Wait until everything receipted on a channel up to now is paid, and give what is."""
+        row = await self._ledger.channel_in(channel)
+        return await self.wait_paid(channel, 0 if row is None else row.owed_uusd)
+
+    def _wake(self, channel: ChannelId) -> None:
+        event = self._waiting.pop(channel, None)
+        if event is not None:
+            event.set()
+
+    async def serve_channel(self, stream: Stream) -> None:
+        """The handler of the channel protocol: serves one stream to its end, and does not raise for what a peer does.
+
+        Raises:
+            StorageError: the ledger failed or is damaged. A full disk is no such case: vouchers are refused until
+                there is room.
+        """
+        self.counters.streams += 1
+        connection = ChannelConnection(Role.PROVIDER)
+        try:
+            await self._serve(connection, stream)
+        except RemoteProtocolError as exc:
+            self.counters.refused[exc.code] += 1
+            await self._ledger.note_failure(stream.peer_id)
+            await _farewell(stream, _Refuse(exc.code, str(exc), best_uusd=connection.best_uusd))
+        except STREAM_FAULTS:
+            pass  # whoever pays comes back and syncs
+
+    async def _serve(self, connection: ChannelConnection, stream: Stream) -> None:
+        hello = await next_message(connection, stream, timeout_s=HELLO_TIMEOUT_S)
+        if isinstance(hello, StreamEnded):
+            return
+        assert isinstance(hello, ChannelHello)
+        try:
+            session = await self._greet(stream.peer_id, hello)
+        except _Refuse as refusal:
+            self.counters.refused[refusal.code] += 1
+            await send_message(connection, stream, refusal.message())
+            return
+        row = session.row
+        held = row is not None and row.best_uusd > 0
+        await send_message(
+            connection,
+            stream,
+            ChannelSync(
+                amount_uusd=row.best_uusd if row is not None else 0,
+                memo=row.memo if row is not None and held else None,
+                signature=row.signature if row is not None and held else None,
+            ),
+        )
+        refusals = 0
+        while refusals < MAX_REFUSALS:
+            message = await next_message(connection, stream, timeout_s=IDLE_TIMEOUT_S)
+            if isinstance(message, StreamEnded):
+                return
+            assert isinstance(message, VoucherFrame)
+            try:
+                await self._take(session, message)
+            except _Refuse as refusal:
+                refusals += 1
+                self.counters.refused[refusal.code] += 1
+                await send_message(connection, stream, refusal.message())
+            else:
+                await send_message(connection, stream, VoucherAck(amount_uusd=message.amount_uusd))
+
+    async def _greet(self, peer: PeerId, hello: ChannelHello) -> _Session:
+        if hello.chain != self._hub.terms:
+            raise _Refuse(WireCode.CHAIN_MISMATCH, "another chain, hub or token")
+        if hello.payee != self._payee:
+            raise _Refuse(WireCode.WRONG_PEER, "the channel is to another account")
+        binding = hello.payer
+        try:
+            verify_binding(binding, network=self._network, peer_id=peer, now_ms=self._clock_ms())
+        except LocalProtocolError as exc:
+            raise _Refuse(exc.code, str(exc)) from exc
+        channel = channel_id(Address(binding.owner), self._payee, Address(binding.signer))
+        row = await self._ledger.channel_in(channel)
+        return _Session(peer=peer, binding=binding, channel=channel, row=row)
+
+    async def _take(self, session: _Session, frame_: VoucherFrame) -> None:
+        """Verify a voucher and store it; raises `_Refuse`. Cheap checks first, the chain last."""
+        amount = frame_.amount_uusd
+        row = await self._ledger.channel_in(session.channel)
+        best = row.paid_uusd if row is not None else 0
+        if amount > MAX_LEDGER_UUSD:
+            raise _Refuse(WireCode.OVERSIZED, "above what this node keeps account of", best_uusd=best)
+        try:
+            voucher = Voucher(channel=session.channel, amount_uusd=amount, memo=frame_.memo)
+            signer = recover_signer(self._domain, voucher, frame_.signature)
+        except LocalProtocolError as exc:
+            await self._ledger.note_failure(session.peer)
+            raise _Refuse(WireCode.BAD_SIGNATURE, str(exc), best_uusd=best) from exc
+        if signer != session.binding.signer:
+            await self._ledger.note_failure(session.peer)
+            raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
+        if amount <= best:
+            raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {best} micro-USD held", best_uusd=best)
+        row = await self._cover(session, row, amount)
+        try:
+            stored = await self._ledger.take_voucher(
+                session.channel,
+                amount_uusd=amount,
+                memo=frame_.memo,
+                signature=frame_.signature,
+                peer=session.peer,
+            )
+        except VoucherRefused as exc:
+            # Another stream of the same payer was faster, or the chain knows of more than we did.
+            raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=max(best, row.paid_uusd)) from exc
+        except DiskFull as exc:
+            raise _Refuse(WireCode.INTERNAL, "no room to store the voucher; try again later", best_uusd=best) from exc
+        self.counters.vouchers += 1
+        self.counters.paid_uusd += stored.paid_uusd - best
+        session.row = stored
+        self._wake(session.channel)
+
+    async def _cover(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
+        """The channel's row, with a deposit that covers `amount_uusd`; raises `_Refuse` with UNFUNDED."""
+        channel = session.channel
+        now = trio.current_time()
+        read_at = self._read_at.get(channel)
+        fresh = read_at is not None and now - read_at < CHAIN_TTL_S
+        if row is None or not fresh or amount_uusd > row.deposit_uusd:
+            if read_at is not None and now - read_at < CHAIN_READ_S:
+                raise self._unfunded(row, "the deposit was looked up a moment ago; try again shortly")
+            self._remember_read(channel, now)
+            try:
+                state = await self._hub.channel(channel)
+            except ChainError as exc:
+                self._read_at.pop(channel, None)
+                raise _Refuse(WireCode.INTERNAL, "the chain can't be asked now; try again later") from exc
+            if row is None:
+                if state.deposit_uusd <= state.claimed_uusd:
+                    raise self._unfunded(None, "the channel holds no money")
+                # Only now: a row for every stranger's hello would let strangers fill the disk.
+                row = await self._ledger.open_channel_in(
+                    channel,
+                    payer=Address(session.binding.owner),
+                    signer=Address(session.binding.signer),
+                    peer=session.peer,
+                )
+            row = await self._ledger.set_chain_in(
+                channel,
+                deposit_uusd=state.deposit_uusd,
+                claimed_uusd=state.claimed_uusd,
+                close_at_s=state.close_at_s,
+            )
+            self._wake(channel)  # the chain may know of more than we did
+        if amount_uusd > row.deposit_uusd:
+            raise self._unfunded(row, f"the channel holds {row.deposit_uusd} micro-USD")
+        if row.close_at_s and row.close_at_s - self._clock_ms() // 1000 < CLOSING_MARGIN_S:
+            raise self._unfunded(row, "the channel is about to close; fund it again to keep it open")
+        return row
+
+    def _unfunded(self, row: ChannelIn | None, detail: str) -> _Refuse:
+        best = row.paid_uusd if row is not None else 0
+        deposit = row.deposit_uusd if row is not None else 0
+        return _Refuse(WireCode.UNFUNDED, detail, best_uusd=best, deposit_uusd=deposit)
+
+    def _remember_read(self, channel: ChannelId, now: float) -> None:
+        if len(self._read_at) >= _MAX_TRACKED_CHANNELS:
+            # Forgetting the oldest costs one more read of the chain.
+            self._read_at.pop(next(iter(self._read_at)))
+        self._read_at.pop(channel, None)
+        self._read_at[channel] = now
+
+
+async def _farewell(stream: Stream, refusal: _Refuse) -> None:
+    """Say why, to a peer that broke the protocol; it may not be listening any more."""
+    with trio.move_on_after(FRAME_TIMEOUT_S):
+        try:
+            await stream.send_all(frame(refusal.message().encode(), max_bytes=MAX_FRAME_BYTES))
+        except STREAM_FAULTS:
+            return

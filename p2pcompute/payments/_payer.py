@@ -1,0 +1,366 @@
+"""Paying: channels are funded once, and then each payment is one signed total on its way to the provider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pcompute.errors import InsufficientFunds, StreamError, VoucherRefused
+from p2pcompute_protocols._binding import SignerBinding, WalletSigner
+from p2pcompute_protocols.channel import (
+    ChannelConnection,
+    ChannelHello,
+    ChannelSync,
+    Domain,
+    Voucher,
+    VoucherAck,
+    VoucherFrame,
+    VoucherRefusal,
+    channel_id,
+    recover_signer,
+    voucher_digest,
+)
+from p2pcompute_protocols.connection import Role
+from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
+from p2pcompute_protocols.task import ReceiptPayload
+
+from ._api import MAX_BATCH, Approve, ChannelOutView, Deposit, Dial, Fund, FundRow, Hub, PayerLedger, Stream
+from ._dialogue import STREAM_FAULTS, next_message, send_message
+from ._outbox import Outbox
+
+__all__ = ["ChannelNeed", "ChannelOut", "Payer"]
+
+ANSWER_TIMEOUT_S: Final = 30.0  # for the answer to a hello or a voucher
+FUNDING_TIMEOUT_S: Final = 120.0  # for a channel's money to be seen on chain
+MAX_ATTEMPTS: Final = 8  # streams or vouchers that fail in a row
+_RETRY_FIRST_S: Final = 0.5
+_RETRY_MOST_S: Final = 5.0
+_POLL_S: Final = 0.25
+_NO_MEMO: Final = bytes(32)
+_TRY_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.BAD_VOUCHER})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelNeed:
+    """A channel that has to cover `amount_uusd` of new work by the provider `peer`, paid to `payee`."""
+
+    payee: Address
+    peer: PeerId
+    amount_uusd: int
+
+
+class Payer:
+    """Pays from one account, with one signer.
+
+    Args:
+        ledger: see `PayerLedger`.
+        hub: the account's view of the hub.
+        outbox: of the same account.
+        wallet: signs vouchers; its address is the channels' signer.
+        binding: ties the wallet to this node; `binding.owner` must be the hub's account.
+        dial: opens a stream of the channel protocol to a peer.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: PayerLedger,
+        hub: Hub,
+        outbox: Outbox,
+        wallet: WalletSigner,
+        binding: SignerBinding,
+        dial: Dial,
+    ) -> None:
+        if binding.signer != wallet.address or binding.owner != hub.account:
+            raise ValueError("the binding must name the wallet as signer and the hub's account as owner")
+        self.ledger = ledger
+        self.hub = hub
+        self.wallet = wallet
+        self.binding = binding
+        self.dial = dial
+        self.domain = Domain(chain_id=hub.terms.chain_id, contract=Address(hub.terms.hub))
+        self._outbox = outbox
+        self._channels: dict[ChannelId, ChannelOut] = {}
+        self._funding_lock = trio.Lock()
+        self._funding = 0
+
+    @property
+    def is_funding(self) -> bool:
+        """Whether `open_channels` is under way."""
+        return self._funding > 0
+
+    def channel_id(self, payee: Address) -> ChannelId:
+        """The ID of our channel to `payee`."""
+        return channel_id(self.hub.account, payee, self.wallet.address)
+
+    def channel(self, payee: Address, peer: PeerId) -> ChannelOut:
+        """The one object for our channel to `payee`, whose node is `peer`."""
+        channel = self.channel_id(payee)
+        found = self._channels.get(channel)
+        if found is None or found.peer != peer:
+            found = self._channels[channel] = ChannelOut(self, channel, payee, peer)
+        return found
+
+    async def aclose(self) -> None:
+        """Close every channel stream."""
+        for channel in list(self._channels.values()):
+            await channel.aclose()
+
+    async def open_channels(self, needs: Sequence[ChannelNeed], *, deposit_uusd: int = 0) -> None:
+        """Fund channels so that each covers its open agreements and at least `amount_uusd` of new work.
+
+        Runs in the background of the first chunks; `ChannelOut.pay` waits for it. A channel that has room already
+        costs nothing, and calling it again after a crash does not fund twice: what was under way is settled first,
+        then the chain is asked what is there.
+
+        Args:
+            needs: the channels.
+            deposit_uusd: bring at least this much into the hub where more has to come in at all, so that later
+                channels need one transaction and not three.
+
+        Raises:
+            InsufficientFunds: the account has not enough tokens; nothing was sent.
+            TransactionFailed, SettlementPending, ChainError: see `Outbox.run`.
+        """
+        self._funding += 1
+        try:
+            async with self._funding_lock:
+                await self._open_channels(needs, deposit_uusd)
+        finally:
+            self._funding -= 1
+
+    async def _open_channels(self, needs: Sequence[ChannelNeed], deposit_uusd: int) -> None:
+        await self._outbox.settle()
+        rows: list[FundRow] = []
+        for need in needs:
+            channel = self.channel_id(need.payee)
+            await self.ledger.open_channel_out(channel, payee=need.payee, peer=need.peer)
+            row = await self.refresh(channel)
+            reserved_uusd = -(-(row.accepted_pusd + row.reserved_pusd) // 1_000_000)
+            missing = max(row.accepted_uusd + need.amount_uusd, reserved_uusd) - row.deposit_uusd
+            if missing > 0:
+                rows.append(FundRow(payee=need.payee, signer=self.wallet.address, amount_uusd=missing))
+        if not rows:
+            return
+        total = sum(row.amount_uusd for row in rows)
+        await self._bring_in(total, deposit_uusd)
+        for first in range(0, len(rows), MAX_BATCH):
+            batch = tuple(rows[first : first + MAX_BATCH])
+            amounts = [(self.channel_id(row.payee), row.amount_uusd) for row in batch]
+            await self._outbox.run(Fund(rows=batch), rows=amounts)
+            for channel, _ in amounts:
+                await self.refresh(channel)
+
+    async def _bring_in(self, total_uusd: int, deposit_uusd: int) -> None:
+        missing = total_uusd - await self.hub.free_uusd()
+        if missing <= 0:
+            return
+        tokens = await self.hub.tokens_uusd()
+        if tokens < missing:
+            raise InsufficientFunds(
+                f"0x{self.hub.account.hex()} has {tokens} micro-USD and {missing} are needed; bring tokens there or "
+                "lower the budget"
+            )
+        amount = max(missing, min(deposit_uusd, tokens))
+        if await self.hub.allowance_uusd() < amount:
+            await self._outbox.run(Approve(amount_uusd=amount))
+        await self._outbox.run(Deposit(amount_uusd=amount))
+
+    async def refresh(self, channel: ChannelId) -> ChannelOutView:
+        """Read where a channel stands on chain, and keep it."""
+        state = await self.hub.channel(channel)
+        return await self.ledger.set_chain_out(
+            channel, deposit_uusd=state.deposit_uusd, claimed_uusd=state.claimed_uusd
+        )
+
+
+class ChannelOut:
+    """Our channel to one provider. Made by `Payer.channel`.
+
+    Attributes:
+        id: the channel's ID.
+        payee: the account that is paid.
+        peer: the provider's node.
+    """
+
+    def __init__(self, payer: Payer, channel: ChannelId, payee: Address, peer: PeerId) -> None:
+        self.id = channel
+        self.payee = payee
+        self.peer = peer
+        self._payer = payer
+        self._lock = trio.Lock()
+        self._stream: Stream | None = None
+        self._connection = ChannelConnection(Role.REQUESTER)
+
+    async def accept(self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int) -> int:
+        """Accept checked work, durably; see `Ledger.accept_work`. `pay` then pays for it."""
+        return await self._payer.ledger.accept_work(task, receipts, sampled=sampled)
+
+    async def aclose(self) -> None:
+        """Close the stream; the channel stays open on chain. Payments open a new one."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await stream.aclose()
+
+    async def pay(self, *, memo: bytes = _NO_MEMO) -> int:
+        """Pay for all accepted work and wait until the provider holds the voucher.
+
+        The voucher is on disk before it is sent. It is never above the accepted work, which no agreement lets pass its
+        ceiling, nor above the channel's deposit; where that does not cover it yet, this waits for `open_channels`.
+        Cancelled, the voucher may or may not have reached the provider; the next call finds out.
+
+        Args:
+            memo: 32 bytes that go on chain with the voucher.
+
+        Returns:
+            The total that the provider holds, in micro-USD.
+
+        Raises:
+            InsufficientFunds: the deposit does not cover it and no funding is under way.
+            VoucherRefused: the provider does not take our voucher.
+            StreamError: the provider can't be reached.
+            ChainError: the endpoint.
+        """
+        async with self._lock:
+            pause_s = _RETRY_FIRST_S
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                row = await self._sign(memo)
+                held = max(row.acked_uusd, row.claimed_uusd)
+                if row.voucher_uusd <= held:
+                    return held
+                try:
+                    refusal = await self._exchange(row)
+                except (RemoteProtocolError, *STREAM_FAULTS) as exc:
+                    await self.aclose()
+                    if attempt == MAX_ATTEMPTS:
+                        raise StreamError(
+                            f"the provider {self.peer} takes no voucher ({exc}); the voucher is kept and sent when it "
+                            "is back"
+                        ) from exc
+                else:
+                    if refusal is None:
+                        continue  # paid, or there is a better voucher now; the loop's head decides
+                    await self._refused(refusal, row)
+                    if attempt == MAX_ATTEMPTS:
+                        raise _refused_error(refusal)
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_MOST_S)
+            last = await self._payer.ledger.channel_out(self.id)
+            return 0 if last is None else max(last.acked_uusd, last.claimed_uusd)
+
+    async def _sign(self, memo: bytes) -> ChannelOutView:
+        payer = self._payer
+
+        def sign(amount_uusd: int) -> tuple[bytes, bytes]:
+            voucher = Voucher(channel=self.id, amount_uusd=amount_uusd, memo=memo)
+            return memo, payer.wallet.sign_digest(voucher_digest(payer.domain, voucher))
+
+        row = await payer.ledger.channel_out(self.id)
+        if row is None:
+            row = await payer.ledger.open_channel_out(self.id, payee=self.payee, peer=self.peer)
+        if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
+            await self._wait_funded(row.accepted_uusd)
+        return await payer.ledger.raise_voucher(self.id, sign=sign)
+
+    async def _wait_funded(self, amount_uusd: int) -> None:
+        """Wait for the deposit while funding is under way; `raise_voucher` has the last word."""
+        with trio.move_on_after(FUNDING_TIMEOUT_S):
+            while True:
+                funding = self._payer.is_funding
+                row = await self._payer.refresh(self.id)
+                if row.deposit_uusd >= amount_uusd or not funding:
+                    return
+                await trio.sleep(_POLL_S)
+
+    async def _exchange(self, row: ChannelOutView) -> VoucherRefusal | None:
+        """Offer the voucher; None once the provider holds it, or once the ledger learned of a better one."""
+        stream = self._stream
+        if stream is None:
+            stream = await self._open()
+            if self._connection.best_uusd > row.voucher_uusd:
+                return None  # adopted; sign anew on top of it
+        if self._connection.best_uusd < row.voucher_uusd:
+            assert row.memo is not None
+            assert row.signature is not None
+            offer = VoucherFrame(amount_uusd=row.voucher_uusd, memo=row.memo, signature=row.signature)
+            await send_message(self._connection, stream, offer)
+            answer = await next_message(self._connection, stream, timeout_s=ANSWER_TIMEOUT_S)
+            if isinstance(answer, VoucherRefusal):
+                return answer
+            if not isinstance(answer, VoucherAck):
+                raise RemoteProtocolError("the stream ended", code=WireCode.OUT_OF_ORDER)
+        await self._payer.ledger.ack_voucher(self.id, amount_uusd=row.voucher_uusd)
+        return None
+
+    async def _open(self) -> Stream:
+        """Open the stream and sync: the provider shows the best voucher that it holds."""
+        payer = self._payer
+        self._connection = ChannelConnection(Role.REQUESTER)
+        stream = await payer.dial(self.peer)
+        self._stream = stream
+        hello = ChannelHello(chain=payer.hub.terms, payer=payer.binding, payee=self.payee)
+        await send_message(self._connection, stream, hello)
+        answer = await next_message(self._connection, stream, timeout_s=ANSWER_TIMEOUT_S)
+        if isinstance(answer, VoucherRefusal):
+            await self.aclose()
+            raise _refused_error(answer)
+        if not isinstance(answer, ChannelSync):
+            raise RemoteProtocolError("the stream ended", code=WireCode.OUT_OF_ORDER)
+        await self._sync(answer)
+        return stream
+
+    async def _sync(self, sync: ChannelSync) -> None:
+        row = await self._payer.ledger.channel_out(self.id)
+        known = 0 if row is None else row.voucher_uusd
+        if sync.memo is None or sync.signature is None or sync.amount_uusd <= known:
+            return
+        # More than this ledger knows: ours, from before a backup was restored, or made up.
+        try:
+            voucher = Voucher(channel=self.id, amount_uusd=sync.amount_uusd, memo=sync.memo)
+            signer = recover_signer(self._payer.domain, voucher, sync.signature)
+        except LocalProtocolError:
+            signer = None
+        if signer != self._payer.wallet.address:
+            await self.aclose()
+            raise VoucherRefused(
+                f"the provider {self.peer} shows a voucher of {sync.amount_uusd} micro-USD that is not ours; "
+                "do not deal with it"
+            )
+        await self._payer.ledger.adopt_voucher(
+            self.id, amount_uusd=sync.amount_uusd, memo=sync.memo, signature=sync.signature
+        )
+
+    async def _refused(self, refusal: VoucherRefusal, row: ChannelOutView) -> None:
+        """Do what can be done about a refusal before the next try; raises where nothing can."""
+        if refusal.code not in _TRY_AGAIN:
+            raise _refused_error(refusal)
+        if refusal.code == WireCode.BAD_VOUCHER:
+            # The provider holds, or the chain has claimed, more than we know of. Only what we signed counts: the
+            # next sync shows it, and what the chain has claimed can only have been ours.
+            await self.aclose()
+            await self._payer.refresh(self.id)
+        elif refusal.code == WireCode.UNFUNDED:
+            fresh = await self._payer.refresh(self.id)
+            if fresh.deposit_uusd < row.voucher_uusd:
+                await self._wait_funded(row.voucher_uusd)
+                fresh = await self._payer.refresh(self.id)
+                if fresh.deposit_uusd < row.voucher_uusd:
+                    raise InsufficientFunds(
+                        f"the channel to 0x{self.payee.hex()} holds {fresh.deposit_uusd} micro-USD and "
+                        f"{row.voucher_uusd} are signed; fund it again"
+                    )
+
+
+def _refused_error(refusal: VoucherRefusal) -> VoucherRefused:
+    try:
+        name = WireCode(refusal.code).name
+    except ValueError:
+        name = str(refusal.code)
+    return VoucherRefused(
+        f"the provider refused the voucher: {name}, {refusal.detail or 'no reason given'} (it holds "
+        f"{refusal.best_uusd} micro-USD)"
+    )

@@ -1,0 +1,268 @@
+"""The ledger's part about channels and vouchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from p2pcompute.errors import InsufficientFunds, StorageError, VoucherRefused
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId
+from p2pcompute_protocols.money import PUSD_PER_UUSD
+
+from ._database import Transaction
+from ._rows import ChannelInRow, ChannelOutRow, ceil_uusd
+
+__all__ = ["ChannelsMixin", "release_credit"]
+
+_IN = (
+    "SELECT channel, payer, signer, peer, owed_pusd, best_uusd, memo, signature, deposit_uusd, claimed_uusd,"
+    " close_at_s FROM channels_in"
+)
+# A channel must cover what is accepted on it and what its open agreements can still cost.
+_OUT = (
+    "SELECT channel, payee, peer, accepted_pusd, voucher_uusd, memo, signature, acked_uusd, deposit_uusd,"
+    " claimed_uusd, (SELECT coalesce(sum(ceiling_uusd * 1000000 - total_pusd), 0) FROM agreements a"
+    " WHERE a.channel = c.channel AND a.state = 'open' AND a.role = 'requester') FROM channels_out c"
+)
+
+T = TypeVar("T")
+
+
+def _in(row: tuple[object, ...]) -> ChannelInRow:
+    return ChannelInRow(**dict(zip(ChannelInRow.__dataclass_fields__, row, strict=True)))  # type: ignore[arg-type]
+
+
+def _out(row: tuple[object, ...]) -> ChannelOutRow:
+    return ChannelOutRow(**dict(zip(ChannelOutRow.__dataclass_fields__, row, strict=True)))  # type: ignore[arg-type]
+
+
+def need_in(tx: Transaction, channel: ChannelId) -> ChannelInRow:
+    """An incoming channel that must be there."""
+    row = tx.one(f"{_IN} WHERE channel = :channel", channel=channel)
+    if row is None:
+        raise StorageError(f"no incoming channel {channel.hex()[:16]} in the ledger")
+    return _in(row)
+
+
+def need_out(tx: Transaction, channel: ChannelId) -> ChannelOutRow:
+    """An outgoing channel that must be there."""
+    row = tx.one(f"{_OUT} WHERE channel = :channel", channel=channel)
+    if row is None:
+        raise StorageError(f"no outgoing channel {channel.hex()[:16]} in the ledger")
+    return _out(row)
+
+
+def release_credit(tx: Transaction, peer: str, pusd: int) -> None:
+    """Take up to `pusd` off the credit that `peer` uses, the newest first."""
+    for subnet, hour, used in tx.all(
+        "SELECT subnet, hour, pusd FROM credit WHERE peer = :peer AND pusd > 0 ORDER BY hour DESC, subnet", peer=peer
+    ):
+        if pusd <= 0:
+            return
+        taken = min(used, pusd)
+        pusd -= taken
+        tx.emit("credit_set", peer=peer, subnet=subnet, hour=hour, pusd=used - taken)
+
+
+class ChannelsMixin:
+    """Methods of `Ledger` about channels; see there for what holds for all of them."""
+
+    async def _write(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
+    async def _read(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
+    # Incoming: we are the payee
+
+    def _open_in(self, tx: Transaction, channel: ChannelId, payer: Address, signer: Address, peer: PeerId) -> None:
+        if tx.one("SELECT 1 FROM channels_in WHERE channel = :channel", channel=channel) is None:
+            tx.emit("channel_in_opened", channel=channel, payer=payer, signer=signer, peer=peer)
+
+    async def channel_in(self, channel: ChannelId) -> ChannelInRow | None:
+        """One incoming channel."""
+
+        def work(tx: Transaction) -> ChannelInRow | None:
+            row = tx.one(f"{_IN} WHERE channel = :channel", channel=channel)
+            return None if row is None else _in(row)
+
+        return await self._read(work)
+
+    async def channels_in(self) -> list[ChannelInRow]:
+        """All incoming channels."""
+        return await self._read(lambda tx: [_in(row) for row in tx.all(f"{_IN} ORDER BY channel")])
+
+    async def open_channel_in(
+        self, channel: ChannelId, *, payer: Address, signer: Address, peer: PeerId
+    ) -> ChannelInRow:
+        """The channel's row, made where it is missing. Only for channels with an agreement or money behind them:
+        a row for every stranger that says hello would let strangers fill the disk."""
+
+        def work(tx: Transaction) -> ChannelInRow:
+            self._open_in(tx, channel, payer, signer, peer)
+            return need_in(tx, channel)
+
+        return await self._write(work)
+
+    async def take_voucher(
+        self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes, peer: PeerId
+    ) -> ChannelInRow:
+        """Store a voucher that the caller has verified, before it is acknowledged.
+
+        In the same transaction the peer's history grows and its use of free credit shrinks by what came in.
+        A voucher above what is owed is taken as payment for work that this ledger has lost (a restored backup);
+        it is not credit for later work.
+
+        Raises:
+            VoucherRefused: not above the best one, or not above what was claimed on chain.
+        """
+
+        def work(tx: Transaction) -> ChannelInRow:
+            row = need_in(tx, channel)
+            if amount_uusd <= row.paid_uusd:
+                raise VoucherRefused(f"a voucher of {amount_uusd} micro-USD where {row.paid_uusd} are held already")
+            gained_uusd = amount_uusd - row.paid_uusd
+            tx.emit(
+                "voucher_taken",
+                channel=channel,
+                amount_uusd=amount_uusd,
+                memo=memo,
+                signature=signature,
+                peer=peer,
+                gained_uusd=gained_uusd,
+            )
+            self._rebase_in(tx, row, amount_uusd)
+            release_credit(tx, peer, gained_uusd * PUSD_PER_UUSD)
+            return need_in(tx, channel)
+
+        return await self._write(work)
+
+    def _rebase_in(self, tx: Transaction, row: ChannelInRow, paid_uusd: int) -> None:
+        if paid_uusd > row.owed_uusd:
+            tx.emit("owed_rebased", channel=row.channel, pusd=paid_uusd * PUSD_PER_UUSD - row.owed_pusd)
+
+    async def set_chain_in(
+        self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int, close_at_s: int
+    ) -> ChannelInRow:
+        """What the chain says about an incoming channel. More claimed than this ledger knows of (a restored backup,
+        a watchtower) counts as paid."""
+
+        def work(tx: Transaction) -> ChannelInRow:
+            row = need_in(tx, channel)
+            if (row.deposit_uusd, row.claimed_uusd, row.close_at_s) != (deposit_uusd, claimed_uusd, close_at_s):
+                tx.emit(
+                    "chain_read_in",
+                    channel=channel,
+                    deposit_uusd=deposit_uusd,
+                    claimed_uusd=claimed_uusd,
+                    close_at_s=close_at_s,
+                )
+                self._rebase_in(tx, row, claimed_uusd)
+            return need_in(tx, channel)
+
+        return await self._write(work)
+
+    # Outgoing: we are the payer
+
+    def _open_out(self, tx: Transaction, channel: ChannelId, payee: Address, peer: PeerId) -> None:
+        row = tx.one("SELECT peer FROM channels_out WHERE channel = :channel", channel=channel)
+        if row is None:
+            tx.emit("channel_out_opened", channel=channel, payee=payee, peer=peer)
+        elif row[0] != peer:
+            tx.emit("channel_out_peer", channel=channel, peer=peer)
+
+    async def open_channel_out(self, channel: ChannelId, *, payee: Address, peer: PeerId) -> ChannelOutRow:
+        """The channel's row, made where it is missing."""
+
+        def work(tx: Transaction) -> ChannelOutRow:
+            self._open_out(tx, channel, payee, peer)
+            return need_out(tx, channel)
+
+        return await self._write(work)
+
+    async def channel_out(self, channel: ChannelId) -> ChannelOutRow | None:
+        """One outgoing channel."""
+
+        def work(tx: Transaction) -> ChannelOutRow | None:
+            row = tx.one(f"{_OUT} WHERE channel = :channel", channel=channel)
+            return None if row is None else _out(row)
+
+        return await self._read(work)
+
+    async def channels_out(self) -> list[ChannelOutRow]:
+        """All outgoing channels."""
+        return await self._read(lambda tx: [_out(row) for row in tx.all(f"{_OUT} ORDER BY channel")])
+
+    async def raise_voucher(self, channel: ChannelId, *, sign: Callable[[int], tuple[bytes, bytes]]) -> ChannelOutRow:
+        """Sign for all accepted work, and store the voucher before anybody sees it.
+
+        `sign` gets the amount in micro-USD and gives memo and signature; it is called inside of the transaction,
+        and only for an amount above the last one.
+
+        Raises:
+            InsufficientFunds: the channel's deposit does not cover it; nothing was signed.
+        """
+
+        def work(tx: Transaction) -> ChannelOutRow:
+            row = need_out(tx, channel)
+            amount_uusd = row.accepted_uusd
+            if amount_uusd <= max(row.voucher_uusd, row.claimed_uusd):
+                return row
+            if amount_uusd > row.deposit_uusd:
+                raise InsufficientFunds(
+                    f"the channel to 0x{row.payee.hex()} holds {row.deposit_uusd} micro-USD and {amount_uusd} are due; "
+                    "wait for its funding or fund it again"
+                )
+            memo, signature = sign(amount_uusd)
+            tx.emit("voucher_signed", channel=channel, amount_uusd=amount_uusd, memo=memo, signature=signature)
+            return need_out(tx, channel)
+
+        return await self._write(work)
+
+    async def adopt_voucher(
+        self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes
+    ) -> ChannelOutRow:
+        """Take back a voucher of our own, above what this ledger knows (a restored backup), shown by the payee and
+        verified by the caller. What it paid for counts as accepted."""
+
+        def work(tx: Transaction) -> ChannelOutRow:
+            row = need_out(tx, channel)
+            if amount_uusd > row.voucher_uusd:
+                tx.emit("voucher_signed", channel=channel, amount_uusd=amount_uusd, memo=memo, signature=signature)
+                self._rebase_out(tx, row, amount_uusd)
+            return need_out(tx, channel)
+
+        return await self._write(work)
+
+    def _rebase_out(self, tx: Transaction, row: ChannelOutRow, paid_uusd: int) -> None:
+        if paid_uusd > ceil_uusd(row.accepted_pusd):
+            tx.emit("accepted_rebased", channel=row.channel, pusd=paid_uusd * PUSD_PER_UUSD - row.accepted_pusd)
+
+    async def ack_voucher(self, channel: ChannelId, *, amount_uusd: int) -> None:
+        """The payee said that it holds a voucher of this amount; an amount above our highest is ignored."""
+
+        def work(tx: Transaction) -> None:
+            row = need_out(tx, channel)
+            if row.acked_uusd < amount_uusd <= row.voucher_uusd:
+                tx.emit(
+                    "voucher_acked",
+                    channel=channel,
+                    amount_uusd=amount_uusd,
+                    peer=row.peer,
+                    gained_uusd=amount_uusd - row.acked_uusd,
+                )
+
+        await self._write(work)
+
+    async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutRow:
+        """What the chain says about an outgoing channel. More claimed than accepted was signed by us once, and
+        counts as accepted."""
+
+        def work(tx: Transaction) -> ChannelOutRow:
+            row = need_out(tx, channel)
+            if (row.deposit_uusd, row.claimed_uusd) != (deposit_uusd, claimed_uusd):
+                tx.emit("chain_read_out", channel=channel, deposit_uusd=deposit_uusd, claimed_uusd=claimed_uusd)
+                self._rebase_out(tx, row, claimed_uusd)
+            return need_out(tx, channel)
+
+        return await self._write(work)

@@ -1,0 +1,212 @@
+"""The SQLite file: opened with the settings that durability rests on, each of them read back.
+
+WAL with `synchronous=FULL` syncs the log at every commit (sqlite.org/pragma.html#pragma_synchronous: NORMAL may lose
+committed transactions in a power cut). Library defaults differ between builds, so nothing is left to them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import cbor2
+
+from p2pcompute.errors import ConfigError, DiskFull, LedgerCorrupt, StorageError
+
+from ._reducers import REDUCERS
+from ._schema import MIGRATIONS
+
+__all__ = ["INT64_MAX", "AmountOutOfRange", "Database", "LedgerFailed", "Transaction"]
+
+INT64_MAX: Final = 2**63 - 1
+"""SQLite's largest integer: in pico-USD that is 9.2 million USD on one channel."""
+
+_NEEDED_SQLITE: Final = (3, 37, 0)  # STRICT tables
+_CONSTRAINT_DATATYPE: Final = sqlite3.SQLITE_CONSTRAINT | (12 << 8)  # not named by the sqlite3 module
+_PRAGMAS: Final = (
+    ("journal_mode", "wal", "wal"),
+    ("synchronous", "full", 2),
+    ("foreign_keys", "on", 1),
+    ("trusted_schema", "off", 0),
+    ("cell_size_check", "on", 1),
+)
+
+Row = tuple[Any, ...]
+T = TypeVar("T")
+
+
+class AmountOutOfRange(StorageError):
+    """An amount does not fit into the ledger's 64-bit integers; nothing was written."""
+
+
+class LedgerFailed(StorageError):
+    """The disk reported an I/O error, so what is on it is not known; the ledger takes nothing more until it is
+    opened again."""
+
+
+class Transaction:
+    """One transaction on the ledger. Reads see its own writes; `emit` is the only way to write."""
+
+    __slots__ = ("_connection", "now_ms")
+
+    def __init__(self, connection: sqlite3.Connection, now_ms: int) -> None:
+        self._connection = connection
+        self.now_ms = now_ms
+
+    def one(self, sql: str, /, **params: object) -> Row | None:
+        """The first row, or None."""
+        row: Row | None = self._connection.execute(sql, params).fetchone()
+        return row
+
+    def all(self, sql: str, /, **params: object) -> list[Row]:
+        """Every row."""
+        return self._connection.execute(sql, params).fetchall()
+
+    def emit(self, kind: str, /, **params: bytes | str | int | None) -> None:
+        """Append an event and apply it.
+
+        Raises:
+            AmountOutOfRange: an integer below zero or above `INT64_MAX`.
+        """
+        for name, value in params.items():
+            if type(value) is int and not 0 <= value <= INT64_MAX:
+                raise AmountOutOfRange(f"{name} of {value} does not fit into the ledger")
+        body = cbor2.dumps(params, canonical=True)
+        self._connection.execute("INSERT INTO events (at_ms, kind, body) VALUES (?, ?, ?)", (self.now_ms, kind, body))
+        apply_event(self._connection, kind, params | {"now_ms": self.now_ms})
+
+
+def apply_event(connection: sqlite3.Connection, kind: str, params: dict[str, Any]) -> None:
+    """What an event does to the tables, now or when it is replayed."""
+    for statement in REDUCERS[kind]:
+        connection.execute(statement, params)
+
+
+class Database:
+    """The open database file. Not thread-safe: the ledger's executor runs one call at a time.
+
+    Raises:
+        ConfigError: this Python's SQLite is too old, or the file system can't do WAL.
+        DiskFull, LedgerCorrupt, LedgerFailed: see `p2pcompute.errors`.
+    """
+
+    def __init__(self, path: Path | None, *, migrations: Sequence[str] = MIGRATIONS) -> None:
+        if sqlite3.sqlite_version_info < _NEEDED_SQLITE:
+            raise ConfigError(
+                f"SQLite {sqlite3.sqlite_version} is too old; p2pcompute needs 3.37 or newer: use a newer Python build"
+            )
+        self.path = path
+        self._failed = ""
+        new = path is not None and not path.exists()
+        # isolation_level None: transactions are begun and ended here, and nowhere behind our back.
+        self.connection = sqlite3.connect(
+            ":memory:" if path is None else path, isolation_level=None, check_same_thread=False
+        )
+        try:
+            self._guard(self._set_pragmas)
+            self._guard(lambda: self._migrate(migrations))
+            if new and path is not None:
+                _sync_directory(path.parent)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _set_pragmas(self) -> None:
+        for name, value, expected in _PRAGMAS:
+            if self.path is None and name == "journal_mode":
+                continue  # memory has no log
+            self.connection.execute(f"PRAGMA {name} = {value}")
+            got = self.connection.execute(f"PRAGMA {name}").fetchone()[0]
+            if got != expected:
+                raise ConfigError(
+                    f"SQLite did not take {name}={value} (it says {got!r}); put the profile on a local file system"
+                )
+
+    def _migrate(self, migrations: Sequence[str]) -> None:
+        version = self.connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(migrations):
+            raise ConfigError(
+                f"the ledger {self.path} has version {version} and this p2pcompute knows up to {len(migrations)}; "
+                "install the newer p2pcompute that wrote it"
+            )
+        for number in range(version, len(migrations)):
+            # executescript commits what is open, so the script brings its own transaction.
+            self.connection.executescript(
+                f"BEGIN IMMEDIATE;\n{migrations[number]}\nPRAGMA user_version = {number + 1};\nCOMMIT;"
+            )
+
+    def write(self, work: Callable[[Transaction], T], now_ms: int) -> T:
+        """Run `work` in a transaction that is on disk when this returns, and undone when it raises."""
+
+        def run() -> T:
+            self.connection.execute("BEGIN IMMEDIATE")
+            result = work(Transaction(self.connection, now_ms))
+            self.connection.execute("COMMIT")
+            return result
+
+        return self._guard(run)
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work`, which reads one consistent state."""
+
+        def run() -> T:
+            self.connection.execute("BEGIN")
+            result = work(Transaction(self.connection, 0))
+            self.connection.execute("ROLLBACK")
+            return result
+
+        return self._guard(run)
+
+    def _guard(self, work: Callable[[], T]) -> T:
+        if self._failed:
+            raise LedgerFailed(self._failed)
+        try:
+            try:
+                return work()
+            finally:
+                # Some errors roll back by themselves, others leave that to us.
+                if self.connection.in_transaction:
+                    self.connection.execute("ROLLBACK")
+        except sqlite3.Error as exc:
+            raise self._translate(exc) from exc
+
+    def _translate(self, exc: sqlite3.Error) -> Exception:
+        code = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        name = getattr(exc, "sqlite_errorname", "")
+        primary = code & 0xFF
+        where = self.path or "in memory"
+        if primary == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE:
+            return DiskFull(
+                f"no room to write the ledger {where}; what was acknowledged before is safe. Make room on that disk; "
+                "the node goes on by itself"
+            )
+        if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return LedgerCorrupt(
+                f"the ledger {where} is damaged ({exc}). Keep a copy of it with its -wal file, restore a backup, and "
+                "let the node sync: peers give back the newest vouchers"
+            )
+        if code == _CONSTRAINT_DATATYPE:
+            return AmountOutOfRange("a total does not fit into the ledger; open a new channel for more")
+        if primary == sqlite3.SQLITE_CONSTRAINT:
+            return LedgerCorrupt(f"the ledger {where} refused a change that breaks its rules ({exc})")
+        if primary == sqlite3.SQLITE_IOERR:
+            # After a failed fsync the kernel may have dropped the pages, so trying again would prove nothing.
+            self._failed = f"the disk under the ledger {where} failed ({name or exc}); check it, then restart the node"
+            return LedgerFailed(self._failed)
+        return StorageError(f"the ledger {where}: {exc}")
+
+    def close(self) -> None:
+        """Close the file. Safe to call twice."""
+        self._failed = self._failed or "the ledger is closed"
+        self.connection.close()
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,107 @@
+"""What each kind of event does to the tables: SQL with named parameters, and nothing else.
+
+A write to the ledger is one or more events. Each is appended to `events` and applied by the statements here, in one
+transaction, so replaying the log into an empty database gives the same tables again. A kind that was ever written
+keeps its statements for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+__all__ = ["REDUCERS"]
+
+_SEEN = "INSERT INTO peers (peer, first_seen_ms) VALUES (:peer, :now_ms) ON CONFLICT (peer) DO NOTHING"
+
+REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
+    "chain_bound": ("INSERT INTO home (id, chain_id, hub, token) VALUES (1, :chain_id, :hub, :token)",),
+    "agreed": (
+        (
+            "INSERT INTO agreements (task, role, peer, channel, raw, price_pusd, ceiling_uusd, created_ms, deadline_ms)"
+            " VALUES (:task, :role, :peer, :channel, :raw, :price_pusd, :ceiling_uusd, :now_ms, :deadline_ms)"
+        ),
+        _SEEN,
+    ),
+    "agreement_closed": ("UPDATE agreements SET state = :state, reason = :reason WHERE task = :task",),
+    "channel_in_opened": (
+        "INSERT INTO channels_in (channel, payer, signer, peer) VALUES (:channel, :payer, :signer, :peer)",
+    ),
+    "receipt_issued": (
+        (
+            "INSERT INTO receipts_issued (task, idx, code, digest, units, pusd, envelope)"
+            " VALUES (:task, :idx, :code, :digest, :units, :pusd, :envelope)"
+        ),
+        "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
+        "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd WHERE channel = :channel",
+    ),
+    "voucher_taken": (
+        (
+            "UPDATE channels_in SET best_uusd = :amount_uusd, memo = :memo, signature = :signature, peer = :peer"
+            " WHERE channel = :channel"
+        ),
+        _SEEN,
+        "UPDATE peers SET paid_uusd = paid_uusd + :gained_uusd WHERE peer = :peer",
+    ),
+    "owed_rebased": (
+        "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd, base_pusd = base_pusd + :pusd WHERE channel = :channel",
+    ),
+    "chain_read_in": (
+        (
+            "UPDATE channels_in SET deposit_uusd = :deposit_uusd, claimed_uusd = :claimed_uusd,"
+            " close_at_s = :close_at_s WHERE channel = :channel"
+        ),
+    ),
+    "channel_out_opened": ("INSERT INTO channels_out (channel, payee, peer) VALUES (:channel, :payee, :peer)",),
+    "channel_out_peer": ("UPDATE channels_out SET peer = :peer WHERE channel = :channel",),
+    "work_accepted": (
+        (
+            "INSERT INTO receipts_held (task, idx, code, digest, units, pusd, envelope, verdict, sampled)"
+            " VALUES (:task, :idx, 0, :digest, :units, :pusd, :envelope, 'accepted', :sampled)"
+        ),
+        "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
+        "UPDATE channels_out SET accepted_pusd = accepted_pusd + :pusd WHERE channel = :channel",
+    ),
+    "work_rejected": (
+        (
+            "INSERT INTO receipts_held (task, idx, code, digest, units, pusd, envelope, verdict, sampled, reason)"
+            " VALUES (:task, :idx, :code, :digest, :units, 0, :envelope, 'rejected', :sampled, :reason)"
+        ),
+    ),
+    "voucher_signed": (
+        (
+            "UPDATE channels_out SET voucher_uusd = :amount_uusd, memo = :memo, signature = :signature"
+            " WHERE channel = :channel"
+        ),
+    ),
+    "accepted_rebased": (
+        (
+            "UPDATE channels_out SET accepted_pusd = accepted_pusd + :pusd, base_pusd = base_pusd + :pusd"
+            " WHERE channel = :channel"
+        ),
+    ),
+    "voucher_acked": (
+        "UPDATE channels_out SET acked_uusd = :amount_uusd WHERE channel = :channel",
+        _SEEN,
+        "UPDATE peers SET earned_uusd = earned_uusd + :gained_uusd WHERE peer = :peer",
+    ),
+    "chain_read_out": (
+        "UPDATE channels_out SET deposit_uusd = :deposit_uusd, claimed_uusd = :claimed_uusd WHERE channel = :channel",
+    ),
+    "tx_queued": (
+        "INSERT INTO outbox (id, sender, nonce, kind, hash, raw) VALUES (:id, :sender, :nonce, :kind, :hash, :raw)",
+    ),
+    "tx_row": ("INSERT INTO outbox_rows (id, channel, uusd) VALUES (:id, :channel, :uusd)",),
+    "tx_state": ("UPDATE outbox SET state = :state, detail = :detail WHERE id = :id",),
+    "claimed": ("UPDATE channels_in SET claimed_uusd = max(claimed_uusd, :claimed_uusd) WHERE channel = :channel",),
+    "peer_failed": (_SEEN, "UPDATE peers SET failures = failures + 1 WHERE peer = :peer"),
+    "peer_banned": (_SEEN, "UPDATE peers SET banned = :reason WHERE peer = :peer"),
+    "credit_charged": (
+        (
+            "INSERT INTO credit (peer, subnet, hour, pusd) VALUES (:peer, :subnet, :hour, :pusd)"
+            " ON CONFLICT (peer, subnet, hour) DO UPDATE SET pusd = pusd + excluded.pusd"
+        ),
+    ),
+    "credit_set": ("UPDATE credit SET pusd = :pusd WHERE peer = :peer AND subnet = :subnet AND hour = :hour",),
+    "credit_pruned": ("DELETE FROM credit WHERE hour < :hour OR pusd = 0",),
+}
