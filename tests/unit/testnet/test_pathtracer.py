@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute_testnet import _pathtracer_reference
 from p2pcompute_testnet._pathtracer import scene
 from p2pcompute_testnet._pathtracer_reference import philox4x32, reference_pixels, reference_radiance
 from p2pcompute_testnet._pathtracer_scene import GLASS, MIRROR, Picture, rig, spheres
@@ -66,6 +67,14 @@ def test_radiance_is_the_references_to_the_last_bit(backend, picture):
     assert radiance.dtype == expected.dtype == np.float32
     assert np.isfinite(expected).all()
     np.testing.assert_array_equal(radiance.reshape(-1, 3).view(np.uint32), expected.view(np.uint32))
+
+
+def test_a_sum_in_another_order_is_seen_in_the_radiance_and_hidden_by_the_display(monkeypatch):
+    """Why the test above compares radiance: (a + b) + c against a + (b + c), at every dot product."""
+    expected, shown = reference_radiance(SMALL, *places(SMALL)), reference_pixels(SMALL, *places(SMALL))
+    monkeypatch.setattr(_pathtracer_reference, "_dot", lambda a, b: a[0] * b[0] + (a[1] * b[1] + a[2] * b[2]))
+    assert (reference_radiance(SMALL, *places(SMALL)) != expected).any(axis=1).mean() > 0.3
+    assert (reference_pixels(SMALL, *places(SMALL)) != shown).any(axis=1).mean() < 0.01
 
 
 def test_another_place_in_the_launch_gives_the_same_pixel(backend):
