@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -158,10 +159,14 @@ class Payee:
             await self._serve(connection, stream)
         except RemoteProtocolError as exc:
             self.counters.refused[exc.code] += 1
-            await self._ledger.note_failure(stream.peer_id)
+            await self._note_failure(stream.peer_id)
             await _farewell(stream, _Refuse(exc.code, str(exc), best_uusd=connection.best_uusd))
         except STREAM_FAULTS:
             pass  # whoever pays comes back and syncs
+
+    async def _note_failure(self, peer: PeerId) -> None:
+        with suppress(DiskFull):  # the count matters less than the answer
+            await self._ledger.note_failure(peer)
 
     async def _serve(self, connection: ChannelConnection, stream: Stream) -> None:
         hello = await next_message(connection, stream, timeout_s=HELLO_TIMEOUT_S)
@@ -192,7 +197,14 @@ class Payee:
                 return
             assert isinstance(message, VoucherFrame)
             try:
-                await self._take(session, message)
+                try:
+                    await self._take(session, message)
+                except DiskFull as exc:
+                    raise _Refuse(
+                        WireCode.INTERNAL,
+                        "no room to store the voucher; try again later",
+                        best_uusd=connection.best_uusd,
+                    ) from exc
             except _Refuse as refusal:
                 refusals += 1
                 self.counters.refused[refusal.code] += 1
@@ -225,10 +237,10 @@ class Payee:
             voucher = Voucher(channel=session.channel, amount_uusd=amount, memo=frame_.memo)
             signer = recover_signer(self._domain, voucher, frame_.signature)
         except LocalProtocolError as exc:
-            await self._ledger.note_failure(session.peer)
+            await self._note_failure(session.peer)
             raise _Refuse(WireCode.BAD_SIGNATURE, str(exc), best_uusd=best) from exc
         if signer != session.binding.signer:
-            await self._ledger.note_failure(session.peer)
+            await self._note_failure(session.peer)
             raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
         if amount <= best:
             raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {best} micro-USD held", best_uusd=best)
@@ -244,8 +256,6 @@ class Payee:
         except VoucherRefused as exc:
             # Another stream of the same payer was faster, or the chain knows of more than we did.
             raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=max(best, row.paid_uusd)) from exc
-        except DiskFull as exc:
-            raise _Refuse(WireCode.INTERNAL, "no room to store the voucher; try again later", best_uusd=best) from exc
         self.counters.vouchers += 1
         self.counters.paid_uusd += stored.paid_uusd - best
         session.row = stored

@@ -228,12 +228,15 @@ class ChannelOut:
         async with self._lock:
             pause_s = _RETRY_FIRST_S
             for attempt in range(1, MAX_ATTEMPTS + 1):
-                row = await self._sign(memo)
+                row = await self._row()
                 held = max(row.acked_uusd, row.claimed_uusd)
-                if row.voucher_uusd <= held:
+                if max(row.accepted_uusd, row.voucher_uusd) <= held:
                     return held
                 try:
-                    refusal = await self._exchange(row)
+                    # The sync comes before the signature: it may show a voucher that a restored backup has lost.
+                    stream = self._stream if self._stream is not None else await self._open()
+                    row = await self._sign(memo)
+                    refusal = await self._offer(stream, row)
                 except (RemoteProtocolError, *STREAM_FAULTS) as exc:
                     await self.aclose()
                     if attempt == MAX_ATTEMPTS:
@@ -243,14 +246,19 @@ class ChannelOut:
                         ) from exc
                 else:
                     if refusal is None:
-                        continue  # paid, or there is a better voucher now; the loop's head decides
+                        continue  # held; the loop's head decides whether more was accepted meanwhile
                     await self._refused(refusal, row)
                     if attempt == MAX_ATTEMPTS:
                         raise _refused_error(refusal)
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_MOST_S)
-            last = await self._payer.ledger.channel_out(self.id)
-            return 0 if last is None else max(last.acked_uusd, last.claimed_uusd)
+            row = await self._row()
+            return max(row.acked_uusd, row.claimed_uusd)
+
+    async def _row(self) -> ChannelOutView:
+        ledger = self._payer.ledger
+        row = await ledger.channel_out(self.id)
+        return row if row is not None else await ledger.open_channel_out(self.id, payee=self.payee, peer=self.peer)
 
     async def _sign(self, memo: bytes) -> ChannelOutView:
         payer = self._payer
@@ -259,9 +267,7 @@ class ChannelOut:
             voucher = Voucher(channel=self.id, amount_uusd=amount_uusd, memo=memo)
             return memo, payer.wallet.sign_digest(voucher_digest(payer.domain, voucher))
 
-        row = await payer.ledger.channel_out(self.id)
-        if row is None:
-            row = await payer.ledger.open_channel_out(self.id, payee=self.payee, peer=self.peer)
+        row = await self._row()
         if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
             await self._wait_funded(row.accepted_uusd)
         return await payer.ledger.raise_voucher(self.id, sign=sign)
@@ -276,13 +282,8 @@ class ChannelOut:
                     return
                 await trio.sleep(_POLL_S)
 
-    async def _exchange(self, row: ChannelOutView) -> VoucherRefusal | None:
-        """Offer the voucher; None once the provider holds it, or once the ledger learned of a better one."""
-        stream = self._stream
-        if stream is None:
-            stream = await self._open()
-            if self._connection.best_uusd > row.voucher_uusd:
-                return None  # adopted; sign anew on top of it
+    async def _offer(self, stream: Stream, row: ChannelOutView) -> VoucherRefusal | None:
+        """Offer the voucher, unless the provider holds it already; None once it does."""
         if self._connection.best_uusd < row.voucher_uusd:
             assert row.memo is not None
             assert row.signature is not None

@@ -10,7 +10,7 @@ from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.money import PUSD_PER_UUSD
 
 from ._database import Transaction
-from ._rows import ChannelInRow, ChannelOutRow, ceil_uusd
+from ._rows import ChannelInRow, ChannelOutRow
 
 __all__ = ["ChannelsMixin", "release_credit"]
 
@@ -223,7 +223,7 @@ class ChannelsMixin:
         self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes
     ) -> ChannelOutRow:
         """Take back a voucher of our own, above what this ledger knows (a restored backup), shown by the payee and
-        verified by the caller. What it paid for counts as accepted."""
+        verified by the caller. What it paid for counts as accepted. Call it before anything new is signed."""
 
         def work(tx: Transaction) -> ChannelOutRow:
             row = need_out(tx, channel)
@@ -235,8 +235,11 @@ class ChannelsMixin:
         return await self._write(work)
 
     def _rebase_out(self, tx: Transaction, row: ChannelOutRow, paid_uusd: int) -> None:
-        if paid_uusd > ceil_uusd(row.accepted_pusd):
-            tx.emit("accepted_rebased", channel=row.channel, pusd=paid_uusd * PUSD_PER_UUSD - row.accepted_pusd)
+        # What this ledger has lost was paid on top of the last voucher that it knows; work accepted since then is
+        # not among it, and is still to be paid.
+        lost_uusd = paid_uusd - max(row.voucher_uusd, row.claimed_uusd)
+        if lost_uusd > 0:
+            tx.emit("accepted_rebased", channel=row.channel, pusd=lost_uusd * PUSD_PER_UUSD)
 
     async def ack_voucher(self, channel: ChannelId, *, amount_uusd: int) -> None:
         """The payee said that it holds a voucher of this amount; an amount above our highest is ignored."""
@@ -255,8 +258,8 @@ class ChannelsMixin:
         await self._write(work)
 
     async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutRow:
-        """What the chain says about an outgoing channel. More claimed than accepted was signed by us once, and
-        counts as accepted."""
+        """What the chain says about an outgoing channel. More claimed than this ledger has signed for (a restored
+        backup) was signed by us once, and what it paid for counts as accepted."""
 
         def work(tx: Transaction) -> ChannelOutRow:
             row = need_out(tx, channel)

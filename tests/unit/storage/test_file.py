@@ -31,22 +31,21 @@ trio.run(main)
 
 
 def test_a_second_process_is_told_who_holds_the_ledger(tmp_path: Path) -> None:
-    async def main() -> None:
-        with subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as holder:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "open\n"
-            with pytest.raises(ProfileInUse, match=rf"process {holder.pid};.*another profile"):
-                async with open_ledger(tmp_path):
-                    pass
-            holder.kill()
-            holder.wait()
-        # The kernel dropped the lock with the process, and nothing has to be cleaned up.
+    async def try_open() -> None:
         async with open_ledger(tmp_path) as ledger:
             await ledger.verify(full=True)
 
-    trio.run(main)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(ProfileInUse, match=rf"process {holder.pid};.*another profile"):
+            trio.run(try_open)
+        holder.kill()
+        holder.wait()
+    # The kernel dropped the lock with the process, and nothing has to be cleaned up.
+    trio.run(try_open)
 
 
 def test_a_second_ledger_in_this_process_is_refused_as_well(tmp_path: Path) -> None:
@@ -107,10 +106,15 @@ def test_a_full_disk_loses_nothing_and_the_ledger_goes_on(tmp_path: Path, deal: 
             pages = connection.execute("PRAGMA page_count").fetchone()[0]
             connection.execute(f"PRAGMA max_page_count = {pages + 3}")
             stored = 0
-            with pytest.raises(DiskFull, match="Make room"):
+
+            async def fill() -> None:
+                nonlocal stored
                 while True:
                     await ledger.record_receipt(deal.receipt(stored), sign=deal.sign)
                     stored += 1
+
+            with pytest.raises(DiskFull, match="Make room"):
+                await fill()
             assert stored > 0
             assert len(await ledger.receipts(deal.task)) == stored
             with pytest.raises(DiskFull):
