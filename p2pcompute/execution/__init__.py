@@ -19,9 +19,11 @@ if TYPE_CHECKING:
         OutputSpec,
         ScalarSpec,
     )
+    from p2pcompute.execution._doctor import Fact, doctor_facts
     from p2pcompute.execution._pool import WorkerPool, open_pool
     from p2pcompute.execution._pool_memory import SharedInput
     from p2pcompute.execution._pool_session import CompileInfo, WorkerSession, WorkResult
+    from p2pcompute.execution._probe import Device, Score, measure_score, probe_devices
     from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "Backend",
     "CompileInfo",
     "CompiledKernel",
+    "Device",
+    "Fact",
     "InputSpec",
     "KernelSource",
     "Launch",
@@ -36,12 +40,16 @@ __all__ = [
     "OutputSpec",
     "SandboxPolicy",
     "ScalarSpec",
+    "Score",
     "SharedInput",
     "WorkResult",
     "WorkerLimits",
     "WorkerPool",
     "WorkerSession",
+    "doctor_facts",
+    "measure_score",
     "open_pool",
+    "probe_devices",
 ]
 
 _HOME = {
@@ -49,6 +57,8 @@ _HOME = {
     "Backend": "_api",
     "CompileInfo": "_pool_session",
     "CompiledKernel": "_api",
+    "Device": "_probe",
+    "Fact": "_doctor",
     "InputSpec": "_api",
     "KernelSource": "_api",
     "Launch": "_api",
@@ -56,12 +66,16 @@ _HOME = {
     "OutputSpec": "_api",
     "SandboxPolicy": "_sandbox",
     "ScalarSpec": "_api",
+    "Score": "_probe",
     "SharedInput": "_pool_memory",
     "WorkResult": "_pool_session",
     "WorkerLimits": "_sandbox",
     "WorkerPool": "_pool",
     "WorkerSession": "_pool_session",
+    "doctor_facts": "_doctor",
+    "measure_score": "_probe",
     "open_pool": "_pool",
+    "probe_devices": "_probe",
 }
 
 

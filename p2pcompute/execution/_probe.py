@@ -1,0 +1,172 @@
+"""What this machine has to lend: its devices, and how fast they are at strict arithmetic."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from p2pcompute.errors import ExecutionError
+from p2pcompute.execution._api import KernelSource, Launch, OutputSpec
+from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._pool import WorkerPool
+from p2pcompute.execution._pool_session import WorkerSession
+
+__all__ = ["REFERENCE_CORE_OPS_PER_S", "Device", "Score", "measure_score", "probe_devices"]
+
+REFERENCE_CORE_OPS_PER_S: Final = 2_500_000_000
+"""One reference core does this many strict float32 operations of the benchmark in a second: score 1000.
+
+The benchmark iterates ``x = a * x * (1 - x)`` in four independent chains per thread, three operations each, with
+every operation rounded by itself as strict mode demands. A thread of a common server of the early 2020s comes near
+it. The number is a definition and never changes; machines are compared by it.
+"""
+
+_STEPS: Final = 2_000
+_OPS_PER_THREAD: Final = _STEPS * 4 * 3
+_BLOCK: Final = 64
+_MAX_BLOCKS: Final = 1 << 20
+_ROUND_S: Final = 0.15
+_ROUNDS: Final = 3
+_TIMEOUT_S: Final = 60.0
+
+_TEXT: Final = f"""def logistic(out):
+    i = cuda.grid(1)
+    if i < out.size:
+        a = np.float32(3.7)
+        one = np.float32(1.0)
+        x = np.float32(i % 1000) * np.float32(0.0009) + np.float32(0.05)
+        y = x * np.float32(0.5)
+        z = x * np.float32(0.25)
+        w = x * np.float32(0.125)
+        for k in range({_STEPS}):
+            x = a * x * (one - x)
+            y = a * y * (one - y)
+            z = a * z * (one - z)
+            w = a * w * (one - w)
+        out[i] = x + y + z + w
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device that can run kernels.
+
+    Attributes:
+        kind: "cpu"; "cuda" devices will stand beside it.
+        name: the maker's name for it.
+        cores: processor threads that this process may use; a container's quota counts.
+        memory_bytes: memory that it may use; a container's limit counts.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    name: str
+    cores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How fast a worker is.
+
+    Attributes:
+        score: thousandths of a reference core, all its threads together.
+        ops_per_s: strict float32 operations a second, the best of some rounds.
+    """
+
+    score: int
+    ops_per_s: int
+
+
+def probe_devices(*, root: Path = Path("/")) -> list[Device]:
+    """The devices of this machine: its CPU, always first. Reads ``/proc`` and ``/sys`` beneath `root`.
+
+    Where a file is missing or odd the answer of the standard library stands in; nothing is raised.
+    """
+    return [Device(kind="cpu", name=_cpu_name(root), cores=_cores(root), memory_bytes=_memory(root))]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def _cpu_name(root: Path) -> str:
+    fields: dict[str, str] = {}
+    for line in _read(root / "proc/cpuinfo").splitlines():
+        key, colon, value = line.partition(":")
+        if colon and value.strip():
+            fields.setdefault(key.strip().lower(), " ".join(value.split()))
+    if "model name" in fields:
+        return fields["model name"]
+    part = " ".join(fields[key] for key in ("cpu implementer", "cpu part") if key in fields)  # arm has no model name
+    return f"{platform.machine()} {part}".strip()
+
+
+def _cores(root: Path) -> int:
+    usable = len(os.sched_getaffinity(0))
+    quota, _, period = _read(root / "sys/fs/cgroup/cpu.max").partition(" ")
+    if not period:
+        quota = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+        period = _read(root / "sys/fs/cgroup/cpu/cpu.cfs_period_us")
+    limit, unit = _number(quota), _number(period)
+    if limit > 0 and unit > 0:
+        usable = min(usable, max(1, limit // unit))
+    return usable
+
+
+def _memory(root: Path) -> int:
+    total = 0
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemTotal:"):
+            total = _number(line.split()[1]) * 1024
+    total = total or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        limit = _number(_read(root / name))
+        if limit > 0:
+            total = min(total, limit)
+    return total
+
+
+def _number(text: str) -> int:
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) < 20 else 0
+
+
+async def measure_score(pool: WorkerPool) -> Score:
+    """Time the benchmark in a worker of `pool`, in a session of its own; about half a second of work beside the
+    compilation.
+
+    Raises `ExecutionError` where the machine does not compute the same bits twice, and what a session raises.
+    """
+    async with pool.session() as session:
+        launch = Launch(grid=(_MAX_BLOCKS, 1, 1), block=(_BLOCK, 1, 1), dims=1)
+        output = OutputSpec(dtype="float32", shape=(_MAX_BLOCKS * _BLOCK,))
+        source = KernelSource(text=_TEXT, entry="logistic", digest=source_digest("logistic", _TEXT))
+        await session.compile(source, launch, [output], {})
+        blocks, wall_ns = 16, 0
+        while blocks < _MAX_BLOCKS:  # until a run is long enough to be timed
+            wall_ns = await _round(session, blocks)
+            if wall_ns > _ROUND_S * 1e9 / 4:
+                break
+            blocks = min(_MAX_BLOCKS, blocks * 4)
+        blocks = max(1, min(_MAX_BLOCKS, int(blocks * _ROUND_S * 1e9 / max(wall_ns, 1))))
+        best_ns = min([await _round(session, blocks) for _ in range(_ROUNDS)])
+    ops_per_s = int(blocks * _BLOCK * _OPS_PER_THREAD * 1e9 / best_ns)
+    return Score(score=max(1, round(ops_per_s * 1000 / REFERENCE_CORE_OPS_PER_S)), ops_per_s=ops_per_s)
+
+
+async def _round(session: WorkerSession, blocks: int) -> int:
+    result = await session.run_blocks(0, blocks, timeout_s=_TIMEOUT_S)
+    picks = np.arange(0, blocks * _BLOCK, max(1, blocks * _BLOCK // 7), dtype=np.int64)
+    again = await session.run_threads(picks, timeout_s=_TIMEOUT_S)
+    rows = np.frombuffer(result.outputs[0], dtype=np.uint32)
+    if not np.array_equal(rows[picks], np.frombuffer(again.outputs[0], dtype=np.uint32)):
+        raise ExecutionError("this machine computed different bits the second time; do not lend it: check its memory")
+    return max(1, result.wall_ns)

@@ -1,0 +1,121 @@
+"""The worker as it is shipped: the CPU back end inside the lock."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from p2pcompute.errors import KernelError, SandboxError, WorkerTimeout
+from p2pcompute.execution import (
+    ArgSpec,
+    InputSpec,
+    KernelSource,
+    Launch,
+    OutputSpec,
+    SandboxPolicy,
+    ScalarSpec,
+    SharedInput,
+    WorkerSession,
+    open_pool,
+)
+from p2pcompute.execution._language_capture import source_digest
+
+pytestmark = pytest.mark.net
+
+SAXPY = """def saxpy(a, x, y, out):
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = a * x[i] + y[i]
+"""
+ENDLESS = """def endless(out):
+    i = cuda.grid(1)
+    total = np.uint64(1)
+    for j in range(1000000000):
+        for k in range(1000000000):
+            total = total * np.uint64(6364136223846793005) + np.uint64(j ^ k)
+    out[i] = total
+"""
+N = 10_000
+
+
+def source(text: str) -> KernelSource:
+    entry = text.removeprefix("def ").partition("(")[0]
+    return KernelSource(text=text, entry=entry, digest=source_digest(entry, text))
+
+
+def line(threads: int) -> Launch:
+    return Launch(grid=(-(-threads // 128), 1, 1), block=(128, 1, 1), dims=1)
+
+
+async def saxpy(session: WorkerSession, x: SharedInput, y: np.ndarray[Any, Any]) -> bytes:
+    args: list[ArgSpec] = [
+        ScalarSpec(dtype="float32", value=np.float32(1.1)),
+        InputSpec(dtype="float32", shape=(N,)),
+        InputSpec(dtype="float32", shape=(N,)),
+        OutputSpec(dtype="float32", shape=(N,)),
+    ]
+    info = await session.compile(source(SAXPY), line(N), args, {1: x, 2: y})
+    assert info.row_shapes == ((),)
+    result = await session.run_blocks(0, line(N).blocks, timeout_s=60)
+    picks = np.array([0, N - 1, 4711], dtype=np.int64)
+    again = await session.run_threads(picks, timeout_s=60)
+    assert np.array_equal(np.frombuffer(result.outputs[0], "u4")[picks], np.frombuffer(again.outputs[0], "u4"))
+    return result.outputs[0]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_kernel_computes_inside_the_lock(threads: int) -> None:
+    async def main() -> None:
+        rng = np.random.default_rng(7)
+        x, y = rng.random(N, dtype=np.float32), rng.random(N, dtype=np.float32)
+        due = (np.float32(1.1) * x + y).tobytes()
+        async with open_pool(threads=threads, policy=SandboxPolicy(bwrap="never")) as pool:
+            with await SharedInput.make(x) as shared:
+                for _ in range(2):  # two tenants, one input
+                    async with pool.session() as session:
+                        assert session.layers.seccomp
+                        assert (await saxpy(session, shared, y))[: N * 4] == due
+
+    trio.run(main)
+
+
+def test_a_kernel_computes_behind_bubblewrap_too() -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed; without it workers rely on Landlock and seccomp alone")
+
+    async def main() -> None:
+        x = np.ones(N, dtype=np.float32)
+        async with (
+            open_pool(threads=2, spare=0, policy=SandboxPolicy(bwrap="require")) as pool,
+            pool.session() as session,
+        ):
+            assert session.layers.bwrap
+            with await SharedInput.make(x) as shared:
+                assert await saxpy(session, shared, x)
+
+    try:
+        trio.run(main)
+    except SandboxError as error:
+        pytest.skip(f"user namespaces are forbidden here: {error}")
+
+
+def test_refusals_and_endless_loops() -> None:
+    async def refused(session: WorkerSession, text: str, match: str) -> None:
+        with pytest.raises(KernelError, match=match) as caught:
+            await session.compile(source(text), line(128), [OutputSpec(dtype="float32", shape=(128,))], {})
+        assert type(caught.value) is KernelError
+
+    async def main() -> None:
+        async with open_pool(spare=0) as pool, pool.session() as session:
+            await refused(session, "def f(out):\n    import os\n    out[cuda.grid(1)] = os.getpid()\n", "Import")
+            await refused(session, "def f(out):\n    out[cuda.grid(1)] = open('/etc/passwd')\n", "open")
+            await refused(session, "def f(out:\n", "does not parse")
+            await session.compile(source(ENDLESS), line(128), [OutputSpec(dtype="uint64", shape=(128,))], {})
+            with pytest.raises(WorkerTimeout):
+                await session.run_blocks(0, 1, timeout_s=0.2)
+
+    trio.run(main)
