@@ -59,15 +59,15 @@ SEND_STALL_TIMEOUT_S = 60.0  # a send fails when the peer takes no byte for so l
 CLOSE_TIMEOUT_S = 0.5  # what a polite close may take before it is cut short
 
 
-class UnknownProtocol(StreamError):  # noqa: N818 - named as the errors of p2pcompute.errors are
+class UnknownProtocol(StreamError):
     """The peer does not speak the protocol that was asked for."""
 
 
-class StreamReset(StreamError):  # noqa: N818 - named as the errors of p2pcompute.errors are
+class StreamReset(StreamError):
     """The stream was reset by the peer or by us, or its connection broke."""
 
 
-class GossipTooLarge(OverlayError):  # noqa: N818 - named as the errors of p2pcompute.errors are
+class GossipTooLarge(OverlayError):
     """A message is over `MAX_GOSSIP_BYTES`; publish a digest and serve the rest over a stream."""
 
 

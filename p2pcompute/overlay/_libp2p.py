@@ -257,6 +257,7 @@ class Libp2pOverlay:
 
     async def publish(self, topic: str, data: bytes) -> None:
         check_gossip(topic, data)
+        await self._pubsub.wait_for_room()
         await self._pubsub.publish(topic, data)
 
     @asynccontextmanager
@@ -405,11 +406,26 @@ async def open_libp2p(
     """
     _hush_libp2p()
     listeners: list[Listener] = []
-    body_error: Exception | None = None
-    left = False
     try:
         for address in listen:
             listeners.append(Listener(_bind(address)))  # noqa: PERF401 - those bound before one fails are closed
+        async with _running(key, listeners, record_validator, bootstrap, announce) as overlay:
+            yield overlay
+    finally:
+        for listener in listeners:
+            listener.close_socket()
+
+
+@asynccontextmanager
+async def _running(
+    key: NodeKey,
+    listeners: Sequence[Listener],
+    record_validator: RecordValidator,
+    bootstrap: Sequence[str],
+    announce: Sequence[str],
+) -> AsyncGenerator[Libp2pOverlay, None]:
+    body_error: Exception | None = None
+    try:
         async with trio.open_nursery() as nursery:
             overlay = Libp2pOverlay(key, nursery, listeners, record_validator, announce)
             try:
@@ -423,18 +439,13 @@ async def open_libp2p(
             except Exception as exc:  # noqa: BLE001 - it is the body's own and raised again, unwrapped, below
                 body_error = exc
             finally:
-                left = True
                 await overlay.shut_down()
                 nursery.cancel_scope.cancel()
     except* Exception as group:
         if body_error is None:
             raise OverlayError(f"the network stopped: {_first(group)!r}; please report this") from group
-    finally:
-        for listener in listeners:
-            listener._listener.socket.close()
     if body_error is not None:
         raise body_error
-    assert left
 
 
 def _first(exc: BaseException) -> BaseException:

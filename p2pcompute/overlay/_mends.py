@@ -29,7 +29,9 @@ from libp2p.peer.peerstore import PeerStore, PeerStoreError
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
+from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.records.validator import NamespacedValidator, Validator
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
@@ -71,6 +73,8 @@ MAX_ADDRESSES_PER_PEER = 8
 ADDRESS_TTL_S = 3600
 NEXT_ADDRESS_DELAY_S = 0.25  # before the next address is tried beside the first (RFC 8305)
 MAX_GOSSIP_RPC_BYTES = 4 * MAX_GOSSIP_BYTES
+GOSSIP_QUEUE = 128  # messages that wait for one peer
+PUBLISH_PATIENCE_S = 1.0
 SEEN_TTL_S = 120.0
 MAX_SEEN = 16 * 1024
 _READ_BYTES = 128 * 1024
@@ -165,8 +169,12 @@ class Listener(IListener):
         return (self._address,)
 
     async def close(self) -> None:
-        self._listener.socket.close()
+        self.close_socket()
         await trio.lowlevel.checkpoint()
+
+    def close_socket(self) -> None:
+        """Free the port. Idempotent."""
+        self._listener.socket.close()
 
 
 class _NoAutoConnector:
@@ -265,14 +273,14 @@ class MendedSwarm(Swarm):
     async def dial_first(self, peer_id: ID, addresses: Sequence[Multiaddr]) -> Any:
         """Dial addresses, one more each 250 ms or when one failed; the first connection wins."""
         won: list[Any] = []
-        errors: list[Exception] = []
+        failures: dict[str, Exception] = {}
 
         async def attempt(address: Multiaddr, done: trio.Event) -> None:
             try:
                 won.append(await self._dial_addr_single_attempt(address, peer_id))
                 nursery.cancel_scope.cancel()
             except Exception as exc:  # noqa: BLE001 - libp2p raises many types here; all mean "not this address"
-                errors.append(exc)
+                failures[_reason(exc, address)] = exc
             finally:
                 done.set()
 
@@ -286,7 +294,7 @@ class MendedSwarm(Swarm):
                     break
         if won:
             return won[0]
-        raise SwarmException("; ".join(dict.fromkeys(_reason(exc) for exc in errors))) from errors[0]
+        raise SwarmException("; ".join(failures)) from next(iter(failures.values()))
 
     async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
         """Upgrade an accepted connection and hold its slot until it ends.
@@ -320,14 +328,23 @@ class MendedSwarm(Swarm):
                 nursery.start_soon(conn.muxed_conn.close)
 
 
-def _reason(exc: BaseException) -> str:
-    """The innermost message: libp2p wraps an OSError four times."""
-    texts = [str(exc)]
-    while exc.__cause__ is not None:
-        exc = exc.__cause__
-        if str(exc):
-            texts.append(str(exc))
-    return texts[-1]
+def _reason(exc: BaseException, address: Multiaddr) -> str:
+    """What went wrong at the bottom: libp2p wraps an OSError four times."""
+    text = str(exc)
+    while True:
+        if isinstance(exc, BaseExceptionGroup):
+            inner: BaseException | None = exc.exceptions[0]
+        else:
+            inner = exc.__cause__
+        if inner is None:
+            break
+        exc = inner
+        text = str(exc) or text
+    if isinstance(exc, ConnectionRefusedError):
+        return f"{address} refused: nobody listens there; is the peer up?"
+    if isinstance(exc, PeerIDMismatchesPubkey):
+        return f"somebody else answers at {address}; has the peer moved, or made a new key?"
+    return text
 
 
 class MendedPeerStore(PeerStore):
@@ -440,6 +457,19 @@ def gossip_router() -> GossipSub:
     )
 
 
+class _PeerQueues(dict[ID, RpcQueue]):
+    """Queues for what goes to each peer, of a size that fits us.
+
+    By default a queue holds 32 messages, so that what a burst publishes beyond that vanishes, and puts up to
+    1 MiB into one RPC, which a peer with our own lower bound takes for an attack.
+    """
+
+    def __setitem__(self, peer_id: ID, queue: RpcQueue) -> None:
+        queue.max_message_size = MAX_GOSSIP_RPC_BYTES
+        queue._queue.max_size = GOSSIP_QUEUE
+        super().__setitem__(peer_id, queue)
+
+
 class MendedPubsub(Pubsub):
     """Pubsub that a message can't stop.
 
@@ -453,7 +483,14 @@ class MendedPubsub(Pubsub):
         self.seen_messages.stop()
         self.seen_messages: Any = SeenMessages()
         self.counter = time.time_ns()
+        self.peer_queues: dict[ID, RpcQueue] = _PeerQueues()
         self._deliver = deliver
+
+    async def wait_for_room(self) -> None:
+        """Before we publish, let our peers' queues drain, but don't let one slow peer hold us up for long."""
+        with trio.move_on_after(PUBLISH_PATIENCE_S):
+            while any(len(queue) > GOSSIP_QUEUE // 2 for queue in self.peer_queues.values()):
+                await trio.sleep(0.005)  # noqa: ASYNC110 - libp2p's queue has no event for "shorter"
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         if len(msg.data) > MAX_GOSSIP_BYTES:

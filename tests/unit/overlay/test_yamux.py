@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from libp2p.abc import ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.io.exceptions import ConnectionClosedError
@@ -454,12 +455,11 @@ def test_a_peer_that_makes_us_answer_but_does_not_read_is_cut_off() -> None:
             nursery.start_soon(mux.start)
 
             async def flood() -> None:
-                pings = frame(PING, SYN, 0, 1) * 5000
-                with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
-                    while True:
-                        await far.send_all(pings)
+                while True:
+                    await far.send_all(frame(PING, SYN, 0, 1) * 5000)
 
-            await flood()
+            with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                await flood()
             assert mux.is_closed
 
     run(main)
