@@ -1,0 +1,451 @@
+"""The guard's list: which statements and expressions one function may hold, and what to write instead.
+
+What is not on the list is refused. Nothing is evaluated; constants stay as they are written.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from p2pcompute.errors import KernelError
+from p2pcompute.execution import _language as lang
+
+__all__ = ["NAME", "Function", "FunctionCheck"]
+
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_BINARY = (
+    ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.BitAnd, ast.BitOr, ast.BitXor,
+    ast.LShift, ast.RShift,
+)  # fmt: skip
+_COMPARE = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
+_REMEDY = {
+    "Import": "import at the top of the file; a kernel takes cuda, math, np and p2pcompute.random",
+    "ImportFrom": "import at the top of the file; a kernel takes cuda, math, np and p2pcompute.random",
+    "Lambda": "write a @p2pcompute.device function",
+    "FunctionDef": "write a @p2pcompute.device function outside the kernel",
+    "ListComp": "write a for loop over range()",
+    "GeneratorExp": "write a for loop over range()",
+    "JoinedStr": "kernels hold numbers only",
+    "List": "use scalars, or an input array",
+    "Tuple": "a tuple stands only in an assignment to as many names, or in return",
+    "NamedExpr": "assign on a line of its own",
+    "Starred": "write the arguments out",
+    "Slice": "loop over the elements",
+    "Try": "nothing in a kernel raises",
+    "Raise": "nothing in a kernel raises; store a flag in an output",
+    "Assert": "nothing in a kernel raises; store a flag in an output",
+    "AnnAssign": "drop the annotation",
+    "Global": "a kernel's names are its own",
+    "Nonlocal": "a kernel's names are its own",
+    "Expr": "nothing in the language has an effect but an assignment",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Function:
+    """One function of an admitted source. `arrays` are the parameters that it uses as arrays."""
+
+    name: str
+    node: ast.FunctionDef
+    filename: str
+    params: tuple[str, ...]
+    arrays: frozenset[str]
+    names: frozenset[str]  # parameters and local variables
+    calls: tuple[str, ...]  # device functions, once for each call
+
+
+class FunctionCheck:
+    """Checks one function."""
+
+    def __init__(
+        self,
+        node: ast.FunctionDef,
+        nodes: Mapping[str, ast.FunctionDef],
+        done: Mapping[str, Function],
+        filename: str,
+        *,
+        is_entry: bool,
+    ) -> None:
+        self.node = node
+        self.nodes = nodes
+        self.done = done
+        self.filename = filename
+        self.is_entry = is_entry
+        self.calls: list[str] = []
+        self.loops = 0
+
+    def refuse(self, node: ast.AST, reason: str, instead: str = "") -> KernelError:
+        line = getattr(node, "lineno", self.node.lineno)
+        return KernelError(reason, line=line, filename=self.filename, instead=instead)
+
+    def unknown(self, node: ast.AST) -> KernelError:
+        kind = type(node).__name__
+        return self.refuse(node, f"{kind} is not in the kernel language", _REMEDY.get(kind, ""))
+
+    def run(self) -> Function:
+        node = self.node
+        self.params = self._params()
+        self.names = set(self.params)
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
+                self.names.add(inner.id)
+        if len(self.names) > lang.MAX_LOCALS:
+            raise self.refuse(node, f"more than {lang.MAX_LOCALS} variables", "split the function")
+        for name in sorted(self.names):
+            self._check_name(name)
+        self.arrays = self._arrays()
+        self.block(node.body)
+        returned = [inner for inner in ast.walk(node) if isinstance(inner, ast.Return)]
+        if self.is_entry:
+            for inner in returned:
+                if inner.value is not None:
+                    raise self.refuse(inner, "a kernel returns nothing", "store into an output")
+        elif not _always_returns(node.body):
+            raise self.refuse(
+                node.body[-1], f"{node.name} may end without a return", "end the function with a return of a value"
+            )
+        return Function(
+            name=node.name,
+            node=node,
+            filename=self.filename,
+            params=self.params,
+            arrays=frozenset(self.arrays),
+            names=frozenset(self.names),
+            calls=tuple(self.calls),
+        )
+
+    def _params(self) -> tuple[str, ...]:
+        node, spec = self.node, self.node.args
+        if node.decorator_list or node.returns is not None or getattr(node, "type_params", None):
+            raise self.refuse(node, "a normalised function has no decorators or annotations")
+        if spec.vararg or spec.kwarg or spec.kwonlyargs or spec.posonlyargs or spec.defaults or spec.kw_defaults:
+            raise self.refuse(node, "only plain parameters are taken", "write def name(a, b, c)")
+        if any(argument.annotation is not None for argument in spec.args):
+            raise self.refuse(node, "a normalised function has no annotations")
+        params = tuple(argument.arg for argument in spec.args)
+        if len(params) > lang.MAX_PARAMS:
+            raise self.refuse(node, f"more than {lang.MAX_PARAMS} parameters", "put scalars into an input array")
+        if len(set(params)) != len(params):
+            raise self.refuse(node, "two parameters have one name")
+        return params
+
+    def _check_name(self, name: str) -> None:
+        where: ast.AST = self.node
+        for inner in ast.walk(self.node):
+            if isinstance(inner, ast.Name) and inner.id == name:
+                where = inner
+                break
+        if name in lang.RESERVED or name in self.nodes:
+            raise self.refuse(where, f"{name} has a meaning of its own in kernels", "rename the variable")
+        if not NAME.fullmatch(name) or len(name) > lang.MAX_NAME_LENGTH:
+            raise self.refuse(
+                where, "a name is not ASCII or too long", f"use up to {lang.MAX_NAME_LENGTH} letters, digits and _"
+            )
+        if name.startswith("__"):
+            raise self.refuse(where, f"{name}: names that begin with __ are not taken", "rename the variable")
+
+    def _arrays(self) -> set[str]:
+        """Parameters that are used as arrays anywhere in the function."""
+        found: set[str] = set()
+        for inner in ast.walk(self.node):
+            used: list[ast.expr] = []
+            if isinstance(inner, ast.Subscript | ast.Attribute):
+                used = [inner.value]
+            elif isinstance(inner, ast.Call) and isinstance(inner.func, ast.Name):
+                callee = self.done.get(inner.func.id)
+                if inner.func.id == "len":
+                    used = inner.args
+                elif callee is not None:
+                    used = [a for a, p in zip(inner.args, callee.params, strict=False) if p in callee.arrays]
+            for base in used:
+                if isinstance(base, ast.Name) and base.id in self.names:
+                    if base.id not in self.params:
+                        raise self.refuse(
+                            base, f"{base.id} is no array", "only parameters can be indexed; hold parts in scalars"
+                        )
+                    found.add(base.id)
+        return found
+
+    # Statements
+
+    def block(self, body: list[ast.stmt]) -> None:
+        for statement in body:
+            self.statement(statement)
+
+    def statement(self, node: ast.stmt) -> None:
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                for target in targets:
+                    self.target(target, value)
+                self.assigned(value, tuple_ok=all(isinstance(target, ast.Tuple) for target in targets))
+            case ast.AugAssign(target=ast.Name() | ast.Subscript() as target, op=op, value=value):
+                if not isinstance(op, _BINARY):
+                    raise self.unknown(op)
+                self.target(target, value)
+                if isinstance(op, ast.Pow):
+                    self.power(node, value)
+                self.expression(value)
+            case ast.If(test=test, body=body, orelse=orelse):
+                self.expression(test)
+                self.block(body)
+                self.block(orelse)
+            case ast.While(test=test, body=body, orelse=orelse):
+                self.no_else(node, orelse)
+                self.expression(test)
+                self.loop(body)
+            case ast.For(target=target, iter=iterated, body=body, orelse=orelse):
+                self.no_else(node, orelse)
+                if not isinstance(target, ast.Name):
+                    raise self.refuse(target, "a for loop sets one name", "write for k in range(n)")
+                self.target(target, None)
+                self.range(iterated)
+                self.loop(body)
+            case ast.Return(value=value):
+                if value is not None:
+                    self.assigned(value, tuple_ok=True)
+            case ast.Break() | ast.Continue():
+                if not self.loops:
+                    raise self.refuse(node, "break and continue stand only in loops")
+            case ast.Pass():
+                pass
+            case _:
+                raise self.unknown(node)
+
+    def loop(self, body: list[ast.stmt]) -> None:
+        self.loops += 1
+        self.block(body)
+        self.loops -= 1
+
+    def no_else(self, node: ast.stmt, orelse: list[ast.stmt]) -> None:
+        if orelse:
+            raise self.refuse(node, "a loop's else is not in the kernel language", "set a flag before break")
+
+    def target(self, node: ast.expr, value: ast.expr | None) -> None:
+        match node:
+            case ast.Name(id=name):
+                if name in self.arrays:
+                    raise self.refuse(node, f"{name} is an array and can't be assigned to", f"write {name}[i] = ...")
+            case ast.Subscript(value=ast.Name(id=name)) if name in self.arrays:
+                if not self.is_entry:
+                    raise self.refuse(
+                        node, "a device function stores into an array", "return the value and store it in the kernel"
+                    )
+                self.index(node)
+            case ast.Tuple(elts=elements) if value is not None:
+                if not 1 <= len(elements) <= lang.MAX_TUPLE:
+                    raise self.refuse(node, f"a tuple has 1 to {lang.MAX_TUPLE} elements")
+                if isinstance(value, ast.Tuple) and len(value.elts) != len(elements):
+                    raise self.refuse(node, f"{len(value.elts)} values for {len(elements)} names")
+                for element in elements:
+                    if isinstance(element, ast.Tuple):
+                        raise self.refuse(element, "a tuple in a tuple", "assign in two steps")
+                    self.target(element, None)
+            case ast.Subscript():
+                raise self.refuse(
+                    node, "only an output parameter can be stored into", "write out[i] = ... with p2p.out(...)"
+                )
+            case ast.Attribute():
+                raise self.refuse(node, "nothing has attributes to assign to", "store into an output")
+            case _:
+                raise self.unknown(node)
+
+    def assigned(self, value: ast.expr, *, tuple_ok: bool) -> None:
+        """The right side of an assignment or a return, where a tuple may stand."""
+        if tuple_ok and isinstance(value, ast.Tuple):
+            if not 1 <= len(value.elts) <= lang.MAX_TUPLE:
+                raise self.refuse(value, f"a tuple has 1 to {lang.MAX_TUPLE} elements")
+            for element in value.elts:
+                self.expression(element)
+        elif tuple_ok and isinstance(value, ast.Attribute) and value.attr == "shape":
+            self.array(value.value)
+        else:
+            self.expression(value)
+
+    def range(self, node: ast.expr) -> None:
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"):
+            raise self.refuse(node, "a for loop runs over range() only", "write for k in range(n)")
+        if node.keywords or not 1 <= len(node.args) <= 3:
+            raise self.refuse(node, "range() takes one to three numbers")
+        for argument in node.args:
+            self.expression(argument)
+
+    # Expressions
+
+    def expression(self, node: ast.expr) -> None:
+        match node:
+            case ast.Constant(value=value):
+                if isinstance(value, int):
+                    if value.bit_length() > 64:
+                        raise self.refuse(node, "an integer that 64 bits don't hold", "use a float literal")
+                elif not isinstance(value, float):
+                    raise self.refuse(node, f"a {type(value).__name__} constant", "kernels hold numbers only")
+            case ast.Name(id=name):
+                if name in self.arrays:
+                    raise self.refuse(node, f"the array {name} stands alone", f"write {name}[i]: arrays are not values")
+                if name not in self.names:
+                    raise self.refuse(node, f"{name} is not known here", "assign it first, or pass it as an argument")
+            case ast.UnaryOp(operand=operand):
+                self.expression(operand)
+            case ast.BinOp(left=left, op=op, right=right):
+                if not isinstance(op, _BINARY):
+                    raise self.refuse(
+                        node, f"{type(op).__name__} is not in the kernel language", f"there are {lang.ARITHMETIC}"
+                    )
+                if isinstance(op, ast.Pow):
+                    self.power(node, right)
+                self.expression(left)
+                self.expression(right)
+            case ast.BoolOp(values=values):
+                for operand in values:
+                    self.expression(operand)
+            case ast.Compare(left=left, ops=ops, comparators=comparators):
+                for operator in ops:
+                    if not isinstance(operator, _COMPARE):
+                        raise self.refuse(
+                            node, f"{type(operator).__name__} is not in the kernel language", "compare with == and <"
+                        )
+                for operand in (left, *comparators):
+                    self.expression(operand)
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                for operand in (test, body, orelse):
+                    self.expression(operand)
+            case ast.Call():
+                self.call(node)
+            case ast.Subscript():
+                self.index(node)
+            case ast.Attribute():
+                self.attribute(node)
+            case _:
+                raise self.unknown(node)
+
+    def power(self, node: ast.AST, exponent: ast.expr) -> None:
+        good = (
+            isinstance(exponent, ast.Constant) and type(exponent.value) is int and 0 <= exponent.value <= lang.MAX_POWER
+        )
+        if not good:
+            raise self.refuse(
+                node, f"** takes a literal exponent from 0 to {lang.MAX_POWER}", "write the product out, or 1 / x ** n"
+            )
+
+    def array(self, node: ast.expr) -> str:
+        if not (isinstance(node, ast.Name) and node.id in self.arrays):
+            raise self.refuse(node, "not the name of an array parameter", "arrays are used by their own names only")
+        return node.id
+
+    def index(self, node: ast.Subscript) -> None:
+        if isinstance(node.value, ast.Attribute) and node.value.attr == "shape":
+            self.array(node.value.value)
+            axis = node.slice
+            if not (
+                isinstance(axis, ast.Constant) and type(axis.value) is int and 0 <= axis.value < lang.MAX_ARRAY_AXES
+            ):
+                raise self.refuse(node, "the index of shape is a literal axis", "write x.shape[0]")
+            return
+        if isinstance(node.value, ast.Subscript):
+            raise self.refuse(node, "an index behind an index", "write x[i, j]")
+        self.array(node.value)
+        indices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if not 1 <= len(indices) <= lang.MAX_ARRAY_AXES:
+            raise self.refuse(node, f"arrays have 1 to {lang.MAX_ARRAY_AXES} axes")
+        for index in indices:
+            self.expression(index)
+
+    def attribute(self, node: ast.Attribute) -> None:
+        match node.value:
+            case ast.Attribute(value=ast.Name(id="cuda"), attr=triple):
+                if triple in lang.CUDA_TRIPLES and node.attr in lang.AXES:
+                    return self.only_in_kernel(node, f"cuda.{triple}.{node.attr}")
+                raise self.refuse(
+                    node, f"cuda.{triple}.{node.attr} is not in the kernel language", "there are .x, .y and .z"
+                )
+            case ast.Name(id="math") if node.attr in lang.MATH_CONSTANTS:
+                return None
+            case ast.Name(id=name) if name in self.arrays:
+                if node.attr in ("size", "ndim"):
+                    return None
+                if node.attr == "shape":
+                    raise self.refuse(node, "shape as a whole is no number", "write x.shape[0], or h, w = x.shape")
+            case _:
+                pass
+        raise self.refuse(
+            node, f"the attribute {node.attr} is not in the kernel language", "arrays have size, shape and ndim"
+        )
+
+    def only_in_kernel(self, node: ast.expr, what: str) -> None:
+        if not self.is_entry:
+            raise self.refuse(node, f"{what} in a device function", "take it in the kernel and pass it as an argument")
+
+    def call(self, node: ast.Call) -> None:
+        if node.keywords:
+            raise self.refuse(node, "keyword arguments are not in the kernel language", "pass them by position")
+        for argument in node.args:
+            if isinstance(argument, ast.Starred):
+                raise self.unknown(argument)
+        match node.func:
+            case ast.Name(id=name) if name in self.nodes:
+                callee = self.done[name]
+                self.calls.append(name)
+                self.count(node, name, len(callee.params), len(callee.params))
+                for argument, param in zip(node.args, callee.params, strict=True):
+                    if isinstance(argument, ast.Name) and argument.id in self.arrays:
+                        continue  # bare, to a device function: read-only there, whatever it does with it
+                    if param in callee.arrays:
+                        raise self.refuse(
+                            argument, f"{name} takes an array here", "pass an array parameter by its name"
+                        )
+                    self.expression(argument)
+                return
+            case ast.Name(id="len"):
+                self.count(node, "len", 1, 1)
+                self.array(node.args[0])
+                return
+            case ast.Name(id="min" | "max" as name):
+                self.count(node, name, 2, lang.MAX_TUPLE)
+            case ast.Name(id="int" | "float" | "bool" | "abs" as name):
+                self.count(node, name, 1, 1)
+            case ast.Name(id="range"):
+                raise self.refuse(node, "range() stands only in a for statement")
+            case ast.Attribute(value=ast.Name(id="math"), attr=name) if name in lang.MATH_CALLS:
+                self.count(node, name, lang.MATH_CALLS[name], lang.MATH_CALLS[name])
+            case ast.Attribute(value=ast.Name(id="np"), attr=name) if name in lang.NUMPY_CALLS:
+                self.count(node, name, 1, 1)
+            case ast.Attribute(value=ast.Name(id="random"), attr=name) if name in lang.RANDOM_CALLS:
+                self.count(node, name, lang.RANDOM_CALLS[name], lang.RANDOM_CALLS[name])
+            case ast.Attribute(value=ast.Name(id="cuda"), attr=name) if name in lang.CUDA_DIMS:
+                self.only_in_kernel(node, f"cuda.{name}")
+                self.count(node, name, 1, 1)
+                axes = node.args[0]
+                if not (isinstance(axes, ast.Constant) and type(axes.value) is int and 1 <= axes.value <= 3):
+                    raise self.refuse(node, f"cuda.{name} takes the literal 1, 2 or 3")
+                return
+            case ast.Attribute(value=ast.Name(id="math" | "np" | "random" | "cuda" as module), attr=name):
+                raise self.refuse(
+                    node,
+                    f"{module}.{name} is not in the kernel language",
+                    "of math there are sqrt, floor, ceil, fabs, isnan, isinf and isfinite",
+                )
+            case ast.Name(id=name):
+                raise self.refuse(
+                    node, f"the call of {name}", "call @p2pcompute.device functions and the language's own only"
+                )
+            case _:
+                raise self.refuse(node, "the call of what is no name", "call @p2pcompute.device functions by name")
+        for argument in node.args:
+            self.expression(argument)
+
+    def count(self, node: ast.Call, name: str, low: int, high: int) -> None:
+        if not low <= len(node.args) <= high:
+            wanted = str(low) if low == high else f"{low} to {high}"
+            raise self.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
+
+
+def _always_returns(body: list[ast.stmt]) -> bool:
+    last = body[-1]
+    if isinstance(last, ast.Return):
+        return last.value is not None
+    if isinstance(last, ast.If):
+        return bool(last.orelse) and _always_returns(last.body) and _always_returns(last.orelse)
+    return False
