@@ -38,6 +38,7 @@ from ._messages import (
 )
 from ._messages import (
     gossip_topic as gossip_topic,
+    record_key as record_key,
 )
 from ._messages import (
     shard_of as shard_of,

@@ -52,6 +52,7 @@ __all__ = [
     "PricedOption",
     "bucket_key",
     "gossip_topic",
+    "record_key",
     "shard_of",
 ]
 
@@ -175,3 +176,8 @@ def gossip_topic(network: str, shard: int) -> str:
 def bucket_key(network: str, bucket: str, shard: int, epoch: int) -> bytes:
     """The DHT key of a bucket: H(network ‖ bucket ‖ shard ‖ epoch), 32 bytes; an epoch is an hour."""
     return hashlib.sha256(f"p2pcompute/ads/1\0{network}\0{bucket}\0{shard}\0{epoch}".encode()).digest()
+
+
+def record_key(network: str, peer_id: str) -> bytes:
+    """The DHT key of a peer's own signed ad: H(network ‖ peer ID), 32 bytes."""
+    return hashlib.sha256(f"p2pcompute/ad-record/1\0{network}\0{peer_id}".encode()).digest()

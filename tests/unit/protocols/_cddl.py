@@ -23,7 +23,7 @@ _TOKEN = re.compile(
 )
 Check = Callable[[object], bool]
 _PRELUDE: dict[str, Check] = {
-    "uint": lambda v: type(v) is int and v >= 0,
+    "uint": lambda v: type(v) is int and 0 <= v < 2**64,  # above that it is a bignum, which is a tag
     "bstr": lambda v: type(v) is bytes,
     "tstr": lambda v: type(v) is str,
     "bool": lambda v: type(v) is bool,

@@ -1,0 +1,281 @@
+"""Hypothesis strategies for every record, made from its wire types; and walks over the maps that records become."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hypothesis import strategies as st
+
+from p2pcompute_protocols import ads, channel, negotiation, task, wire, work
+from p2pcompute_protocols.ids import peer_id_from_public_key
+from p2pcompute_protocols.limits import MAX_AD_LIFETIME_MS, MAX_BLOB_BYTES, MAX_ORDER_LIFETIME_MS, UINT64_MAX
+from p2pcompute_protocols.task import ReceiptPayload
+from p2pcompute_protocols.wire import Record
+
+__all__ = [
+    "PAYLOADS",
+    "PROTOCOLS",
+    "Node",
+    "extension_values",
+    "field",
+    "nodes",
+    "records",
+    "rule_of",
+    "with_extensions",
+]
+
+PROTOCOLS: dict[str, dict[int, type[Record]]] = {
+    "ads": dict(ads.MESSAGES),
+    "negotiation": dict(negotiation.MESSAGES),
+    "task": dict(task.MESSAGES),
+    "channel": dict(channel.MESSAGES),
+}
+# What travels inside of envelopes.
+PAYLOADS: dict[str, list[type[Record]]] = {
+    "ads": [ads.CapabilityAd],
+    "negotiation": [
+        negotiation.OrderPayload,
+        negotiation.BidPayload,
+        negotiation.RefusalPayload,
+        negotiation.Terms,
+    ],
+    "task": [ReceiptPayload],
+    "channel": [],
+}
+
+_CHARACTERS = st.characters(exclude_categories=("Cs", "Cc"))
+_SMALL = 40  # strategies stay short; the tests of bounds go to the edges on their own
+
+
+def rule_of(cls: type[Record]) -> str:
+    """The name of a record's rule in the CDDL."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", cls.__name__).lower()
+
+
+def _text(low: int, high: int) -> st.SearchStrategy[str]:
+    fits = st.text(_CHARACTERS, min_size=low, max_size=min(high, _SMALL))
+    return fits.filter(lambda s: low <= len(s.encode()) <= high)
+
+
+def _pairs(high: int) -> st.SearchStrategy[tuple[tuple[int, int], ...]]:
+    numbers = st.integers(0, UINT64_MAX)
+    return st.dictionaries(numbers, numbers, max_size=min(high, 4)).map(lambda d: tuple(sorted(d.items())))
+
+
+def field(of: Any) -> st.SearchStrategy[Any]:
+    """Values that a wire type takes."""
+    match of:
+        case wire.Uint():
+            return st.integers(of.low, of.high)
+        case wire.Bytes():
+            high = of.low if of.high < 0 else of.high
+            return st.binary(min_size=of.low, max_size=min(high, of.low + _SMALL))
+        case wire.Text():
+            return _text(of.low, of.high)
+        case wire.Choice():
+            return st.sampled_from(of.values)
+        case wire.Flag():
+            return st.booleans()
+        case wire.Peer():
+            return st.binary(min_size=32, max_size=32).map(peer_id_from_public_key)
+        case wire.Array():
+            return st.lists(field(of.item), min_size=of.low, max_size=min(of.high, max(of.low, 3))).map(tuple)
+        case wire.UintMap():
+            return _pairs(of.high)
+        case wire.Nested():
+            return records(of.cls)
+        case wire.OneOf():
+            return st.one_of([records(cls) for cls in of._by_tag.values()])
+        case _:
+            raise TypeError(f"no strategy for {of!r}")
+
+
+Values = dict[str, Any]
+
+
+def _extents(budget: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.integers(1, max(1, int(budget**0.25))), min_size=1, max_size=4).map(tuple)
+
+
+def _scalar(draw: Any, v: Values) -> None:
+    size = work.DTYPES[v["dtype"]]
+    v["value"] = draw(st.binary(min_size=size, max_size=size))
+
+
+def _array(draw: Any, v: Values) -> None:
+    v["shape"] = draw(_extents(MAX_BLOB_BYTES // 8 // 32))
+
+
+def _out(draw: Any, v: Values) -> None:
+    v["shape"] = draw(_extents(2**30))
+
+
+def _launch(draw: Any, v: Values) -> None:
+    dims = v["dims"]
+    v["grid"] = tuple(draw(st.integers(1, 2**13)) if axis < dims else 1 for axis in range(3))
+    v["block"] = tuple(draw(st.integers(1, 10)) if axis < dims else 1 for axis in range(3))
+
+
+def _chunk_work(draw: Any, v: Values) -> None:
+    v["kernel"] = dataclasses.replace(v["kernel"], size=draw(st.integers(1, 65_536)))
+    v["args"] = (*v["args"][:3], draw(records(work.OutArg)))
+    blocks = v["launch"].blocks
+    v["blocks_per_chunk"] = draw(st.integers(max(1, -(-blocks // 1_048_576)), 2**40))
+
+
+def _sized(draw: Any, v: Values) -> None:
+    # Drawn digests are all but always distinct; shrinking makes them equal, which valid work may not have.
+    seen: set[bytes] = {v["kernel"].digest}
+    args: list[Any] = []
+    for n, arg in enumerate(v["args"]):
+        if isinstance(arg, work.ArrayArg) and arg.digest in seen:
+            arg = dataclasses.replace(arg, digest=bytes([n]) + arg.digest[1:])
+            if arg.digest in seen:
+                continue
+        if isinstance(arg, work.ArrayArg):
+            seen.add(arg.digest)
+        args.append(arg)
+    v["args"] = tuple(args)
+
+
+def _both(*fixes: Callable[[Any, Values], None]) -> Callable[[Any, Values], None]:
+    def fix(draw: Any, v: Values) -> None:
+        for each in fixes:
+            each(draw, v)
+
+    return fix
+
+
+def _times(early: str, late: str, span: int) -> Callable[[Any, Values], None]:
+    def fix(draw: Any, v: Values) -> None:
+        v[early] = draw(st.integers(0, 2**62))
+        v[late] = v[early] + draw(st.integers(1, span))
+
+    return fix
+
+
+def _standing(draw: Any, v: Values) -> None:
+    v["standing"] = draw(st.booleans())
+    v["work"] = None if v["standing"] else draw(records(work.ChunkWork))
+
+
+def _windows(draw: Any, v: Values) -> None:
+    v["max_window"] = draw(st.integers(v["credit_window"], 256))
+
+
+def _own_binding(whose: str, binding: str) -> Callable[[Any, Values], None]:
+    def fix(draw: Any, v: Values) -> None:
+        v[binding] = dataclasses.replace(v[binding], peer_id=v[whose])
+
+    return fix
+
+
+def _two_peers(draw: Any, v: Values) -> None:
+    v["provider"] = draw(field(wire.Peer()).filter(lambda p: p != v["requester"]))
+
+
+def _receipt(draw: Any, v: Values) -> None:
+    if v["code"]:
+        v["output"], v["units"] = bytes(32), 0
+
+
+def _notice(draw: Any, v: Values) -> None:
+    v["window"] = draw(st.integers(1, 256)) if v["kind"] == "window" else None
+
+
+def _sync(draw: Any, v: Values) -> None:
+    held = v["amount_uusd"] > 0
+    v["memo"] = draw(st.binary(min_size=32, max_size=32)) if held else None
+    v["signature"] = draw(st.binary(min_size=65, max_size=65)) if held else None
+
+
+# What `validate` asks for across fields.
+_FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
+    work.ScalarArg: _scalar,
+    work.ArrayArg: _array,
+    work.OutArg: _out,
+    work.LaunchSpec: _launch,
+    work.ChunkWork: _both(_chunk_work, _sized),
+    ads.CapabilityAd: _both(_times("issued_ms", "expires_ms", MAX_AD_LIFETIME_MS), _own_binding("peer_id", "binding")),
+    negotiation.OrderPayload: _both(_times("created_ms", "expires_ms", MAX_ORDER_LIFETIME_MS), _standing),
+    negotiation.BidPayload: _windows,
+    negotiation.Terms: _both(
+        _times("created_ms", "deadline_ms", 2**40), _standing, _windows, _two_peers, _own_binding("requester", "payer")
+    ),
+    ReceiptPayload: _receipt,
+    task.Notice: _notice,
+    channel.ChannelSync: _sync,
+}
+
+
+@st.composite
+def _record(draw: Any, cls: type[Record]) -> Record:
+    values: Values = {}
+    for _, name, of, is_optional in cls._plan:
+        absent = is_optional and draw(st.booleans())
+        values[name] = None if absent else draw(field(of))
+    if cls in _FIXES:
+        _FIXES[cls](draw, values)
+    return cls(**values)
+
+
+def records(cls: type[Record]) -> st.SearchStrategy[Record]:
+    """Valid records of a class, most of them small."""
+    return _record(cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A record's map inside of a message's: `path` leads to it from the outermost map."""
+
+    path: tuple[int, ...]
+    cls: type[Record]
+    raw: dict[int, Any]
+
+
+def nodes(cls: type[Record], raw: object, path: tuple[int, ...] = ()) -> Iterator[Node]:
+    """A record's map and those of all records inside of it; what is too broken to be walked is passed over."""
+    if not isinstance(raw, dict):
+        return
+    yield Node(path, cls, raw)
+    for key, _, of, _ in cls._plan:
+        if key in raw:
+            yield from _inside(of, raw[key], (*path, key))
+
+
+def _inside(of: Any, raw: Any, path: tuple[int, ...]) -> Iterator[Node]:
+    match of:
+        case wire.Nested():
+            yield from nodes(of.cls, raw, path)
+        case wire.Array() if isinstance(raw, list):
+            for n, item in enumerate(raw):
+                yield from _inside(of.item, item, (*path, n))
+        case wire.OneOf() if isinstance(raw, list) and len(raw) == 2 and type(raw[0]) is int:
+            if raw[0] in of._by_tag:
+                yield from nodes(of._by_tag[raw[0]], raw[1], (*path, 1))
+        case _:
+            pass
+
+
+extension_values = st.recursive(
+    st.integers(0, UINT64_MAX) | st.binary(max_size=8) | st.text(_CHARACTERS, max_size=8) | st.booleans(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.integers(0, UINT64_MAX), inner, max_size=3).map(lambda d: dict(sorted(d.items())))
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def with_extensions(draw: Any, cls: type[Record], raw: dict[int, Any]) -> dict[int, Any]:
+    """The same map with unknown keys in some of its extensible records; changes `raw`."""
+    for node in list(nodes(cls, raw)):
+        if node.cls.extensible:
+            keys = draw(st.lists(st.integers(wire.EXTENSION_KEYS, UINT64_MAX), max_size=2, unique=True))
+            for key in sorted(keys):
+                node.raw[key] = draw(extension_values)
+    return raw
