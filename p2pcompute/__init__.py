@@ -1,1 +1,99 @@
-"""p2pcompute."""
+"""A peer-to-peer market of GPU compute: a plain Python function is the task.
+
+    import numpy as np, p2pcompute as p2p
+    from p2pcompute import cuda
+
+    @p2p.kernel
+    def saxpy(out, a, x, y):
+        i = cuda.grid(1)
+        if i < out.size:
+            out[i] = a * x[i] + y[i]
+
+    z = p2p.run(saxpy, p2p.out(y.shape, y.dtype), np.float32(2), x, y, budget="0.01 USD")
+
+Names are loaded when they are first used: importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import cuda as cuda
+    from . import errors as errors
+    from . import random as random
+    from ._requester import Chunk as Chunk
+    from ._requester import RunOptions as RunOptions
+    from ._serving import ProviderOptions as ProviderOptions
+    from ._sync import run as run
+    from .errors import BudgetError as BudgetError
+    from .errors import KernelError as KernelError
+    from .errors import NoProviderError as NoProviderError
+    from .errors import P2PComputeError as P2PComputeError
+    from .errors import TaskError as TaskError
+    from .kernel import Kernel as Kernel
+    from .kernel import device as device
+    from .kernel import kernel as kernel
+    from .kernel import out as out
+    from .node import Node as Node
+    from .node import open_node as open_node
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BudgetError",
+    "Chunk",
+    "Kernel",
+    "KernelError",
+    "NoProviderError",
+    "Node",
+    "P2PComputeError",
+    "ProviderOptions",
+    "RunOptions",
+    "TaskError",
+    "__version__",
+    "cuda",
+    "device",
+    "errors",
+    "kernel",
+    "open_node",
+    "out",
+    "random",
+    "run",
+]
+
+_HOME = {
+    "BudgetError": "errors",
+    "Chunk": "_requester",
+    "Kernel": "kernel",
+    "KernelError": "errors",
+    "NoProviderError": "errors",
+    "Node": "node",
+    "P2PComputeError": "errors",
+    "ProviderOptions": "_serving",
+    "RunOptions": "_requester",
+    "TaskError": "errors",
+    "device": "kernel",
+    "kernel": "kernel",
+    "open_node": "node",
+    "out": "kernel",
+    "run": "_sync",
+}
+_MODULES = frozenset({"cuda", "errors", "random"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # `kernel` names a function and the module that holds it; the import binds the module, so bind the name anew.
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,11 +4,15 @@ from ._ads import (
     AD_LIFETIME_MS as AD_LIFETIME_MS,
 )
 from ._ads import (
+    AdRecordValidator as AdRecordValidator,
+)
+from ._ads import (
     AdService as AdService,
 )
 from ._ads import (
     Discovery as Discovery,
 )
+from ._bidding import FixedPricePolicy as FixedPricePolicy
 from ._board import (
     AdBoard as AdBoard,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NoReturn
 
@@ -24,7 +24,7 @@ from ._board import AdBoard
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay, OverlayStream
 
-__all__ = ["AD_LIFETIME_MS", "AD_REFRESH_S", "AdService", "Discovery"]
+__all__ = ["AD_LIFETIME_MS", "AD_REFRESH_S", "AdRecordValidator", "AdService", "Discovery"]
 
 _log = logging.getLogger("p2pcompute.market")
 
@@ -60,17 +60,25 @@ class AdService:
         return ads.gossip_topic(self.network, self.shards[ads.shard_of(peer) % len(self.shards)])
 
     async def serve(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Run until cancelled. Started once the node's own ad, where it has one, is on the board."""
+        """Listen to others' ads and answer queries, until cancelled."""
         self.overlay.handle(ads.PROTOCOL_ID, self._answer)
         async with trio.open_nursery() as nursery:
             for shard in self.shards:
                 await nursery.start(self._listen, ads.gossip_topic(self.network, shard))
-            if self.make_ad is not None:
-                self._sign()
             task_status.started()
-            if self.make_ad is not None:
-                nursery.start_soon(self._advertise)
-                nursery.start_soon(self._provide)
+            await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    async def sell(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Make this node's ad known, until cancelled; `make_ad` must be set. Needs `serve` beside it.
+
+        Started once the ad is on the board, where direct queries find it.
+        """
+        self._sign()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._advertise)
+            nursery.start_soon(self._provide)
+            task_status.started()
             await trio.sleep_forever()
         raise AssertionError("unreachable")
 
@@ -114,6 +122,13 @@ class AdService:
             ad = self._own_ad()
             epoch = self.now_ms() // _EPOCH_MS
             if ad is not None:
+                entry = self.board.get(self.overlay.peer_id)
+                if entry is not None:
+                    with trio.move_on_after(_DHT_TIMEOUT_S):
+                        try:
+                            await self.overlay.dht_put(ads.record_key(self.network, ad.peer_id), entry.raw)
+                        except OverlayError as exc:
+                            _log.info("the ad is not in the DHT yet: %s", exc)
                 for bucket in ad.buckets:
                     with trio.move_on_after(_DHT_TIMEOUT_S):
                         try:
@@ -144,6 +159,25 @@ def _matches(ad: CapabilityAd, query: AdQuery) -> bool:
         and (query.kind is None or any(device.kind == query.kind for device in ad.devices))
         and (query.fp is None or any(option.fp == query.fp for option in ad.options))
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdRecordValidator:
+    """Which DHT records this network has: signed ads under the key of the peer that they are about, the newest wins."""
+
+    network: str
+    now_ms: Callable[[], int]
+
+    def validate(self, key: bytes, value: bytes) -> bool:
+        """Whether `value` is a valid ad of the peer whose key this is."""
+        _, ad = ads.open_ad(value, network=self.network, now_ms=self.now_ms())
+        return key == ads.record_key(self.network, ad.peer_id)
+
+    def select(self, key: bytes, values: Sequence[bytes]) -> int:
+        """The ad with the highest sequence."""
+        del key
+        sequences = [ads.open_ad(value, network=self.network, now_ms=self.now_ms())[1].sequence for value in values]
+        return max(range(len(values)), key=sequences.__getitem__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -201,10 +235,19 @@ class Discovery:
                         break
                     except OverlayError:
                         continue
-                return await self.ask(peer, AdQuery(limit=1, peer_id=peer))
+                return await self.ask(peer, AdQuery(limit=1, peer_id=peer)) or await self._from_dht(peer)
 
             unknown = frozenset(peer for peer in hinted if self.board.get(peer) is None)
             await self._each(unknown, fetch)
+
+    async def _from_dht(self, peer: PeerId) -> int:
+        """The signed ad that a peer which can't be asked has left in the DHT."""
+        try:
+            raw = await self.overlay.dht_get(ads.record_key(self.network, peer))
+            return 0 if raw is None else int(self.board.put(raw) is not None)
+        except (OverlayError, LocalProtocolError) as exc:
+            _log.debug("no ad of %s in the DHT: %s", peer, exc)
+            return 0
 
     async def _each(self, peers: frozenset[PeerId], ask: Callable[[PeerId], Awaitable[int]]) -> None:
         async def one(peer: PeerId) -> None:

@@ -40,16 +40,16 @@ class Compiled(Protocol):
     """What compiling gave."""
 
     @property
-    def compile_ms(self) -> int: ...
+    def compile_ms(self) -> float: ...
     @property
-    def row_shapes(self) -> tuple[tuple[int, ...], ...]: ...
+    def row_shapes(self) -> Sequence[tuple[int, ...]]: ...
 
 
 class TaskWorker(Protocol):
     """One tenant's worker process; see `p2pcompute.execution.WorkerSession`."""
 
     async def compile(
-        self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec], inputs: Mapping[int, bytes]
+        self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec], inputs: Mapping[int, Any]
     ) -> Compiled: ...
     async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> ChunkRun: ...
     async def run_threads(self, threads: Any, *, timeout_s: float) -> ChunkRun: ...
@@ -71,7 +71,19 @@ class ProviderAccount(Protocol):
 
     @property
     def unpaid(self) -> int:
-        """Chunks whose receipt was sent and that no voucher covers."""
+        """Chunks begun that no voucher covers."""
+        ...
+
+    async def begin(self) -> None:
+        """Take on one more chunk, durably, before it is computed.
+
+        Raises:
+            LocalProtocolError: CREDIT_EXHAUSTED, no credit for this peer now.
+        """
+        ...
+
+    async def drop(self) -> None:
+        """A chunk that was begun came to nothing and is not owed."""
         ...
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
@@ -82,7 +94,11 @@ class ProviderAccount(Protocol):
         ...
 
     async def wait_changed(self) -> None:
-        """Wait until a voucher came, or the window changed."""
+        """Wait until a voucher covers the oldest unpaid chunk."""
+        ...
+
+    async def close(self) -> None:
+        """The task has ended here; what is unpaid stays owed."""
         ...
 
 
@@ -106,7 +122,7 @@ class RequesterAccount(Protocol):
         """Micro-USD that the provider has acknowledged for this agreement."""
         ...
 
-    async def accept(self, receipt: bytes, payload: ReceiptPayload) -> None:
+    async def accept(self, receipt: bytes, payload: ReceiptPayload, *, sampled: int) -> None:
         """Store a checked receipt: the next voucher covers it."""
         ...
 
@@ -128,6 +144,10 @@ class RequesterBooks(Protocol):
 
     async def open(self, agreement: Agreement) -> RequesterAccount:
         """Store the agreement and begin to fund its channel in the background."""
+        ...
+
+    async def close(self, agreement: Agreement, *, reason: str = "") -> None:
+        """The task has ended with this provider; `reason` says why, "" where it was done."""
         ...
 
     async def failed(self, provider: PeerId, reason: str, *, ban: bool) -> None:

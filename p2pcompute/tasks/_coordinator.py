@@ -12,12 +12,14 @@ import trio
 
 from p2pcompute.checking import SampleReport
 from p2pcompute.errors import (
+    BudgetError,
     ChunkFailed,
     InsufficientFunds,
     NoProviderError,
     OverlayError,
     P2PComputeError,
     PaymentError,
+    StorageError,
     TaskError,
     TaskRefused,
     TaskTimeout,
@@ -253,12 +255,17 @@ class Coordinator:
             account = await self.books.open(agreement)
             link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, self._hooks(state))
             state.links[provider] = link
-            await link.run()
+            try:
+                await link.run()
+            except Exception as exc:
+                await self.books.close(agreement, reason=str(exc) or type(exc).__name__)
+                raise
+            await self.books.close(agreement)
         except LiarError as lie:
             caught = state.links[provider]
             assert caught is not None  # a lie comes from a link
             await self._caught(state, caught, lie)
-        except InsufficientFunds as exc:
+        except (InsufficientFunds, BudgetError, StorageError) as exc:
             state.fatal = exc
         except (OrderRefused, TaskRefused) as refused:
             state.reasons[provider] = str(refused)

@@ -121,7 +121,7 @@ class Link:
         self.draining = False
         self.unpaid = 0  # chunks that came and that no voucher covers
         self.rejected: list[ReceivedChunk] = []
-        self._checked: list[ReceivedChunk] = []  # samples were equal, not accepted yet
+        self._checked: list[tuple[ReceivedChunk, int]] = []  # samples were equal, not accepted yet
         self._accepted = 0  # stored as owed, not covered by an acknowledged voucher
         self._settling = trio.Lock()
         self._wake = trio.Event()
@@ -299,10 +299,10 @@ class Link:
         async for received in results:
             report = await self.hooks.check(received.index, received.output)
             if not report.ok:
-                self.rejected = [*self._checked, received]
+                self.rejected = [*(earlier for earlier, _ in self._checked), received]
                 raise LiarError(self.provider, received.index, report)
             await self.hooks.done(self.provider, received.index, received.output, report)
-            self._checked.append(received)
+            self._checked.append((received, report.checked))
             if self.unpaid >= max(1, self.window // 2):
                 self._pay_now.set()
             self._wake.set()
@@ -328,8 +328,8 @@ class Link:
         async with self._settling:
             while self._checked:
                 with trio.CancelScope(shield=True):  # accepted exactly once
-                    received = self._checked[0]
-                    await self.account.accept(received.receipt, received.payload)
+                    received, sampled = self._checked[0]
+                    await self.account.accept(received.receipt, received.payload, sampled=sampled)
                     del self._checked[0]
                     self._accepted += 1
             covered = self._accepted

@@ -182,6 +182,14 @@ class _Session:
         self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
         service.active[agreement.task_id] = self.entry
         account = await service.books.open(agreement)
+        try:
+            await self._with_account(agreement, work, account)
+        finally:
+            with trio.CancelScope(shield=True):
+                await account.close()
+
+    async def _with_account(self, agreement: Agreement, work: ChunkWork, account: ProviderAccount) -> None:
+        service = self.service
         self.connection.chunks = work.chunks
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
@@ -265,7 +273,7 @@ class _Session:
         per_block = launch.threads_per_block * row_bytes(work.args, compiled.row_shapes)
         if per_block * work.blocks_per_chunk != work.chunk_output_bytes:
             raise _RefuseError(WireCode.MALFORMED, "chunk_output_bytes does not fit what the kernel writes")
-        return compiled.compile_ms
+        return int(compiled.compile_ms)
 
     async def _read(self) -> None:
         """Take what the requester says while chunks are computed."""
@@ -325,12 +333,19 @@ class _Session:
         service, terms = self.service, agreement.terms
         first, blocks = work.chunk_range(index)
         try:
+            await account.begin()
+        except LocalProtocolError as exc:
+            await self._fail(agreement, index, account, exc.code, str(exc))
+            return
+        try:
             async with service.slots:
                 run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
         except WorkerTimeout as exc:
+            await account.drop()
             await self._fail(agreement, index, account, WireCode.TIMED_OUT, str(exc))
             raise _WorkerGoneError(str(exc)) from exc
         except ExecutionError as exc:
+            await account.drop()
             await self._fail(agreement, index, account, WireCode.EXECUTION_FAILED, str(exc))
             raise _WorkerGoneError(str(exc)) from exc
         output = b"".join(run.outputs)

@@ -1,0 +1,257 @@
+"""The ledger, the channels and the credit book in the shape that tasks ask for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from p2pcompute.errors import BudgetError, ChainError, PaymentError
+from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
+from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
+from p2pcompute_protocols.money import PUSD_PER_UUSD
+from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import ReceiptPayload
+from p2pcompute_protocols.work import ChunkWork
+
+if TYPE_CHECKING:
+    from p2pcompute.payments import ChannelOut, CreditBook, Payee, Payer
+    from p2pcompute.storage import Ledger
+
+__all__ = ["ProviderLedgerBooks", "RequesterLedgerBooks"]
+
+_GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
+
+
+def _chunk_pusd(agreement: Agreement) -> int:
+    work = agreement.terms.work
+    return work.units_per_chunk * agreement.terms.price_pusd if isinstance(work, ChunkWork) else 0
+
+
+class ProviderLedgerBooks:
+    """`tasks.ProviderBooks` over the ledger."""
+
+    def __init__(self, ledger: Ledger, payee: Payee, credit: CreditBook, subnet: Callable[[PeerId], str]) -> None:
+        self._ledger = ledger
+        self._payee = payee
+        self._credit = credit
+        self._subnet = subnet
+
+    async def agreed(self, agreement: Agreement) -> None:
+        """Store an agreement."""
+        await self._ledger.add_agreement(agreement, role="provider")
+
+    async def open(self, agreement: Agreement) -> _ProviderAccount:
+        """The account of a task."""
+        row = await self._ledger.add_agreement(agreement, role="provider")
+        peer = PeerId(agreement.terms.requester)
+        known = await self._ledger.peer(peer)
+        if known is not None and known.banned:
+            raise LocalProtocolError(f"this requester is banned: {known.banned}", code=WireCode.CREDIT_EXHAUSTED)
+        chunk_pusd = _chunk_pusd(agreement)
+        first = await self._credit.first_window(peer, chunk_pusd=chunk_pusd)
+        maximum = agreement.terms.max_window
+        channel = await self._ledger.channel_in(row.channel)
+        return _ProviderAccount(
+            ledger=self._ledger,
+            payee=self._payee,
+            credit=self._credit,
+            agreement=agreement,
+            channel=row.channel,
+            subnet=self._subnet(peer),
+            chunk_pusd=chunk_pusd,
+            window=CreditWindow(size=min(first, maximum), maximum=maximum),
+            debt_pusd=0 if channel is None else channel.unpaid_pusd,
+        )
+
+
+class _ProviderAccount:
+    """`tasks.ProviderAccount`: credit is charged before a chunk is computed, money is owed once it is receipted."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        payee: Payee,
+        credit: CreditBook,
+        agreement: Agreement,
+        channel: ChannelId,
+        subnet: str,
+        chunk_pusd: int,
+        window: CreditWindow,
+        debt_pusd: int,
+    ) -> None:
+        self._ledger = ledger
+        self._payee = payee
+        self._credit = credit
+        self._agreement = agreement
+        self._peer = PeerId(agreement.terms.requester)
+        self._channel = channel
+        self._subnet = subnet
+        self._chunk_pusd = chunk_pusd
+        self._window = window
+        # What was left unpaid by earlier tasks stays owed and counts against credit, but a voucher that covers only
+        # this task's work moves this task on: a requester that lost a result before it could check it owes nothing.
+        self._debt_pusd = debt_pusd
+        self._owed: deque[int] = deque()  # what the channel has to have paid for each unpaid chunk, ascending
+        self._issued = trio.Event()
+
+    @property
+    def window(self) -> int:
+        """Chunks on credit, now."""
+        return self._window.size
+
+    @property
+    def unpaid(self) -> int:
+        """Chunks begun and not covered."""
+        return self._window.unpaid
+
+    async def begin(self) -> None:
+        """Charge one chunk to the credit of its requester."""
+        try:
+            await self._credit.charge(
+                self._peer,
+                subnet=self._subnet,
+                pusd=self._chunk_pusd,
+                unpaid_pusd=self._debt_pusd + self._chunk_pusd * self._window.unpaid,
+            )
+        except CreditExhausted as exc:
+            raise LocalProtocolError(str(exc), code=WireCode.CREDIT_EXHAUSTED) from exc
+        self._window.start()
+
+    async def drop(self) -> None:
+        """Give back the credit of a chunk that came to nothing."""
+        self._window.drop()
+        await self._credit.release(self._peer, pusd=self._chunk_pusd)
+
+    async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
+        """Store the receipt, and what it earns, then give its envelope."""
+        envelope = await self._ledger.record_receipt(payload, sign=sign)
+        if payload.code == 0:
+            row = await self._ledger.channel_in(self._channel)
+            owed_pusd = 0 if row is None else row.owed_pusd
+            self._owed.append(-(-max(0, owed_pusd - self._debt_pusd) // PUSD_PER_UUSD))
+            self._issued.set()
+        return envelope
+
+    async def wait_changed(self) -> None:
+        """Wait for the voucher that covers the oldest unpaid chunk."""
+        while not self._owed:
+            self._issued = trio.Event()
+            await self._issued.wait()
+        paid_uusd = await self._payee.wait_paid(self._channel, self._owed[0])
+        covered = 0
+        while self._owed and self._owed[0] <= paid_uusd:
+            self._owed.popleft()
+            covered += 1
+        self._window.paid(covered)
+
+    async def close(self) -> None:
+        """Mark the agreement as ended."""
+        task = self._agreement.task_id
+        for _ in range(self._window.unpaid - len(self._owed)):
+            await self.drop()
+        if self._owed:
+            await self._ledger.close_agreement(task, state="failed", reason="ended with unpaid chunks")
+        else:
+            await self._ledger.close_agreement(task, state="done")
+
+
+class RequesterLedgerBooks:
+    """`tasks.RequesterBooks` over the ledger; `serve` funds channels in the background.
+
+    Args:
+        budget_uusd: what all accounts that are opened together may cost.
+    """
+
+    def __init__(self, ledger: Ledger, payer: Payer) -> None:
+        self._ledger = ledger
+        self._payer = payer
+        self._needs: list[ChannelNeed] = []
+        self._wanted = trio.Event()
+        self.budget_pusd: int | None = None
+        self.accepted_pusd = 0
+        self.banned: set[PeerId] = set()
+        self.funding_error: Exception | None = None
+
+    async def load(self) -> None:
+        """Read who is banned from the ledger."""
+        self.banned.update(row.peer for row in await self._ledger.peers() if row.banned)
+
+    def start_budget(self, budget_uusd: int) -> None:
+        """From here on `budget_uusd` micro-USD may be accepted."""
+        self.budget_pusd = budget_uusd * PUSD_PER_UUSD
+        self.accepted_pusd = 0
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Fund channels as agreements come, several in one transaction. Runs until cancelled."""
+        await self.load()
+        task_status.started()
+        while True:
+            await self._wanted.wait()
+            await trio.sleep(_GATHER_S)
+            self._wanted = trio.Event()
+            needs, self._needs = self._needs, []
+            try:
+                await self._payer.open_channels(needs, deposit_uusd=sum(need.amount_uusd for need in needs))
+            except (PaymentError, ChainError) as exc:
+                self.funding_error = exc
+
+    async def open(self, agreement: Agreement) -> _RequesterAccount:
+        """Store the agreement and ask for its channel to be funded."""
+        terms = agreement.terms
+        await self._ledger.add_agreement(agreement, role="requester")
+        payee, peer = Address(terms.payee), PeerId(terms.provider)
+        self._needs.append(ChannelNeed(payee=payee, peer=peer, amount_uusd=terms.ceiling_uusd))
+        self._wanted.set()
+        return _RequesterAccount(self, self._ledger, agreement, self._payer.channel(payee, peer))
+
+    async def close(self, agreement: Agreement, *, reason: str = "") -> None:
+        """Mark the agreement as ended; its channel keeps what was put in."""
+        await self._ledger.close_agreement(agreement.task_id, state="failed" if reason else "done", reason=reason[:500])
+
+    async def failed(self, provider: PeerId, reason: str, *, ban: bool) -> None:
+        """Remember a provider's failure."""
+        await self._ledger.note_failure(provider)
+        if ban:
+            self.banned.add(provider)
+            await self._ledger.ban(provider, reason=reason[:500])
+
+
+class _RequesterAccount:
+    """`tasks.RequesterAccount`: what one agreement has cost so far."""
+
+    def __init__(self, books: RequesterLedgerBooks, ledger: Ledger, agreement: Agreement, channel: ChannelOut) -> None:
+        self._books = books
+        self._ledger = ledger
+        self._agreement = agreement
+        self._channel = channel
+        self._task = TaskId(agreement.task_id)
+        self._accepted_pusd = 0
+        self.paid_uusd = 0
+
+    async def accept(self, receipt: bytes, payload: ReceiptPayload, *, sampled: int) -> None:
+        """Store a checked receipt, unless that would pass the budget."""
+        books = self._books
+        pusd = payload.units * self._agreement.terms.price_pusd
+        if books.budget_pusd is not None and books.accepted_pusd + pusd > books.budget_pusd:
+            raise BudgetError(
+                f"the budget of {books.budget_pusd / PUSD_PER_UUSD / 1e6:.6f} USD is used up; raise it and run the "
+                "task again"
+            )
+        await self._channel.accept(self._task, [(payload, receipt)], sampled=sampled)
+        books.accepted_pusd += pusd
+        self._accepted_pusd += pusd
+
+    async def reject(self, receipt: bytes, payload: ReceiptPayload, reason: str) -> None:
+        """Keep a receipt as evidence."""
+        await self._ledger.reject_work(payload, receipt, reason=reason[:500])
+
+    async def pay(self) -> None:
+        """Send a voucher for everything accepted on the channel."""
+        covered_pusd = self._accepted_pusd
+        await self._channel.pay()
+        self.paid_uusd = -(-covered_pusd // PUSD_PER_UUSD)

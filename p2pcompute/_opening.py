@@ -1,0 +1,216 @@
+"""Opening a node's real parts: profile, keys, ledger, chain, libp2p. `node.compose_node` puts them together."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from p2pcompute._books import RequesterLedgerBooks
+from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
+from p2pcompute.errors import ChainError, InsufficientFunds, NoProviderError, ProfileInUse
+from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
+from p2pcompute.node import NodeServices, open_chain
+from p2pcompute.overlay import Overlay, open_libp2p
+from p2pcompute.payments import ChainHub, Outbox, Payer
+from p2pcompute.storage import Ledger, open_ledger
+from p2pcompute.tasks import Coordinator, TaskEvent
+from p2pcompute.tasks._coordinator import HOW_TO_GET_ONE
+from p2pcompute_protocols import channel
+from p2pcompute_protocols._binding import bind_signer
+from p2pcompute_protocols.ads import Device
+from p2pcompute_protocols.ids import PeerId
+
+if TYPE_CHECKING:
+    from p2pcompute.chain import ChainClient, HubClient
+    from p2pcompute.execution import WorkerPool
+
+__all__ = ["measure_device", "open_services", "wire_services"]
+
+_log = logging.getLogger("p2pcompute.node")
+
+_BINDING_MS: Final = 30 * 24 * 3_600_000
+_GAS_WEI: Final = 10**17  # below this a development account is filled up
+_GAS_GIFT_WEI: Final = 10**18
+
+
+@asynccontextmanager
+async def open_services(
+    *,
+    profile: str | Profile,
+    network: str,
+    bootstrap: Sequence[str],
+    chain: str | None,
+    listen: Sequence[str],
+    now_ms: Callable[[], int],
+) -> AsyncGenerator[tuple[NodeServices, Callable[[], int]]]:
+    """The parts of a node on a real network; see `open_node` for arguments and errors."""
+    directory = NetworkDir.named(network)
+    chain_url = chain or os.environ.get("P2PCOMPUTE_CHAIN") or directory.chain_url()
+    peers = _peers(directory, bootstrap)
+    if chain_url is None:
+        raise NoProviderError(f"No provider fits: no network {network!r} is running here. {HOW_TO_GET_ONE}")
+    async with AsyncExitStack() as stack:
+        place, ledger = await _open_profile(stack, profile, now_ms)
+        key = NodeKey.load_or_create(place.node_key)
+        wallet = WalletKey.load_or_create(place.wallet_key)
+        client, hub_client, terms = await stack.enter_async_context(open_chain(chain_url))
+        await ledger.bind_chain(terms)
+        overlay = await stack.enter_async_context(
+            open_libp2p(
+                key,
+                listen=listen,
+                record_validator=AdRecordValidator(network=network, now_ms=now_ms),
+                bootstrap=[address for address in peers if not address.endswith(f"/p2p/{key.peer_id}")],
+            )
+        )
+        stack.enter_context(directory.announce_node(key.peer_id, overlay.addresses))
+        services = wire_services(
+            key=key,
+            wallet=wallet,
+            overlay=overlay,
+            ledger=ledger,
+            hub=ChainHub(hub_client, terms=terms, private_key=wallet.private_key),
+            network=network,
+            now_ms=now_ms,
+            open_pool=_open_pool,
+            measure=measure_device,
+            fund_wallet=lambda amount_uusd: _fund_from_faucet(client, hub_client, wallet, amount_uusd),
+        )
+        await services.outbox.settle()
+        yield services, now_ms
+
+
+def _peers(directory: NetworkDir, bootstrap: Sequence[str]) -> list[str]:
+    found = [*bootstrap]
+    found += [address for address in os.environ.get("P2PCOMPUTE_BOOTSTRAP", "").split(",") if address]
+    for node in directory.nodes():
+        found += node.addresses[:1]
+    return list(dict.fromkeys(found))[:16]
+
+
+async def _open_profile(
+    stack: AsyncExitStack, profile: str | Profile, now_ms: Callable[[], int]
+) -> tuple[Profile, Ledger]:
+    place = Profile.named(profile) if isinstance(profile, str) else profile
+    try:
+        return place, await stack.enter_async_context(open_ledger(place.path, clock_ms=now_ms))
+    except ProfileInUse:
+        if isinstance(profile, Profile):
+            raise
+        place = stack.enter_context(Profile.ephemeral())
+        _log.info("another process has the profile %s open; using one that is gone afterwards", profile)
+        return place, await stack.enter_async_context(open_ledger(place.path, clock_ms=now_ms))
+
+
+def wire_services(
+    *,
+    key: NodeKey,
+    wallet: WalletKey,
+    overlay: Overlay,
+    ledger: Ledger,
+    hub: Any,
+    network: str,
+    now_ms: Callable[[], int],
+    open_pool: Callable[[int, bool], Any],
+    measure: Callable[[Any], Any],
+    fund_wallet: Callable[[int], Any],
+) -> NodeServices:
+    """Connect given parts to each other; the same for real and for simulated ones."""
+    now = now_ms()
+    binding = bind_signer(network, key.peer_id, wallet, sequence=now, expires_ms=now + _BINDING_MS)
+    outbox = Outbox(ledger=ledger, hub=hub)
+
+    async def dial(peer: PeerId) -> Any:
+        return await overlay.open_stream(peer, channel.PROTOCOL_ID)
+
+    payer = Payer(ledger=ledger, hub=hub, outbox=outbox, wallet=wallet, binding=binding, dial=dial)
+    board = AdBoard(network=network, now_ms=now_ms)
+    books = RequesterLedgerBooks(ledger, payer)
+    listeners: list[Callable[[TaskEvent], None]] = []
+
+    def emit(event: TaskEvent) -> None:
+        for listener in listeners:
+            listener(event)
+
+    coordinator = Coordinator(
+        overlay=overlay,
+        network=network,
+        signer=key,
+        chain=hub.terms,
+        binding=lambda: binding,
+        board=board,
+        discovery=Discovery(overlay=overlay, board=board, network=network, now_ms=now_ms),
+        books=books,
+        now_ms=now_ms,
+        emit=emit,
+        is_banned=books.banned.__contains__,
+    )
+    return NodeServices(
+        key=key,
+        wallet=wallet,
+        overlay=overlay,
+        ledger=ledger,
+        hub=hub,
+        outbox=outbox,
+        binding=binding,
+        payer=payer,
+        board=board,
+        ad_service=AdService(overlay=overlay, board=board, network=network, now_ms=now_ms),
+        books=books,
+        coordinator=coordinator,
+        open_pool=open_pool,
+        measure=measure,
+        fund_wallet=fund_wallet,
+        listeners=listeners,
+    )
+
+
+def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
+    from p2pcompute.execution import SandboxPolicy, WorkerPool
+
+    cores = len(os.sched_getaffinity(0))
+    return WorkerPool(threads=threads or cores, spare=1, policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed))
+
+
+async def measure_device(pool: WorkerPool) -> Device:
+    """The CPU of this machine and its score; measured once, in a worker."""
+    from p2pcompute.execution import measure_score, probe_devices
+
+    facts = probe_devices()[0]
+    path = home_dir() / "device.json"
+    note = read_json(path)
+    fingerprint = f"{facts.name}/{facts.cores}/{pool._threads}"
+    if note is not None and note.get("machine") == fingerprint and isinstance(note.get("score_milli"), int):
+        score = max(1, int(note["score_milli"]))
+    else:
+        score = max(1, (await measure_score(pool)).score)
+        write_json(path, {"machine": fingerprint, "score_milli": score})
+    return Device(
+        kind="cpu",
+        name="".join(c for c in facts.name if c.isprintable())[:48] or "cpu",
+        slots=1,
+        memory_bytes=facts.memory_bytes,
+        score_milli=score,
+        scores=((1, score),),
+    )
+
+
+async def _fund_from_faucet(client: ChainClient, hub: HubClient, wallet: WalletKey, amount_uusd: int) -> None:
+    """Have the development chain fill up this wallet: gas, and `amount_uusd` of test money at least."""
+    from p2pcompute.chain import faucet
+
+    wei = await hub.balance_wei(wallet.address)
+    tokens = await hub.token_balance_uusd(wallet.address) + await hub.balance_uusd(wallet.address)
+    missing = max(0, amount_uusd - tokens)
+    if wei >= _GAS_WEI and not missing:
+        return
+    try:
+        await faucet(client, wallet.address, wei=0 if wei >= _GAS_WEI else _GAS_GIFT_WEI, token_uusd=missing)
+    except ChainError as exc:
+        raise InsufficientFunds(
+            f"the wallet 0x{wallet.address.hex()} lacks {missing} micro-USD and the chain's faucet gives none: {exc}"
+        ) from exc

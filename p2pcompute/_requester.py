@@ -1,0 +1,300 @@
+"""The requester's side of a node: cut the work, price it, have it done, put the rows in place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import trio
+
+from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
+from p2pcompute.errors import BudgetError, KernelTypeError
+from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
+from p2pcompute.tasks._work import chunk_work, row_bytes
+from p2pcompute_protocols.errors import LocalProtocolError
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.limits import MAX_OUTPUT_BYTES
+from p2pcompute_protocols.money import owed_uusd
+from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
+from p2pcompute_protocols.work import ChunkWork
+
+if TYPE_CHECKING:
+    from p2pcompute.execution import WorkerSession
+    from p2pcompute.kernel import Binding, ConfiguredKernel, Kernel
+
+__all__ = ["LANGUAGE", "Chunk", "RunOptions", "TaskRun", "parse_usd"]
+
+LANGUAGE: Final = "strict-1"
+_CHUNK_TARGET_US: Final = 400_000  # of one reference core
+_CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
+_CALIBRATE_THREADS: Final = 2_048
+_CALIBRATE_S: Final = 30.0
+_DEFAULT_PRICE_LIMIT_PUSD: Final = 2_778  # 10 USD an hour of a reference core
+
+
+def parse_usd(amount: str | float) -> int:
+    """Micro-USD of an amount such as "0.01 USD", "$0.01", 0.01 (USD) or "250 uusd".
+
+    Raises:
+        ValueError: it is not an amount, is negative, or is finer than a micro-USD.
+    """
+    from decimal import Decimal, InvalidOperation
+
+    text = str(amount).strip().lower().replace("$", "").replace(",", "")
+    scale = 1_000_000
+    for unit, value in (("micro-usd", 1), ("uusd", 1), ("usd", 1_000_000)):
+        if text.endswith(unit):
+            text, scale = text[: -len(unit)].strip(), value
+            break
+    try:
+        value_uusd = Decimal(text) * scale
+    except InvalidOperation:
+        raise ValueError(f"{amount!r} is not an amount; write it as '0.01 USD'") from None
+    if not value_uusd.is_finite() or value_uusd < 0 or value_uusd != value_uusd.to_integral_value():
+        raise ValueError(f"{amount!r} is not a positive number of micro-USD; write it as '0.01 USD'")
+    return int(value_uusd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How a task is run.
+
+    Attributes:
+        budget: the most it may cost, such as "0.01 USD".
+        chunks: how many chunks to cut it into; chosen from a calibration run where None.
+        max_providers: how many providers at once.
+        deadline_s: seconds from now.
+        samples: private samples a chunk; 0 trusts providers and is visible in the agreement.
+        max_price: the most that an hour of a reference core may cost.
+        device: "cpu", "cuda" or "any".
+        on_event: gets every `TaskEvent`; must not block.
+    """
+
+    budget: str | int | float = "0.10 USD"
+    chunks: int | None = None
+    max_providers: int = 8
+    deadline_s: float = 3_600.0
+    samples: int = DEFAULT_SAMPLES
+    max_price: str | int | float | None = None
+    device: str = "any"
+    on_event: Callable[[TaskEvent], None] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A checked chunk.
+
+    Attributes:
+        index: which of `total` chunks. `replaces` says that this index was given before, by a provider that has
+            since been caught lying: this one counts.
+        first_block, blocks: the blocks of the launch that it covers.
+        rows: for each output, an array of shape ``(blocks * threads a block, *row)`` in thread order.
+        provider: who computed it.
+    """
+
+    index: int
+    total: int
+    first_block: int
+    blocks: int
+    rows: tuple[np.ndarray[Any, Any], ...]
+    provider: PeerId
+    replaces: bool
+
+
+class _Pool(Protocol):
+    def session(self) -> Any: ...
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskRun:
+    """One task of this node, from arguments to chunks."""
+
+    kernel: Kernel | ConfiguredKernel
+    args: tuple[Any, ...]
+    options: RunOptions
+    coordinator: Coordinator
+    pool: Callable[[], Awaitable[_Pool]]
+    score_milli: Callable[[], Awaitable[int]]
+    fund: Callable[[int], Awaitable[None]]
+    start_budget: Callable[[int], None]
+    now_ms: Callable[[], int]
+
+    def bind(self) -> Binding:
+        """Check kernel and arguments; raises `KernelError` before anything else happens."""
+        return self.kernel.bind(*self.args)
+
+    def _emit(self, event: TaskEvent) -> None:
+        if self.options.on_event is not None:
+            self.options.on_event(event)
+
+    async def execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]]) -> None:
+        """Run the task; `deliver` gets each checked chunk. Errors as `Coordinator.run` and `BudgetError`."""
+        options = self.options
+        budget_uusd = parse_usd(options.budget)
+        requirement = Requirement(
+            kinds=("cpu", "cuda") if options.device == "any" else (options.device,),
+            memory_bytes=0,
+            features=(),
+            min_score_milli=0,
+        )
+        limit = _DEFAULT_PRICE_LIMIT_PUSD if options.max_price is None else _per_unit_pusd(options.max_price)
+        # Before anything that takes time: is anybody there?
+        found = await self.coordinator.candidates(
+            requirement, units=1, fp="strict", language=LANGUAGE, max_price_pusd=limit, wanted=1
+        )
+        self._emit(Compiling())
+        pool = await self.pool()
+        async with pool.session() as worker:
+            compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
+            units_per_thread = await self._calibrate(worker, binding)
+            work, blobs = self._cut(binding, units_per_thread)
+            found = await self.coordinator.candidates(
+                requirement,
+                units=work.units_per_chunk,
+                fp="strict",
+                language=LANGUAGE,
+                max_price_pusd=limit,
+                wanted=min(4, options.max_providers),
+            )
+            total_units = math.ceil(work.units_per_chunk * binding.launch.blocks / work.blocks_per_chunk)
+            cheapest = min(candidate.option.price_pusd for candidate in found)
+            estimate_uusd = owed_uusd(total_units, cheapest)
+            if estimate_uusd > budget_uusd:
+                raise BudgetError(
+                    f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and the budget is "
+                    f"{budget_uusd / 1e6:.6f} USD; raise the budget, or cut the work. No money has moved."
+                )
+            self._emit(
+                TaskStarted(
+                    chunks=work.chunks,
+                    units_per_chunk=work.units_per_chunk,
+                    estimate_uusd=estimate_uusd,
+                    ceiling_uusd=budget_uusd,
+                )
+            )
+            await self.fund(budget_uusd * min(options.max_providers, max(len(found), 1)))
+            self.start_budget(budget_uusd)
+            sampler = Sampler(
+                worker,
+                binding.layout.outputs,
+                compiled.row_shapes,
+                per_chunk=max(1, options.samples),
+            )
+            request = TaskRequest(
+                work=work,
+                blobs=blobs,
+                requirement=requirement,
+                max_price_pusd=limit,
+                ceiling_uusd=budget_uusd,
+                check=CheckPolicy(kind="sample" if options.samples else "none", per_chunk=options.samples),
+                fp="strict",
+                language=LANGUAGE,
+                deadline_ms=self.now_ms() + int(options.deadline_s * 1000),
+                max_providers=options.max_providers,
+            )
+            await self._coordinate(request, work, binding, sampler, deliver)
+
+    async def _coordinate(
+        self,
+        request: TaskRequest,
+        work: ChunkWork,
+        binding: Binding,
+        sampler: Sampler,
+        deliver: Callable[[Chunk], Awaitable[None]],
+    ) -> None:
+        threads = binding.launch.threads_per_block
+        seen: set[int] = set()
+
+        async def check(index: int, output: bytes) -> SampleReport:
+            if request.check.kind == "none":
+                return SampleReport(checked=0, mismatched=0)
+            first, blocks = work.chunk_range(index)
+            return await sampler.check(first * threads, blocks * threads, output)
+
+        async def hand_over(index: int, output: bytes, provider: PeerId) -> None:
+            first, blocks = work.chunk_range(index)
+            rows: list[np.ndarray[Any, Any]] = []
+            at = 0
+            for spec, row in zip(binding.layout.outputs, binding.layout.row_shapes, strict=True):
+                shape = (blocks * threads, *row)
+                array = np.frombuffer(
+                    output, dtype=np.dtype(spec.dtype).newbyteorder("<"), count=math.prod(shape), offset=at
+                ).reshape(shape)
+                at += array.nbytes
+                rows.append(array.astype(spec.dtype, copy=False))
+            replaces = index in seen
+            seen.add(index)
+            await deliver(
+                Chunk(
+                    index=index,
+                    total=work.chunks,
+                    first_block=first,
+                    blocks=blocks,
+                    rows=tuple(rows),
+                    provider=provider,
+                    replaces=replaces,
+                )
+            )
+
+        await self.coordinator.run(request, deliver=hand_over, check=check)
+
+    async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
+        """Units (microseconds of a reference core) of one thread, from a few threads all over the launch."""
+        rng = np.random.default_rng()
+        launch = binding.launch
+        count = min(_CALIBRATE_THREADS, launch.threads)
+        picked = np.sort(rng.integers(0, launch.threads, size=count, dtype=np.int64))
+        best = math.inf
+        with trio.fail_after(_CALIBRATE_S * 2):
+            for _ in range(2):  # the first run warms caches
+                run = await worker.run_threads(picked, timeout_s=_CALIBRATE_S)
+                best = min(best, run.wall_ns / count)
+        return best / 1_000 * await self.score_milli() / 1_000
+
+    def _cut(self, binding: Binding, units_per_thread: float) -> tuple[ChunkWork, dict[bytes, bytes]]:
+        launch = binding.launch
+        from p2pcompute.tasks._work import wire_args
+
+        block_units = units_per_thread * launch.threads_per_block
+        block_bytes = launch.threads_per_block * row_bytes(wire_args(binding)[0], binding.layout.row_shapes)
+        if block_bytes > MAX_OUTPUT_BYTES:
+            raise KernelTypeError(
+                f"one block writes {block_bytes} bytes", instead=f"use blocks that write at most {MAX_OUTPUT_BYTES}"
+            )
+        if self.options.chunks is not None:
+            per_chunk = -(-launch.blocks // max(1, self.options.chunks))
+        else:
+            per_chunk = max(1, int(_CHUNK_TARGET_US / max(block_units, 1e-9)))
+            per_chunk = min(per_chunk, max(1, _CHUNK_TARGET_BYTES // block_bytes), launch.blocks)
+        per_chunk = min(per_chunk, max(1, MAX_OUTPUT_BYTES // block_bytes))
+        try:
+            return chunk_work(
+                binding, blocks_per_chunk=per_chunk, units_per_chunk=max(1, math.ceil(block_units * per_chunk))
+            )
+        except LocalProtocolError as exc:
+            raise KernelTypeError(
+                f"the call is over a bound of the protocol: {exc}",
+                instead="send less input (at most 64 MiB) or cut the launch into several calls",
+            ) from exc
+
+
+def _per_unit_pusd(price: str | float) -> int:
+    """Pico-USD per unit (a microsecond of a reference core) of a price per hour."""
+    return parse_usd(price) * 1_000_000 // 3_600_000_000
+
+
+def _inputs(binding: Binding) -> dict[int, Any]:
+    from p2pcompute.execution import InputSpec, OutputSpec
+
+    inputs: dict[int, Any] = {}
+    values = iter(binding.values)
+    for position, spec in enumerate(binding.specs):
+        if isinstance(spec, OutputSpec):
+            continue
+        value = next(values)
+        if isinstance(spec, InputSpec):
+            inputs[position] = value
+    return inputs

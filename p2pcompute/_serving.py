@@ -1,0 +1,169 @@
+"""The provider's side of a node: measure, advertise, bid, compute, be paid, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
+from p2pcompute.payments import CreditBook, CreditPolicy, Payee, Settler, subnet_of
+from p2pcompute.tasks import TaskService
+from p2pcompute_protocols import ads, channel
+from p2pcompute_protocols.ads import Availability, CapabilityAd, Device, PricedOption
+from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
+
+from ._books import ProviderLedgerBooks
+from ._requester import LANGUAGE, parse_usd
+
+if TYPE_CHECKING:
+    from p2pcompute.execution import WorkerPool
+    from p2pcompute.tasks._provider import OutputFault
+
+    from .node import Node
+
+__all__ = ["DEFAULT_PRICE", "ProviderOptions", "ProviderRole"]
+
+DEFAULT_PRICE: Final = "0.05 USD"
+_US_PER_HOUR: Final = 3_600_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderOptions:
+    """What a provider sells.
+
+    Attributes:
+        price: USD for an hour of a reference core (a device that is twice as fast earns twice as much an hour).
+        slots: chunks computed at once.
+        threads: processor threads of each worker; None takes all cores over the slots.
+        max_window: chunks that a paying requester may owe at most.
+        allow_unsandboxed: run strangers' kernels although this kernel has neither Landlock nor seccomp.
+        credit: limits of what strangers may owe.
+        region: free text for requesters that ask for one.
+        fault: alters outputs, for tests and demonstrations of what checking catches.
+    """
+
+    price: str | int | float = DEFAULT_PRICE
+    slots: int = 1
+    threads: int | None = None
+    max_window: int = 8
+    allow_unsandboxed: bool = False
+    credit: CreditPolicy = CreditPolicy()  # noqa: RUF009  frozen
+    region: str | None = None
+    fault: OutputFault | None = None
+    claim_above_uusd: int = 1_000_000
+
+
+class ProviderRole:
+    """Everything that a node does as a provider, composed in one nursery by `serve`."""
+
+    def __init__(self, node: Node, options: ProviderOptions, pool: WorkerPool, device: Device) -> None:
+        self.node = node
+        self.options = options
+        self.device = device
+        self.price_pusd = parse_usd(options.price) * 1_000_000 // _US_PER_HOUR
+        services = node.services
+        self.payee = Payee(
+            ledger=services.ledger,
+            hub=services.hub,
+            payee=services.wallet.address,
+            network=node.network,
+            clock_ms=node.now_ms,
+        )
+        self.credit = CreditBook(ledger=services.ledger, policy=options.credit, clock_ms=node.now_ms)
+        self.settler = Settler(
+            ledger=services.ledger,
+            hub=services.hub,
+            outbox=services.outbox,
+            cap_uusd=options.claim_above_uusd,
+            clock_ms=node.now_ms,
+        )
+        self.tasks = TaskService(
+            overlay=services.overlay,
+            network=node.network,
+            signer=services.key,
+            workers=pool,
+            books=ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet),
+            now_ms=node.now_ms,
+            slots=trio.CapacityLimiter(options.slots),
+            max_tasks=options.slots * 4,
+            score_milli=device.score_milli,
+            fault=options.fault,
+        )
+        self.negotiations = NegotiationService(
+            overlay=services.overlay,
+            network=node.network,
+            signer=services.key,
+            now_ms=node.now_ms,
+            policy=FixedPricePolicy(
+                device=device,
+                chain=services.hub.terms,
+                payee=services.wallet.address,
+                language=LANGUAGE,
+                price_pusd=self.price_pusd,
+                max_window=options.max_window,
+                now_ms=node.now_ms,
+                has_room=lambda: not self.tasks.draining and len(self.tasks.active) < self.tasks.max_tasks,
+                first_window=self._first_window,
+            ),
+            agreed=self.tasks.books.agreed,
+        )
+
+    def _subnet(self, peer: PeerId) -> str:
+        addresses = self.node.services.overlay.addresses_of(peer)
+        return subnet_of(
+            addresses[0] if addresses else "",
+            peer,
+            loopback_is_one_subnet=self.options.credit.loopback_is_one_subnet,
+        )
+
+    async def _first_window(self, peer: PeerId, chunk_pusd: int) -> int:
+        known = await self.node.services.ledger.peer(peer)
+        if known is not None and known.banned:
+            raise LocalProtocolError("we do not deal with you", code=WireCode.CREDIT_EXHAUSTED)
+        return await self.credit.first_window(peer, chunk_pusd=chunk_pusd)
+
+    def make_ad(self, sequence: int) -> tuple[CapabilityAd, bytes]:
+        """This node's signed ad, as things stand now."""
+        services, now = self.node.services, self.node.now_ms()
+        ad = CapabilityAd(
+            version=1,
+            peer_id=services.key.peer_id,
+            sequence=sequence,
+            issued_ms=now,
+            expires_ms=now + AD_LIFETIME_MS,
+            addresses=services.overlay.addresses[:8],
+            devices=(self.device,),
+            resources=((2, self.device.slots), (3, self.device.memory_bytes)),
+            features=(),
+            options=(
+                PricedOption(work=1, fp="strict", price_pusd=self.price_pusd, max_window=self.options.max_window),
+            ),
+            language=(LANGUAGE,),
+            chain=services.hub.terms,
+            binding=services.binding,
+            availability=Availability(idle_only=False, draining=self.tasks.draining),
+            region=self.options.region,
+        )
+        return ad, ads.seal_ad(ad, network=self.node.network, signer=services.key)
+
+    async def serve(self, ad_service: AdService, *, task_status: trio.TaskStatus[None]) -> None:
+        """Sell until cancelled; the last checkpoint is `checkpoint`'s."""
+        services = self.node.services
+        services.overlay.handle(channel.PROTOCOL_ID, self.payee.serve_channel)
+        self.tasks.register()
+        self.negotiations.register()
+        ad_service.make_ad = self.make_ad
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ad_service.sell)
+            await nursery.start(self.settler.serve)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def drain(self, changed: Callable[[], Any]) -> None:
+        """Take no more work; what runs goes on."""
+        self.tasks.draining = True
+        changed()

@@ -1,0 +1,56 @@
+"""The synchronous door: one call opens a node, runs a kernel and closes the node."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sniffio
+import trio
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from .kernel import ConfiguredKernel, Kernel
+
+__all__ = ["run"]
+
+_NODE_OPTIONS = frozenset({"bootstrap", "chain", "listen", "network", "profile"})
+
+
+def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
+    """Run a kernel on the network, from synchronous code.
+
+    Args:
+        kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``.
+        args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output.
+        options: those of `Node.run` (budget, chunks, max_providers, deadline_s, samples, …) and those of `open_node`
+            (profile, network, bootstrap, chain, listen).
+
+    Returns:
+        The output array, or a tuple of them.
+
+    Raises:
+        ConfigError: called from async code; use ``await node.run(…)`` there.
+        P2PComputeError: as `Node.run` and `open_node`.
+
+    Ctrl-C ends the task: providers stop and bill nothing more, and KeyboardInterrupt is raised.
+    """
+    from .node import open_node
+
+    try:
+        library = sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        pass
+    else:
+        raise ConfigError(
+            f"p2p.run was called from {library} code; open a node with `async with p2p.open_node() as node` and use "
+            "`await node.run(…)`, or call it in a thread"
+        )
+    kernel.bind(*args)  # what is wrong with the kernel is said before anything is opened
+    node_options = {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
+
+    async def main() -> Any:
+        async with open_node(**node_options) as node:
+            return await node.run(kernel, *args, **options)
+
+    return trio.run(main)

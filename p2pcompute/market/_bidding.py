@@ -1,0 +1,87 @@
+"""How a provider decides on an order: capacity, chain, language, price, credit."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from p2pcompute_protocols.ads import Device
+from p2pcompute_protocols.envelope import Envelope
+from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.ids import Address, PeerId
+from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.negotiation import BidPayload, OrderPayload
+from p2pcompute_protocols.work import ChunkWork
+
+__all__ = ["FixedPricePolicy"]
+
+_BID_LIFETIME_MS: Final = 30_000
+_CHUNK_SLACK: Final = 8  # a chunk may take so many times its estimate
+_CHUNK_MIN_MS: Final = 20_000
+_CHUNK_MAX_MS: Final = 10 * 60_000
+
+
+@dataclass(slots=True, kw_only=True)
+class FixedPricePolicy:
+    """Bids a fixed price per unit for what the device can do.
+
+    `first_window` gives how many chunks a peer may owe at first (its credit); `has_room` whether another task fits.
+    """
+
+    device: Device
+    chain: ChainTerms
+    payee: Address
+    language: str
+    price_pusd: int
+    max_window: int
+    now_ms: Callable[[], int]
+    has_room: Callable[[], bool]
+    first_window: Callable[[PeerId, int], Awaitable[int]]
+
+    async def bid(self, requester: PeerId, order: Envelope, payload: OrderPayload) -> BidPayload:
+        """Decide on an order.
+
+        Raises:
+            LocalProtocolError: the typed refusal.
+        """
+        self._check(payload)
+        work = payload.work
+        if not isinstance(work, ChunkWork):
+            raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
+        window = await self.first_window(requester, work.units_per_chunk * self.price_pusd)
+        estimate_ms = work.units_per_chunk * 1_000 // self.device.score_milli // 1_000
+        now = self.now_ms()
+        return BidPayload(
+            order_digest=order.digest,
+            price_pusd=self.price_pusd,
+            slots=1,
+            credit_window=min(window, self.max_window),
+            max_window=self.max_window,
+            payee=bytes(self.payee),
+            score_milli=self.device.score_milli,
+            valid_until_ms=now + _BID_LIFETIME_MS,
+            chunk_timeout_ms=min(_CHUNK_MAX_MS, max(_CHUNK_MIN_MS, estimate_ms * _CHUNK_SLACK)),
+            timeout_payer="provider",
+        )
+
+    def _check(self, payload: OrderPayload) -> None:
+        requirement = payload.requirement
+        if not self.has_room():
+            raise LocalProtocolError("no slot is free; try later", code=WireCode.NO_CAPACITY)
+        if payload.chain != self.chain:
+            raise LocalProtocolError("we settle on another chain, hub or token", code=WireCode.CHAIN_MISMATCH)
+        if payload.language != self.language:
+            raise LocalProtocolError(f"we speak {self.language}", code=WireCode.UNSUPPORTED)
+        if payload.fp != "strict":
+            raise LocalProtocolError("we compute in strict mode", code=WireCode.UNSUPPORTED)
+        if payload.max_price_pusd < self.price_pusd:
+            raise LocalProtocolError(f"our price is {self.price_pusd} pUSD a unit", code=WireCode.PRICE_TOO_LOW)
+        if (
+            self.device.kind not in requirement.kinds
+            or self.device.memory_bytes < requirement.memory_bytes
+            or self.device.score_milli < requirement.min_score_milli
+        ):
+            raise LocalProtocolError("no device of ours is as required", code=WireCode.UNSUPPORTED)
+        if payload.deadline_ms <= self.now_ms():
+            raise LocalProtocolError("the deadline has passed", code=WireCode.EXPIRED)

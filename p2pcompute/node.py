@@ -1,0 +1,377 @@
+"""A node: opens the services, each in one visible nursery, and offers what users do with them.
+
+    async with p2p.open_node() as node:
+        z = await node.run(saxpy, p2p.out(y.shape, y.dtype), np.float32(2), x, y, budget="0.01 USD")
+
+A node is a requester from the start; `node.serve(…)` makes it a provider as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+
+import trio
+
+from p2pcompute._books import RequesterLedgerBooks
+from p2pcompute._profile import Profile
+from p2pcompute._requester import Chunk, RunOptions, TaskRun
+from p2pcompute._serving import ProviderOptions, ProviderRole
+from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
+from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.market import AdBoard, AdService
+from p2pcompute.overlay import Overlay
+from p2pcompute.payments import Hub, Outbox, Payer
+from p2pcompute.storage import Ledger
+from p2pcompute.tasks import Coordinator, TaskEvent
+from p2pcompute_protocols._binding import SignerBinding
+from p2pcompute_protocols.ads import Device
+from p2pcompute_protocols.ids import ChannelId, PeerId
+from p2pcompute_protocols.money import ChainTerms
+
+if TYPE_CHECKING:
+    from p2pcompute.chain import ChainClient, HubClient
+    from p2pcompute.execution import WorkerPool
+    from p2pcompute.kernel import ConfiguredKernel, Kernel
+
+__all__ = ["Node", "NodeServices", "compose_node", "open_chain", "open_node"]
+
+_log = logging.getLogger("p2pcompute.node")
+
+_BINDING_MS: Final = 30 * 24 * 3_600_000
+_CHECKPOINT_S: Final = 20.0
+DEV_GAS_WEI: Final = 10**18
+
+
+def wall_clock_ms() -> int:
+    """UNIX time in milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(slots=True, kw_only=True)
+class NodeServices:
+    """What a node is made of; tests put other parts in place of these."""
+
+    key: NodeKey
+    wallet: WalletKey
+    overlay: Overlay
+    ledger: Ledger
+    hub: Hub
+    outbox: Outbox
+    binding: SignerBinding
+    payer: Payer
+    board: AdBoard
+    ad_service: AdService
+    books: RequesterLedgerBooks
+    coordinator: Coordinator
+    open_pool: Callable[[int, bool], WorkerPool]
+    measure: Callable[[WorkerPool], Any]
+    fund_wallet: Callable[[int], Any]
+    listeners: list[Callable[[TaskEvent], None]] = field(default_factory=list)
+
+
+class Node:
+    """A node on the network. Made by `open_node`.
+
+    Attributes:
+        network: the network's ID.
+        peer_id: who we are.
+    """
+
+    def __init__(
+        self, services: NodeServices, nursery: trio.Nursery, *, network: str, now_ms: Callable[[], int]
+    ) -> None:
+        self.services = services
+        self.network = network
+        self.now_ms = now_ms
+        self.peer_id: PeerId = services.key.peer_id
+        self.provider: ProviderRole | None = None
+        self.started_ms = now_ms()
+        self._nursery = nursery
+        self._pool: WorkerPool | None = None
+        self._device: Device | None = None
+        self._pool_lock = trio.Lock()
+        self._run_lock = trio.Lock()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Multiaddrs that reach this node, each ending in ``/p2p/<peer id>``."""
+        return self.services.overlay.addresses
+
+    async def _worker_pool(self, threads: int = 0, allow_unsandboxed: bool = False) -> WorkerPool:
+        async with self._pool_lock:
+            if self._pool is None:
+                pool = self.services.open_pool(threads, allow_unsandboxed)
+                await self._nursery.start(pool.serve)
+                self._pool = pool
+            return self._pool
+
+    async def device(self) -> Device:
+        """This machine's device with its measured score."""
+        pool = await self._worker_pool()
+        if self._device is None:
+            self._device = await self.services.measure(pool)
+        return self._device
+
+    async def _score_milli(self) -> int:
+        return (await self.device()).score_milli
+
+    def _task(self, kernel: Kernel | ConfiguredKernel, args: tuple[Any, ...], options: RunOptions) -> TaskRun:
+        return TaskRun(
+            kernel=kernel,
+            args=args,
+            options=options,
+            coordinator=self.services.coordinator,
+            pool=self._worker_pool,
+            score_milli=self._score_milli,
+            fund=self.services.fund_wallet,
+            start_budget=self.services.books.start_budget,
+            now_ms=self.now_ms,
+        )
+
+    async def run(self, kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
+        """Run a kernel on the network and give its outputs.
+
+        Args:
+            kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``.
+            args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output.
+            options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, max_price, device,
+                on_event.
+
+        Returns:
+            The output array, or a tuple of them where there are several.
+
+        Raises:
+            KernelError: the kernel or an argument is refused; nothing was sent.
+            NoProviderError, BudgetError: no money has moved.
+            ChunkFailed, TaskTimeout, TaskError, PaymentError: what was paid is covered by checked receipts.
+
+        Cancellation: providers stop and bill nothing more.
+        """
+        task = self._task(kernel, args, RunOptions(**options))
+        binding = task.bind()
+        outputs = binding.empty_outputs()
+
+        async def place(chunk: Chunk) -> None:
+            for position, (rows, target) in enumerate(zip(chunk.rows, outputs, strict=True)):
+                binding.layout.scatter(position, chunk.first_block, chunk.blocks, rows, target)
+
+        await self._execute(task, binding, place)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    async def _execute(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any]) -> None:
+        emit = task.options.on_event
+        # One task at a time: budgets and events are kept per task.
+        async with self._run_lock:
+            if emit is not None:
+                self.services.listeners.append(emit)
+            failure: P2PComputeError | None = None
+            try:
+                await task.execute(binding, deliver)
+            except* P2PComputeError as group:
+                failure = _leaf(group)
+            finally:
+                if emit is not None:
+                    self.services.listeners.remove(emit)
+            if failure is not None:
+                raise failure
+
+    def map(self, kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> ChunkStream:
+        """Run a kernel and iterate over its checked chunks as they come, in no order.
+
+        ``async for chunk in node.map(…)``; leave early with ``async with node.map(…) as chunks``. Arguments and
+        errors are those of `run`, raised by the iteration; kernel errors at once.
+        """
+        task = self._task(kernel, args, RunOptions(**options))
+        return ChunkStream(self, task, task.bind())
+
+    async def serve(
+        self, *, task_status: trio.TaskStatus[ProviderRole] = trio.TASK_STATUS_IGNORED, **options: Any
+    ) -> NoReturn:
+        """Be a provider until cancelled; then claim what was earned, in one checkpoint.
+
+        Args:
+            options: fields of `ProviderOptions`: price, slots, threads, max_window, region, credit, …
+
+        Raises:
+            SandboxError: strangers' kernels can't be locked in here; says what is missing.
+            ConfigError: this node serves already.
+        """
+        if self.provider is not None:
+            raise ConfigError("this node serves already; open another one for other settings")
+        chosen = ProviderOptions(**options)
+        pool = await self._worker_pool(chosen.threads or 0, chosen.allow_unsandboxed)
+        measured = await self.device()
+        device = Device(
+            kind=measured.kind,
+            name=measured.name,
+            slots=chosen.slots,
+            memory_bytes=measured.memory_bytes,
+            score_milli=measured.score_milli,
+            scores=measured.scores,
+        )
+        await self.services.fund_wallet(0)
+        role = self.provider = ProviderRole(self, chosen, pool, device)
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(role.serve, self.services.ad_service)
+                task_status.started(role)
+                await trio.sleep_forever()
+        finally:
+            self.provider = None
+            with trio.CancelScope(shield=True), trio.move_on_after(_CHECKPOINT_S):
+                await self.checkpoint(role)
+        raise AssertionError("unreachable")
+
+    async def checkpoint(self, role: ProviderRole | None = None) -> dict[ChannelId, int]:
+        """Claim on chain what vouchers are worth; channels stay open. Total claimed per channel, in micro-USD."""
+        role = role or self.provider
+        if role is None:
+            return {}
+        try:
+            return await role.settler.checkpoint()
+        except ChainError as exc:
+            _log.warning("no checkpoint: %s; vouchers are kept and claimed next time", exc)
+            return {}
+
+
+class ChunkStream:
+    """The chunks of one task, as an async iterator; an async context manager that ends the task when left."""
+
+    def __init__(self, node: Node, task: TaskRun, binding: Any) -> None:
+        self._node = node
+        self._task = task
+        self._binding = binding
+        self._scope = trio.CancelScope()
+        self._started = False
+        self._failure: P2PComputeError | None = None
+        self._send, self._receive = trio.open_memory_channel[Chunk](0)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End the task; providers stop."""
+        self._scope.cancel()
+        await self._receive.aclose()
+
+    def __aiter__(self) -> ChunkStream:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        if not self._started:
+            self._started = True
+            self._node._nursery.start_soon(self._run)
+        try:
+            return await self._receive.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            if self._failure is not None:
+                raise self._failure from None
+            raise StopAsyncIteration from None
+
+    async def _run(self) -> None:
+        with self._scope:
+            try:
+                await self._node._execute(self._task, self._binding, self._send.send)
+            except P2PComputeError as exc:
+                self._failure = exc
+            except trio.BrokenResourceError:
+                pass  # whoever iterated has left
+            finally:
+                self._send.close()
+
+    def __del__(self) -> None:
+        # A loop that was left with `break` drops the iterator; its task must not go on unseen.
+        if self._started:
+            self._scope.cancel()
+
+
+def _leaf(group: BaseExceptionGroup[P2PComputeError]) -> P2PComputeError:
+    """The first plain error in a group."""
+    inner: BaseException = group
+    while isinstance(inner, BaseExceptionGroup):
+        inner = inner.exceptions[0]
+    assert isinstance(inner, P2PComputeError)
+    return inner
+
+
+@asynccontextmanager
+async def compose_node(services: NodeServices, *, network: str, now_ms: Callable[[], int]) -> AsyncGenerator[Node]:
+    """Run a node's services while the context is open; everything of it is in this one nursery."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        await nursery.start(services.ad_service.serve)
+        await nursery.start(services.books.serve)
+        try:
+            yield Node(services, nursery, network=network, now_ms=now_ms)
+        except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
+            failure = exc
+        nursery.cancel_scope.cancel()
+        with trio.CancelScope(shield=True), trio.move_on_after(1):
+            await services.payer.aclose()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def open_chain(url: str) -> AsyncGenerator[tuple[ChainClient, HubClient, ChainTerms]]:
+    """Connect to a development chain and its hub.
+
+    Raises:
+        ChainUnreachable: nothing answers there. ConfigError: it has no hub that we know of.
+    """
+    from p2pcompute.chain import ChainClient, HubClient, dev_info
+    from p2pcompute.errors import RpcError
+
+    async with ChainClient(url) as client:
+        try:
+            info = await dev_info(client)
+        except RpcError as exc:
+            raise ConfigError(
+                "this endpoint is not p2pcompute's development chain; other chains come with a deployed hub, which "
+                "this version does not take yet. Start one with `p2pcompute up` or `p2pcompute testnet up`"
+            ) from exc
+        terms = ChainTerms(chain_id=info.chain_id, hub=bytes(info.hub), token=bytes(info.token), decimals=6)
+        yield client, HubClient(client, info.hub, info.token), terms
+
+
+@asynccontextmanager
+async def open_node(
+    *,
+    profile: str | Profile = "default",
+    network: str = "local",
+    bootstrap: Sequence[str] = (),
+    chain: str | None = None,
+    listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+) -> AsyncGenerator[Node]:
+    """Open a node of this profile; keys and ledger are made on first use.
+
+    Args:
+        profile: its name, or a `Profile`. Where another process has it open, an ephemeral one is used instead: it
+            lives on a development chain's free money and is gone afterwards.
+        network: the network's ID.
+        bootstrap: multiaddrs of peers to join by; P2PCOMPUTE_BOOTSTRAP (comma-separated) and the nodes of this
+            network that run on this machine come on top.
+        chain: JSON-RPC URL; P2PCOMPUTE_CHAIN, then the embedded chain of this machine, where None.
+        listen: multiaddrs to listen on; port 0 takes a free one.
+
+    Raises:
+        NoProviderError: no network is up here and none was named.
+        ConfigError, IdentityError, PortInUse, ChainUnreachable: each says what to do.
+    """
+    from p2pcompute._opening import open_services
+
+    async with AsyncExitStack() as stack:
+        services, now_ms = await stack.enter_async_context(
+            open_services(
+                profile=profile, network=network, bootstrap=bootstrap, chain=chain, listen=listen, now_ms=wall_clock_ms
+            )
+        )
+        yield await stack.enter_async_context(compose_node(services, network=network, now_ms=now_ms))
