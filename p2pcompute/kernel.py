@@ -6,6 +6,8 @@ line, the reason and what to write instead. docs/strict.md defines what every op
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
@@ -258,3 +260,14 @@ def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
     if value.ndim == 0:
         return ScalarSpec(dtype=value.dtype.name, value=value[()]), value[()]
     return InputSpec(dtype=value.dtype.name, shape=value.shape), np.ascontiguousarray(value)
+
+
+class _CallableModule(types.ModuleType):
+    """Importing this module makes it the package's attribute `kernel`, over the decorator of that name; so that
+    ``@p2pcompute.kernel`` holds in every order of imports, the module is the decorator as well."""
+
+    def __call__(self, function: Callable[..., Any]) -> Kernel:
+        return kernel(function)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -164,6 +164,27 @@ sys.stdout.write(str("numba" in sys.modules))
     assert text == "False"
 
 
+@pytest.mark.parametrize("first", ["", "import p2pcompute.kernel", "from p2pcompute.kernel import Kernel"])
+def test_the_decorator_and_the_module_of_one_name(first: str) -> None:
+    text = run_file(
+        f"""
+import sys
+{first}
+import p2pcompute as p2p
+from p2pcompute import cuda
+@p2p.kernel
+def one(result):
+    result[cuda.grid(1)] = p2p.random.uniform(1, 2, 3)
+from p2pcompute.kernel import kernel
+@p2p.kernel
+def other(result):
+    result[cuda.grid(1)] = 1
+sys.stdout.write(one.source.text)
+"""
+    )
+    assert text == "def one(result):\n    result[cuda.grid(1)] = random.uniform(1, 2, 3)\n"
+
+
 def test_cuda_outside_of_a_kernel_says_so() -> None:
     with pytest.raises(RuntimeError, match="inside a kernel"):
         cuda.grid(1)
