@@ -14,6 +14,8 @@ from typing import Any, Final, Self
 import numpy as np
 import trio
 
+from p2pcompute.errors import ExecutionError
+
 __all__ = ["Arena", "SharedInput"]
 
 _F_ADD_SEALS: Final = fcntl.F_ADD_SEALS
@@ -27,15 +29,19 @@ _ONE_CALL_BYTES: Final = 1 << 30  # read and write move less than 2 GiB per call
 
 def _memfd(name: str, size: int) -> int:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    fd = -1
     try:
-        fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
-    except OSError:  # EINVAL before 6.3
-        fd = os.memfd_create(name, flags)
-    try:
+        try:
+            fd = os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+        except OSError:  # EINVAL before 6.3
+            fd = os.memfd_create(name, flags)
         os.ftruncate(fd, size)
-    except BaseException:
-        os.close(fd)
-        raise
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise ExecutionError(
+            f"the system gives no {size} bytes of shared memory: {error}; run less at a time"
+        ) from error
     return fd
 
 
@@ -54,7 +60,7 @@ class SharedInput:
     __slots__ = ("_fd", "_sealed", "nbytes")
 
     def __init__(self, nbytes: int) -> None:
-        """Room for exactly `nbytes` bytes, all zero. Raises `OSError` where the system gives none."""
+        """Room for exactly `nbytes` bytes, all zero. Raises `ExecutionError` where the system gives none."""
         self.nbytes: Final = nbytes
         self._fd = _memfd("p2pcompute-input", nbytes)
         self._sealed = False
@@ -80,14 +86,18 @@ class SharedInput:
         return shared
 
     def write(self, offset: int, piece: bytes | bytearray | memoryview) -> None:
-        """Put `piece` at `offset`, before `seal`. Raises `ValueError` past the end or after `seal`."""
+        """Put `piece` at `offset`, before `seal`. Raises `ValueError` past the end or after `seal`, and
+        `ExecutionError` where memory runs out."""
         view = _flat(piece)
         if self._sealed or self._fd < 0:
             raise ValueError("this input is sealed or closed")
         if offset < 0 or offset + view.nbytes > self.nbytes:
             raise ValueError(f"bytes {offset} to {offset + view.nbytes} lie outside an input of {self.nbytes}")
         while view.nbytes:
-            done = os.pwrite(self._fd, view[:_ONE_CALL_BYTES], offset)
+            try:
+                done = os.pwrite(self._fd, view[:_ONE_CALL_BYTES], offset)
+            except OSError as error:
+                raise ExecutionError(f"an input of {self.nbytes} bytes can't be stored: {error}") from error
             offset += done
             view = view[done:]
 
@@ -132,7 +142,7 @@ class Arena:
     __slots__ = ("_closing", "_fd", "_readers", "nbytes")
 
     def __init__(self, nbytes: int) -> None:
-        """`nbytes` of zeroed memory. Raises `OSError` where the system gives none."""
+        """`nbytes` of zeroed memory. Raises `ExecutionError` where the system gives none."""
         self.nbytes: Final = nbytes
         self._readers = 0
         self._closing = False

@@ -33,10 +33,11 @@ _DEATH_TIMEOUT_S: Final = 10.0
 _LAST_WORDS_BYTES: Final = 2000
 _INFO_BYTES: Final = 4096
 
-# The search path as the node has it, then the program: -I leaves out the user's site directory and PYTHONPATH,
-# where the packages may well be.
+# -I leaves out the user's site directory and PYTHONPATH, where the packages may well be, so the roots come as an
+# argument. This package is taken from where the node has it, even if another copy stands earlier on the path.
 _BOOT: Final = (
     "import sys, json, importlib; c = json.loads(sys.argv[1]); "
+    "sys.path.insert(0, c['home']); import p2pcompute; del sys.path[0]; "
     "sys.path += [p for p in c['roots'] if p not in sys.path]; "
     "importlib.import_module(c['module']).main(c)"
 )
@@ -153,7 +154,8 @@ class WorkerProcess:
         package, roots = _import_roots()
         config: dict[str, Any] = {
             "module": program.module,
-            "roots": [*roots, os.path.dirname(package), *program.roots],
+            "home": os.path.dirname(package),
+            "roots": [*roots, *program.roots],
             "readable": readable,
             "parent": 0 if bwrap is not None else os.getpid(),
             "limits": asdict(limits),

@@ -72,6 +72,8 @@ class WorkerSession:
         self._outputs: list[OutputSpec] = []
         self._rows: tuple[tuple[int, ...], ...] = ()
         self._arena: Arena | None = None
+        self._given: set[int] = set()  # inodes of the inputs that the worker has been given
+        self._given_bytes = 0
 
     @property
     def layers(self) -> Layers:
@@ -120,6 +122,7 @@ class WorkerSession:
                         else:
                             with await SharedInput.make(content) as made:
                                 fds.append(made.duplicate())
+                self._count_inputs(fds)
                 self._launch = None
                 fields = [source.text, source.entry, source.digest, list(launch.grid), list(launch.block), launch.dims]
                 packet = await self._exchange(
@@ -133,6 +136,18 @@ class WorkerSession:
             self._outputs = outputs
             self._launch = launch
             return CompileInfo(compile_ms=(time.perf_counter_ns() - started) / 1e6, row_shapes=self._rows)
+
+    def _count_inputs(self, fds: Sequence[int]) -> None:
+        """A worker that was taken over keeps each input's descriptor: bound what it can hold on to."""
+        new = {stat.st_ino: stat.st_size for stat in map(os.fstat, fds) if stat.st_ino not in self._given}
+        total = self._given_bytes + sum(new.values())
+        if total > self._limits.session_input_bytes:
+            raise ExecutionError(
+                f"this session's inputs come to {total} bytes over its life and {self._limits.session_input_bytes} "
+                "are allowed; open another session, or pass one SharedInput again instead of a copy"
+            )
+        self._given.update(new)
+        self._given_bytes = total
 
     async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> WorkResult:
         """Run `blocks` whole blocks from `first_block` on and copy the outputs out.

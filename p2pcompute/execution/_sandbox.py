@@ -59,6 +59,8 @@ class WorkerLimits:
         cpu_s: processor seconds over the worker's whole life, or None for no such limit (runs have their own
             time-outs in wall time).
         input_bytes: all input arrays of one compiled kernel together.
+        session_input_bytes: all different input arrays that one session ever passes, since a hostile worker can
+            keep what it was given; then the tenant needs a new session.
         output_bytes: all output arrays of one run together.
         open_files: descriptors.
         nice: how far the worker steps back behind the node itself, 0 to 19.
@@ -67,6 +69,7 @@ class WorkerLimits:
     memory_bytes: int = 6 * _GIB
     cpu_s: int | None = None
     input_bytes: int = 2 * _GIB
+    session_input_bytes: int = 4 * _GIB
     output_bytes: int = 1 * _GIB
     open_files: int = 160
     nice: int = 5
@@ -78,6 +81,8 @@ class WorkerLimits:
             raise ConfigError("cpu_s must be 1 or more, or None")
         if min(self.input_bytes, self.output_bytes) < 1 or self.input_bytes + self.output_bytes > self.memory_bytes:
             raise ConfigError("input_bytes and output_bytes must be positive and fit into memory_bytes together")
+        if self.session_input_bytes < self.input_bytes:
+            raise ConfigError("session_input_bytes must be input_bytes or more")
         if not 96 <= self.open_files <= 4096:
             raise ConfigError("open_files must be 96 to 4096")
         if not 0 <= self.nice <= 19:

@@ -70,7 +70,7 @@ async def probe_bwrap(python: str, readable: Sequence[str]) -> tuple[Bwrap | Non
         code, why = await _run([*bwrap.command(readable, info_fd=None), python, "-I", "-c", "pass"])
         if code == 0:
             return bwrap, version
-    return None, f"{version} is installed but does not work here: {why.strip()[-200:] or 'no reason given'}"
+    return None, f"{version} is installed but does not work here: {' '.join(why.split())[:200] or 'no reason given'}"
 
 
 async def _run(argv: list[str]) -> tuple[int, str]:

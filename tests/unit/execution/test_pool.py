@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +43,7 @@ from p2pcompute.execution import (
     open_pool,
 )
 from p2pcompute.execution._pool_process import WorkerProgram
+from p2pcompute.execution._sandbox_bwrap import probe_bwrap
 
 pytestmark = pytest.mark.net
 
@@ -142,6 +142,24 @@ def test_a_worker_keeps_an_input_that_its_owner_has_closed() -> None:
                 await session.compile(kernel("AddInput"), LAUNCH, args, {1: shared})
             result = await session.run_blocks(0, 1, timeout_s=20)
             assert result.outputs == (np.ones(64, dtype=np.float32).tobytes(),)
+
+    trio.run(main)
+
+
+def test_what_a_session_passes_over_its_life_is_bounded() -> None:
+    """A worker that was taken over keeps every input's descriptor, mapped or not."""
+
+    async def main() -> None:
+        limits = WorkerLimits(input_bytes=4096, session_input_bytes=3 * 4096)
+        args = [InputSpec(dtype="int8", shape=(4096,)), OUT]
+        async with toy(limits=limits) as session:
+            with await SharedInput.make(bytes(4096)) as shared:
+                for _ in range(10):  # one and the same counts once
+                    await session.compile(kernel("Iota"), LAUNCH, args, {0: shared})
+            for _ in range(2):
+                await session.compile(kernel("Iota"), LAUNCH, args, {0: bytes(4096)})
+            with pytest.raises(ExecutionError, match="open another session"):
+                await session.compile(kernel("Iota"), LAUNCH, args, {0: bytes(4096)})
 
     trio.run(main)
 
@@ -275,28 +293,25 @@ def test_processor_time_is_limited() -> None:
 
 
 def test_bubblewrap_around_a_worker() -> None:
-    if shutil.which("bwrap") is None:
-        pytest.skip("bubblewrap is not installed; without it workers rely on Landlock and seccomp alone")
+    bwrap, note = trio.run(probe_bwrap, sys.executable, _pool_process.readable_paths())
+    if bwrap is None:
+        pytest.skip(f"workers rely on Landlock and seccomp alone here: {note}")
+    required = SandboxPolicy(bwrap="require")
 
     async def main() -> None:
-        try:
-            async with toy("Facts", policy=SandboxPolicy(bwrap="require")) as session:
-                assert session.layers.bwrap
-                assert session.layers.seccomp
-                facts = int64s((await session.run_blocks(0, 1, timeout_s=20)).outputs[0])
-                assert facts[:2] == [1, 0]  # alone in its PID namespace
-                assert session.pid > 1
-                await session.compile(kernel("Spin"), LAUNCH, [OUT], {})
-                with pytest.raises(WorkerTimeout):
-                    await session.run_blocks(0, 1, timeout_s=0.2)
-            async with toy("Segfault", policy=SandboxPolicy(bwrap="require")) as session:
-                with pytest.raises(WorkerDied, match="SIGSEGV"):
+        async with toy("Facts", policy=required) as session:
+            assert session.layers.bwrap
+            assert session.layers.seccomp
+            facts = int64s((await session.run_blocks(0, 1, timeout_s=20)).outputs[0])
+            assert facts[:2] == [1, 0]  # alone in its PID namespace
+            assert session.pid > 1
+            await session.compile(kernel("Spin"), LAUNCH, [OUT], {})
+            with pytest.raises(WorkerTimeout):
+                await session.run_blocks(0, 1, timeout_s=0.2)
+        for name, match in (("Segfault", "SIGSEGV"), ("Exec", "only an attack")):
+            async with toy(name, policy=required) as session:
+                with pytest.raises(WorkerDied, match=match):
                     await session.run_blocks(0, 1, timeout_s=20)
-            async with toy("Exec", policy=SandboxPolicy(bwrap="require")) as session:
-                with pytest.raises(WorkerDied, match="only an attack"):
-                    await session.run_blocks(0, 1, timeout_s=20)
-        except SandboxError as error:
-            pytest.skip(f"user namespaces are forbidden here: {error}")
 
     trio.run(main)
 
@@ -334,6 +349,7 @@ def test_a_python_that_would_open_the_home_is_refused(monkeypatch: pytest.Monkey
         {"memory_bytes": 1 << 20},
         {"cpu_s": 0},
         {"input_bytes": 0},
+        {"session_input_bytes": 1},
         {"output_bytes": 7 << 30},
         {"open_files": 3},
         {"nice": 20},

@@ -5,27 +5,35 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import resource
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import trio
 
+from p2pcompute.errors import ExecutionError
 from p2pcompute.execution import SharedInput
 from p2pcompute.execution._pool_memory import Arena
 
+PROGRAM = """
+import mmap, os, sys
+fd, size = int(sys.argv[1]), int(sys.argv[2])
+view = mmap.mmap(fd, size, prot=mmap.PROT_READ)
+try:
+    os.ftruncate(fd, 0)
+except OSError:
+    pass
+sys.exit(view[size - 1])
+"""
+
 
 def touch_after_truncation(fd: int, size: int) -> int:
-    """In a fork: map `fd`, let "the other side" truncate it, touch the mapping. The exit code of that."""
-    if (pid := os.fork()) == 0:
-        signal.signal(signal.SIGBUS, signal.SIG_DFL)
-        view = mmap.mmap(fd, size, prot=mmap.PROT_READ)
-        try:
-            os.ftruncate(fd, 0)
-        except OSError:
-            pass
-        os._exit(view[size - 1])
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    """In a process of its own: map `fd`, truncate it as "the other side" would, touch the mapping. Its exit code."""
+    argv = [sys.executable, "-I", "-c", PROGRAM, str(fd), str(size)]
+    return subprocess.run(argv, pass_fds=[fd], check=False, timeout=60).returncode
 
 
 def test_without_seals_a_truncation_kills_whoever_has_it_mapped() -> None:
@@ -130,6 +138,17 @@ def test_a_shared_input_holds_the_content_in_c_order_for_ever(content: np.ndarra
             shared.duplicate()
 
     trio.run(main)
+
+
+def test_no_memory_is_a_typed_error() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        for make in (SharedInput, Arena):
+            with pytest.raises(ExecutionError, match="shared memory"):
+                make(1001)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_shared_input_can_be_filled_piece_by_piece() -> None:

@@ -97,7 +97,8 @@ def test_the_doctor_says_what_is_missing_and_what_to_do(monkeypatch: pytest.Monk
     monkeypatch.setattr(_doctor, "landlock_abi", lambda: 0)
     monkeypatch.setattr(_doctor, "seccomp_available", lambda: False)
     monkeypatch.setenv("PATH", "/nonexistent")
-    limits = WorkerLimits(memory_bytes=1 << 60, input_bytes=1 << 59, output_bytes=1 << 50)
+    huge = 1 << 59
+    limits = WorkerLimits(memory_bytes=2 * huge, input_bytes=huge, session_input_bytes=huge)
 
     async def main() -> None:
         facts = {fact.name: fact for fact in await doctor_facts(limits=limits, start_worker=False)}
