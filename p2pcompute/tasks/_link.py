@@ -351,7 +351,7 @@ class Link:
                 await self.dialogue.send(Finish(code=code, detail=detail))
                 while not isinstance(await self.dialogue.receive(stall_s=_FINISH_S), Closed | StreamEnded):
                     pass
-            except (OverlayError, ProtocolError):
+            except (OverlayError, RemoteProtocolError):
                 pass  # everything is settled; how the stream ends does not matter any more
 
 

@@ -67,7 +67,7 @@ class Uint:
     high: int = UINT64_MAX
 
     def check(self, value: object) -> None:
-        if type(value) is not int:
+        if not isinstance(value, int) or isinstance(value, bool):  # an IntEnum such as WireCode is fine
             raise _fail(f"expected an unsigned integer, got {type(value).__name__}")
         if not self.low <= value <= self.high:
             raise _fail(f"{value} is outside of {self.low}..{self.high}", WireCode.OVERSIZED)
