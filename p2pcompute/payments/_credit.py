@@ -51,7 +51,7 @@ class CreditPolicy:
         subnet_uusd: for the newcomers of one subnet, per hour.
         peer_uusd: for one newcomer, per hour.
         known_uusd: from this much paid on, a peer is no newcomer.
-        known_percent: what a known peer may owe, in percent of what it has paid.
+        known_percent: what a known peer may owe, in percent of what it has paid; `peer_uusd` at least.
         max_window: chunks that anybody may owe.
         loopback_is_one_subnet: whether peers on 127.0.0.0/8 and ::1 share a subnet's budget. Off, each of them is a
             subnet of its own: they run on this machine, and a local network of many nodes would starve otherwise.
@@ -144,7 +144,9 @@ class CreditBook:
         return max(1, min(self.policy.max_window, covered))
 
     def _known_limit_pusd(self, history: PeerHistory) -> int:
-        return history.paid_uusd * PUSD_PER_UUSD * self.policy.known_percent // 100
+        # Never less than a newcomer may owe.
+        limit_uusd = max(history.paid_uusd * self.policy.known_percent // 100, self.policy.peer_uusd)
+        return limit_uusd * PUSD_PER_UUSD
 
     async def charge(self, peer: PeerId, *, subnet: str, pusd: int, unpaid_pusd: int) -> None:
         """Take on `pusd` of unpaid work for `peer`; call it before the work starts.
@@ -164,8 +166,7 @@ class CreditBook:
         if history is not None and history.banned:
             raise CreditExhausted(f"{peer} is banned: {history.banned}")
         if history is not None and history.paid_uusd >= self.policy.known_uusd:
-            # A chunk that alone is over the limit would lock a paying peer out, so one is always allowed.
-            if unpaid_pusd > 0 and unpaid_pusd + pusd > self._known_limit_pusd(history):
+            if unpaid_pusd + pusd > self._known_limit_pusd(history):
                 raise CreditExhausted(f"{peer} owes {unpaid_pusd} pico-USD and may not owe more until it pays")
             return
         verdict = await self._ledger.charge_credit(

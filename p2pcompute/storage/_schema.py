@@ -111,11 +111,12 @@ CREATE TABLE outbox (
     sender BLOB NOT NULL CHECK (length(sender) = 20),
     nonce  INTEGER NOT NULL CHECK (nonce >= 0),
     kind   TEXT NOT NULL,
-    hash   BLOB NOT NULL UNIQUE CHECK (length(hash) = 32),
+    hash   BLOB NOT NULL CHECK (length(hash) = 32),
     raw    BLOB NOT NULL,
     state  TEXT NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sent', 'mined', 'failed')),
     detail TEXT NOT NULL DEFAULT ''
 ) STRICT;
+-- Only of those under way: a development chain that is set back takes the same nonces, and the same bytes, again.
 CREATE UNIQUE INDEX outbox_nonce ON outbox (sender, nonce) WHERE state IN ('pending', 'sent');
 
 CREATE TABLE outbox_rows (

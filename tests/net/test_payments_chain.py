@@ -1,0 +1,196 @@
+"""Money from a wallet to a provider's balance: the contract on a development chain, two ledgers, and vouchers."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import coincurve
+import pytest
+import trio
+
+from p2pcompute.chain import ChainClient, DevChainProcess, HubClient, dev_info, encode_request_close, faucet
+from p2pcompute.errors import ConfigError, RpcError, TransactionFailed
+from p2pcompute.identity import WalletKey
+from p2pcompute.payments import (
+    Approve,
+    ChainHub,
+    Claim,
+    ClaimRow,
+    Deposit,
+    Fund,
+    FundRow,
+    Hub,
+    ModelChain,
+    Outbox,
+    Payee,
+    Payer,
+    Settler,
+)
+from p2pcompute.storage import InlineExecutor, open_ledger
+from p2pcompute_protocols.channel import Domain, Voucher, channel_id, voucher_digest
+from p2pcompute_protocols.ids import Address
+from p2pcompute_protocols.money import ChainTerms
+
+pytestmark = pytest.mark.net
+
+
+def load_world() -> Any:
+    """The payer and the payee of the unit tests."""
+    path = Path(__file__).parents[1] / "unit" / "payments" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("payments_world_net", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def on_chain(world: Any, client: HubClient, terms: ChainTerms) -> None:
+    """Put the chain where the world has its model, after `compose`."""
+    hubs = [ChainHub(client, terms=terms, private_key=key.private_key) for key in (world.wallet, world.account)]
+    world.payer_outbox = Outbox(ledger=world.payer_ledger, hub=hubs[0])
+    world.payee_outbox = Outbox(ledger=world.payee_ledger, hub=hubs[1])
+    world.payer = Payer(
+        ledger=world.payer_ledger,
+        hub=hubs[0],
+        outbox=world.payer_outbox,
+        wallet=world.wallet,
+        binding=world.binding(),
+        dial=world.dial,
+    )
+    world.payee = Payee(
+        ledger=world.payee_ledger, hub=hubs[1], payee=world.account.address, network="test", clock_ms=lambda: 1_000_000
+    )
+    world.settler = Settler(ledger=world.payee_ledger, hub=hubs[1], outbox=world.payee_outbox, cap_uusd=100)
+
+
+def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
+    module = load_world()
+
+    async def main() -> None:
+        world = module.World(tmp_path / "nodes")
+        with trio.fail_after(90):
+            async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
+                info = await dev_info(rpc)
+                client = HubClient(rpc, info.hub, info.token)
+                terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
+                for key in (world.wallet, world.account):
+                    await faucet(rpc, key.address, token_uusd=50_000)
+                world.chain.terms = module.TERMS = terms
+                world.domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
+                async with world.open():
+                    on_chain(world, client, terms)
+                    await world.payer_ledger.bind_chain(terms)
+                    task = await world.agree()
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(world.payer.open_channels, world.need(1_000))
+                        await world.work(task, 0, units=7)
+                        await trio.testing.wait_all_tasks_blocked()
+                        assert await world.channel_out().pay() == 7  # waits for the funding
+                    assert await client.balance_uusd(world.wallet.address) == 0
+                    state = await client.channel_state(world.channel)
+                    assert (state.deposit_uusd, state.claimed_uusd) == (1_007, 0)
+                    assert await world.settler.checkpoint() == {world.channel: 7}
+                    assert await client.balance_uusd(world.account.address) == 7
+                    await world.work(task, 1, units=3)
+                    assert await world.channel_out().pay() == 10
+
+                    # The payer asks to close; the payee claims at once, and nothing is lost.
+                    request = encode_request_close(world.account.address, world.wallet.address)
+                    await client.transact(coincurve.PrivateKey(world.wallet.private_key), client.hub, request)
+                    await world.settler._refresh(await world.payee_ledger.channel_in(world.channel))
+                    row = await world.payee_ledger.channel_in(world.channel)
+                    assert row is not None
+                    assert row.close_at_s > 0
+                    assert await world.settler.checkpoint() == {world.channel: 10}
+                    assert await client.balance_uusd(world.account.address) == 10
+                # Both nodes start again: the books are whole, and nothing is sent twice.
+                async with world.open():
+                    on_chain(world, client, terms)
+                    await world.payer_outbox.settle()
+                    await world.payee_outbox.settle()
+                    assert await world.settler.checkpoint() == {}
+                    assert (await world.payee_ledger.verify(full=True)).channels_in == 1
+                    assert await client.nonce(world.account.address) == 2
+                    other = dataclasses.replace(terms, chain_id=1)
+                    with pytest.raises(ConfigError, match="another profile"):
+                        await world.payer_ledger.bind_chain(other)
+
+    trio.run(main)
+
+
+def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
+    """The same calls on both: the same outcomes, claims, balances and channels after each."""
+    payer, payee, thief = (WalletKey(bytes([i]) * 32) for i in (1, 2, 3))
+
+    async def play(hubs: list[Hub], domain: Domain) -> list[Any]:
+        seen: list[Any] = []
+        channel = channel_id(payer.address, payee.address, payer.address)
+        ledgers = [Outbox(ledger=ledger, hub=hub) for ledger, hub in zip(kept, hubs, strict=True)]
+
+        async def do(who: int, call: Any) -> None:
+            try:
+                outcome = await ledgers[who].run(call)
+                seen.append(("ok", outcome.claimed))
+            except (TransactionFailed, RpcError):
+                # The endpoint refuses at the estimate what the model runs and reverts.
+                seen.append("failed")
+            seen.extend([(await hub.free_uusd(), await hub.tokens_uusd(), await hub.allowance_uusd()) for hub in hubs])
+            seen.append(await hubs[0].channel(channel))
+
+        def row(amount: int, key: WalletKey = payer) -> ClaimRow:
+            voucher = Voucher(channel=channel, amount_uusd=amount, memo=bytes(32))
+            return ClaimRow(
+                payer=payer.address,
+                signer=payer.address,
+                amount_uusd=amount,
+                memo=bytes(32),
+                signature=key.sign_digest(voucher_digest(domain, voucher)),
+            )
+
+        fund = FundRow(payee=payee.address, signer=payer.address, amount_uusd=60)
+        await do(0, Deposit(amount_uusd=100))  # not approved
+        await do(0, Approve(amount_uusd=150))
+        await do(0, Deposit(amount_uusd=100))
+        await do(0, Fund(rows=(fund, fund)))  # 120 of 100
+        await do(0, Fund(rows=(fund,)))
+        await do(1, Claim(payee=payee.address, rows=(row(10, thief), row(20))))
+        await do(1, Claim(payee=payee.address, rows=(row(20), row(15))))  # stale
+        await do(1, Claim(payee=payee.address, rows=(row(90),)))  # above the deposit
+        await do(0, Fund(rows=(dataclasses.replace(fund, amount_uusd=40),)))
+        await do(1, Claim(payee=payee.address, rows=(row(90),)))  # good for the rest
+        return seen
+
+    kept: list[Any] = []
+
+    async def main() -> None:
+        with trio.fail_after(90):
+            async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
+                info = await dev_info(rpc)
+                terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
+                domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
+                client, model = HubClient(rpc, info.hub, info.token), ModelChain(terms)
+                for key in (payer, payee):
+                    await faucet(rpc, key.address, token_uusd=1_000)
+                    model.mint(key.address, 1_000)
+                results = []
+                for hubs in (
+                    [ChainHub(client, terms=terms, private_key=key.private_key) for key in (payer, payee)],
+                    [model.hub(key.address) for key in (payer, payee)],
+                ):
+                    kept.clear()
+                    async with (
+                        open_ledger(None, executor=InlineExecutor()) as first,
+                        open_ledger(None, executor=InlineExecutor()) as second,
+                    ):
+                        kept.extend((first, second))
+                        results.append(await play(list(hubs), domain))
+                assert results[0] == results[1]
+                assert results[1].count("failed") == 2
+
+    trio.run(main)

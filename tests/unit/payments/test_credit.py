@@ -1,0 +1,255 @@
+"""Free credit for strangers: how much a crowd of fresh identities can get, with the budgets and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pcompute.identity import NodeKey
+from p2pcompute.payments import (
+    CreditBook,
+    CreditExhausted,
+    CreditPolicy,
+    CreditWindow,
+    max_loss,
+    subnet_of,
+)
+from p2pcompute.storage import InlineExecutor, Ledger, open_ledger
+
+CHUNK_PUSD = 10_000 * 1_000_000  # a cent
+HOUR_MS = 3_600_000
+UNLIMITED = 2**40
+PEERS = [NodeKey(number.to_bytes(32, "big")).peer_id for number in range(1_000)]
+
+
+class Clock:
+    """Hours that a test turns by hand."""
+
+    def __init__(self) -> None:
+        self.now_ms = 100 * HOUR_MS
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def with_book(policy: CreditPolicy, body: Callable[[CreditBook, Ledger, Clock], Any]) -> None:
+    async def main() -> None:
+        clock = Clock()
+        async with open_ledger(None, executor=InlineExecutor(), clock_ms=clock) as ledger:
+            await body(CreditBook(ledger=ledger, policy=policy, clock_ms=clock), ledger, clock)
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+async def attack(book: CreditBook, address: Callable[[int], str], peers: int = 1_000) -> int:
+    """Fresh identities take all that they can get and never pay; gives the chunks that they got."""
+    chunks = 0
+    for number in range(peers):
+        peer = PEERS[number]
+        for _ in range(16):
+            try:
+                await book.charge(peer, subnet=subnet_of(address(number), peer), pusd=CHUNK_PUSD, unpaid_pusd=0)
+            except CreditExhausted:
+                break
+            chunks += 1
+    return chunks
+
+
+def scattered(number: int) -> str:
+    """Each identity in a subnet of its own."""
+    return f"/ip4/10.{number // 256}.{number % 256}.7/tcp/4001"
+
+
+def test_a_thousand_fresh_identities_get_the_hours_budget_and_no_more() -> None:
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        assert await attack(book, scattered) == 100  # 1 USD at a cent a chunk, not 1 000 peers × 5
+        events = (await ledger.verify()).events
+        assert await attack(book, scattered) == 0
+        assert (await ledger.verify()).events == events  # refused strangers write nothing
+        clock.now_ms += HOUR_MS
+        assert await attack(book, scattered) == 100
+
+    with_book(CreditPolicy(), body)
+
+
+def test_without_the_budgets_the_same_crowd_takes_everything() -> None:
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        assert await attack(book, scattered) == 5_000
+
+    with_book(CreditPolicy(provider_uusd=UNLIMITED, subnet_uusd=UNLIMITED), body)
+
+
+def test_one_subnet_can_not_use_up_the_budget_of_all() -> None:
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        assert await attack(book, lambda number: f"/ip4/10.0.0.{number % 256}/tcp/1") == 25
+        assert await attack(book, lambda number: f"/ip6/2001:db8:1:{number:x}::1/tcp/1") == 25
+        await book.charge(PEERS[999], subnet="192.0.2.0/24", pusd=CHUNK_PUSD, unpaid_pusd=0)
+
+    with_book(CreditPolicy(), body)
+
+
+async def pay(ledger: Ledger, peer: Any, amount_uusd: int, already: int = 0) -> None:
+    """A peer pays on a channel of its own."""
+    channel = peer.encode()[-32:]
+    await ledger.open_channel_in(channel, payer=b"p" * 20, signer=b"s" * 20, peer=peer)
+    await ledger.take_voucher(
+        channel, amount_uusd=already + amount_uusd, memo=bytes(32), signature=b"s" * 65, peer=peer
+    )
+
+
+def test_what_a_newcomer_pays_comes_back_to_the_budget() -> None:
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        for _ in range(5):
+            await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
+        with pytest.raises(CreditExhausted, match="per peer"):
+            await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
+        hour = clock() // HOUR_MS
+        await pay(ledger, PEERS[0], 20_000)
+        assert await ledger.credit_used_pusd(hour) == 3 * CHUNK_PUSD
+        await book.release(PEERS[0], pusd=CHUNK_PUSD)
+        assert await ledger.credit_used_pusd(hour) == 2 * CHUNK_PUSD
+        await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
+
+    with_book(CreditPolicy(), body)
+
+
+def test_paying_once_and_then_running_off_is_bounded_as_well() -> None:
+    """Each identity pays for its first chunk and takes two more: with a budget only for those who never paid,
+    every identity would gain two chunks for the price of one."""
+
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        stolen = 0
+        for number, peer in enumerate(PEERS):
+            subnet = subnet_of(scattered(number), peer)
+            try:
+                await book.charge(peer, subnet=subnet, pusd=CHUNK_PUSD, unpaid_pusd=0)
+            except CreditExhausted:
+                break
+            await pay(ledger, peer, CHUNK_PUSD // 1_000_000)
+            try:
+                for _ in range(2):
+                    await book.charge(peer, subnet=subnet, pusd=CHUNK_PUSD, unpaid_pusd=0)
+                    stolen += 1
+            except CreditExhausted:
+                continue
+        assert stolen == 100
+
+    with_book(CreditPolicy(), body)
+
+
+def test_a_known_peer_has_a_larger_window_and_never_owes_more_than_it_paid() -> None:
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        peer = PEERS[0]
+        assert await book.first_window(peer, chunk_pusd=CHUNK_PUSD) == 1
+        await pay(ledger, peer, 99_999)
+        assert await book.first_window(peer, chunk_pusd=CHUNK_PUSD) == 1
+        await pay(ledger, peer, 1, already=99_999)
+        assert await book.first_window(peer, chunk_pusd=CHUNK_PUSD) == 5
+        assert await book.first_window(peer, chunk_pusd=1) == 16
+        unpaid = 0
+        while True:
+            try:
+                await book.charge(peer, subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=unpaid)
+            except CreditExhausted:
+                break
+            unpaid += CHUNK_PUSD
+        assert unpaid == 5 * CHUNK_PUSD
+        with pytest.raises(CreditExhausted):  # nor one huge chunk
+            await book.charge(peer, subnet="a", pusd=100 * CHUNK_PUSD, unpaid_pusd=0)
+        await ledger.ban(peer, reason="wrong results")
+        assert await book.first_window(peer, chunk_pusd=1) == 1
+        with pytest.raises(CreditExhausted, match="wrong results"):
+            await book.charge(peer, subnet="a", pusd=1, unpaid_pusd=0)
+
+    with_book(CreditPolicy(), body)
+
+
+def test_credit_outlives_a_restart_and_old_hours_are_forgotten(tmp_path: Any) -> None:
+    async def main() -> None:
+        clock = Clock()
+        for expected in (100, 0):
+            async with open_ledger(tmp_path, executor=InlineExecutor(), clock_ms=clock) as ledger:
+                book = CreditBook(ledger=ledger, policy=CreditPolicy(), clock_ms=clock)
+                assert await attack(book, scattered, peers=200) == expected
+        clock.now_ms += 30 * HOUR_MS
+        async with open_ledger(tmp_path, executor=InlineExecutor(), clock_ms=clock) as ledger:
+            book = CreditBook(ledger=ledger, policy=CreditPolicy(), clock_ms=clock)
+            await book.charge(PEERS[0], subnet="a", pusd=1, unpaid_pusd=0)
+            assert ledger._database.connection.execute("SELECT count(*) FROM credit").fetchone() == (1,)
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("address", "subnet"),
+    [
+        ("/ip4/198.51.100.9/tcp/4001/p2p/x", "198.51.100.0/24"),
+        ("198.51.100.77", "198.51.100.0/24"),
+        ("/ip6/2001:db8:1:2::3/udp/1/quic-v1", "2001:db8:1::/48"),
+        ("::ffff:198.51.100.9", "198.51.100.0/24"),
+        ("/dns4/example.org/tcp/1", "unknown"),
+        ("/p2p/x/p2p-circuit", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_subnets(address: str, subnet: str) -> None:
+    assert subnet_of(address, PEERS[0]) == subnet
+
+
+def test_loopback_peers_are_told_apart_unless_asked_otherwise() -> None:
+    first, second = (subnet_of("/ip4/127.0.0.1/tcp/1", peer) for peer in PEERS[:2])
+    assert first != second
+    assert subnet_of("127.0.0.1", PEERS[0], loopback_is_one_subnet=True) == "127.0.0.0/24"
+    assert subnet_of("::1", PEERS[0]) == first
+
+
+@given(
+    maximum=st.integers(1, 64),
+    steps=st.lists(st.tuples(st.sampled_from(["start", "drop", "paid"]), st.integers(1, 8)), max_size=200),
+)
+def test_a_window_never_lets_more_out_than_twice_what_was_paid(maximum: int, steps: list[tuple[str, int]]) -> None:
+    window = CreditWindow(size=1, maximum=maximum)
+    paid = 0
+    for step, count in steps:
+        if step == "start" and window.room:
+            window.start()
+        elif step == "drop":
+            window.drop()
+        elif step == "paid":
+            paid += min(count, window.unpaid)
+            window.paid(count)
+        assert 0 <= window.unpaid <= window.size <= maximum
+        assert window.size <= paid + 1
+
+
+def test_a_window_doubles_with_each_fully_paid_window() -> None:
+    window = CreditWindow(size=1, maximum=6)
+    sizes = []
+    for _ in range(4):
+        chunks = window.room
+        for _ in range(chunks):
+            window.start()
+        with pytest.raises(ValueError, match="full"):
+            window.start()
+        window.paid(chunks)
+        sizes.append(window.size)
+    assert sizes == [2, 4, 6, 6]
+
+
+@pytest.mark.parametrize("bad", [{"known_percent": 101}, {"max_window": 0}, {"peer_uusd": -1}])
+def test_policies_that_make_no_sense_are_refused(bad: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        CreditPolicy(**bad)
+
+
+def test_the_most_that_can_be_lost_is_a_window() -> None:
+    loss = max_loss(chunk_pusd=1_500_000, window=4, ceiling_uusd=100)
+    assert (loss.requester_uusd, loss.provider_uusd, loss.locked_uusd) == (6, 6, 100)
+    assert max_loss(chunk_pusd=10**9, window=4, ceiling_uusd=100).provider_uusd == 100
