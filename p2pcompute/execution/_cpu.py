@@ -110,7 +110,7 @@ class _Program:
     def __init__(self, lowered: Lowered, namespace: dict[str, Any]) -> None:
         text = _text(lowered)
         names = dict(namespace)
-        exec(compile(text, f"<kernel {lowered.parameters[0].name}>", "exec"), names)
+        exec(compile(text, "<kernel>", "exec"), names)
         inline = numba.njit(forceinline=True, **_OPTIONS)
         for name, _ in lowered.functions:
             names[name] = inline(names[name])

@@ -358,7 +358,8 @@ class _Function:
                 self.types[target.id] = Scalar.INT
                 return
             have = self.types.get(target.id, Scalar.BOOL)
-            assert isinstance(have, Scalar)
+            if not isinstance(have, Scalar):
+                raise lower.refuse(target, f"{target.id} is an array here", "assign to another name")
             kind = join(have, value.type)
             self.types[target.id] = kind
             lower.emit(f"v_{target.id} = {as_type(value, kind)}")

@@ -69,8 +69,6 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
             raise refuse(
                 f"the kernel stores into {name}, which is an input", "pass p2pcompute.out(shape, dtype) for it"
             )
-        if isinstance(spec, InputSpec) and name not in entry.arrays:
-            raise refuse(f"{name} is used as a scalar and an array was passed", "index it in the kernel")
         if isinstance(spec, OutputSpec) and mapping is None:
             raise refuse(f"{name} is an output and the kernel never stores into it", "pass an array, or store into it")
         if mapping is not None and len(spec.shape) < len(mapping):

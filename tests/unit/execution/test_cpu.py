@@ -261,6 +261,23 @@ def test_control_flow(backend: CpuBackend) -> None:
         ]  # fmt: skip
 
 
+@kernel
+def unassigned(result, x):
+    i = cuda.grid(1)
+    if x[i] > 10:
+        never = 3.5
+    result[i] = never + x[i]
+    for k in range(0):
+        never = k * 1.0
+    result[i] += k
+
+
+def test_locals_start_as_zero(backend: CpuBackend) -> None:
+    x = np.array([1.0, 11.0], dtype=np.float32)
+    (found,) = once(backend, unassigned.bind(out(2, "f4"), x))
+    assert found.tolist() == [1.0, 14.5]
+
+
 # Indices out of range
 
 

@@ -405,6 +405,13 @@ def test_types(name: str) -> None:
     assert caught.value.line == 3
 
 
+def test_a_parameter_that_is_no_array_is_none_whatever_is_passed() -> None:
+    typed(body("pass"), OUT, IN, IN)  # n is not used at all
+    for line in ("v = n", "n = 1", "n += 1", "v = -n", "for n in range(3): pass", "v = n if n else n", "n, v = 1, 2"):
+        with pytest.raises(KernelTypeError, match="array"):
+            typed(body(line), OUT, IN, IN)
+
+
 def test_device_functions_return_as_many_values_everywhere() -> None:
     with pytest.raises(KernelTypeError, match="different numbers"):
         typed(device("if v:", "    return 1, 2", "return 1"), OUT, IN, N)
@@ -421,7 +428,6 @@ def test_arguments_and_geometry() -> None:
         ([IN, IN, N], ONE),
         ([OUT, OUT, N], ONE),
         ([OUT, N, N], ONE),
-        ([OUT, IN, IN], ONE),
         ([N, IN, N], ONE),
         ([OUT, InputSpec(dtype="float16", shape=(1,)), N], ONE),
         ([OUT, InputSpec(dtype="float32", shape=()), N], ONE),
