@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 import trio
 
 from p2pcompute._books import RequesterLedgerBooks
+from p2pcompute._groups import single_error
 from p2pcompute._profile import Profile
 from p2pcompute._requester import Chunk, RunOptions, TaskRun
 from p2pcompute._serving import ProviderOptions, ProviderRole
@@ -169,16 +170,12 @@ class Node:
         async with self._run_lock:
             if emit is not None:
                 self.services.listeners.append(emit)
-            failure: P2PComputeError | None = None
             try:
-                await task.execute(binding, deliver)
-            except* P2PComputeError as group:
-                failure = _leaf(group)
+                with single_error(P2PComputeError):
+                    await task.execute(binding, deliver)
             finally:
                 if emit is not None:
                     self.services.listeners.remove(emit)
-            if failure is not None:
-                raise failure
 
     def map(self, kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> ChunkStream:
         """Run a kernel and iterate over its checked chunks as they come, in no order.
@@ -291,15 +288,6 @@ class ChunkStream:
         # A loop that was left with `break` drops the iterator; its task must not go on unseen.
         if self._started:
             self._scope.cancel()
-
-
-def _leaf(group: BaseExceptionGroup[P2PComputeError]) -> P2PComputeError:
-    """The first plain error in a group."""
-    inner: BaseException = group
-    while isinstance(inner, BaseExceptionGroup):
-        inner = inner.exceptions[0]
-    assert isinstance(inner, P2PComputeError)
-    return inner
 
 
 @asynccontextmanager

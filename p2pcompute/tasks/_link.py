@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from p2pcompute._dialogue import Dialogue
+from p2pcompute._groups import single_error
 from p2pcompute.checking import SampleReport
 from p2pcompute.errors import OverlayError, P2PComputeError, StreamError, TaskRefused
 from p2pcompute_protocols import task
@@ -142,19 +143,16 @@ class Link:
         try:
             await self._setup()
             received_in, received_out = trio.open_memory_channel[ReceivedChunk](math.inf)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._receive, received_in)
-                nursery.start_soon(self._check, received_out)
-                nursery.start_soon(self._pay)
-                nursery.start_soon(self._watch)
-                await self._assign()
-                nursery.cancel_scope.cancel()
+            with single_error(LiarError, TaskRefused, ProtocolError, P2PComputeError):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._receive, received_in)
+                    nursery.start_soon(self._check, received_out)
+                    nursery.start_soon(self._pay)
+                    nursery.start_soon(self._watch)
+                    await self._assign()
+                    nursery.cancel_scope.cancel()
             await self._settle()
             await self._finish(WireCode.OK, "done")
-        except* P2PComputeError as group:
-            raise _worst(group) from None
-        except* ProtocolError as group:
-            raise _worst(group) from None
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):
                 await stream.aclose()
@@ -358,19 +356,3 @@ class Link:
 async def _first_of(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
-
-
-def _worst(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error that says most: a lie before a refusal before a broken stream."""
-    flat: list[BaseException] = []
-
-    def collect(inner: BaseExceptionGroup[BaseException]) -> None:
-        for exc in inner.exceptions:
-            if isinstance(exc, BaseExceptionGroup):
-                collect(exc)
-            else:
-                flat.append(exc)
-
-    collect(group)
-    order = (LiarError, TaskRefused, ProtocolError)
-    return min(flat, key=lambda exc: next((i for i, kind in enumerate(order) if isinstance(exc, kind)), len(order)))

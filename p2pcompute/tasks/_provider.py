@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from p2pcompute._dialogue import Dialogue
+from p2pcompute._groups import single_error
 from p2pcompute.errors import ExecutionError, KernelError, StorageError, StreamError, WorkerTimeout
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
@@ -244,15 +245,14 @@ class _Session:
             if self.connection.state is TaskState.SETUP:
                 await self.dialogue.send(Ready(compile_ms=compile_ms))
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._read)
-                    nursery.start_soon(self._notify_window, account)
-                    await self._chunks(agreement, work, account, worker)
-                    nursery.cancel_scope.cancel()
-            except* _WorkerGoneError as group:
-                lost = str(group.exceptions[0])
-            except* (_RefuseError, StorageError, StreamError, ProtocolError) as group:
-                raise _first(group) from None
+                with single_error(_WorkerGoneError, _RefuseError, StorageError, ProtocolError, StreamError):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._read)
+                        nursery.start_soon(self._notify_window, account)
+                        await self._chunks(agreement, work, account, worker)
+                        nursery.cancel_scope.cancel()
+            except _WorkerGoneError as exc:
+                lost = str(exc)
         if lost is not None and self.deaths + 1 >= _WORKER_DEATHS:
             raise _RefuseError(WireCode.EXECUTION_FAILED, lost)
         return lost is not None
@@ -404,19 +404,3 @@ class _WorkerGoneError(Exception):
 def _units(work: ChunkWork, blocks: int) -> int:
     """Units of a chunk of `blocks` blocks: the last one costs its share, rounded up."""
     return -(-work.units_per_chunk * blocks // work.blocks_per_chunk)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error that says most: a refusal before a broken ledger before a broken stream."""
-    flat: list[BaseException] = []
-
-    def collect(inner: BaseExceptionGroup[BaseException]) -> None:
-        for exc in inner.exceptions:
-            if isinstance(exc, BaseExceptionGroup):
-                collect(exc)
-            else:
-                flat.append(exc)
-
-    collect(group)
-    order = (_RefuseError, StorageError, ProtocolError, StreamError)
-    return min(flat, key=lambda exc: next((i for i, kind in enumerate(order) if isinstance(exc, kind)), len(order)))

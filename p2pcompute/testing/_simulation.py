@@ -1,0 +1,232 @@
+"""Whole nodes without sockets, processes, threads or a chain: the market and tasks under virtual time.
+
+    async def main():
+        network, chain = MemoryNetwork(latency_s=0.02), simulated_chain()
+        async with open_simulated_node(network, chain) as provider, open_simulated_node(network, chain) as node:
+            await node.services.overlay.connect(provider.addresses[0])
+            async with trio.open_nursery() as nursery:
+                await nursery.start(provider.serve)
+                z = await node.run(kernel, ...)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+Everything is the code of a real node but for four parts: the overlay is in memory, the ledger is SQLite in memory and
+called inline, the hub is the Python model of the contract, and kernels run in this process, compiled once and with a
+stated virtual duration. A kernel is not sandboxed here: run your own only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+import trio
+
+from p2pcompute._opening import wire_services
+from p2pcompute.errors import WorkerDied, WorkerTimeout
+from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.market import AdRecordValidator
+from p2pcompute.node import Node, compose_node
+from p2pcompute.overlay import Overlay
+from p2pcompute.payments import ModelChain
+from p2pcompute.storage import InlineExecutor, open_ledger
+from p2pcompute_protocols.ads import Device
+from p2pcompute_protocols.money import ChainTerms
+
+from ._memory_overlay import MemoryNetwork, open_memory_overlay
+
+if TYPE_CHECKING:
+    from p2pcompute.execution import ArgSpec, CompiledKernel, KernelSource, Launch
+
+__all__ = ["InlineWorkers", "WorkerFaults", "open_simulated_node", "simulated_chain", "virtual_clock_ms"]
+
+SIMULATED_EPOCH_MS = 1_800_000_000_000
+DEFAULT_NETWORK = "simulated"
+
+
+def virtual_clock_ms() -> int:
+    """UNIX milliseconds of the run's clock: they rise with `trio.current_time`, virtual or not."""
+    return SIMULATED_EPOCH_MS + int(trio.current_time() * 1000)
+
+
+def simulated_chain() -> ModelChain:
+    """A model of a chain with the hub on it."""
+    return ModelChain(ChainTerms(chain_id=31_337_001, hub=b"\x11" * 20, token=b"\x22" * 20, decimals=6))
+
+
+@dataclass(slots=True, kw_only=True)
+class WorkerFaults:
+    """What goes wrong in a simulated worker: chunks (by their first block) that kill it, or that never end."""
+
+    dies_at: frozenset[int] = frozenset()
+    hangs_at: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    outputs: tuple[bytes, ...]
+    cpu_ns: int
+    wall_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Compiled:
+    compile_ms: float
+    row_shapes: tuple[tuple[int, ...], ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class InlineWorkers:
+    """Workers in this process. `chunk_s` and `compile_s` are how long a chunk and a compilation take, in seconds of
+    the run's clock; equal kernels are compiled once for all of them."""
+
+    chunk_s: float = 0.1
+    compile_s: float = 0.5
+    faults: WorkerFaults = field(default_factory=WorkerFaults)
+    threads: int = 1
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Nothing has to run beside the sessions."""
+        task_status.started()
+        await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    def session(self) -> AbstractAsyncContextManager[_InlineSession]:
+        """A worker for one tenant."""
+        return _session(self)
+
+
+@asynccontextmanager
+async def _session(workers: InlineWorkers) -> AsyncGenerator[_InlineSession]:
+    yield _InlineSession(workers)
+
+
+_compiled: dict[tuple[Any, ...], tuple[CompiledKernel, tuple[tuple[int, ...], ...]]] = {}  # by what it was made from
+
+
+class _InlineSession:
+    def __init__(self, workers: InlineWorkers) -> None:
+        self._workers = workers
+        self._turn = trio.Lock()
+        self._dead = False
+
+    async def compile(
+        self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec], inputs: Mapping[int, Any]
+    ) -> _Compiled:
+        from p2pcompute.execution import InputSpec, OutputSpec, ScalarSpec
+        from p2pcompute.execution._cpu import CpuBackend
+
+        key = (source.text, source.entry, launch, tuple(repr(arg) for arg in args))
+        if key not in _compiled:
+            backend = CpuBackend()
+            rows = tuple(backend.row_shapes(source, launch, args))
+            _compiled[key] = backend.compile(source, launch, args), rows
+        self._kernel, self._rows = _compiled[key]
+        self._launch = launch
+        self._values: list[Any] = []
+        for position, spec in enumerate(args):
+            if isinstance(spec, ScalarSpec):
+                self._values.append(spec.value)
+            elif isinstance(spec, InputSpec):
+                data = inputs[position]
+                array = np.frombuffer(data, spec.dtype) if isinstance(data, bytes) else np.asarray(data)
+                self._values.append(array.reshape(spec.shape))
+        self._dtypes = [spec.dtype for spec in args if isinstance(spec, OutputSpec)]
+        await trio.sleep(self._workers.compile_s)
+        return _Compiled(compile_ms=self._workers.compile_s * 1000, row_shapes=self._rows)
+
+    async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> _Run:
+        count = blocks * self._launch.threads_per_block
+        return await self._run(
+            count, lambda outs: self._kernel.run_blocks(first_block, blocks, self._values, outs), first_block, timeout_s
+        )
+
+    async def run_threads(self, threads: Any, *, timeout_s: float) -> _Run:
+        return await self._run(
+            len(threads), lambda outs: self._kernel.run_threads(threads, self._values, outs), None, timeout_s
+        )
+
+    async def _run(
+        self, count: int, call: Callable[[list[Any]], None], first_block: int | None, timeout_s: float
+    ) -> _Run:
+        async with self._turn:
+            if self._dead:
+                raise WorkerDied("this simulated worker has died; open another session")
+            if first_block is not None and first_block in self._workers.faults.dies_at:
+                self._dead = True
+                raise WorkerDied("a simulated worker died, as it was told to")
+            if first_block is not None and first_block in self._workers.faults.hangs_at:
+                self._dead = True
+                await trio.sleep(timeout_s)
+                raise WorkerTimeout("a simulated worker ran past its limit, as it was told to")
+            seconds = self._workers.chunk_s if first_block is not None else self._workers.chunk_s / 10
+            await trio.sleep(seconds)
+            outs = [np.zeros((count, *row), dtype) for row, dtype in zip(self._rows, self._dtypes, strict=True)]
+            call(outs)
+            nanoseconds = max(1, int(seconds * 1e9))
+            return _Run(outputs=tuple(out.tobytes() for out in outs), cpu_ns=nanoseconds, wall_ns=nanoseconds)
+
+
+@asynccontextmanager
+async def open_simulated_node(
+    network: MemoryNetwork | Overlay,
+    chain: ModelChain,
+    *,
+    key: NodeKey | None = None,
+    workers: InlineWorkers | None = None,
+    score_milli: int = 1_000,
+    network_id: str = DEFAULT_NETWORK,
+    now_ms: Callable[[], int] = virtual_clock_ms,
+) -> AsyncGenerator[Node]:
+    """A node on a network in memory, or on any overlay that is open already.
+
+    Args:
+        network: the network in memory that it joins, or an overlay of which `key` is the key.
+        chain: the model of the chain; the node's wallet is filled from nothing, as by a faucet.
+        key: who it is; made where None.
+        workers: how its kernels run.
+        score_milli: what it says of its speed.
+        network_id: the network's ID; peers of another one refuse it.
+        now_ms: its wall clock.
+    """
+    key = key or NodeKey.generate()
+    pool = workers or InlineWorkers()
+    wallet = WalletKey.generate()
+
+    async def measure(_: Any) -> Device:
+        await trio.lowlevel.checkpoint()
+        return Device(kind="cpu", name="simulated", slots=1, memory_bytes=2**30, score_milli=score_milli, scores=())
+
+    async def fund(amount_uusd: int) -> None:
+        await trio.lowlevel.checkpoint()
+        held = chain.tokens.get(wallet.address, 0) + chain.free.get(wallet.address, 0)
+        chain.mint(wallet.address, max(0, amount_uusd - held))
+
+    async def with_overlay(overlay: Overlay, ledger: Any) -> Any:
+        return wire_services(
+            key=key,
+            wallet=wallet,
+            overlay=overlay,
+            ledger=ledger,
+            hub=chain.hub(wallet.address),
+            network=network_id,
+            now_ms=now_ms,
+            open_pool=lambda _threads, _unsandboxed: pool,
+            measure=measure,
+            fund_wallet=fund,
+        )
+
+    async with open_ledger(None, executor=InlineExecutor(), clock_ms=now_ms) as ledger:
+        await ledger.bind_chain(chain.terms)
+        if isinstance(network, MemoryNetwork):
+            validator = AdRecordValidator(network=network_id, now_ms=now_ms)
+            async with open_memory_overlay(network, key, record_validator=validator) as overlay:
+                async with compose_node(await with_overlay(overlay, ledger), network=network_id, now_ms=now_ms) as node:
+                    yield node
+        else:
+            async with compose_node(await with_overlay(network, ledger), network=network_id, now_ms=now_ms) as node:
+                yield node
