@@ -19,6 +19,7 @@ __all__ = [
     "CONNECT_TIMEOUT_S",
     "KEY_BYTES",
     "MAX_CONNECTIONS",
+    "MAX_CONNECTIONS_PER_HOST",
     "MAX_CONNECTIONS_PER_PEER",
     "MAX_GOSSIP_BYTES",
     "MAX_INBOUND_STREAMS_PER_PEER",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 MAX_CONNECTIONS = 300  # in and out together; more are closed before their handshake
+MAX_CONNECTIONS_PER_HOST = 64  # inbound from one IP address, handshakes included; loopback has no such bound
 MAX_CONNECTIONS_PER_PEER = 3  # two nodes that dial each other at once make two
 MAX_INBOUND_STREAMS_PER_PEER = 64  # per protocol; one more is reset
 MAX_PROTOCOL_ID_BYTES = 128

@@ -17,7 +17,6 @@ from libp2p.custom_types import TProtocol
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
-from libp2p.records.validator import Validator
 from libp2p.tools.anyio_service import TrioManager
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
@@ -29,10 +28,8 @@ from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_byte
 from ._api import (
     CLOSE_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
-    KEY_BYTES,
     MAX_INBOUND_STREAMS_PER_PEER,
     MAX_PROVIDERS,
-    MAX_RECORD_BYTES,
     STREAM_TIMEOUT_S,
     GossipValidator,
     OverlayStream,
@@ -42,6 +39,7 @@ from ._api import (
     Subscription,
 )
 from ._checks import check_gossip, check_key, check_protocol, check_record, check_topic
+from ._dht import MendedDht, record_name
 from ._mends import (
     ADDRESS_TTL_S,
     Listener,
@@ -51,7 +49,6 @@ from ._mends import (
     MendedSwarm,
     MendedUpgrader,
     gossip_router,
-    strict_dht,
 )
 from ._queue import SubscriptionQueue
 from ._streams import Libp2pStream, negotiate
@@ -60,35 +57,10 @@ __all__ = ["Libp2pOverlay", "open_libp2p"]
 
 _log = logging.getLogger(__name__)
 
-_NAMESPACE = "p2pcompute"
 _LISTEN_BACKLOG = 128
-
-
-class _Records(Validator):
-    """A `RecordValidator` in libp2p's form: keys are "/p2pcompute/<64 hex digits>"."""
-
-    def __init__(self, inner: RecordValidator) -> None:
-        self._inner = inner
-
-    def validate(self, key: str, value: bytes) -> None:
-        if len(value) > MAX_RECORD_BYTES:
-            raise ValueError("the record is too large")
-        if not self._inner.validate(_raw_key(key), value):
-            raise ValueError("the record is refused")
-
-    def select(self, key: str, values: list[bytes]) -> int:
-        return self._inner.select(_raw_key(key), values)
-
-
-def _raw_key(name: str) -> bytes:
-    digits = name.rpartition("/")[2]
-    if len(digits) != 2 * KEY_BYTES or name != _record_name(bytes.fromhex(digits)):
-        raise ValueError("not a key of ours")
-    return bytes.fromhex(digits)
-
-
-def _record_name(key: bytes) -> str:
-    return f"/{_NAMESPACE}/{key.hex()}"
+IDENTIFY_PATIENCE_S = 2.0  # a peer that does not say what it serves is connected all the same
+TARGET_PEERS = 8  # with a bootstrap peer we look for so many; gossip spreads through connections
+LOOK_FOR_PEERS_INTERVAL_S = 30.0
 
 
 def _to_id(peer: PeerId) -> ID:
@@ -126,7 +98,7 @@ class Libp2pOverlay:
         self._host = MendedHost(self._swarm, nursery, self._identified, announced or None)
         self._router = gossip_router()
         self._pubsub = MendedPubsub(self._host, self._router, self._on_gossip)
-        self._dht = strict_dht(self._host, _NAMESPACE, _Records(validator))
+        self._dht = MendedDht(self._host, validator)
         self._validator = validator
         self._subscriptions: dict[str, SubscriptionQueue] = {}
         self._inbound: Counter[tuple[PeerId, str]] = Counter()
@@ -151,6 +123,21 @@ class Libp2pOverlay:
             queue.close()
         with trio.move_on_after(CLOSE_TIMEOUT_S + 0.2, shield=True):
             await self._swarm.close()
+
+    async def look_for_peers(self) -> None:
+        """Stay connected to `TARGET_PEERS` nodes, if there are so many. Runs until cancelled."""
+        while True:
+            if len(self.peers()) < TARGET_PEERS:
+                await self._dht.refresh_routing_table()
+            for peer in self._dht.routing_table.get_peer_ids():
+                if len(self.peers()) >= TARGET_PEERS:
+                    break
+                try:
+                    with trio.move_on_after(CONNECT_TIMEOUT_S):
+                        await self._swarm.dial_peer(peer)
+                except SwarmException as exc:
+                    _log.info("looking for peers: %s", exc)
+            await trio.sleep(LOOK_FOR_PEERS_INTERVAL_S)
 
     async def _identified(self, peer: ID) -> None:
         # Identify told us whether the peer serves the DHT; libp2p would add it at its first query only.
@@ -184,7 +171,8 @@ class Libp2pOverlay:
                 if not self._is_connected(raw):
                     await self._swarm.dial_first(raw, [address])
                 self._host.get_peerstore().add_addrs(raw, [address], ADDRESS_TTL_S)
-                await self._host.wait_identified(raw)
+                with trio.move_on_after(IDENTIFY_PATIENCE_S):
+                    await self._host.wait_identified(raw)
                 await self._dht.add_peer(raw)
         except trio.TooSlowError:
             raise DialError(f"{multiaddr} did not answer within {CONNECT_TIMEOUT_S:g} s; is it up?") from None
@@ -312,12 +300,12 @@ class Libp2pOverlay:
     async def dht_put(self, key: bytes, value: bytes) -> None:
         check_record(self._validator, key, value)
         try:
-            await self._dht.put_value(_record_name(key), value)
+            await self._dht.put_value(record_name(key), value)
         except ValueError as exc:
             raise RecordRefused(f"a better record is known: {exc}") from exc
 
     async def dht_get(self, key: bytes) -> bytes | None:
-        return await self._dht.get_value(_record_name(check_key(key)))
+        return await self._dht.find_record(check_key(key))
 
 
 def _with_peer(addresses: Sequence[Multiaddr], peer: PeerId) -> tuple[str, ...]:
@@ -435,6 +423,8 @@ async def _running(
                         await overlay.connect(address)
                     except DialError as exc:
                         _log.warning("bootstrap: %s", exc)
+                if bootstrap:
+                    nursery.start_soon(overlay.look_for_peers)
                 yield overlay
             except Exception as exc:  # noqa: BLE001 - it is the body's own and raised again, unwrapped, below
                 body_error = exc

@@ -6,8 +6,10 @@ in `tests/net/test_libp2p_mends.py` that shows the fault without it.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -19,7 +21,6 @@ from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
-from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
@@ -30,7 +31,6 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
-from libp2p.records.validator import NamespacedValidator, Validator
 from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -46,6 +46,7 @@ from p2pcompute_protocols.ids import peer_id_from_bytes
 from ._api import (
     CONNECT_TIMEOUT_S,
     MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_HOST,
     MAX_CONNECTIONS_PER_PEER,
     MAX_GOSSIP_BYTES,
     STREAM_TIMEOUT_S,
@@ -64,7 +65,6 @@ __all__ = [
     "SeenMessages",
     "connection_limits",
     "gossip_router",
-    "strict_dht",
 ]
 
 _log = logging.getLogger(__name__)
@@ -226,6 +226,7 @@ class MendedSwarm(Swarm):
         )
         self._dials: dict[ID, trio.Lock] = {}
         self.auto_connector: Any = _NoAutoConnector()
+        self._from_host: Counter[str] = Counter()
 
     def set_stream_handler(self, stream_handler: StreamHandlerFn) -> None:
         """Keep what a stream does to its handler away from the node.
@@ -303,11 +304,16 @@ class MendedSwarm(Swarm):
         gone a node accepts nobody any more.
         """
         raw = RawConnection(read_write_closer, False)
+        remote = read_write_closer.get_remote_address()
+        host = remote[0] if remote is not None else ""
         try:
+            if self._from_host[host] >= MAX_CONNECTIONS_PER_HOST and not ipaddress.ip_address(host).is_loopback:
+                raise trio.WouldBlock
             self._inbound_limiter.acquire_on_behalf_of_nowait(raw)
-        except trio.WouldBlock:
+        except (trio.WouldBlock, ValueError):
             await raw.close()
             return
+        self._from_host[host] += 1
         try:
             muxed = await self.upgrade_inbound_raw_conn(raw, maddr)
             if isinstance(muxed, Yamux):
@@ -317,6 +323,9 @@ class MendedSwarm(Swarm):
             await raw.close()
         finally:
             self._inbound_limiter.release_on_behalf_of(raw)
+            self._from_host[host] -= 1
+            if not self._from_host[host]:
+                del self._from_host[host]
 
     async def close(self) -> None:
         """Close every connection at once; libp2p's own takes 0.2 s for each, one after the other."""
@@ -489,8 +498,9 @@ class MendedPubsub(Pubsub):
     async def wait_for_room(self) -> None:
         """Before we publish, let our peers' queues drain, but don't let one slow peer hold us up for long."""
         with trio.move_on_after(PUBLISH_PATIENCE_S):
-            while any(len(queue) > GOSSIP_QUEUE // 2 for queue in self.peer_queues.values()):
-                await trio.sleep(0.005)  # noqa: ASYNC110 - libp2p's queue has no event for "shorter"
+            # libp2p's queue has no event for "shorter"
+            while any(len(queue) > GOSSIP_QUEUE // 2 for queue in self.peer_queues.values()):  # noqa: ASYNC110
+                await trio.sleep(0.005)
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         if len(msg.data) > MAX_GOSSIP_BYTES:
@@ -505,17 +515,3 @@ class MendedPubsub(Pubsub):
     def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
         if publish_message.from_id != self.my_id.to_bytes():
             self._deliver(publish_message)
-
-
-def strict_dht(host: IHost, namespace: str, validator: Validator) -> KadDHT:
-    """A DHT that stores only records of `namespace` that `validator` accepts.
-
-    By default libp2p's takes any bytes under any key that does not look like "/namespace/key".
-    """
-    return KadDHT(
-        host,
-        DHTMode.SERVER,
-        validator=NamespacedValidator({namespace: validator}, strict_validation=True),
-        validator_changed=True,  # or it adds /pk and /ipns, which we don't serve
-        strict_validation=True,
-    )

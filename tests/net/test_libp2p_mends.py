@@ -14,7 +14,9 @@ import trio.testing
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
+from libp2p.io.trio import TrioTCPStream
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.pb.kademlia_pb2 import Record
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
@@ -94,6 +96,15 @@ def run(main: Callable[[], Awaitable[None]], clock: Any = None) -> None:
             await main()
 
     trio.run(bounded, clock=clock)
+
+
+async def wait_until(condition: Callable[[], bool | Awaitable[bool]]) -> None:
+    """For what has no event: look every 20 ms; `run` bounds it."""
+    while True:
+        result = condition()
+        if result if isinstance(result, bool) else await result:
+            return
+        await trio.sleep(0.02)
 
 
 def to_id(peer: PeerId) -> ID:
@@ -358,6 +369,101 @@ def test_dht_keys_that_nobody_validates_are_not_stored() -> None:
                 attacking.value_store.put(good, b"ok then")
                 assert await attacking.value_store._store_at_peer(to_id(ours.peer_id), good, b"ok then")
                 assert await ours.dht_get(bytes(32)) == b"ok then"
+
+    run(main)
+
+
+def test_a_look_up_asks_the_network_though_it_holds_something() -> None:
+    """libp2p's own answers with what it read once, for a day or two."""
+
+    async def main() -> None:
+        key = bytes(32)
+        name = f"/p2pcompute/{key.hex()}"
+        async with our_node() as provider, our_node() as holder, our_node() as ours, plain_host() as plain:
+            plain_dht = KadDHT(plain, DHTMode.SERVER)
+            async with background_trio_service(plain_dht):
+                for node in (provider, ours):
+                    await node.connect(holder.addresses[0])
+                await plain.connect(info_from_p2p_addr(Multiaddr(holder.addresses[0])))
+                for stale in (plain_dht, ours._dht):
+                    stale.value_store.put(name.encode(), b"ok 1")
+                    stale.provider_store.add_provider(key, PeerInfo(to_id(holder.peer_id), [LOOPBACK]))
+                holder._dht.value_store.put(name.encode(), b"ok 2")
+                await provider.dht_provide(key)
+                assert await plain_dht.get_value(name) == b"ok 1"
+                assert len(await plain_dht.provider_store.find_providers(key)) == 1
+                assert await ours.dht_get(key) == b"ok 2"
+                both = {holder.peer_id, provider.peer_id}
+
+                async def finds_both() -> bool:
+                    return {info.peer_id for info in await ours.dht_find_providers(key)} == both
+
+                await wait_until(finds_both)
+
+    run(main)
+
+
+def test_strangers_fill_the_dht_only_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcompute.overlay._dht.MAX_RECORDS", 10)
+    monkeypatch.setattr("p2pcompute.overlay._dht.MAX_PROVIDED_KEYS", 10)
+
+    async def main() -> None:
+        async with our_node() as ours:
+            await ours.dht_put(bytes(32), b"ok ours")
+            await ours.dht_provide(bytes(32))
+            someone = PeerInfo(ID.from_pubkey(create_new_key_pair().public_key), [LOOPBACK])
+            for number in range(50):
+                name = f"/p2pcompute/{number + 1:064x}".encode()
+                ours._dht.value_store.put_record(name, Record(key=name, value=b"ok"))
+                ours._dht.provider_store.add_provider(b"%032d" % number, someone)
+            assert len(ours._dht.value_store.store) == 10
+            assert len(ours._dht.provider_store.providers) == 10
+            assert await ours.dht_get(bytes(32)) == b"ok ours"
+            assert bytes(32) in ours._dht.provider_store.providers
+
+    run(main)
+
+
+def test_one_address_cannot_take_every_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_CONNECTIONS_PER_HOST", 3)
+
+    async def main() -> None:
+        async with our_node() as ours, AsyncExitStack() as stack:
+            port = int(ours.addresses[0].split("/")[4])
+
+            async def knock() -> tuple[trio.SocketStream, bool]:
+                stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+                return stream, bool(await stream.receive_some())
+
+            for _ in range(5):  # loopback has no bound: many nodes share it in a testnet
+                assert (await knock())[1]
+            monkeypatch.setattr(TrioTCPStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
+            knocks = [await knock() for _ in range(5)]
+            assert [greeted for _, greeted in knocks] == [True, True, True, False, False]
+            await knocks[0][0].aclose()
+            await wait_until(lambda: ours._swarm._from_host["192.0.2.7"] == 2)
+            assert (await knock())[1]
+
+    run(main)
+
+
+def test_nodes_that_share_a_bootstrap_peer_find_each_other() -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(our_node())
+            nodes = [await stack.enter_async_context(our_node(bootstrap=first.addresses)) for _ in range(4)]
+            everyone = {first.peer_id, *(node.peer_id for node in nodes)}
+            # The last to come looks around at once and finds all who were there.
+            await wait_until(lambda: nodes[-1].peers() == everyone - {nodes[-1].peer_id})
+
+    run(main)
+
+
+def test_a_bootstrap_peer_that_is_down_keeps_nobody_from_starting() -> None:
+    async def main() -> None:
+        dead = f"{_refused_address()}/p2p/{NodeKey.generate().peer_id}"
+        async with our_node() as alive, our_node(bootstrap=[dead, alive.addresses[0]]) as ours:
+            assert ours.peers() == {alive.peer_id}
 
     run(main)
 
