@@ -133,19 +133,17 @@ class FunctionCheck:
         return params
 
     def _check_name(self, name: str) -> None:
-        where: ast.AST = self.node
-        for inner in ast.walk(self.node):
-            if isinstance(inner, ast.Name) and inner.id == name:
-                where = inner
-                break
+        reason = remedy = ""
         if name in lang.RESERVED or name in self.nodes:
-            raise self.refuse(where, f"{name} has a meaning of its own in kernels", "rename the variable")
-        if not NAME.fullmatch(name) or len(name) > lang.MAX_NAME_LENGTH:
-            raise self.refuse(
-                where, "a name is not ASCII or too long", f"use up to {lang.MAX_NAME_LENGTH} letters, digits and _"
-            )
-        if name.startswith("__"):
-            raise self.refuse(where, f"{name}: names that begin with __ are not taken", "rename the variable")
+            reason, remedy = f"{name} has a meaning of its own in kernels", "rename the variable"
+        elif not NAME.fullmatch(name) or len(name) > lang.MAX_NAME_LENGTH:
+            reason = "a name is not ASCII or too long"
+            remedy = f"use up to {lang.MAX_NAME_LENGTH} letters, digits and _"
+        elif name.startswith("__"):
+            reason, remedy = f"{name}: names that begin with __ are not taken", "rename the variable"
+        if reason:
+            named = (node for node in ast.walk(self.node) if isinstance(node, ast.Name) and node.id == name)
+            raise self.refuse(next(named, self.node), reason, remedy)
 
     def _arrays(self) -> set[str]:
         """Parameters that are used as arrays anywhere in the function."""
