@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -116,8 +116,8 @@ def wire_services(
     network: str,
     now_ms: Callable[[], int],
     open_pool: Callable[[int, bool], Any],
-    measure: Callable[[Any], Any],
-    fund_wallet: Callable[[int], Any],
+    measure: Callable[[Any], Awaitable[Device]],
+    fund_wallet: Callable[[int], Awaitable[None]],
 ) -> NodeServices:
     """Connect given parts to each other; the same for real and for simulated ones."""
     now = now_ms()

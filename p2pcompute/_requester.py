@@ -12,6 +12,7 @@ import trio
 
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
 from p2pcompute.errors import BudgetError, KernelTypeError
+from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._work import chunk_work, row_bytes
 from p2pcompute_protocols.errors import LocalProtocolError
@@ -25,9 +26,8 @@ if TYPE_CHECKING:
     from p2pcompute.execution import WorkerSession
     from p2pcompute.kernel import Binding, ConfiguredKernel, Kernel
 
-__all__ = ["LANGUAGE", "Chunk", "RunOptions", "TaskRun", "parse_usd"]
+__all__ = ["Chunk", "RunOptions", "TaskRun", "parse_usd"]
 
-LANGUAGE: Final = "strict-1"
 _CHUNK_TARGET_US: Final = 400_000  # of one reference core
 _CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
 _CALIBRATE_THREADS: Final = 2_048
@@ -143,7 +143,7 @@ class TaskRun:
         limit = _DEFAULT_PRICE_LIMIT_PUSD if options.max_price is None else _per_unit_pusd(options.max_price)
         # Before anything that takes time: is anybody there?
         found = await self.coordinator.candidates(
-            requirement, units=1, fp="strict", language=LANGUAGE, max_price_pusd=limit, wanted=1
+            requirement, units=1, fp="strict", language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
         )
         self._emit(Compiling())
         pool = await self.pool()
@@ -155,7 +155,7 @@ class TaskRun:
                 requirement,
                 units=work.units_per_chunk,
                 fp="strict",
-                language=LANGUAGE,
+                language=LANGUAGE_VERSION,
                 max_price_pusd=limit,
                 wanted=min(4, options.max_providers),
             )
@@ -191,7 +191,7 @@ class TaskRun:
                 ceiling_uusd=budget_uusd,
                 check=CheckPolicy(kind="sample" if options.samples else "none", per_chunk=options.samples),
                 fp="strict",
-                language=LANGUAGE,
+                language=LANGUAGE_VERSION,
                 deadline_ms=self.now_ms() + int(options.deadline_s * 1000),
                 max_providers=options.max_providers,
             )

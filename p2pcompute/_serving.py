@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
 from p2pcompute.payments import CreditBook, CreditPolicy, Payee, Settler, subnet_of
 from p2pcompute.tasks import TaskService
-from p2pcompute_protocols import ads, channel
+from p2pcompute_protocols import ads, channel, task
 from p2pcompute_protocols.ads import Availability, CapabilityAd, Device, PricedOption
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 
 from ._books import ProviderLedgerBooks
-from ._requester import LANGUAGE, parse_usd
+from ._provider_events import ProviderEvent, WatchedBooks
+from ._requester import parse_usd
 
 if TYPE_CHECKING:
     from p2pcompute.execution import WorkerPool
+    from p2pcompute.overlay import OverlayStream
     from p2pcompute.tasks._provider import OutputFault
 
     from .node import Node
@@ -44,6 +47,7 @@ class ProviderOptions:
         credit: limits of what strangers may owe.
         region: free text for requesters that ask for one.
         fault: alters outputs, for tests and demonstrations of what checking catches.
+        on_event: gets every `ProviderEvent`; must not block.
     """
 
     price: str | int | float = DEFAULT_PRICE
@@ -55,6 +59,7 @@ class ProviderOptions:
     region: str | None = None
     fault: OutputFault | None = None
     claim_above_uusd: int = 1_000_000
+    on_event: Callable[[ProviderEvent], None] | None = None
 
 
 class ProviderRole:
@@ -66,6 +71,9 @@ class ProviderRole:
         self.device = device
         self.price_pusd = parse_usd(options.price) * 1_000_000 // _US_PER_HOUR
         services = node.services
+        self._sessions: set[trio.CancelScope] = set()
+        self._stopped = False
+        self._no_sessions = trio.Event()
         self.payee = Payee(
             ledger=services.ledger,
             hub=services.hub,
@@ -86,7 +94,7 @@ class ProviderRole:
             network=node.network,
             signer=services.key,
             workers=pool,
-            books=ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet),
+            books=WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit),
             now_ms=node.now_ms,
             slots=trio.CapacityLimiter(options.slots),
             max_tasks=options.slots * 4,
@@ -102,7 +110,7 @@ class ProviderRole:
                 device=device,
                 chain=services.hub.terms,
                 payee=services.wallet.address,
-                language=LANGUAGE,
+                language=LANGUAGE_VERSION,
                 price_pusd=self.price_pusd,
                 max_window=options.max_window,
                 now_ms=node.now_ms,
@@ -111,6 +119,11 @@ class ProviderRole:
             ),
             agreed=self.tasks.books.agreed,
         )
+
+    def emit(self, event: ProviderEvent) -> None:
+        """Tell whoever watches this provider."""
+        if self.options.on_event is not None:
+            self.options.on_event(event)
 
     def _subnet(self, peer: PeerId) -> str:
         addresses = self.node.services.overlay.addresses_of(peer)
@@ -142,7 +155,7 @@ class ProviderRole:
             options=(
                 PricedOption(work=1, fp="strict", price_pusd=self.price_pusd, max_window=self.options.max_window),
             ),
-            language=(LANGUAGE,),
+            language=(LANGUAGE_VERSION,),
             chain=services.hub.terms,
             binding=services.binding,
             availability=Availability(idle_only=False, draining=self.tasks.draining),
@@ -155,6 +168,7 @@ class ProviderRole:
         services = self.node.services
         services.overlay.handle(channel.PROTOCOL_ID, self.payee.serve_channel)
         self.tasks.register()
+        services.overlay.handle(task.PROTOCOL_ID, self._serve_task)
         self.negotiations.register()
         ad_service.make_ad = self.make_ad
         async with trio.open_nursery() as nursery:
@@ -162,6 +176,31 @@ class ProviderRole:
             await nursery.start(self.settler.serve)
             task_status.started()
             await trio.sleep_forever()
+
+    async def _serve_task(self, stream: OverlayStream) -> None:
+        """One task stream, within a scope that `stop` can cancel."""
+        if self._stopped:
+            await stream.reset()
+            return
+        with trio.CancelScope() as scope:
+            self._sessions.add(scope)
+            try:
+                await self.tasks._serve(stream)
+            finally:
+                self._sessions.discard(scope)
+                if not self._sessions:
+                    self._no_sessions.set()
+        if scope.cancelled_caught:
+            await stream.reset()
+
+    async def stop(self) -> None:
+        """End every task here: workers are killed, nothing more is billed, and agreements are closed in the ledger."""
+        self._stopped = self.tasks.draining = True
+        for scope in list(self._sessions):
+            scope.cancel()
+        while self._sessions:
+            self._no_sessions = trio.Event()
+            await self._no_sessions.wait()
 
     def drain(self, changed: Callable[[], Any]) -> None:
         """Take no more work; what runs goes on."""

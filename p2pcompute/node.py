@@ -9,8 +9,9 @@ A node is a requester from the start; `node.serve(…)` makes it a provider as w
 from __future__ import annotations
 
 import logging
+import os
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
@@ -20,6 +21,7 @@ import trio
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._groups import single_error
 from p2pcompute._profile import Profile
+from p2pcompute._provider_events import Checkpointed
 from p2pcompute._requester import Chunk, RunOptions, TaskRun
 from p2pcompute._serving import ProviderOptions, ProviderRole
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
@@ -44,7 +46,9 @@ __all__ = ["Node", "NodeServices", "compose_node", "open_chain", "open_node"]
 _log = logging.getLogger("p2pcompute.node")
 
 _BINDING_MS: Final = 30 * 24 * 3_600_000
-_CHECKPOINT_S: Final = 20.0
+_STOP_S: Final = 1.0
+# A signed batch is on disk before it is sent; what the chain has not mined by then is settled at the next start.
+_CHECKPOINT_S: Final = 1.5
 DEV_GAS_WEI: Final = 10**18
 
 
@@ -70,8 +74,8 @@ class NodeServices:
     books: RequesterLedgerBooks
     coordinator: Coordinator
     open_pool: Callable[[int, bool], WorkerPool]
-    measure: Callable[[WorkerPool], Any]
-    fund_wallet: Callable[[int], Any]
+    measure: Callable[[WorkerPool], Awaitable[Device]]
+    fund_wallet: Callable[[int], Awaitable[None]]
     listeners: list[Callable[[TaskEvent], None]] = field(default_factory=list)
 
 
@@ -114,9 +118,10 @@ class Node:
     async def device(self) -> Device:
         """This machine's device with its measured score."""
         pool = await self._worker_pool()
-        if self._device is None:
-            self._device = await self.services.measure(pool)
-        return self._device
+        known = self._device
+        if known is None:
+            known = self._device = await self.services.measure(pool)
+        return known
 
     async def _score_milli(self) -> int:
         return (await self.device()).score_milli
@@ -189,7 +194,7 @@ class Node:
     async def serve(
         self, *, task_status: trio.TaskStatus[ProviderRole] = trio.TASK_STATUS_IGNORED, **options: Any
     ) -> NoReturn:
-        """Be a provider until cancelled; then claim what was earned, in one checkpoint.
+        """Be a provider until cancelled; then end the tasks and claim what was earned, in one checkpoint.
 
         Args:
             options: fields of `ProviderOptions`: price, slots, threads, max_window, region, credit, …
@@ -201,7 +206,8 @@ class Node:
         if self.provider is not None:
             raise ConfigError("this node serves already; open another one for other settings")
         chosen = ProviderOptions(**options)
-        pool = await self._worker_pool(chosen.threads or 0, chosen.allow_unsandboxed)
+        threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // chosen.slots)
+        pool = await self._worker_pool(threads, chosen.allow_unsandboxed)
         measured = await self.device()
         device = Device(
             kind=measured.kind,
@@ -220,8 +226,12 @@ class Node:
                 await trio.sleep_forever()
         finally:
             self.provider = None
-            with trio.CancelScope(shield=True), trio.move_on_after(_CHECKPOINT_S):
-                await self.checkpoint(role)
+            with trio.CancelScope(shield=True):
+                with trio.move_on_after(_STOP_S):
+                    await role.stop()
+                with trio.move_on_after(_CHECKPOINT_S):
+                    claimed = await self.checkpoint(role)
+                    role.emit(Checkpointed(channels=len(claimed), claimed_uusd=sum(claimed.values())))
         raise AssertionError("unreachable")
 
     async def checkpoint(self, role: ProviderRole | None = None) -> dict[ChannelId, int]:

@@ -19,7 +19,7 @@ stated virtual duration. A kernel is not sandboxed here: run your own only.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -206,8 +206,16 @@ async def open_simulated_node(
         held = chain.tokens.get(wallet.address, 0) + chain.free.get(wallet.address, 0)
         chain.mint(wallet.address, max(0, amount_uusd - held))
 
-    async def with_overlay(overlay: Overlay, ledger: Any) -> Any:
-        return wire_services(
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(open_ledger(None, executor=InlineExecutor(), clock_ms=now_ms))
+        await ledger.bind_chain(chain.terms)
+        overlay: Overlay
+        if isinstance(network, MemoryNetwork):
+            validator = AdRecordValidator(network=network_id, now_ms=now_ms)
+            overlay = await stack.enter_async_context(open_memory_overlay(network, key, record_validator=validator))
+        else:
+            overlay = network
+        services = wire_services(
             key=key,
             wallet=wallet,
             overlay=overlay,
@@ -219,14 +227,4 @@ async def open_simulated_node(
             measure=measure,
             fund_wallet=fund,
         )
-
-    async with open_ledger(None, executor=InlineExecutor(), clock_ms=now_ms) as ledger:
-        await ledger.bind_chain(chain.terms)
-        if isinstance(network, MemoryNetwork):
-            validator = AdRecordValidator(network=network_id, now_ms=now_ms)
-            async with open_memory_overlay(network, key, record_validator=validator) as overlay:
-                async with compose_node(await with_overlay(overlay, ledger), network=network_id, now_ms=now_ms) as node:
-                    yield node
-        else:
-            async with compose_node(await with_overlay(network, ledger), network=network_id, now_ms=now_ms) as node:
-                yield node
+        yield await stack.enter_async_context(compose_node(services, network=network_id, now_ms=now_ms))

@@ -38,6 +38,8 @@ from ._messages import (
 )
 from ._messages import (
     gossip_topic as gossip_topic,
+)
+from ._messages import (
     record_key as record_key,
 )
 from ._messages import (
