@@ -8,19 +8,26 @@ stays where it is. Nothing is pruned: a chain of some ten thousand blocks fits i
 from __future__ import annotations
 
 import bisect
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-import eth.exceptions
-import eth.vm.spoof
-from eth.chains.base import MiningChain
-from eth.db.atomic import AtomicDB
-from eth.vm.chain_context import ChainContext
-from eth.vm.forks.prague import PragueVM
-from eth_utils.exceptions import ValidationError
-
 from p2pcompute_protocols.ids import Address
+
+# py-evm lifts the interpreter's recursion limit to 12288 for the whole process when it is imported. C code that
+# recurses (json.loads on a hundred thousand brackets) then overruns the stack and the process dies, instead of
+# raising RecursionError. So the limit is put back: contracts that call 1024 levels deep get an error here.
+_limit = sys.getrecursionlimit()
+import eth.exceptions  # noqa: E402 (has to come between the two lines that save and restore the limit)
+import eth.vm.spoof  # noqa: E402 (same)
+from eth.chains.base import MiningChain  # noqa: E402 (same)
+from eth.db.atomic import AtomicDB  # noqa: E402 (same)
+from eth.vm.chain_context import ChainContext  # noqa: E402 (same)
+from eth.vm.forks.prague import PragueVM  # noqa: E402 (same)
+from eth_utils.exceptions import ValidationError  # noqa: E402 (same)
+
+sys.setrecursionlimit(_limit)
 
 __all__ = [
     "BLOCK_GAS_LIMIT",

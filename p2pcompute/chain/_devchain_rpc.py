@@ -20,6 +20,8 @@ __all__ = ["MAX_BATCH_REQUESTS", "MAX_LOGS", "DevRpc", "RpcFault"]
 MAX_BATCH_REQUESTS = 256
 MAX_LOGS = 10_000
 MAX_FEE_HISTORY = 1024
+MAX_BRACKETS = 8192
+"""The most brackets in one body. It bounds how deep they can lie in each other, whatever the recursion limit is."""
 
 _PARSE_ERROR, _INVALID_REQUEST, _NO_METHOD, _INVALID_PARAMS, _SERVER = -32700, -32600, -32601, -32602, -32000
 _LIMIT, _REVERTED = -32005, 3
@@ -85,6 +87,8 @@ class DevRpc:
             StorageError: the journal failed; the chain must not go on.
         """
         try:
+            if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
+                raise ValueError
             message = json.loads(body)
         except (ValueError, RecursionError):
             return _dump(_error(None, RpcFault(_PARSE_ERROR, "not JSON")))

@@ -210,16 +210,14 @@ class ChainClient:
 
         try:
             # httpx's own limit is for each read: an endpoint that drips would hold us for ever.
-            with trio.fail_after(self._timeout_s):
+            body, status = bytearray(), 0
+            with trio.fail_after(self._timeout_s), trio.CancelScope() as enough:
                 async with self._http.stream("POST", self._url, content=content) as response:
-                    body = bytearray()
                     async for piece in response.aiter_raw():
                         body += piece
                         if len(body) > MAX_ANSWER_BYTES:
-                            raise ChainUnreachable(
-                                f"{self._host} sent more than {MAX_ANSWER_BYTES} bytes; ask for less at once, "
-                                "or use another endpoint"
-                            )
+                            # Leaving the loop would leave httpx's generators behind; cancellation ends them.
+                            enough.cancel()
                     status = response.status_code
         except (trio.TooSlowError, httpx.TimeoutException) as exc:
             raise ChainUnreachable(
@@ -233,6 +231,10 @@ class ChainClient:
             raise ChainUnreachable(
                 f"{self._host} broke off ({type(exc).__name__}); check the endpoint, or try again"
             ) from exc
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ChainUnreachable(
+                f"{self._host} sent more than {MAX_ANSWER_BYTES} bytes; ask for less at once, or use another endpoint"
+            )
         if status in (401, 403):
             raise ChainUnreachable(f"{self._host} wants other credentials (HTTP {status}); check the URL's key")
         if status == 429:

@@ -126,8 +126,9 @@ def machine(bench_type: Any) -> type[RuleBasedStateMachine]:
             if ok:
                 self.closing[channel] = self.bench.now_s + CLOSE_DELAY_S
 
-        @rule(sender=names, channel=channels)
-        def finalize(self, sender: str, channel: tuple[str, str, str]) -> None:
+        @rule(sender=st.none() | names, channel=channels)
+        def finalize(self, sender: str | None, channel: tuple[str, str, str]) -> None:
+            sender = sender or channel[1]
             ok = self.send(sender, encode_finalize(*self.addresses(*channel)))
             close_at = self.closing[channel]
             is_open = self.deposited[channel] > self.claimed[channel] or close_at
@@ -165,8 +166,8 @@ def machine(bench_type: Any) -> type[RuleBasedStateMachine]:
 
 
 LIMITS = settings(
-    max_examples=20,
-    stateful_step_count=25,
+    max_examples=15,
+    stateful_step_count=20,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
