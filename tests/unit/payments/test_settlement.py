@@ -90,6 +90,22 @@ def test_a_reverted_transaction_is_told(run: Run) -> None:
     run(body)
 
 
+def test_what_waits_goes_before_what_is_new(run: Run) -> None:
+    """A transaction that the endpoint forgot would leave a gap in the nonces, and everything after it stuck."""
+
+    async def body(world: Any) -> None:
+        world.chain.mines = False
+        with pytest.raises(SettlementPending):
+            await world.payer_outbox.run(Approve(amount_uusd=1))
+        world.chain._pool.clear()
+        world.chain.mines = True
+        await world.payer_outbox.run(Approve(amount_uusd=2))
+        assert world.chain.nonces[world.wallet.address] == 2
+        assert world.chain.allowances[world.wallet.address] == 2
+
+    run(body)
+
+
 def test_transactions_at_once_take_turns(run: Run) -> None:
     async def body(world: Any) -> None:
         async with trio.open_nursery() as nursery:

@@ -67,6 +67,12 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
     assert done.stdout.startswith("stored ")
 
 
+def open_file(path: Path) -> int:
+    """The descriptor under which this process has `path` open."""
+    links = ((int(entry.name), entry) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink())
+    return next(number for number, link in links if os.readlink(link) == str(path))
+
+
 def test_an_io_error_stops_the_ledger_for_good(tmp_path: Path, deal: Any) -> None:
     """After a failed write what the disk holds is not known, so nothing is tried again before the next start."""
 
@@ -75,11 +81,7 @@ def test_an_io_error_stops_the_ledger_for_good(tmp_path: Path, deal: Any) -> Non
             await ledger.add_agreement(deal.agreement, role="provider")
             envelope = await ledger.record_receipt(deal.receipt(0), sign=deal.sign)
             log = tmp_path / "ledger.sqlite3-wal"
-            (number,) = [
-                int(entry.name)
-                for entry in Path("/proc/self/fd").iterdir()
-                if entry.is_symlink() and os.readlink(entry) == str(log)
-            ]
+            number = open_file(log)
             working, read_only = os.dup(number), os.open(log, os.O_RDONLY)
             os.dup2(read_only, number)  # writes to the log fail with EBADF from here on
             with pytest.raises(LedgerFailed, match="restart the node"):
