@@ -156,10 +156,10 @@ class MemoryNetwork:
 class MemoryOverlay:
     """Implements `Overlay`. Made by `open_memory_overlay`."""
 
-    def __init__(self, network: MemoryNetwork, key: NodeKey, nursery: trio.Nursery, validator: RecordValidator) -> None:
+    def __init__(self, network: MemoryNetwork, key: NodeKey, validator: RecordValidator) -> None:
         self.peer_id = key.peer_id
         self._network = network
-        self._nursery = nursery
+        self._nursery: trio.Nursery  # set by `serve`
         self._validator = validator
         self._alive = True
         self.streams: dict[MemoryStream, None] = {}  # in order of opening
@@ -524,8 +524,8 @@ async def open_memory_overlay(
     The body is not cancelled when the node is killed; its calls raise `OverlayError` or `StreamReset`.
     """
     body_error: Exception | None = None
+    node = MemoryOverlay(network, key, record_validator)
     async with trio.open_nursery() as nursery:
-        node = MemoryOverlay(network, key, nursery, record_validator)
         await nursery.start(node.serve)
         try:
             for address in bootstrap:
