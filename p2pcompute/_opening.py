@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
-from p2pcompute.errors import ChainError, InsufficientFunds, NoProviderError, ProfileInUse
+from p2pcompute.errors import ChainError, ConfigError, InsufficientFunds, NoProviderError, ProfileInUse
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
 from p2pcompute.node import NodeServices, open_chain
@@ -78,6 +78,8 @@ async def open_services(
             now_ms=now_ms,
             open_pool=_open_pool,
             measure=measure_device,
+            known_device=lambda: known_device(len(os.sched_getaffinity(0))),
+            guess_milli=1_000 * len(os.sched_getaffinity(0)),
             fund_wallet=lambda amount_uusd: _fund_from_faucet(client, hub_client, wallet, amount_uusd),
         )
         await services.outbox.settle()
@@ -117,6 +119,8 @@ def wire_services(
     now_ms: Callable[[], int],
     open_pool: Callable[[int, bool], Any],
     measure: Callable[[Any], Awaitable[Device]],
+    known_device: Callable[[], Device | None],
+    guess_milli: int,
     fund_wallet: Callable[[int], Awaitable[None]],
 ) -> NodeServices:
     """Connect given parts to each other; the same for real and for simulated ones."""
@@ -164,6 +168,8 @@ def wire_services(
         coordinator=coordinator,
         open_pool=open_pool,
         measure=measure,
+        known_device=known_device,
+        guess_milli=guess_milli,
         fund_wallet=fund_wallet,
         listeners=listeners,
     )
@@ -176,19 +182,22 @@ def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
     return WorkerPool(threads=threads or cores, spare=1, policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed))
 
 
-async def measure_device(pool: WorkerPool) -> Device:
-    """The CPU of this machine and its score; measured once, in a worker."""
-    from p2pcompute.execution import measure_score, probe_devices
+def known_device(threads: int, score_milli: int | None = None) -> Device | None:
+    """`threads` of this machine's CPU with the score of an earlier measurement; None where there was none.
+
+    `score_milli` is a new measurement; it is kept for the next time.
+    """
+    from p2pcompute.execution import probe_devices
 
     facts = probe_devices()[0]
     path = home_dir() / "device.json"
+    machine = f"{facts.name}/{facts.cores}/{threads}"
+    if score_milli is not None:
+        write_json(path, {"machine": machine, "score_milli": score_milli})
     note = read_json(path)
-    fingerprint = f"{facts.name}/{facts.cores}/{pool._threads}"
-    if note is not None and note.get("machine") == fingerprint and isinstance(note.get("score_milli"), int):
-        score = max(1, int(note["score_milli"]))
-    else:
-        score = max(1, (await measure_score(pool)).score)
-        write_json(path, {"machine": fingerprint, "score_milli": score})
+    if note is None or note.get("machine") != machine or not isinstance(note.get("score_milli"), int):
+        return None
+    score = max(1, int(note["score_milli"]))
     return Device(
         kind="cpu",
         name="".join(c for c in facts.name if c.isprintable())[:48] or "cpu",
@@ -197,6 +206,18 @@ async def measure_device(pool: WorkerPool) -> Device:
         score_milli=score,
         scores=((1, score),),
     )
+
+
+async def measure_device(pool: WorkerPool) -> Device:
+    """The CPU of this machine and its score, measured in a worker where it is not known yet."""
+    from p2pcompute.execution import measure_score
+
+    known = known_device(pool.threads)
+    if known is None:
+        known = known_device(pool.threads, max(1, (await measure_score(pool)).score))
+    if known is None:
+        raise ConfigError(f"the measurement of this machine can't be kept in {home_dir()}; check its permissions")
+    return known
 
 
 async def _fund_from_faucet(client: ChainClient, hub: HubClient, wallet: WalletKey, amount_uusd: int) -> None:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import numpy as np
 import trio
 
+from p2pcompute._groups import single_error
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
-from p2pcompute.errors import BudgetError, KernelTypeError
+from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._work import chunk_work, row_bytes
@@ -141,11 +142,14 @@ class TaskRun:
             min_score_milli=0,
         )
         limit = _DEFAULT_PRICE_LIMIT_PUSD if options.max_price is None else _per_unit_pusd(options.max_price)
-        # Before anything that takes time: is anybody there?
-        found = await self.coordinator.candidates(
-            requirement, units=1, fp="strict", language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
-        )
-        self._emit(Compiling())
+        # A worker of our own starts meanwhile; where nobody is there, that ends with the error.
+        with single_error(NoProviderError, P2PComputeError):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.pool)
+                await self.coordinator.candidates(
+                    requirement, units=1, fp="strict", language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
+                )
+                self._emit(Compiling())
         pool = await self.pool()
         async with pool.session() as worker:
             compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))

@@ -53,4 +53,9 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
         async with open_node(**node_options) as node:
             return await node.run(kernel, *args, **options)
 
-    return trio.run(main)
+    try:
+        return trio.run(main)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from None

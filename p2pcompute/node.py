@@ -75,6 +75,8 @@ class NodeServices:
     coordinator: Coordinator
     open_pool: Callable[[int, bool], WorkerPool]
     measure: Callable[[WorkerPool], Awaitable[Device]]
+    known_device: Callable[[], Device | None]
+    guess_milli: int
     fund_wallet: Callable[[int], Awaitable[None]]
     listeners: list[Callable[[TaskEvent], None]] = field(default_factory=list)
 
@@ -124,7 +126,10 @@ class Node:
         return known
 
     async def _score_milli(self) -> int:
-        return (await self.device()).score_milli
+        """For a requester's estimates: what was measured, else a reference core for each thread."""
+        if self._device is None:
+            self._device = self.services.known_device()
+        return self._device.score_milli if self._device is not None else self.services.guess_milli
 
     def _task(self, kernel: Kernel | ConfiguredKernel, args: tuple[Any, ...], options: RunOptions) -> TaskRun:
         return TaskRun(

@@ -64,7 +64,7 @@ class WorkerPool:
             raise ConfigError(f"spare must be 0 to {MAX_WORKERS} and max_sessions 1 to {MAX_WORKERS}")
         self.limits: Final = limits or WorkerLimits()
         self.policy: Final = policy or SandboxPolicy()
-        self._threads = threads
+        self.threads: Final = threads
         self._spare = spare
         self._program = program
         self._slots = trio.Semaphore(max_sessions)
@@ -136,7 +136,7 @@ class WorkerPool:
 
     async def _start_one(self) -> WorkerProcess:
         return await WorkerProcess.start(
-            program=self._program, threads=self._threads, limits=self.limits, policy=self.policy, bwrap=self._bwrap
+            program=self._program, threads=self.threads, limits=self.limits, policy=self.policy, bwrap=self._bwrap
         )
 
     async def _start_and_hand_over(self) -> None:

@@ -124,5 +124,10 @@ def fits(
         return f"it does not sell {fp} chunks"
     option = min(options, key=lambda o: o.price_pusd)
     if option.price_pusd > max_price_pusd:
-        return f"its price of {option.price_pusd} pUSD a unit is above {max_price_pusd}"
+        return f"it asks {_per_hour(option.price_pusd)} USD an hour and the limit is {_per_hour(max_price_pusd)}"
     return max(devices, key=lambda d: d.score_milli), option
+
+
+def _per_hour(price_pusd: int) -> str:
+    """USD for an hour of a reference core, of a price in pico-USD a unit (a microsecond of it)."""
+    return f"{price_pusd * 3_600_000_000 / 1e12:.4g}"

@@ -225,6 +225,8 @@ async def open_simulated_node(
             now_ms=now_ms,
             open_pool=lambda _threads, _unsandboxed: pool,
             measure=measure,
+            known_device=lambda: None,
+            guess_milli=score_milli,
             fund_wallet=fund,
         )
         yield await stack.enter_async_context(compose_node(services, network=network_id, now_ms=now_ms))
