@@ -1,0 +1,260 @@
+"""Two connections and the bytes between them: honest sides never accuse each other, however bytes are split.
+
+Each machine lets both sides say whatever their own connection lets them say, in any order, while bytes of either
+direction arrive late and in pieces. What must hold: everything that was said arrives, in order and unchanged; no
+side ever gets `RemoteProtocolError`; a refused message changes nothing. Afterwards the same bytes are given to a
+fresh side byte by byte, and must be the same events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, ClassVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
+from p2pcompute_protocols.errors import LocalProtocolError
+from p2pcompute_protocols.wire import Record
+
+from .test_tables import BINDING, CHAIN, memory
+
+BLOBS = {hashlib.sha256(blob).digest(): blob for blob in (b"kernel", b"input of a task", b"x" * 700)}
+CHUNKS, WHOLE, LAST = 6, 40, 7
+
+
+class Dialogue(RuleBasedStateMachine):
+    """Requester and provider of one protocol over a lossless pipe."""
+
+    kind: ClassVar[type[Connection[Any]]]
+
+    @initialize()
+    def begin(self) -> None:
+        self.sides: dict[Role, Connection[Any]] = {role: self.fresh(role) for role in Role}
+        self.wire: dict[Role, bytearray] = {role: bytearray() for role in Role}  # bytes under way to `role`
+        self.history: dict[Role, list[Any]] = {role: [] for role in Role}  # what `role` did, in order
+        self.said: dict[Role, list[Record]] = {role: [] for role in Role}
+        self.heard: dict[Role, list[Record]] = {role: [] for role in Role}
+
+    def fresh(self, role: Role) -> Connection[Any]:
+        return self.kind(role)
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        """What that side may want to say, legal or not."""
+        raise NotImplementedError
+
+    def stopped(self, role: Role) -> bool:
+        """Whether this side has left: it reads no more."""
+        return False
+
+    @rule(role=st.sampled_from(Role), data=st.data())
+    def say(self, role: Role, data: st.DataObject) -> None:
+        conn = self.sides[role]
+        message = data.draw(self.messages(conn))
+        before, table = memory(conn), conn.table[role].get(conn.state, {})
+        try:
+            sent = conn.send(message)
+        except LocalProtocolError:
+            assert memory(conn) == before
+            return
+        assert conn.state is table[type(message)]
+        self.said[role].append(message)
+        self.history[role].append(message)
+        self.wire[role.other] += sent
+
+    @rule(role=st.sampled_from(Role), share=st.floats(0, 1))
+    def deliver(self, role: Role, share: float) -> None:
+        if self.stopped(role):
+            return
+        waiting = self.wire[role]
+        size = max(1, int(len(waiting) * share))
+        piece = bytes(waiting[:size])
+        if not piece:
+            return
+        del waiting[:size]
+        conn = self.sides[role]
+        conn.receive_data(piece)
+        self.history[role].append(piece)
+        while (event := conn.next_event()) is not NEED_DATA:
+            assert isinstance(event, Record)
+            self.heard[role].append(event)
+
+    @invariant()
+    def what_is_heard_was_said(self) -> None:
+        for role in Role:
+            heard = self.heard[role]
+            assert heard == self.said[role.other][: len(heard)]
+
+    @invariant()
+    def once_all_has_arrived_both_sides_know_the_same(self) -> None:
+        if not any(self.wire.values()) and not any(self.stopped(role) for role in Role):
+            one, other = (memory(self.sides[role]) for role in Role)
+            assert {**one, "role": None, "_buffer": 0} == {**other, "role": None, "_buffer": 0}
+
+    def teardown(self) -> None:
+        for role in Role:
+            # The same life again, with every piece fed byte by byte.
+            conn = self.fresh(role)
+            heard: list[Any] = []
+            for step in self.history[role]:
+                if isinstance(step, Record):
+                    conn.send(step)
+                    continue
+                for byte in step:
+                    conn.receive_data(bytes([byte]))
+                    while (event := conn.next_event()) is not NEED_DATA:
+                        heard.append(event)
+            assert heard == self.heard[role]
+            assert memory(conn) == memory(self.sides[role])
+
+
+class AdsDialogue(Dialogue):
+    kind = ads.AdsConnection
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        blob = st.binary(min_size=1, max_size=50)
+        return st.one_of(
+            st.builds(ads.AdQuery, limit=st.integers(1, 64), kind=st.sampled_from(["cpu", "cuda", None])),
+            st.builds(ads.AdBatch, ads=st.lists(blob, max_size=4).map(tuple), more=st.booleans()),
+            st.just(ads.AdRefusal(code=13, detail="busy")),
+        )
+
+
+class NegotiationDialogue(Dialogue):
+    kind = negotiation.NegotiationConnection
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        blob = st.binary(min_size=1, max_size=300)
+        return st.one_of([st.builds(cls, envelope=blob) for cls in negotiation.MESSAGES.values()])
+
+    @invariant()
+    def rounds_are_bounded(self) -> None:
+        orders = [m for m in self.said[Role.REQUESTER] if isinstance(m, negotiation.OrderFrame)]
+        assert len(orders) <= 3
+
+
+class ChannelDialogue(Dialogue):
+    kind = channel.ChannelConnection
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        near = st.integers(0, 6).map(lambda n: max(0, getattr(conn, "best_uusd", 0) + n - 2))
+        offered = st.just(getattr(conn, "_offered_uusd", 0))
+        sync = near.map(
+            lambda n: channel.ChannelSync(
+                amount_uusd=n, memo=bytes(32) if n else None, signature=bytes(65) if n else None
+            )
+        )
+        return st.one_of(
+            st.just(channel.ChannelHello(chain=CHAIN, payer=BINDING, payee=b"p" * 20)),
+            st.builds(channel.VoucherFrame, amount_uusd=near, memo=st.just(bytes(32)), signature=st.just(bytes(65))),
+            sync,
+            st.builds(channel.VoucherAck, amount_uusd=near | offered),
+            st.builds(channel.VoucherRefusal, code=st.just(19), detail=st.just(""), best_uusd=near),
+        )
+
+    @invariant()
+    def amounts_never_go_back(self) -> None:
+        acked = [m.amount_uusd for m in self.said[Role.PROVIDER] if isinstance(m, channel.VoucherAck)]
+        assert acked == sorted(set(acked))
+
+
+class TaskDialogue(Dialogue):
+    kind = task.TaskConnection
+
+    def fresh(self, role: Role) -> Connection[Any]:
+        conn = task.TaskConnection(role)
+        conn.chunks, conn.chunk_bytes = CHUNKS, (WHOLE, LAST)
+        conn.blob_sizes = {digest: len(blob) for digest, blob in BLOBS.items()}
+        return conn
+
+    def stopped(self, role: Role) -> bool:
+        # Who sends `Refused` reads no further: what the requester said meanwhile has crossed it (see the spec).
+        said = self.said[role]
+        return bool(said) and isinstance(said[-1], task.Refused)
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        assert isinstance(conn, task.TaskConnection)
+        some = st.integers(0, CHUNKS)
+        if conn.role is Role.REQUESTER:
+            choices = [
+                st.builds(task.Assign, index=some),
+                st.builds(task.Assign, index=some),
+                st.builds(task.Cancel, index=some),
+                st.just(task.Open(agreement=b"a")),
+                st.sampled_from([task.BlobStart(digest=d, size=len(b)) for d, b in BLOBS.items()]),
+                st.builds(task.BlobData, data=st.binary(min_size=1, max_size=20)),
+            ]
+            if conn._blob is not None:
+                digest, left = conn._blob
+                rest = BLOBS[digest][-left:]
+                piece = st.integers(1, len(rest)).map(lambda n: task.BlobData(data=rest[:n]))
+                choices += [piece, st.just(task.BlobData(data=rest))]
+            return st.one_of(choices) | st.integers(0, 30).map(
+                lambda n: task.Cancel(index=0) if n else task.Finish(code=0, detail="")
+            )
+        choices = [
+            st.lists(st.sampled_from(list(BLOBS)), max_size=3, unique=True).map(
+                lambda need: task.Opened(need=tuple(need), slots=1, window=1)
+            ),
+            st.just(task.Ready(compile_ms=5)),
+            st.builds(
+                task.ResultStart, index=some, receipt=st.just(b"r"), size=st.sampled_from([WHOLE, WHOLE, LAST, 9])
+            ),
+            st.builds(task.ResultData, data=st.binary(min_size=1, max_size=WHOLE)),
+            st.builds(task.ChunkError, index=some, receipt=st.just(b"r")),
+            st.just(task.Notice(kind="window", window=4)),
+            st.just(task.Closed(chunks=1)),
+        ]
+        if conn._result_left:
+            choices.append(st.just(task.ResultData(data=bytes(conn._result_left))))
+        return st.one_of(choices) | st.integers(0, 40).map(
+            lambda n: task.Notice(kind="pause") if n else task.Refused(code=15, detail="no")
+        )
+
+    def goes(self) -> bool:
+        return self.sides[Role.REQUESTER].state is not task.TaskState.CLOSED
+
+    @precondition(lambda self: self.goes())
+    @rule(data=st.data())
+    def run_on(self, data: st.DataObject) -> None:
+        """A helping hand: bring the dialogue forward, so that most examples reach results."""
+        requester, provider = self.sides[Role.REQUESTER], self.sides[Role.PROVIDER]
+        steps: list[tuple[Role, Record]] = [(Role.REQUESTER, task.Open(agreement=b"a"))]
+        need = tuple(data.draw(st.lists(st.sampled_from(list(BLOBS)), max_size=2, unique=True)))
+        steps.append((Role.PROVIDER, task.Opened(need=need, slots=1, window=1)))
+        for digest in need:
+            steps.append((Role.REQUESTER, task.BlobStart(digest=digest, size=len(BLOBS[digest]))))
+            steps.append((Role.REQUESTER, task.BlobData(data=BLOBS[digest])))
+        steps.append((Role.PROVIDER, task.Ready(compile_ms=1)))
+        if requester.state is not task.TaskState.IDLE or provider.state is not task.TaskState.IDLE:
+            return
+        for role, message in steps:
+            self.history[role].append(message)
+            self.said[role].append(message)
+            self.wire[role.other] += self.sides[role].send(message)
+            self.deliver(role.other, 1.0)
+
+    @invariant()
+    def each_chunk_is_answered_once(self) -> None:
+        if not hasattr(self, "said"):
+            return
+        for index in range(CHUNKS):
+            asked = sum(1 for m in self.said[Role.REQUESTER] if isinstance(m, task.Assign) and m.index == index)
+            answers = [m for m in self.said[Role.PROVIDER] if isinstance(m, task.ResultStart | task.ChunkError)]
+            assert sum(1 for m in answers if m.index == index) <= asked
+
+
+SETTINGS = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+AdsDialogue.TestCase.settings = SETTINGS
+NegotiationDialogue.TestCase.settings = SETTINGS
+ChannelDialogue.TestCase.settings = SETTINGS
+TaskDialogue.TestCase.settings = SETTINGS
+TestAds = AdsDialogue.TestCase
+TestNegotiation = NegotiationDialogue.TestCase
+TestChannel = ChannelDialogue.TestCase
+TestTask = TaskDialogue.TestCase

@@ -1,0 +1,324 @@
+"""Every cell of every transition table: what is in it moves both sides, what is not is refused by both."""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols._binding import SignerBinding
+from p2pcompute_protocols.connection import NEED_DATA, Connection, Role, StreamEnded
+from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.framing import frame
+from p2pcompute_protocols.ids import peer_id_from_public_key
+from p2pcompute_protocols.limits import MAX_NEGOTIATION_ROUNDS
+from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.wire import Record, record, wire
+
+BLOB = b"abc"
+DIGEST = hashlib.sha256(BLOB).digest()
+CHAIN = ChainTerms(chain_id=31337, hub=b"h" * 20, token=b"t" * 20, decimals=6)
+BINDING = SignerBinding(
+    peer_id=peer_id_from_public_key(bytes(32)),
+    owner=b"o" * 20,
+    signer=b"s" * 20,
+    sequence=0,
+    expires_ms=1,
+    signature=bytes(65),
+)
+MESSAGES: dict[type[Connection[Any]], list[Record]] = {
+    ads.AdsConnection: [
+        ads.AdQuery(limit=1),
+        ads.AdBatch(ads=(b"ad",), more=False),
+        ads.AdRefusal(code=13, detail="busy"),
+    ],
+    negotiation.NegotiationConnection: [
+        cls(envelope=b"e")  # type: ignore[call-arg]
+        for cls in negotiation.MESSAGES.values()
+    ],
+    task.TaskConnection: [
+        task.Open(agreement=b"a"),
+        task.BlobStart(digest=DIGEST, size=3),
+        task.BlobData(data=BLOB),
+        task.Assign(index=1),
+        task.Cancel(index=1),
+        task.Finish(code=0, detail=""),
+        task.Opened(need=(DIGEST,), slots=1, window=1),
+        task.Ready(compile_ms=1),
+        task.Refused(code=15, detail="no"),
+        task.ResultStart(index=0, receipt=b"r", size=8),
+        task.ResultData(data=b"12"),
+        task.ChunkError(index=0, receipt=b"r"),
+        task.Notice(kind="drain"),
+        task.Closed(chunks=1),
+    ],
+    channel.ChannelConnection: [
+        channel.ChannelHello(chain=CHAIN, payer=BINDING, payee=b"p" * 20),
+        channel.VoucherFrame(amount_uusd=5, memo=bytes(32), signature=bytes(65)),
+        channel.ChannelSync(amount_uusd=0),
+        channel.VoucherAck(amount_uusd=4),
+        channel.VoucherRefusal(code=19, detail="no", best_uusd=0),
+    ],
+}
+CONNECTIONS = list(MESSAGES)
+
+
+def arrange(conn: Connection[Any], state: enum.Enum, message: Record) -> None:
+    """Put a connection into a state with the memory in which the message itself is in order."""
+    conn.state = state
+    if isinstance(conn, channel.ChannelConnection):
+        conn.best_uusd, conn._offered_uusd = 3, 4
+    if isinstance(conn, task.TaskConnection):
+        conn.chunks, conn.chunk_bytes, conn.blob_sizes = 4, (8, 2), {DIGEST: 3}
+        conn.outstanding = {0, 2}
+        if isinstance(message, task.BlobStart | task.BlobData):
+            conn.needed = {DIGEST}
+        if isinstance(message, task.BlobData):
+            conn._blob = (DIGEST, 3)
+        if isinstance(message, task.ResultData):
+            conn._result_left = 8
+
+
+def memory(conn: Connection[Any]) -> dict[str, Any]:
+    """All that a connection knows, so that two moments can be compared."""
+    kept: dict[str, Any] = {}
+    for name, value in vars(conn).items():
+        if name == "_buffer":
+            kept[name] = len(value)
+        elif name == "_hash":
+            kept[name] = value.digest()
+        else:
+            kept[name] = value.copy() if isinstance(value, set | dict) else value
+    return kept
+
+
+def cells() -> list[Any]:
+    found = []
+    for cls in CONNECTIONS:
+        for state in type(cls.start):
+            for role in Role:
+                for message in MESSAGES[cls]:
+                    name = f"{cls.__name__}-{role.value}-{state.name}-{type(message).__name__}"
+                    found.append(pytest.param(cls, role, state, message, id=name))
+    return found
+
+
+@pytest.mark.parametrize(("cls", "role", "state", "message"), cells())
+def test_cell(cls: type[Connection[Any]], role: Role, state: enum.Enum, message: Record) -> None:
+    sender, receiver = cls(role), cls(role.other)
+    arrange(sender, state, message)
+    arrange(receiver, state, message)
+    to = cls.table[role].get(state, {}).get(type(message))
+    if to is not None:
+        receiver.receive_data(sender.send(message))
+        assert sender.state is to
+        assert receiver.next_event() == message
+        assert receiver.state is to
+        assert receiver.next_event() is NEED_DATA
+        after, other = memory(sender), memory(receiver)
+        assert {**after, "role": None} == {**other, "role": None}  # both sides remember the same
+        return
+    before = memory(sender)
+    with pytest.raises(LocalProtocolError) as local:
+        sender.send(message)
+    assert local.value.code is WireCode.OUT_OF_ORDER
+    assert memory(sender) == before
+
+    liar = cls(role)  # a peer that sends it all the same
+    liar.state = state
+    receiver.receive_data(_force(cls, message))
+    with pytest.raises(RemoteProtocolError) as remote:
+        receiver.next_event()
+    assert remote.value.code is WireCode.OUT_OF_ORDER
+    assert receiver.state is state
+    with pytest.raises(RemoteProtocolError):
+        receiver.next_event()
+    for mine in MESSAGES[cls]:
+        with pytest.raises(LocalProtocolError, match="broken"):
+            receiver.send(mine)
+
+
+def _force(cls: type[Connection[Any]], message: Record) -> bytes:
+    return frame(message.encode(), max_bytes=cls.max_frame_bytes)
+
+
+@pytest.mark.parametrize("cls", CONNECTIONS)
+def test_table_is_whole(cls: type[Connection[Any]]) -> None:
+    assert {type(m) for m in MESSAGES[cls]} == set(cls.messages.values())
+    states = list(type(cls.start))
+    reached = {cls.start}
+    for _ in states:
+        for rows in cls.table.values():
+            for state, row in rows.items():
+                if state in reached:
+                    reached |= set(row.values())
+    assert reached == set(states), "a state that no message leads to"
+    sent = {kind for rows in cls.table.values() for row in rows.values() for kind in row}
+    assert sent == set(cls.messages.values()), "a message that is never allowed"
+    assert {kind.TYPE: kind for kind in cls.messages.values()} == cls.messages
+
+
+@pytest.mark.parametrize("cls", CONNECTIONS)
+@pytest.mark.parametrize("role", list(Role))
+def test_end_of_stream_in_every_state(cls: type[Connection[Any]], role: Role) -> None:
+    for state in type(cls.start):
+        conn = cls(role)
+        conn.state = state
+        conn.receive_data(b"")
+        if state in cls.final or state is cls.start:
+            assert isinstance(conn.next_event(), StreamEnded)
+        else:
+            with pytest.raises(RemoteProtocolError):
+                conn.next_event()
+        half = cls(role)
+        half.state = state
+        half.receive_data(b"\x05\x00")
+        half.receive_data(b"")
+        with pytest.raises(RemoteProtocolError):
+            half.next_event()
+        with pytest.raises((LocalProtocolError, RemoteProtocolError)):
+            half.send(MESSAGES[cls][0])
+
+
+@pytest.mark.parametrize("cls", CONNECTIONS)
+def test_a_message_of_another_protocol_is_refused(cls: type[Connection[Any]]) -> None:
+    @record
+    class Stranger(Record):
+        TYPE = 200
+        field: int = wire(1, task.Assign._plan[0][2])
+
+    conn = cls(Role.REQUESTER)
+    with pytest.raises(LocalProtocolError):
+        conn.send(Stranger(field=1))
+    conn.receive_data(_force(cls, Stranger(field=1)))
+    with pytest.raises(RemoteProtocolError) as refused:
+        conn.next_event()
+    assert refused.value.code is WireCode.UNSUPPORTED
+
+
+def test_data_after_the_end_is_refused() -> None:
+    conn = ads.AdsConnection(Role.PROVIDER)
+    conn.receive_data(b"")
+    with pytest.raises(LocalProtocolError):
+        conn.receive_data(b"x")
+
+
+def test_a_broken_dialogue_keeps_no_bytes() -> None:
+    conn = ads.AdsConnection(Role.PROVIDER)
+    conn.receive_data(b"\x01\xff")
+    with pytest.raises(RemoteProtocolError):
+        conn.next_event()
+    conn.receive_data(bytes(100_000))
+    assert len(conn._buffer) == 0
+
+
+def test_an_order_too_many() -> None:
+    for side in ("local", "remote"):
+        conn = negotiation.NegotiationConnection(Role.REQUESTER if side == "local" else Role.PROVIDER)
+        order = negotiation.OrderFrame(envelope=b"o")
+        conn.rounds, conn.state = MAX_NEGOTIATION_ROUNDS, negotiation.NegotiationState.REFUSED
+        if side == "local":
+            with pytest.raises(LocalProtocolError) as refused:
+                conn.send(order)
+            assert conn.rounds == MAX_NEGOTIATION_ROUNDS
+            assert refused.value.code is WireCode.OVERSIZED
+        else:
+            conn.receive_data(_force(type(conn), order))
+            with pytest.raises(RemoteProtocolError) as refused_remote:
+                conn.next_event()
+            assert refused_remote.value.code is WireCode.OVERSIZED
+
+
+# What the connections remember between messages. Each: who speaks, in which state, after which arrangement, what.
+Arrange = Callable[[Any], None]
+S = task.TaskState
+C = channel.ChannelState
+P, R = Role.PROVIDER, Role.REQUESTER
+
+
+def has(**values: Any) -> Arrange:
+    def set_all(conn: Any) -> None:
+        for name, value in values.items():
+            assert hasattr(conn, name)
+            setattr(conn, name, value)
+
+    return set_all
+
+
+OUT_OF_ORDER, OVERSIZED, BAD_DIGEST = WireCode.OUT_OF_ORDER, WireCode.OVERSIZED, WireCode.BAD_DIGEST
+UNKNOWN_CHUNK, REPLAYED, BAD_VOUCHER = WireCode.UNKNOWN_CHUNK, WireCode.REPLAYED, WireCode.BAD_VOUCHER
+RESULT = task.ResultStart(index=0, receipt=b"r", size=8)
+REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
+    "a blob that the work does not name": (
+        P, S.OPENING, has(blob_sizes={}), task.Opened(need=(DIGEST,), slots=1, window=1), BAD_DIGEST),
+    "a blob that was not asked for": (
+        R, S.SETUP, has(needed=set()), task.BlobStart(digest=DIGEST, size=3), BAD_DIGEST),
+    "a blob twice": (
+        R, S.SETUP, has(needed={b"x" * 32}), task.BlobStart(digest=DIGEST, size=3), BAD_DIGEST),
+    "a blob of another size": (
+        R, S.SETUP, has(needed={DIGEST}), task.BlobStart(digest=DIGEST, size=4), OVERSIZED),
+    "a blob inside of a blob": (
+        R, S.SETUP, has(needed={DIGEST}, _blob=(DIGEST, 3)), task.BlobStart(digest=DIGEST, size=3), OUT_OF_ORDER),
+    "bytes of no blob": (R, S.SETUP, has(), task.BlobData(data=BLOB), OUT_OF_ORDER),
+    "more bytes than the blob has": (
+        R, S.SETUP, has(needed={DIGEST}, _blob=(DIGEST, 3)), task.BlobData(data=b"abcd"), OVERSIZED),
+    "bytes of another blob": (
+        R, S.SETUP, has(needed={DIGEST}, _blob=(DIGEST, 3)), task.BlobData(data=b"abd"), BAD_DIGEST),
+    "ready before the blobs": (P, S.SETUP, has(needed={DIGEST}), task.Ready(compile_ms=1), OUT_OF_ORDER),
+    "ready inside of a blob": (P, S.SETUP, has(_blob=(DIGEST, 1)), task.Ready(compile_ms=1), OUT_OF_ORDER),
+    "a chunk beyond the last": (R, S.RUNNING, has(), task.Assign(index=4), UNKNOWN_CHUNK),
+    "a chunk before the chunks are known": (R, S.RUNNING, has(chunks=0), task.Assign(index=0), UNKNOWN_CHUNK),
+    "a chunk twice": (R, S.RUNNING, has(), task.Assign(index=0), REPLAYED),
+    "a chunk above what may be under way": (
+        R, S.RUNNING, has(chunks=1000, outstanding=set(range(256))), task.Assign(index=999), OVERSIZED),
+    "a cancel beyond the last": (R, S.RUNNING, has(), task.Cancel(index=4), UNKNOWN_CHUNK),
+    "a result that was not asked for": (
+        P, S.RUNNING, has(), task.ResultStart(index=1, receipt=b"r", size=8), UNKNOWN_CHUNK),
+    "a result of another size": (P, S.RUNNING, has(), task.ResultStart(index=0, receipt=b"r", size=9), OVERSIZED),
+    "a last result of a whole chunk's size": (
+        P, S.RUNNING, has(outstanding={3}), task.ResultStart(index=3, receipt=b"r", size=8), OVERSIZED),
+    "an error that was not asked for": (P, S.RUNNING, has(), task.ChunkError(index=1, receipt=b"r"), UNKNOWN_CHUNK),
+    "result bytes of no result": (P, S.RUNNING, has(), task.ResultData(data=b"1"), OVERSIZED),
+    "more result bytes than announced": (
+        P, S.RUNNING, has(_result_left=1), task.ResultData(data=b"12"), OVERSIZED),
+    "a result inside of a result": (P, S.RUNNING, has(_result_left=1), RESULT, OUT_OF_ORDER),
+    "an error inside of a result": (
+        P, S.RUNNING, has(_result_left=1), task.ChunkError(index=0, receipt=b"r"), OUT_OF_ORDER),
+    "a notice inside of a result": (P, S.RUNNING, has(_result_left=1), task.Notice(kind="drain"), OUT_OF_ORDER),
+    "a refusal inside of a result": (
+        P, S.RUNNING, has(_result_left=1), task.Refused(code=1, detail=""), OUT_OF_ORDER),
+    "an end inside of a result": (P, S.FINISHING, has(_result_left=1), task.Closed(chunks=1), OUT_OF_ORDER),
+    "a voucher that goes back": (
+        R, C.OPEN, has(), channel.VoucherFrame(amount_uusd=2, memo=bytes(32), signature=bytes(65)), BAD_VOUCHER),
+    "a voucher that stands still": (
+        R, C.OPEN, has(), channel.VoucherFrame(amount_uusd=3, memo=bytes(32), signature=bytes(65)), BAD_VOUCHER),
+    "an ack for another voucher": (P, C.PAYING, has(), channel.VoucherAck(amount_uusd=5), OUT_OF_ORDER),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REMEMBERED)
+def test_what_a_connection_remembers(name: str) -> None:
+    role, state, change, message, code = REMEMBERED[name]
+    cls = task.TaskConnection if isinstance(state, S) else channel.ChannelConnection
+
+    def made(role: Role) -> Connection[Any]:
+        conn: Connection[Any] = cls(role)
+        arrange(conn, state, task.Closed(chunks=0))
+        change(conn)
+        return conn
+
+    sender, receiver = made(role), made(role.other)
+    before = memory(sender)
+    with pytest.raises(LocalProtocolError) as local:
+        sender.send(message)
+    assert local.value.code is code
+    assert memory(sender) == before, "a refused send changed something"
+    receiver.receive_data(_force(cls, message))
+    with pytest.raises(RemoteProtocolError) as remote:
+        receiver.next_event()
+    assert remote.value.code is code
+    assert receiver.state is state
