@@ -81,6 +81,7 @@ class _Session:
     binding: SignerBinding
     channel: ChannelId
     row: ChannelIn | None  # None until there is an agreement or money behind the channel
+    blamed: bool = False  # a failure of this stream is counted; more of them would only fill the disk
 
 
 class Payee:
@@ -168,6 +169,11 @@ class Payee:
         with suppress(DiskFull):  # the count matters less than the answer
             await self._ledger.note_failure(peer)
 
+    async def _blame(self, session: _Session) -> None:
+        if not session.blamed:
+            session.blamed = True
+            await self._note_failure(session.peer)
+
     async def _serve(self, connection: ChannelConnection, stream: Stream) -> None:
         hello = await next_message(connection, stream, timeout_s=HELLO_TIMEOUT_S)
         if isinstance(hello, StreamEnded):
@@ -237,10 +243,10 @@ class Payee:
             voucher = Voucher(channel=session.channel, amount_uusd=amount, memo=frame_.memo)
             signer = recover_signer(self._domain, voucher, frame_.signature)
         except LocalProtocolError as exc:
-            await self._note_failure(session.peer)
+            await self._blame(session)
             raise _Refuse(WireCode.BAD_SIGNATURE, str(exc), best_uusd=best) from exc
         if signer != session.binding.signer:
-            await self._note_failure(session.peer)
+            await self._blame(session)
             raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
         if amount <= best:
             raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {best} micro-USD held", best_uusd=best)

@@ -114,6 +114,11 @@ class Database:
             self.connection.close()
             raise
 
+    @property
+    def failure(self) -> str:
+        """Why it takes nothing more; "" while it does."""
+        return self._failed
+
     def _set_pragmas(self) -> None:
         for name, value, expected in _PRAGMAS:
             if self.path is None and name == "journal_mode":

@@ -101,6 +101,12 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
         """The database file; None for one in memory."""
         return self._database.path
 
+    @property
+    def failure(self) -> str:
+        """Why the ledger takes nothing more: the disk failed, or it is closed. "" while all is well; a node stops
+        when it is not."""
+        return self._database.failure
+
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         return await self._executor(lambda: self._database.write(work, self._clock_ms()))
 

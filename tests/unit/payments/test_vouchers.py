@@ -432,6 +432,21 @@ def test_a_flood_of_bad_vouchers_ends_and_reads_the_chain_seldom(run: Run) -> No
     assert reads == 1
 
 
+def test_a_flood_of_forgeries_counts_as_one_failure_on_disk(run: Run) -> None:
+    async def body(world: Any) -> None:
+        await world.agree()
+        attacker = Attacker(world.connect())
+        await attacker.say(hello(world))
+        await attacker.hear()
+        for amount in range(1, 11):
+            await attacker.say(VoucherFrame(amount_uusd=amount, memo=bytes(32), signature=b"\x01" * 65))
+            assert (await attacker.hear()).code == WireCode.BAD_SIGNATURE
+        assert (await world.payee_ledger.peer(world.requester.peer_id)).failures == 1
+        assert world.payee.counters.refused == {WireCode.BAD_SIGNATURE: 10}
+
+    run(body)
+
+
 @pytest.mark.parametrize("after", ["nothing", "half a hello", "hello"])
 def test_a_silent_peer_is_let_go(run: Run, after: str) -> None:
     async def body(world: Any) -> None:

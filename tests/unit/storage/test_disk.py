@@ -80,12 +80,14 @@ def test_an_io_error_stops_the_ledger_for_good(tmp_path: Path, deal: Any) -> Non
         async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
             await ledger.add_agreement(deal.agreement, role="provider")
             envelope = await ledger.record_receipt(deal.receipt(0), sign=deal.sign)
+            assert ledger.failure == ""
             log = tmp_path / "ledger.sqlite3-wal"
             number = open_file(log)
             working, read_only = os.dup(number), os.open(log, os.O_RDONLY)
             os.dup2(read_only, number)  # writes to the log fail with EBADF from here on
             with pytest.raises(LedgerFailed, match="restart the node"):
                 await ledger.record_receipt(deal.receipt(1), sign=deal.sign)
+            assert "restart the node" in ledger.failure
             os.dup2(working, number)
             os.close(working)
             os.close(read_only)
