@@ -317,7 +317,7 @@ class Coordinator:
             now_ms=self.now_ms,
         )
         terms = agreement.terms
-        chunk_uusd = owed_uusd(request.work.units_per_chunk, terms.price_pusd)
+        window_uusd = owed_uusd(request.work.units_per_chunk * terms.max_window, terms.price_pusd)
         self.emit(
             Agreed(
                 provider=candidate.peer_id,
@@ -326,8 +326,9 @@ class Coordinator:
                 credit_window=terms.credit_window,
                 max_window=terms.max_window,
                 negotiation_ms=(trio.current_time() - started) * 1000,
-                requester_max_loss_uusd=max(1, terms.max_window // 2) * chunk_uusd,
-                provider_max_loss_uusd=terms.max_window * chunk_uusd,
+                # A window that was paid although its samples missed something; a window that is never paid.
+                requester_max_loss_uusd=min(window_uusd, terms.ceiling_uusd),
+                provider_max_loss_uusd=min(window_uusd, terms.ceiling_uusd),
             )
         )
         return agreement
