@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint types check-system clean nightly install vyper
+.PHONY: install demo test lint contracts check-system clean
 
 install: $(STAMP)
 
@@ -24,7 +24,11 @@ demo: $(STAMP)
 	@$(BIN)/p2pcompute demo --out demo-out
 
 test: $(STAMP)
+	@sh scripts/compile-contracts.sh --venv
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+contracts:
+	@sh scripts/compile-contracts.sh
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -34,4 +38,4 @@ lint: $(STAMP)
 	@$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) build dist demo-out
+	rm -rf $(VENV) .venv-vyper build dist demo-out
