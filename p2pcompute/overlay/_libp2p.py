@@ -49,6 +49,7 @@ from ._mends import (
     MendedSwarm,
     MendedUpgrader,
     gossip_router,
+    tame_logging,
 )
 from ._queue import SubscriptionQueue
 from ._streams import Libp2pStream, negotiate
@@ -356,17 +357,6 @@ def _bind(text: str) -> trio.SocketListener:
     return trio.SocketListener(sock)
 
 
-def _hush_libp2p() -> None:
-    """Keep libp2p's own log out of stderr unless the application asked for it.
-
-    On import libp2p cuts its logger off from the root and gives it no handler, so that Python's last resort
-    prints its warnings, several lines for each odd thing that a peer does.
-    """
-    logger = logging.getLogger("libp2p")
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
-
-
 @asynccontextmanager
 async def open_libp2p(
     key: NodeKey,
@@ -392,7 +382,7 @@ async def open_libp2p(
 
     Cancellation: leaving takes at most about a second, however it is left, and nothing remains.
     """
-    _hush_libp2p()
+    tame_logging()
     listeners: list[Listener] = []
     try:
         for address in listen:

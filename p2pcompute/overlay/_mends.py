@@ -22,6 +22,7 @@ from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.connection import swarm_connection
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
@@ -65,6 +66,7 @@ __all__ = [
     "SeenMessages",
     "connection_limits",
     "gossip_router",
+    "tame_logging",
 ]
 
 _log = logging.getLogger(__name__)
@@ -446,6 +448,20 @@ class SeenMessages:
 
     def stop(self) -> None:
         """There is nothing to stop."""
+
+
+def tame_logging() -> None:
+    """Keep libp2p's log out of stderr, unless the application asks for it, and out of the root logger.
+
+    On import libp2p cuts its logger off from the root and gives it no handler, so that Python's last resort
+    prints its warnings, several lines for each odd thing that a peer does. And its `SwarmConn` logs by
+    ``logging.debug``, which gives the root logger a handler to stderr as soon as there is a connection, so that
+    the whole application's log changes. The module's `logging` becomes the logger that it should have used.
+    """
+    logger = logging.getLogger("libp2p")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    setattr(swarm_connection, "logging", logging.getLogger(swarm_connection.__name__))  # noqa: B010 - not its type
 
 
 def gossip_router() -> GossipSub:

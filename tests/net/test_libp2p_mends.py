@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -510,6 +512,42 @@ def test_libp2ps_log_stays_off_stderr(capfd: pytest.CaptureFixture[str]) -> None
         assert capfd.readouterr().err == ""
     finally:
         logger.handlers = handlers
+
+
+_COUNT_HANDLERS = """
+import logging, sys, trio
+from libp2p import new_host
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.peer.peerinfo import PeerInfo
+from multiaddr import Multiaddr
+from p2pcompute.identity import NodeKey
+from p2pcompute.overlay import open_libp2p
+from p2pcompute.testing._overlay_checks import PrefixValidator
+
+async def ours():
+    async with (
+        open_libp2p(NodeKey.generate(), record_validator=PrefixValidator()) as a,
+        open_libp2p(NodeKey.generate(), record_validator=PrefixValidator()) as b,
+    ):
+        await a.connect(b.addresses[0])
+
+async def plain():
+    listen = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
+    a, b = (new_host(key_pair=create_new_key_pair(), listen_addrs=listen) for _ in range(2))
+    async with a.run(listen), b.run(listen):
+        await a.connect(PeerInfo(b.get_id(), b.get_addrs()))
+        await a.close()
+        await b.close()
+
+trio.run(globals()[sys.argv[1]])
+sys.exit(len(logging.getLogger().handlers))
+"""
+
+
+def test_the_root_logger_is_left_alone() -> None:
+    for which, handlers in (("plain", 1), ("ours", 0)):
+        result = subprocess.run([sys.executable, "-c", _COUNT_HANDLERS, which], capture_output=True, check=False)
+        assert (result.returncode, result.stderr) == (handlers, b"")
 
 
 def test_two_nodes_that_dial_each_other_at_once_stay_connected() -> None:
