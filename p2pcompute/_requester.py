@@ -31,7 +31,9 @@ __all__ = ["Chunk", "RunOptions", "TaskRun", "parse_usd"]
 
 _CHUNK_TARGET_US: Final = 400_000  # of one reference core
 _CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
-_CALIBRATE_THREADS: Final = 2_048
+_CALIBRATE_THREADS: Final = 1_024
+_CALIBRATE_MOST: Final = 262_144
+_CALIBRATE_NS: Final = 10_000_000
 _CALIBRATE_S: Final = 30.0
 _DEFAULT_PRICE_LIMIT_PUSD: Final = 2_778  # 10 USD an hour of a reference core
 
@@ -246,17 +248,27 @@ class TaskRun:
         await self.coordinator.run(request, deliver=hand_over, check=check)
 
     async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
-        """Units (microseconds of a reference core) of one thread, from a few threads all over the launch."""
+        """Units (microseconds of a reference core) of one thread, from threads all over the launch.
+
+        What an empty run costs is taken off, and the sample grows until a run is long enough to be timed.
+        """
         rng = np.random.default_rng()
-        launch = binding.launch
-        count = min(_CALIBRATE_THREADS, launch.threads)
-        picked = np.sort(rng.integers(0, launch.threads, size=count, dtype=np.int64))
-        best = math.inf
-        with trio.fail_after(_CALIBRATE_S * 2):
-            for _ in range(2):  # the first run warms caches
-                run = await worker.run_threads(picked, timeout_s=_CALIBRATE_S)
-                best = min(best, run.wall_ns / count)
-        return best / 1_000 * await self.score_milli() / 1_000
+        total = binding.launch.threads
+
+        async def timed(count: int) -> int:
+            picked = np.sort(rng.integers(0, total, size=count, dtype=np.int64))
+            return int((await worker.run_threads(picked, timeout_s=_CALIBRATE_S)).wall_ns)
+
+        await timed(1)  # compiles
+        empty_ns = min([await timed(1) for _ in range(3)])
+        count = min(_CALIBRATE_THREADS, total)
+        while True:
+            spent_ns = min(await timed(count), await timed(count))
+            if spent_ns >= _CALIBRATE_NS or count >= min(total, _CALIBRATE_MOST):
+                break
+            count = min(count * 4, total, _CALIBRATE_MOST)
+        per_thread_ns = max(spent_ns - empty_ns, spent_ns / 100) / count
+        return per_thread_ns / 1_000 * await self.score_milli() / 1_000
 
     def _cut(self, binding: Binding, units_per_thread: float) -> tuple[ChunkWork, dict[bytes, bytes]]:
         launch = binding.launch
