@@ -62,10 +62,10 @@ class Dialogue:
             StreamError: the stream broke.
         """
         with trio.move_on_after(float("inf") if stall_s is None else stall_s):
+            await trio.lowlevel.checkpoint()  # not after the event: nobody may act between it and the caller
             while True:
                 event = self.connection.next_event()
                 if event is not NEED_DATA:
-                    await trio.lowlevel.checkpoint()
                     assert isinstance(event, Record)
                     return event
                 self.connection.receive_data(await self.stream.receive_some(65536))
