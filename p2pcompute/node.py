@@ -38,7 +38,7 @@ from p2pcompute_protocols.money import ChainTerms
 
 if TYPE_CHECKING:
     from p2pcompute.chain import ChainClient, HubClient
-    from p2pcompute.execution import WorkerPool
+    from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.kernel import ConfiguredKernel, Kernel
 
 __all__ = ["Node", "NodeServices", "compose_node", "open_chain", "open_node"]
@@ -46,6 +46,7 @@ __all__ = ["Node", "NodeServices", "compose_node", "open_chain", "open_node"]
 _log = logging.getLogger("p2pcompute.node")
 
 _BINDING_MS: Final = 30 * 24 * 3_600_000
+_SPARE_S: Final = 15.0
 _STOP_S: Final = 1.0
 # A signed batch is on disk before it is sent; what the chain has not mined by then is settled at the next start.
 _CHECKPOINT_S: Final = 1.5
@@ -124,6 +125,13 @@ class Node:
         if known is None:
             known = self._device = await self.services.measure(pool)
         return known
+
+    async def sandbox_layers(self) -> Layers | None:
+        """What locks strangers' kernels in, as a worker in reserve says; None where none comes up in time."""
+        pool = await self._worker_pool()
+        with trio.move_on_after(_SPARE_S):
+            await pool.wait_warm()
+        return pool._warm[0].layers if pool._warm else None
 
     async def _score_milli(self) -> int:
         """For a requester's estimates: what was measured, else a reference core for each thread."""

@@ -1,0 +1,342 @@
+"""`p2pcompute up`: lend this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._shared import common_options, fail, hush_logs, json_line, network_options, seconds, short_peer, usd
+
+if TYPE_CHECKING:
+    import trio
+
+    from p2pcompute import Node
+    from p2pcompute._provider_events import ProviderEvent
+    from p2pcompute._serving import ProviderRole
+    from p2pcompute.execution import Layers
+
+__all__ = ["up"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  p2pcompute up
+  p2pcompute up --price "0.08 USD" --region eu-west --threads 4
+  p2pcompute up --profile second --listen /ip4/0.0.0.0/tcp/4001
+  p2pcompute up --network mynet --bootstrap /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…
+
+Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a second one leaves at once.
+"""
+)
+@network_options
+@click.option(
+    "--listen",
+    metavar="MULTIADDR",
+    multiple=True,
+    default=("/ip4/127.0.0.1/tcp/0",),
+    show_default=True,
+    help="where to listen; may be repeated",
+)
+@click.option("--price", default="0.05 USD", show_default=True, help="for an hour of a reference core")
+@click.option("--slots", type=click.IntRange(1, 64), default=1, show_default=True, help="chunks computed at once")
+@click.option("--threads", type=click.IntRange(1, 1024), help="processor threads a slot [all cores over the slots]")
+@click.option("--region", metavar="NAME", help="for requesters that ask for one")
+@click.option(
+    "--max-window",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="chunks that a requester who pays may owe",
+)
+@click.option(
+    "--allow-unsandboxed",
+    is_flag=True,
+    help="run strangers' kernels although this kernel has neither Landlock nor seccomp to lock them in: they could "
+    "read your files and use your network",
+)
+@click.option("--fault", metavar="lie:FRACTION[:ROWBYTES]", hidden=True)
+@common_options
+def up(**options: Any) -> None:
+    """Lend this machine: run a provider until Ctrl-C.
+
+    Where no chain is named or running for the network, an embedded development chain is started, with test money
+    that is worth nothing. Whoever runs `p2pcompute up` next on this machine joins it.
+    """
+    import trio
+
+    as_json, debug = options.pop("as_json"), options.pop("debug")
+    hush_logs(debug)
+    settings = Settings(as_json=as_json, **options)
+    try:
+        trio.run(_main, settings)
+    except BaseException as exc:  # noqa: BLE001  said in one line
+        fail(exc, as_json=as_json, debug=debug, advice=_advice(exc, settings))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The options of `up`."""
+
+    profile: str
+    network: str
+    bootstrap: tuple[str, ...]
+    chain: str | None
+    listen: tuple[str, ...]
+    price: str
+    slots: int
+    threads: int | None
+    region: str | None
+    max_window: int
+    allow_unsandboxed: bool
+    fault: str | None
+    as_json: bool
+
+
+def _advice(error: BaseException, settings: Settings) -> str:
+    from p2pcompute.errors import ProfileInUse
+
+    from ._shared import whole_error
+
+    if isinstance(whole_error(error), ProfileInUse):
+        name = settings.profile
+        return (
+            f". `p2pcompute status --profile {name}` shows it; `p2pcompute up --profile {name}-2` lends with keys and "
+            "a ledger of its own"
+        )
+    return ""
+
+
+class _Stopper:
+    """Ends what is going on at the first signal, in order, and the process at the second."""
+
+    def __init__(self, as_json: bool) -> None:
+        import trio
+
+        self.scope = trio.CancelScope()  # what the first signal cancels
+        self.asked = False
+        self._as_json = as_json
+
+    async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
+        import trio
+
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            task_status.started()
+            async for _ in signals:
+                if self.asked:
+                    os._exit(130)  # children see our end: the chain by its stdin, workers by PR_SET_PDEATHSIG
+                self.asked = True
+                if not self._as_json:
+                    click.echo("stopping: no more work, then one checkpoint; again to leave at once", err=True)
+                self.scope.cancel()
+
+
+async def _main(settings: Settings) -> None:
+    import trio
+
+    stopper = _Stopper(settings.as_json)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(stopper.watch)
+        async with _chain(settings, stopper) as url:
+            if not stopper.asked:
+                with stopper.scope:
+                    await _lend(settings, url, stopper)
+        nursery.cancel_scope.cancel()
+    if settings.as_json:
+        json_line(event="stopped")
+    else:
+        click.echo("stopped", err=True)
+
+
+@asynccontextmanager
+async def _chain(settings: Settings, stopper: _Stopper) -> AsyncGenerator[str]:
+    """The chain's URL; where none is named this machine's own, which lives until everything else has ended."""
+    import trio
+
+    from p2pcompute._local_chain import serve_local_chain
+    from p2pcompute._profile import NetworkDir
+
+    named = settings.chain or os.environ.get("P2PCOMPUTE_CHAIN")
+    if named:
+        yield named
+        return
+    directory = NetworkDir.named(settings.network)
+    async with trio.open_nursery() as nursery:
+        url = ""
+        with stopper.scope:
+            url = await nursery.start(serve_local_chain, directory)
+        stopper.scope = trio.CancelScope()
+        yield url
+        nursery.cancel_scope.cancel()
+
+
+async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
+    import trio
+
+    import p2pcompute as p2p
+    from p2pcompute._profile import Profile
+    from p2pcompute.testing._output_faults import parse_fault
+
+    show = _show_json if settings.as_json else _Lines().show
+    fault = parse_fault(settings.fault) if settings.fault else None
+    profile = Profile.named(settings.profile)
+    async with p2p.open_node(
+        profile=profile,
+        network=settings.network,
+        bootstrap=settings.bootstrap,
+        chain=chain,
+        listen=settings.listen,
+    ) as node:
+        started = time.monotonic()
+        async with trio.open_nursery() as nursery:
+            role = await nursery.start(
+                partial(
+                    node.serve,
+                    price=settings.price,
+                    slots=settings.slots,
+                    threads=settings.threads,
+                    region=settings.region,
+                    max_window=settings.max_window,
+                    allow_unsandboxed=settings.allow_unsandboxed,
+                    fault=fault,
+                    on_event=show,
+                )
+            )
+            stopper.scope = nursery.cancel_scope
+            await nursery.start(_control, node, profile)
+            _ready(settings, node, role, chain, await node.sandbox_layers())
+            await trio.sleep_forever()
+        if not settings.as_json:
+            click.echo(f"lent for {seconds(time.monotonic() - started)}", err=True)
+
+
+async def _control(node: Node, profile: Any, *, task_status: trio.TaskStatus[None]) -> None:
+    from p2pcompute.control import serve_control
+
+    await serve_control(node, profile.control_socket, task_status=task_status)
+
+
+def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layers: Layers | None) -> None:
+    terms, wallet = node.services.hub.terms, node.services.wallet.address
+    hub, credit = "0x" + bytes(terms.hub).hex(), role.options.credit
+    facts = {
+        "peer_id": node.peer_id,
+        "addresses": list(node.addresses),
+        "network": node.network,
+        "profile": settings.profile,
+        "device": {"kind": role.device.kind, "name": role.device.name, "score_milli": role.device.score_milli},
+        "slots": role.device.slots,
+        "price_pusd": role.price_pusd,
+        "sandbox": None if layers is None else asdict(layers),
+        "chain": {"url": chain, "chain_id": terms.chain_id, "hub": hub},
+        "wallet": "0x" + wallet.hex(),
+        "strangers_may_owe_uusd_an_hour": credit.provider_uusd,
+        "one_stranger_may_owe_uusd": credit.peer_uusd,
+        "pid": os.getpid(),
+    }
+    if settings.as_json:
+        json_line(event="ready", **facts)
+        return
+    score = role.device.score_milli / 1000
+    rows = [
+        ("peer", node.peer_id),
+        *(("address", address) for address in node.addresses),
+        ("device", f"{role.device.name}: {score:.2f} reference cores a slot, slots: {role.device.slots}"),
+        ("price", f"{settings.price} an hour of a reference core; full, {usd(_full_hour(role))} an hour"),
+        ("sandbox", _sandbox_text(layers)),
+        ("chain", f"{chain}, id {terms.chain_id}, hub {hub} (development chain: test money)"),
+        ("wallet", "0x" + wallet.hex()),
+        (
+            "at risk",
+            f"strangers can owe you {usd(credit.provider_uusd)} of unpaid work an hour, one {usd(credit.peer_uusd)}",
+        ),
+    ]
+    if settings.fault:
+        rows.append(("FAULT", f"{settings.fault}: this node alters its results, and will be caught"))
+    for name, text in rows:
+        click.echo(click.style(f"{name:>8}  ", fg="cyan") + str(text), err=True)
+    click.echo("ready on network " + click.style(node.network, bold=True) + "; Ctrl-C stops", err=True)
+
+
+def _sandbox_text(layers: Layers | None) -> str:
+    if layers is None:
+        return "not known yet: no worker is in reserve; ask `p2pcompute doctor`"
+    names = [f"Landlock (ABI {layers.landlock_abi})"] if layers.landlock_abi else []
+    names += ["seccomp allow-list"] if layers.seccomp else []
+    names += ["bubblewrap"] if layers.bwrap else []
+    missing = [] if layers.landlock_abi else ["Landlock"]
+    missing += [] if layers.seccomp else ["seccomp"]
+    text = ", ".join([*names, "resource limits"])
+    return text + (f"; NOT IN FORCE: {', '.join(missing)}" if missing else "")
+
+
+def _full_hour(role: ProviderRole) -> int:
+    return role.price_pusd * 3_600 * role.device.score_milli * role.device.slots // 1000
+
+
+def _show_json(event: ProviderEvent) -> None:
+    from p2pcompute._provider_events import Checkpointed, ServedTaskEnded, ServedTaskStarted
+
+    match event:
+        case ServedTaskStarted():
+            json_line(
+                event="task-started",
+                task=event.task.hex(),
+                requester=event.requester,
+                price_pusd=event.price_pusd,
+                window=event.window,
+            )
+        case ServedTaskEnded():
+            json_line(
+                event="task-ended",
+                task=event.task.hex(),
+                requester=event.requester,
+                chunks=event.chunks,
+                failed=event.failed,
+                billed_uusd=event.billed_uusd,
+                unpaid_chunks=event.unpaid_chunks,
+            )
+        case Checkpointed():
+            json_line(event="checkpoint", channels=event.channels, claimed_uusd=event.claimed_uusd)
+
+
+class _Lines:
+    """One line for each task, on stderr."""
+
+    def __init__(self) -> None:
+        self._started: dict[bytes, float] = {}
+
+    def show(self, event: ProviderEvent) -> None:
+        from p2pcompute._provider_events import Checkpointed, ServedTaskEnded, ServedTaskStarted
+
+        match event:
+            case ServedTaskStarted():
+                self._started[event.task] = time.monotonic()
+                text = f"for {short_peer(event.requester)}: started, {event.window} unpaid chunks at most for now"
+                task: bytes | None = event.task
+            case ServedTaskEnded():
+                took = time.monotonic() - self._started.pop(event.task, time.monotonic())
+                text = (
+                    f"for {short_peer(event.requester)}: {event.chunks} chunks in {seconds(took)}, "
+                    f"billed {usd(event.billed_uusd)}"
+                )
+                text += f", {event.failed} failed" if event.failed else ""
+                text += f", {event.unpaid_chunks} unpaid" if event.unpaid_chunks else ""
+                task = event.task
+            case Checkpointed():
+                task = None
+                text = (
+                    f"checkpoint: {event.channels} channels, {usd(event.claimed_uusd)} claimed on chain so far"
+                    if event.channels
+                    else "checkpoint: nothing new to claim"
+                )
+        label = f"task {task.hex()[:8]} " if task is not None else ""
+        click.echo(f"{time.strftime('%H:%M:%S')}  {label}{text}", err=True)

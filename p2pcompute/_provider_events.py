@@ -1,0 +1,131 @@
+"""What can be watched at a provider: tasks that come and go, and the checkpoint at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from p2pcompute.tasks import ProviderAccount, ProviderBooks
+from p2pcompute_protocols.ids import PeerId, TaskId
+from p2pcompute_protocols.money import owed_uusd
+from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import ReceiptPayload
+
+__all__ = ["Checkpointed", "ProviderEvent", "ServedTaskEnded", "ServedTaskStarted", "WatchedBooks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedTaskStarted:
+    """A requester has opened a task here."""
+
+    task: TaskId
+    requester: PeerId
+    price_pusd: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedTaskEnded:
+    """A task has ended here, for whatever reason.
+
+    Attributes:
+        chunks, failed: receipts over results, and over failures.
+        billed_uusd: what the results cost, rounded up.
+        unpaid_chunks: results that no voucher covered when it ended.
+    """
+
+    task: TaskId
+    requester: PeerId
+    chunks: int
+    failed: int
+    billed_uusd: int
+    unpaid_chunks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpointed:
+    """Vouchers were claimed on chain: so many channels, and what was ever claimed on them."""
+
+    channels: int
+    claimed_uusd: int
+
+
+ProviderEvent: TypeAlias = ServedTaskStarted | ServedTaskEnded | Checkpointed
+
+
+class WatchedBooks:
+    """`ProviderBooks` that tell `emit` when tasks begin and end."""
+
+    def __init__(self, books: ProviderBooks, emit: Callable[[ProviderEvent], None]) -> None:
+        self._books = books
+        self._emit = emit
+
+    async def agreed(self, agreement: Agreement) -> None:
+        """Store an agreement."""
+        await self._books.agreed(agreement)
+
+    async def open(self, agreement: Agreement) -> _WatchedAccount:
+        """The account of a task."""
+        account = await self._books.open(agreement)
+        terms = agreement.terms
+        self._emit(
+            ServedTaskStarted(
+                task=TaskId(agreement.task_id),
+                requester=PeerId(terms.requester),
+                price_pusd=terms.price_pusd,
+                window=account.window,
+            )
+        )
+        return _WatchedAccount(account, agreement, self._emit)
+
+
+class _WatchedAccount:
+    """`ProviderAccount` that counts."""
+
+    def __init__(self, account: ProviderAccount, agreement: Agreement, emit: Callable[[ProviderEvent], None]) -> None:
+        self._account = account
+        self._agreement = agreement
+        self._emit = emit
+        self._chunks = 0
+        self._failed = 0
+        self._units = 0
+
+    @property
+    def window(self) -> int:
+        return self._account.window
+
+    @property
+    def unpaid(self) -> int:
+        return self._account.unpaid
+
+    async def begin(self) -> None:
+        await self._account.begin()
+
+    async def drop(self) -> None:
+        await self._account.drop()
+
+    async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
+        envelope = await self._account.issue(payload, sign)
+        if payload.code == 0:
+            self._chunks += 1
+            self._units += payload.units
+        else:
+            self._failed += 1
+        return envelope
+
+    async def wait_changed(self) -> None:
+        await self._account.wait_changed()
+
+    async def close(self) -> None:
+        await self._account.close()
+        self._emit(
+            ServedTaskEnded(
+                task=TaskId(self._agreement.task_id),
+                requester=PeerId(self._agreement.terms.requester),
+                chunks=self._chunks,
+                failed=self._failed,
+                billed_uusd=owed_uusd(self._units, self._agreement.terms.price_pusd),
+                unpaid_chunks=self._account.unpaid,
+            )
+        )
