@@ -8,30 +8,35 @@
     ├── KernelError                  a kernel is refused; has file, line, reason and what to write instead
     │   └── KernelTypeError          arguments do not fit the kernel
     ├── NoProviderError              nobody on the network fits the order; no money has moved
-    ├── BudgetError                  the work costs more than the budget; no money has moved
+    ├── BudgetError                  the work costs more than the budget
     ├── TaskError                    a task ended without a full result
     │   ├── TaskRefused              the provider refused the task with a typed reason
+    │   │   └── market.OrderRefused  it does not bid or does not sign
     │   ├── ChunkFailed              a chunk failed for a reason that another provider would meet as well
     │   └── TaskTimeout              the deadline passed
+    ├── tasks.LiarError              a private sample differed; the coordinator acts on it, users see `LiarCaught`
     ├── ExecutionError               a worker could not do what it was asked
     │   ├── WorkerDied               the worker process ended (crash, memory limit, killed)
     │   ├── WorkerTimeout            it ran past its limit and was killed
     │   ├── WorkerProtocolError      it sent what no honest worker sends
     │   └── SandboxError             the sandbox that the policy asks for is not to be had here
-    ├── OverlayError                 the network under us
+    ├── OverlayError                 the network under us; overlay.GossipTooLarge
     │   ├── DialError                a peer could not be reached
-    │   ├── StreamError              a stream broke, was reset or timed out
+    │   ├── StreamError              a stream broke or timed out; overlay.StreamReset, overlay.UnknownProtocol
     │   └── RecordRefused            a DHT record or a gossip message failed validation
     ├── PaymentError
     │   ├── VoucherRefused           a voucher is not better than the one we hold, or not for this channel
-    │   └── InsufficientFunds        the wallet or the channel does not hold enough
-    ├── ChainError                   the EVM endpoint
+    │   ├── InsufficientFunds        the wallet or the channel does not hold enough
+    │   ├── storage.CeilingReached   an agreement's ceiling would be passed
+    │   └── payments.CreditExhausted a stranger's free credit is used up
+    ├── ChainError                   the EVM endpoint; payments.SettlementPending, chain.ReceiptTimeout
     │   ├── ChainUnreachable         no answer: down, timed out or not JSON-RPC
     │   ├── WrongChain               it serves another chain ID than the one asked for
     │   ├── RpcError                 it answered with a JSON-RPC error; has code and message
     │   └── TransactionFailed        a transaction was mined and reverted, or can never be mined
-    └── StorageError
+    └── StorageError                 storage.AmountOutOfRange, .ReceiptConflict, .UnknownAgreement
         ├── DiskFull                 no room; what was committed before is safe
+        ├── storage.LedgerFailed     the disk failed; restart the node
         └── LedgerCorrupt            a check of the ledger's own invariants failed
 
 What peers do wrong on the wire is in `p2pcompute_protocols.errors` (`LocalProtocolError`, `RemoteProtocolError`).
