@@ -1,0 +1,213 @@
+"""Vouchers and the channel stream."""
+
+from __future__ import annotations
+
+import cbor2
+
+from p2pcompute_protocols import channel
+from p2pcompute_protocols._binding import bind_signer
+from p2pcompute_protocols.ids import Address
+
+from ._material import (
+    CHAIN,
+    NETWORK,
+    NOW,
+    PAYEE,
+    PAYER,
+    REQUESTER,
+    THIEF,
+    Json,
+    Wallet,
+    bad_message,
+    binding,
+    edited,
+    message,
+    plain,
+    sha,
+    transcript,
+    vector,
+)
+
+__all__ = ["channel_vectors"]
+
+
+def channel_vectors() -> Json:
+    domain = channel.Domain(chain_id=CHAIN.chain_id, contract=Address(CHAIN.hub))
+    channel_id = channel.channel_id(PAYER.address, PAYEE.address, PAYER.address)
+
+    def signed(
+        amount: int,
+        memo: bytes = bytes(32),
+        *,
+        wallet: Wallet = PAYER,
+        where: channel.Domain = domain,
+        to: bytes = channel_id,
+    ) -> bytes:
+        made = channel.Voucher(channel=to, amount_uusd=amount, memo=memo)  # type: ignore[arg-type]
+        return wallet.sign_digest(channel.voucher_digest(where, made))
+
+    def context(amount: int, memo: bytes = bytes(32)) -> Json:
+        return {
+            "chain_id": CHAIN.chain_id,
+            "hub": CHAIN.hub.hex(),
+            "payer": PAYER.address.hex(),
+            "payee": PAYEE.address.hex(),
+            "signer": PAYER.address.hex(),
+            "amount_uusd": amount,
+            "memo": memo.hex(),
+        }
+
+    def taken(name: str, amount: int, memo: bytes = bytes(32)) -> Json:
+        made = channel.Voucher(channel=channel_id, amount_uusd=amount, memo=memo)
+        return vector(
+            name,
+            "voucher",
+            signed(amount, memo),
+            context=context(amount, memo),
+            expect={
+                "signer": PAYER.address.hex(),
+                "channel": channel_id.hex(),
+                "digest": channel.voucher_digest(domain, made).hex(),
+            },
+        )
+
+    def refused(name: str, signature: bytes, code: str = "BAD_VOUCHER", amount: int = 5) -> Json:
+        return vector(name, "voucher", signature, context=context(amount), code=code)
+
+    good = signed(5)
+    n = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    high = good[:32] + (n - int.from_bytes(good[32:64], "big")).to_bytes(32, "big") + bytes([55 - good[64]])
+    hello = channel.ChannelHello(chain=CHAIN, payer=binding(), payee=PAYEE.address)
+
+    def voucher(amount: int) -> channel.VoucherFrame:
+        return channel.VoucherFrame(amount_uusd=amount, memo=bytes(32), signature=signed(amount))
+
+    nothing = channel.ChannelSync(amount_uusd=0)
+    held = channel.ChannelSync(amount_uusd=7, memo=bytes(32), signature=signed(7))
+    no = channel.VoucherRefusal(code=20, detail="the deposit is 4", best_uusd=0, deposit_uusd=4)
+    accept = [
+        taken("a voucher", 5),
+        taken("the smallest voucher", 1),
+        taken("a voucher of nothing", 0),
+        taken("the largest amount on the wire", 2**64 - 1),
+        taken("the largest amount on chain", 2**96 - 1),
+        taken("a voucher with a memo", 5, sha(b"receipts")),
+        vector(
+            "the binding of the payer",
+            "binding",
+            binding().encode(),
+            context={"peer_id": REQUESTER.peer_id},
+            expect=plain(binding()),
+        ),
+        message("hello", hello),
+        message("a sync that holds nothing", nothing),
+        message("a sync that holds a voucher", held),
+        message("a voucher on its way", voucher(5)),
+        message("an ack", channel.VoucherAck(amount_uusd=5)),
+        message("a refusal", no),
+        message("a refusal that does not know the deposit", channel.VoucherRefusal(code=19, detail="", best_uusd=3)),
+    ]
+    other_hub = channel.Domain(chain_id=CHAIN.chain_id, contract=Address(b"\xac" * 20))
+    other_chain = channel.Domain(chain_id=1, contract=Address(CHAIN.hub))
+    other_channel = channel.channel_id(PAYER.address, THIEF.address, PAYER.address)
+    reject = [
+        refused("another amount than signed", good, amount=6),
+        refused("signed by a thief", signed(5, wallet=THIEF)),
+        refused("signed by the payee", signed(5, wallet=PAYEE)),
+        refused("a voucher for another payee", signed(5, to=other_channel)),
+        refused("a voucher for another hub", signed(5, where=other_hub)),
+        refused("a voucher for another chain", signed(5, where=other_chain)),
+        refused("another memo than signed", signed(5, sha(b"x"))),
+        refused("a high s: the second form of a good signature", high),
+        refused("v is 0", good[:64] + b"\x00"),
+        refused("v is 29", good[:64] + b"\x1d"),
+        refused("64 bytes", good[:64]),
+        refused("66 bytes", good + b"\0"),
+        refused("r is 0", bytes(32) + good[32:]),
+        refused("s is 0", good[:32] + bytes(32) + good[64:]),
+        refused("r is the group order", n.to_bytes(32, "big") + good[32:]),
+        bad_message("an amount above uint64", edited(voucher(5), k1=2**64), "MALFORMED"),
+        bad_message("a negative amount", edited(voucher(5), k1=-1), "MALFORMED"),
+        bad_message("an amount in text", edited(voucher(5), k1="5"), "MALFORMED"),
+        bad_message("a signature of 64 bytes on its way", edited(voucher(5), k3=bytes(64)), "OVERSIZED"),
+        bad_message("a sync above zero without its voucher", b"\xa2\x00\x11\x01\x07", "MALFORMED"),
+        bad_message("a sync of zero with a voucher", edited(held, k1=0), "MALFORMED"),
+        bad_message("a refusal without a reason", edited(no, k1=0), "OVERSIZED"),
+        bad_message("chain 0", edited(hello, k1={**cbor2.loads(CHAIN.encode()), 1: 0}), "OVERSIZED"),
+        bad_message("an extension where there are none", edited(voucher(5), k1000=1), "MALFORMED"),
+        bad_message("hello twice in one frame", hello.encode() * 2, "MALFORMED"),
+        vector(
+            "a binding that has expired",
+            "binding",
+            bind_signer(NETWORK, REQUESTER.peer_id, PAYER, sequence=1, expires_ms=NOW).encode(),
+            context={"peer_id": REQUESTER.peer_id},
+            code="EXPIRED",
+        ),
+    ]
+    r, v = "requester", "provider"
+    transcripts = [
+        transcript(
+            "two vouchers",
+            [
+                (r, hello),
+                (v, nothing),
+                (r, voucher(5)),
+                (v, channel.VoucherAck(amount_uusd=5)),
+                (r, voucher(6)),
+                (v, channel.VoucherAck(amount_uusd=6)),
+            ],
+        ),
+        transcript(
+            "the payee shows what it holds, and the payer goes on from there",
+            [(r, hello), (v, held), (r, voucher(8)), (v, channel.VoucherAck(amount_uusd=8))],
+        ),
+        transcript(
+            "a refused voucher, then a better one",
+            [
+                (r, hello),
+                (v, nothing),
+                (r, voucher(5)),
+                (v, no),
+                (r, voucher(4)),
+                (v, channel.VoucherAck(amount_uusd=4)),
+            ],
+        ),
+        transcript("a refused hello", [(r, hello), (v, no)]),
+        transcript("a voucher before hello", [(r, voucher(5), "OUT_OF_ORDER")]),
+        transcript("a voucher before the sync", [(r, hello), (r, voucher(5), "OUT_OF_ORDER")]),
+        transcript(
+            "two vouchers at once", [(r, hello), (v, nothing), (r, voucher(5)), (r, voucher(6), "OUT_OF_ORDER")]
+        ),
+        transcript(
+            "a voucher that goes back",
+            [
+                (r, hello),
+                (v, nothing),
+                (r, voucher(5)),
+                (v, channel.VoucherAck(amount_uusd=5)),
+                (r, voucher(4), "BAD_VOUCHER"),
+            ],
+        ),
+        transcript(
+            "a voucher that stands still",
+            [
+                (r, hello),
+                (v, nothing),
+                (r, voucher(5)),
+                (v, channel.VoucherAck(amount_uusd=5)),
+                (r, voucher(5), "BAD_VOUCHER"),
+            ],
+        ),
+        transcript("a voucher below what the payee holds", [(r, hello), (v, held), (r, voucher(7), "BAD_VOUCHER")]),
+        transcript(
+            "an ack for more than was sent",
+            [(r, hello), (v, nothing), (r, voucher(5)), (v, channel.VoucherAck(amount_uusd=6), "OUT_OF_ORDER")],
+        ),
+        transcript(
+            "an ack without a voucher",
+            [(r, hello), (v, nothing), (v, channel.VoucherAck(amount_uusd=0), "OUT_OF_ORDER")],
+        ),
+        transcript("the payee says hello", [(v, hello, "OUT_OF_ORDER")]),
+        transcript("a frame above the bound", [(r, b"\x81\x80\x04", "OVERSIZED")]),
+    ]
+    return {"accept": accept, "reject": reject, "transcripts": transcripts}

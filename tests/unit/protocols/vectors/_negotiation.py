@@ -1,0 +1,406 @@
+"""Orders, bids, terms and agreements."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+import cbor2
+
+from p2pcompute_protocols import negotiation
+from p2pcompute_protocols.ids import peer_id_to_bytes
+from p2pcompute_protocols.wire import Record
+
+from ._material import (
+    CHAIN,
+    DATA,
+    NOW,
+    PAYEE,
+    PROVIDER,
+    REQUESTER,
+    STRANGER,
+    THIEF,
+    Json,
+    Node,
+    bad_message,
+    binding,
+    cose,
+    edited,
+    message,
+    plain,
+    provider_binding,
+    sha,
+    transcript,
+    vector,
+    work,
+)
+
+__all__ = ["negotiation_vectors"]
+
+
+def an_order(**changes: object) -> negotiation.OrderPayload:
+    made = negotiation.OrderPayload(
+        order_id=b"\x01" * 16,
+        created_ms=NOW - 500,
+        expires_ms=NOW + 60_000,
+        work=work(),
+        requirement=negotiation.Requirement(
+            kinds=("cuda", "cpu"), memory_bytes=2**20, features=(), min_score_milli=0, region="eu"
+        ),
+        max_price_pusd=2_000,
+        ceiling_uusd=1_000_000,
+        chain=CHAIN,
+        payer=binding(),
+        check=negotiation.CheckPolicy(kind="sample", per_chunk=4),
+        fp="strict",
+        language="p2p-1",
+        deadline_ms=NOW + 3_600_000,
+        standing=False,
+        arbiters=(STRANGER.peer_id,),
+        group_id=b"\x02" * 16,
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def a_bid(order: bytes, **changes: object) -> negotiation.BidPayload:
+    made = negotiation.BidPayload(
+        order_digest=sha(order),
+        price_pusd=1_500,
+        slots=2,
+        credit_window=1,
+        max_window=8,
+        payee=PAYEE.address,
+        score_milli=250_000,
+        valid_until_ms=NOW + 30_000,
+        chunk_timeout_ms=10_000,
+        timeout_payer="provider",
+        hold_until_ms=NOW + 20_000,
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def some_terms(order: bytes, bid: bytes, **changes: object) -> negotiation.Terms:
+    asked, offered = an_order(), a_bid(order)
+    made = negotiation.Terms(
+        version=1,
+        order_digest=sha(order),
+        bid_digest=sha(bid),
+        requester=REQUESTER.peer_id,
+        provider=PROVIDER.peer_id,
+        created_ms=NOW,
+        deadline_ms=asked.deadline_ms,
+        work=asked.work,
+        standing=False,
+        chain=CHAIN,
+        payer=asked.payer,
+        payee=offered.payee,
+        price_pusd=offered.price_pusd,
+        ceiling_uusd=asked.ceiling_uusd,
+        credit_window=offered.credit_window,
+        max_window=offered.max_window,
+        check=asked.check,
+        arbiters=asked.arbiters,
+        language=asked.language,
+        fp=asked.fp,
+        chunk_timeout_ms=offered.chunk_timeout_ms,
+        timeout_payer=offered.timeout_payer,
+        slots=offered.slots,
+        group_id=asked.group_id,
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+TO_PROVIDER: Final = peer_id_to_bytes(PROVIDER.peer_id)
+TO_REQUESTER: Final = peer_id_to_bytes(REQUESTER.peer_id)
+
+
+def order_bytes(payload: bytes | None = None, **more: object) -> bytes:
+    return cose("order", payload or an_order().encode(), REQUESTER, **{"aad": TO_PROVIDER, **more})  # type: ignore[arg-type]
+
+
+def bid_bytes(payload: bytes | None = None, **more: object) -> bytes:
+    return cose("bid", payload or a_bid(order_bytes()).encode(), PROVIDER, **{"aad": TO_REQUESTER, **more})  # type: ignore[arg-type]
+
+
+def terms_bytes(payload: bytes | None = None, node: Node = REQUESTER, **more: object) -> bytes:
+    return cose("terms", payload or some_terms(order_bytes(), bid_bytes()).encode(), node, **more)  # type: ignore[arg-type]
+
+
+def agreement_bytes(terms: bytes | None = None, node: Node = PROVIDER, **more: object) -> bytes:
+    return cose("agreement", terms or terms_bytes(), node, **more)  # type: ignore[arg-type]
+
+
+def negotiation_vectors() -> Json:
+    order, bid, terms = order_bytes(), bid_bytes(), terms_bytes()
+    agreement = agreement_bytes()
+    made_terms = some_terms(order, bid)
+    standing = an_order(work=None, standing=True)
+
+    def taken(name: str, op: str, data: bytes, record: Record, **more: object) -> Json:
+        return vector(name, op, data, expect=plain(record), **more)
+
+    def refused(name: str, op: str, data: bytes, code: str, **more: object) -> Json:
+        return vector(name, op, data, code=code, **more)
+
+    refusal = negotiation.RefusalPayload(order_digest=sha(order), code=13, detail="full", retry_after_ms=500)
+    work_map = cbor2.loads(work().encode())
+    swapped = cose("terms", made_terms.encode(), PROVIDER)
+    dearer = order_bytes(an_order(max_price_pusd=1_499).encode())
+    accept = [
+        taken("an order", "order", order, an_order()),
+        taken(
+            "an order without a group", "order", order_bytes(an_order(group_id=None).encode()), an_order(group_id=None)
+        ),
+        taken("an order for a standing agreement", "order", order_bytes(standing.encode()), standing),
+        taken(
+            "an order from a clock two minutes ahead",
+            "order",
+            order_bytes(an_order(created_ms=NOW + 120_000, expires_ms=NOW + 120_001).encode()),
+            an_order(created_ms=NOW + 120_000, expires_ms=NOW + 120_001),
+        ),
+        taken("an order with an extension", "order", order_bytes(edited(an_order(), k1234={5: [True]})), an_order()),
+        taken("a bid", "bid", bid, a_bid(order)),
+        taken(
+            "a bid that holds nothing",
+            "bid",
+            bid_bytes(a_bid(order, hold_until_ms=None).encode()),
+            a_bid(order, hold_until_ms=None),
+        ),
+        taken("a refusal", "refusal", cose("refusal", refusal.encode(), PROVIDER, aad=TO_REQUESTER), refusal),
+        taken("terms", "terms", terms, made_terms),
+        taken("an agreement", "agreement", agreement, made_terms, task_id=sha(agreement).hex()),
+        taken("a bid for this order", "bid-answers-order", bid, a_bid(order), context={"order": order.hex()}),
+        taken(
+            "terms that follow order and bid",
+            "terms-follow-bid",
+            terms,
+            made_terms,
+            context={"order": order.hex(), "bid": bid.hex()},
+        ),
+        vector(
+            "the binding of the payer",
+            "binding",
+            binding().encode(),
+            context={"peer_id": REQUESTER.peer_id},
+            expect=plain(binding()),
+        ),
+        message("an order on its way", negotiation.OrderFrame(envelope=order)),
+        message("an agreement on its way", negotiation.AcceptFrame(envelope=agreement)),
+    ]
+    reject = [
+        refused(
+            "an order for another provider",
+            "order",
+            order_bytes(aad=peer_id_to_bytes(STRANGER.peer_id)),
+            "BAD_SIGNATURE",
+        ),
+        refused("an order for nobody", "order", order_bytes(aad=b""), "BAD_SIGNATURE"),
+        refused(
+            "an order of a stranger",
+            "order",
+            cose("order", an_order().encode(), STRANGER, aad=TO_PROVIDER),
+            "WRONG_PEER",
+        ),
+        refused("an order of another network", "order", order_bytes(network="other"), "WRONG_NETWORK"),
+        refused("a bid in place of an order", "order", bid, "UNSUPPORTED"),
+        refused(
+            "an order that has expired",
+            "order",
+            order_bytes(an_order(created_ms=NOW - 2, expires_ms=NOW).encode()),
+            "EXPIRED",
+        ),
+        refused(
+            "an order from the future",
+            "order",
+            order_bytes(an_order(created_ms=NOW + 120_001, expires_ms=NOW + 120_002).encode()),
+            "EXPIRED",
+        ),
+        refused(
+            "an order that lives more than ten minutes",
+            "order",
+            order_bytes(edited(an_order(), k3=NOW - 500 + 600_001)),
+            "EXPIRED",
+        ),
+        refused(
+            "tick, work tag 2, is reserved", "order", order_bytes(edited(an_order(), k4=[2, work_map])), "UNSUPPORTED"
+        ),
+        refused(
+            "round, work tag 3, is reserved", "order", order_bytes(edited(an_order(), k4=[3, work_map])), "UNSUPPORTED"
+        ),
+        refused("work tag 4 is unknown", "order", order_bytes(edited(an_order(), k4=[4, work_map])), "UNSUPPORTED"),
+        refused("a standing order that names work", "order", order_bytes(edited(an_order(), k14=True)), "MALFORMED"),
+        refused("an order without work", "order", order_bytes(edited(an_order(), k4=None)), "MALFORMED"),
+        refused(
+            "work without an output",
+            "order",
+            order_bytes(edited(an_order(), k4=[1, {**work_map, 4: work_map[4][:2]}])),
+            "MALFORMED",
+        ),
+        refused(
+            "one digest with two sizes",
+            "order",
+            order_bytes(
+                edited(an_order(), k4=[1, {**work_map, 4: [*work_map[4], [2, {1: "uint8", 2: [17], 3: sha(DATA)}]]}])
+            ),
+            "BAD_DIGEST",
+        ),
+        refused(
+            "an input above 64 MiB",
+            "order",
+            order_bytes(
+                edited(
+                    an_order(), k4=[1, {**work_map, 4: [*work_map[4], [2, {1: "uint8", 2: [2**26 + 1], 3: bytes(32)}]]}]
+                )
+            ),
+            "OVERSIZED",
+        ),
+        refused(
+            "a block of 1025 threads",
+            "order",
+            order_bytes(edited(an_order(), k4=[1, {**work_map, 3: {1: 2, 2: [1, 1, 1], 3: [41, 25, 1]}}])),
+            "OVERSIZED",
+        ),
+        refused(
+            "more than 1048576 chunks",
+            "order",
+            order_bytes(edited(an_order(), k4=[1, {**work_map, 3: {1: 1, 2: [2**21 + 1, 1, 1], 3: [1, 1, 1]}}])),
+            "OVERSIZED",
+        ),
+        refused(
+            "a scalar of another width than its type",
+            "order",
+            order_bytes(edited(an_order(), k4=[1, {**work_map, 4: [[1, {1: "float64", 2: b"1234"}], work_map[4][2]]}])),
+            "MALFORMED",
+        ),
+        refused("17 arbiters", "order", order_bytes(edited(an_order(), k15=[TO_PROVIDER] * 17)), "OVERSIZED"),
+        refused("an arbiter that is no peer", "order", order_bytes(edited(an_order(), k15=[bytes(38)])), "MALFORMED"),
+        refused("an order with a text key", "order", order_bytes(b"\xa1\x61a\x00"), "MALFORMED"),
+        refused(
+            "a bid for another requester", "bid", bid_bytes(aad=peer_id_to_bytes(STRANGER.peer_id)), "BAD_SIGNATURE"
+        ),
+        refused(
+            "a bid of a stranger", "bid", cose("bid", a_bid(order).encode(), STRANGER, aad=TO_REQUESTER), "WRONG_PEER"
+        ),
+        refused(
+            "a bid whose first window is above the largest", "bid", bid_bytes(edited(a_bid(order), k4=9)), "MALFORMED"
+        ),
+        refused(
+            "a bid for another order",
+            "bid-answers-order",
+            bid_bytes(a_bid(b"another").encode()),
+            "REPLAYED",
+            context={"order": order.hex()},
+        ),
+        refused(
+            "a bid above the order's price",
+            "bid-answers-order",
+            bid_bytes(a_bid(dearer).encode()),
+            "MALFORMED",
+            context={"order": dearer.hex()},
+        ),
+        refused(
+            "a bid that has lapsed",
+            "bid-answers-order",
+            bid_bytes(a_bid(order, valid_until_ms=NOW).encode()),
+            "EXPIRED",
+            context={"order": order.hex()},
+        ),
+        refused(
+            "terms with a lower price than the bid",
+            "terms-follow-bid",
+            terms_bytes(some_terms(order, bid, price_pusd=1_499).encode()),
+            "MALFORMED",
+            context={"order": order.hex(), "bid": bid.hex()},
+        ),
+        refused(
+            "terms with another payee",
+            "terms-follow-bid",
+            terms_bytes(some_terms(order, bid, payee=THIEF.address).encode()),
+            "MALFORMED",
+            context={"order": order.hex(), "bid": bid.hex()},
+        ),
+        refused(
+            "terms with another check",
+            "terms-follow-bid",
+            terms_bytes(some_terms(order, bid, check=negotiation.CheckPolicy(kind="none", per_chunk=0)).encode()),
+            "MALFORMED",
+            context={"order": order.hex(), "bid": bid.hex()},
+        ),
+        refused("terms of version 2", "terms", terms_bytes(edited(made_terms, k1=2)), "OVERSIZED"),
+        refused("terms with an extension", "terms", terms_bytes(edited(made_terms, k1000=1)), "MALFORMED"),
+        refused("terms with oneself", "terms", terms_bytes(edited(made_terms, k5=TO_REQUESTER)), "WRONG_PEER"),
+        refused("terms with a deadline before they begin", "terms", terms_bytes(edited(made_terms, k7=NOW)), "EXPIRED"),
+        refused(
+            "terms of somebody else's payer",
+            "terms",
+            terms_bytes(edited(made_terms, k11=cbor2.loads(provider_binding().encode()))),
+            "WRONG_PEER",
+        ),
+        refused(
+            "swapped signatures: the provider inside, the requester outside",
+            "agreement",
+            agreement_bytes(swapped, REQUESTER),
+            "WRONG_PEER",
+        ),
+        refused("the provider signed both halves", "agreement", agreement_bytes(swapped), "WRONG_PEER"),
+        refused("only the requester has signed", "agreement", terms, "UNSUPPORTED"),
+        refused("countersigned by a stranger", "agreement", agreement_bytes(node=STRANGER), "WRONG_PEER"),
+        refused(
+            "terms changed after they were signed",
+            "agreement",
+            agreement_bytes(terms.replace(PAYEE.address, THIEF.address)),
+            "BAD_SIGNATURE",
+        ),
+        refused(
+            "an agreement that names another provider",
+            "agreement",
+            agreement_bytes(terms_bytes(some_terms(order, bid, provider=STRANGER.peer_id).encode())),
+            "WRONG_PEER",
+        ),
+        refused(
+            "an agreement of another network inside",
+            "agreement",
+            agreement_bytes(terms_bytes(network="other")),
+            "WRONG_NETWORK",
+        ),
+        refused(
+            "a binding that was signed for another owner",
+            "binding",
+            binding(owner=THIEF.address).encode(),
+            "BAD_SIGNATURE",
+            context={"peer_id": REQUESTER.peer_id},
+        ),
+        refused(
+            "a binding shown by another peer",
+            "binding",
+            binding().encode(),
+            "WRONG_PEER",
+            context={"peer_id": STRANGER.peer_id},
+        ),
+        bad_message("an empty envelope", edited(negotiation.OrderFrame(envelope=b"x"), k1=b""), "OVERSIZED"),
+        bad_message(
+            "an envelope above the bound", edited(negotiation.OrderFrame(envelope=b"x"), k1=bytes(57_345)), "OVERSIZED"
+        ),
+    ]
+    o, b, p, a = (
+        negotiation.OrderFrame(envelope=order),
+        negotiation.BidFrame(envelope=bid),
+        negotiation.ProposeFrame(envelope=terms),
+        negotiation.AcceptFrame(envelope=agreement),
+    )
+    no = negotiation.RefusalFrame(envelope=cose("refusal", refusal.encode(), PROVIDER, aad=TO_REQUESTER))
+    r, v = "requester", "provider"
+    transcripts = [
+        transcript("an agreement", [(r, o), (v, b), (r, p), (v, a)]),
+        transcript("refused, then agreed", [(r, o), (v, no), (r, o), (v, b), (r, p), (v, a)]),
+        transcript("refused at the end", [(r, o), (v, b), (r, p), (v, no)]),
+        transcript(
+            "haggling ends after three orders", [(r, o), (v, b), (r, o), (v, b), (r, o), (v, b), (r, o, "OVERSIZED")]
+        ),
+        transcript("a bid without an order", [(v, b, "OUT_OF_ORDER")]),
+        transcript("terms without a bid", [(r, o), (r, p, "OUT_OF_ORDER")]),
+        transcript("a signature without terms", [(r, o), (v, b), (v, a, "OUT_OF_ORDER")]),
+        transcript("the requester bids", [(r, o), (r, b, "OUT_OF_ORDER")]),
+        transcript("more after the agreement", [(r, o), (v, b), (r, p), (v, a), (r, o, "OUT_OF_ORDER")]),
+    ]
+    return {"accept": accept, "reject": reject, "transcripts": transcripts}

@@ -1,0 +1,256 @@
+"""Receipts and the task stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+from p2pcompute_protocols import task
+
+from ._material import (
+    DATA,
+    KERNEL,
+    NOW,
+    PROVIDER,
+    STRANGER,
+    Json,
+    Node,
+    bad_message,
+    cose,
+    edited,
+    message,
+    plain,
+    sha,
+    transcript,
+    vector,
+)
+from ._negotiation import agreement_bytes
+
+__all__ = ["task_vectors"]
+
+
+TASK_ID: Final = sha(b"an agreement")
+
+
+def a_receipt(**changes: object) -> task.ReceiptPayload:
+    made = task.ReceiptPayload(
+        task=TASK_ID, index=1, code=0, output=sha(b"12345678"), fp="strict", units=1_000, finished_ms=NOW
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def receipt_bytes(payload: bytes | None = None, node: Node = PROVIDER, **more: object) -> bytes:
+    return cose("receipt", payload or a_receipt().encode(), node, **more)  # type: ignore[arg-type]
+
+
+def task_vectors() -> Json:
+    here = {"task": TASK_ID.hex(), "index": 1, "provider": PROVIDER.peer_id}
+    failed = a_receipt(code=21, output=bytes(32), units=0, detail="division by zero")
+
+    def taken(name: str, made: task.ReceiptPayload) -> Json:
+        return vector(name, "receipt", receipt_bytes(made.encode()), context=here, expect=plain(made))
+
+    def refused(name: str, data: bytes, code: str) -> Json:
+        return vector(name, "receipt", data, context=here, code=code)
+
+    receipt = receipt_bytes()
+    digest = sha(DATA)
+    accept = [
+        taken("a receipt", a_receipt()),
+        taken("a receipt in fast mode", a_receipt(fp="fast")),
+        taken("a receipt for a failure", failed),
+        taken("a receipt that costs nothing", a_receipt(units=0)),
+        message("open", task.Open(agreement=agreement_bytes())),
+        message("opened, with two blobs to come", task.Opened(need=(sha(KERNEL), digest), slots=2, window=1)),
+        message("opened, nothing needed", task.Opened(need=(), slots=1, window=256)),
+        message("ready", task.Ready(compile_ms=1_200)),
+        message("a refusal with a line", task.Refused(code=15, detail="no recursion", line=7)),
+        message("the start of a blob", task.BlobStart(digest=digest, size=16)),
+        message("the bytes of a blob", task.BlobData(data=DATA)),
+        message("the last chunk that there can be", task.Assign(index=1_048_575)),
+        message("a cancel", task.Cancel(index=0)),
+        message("the start of a result", task.ResultStart(index=1, receipt=receipt, size=8)),
+        message("the bytes of a result", task.ResultData(data=b"12345678")),
+        message("a failed chunk", task.ChunkError(index=1, receipt=receipt_bytes(failed.encode()))),
+        message("a pause", task.Notice(kind="pause", after_ms=500, detail="the owner is back")),
+        message("a larger window", task.Notice(kind="window", window=4)),
+        message("finish", task.Finish(code=0, detail="")),
+        message("closed", task.Closed(chunks=3)),
+    ]
+    reject = [
+        refused("a receipt for another chunk", receipt_bytes(a_receipt(index=2).encode()), "REPLAYED"),
+        refused("a receipt for another task", receipt_bytes(a_receipt(task=bytes(32)).encode()), "REPLAYED"),
+        refused("a receipt of another provider", receipt_bytes(node=STRANGER), "WRONG_PEER"),
+        refused("a receipt of another network", receipt_bytes(network="other"), "WRONG_NETWORK"),
+        refused("a bid in place of a receipt", cose("bid", a_receipt().encode(), PROVIDER), "UNSUPPORTED"),
+        refused(
+            "a receipt with one bit of its signature changed", receipt[:-1] + bytes([receipt[-1] ^ 1]), "BAD_SIGNATURE"
+        ),
+        refused(
+            "a receipt with another output than signed", receipt.replace(sha(b"12345678"), bytes(32)), "BAD_SIGNATURE"
+        ),
+        refused("a failure that costs something", receipt_bytes(edited(failed, k6=1)), "MALFORMED"),
+        refused("a failure with an output", receipt_bytes(edited(failed, k4=sha(b""))), "MALFORMED"),
+        refused("a receipt with an unknown key", receipt_bytes(edited(a_receipt(), k1000=1)), "MALFORMED"),
+        refused("a receipt of an unknown mode", receipt_bytes(edited(a_receipt(), k5="exact")), "UNSUPPORTED"),
+        refused("a receipt with units in a float", receipt_bytes(edited(a_receipt(), k6=1.0)), "MALFORMED"),
+        bad_message("chunk 1048576", edited(task.Assign(index=0), k1=1_048_576), "OVERSIZED"),
+        bad_message("a chunk in two encodings", b"\xa2\x00\x04\x01\x18\x01", "MALFORMED"),
+        bad_message("a chunk that is true", edited(task.Assign(index=0), k1=True), "MALFORMED"),
+        bad_message("a blob above 64 MiB", edited(task.BlobStart(digest=digest, size=1), k2=2**26 + 1), "OVERSIZED"),
+        bad_message("an empty blob", edited(task.BlobStart(digest=digest, size=1), k2=0), "OVERSIZED"),
+        bad_message("a piece above 256 KiB", edited(task.BlobData(data=b"x"), k1=bytes(262_145)), "OVERSIZED"),
+        bad_message("65 blobs", edited(task.Opened(need=(), slots=1, window=1), k1=[digest] * 65), "OVERSIZED"),
+        bad_message("a window of 257", edited(task.Opened(need=(), slots=1, window=1), k3=257), "OVERSIZED"),
+        bad_message(
+            "a window notice without a window", edited(task.Notice(kind="window", window=1), k2=None), "MALFORMED"
+        ),
+        bad_message("a pause with a window", edited(task.Notice(kind="pause"), k2=1), "MALFORMED"),
+        bad_message("an unknown notice", edited(task.Notice(kind="pause"), k1="sleep"), "UNSUPPORTED"),
+        bad_message("a refusal without a reason", edited(task.Refused(code=1, detail=""), k1=0), "OVERSIZED"),
+        bad_message("a message of nobody", b"\xa1\x00\x07", "UNSUPPORTED"),
+        bad_message("a message without a type", b"\xa1\x01\x00", "MALFORMED"),
+        bad_message("cut short", task.BlobData(data=DATA).encode()[:-1], "MALFORMED"),
+    ]
+    r, v = "requester", "provider"
+    outputs = b"12345678"
+    opening = [(r, task.Open(agreement=b"agreement")), (v, task.Opened(need=(digest,), slots=1, window=2))]
+    blob = [
+        (r, task.BlobStart(digest=digest, size=16)),
+        (r, task.BlobData(data=DATA[:7])),
+        (r, task.BlobData(data=DATA[7:])),
+    ]
+    running = [*opening, *blob, (v, task.Ready(compile_ms=1))]
+    result = [(v, task.ResultStart(index=0, receipt=receipt, size=8)), (v, task.ResultData(data=outputs))]
+    setup: Json = {
+        "chunks": 3,
+        "chunk_bytes": 8,
+        "last_chunk_bytes": 4,
+        "blobs": {digest.hex(): 16, sha(KERNEL).hex(): len(KERNEL)},
+    }
+
+    def t(name: str, steps: list[Any]) -> Json:
+        return transcript(name, steps, **setup)
+
+    transcripts = [
+        t(
+            "a task of three chunks, one of which fails once",
+            [
+                *running,
+                (r, task.Assign(index=0)),
+                (r, task.Assign(index=2)),
+                *result,
+                (r, task.Assign(index=1)),
+                (v, task.ResultStart(index=2, receipt=receipt, size=4)),
+                (v, task.ResultData(data=b"12")),
+                (v, task.ResultData(data=b"34")),
+                (v, task.ChunkError(index=1, receipt=receipt)),
+                (r, task.Assign(index=1)),
+                (v, task.ResultStart(index=1, receipt=receipt, size=8)),
+                (v, task.ResultData(data=outputs)),
+                (r, task.Finish(code=0, detail="")),
+                (v, task.Closed(chunks=3)),
+            ],
+        ),
+        t(
+            "a cancel crosses a result",
+            [
+                *running,
+                (r, task.Assign(index=0)),
+                *result,
+                (r, task.Cancel(index=0)),
+                (r, task.Finish(code=23, detail="")),
+                (v, task.Closed(chunks=1)),
+            ],
+        ),
+        t(
+            "a result on its way when the requester finishes",
+            [
+                *running,
+                (r, task.Assign(index=0)),
+                (r, task.Finish(code=0, detail="")),
+                *result,
+                (v, task.Closed(chunks=1)),
+            ],
+        ),
+        t("refused at once", [opening[0], (v, task.Refused(code=15, detail="kernel refused", line=1))]),
+        t(
+            "the provider pauses, resumes and drains",
+            [
+                *running,
+                (v, task.Notice(kind="pause")),
+                (v, task.Notice(kind="resume")),
+                (v, task.Notice(kind="drain")),
+                (r, task.Finish(code=24, detail="")),
+                (v, task.Closed(chunks=0)),
+            ],
+        ),
+        t("a chunk before open", [(r, task.Assign(index=0), "OUT_OF_ORDER")]),
+        t("a chunk before ready", [*opening, *blob, (r, task.Assign(index=0), "OUT_OF_ORDER")]),
+        t("opened before open", [(v, task.Opened(need=(), slots=1, window=1), "OUT_OF_ORDER")]),
+        t("ready before the blobs came", [*opening, (v, task.Ready(compile_ms=1), "OUT_OF_ORDER")]),
+        t(
+            "the provider asks for a blob of another task",
+            [opening[0], (v, task.Opened(need=(bytes(32),), slots=1, window=1), "BAD_DIGEST")],
+        ),
+        t(
+            "a blob that was not asked for",
+            [*opening, (r, task.BlobStart(digest=sha(KERNEL), size=len(KERNEL)), "BAD_DIGEST")],
+        ),
+        t(
+            "a blob of another size than the work says",
+            [*opening, (r, task.BlobStart(digest=digest, size=17), "OVERSIZED")],
+        ),
+        t("a blob with other bytes", [*opening, blob[0], (r, task.BlobData(data=bytes(16)), "BAD_DIGEST")]),
+        t("more bytes than the blob has", [*opening, blob[0], (r, task.BlobData(data=DATA + b"x"), "OVERSIZED")]),
+        t("bytes without a blob", [*opening, (r, task.BlobData(data=DATA), "OUT_OF_ORDER")]),
+        t("a blob inside of a blob", [*opening, blob[0], (*blob[0], "OUT_OF_ORDER")]),
+        t("a blob twice", [*opening, *blob, (*blob[0], "BAD_DIGEST")]),
+        t("a chunk beyond the last", [*running, (r, task.Assign(index=3), "UNKNOWN_CHUNK")]),
+        t("a chunk twice at once", [*running, (r, task.Assign(index=0)), (r, task.Assign(index=0), "REPLAYED")]),
+        t(
+            "a result for a chunk that was not asked for",
+            [*running, (r, task.Assign(index=1)), (*result[0], "UNKNOWN_CHUNK")],
+        ),
+        t("a result twice", [*running, (r, task.Assign(index=0)), *result, (*result[0], "UNKNOWN_CHUNK")]),
+        t(
+            "a failure after the result",
+            [
+                *running,
+                (r, task.Assign(index=0)),
+                *result,
+                (v, task.ChunkError(index=0, receipt=receipt), "UNKNOWN_CHUNK"),
+            ],
+        ),
+        t(
+            "a result of another size than the work says",
+            [*running, (r, task.Assign(index=0)), (v, task.ResultStart(index=0, receipt=receipt, size=9), "OVERSIZED")],
+        ),
+        t(
+            "more bytes than the result has",
+            [*running, (r, task.Assign(index=0)), result[0], (v, task.ResultData(data=outputs + b"x"), "OVERSIZED")],
+        ),
+        t(
+            "a notice inside of a result",
+            [*running, (r, task.Assign(index=0)), result[0], (v, task.Notice(kind="pause"), "OUT_OF_ORDER")],
+        ),
+        t("closed without finish", [*running, (v, task.Closed(chunks=0), "OUT_OF_ORDER")]),
+        t(
+            "closed inside of a result",
+            [
+                *running,
+                (r, task.Assign(index=0)),
+                (r, task.Finish(code=0, detail="")),
+                result[0],
+                (v, task.Closed(chunks=0), "OUT_OF_ORDER"),
+            ],
+        ),
+        t(
+            "a chunk after finish",
+            [*running, (r, task.Finish(code=0, detail="")), (r, task.Assign(index=0), "OUT_OF_ORDER")],
+        ),
+        t("a frame of no bytes", [(r, b"\x00", "OVERSIZED")]),
+        t("a frame above the bound", [(r, b"\xc1\x80\x10", "OVERSIZED")]),
+        t("a frame whose length is not the shortest", [(r, b"\x83\x00\xa1\x00\x04", "MALFORMED")]),
+    ]
+    return {"accept": accept, "reject": reject, "transcripts": transcripts}
