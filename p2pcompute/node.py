@@ -20,6 +20,7 @@ import trio
 
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._groups import single_error
+from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._profile import Profile
 from p2pcompute._provider_events import Checkpointed
 from p2pcompute._requester import Chunk, RunOptions, TaskRun
@@ -34,7 +35,7 @@ from p2pcompute.tasks import Coordinator, TaskEvent
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import ChannelId, PeerId
-from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.money import ChainTerms, owed_uusd
 
 if TYPE_CHECKING:
     from p2pcompute.chain import ChainClient, HubClient
@@ -183,17 +184,23 @@ class Node:
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     async def _execute(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any]) -> None:
-        emit = task.options.on_event
+        books = self.services.books
         # One task at a time: budgets and events are kept per task.
         async with self._run_lock:
+            books.accepted_pusd = 0
+            with allowance(task.options, lambda: owed_uusd(books.accepted_pusd, 1)) as task.options:
+                await self._execute_now(task, binding, deliver)
+
+    async def _execute_now(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any]) -> None:
+        emit = task.options.on_event
+        if emit is not None:
+            self.services.listeners.append(emit)
+        try:
+            with single_error(P2PComputeError):
+                await task.execute(binding, deliver)
+        finally:
             if emit is not None:
-                self.services.listeners.append(emit)
-            try:
-                with single_error(P2PComputeError):
-                    await task.execute(binding, deliver)
-            finally:
-                if emit is not None:
-                    self.services.listeners.remove(emit)
+                self.services.listeners.remove(emit)
 
     def map(self, kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> ChunkStream:
         """Run a kernel and iterate over its checked chunks as they come, in no order.
@@ -356,8 +363,8 @@ async def open_chain(url: str) -> AsyncGenerator[tuple[ChainClient, HubClient, C
 @asynccontextmanager
 async def open_node(
     *,
-    profile: str | Profile = "default",
-    network: str = "local",
+    profile: str | Profile | None = None,
+    network: str | None = None,
     bootstrap: Sequence[str] = (),
     chain: str | None = None,
     listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
@@ -365,9 +372,10 @@ async def open_node(
     """Open a node of this profile; keys and ledger are made on first use.
 
     Args:
-        profile: its name, or a `Profile`. Where another process has it open, an ephemeral one is used instead: it
-            lives on a development chain's free money and is gone afterwards.
-        network: the network's ID.
+        profile: its name, or a `Profile`; P2PCOMPUTE_PROFILE, then "default", where None. Where another process has
+            the named one open, an ephemeral one is used instead: it lives on a development chain's free money and is
+            gone afterwards.
+        network: the network's ID; P2PCOMPUTE_NETWORK, then "local", where None.
         bootstrap: multiaddrs of peers to join by; P2PCOMPUTE_BOOTSTRAP (comma-separated) and the nodes of this
             network that run on this machine come on top.
         chain: JSON-RPC URL; P2PCOMPUTE_CHAIN, then the embedded chain of this machine, where None.
@@ -379,10 +387,15 @@ async def open_node(
     """
     from p2pcompute._opening import open_services
 
+    profile = default_profile() if profile is None else profile
+    network = default_network() if network is None else network
     async with AsyncExitStack() as stack:
         services, now_ms = await stack.enter_async_context(
             open_services(
                 profile=profile, network=network, bootstrap=bootstrap, chain=chain, listen=listen, now_ms=wall_clock_ms
             )
         )
-        yield await stack.enter_async_context(compose_node(services, network=network, now_ms=now_ms))
+        node = await stack.enter_async_context(compose_node(services, network=network, now_ms=now_ms))
+        if (launch := current_launch()) is not None:
+            launch.watcher.node_opened(node)
+        yield node

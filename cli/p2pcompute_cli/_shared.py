@@ -18,6 +18,7 @@ __all__ = [
     "hush_logs",
     "json_line",
     "network_options",
+    "profile_option",
     "seconds",
     "short_peer",
     "usd",
@@ -39,6 +40,18 @@ class Failure(click.ClickException):
         click.echo(click.style("error: ", fg="red", bold=True) + self.message, file=file, err=True)
 
 
+def profile_option(function: F) -> F:
+    """--profile."""
+    return click.option(
+        "--profile",
+        metavar="NAME",
+        envvar="P2PCOMPUTE_PROFILE",
+        default="default",
+        show_default=True,
+        help="keys and ledger of this node",
+    )(function)
+
+
 def network_options(function: F) -> F:
     """--profile, --network, --bootstrap, --chain."""
     for option in (
@@ -54,14 +67,7 @@ def network_options(function: F) -> F:
         click.option(
             "--network", metavar="NAME", envvar="P2PCOMPUTE_NETWORK", default="local", show_default=True, help="network"
         ),
-        click.option(
-            "--profile",
-            metavar="NAME",
-            envvar="P2PCOMPUTE_PROFILE",
-            default="default",
-            show_default=True,
-            help="keys and ledger of this node",
-        ),
+        profile_option,
     ):
         function = option(function)
     return function

@@ -1,0 +1,204 @@
+"""`p2pcompute run`: a script that uses `p2p.run`, watched and bounded."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from ._shared import Failure, common_options, fail, hush_logs, network_options, usd, whole_error
+
+__all__ = ["run"]
+
+
+def _amount(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    if value is None:
+        return None
+    from p2pcompute._requester import parse_usd
+
+    try:
+        return parse_usd(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    epilog="""\b
+Examples:
+  p2pcompute run saxpy.py
+  p2pcompute run --budget "0.05 USD" render.py --width 800
+  p2pcompute run --json saxpy.py 2>/dev/null | jq -c 'select(.event == "paid")'
+
+`python saxpy.py` does the same without the display: the settings are defaults that the script may override, but for
+the budget, which caps it. With --json events go to stdout, and what the script prints goes to stderr.
+""",
+)
+@network_options
+@click.option(
+    "--budget",
+    metavar="AMOUNT",
+    callback=_amount,
+    help="the most that all tasks of the script may spend together, such as '0.05 USD' [each task has its own budget: "
+    "what the script says, else 0.10 USD]",
+)
+@common_options
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("args", nargs=-1, type=click.UNPROCESSED)
+def run(
+    profile: str,
+    network: str,
+    bootstrap: tuple[str, ...],
+    chain: str | None,
+    budget: int | None,
+    as_json: bool,
+    debug: bool,
+    file: Path,
+    args: tuple[str, ...],
+) -> None:
+    """Run a Python script that uses p2p.run, and show its progress."""
+    hush_logs(debug)
+    _set_environment(profile, network, bootstrap, chain, budget)
+    with _end_on_sigterm():
+        if as_json:
+            _run_json(file, args, budget, debug)
+        else:
+            _run_shown(file, args, profile, budget, debug)
+
+
+def _set_environment(
+    profile: str, network: str, bootstrap: Sequence[str], chain: str | None, budget_uusd: int | None
+) -> None:
+    """The defaults for the script's nodes, in its threads and child processes too."""
+    os.environ["P2PCOMPUTE_PROFILE"] = profile
+    os.environ["P2PCOMPUTE_NETWORK"] = network
+    if bootstrap:
+        os.environ["P2PCOMPUTE_BOOTSTRAP"] = ",".join(bootstrap)
+    if chain:
+        os.environ["P2PCOMPUTE_CHAIN"] = chain
+    if budget_uusd is not None:
+        os.environ["P2PCOMPUTE_BUDGET"] = f"{budget_uusd} uusd"
+
+
+@contextmanager
+def _end_on_sigterm() -> Generator[None]:
+    """SIGTERM ends the script as Ctrl-C does: providers are told, and nothing more is billed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run_shown(file: Path, args: Sequence[str], profile: str, budget: int | None, debug: bool) -> None:
+    from rich.console import Console
+
+    from p2pcompute._launch import Launch, launching
+
+    from ._progress import Progress
+
+    console = Console(stderr=True)
+    progress = Progress(console, requested_profile=profile)
+    limit = (
+        f"{usd(budget)} can be spent at most, by all tasks together"
+        if budget is not None
+        else "each task spends its own budget at most; --budget caps all of them together"
+    )
+    console.print(f"running {file.name}: {limit}", style="dim", highlight=False, soft_wrap=True)
+    started = time.monotonic()
+    try:
+        with launching(Launch(watcher=progress, left_uusd=budget)):
+            _script(file, args)
+    except BaseException as exc:  # noqa: BLE001  said in one line, or raised again
+        progress.summary(time.monotonic() - started)
+        _say(exc, as_json=False, debug=debug)
+    progress.summary(time.monotonic() - started)
+
+
+def _run_json(file: Path, args: Sequence[str], budget: int | None, debug: bool) -> None:
+    from p2pcompute._launch import Launch, launching
+
+    from ._progress import JsonWatcher
+
+    # Descriptor 1 itself, so that what child processes of the script print does not mix with the events either.
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as events:
+        os.dup2(2, 1)
+        try:
+            watcher = JsonWatcher(events)
+            started = time.monotonic()
+            code = 0
+            try:
+                with launching(Launch(watcher=watcher, left_uusd=budget)):
+                    _script(file, args)
+            except BaseException as exc:
+                plain = whole_error(exc)
+                code = _exit_code(plain)
+                if not isinstance(plain, SystemExit):
+                    watcher.write(event="error", error=type(plain).__name__, message=str(plain), exit_code=code)
+                raise
+            finally:
+                watcher.write(
+                    event="summary",
+                    exit_code=code,
+                    tasks=len(watcher.tasks),
+                    chunks=sum(task.done for task in watcher.tasks),
+                    paid_uusd=sum(task.paid_uusd for task in watcher.tasks),
+                    seconds=round(time.monotonic() - started, 3),
+                )
+        except BaseException as exc:  # noqa: BLE001  said in one line, or raised again
+            _say(exc, as_json=False, debug=debug)  # the event is out already
+        finally:
+            sys.stdout.flush()
+            os.dup2(events.fileno(), 1)
+
+
+def _exit_code(error: BaseException) -> int:
+    from p2pcompute.errors import P2PComputeError
+
+    match error:
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        case KeyboardInterrupt():
+            return 130
+        case P2PComputeError():
+            return error.exit_code
+        case _:
+            return 1
+
+
+def _script(file: Path, args: Sequence[str]) -> None:
+    """Run `file` as ``python file args…`` would: as ``__main__``, with its directory first on the path."""
+    before = sys.argv, list(sys.path)
+    sys.argv = [os.fspath(file), *args]
+    sys.path.insert(0, os.fspath(file.resolve().parent))
+    try:
+        runpy.run_path(os.fspath(file), run_name="__main__")
+    finally:
+        sys.argv, sys.path[:] = before
+
+
+def _say(error: BaseException, *, as_json: bool, debug: bool) -> None:
+    """Our errors in one line; the script's own with its traceback, without our frames above it."""
+    from p2pcompute.errors import P2PComputeError
+
+    plain = whole_error(error)
+    if isinstance(plain, SystemExit):
+        if plain.code is not None and not isinstance(plain.code, int):
+            raise Failure(str(plain.code), 1)
+        raise click.exceptions.Exit(plain.code or 0)
+    if isinstance(plain, (KeyboardInterrupt, P2PComputeError)):
+        fail(error, as_json=as_json, debug=debug)
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__") != "__main__":
+        frames = frames.tb_next
+    traceback.print_exception(error.with_traceback(frames if frames is not None else error.__traceback__))
+    raise click.exceptions.Exit(1)

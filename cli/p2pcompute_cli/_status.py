@@ -1,0 +1,152 @@
+"""`p2pcompute status` and `p2pcompute drain`: ask the node of a profile that runs on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._shared import common_options, fail, hush_logs, json_line, profile_option, seconds, short_peer, usd
+
+__all__ = ["drain", "status"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  p2pcompute status
+  p2pcompute status --watch 2
+  p2pcompute status --json | jq .totals.earned_uusd
+  p2pcompute status --metrics > /var/lib/node_exporter/p2pcompute.prom
+
+Exit code 3: no node of this profile is running.
+"""
+)
+@profile_option
+@click.option("--metrics", is_flag=True, help="Prometheus text instead")
+@click.option("--watch", type=click.FloatRange(0.2, 3600), metavar="SECONDS", help="again and again, until Ctrl-C")
+@common_options
+def status(profile: str, metrics: bool, watch: float | None, as_json: bool, debug: bool) -> None:
+    """Show what the running node does, earns and is owed."""
+    if metrics and as_json:
+        raise click.UsageError("--metrics and --json exclude each other")
+    while True:
+        answer = _ask(profile, "/metrics" if metrics else "/status", as_json=as_json, debug=debug)
+        if metrics:
+            click.echo(answer, nl=False)
+        elif as_json:
+            json_line(**answer)
+        else:
+            if watch is not None:
+                click.clear()  # does nothing where stdout is no terminal
+            _show(answer)
+        if watch is None:
+            return
+        time.sleep(watch)
+
+
+@click.command(epilog="Tasks that run go on; `p2pcompute status` shows how many. Stop the node with Ctrl-C or SIGTERM.")
+@profile_option
+@common_options
+def drain(profile: str, as_json: bool, debug: bool) -> None:
+    """Have the running node take no more work."""
+    answer = _ask(profile, "/drain", method="POST", as_json=as_json, debug=debug)
+    if as_json:
+        json_line(**answer)
+    else:
+        click.echo(f"draining: no more work is taken; tasks still running: {answer['active_tasks']}")
+
+
+def _ask(profile: str, target: str, *, method: str = "GET", as_json: bool, debug: bool) -> Any:
+    import trio
+
+    from p2pcompute._profile import Profile
+    from p2pcompute.control import NoNode, ask
+
+    hush_logs(debug)
+    place: Profile | None = None
+    try:
+        place = Profile.named(profile)
+        return trio.run(partial(ask, place.control_socket, target, method=method))
+    except BaseException as exc:  # noqa: BLE001  said in one line
+        advice = _why_none(profile, place.path) if place is not None and isinstance(exc, NoNode) else ""
+        fail(exc, as_json=as_json, debug=debug, advice=advice)
+
+
+def _why_none(profile: str, place: Path) -> str:
+    """Who has the profile open without answering, or how to start a node."""
+    with contextlib.suppress(OSError), (place / "ledger.lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return (
+                f"; process {lock.read(16).strip() or 'unknown'} has the profile open: a script that runs a task, or a "
+                "node that is starting or stopping"
+            )
+    others = "" if profile == "default" else f" --profile {profile}"
+    return f"; start one with `p2pcompute up{others}`" + _running(profile, place)
+
+
+def _running(profile: str, place: Path) -> str:
+    names = sorted(path.parent.name for path in place.parent.glob("*/control.sock") if path.parent.name != profile)
+    return f", or ask another profile: {', '.join(names[:8])}" if names else ""
+
+
+def _show(answer: dict[str, Any]) -> None:
+    totals, provider = answer["totals"], answer["provider"]
+    _section("Node")
+    _row("peer", answer["peer_id"])
+    for address in answer["addresses"]:
+        _row("address", address)
+    _row("network", f"{answer['network']}: {answer['peer_count']} peers, {answer['ads']} ads on the board")
+    _row("up for", f"{seconds(answer['uptime_s'])} (process {answer['pid']}, p2pcompute {answer['version']})")
+    if provider is not None:
+        device = provider["device"]
+        _row("device", f"{device['name']}: {device['score_milli'] / 1000:.2f} reference cores a slot")
+        _row("slots", f"{provider['busy_slots']} of {provider['slots']} busy")
+        if provider["draining"]:
+            _row("draining", "no more work is taken")
+    _section("Wallet")
+    _row("address", answer["wallet"])
+    _row("chain", f"id {answer['chain']['chain_id']}, hub {answer['chain']['hub']}")
+    _row("earned", f"{usd(totals['earned_uusd'])}, of it claimed on chain {usd(totals['claimed_uusd'])}")
+    _row("owed to us", usd(totals["owed_to_us_uusd"]))
+    _row("spent", f"{usd(totals['spent_uusd'])} of {usd(totals['reserved_uusd'])} in channels")
+    _row("channels", f"{totals['channels_in']} in, {totals['channels_out']} out")
+    tasks = [] if provider is None else provider["tasks"]
+    _section("Tasks")
+    if not tasks:
+        click.echo("  none running")
+    for task in tasks:
+        click.echo(
+            f"  {task['task'][:8]}  for {short_peer(task['requester'])}  {task['chunks_done']} chunks"
+            f"  {seconds(task['age_s'])}" + (f"  {task['chunks_failed']} failed" if task["chunks_failed"] else "")
+        )
+    for title, rows in (("Peers that pay us", answer["earnings"]), ("Peers that we pay", answer["spending"])):
+        if rows:
+            _section(title)
+            _table(rows)
+
+
+def _section(title: str) -> None:
+    click.echo(click.style(title, bold=True))
+
+
+def _row(name: str, text: str) -> None:
+    click.echo("  " + click.style(f"{name:<11}", fg="cyan") + text)
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    columns = [name for name in rows[0] if name != "peer"]
+    heads = [name.removesuffix("_uusd") for name in columns]
+    click.echo("  " + "".join(f"{head:>14}" for head in heads) + "  (USD)")
+    for row in rows[:20]:
+        amounts = "".join(f"{row[name] / 1e6:>14.6f}" for name in columns)
+        click.echo(f"  {amounts}  {short_peer(row['peer'])}")
+    if len(rows) > 20:
+        click.echo(f"  and {len(rows) - 20} more; --json has up to 200")

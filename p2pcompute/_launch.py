@@ -1,0 +1,124 @@
+"""What a launcher of scripts, such as `p2pcompute run`, sets for every node and task of the script that it runs.
+
+Defaults travel in environment variables, so that a plain ``python script.py`` takes the same ones:
+P2PCOMPUTE_PROFILE, P2PCOMPUTE_NETWORK, P2PCOMPUTE_BOOTSTRAP, P2PCOMPUTE_CHAIN, and P2PCOMPUTE_BUDGET, the most that
+one task may cost whatever the script says. The cap over all tasks, and who watches, travel in a context variable.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+from p2pcompute._requester import RunOptions, parse_usd
+from p2pcompute.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pcompute.node import Node
+    from p2pcompute.tasks import TaskEvent
+
+__all__ = ["Launch", "Watcher", "allowance", "current_launch", "default_network", "default_profile", "launching"]
+
+
+class Watcher(Protocol):
+    """Sees what a script does; none of these may block."""
+
+    def node_opened(self, node: Node) -> None:
+        """A node is open."""
+        ...
+
+    def task_event(self, event: TaskEvent) -> None:
+        """Something happened in the task that runs."""
+        ...
+
+    def task_ended(self, error: BaseException | None) -> None:
+        """The task that ran has ended."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class Launch:
+    """One script's run: who watches it, and what is left of its budget (None: no cap over all tasks)."""
+
+    watcher: Watcher
+    left_uusd: int | None = None
+
+
+_LAUNCH: ContextVar[Launch | None] = ContextVar("p2pcompute_launch", default=None)
+
+
+def current_launch() -> Launch | None:
+    """The launch that this code runs in; None where the script was started without a launcher."""
+    return _LAUNCH.get()
+
+
+@contextmanager
+def launching(launch: Launch) -> Generator[None]:
+    """Nodes and tasks of the block, and of trio, asyncio and `to_thread` code in it, belong to `launch`."""
+    token = _LAUNCH.set(launch)
+    try:
+        yield
+    finally:
+        _LAUNCH.reset(token)
+
+
+def default_profile() -> str:
+    """The profile where the code names none."""
+    return os.environ.get("P2PCOMPUTE_PROFILE") or "default"
+
+
+def default_network() -> str:
+    """The network where the code names none."""
+    return os.environ.get("P2PCOMPUTE_NETWORK") or "local"
+
+
+@contextmanager
+def allowance(options: RunOptions, spent_uusd: Callable[[], int]) -> Generator[RunOptions]:
+    """The options of one task with its budget cut to what environment and launch leave.
+
+    The launch's share is set aside while the block runs, so that tasks at the same time can't spend it twice; what
+    `spent_uusd` does not report at the end goes back.
+
+    Raises:
+        ConfigError: P2PCOMPUTE_BUDGET is not an amount.
+    """
+    launch = _LAUNCH.get()
+    budget_uusd = parse_usd(options.budget)
+    if limit := os.environ.get("P2PCOMPUTE_BUDGET"):
+        try:
+            budget_uusd = min(budget_uusd, parse_usd(limit))
+        except ValueError as exc:
+            raise ConfigError(f"P2PCOMPUTE_BUDGET: {exc}") from exc
+    set_aside_uusd = 0
+    if launch is not None and launch.left_uusd is not None:
+        set_aside_uusd = budget_uusd = min(budget_uusd, launch.left_uusd)
+        launch.left_uusd -= set_aside_uusd
+    error: BaseException | None = None
+    try:
+        yield replace(options, budget=f"{budget_uusd} uusd", on_event=_both(options.on_event, launch))
+    except BaseException as exc:
+        error = exc
+        raise
+    finally:
+        if launch is not None:
+            if launch.left_uusd is not None:
+                launch.left_uusd += max(0, set_aside_uusd - spent_uusd())
+            launch.watcher.task_ended(error)
+
+
+def _both(first: Callable[[TaskEvent], None] | None, launch: Launch | None) -> Callable[[TaskEvent], None] | None:
+    if launch is None:
+        return first
+    watch = launch.watcher.task_event
+    if first is None:
+        return watch
+
+    def both(event: TaskEvent) -> None:
+        first(event)
+        watch(event)
+
+    return both
