@@ -253,5 +253,11 @@ class _RequesterAccount:
     async def pay(self) -> None:
         """Send a voucher for everything accepted on the channel."""
         covered_pusd = self._accepted_pusd
-        await self._channel.pay()
+        try:
+            await self._channel.pay()
+        except trio.Cancelled:
+            # A voucher may be on its way without its answer; the next payment asks on a new stream where we stand.
+            with trio.CancelScope(shield=True):
+                await self._channel.aclose()
+            raise
         self.paid_uusd = -(-covered_pusd // PUSD_PER_UUSD)

@@ -97,12 +97,20 @@ class _State:
     excluded: set[PeerId] = field(default_factory=set)
     reasons: dict[PeerId, str] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
+    scopes: dict[PeerId, trio.CancelScope] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)  # why a chunk failed last
     fatal: P2PComputeError | None = None
     agreed: int = 0
 
     def wake(self) -> None:
         event, self.changed = self.changed, trio.Event()
         event.set()
+
+    def let_go(self) -> None:
+        """End the links that are not ready: nothing is owed there, and they may take long or for ever."""
+        for provider, link in self.links.items():
+            if (link is None or not link.ready) and provider in self.scopes:
+                self.scopes[provider].cancel()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -179,7 +187,7 @@ class Coordinator:
         with trio.move_on_after(seconds) as deadline:
             async with trio.open_nursery() as nursery:
                 await self._manage(request, state, nursery)
-        if deadline.cancelled_caught:
+        if deadline.cancelled_caught and not state.scheduler.is_complete:
             raise TaskTimeout(
                 f"{state.scheduler.done} of {request.work.chunks} chunks were done when the deadline passed; "
                 "give more time (deadline_s=…) or more providers (max_providers=…)"
@@ -191,21 +199,30 @@ class Coordinator:
     requeued: int = 0
 
     async def _manage(self, request: TaskRequest, state: _State, nursery: trio.Nursery) -> None:
-        """Keep as many links as are wanted until all chunks are done."""
-        nobody_since: float | None = None
-        while not state.scheduler.is_complete and state.fatal is None:
+        """Keep as many links as are wanted until all chunks are done and every link has ended.
+
+        A link's last check may still find a lie and take back what was done, so the end is only where both hold.
+        """
+        stuck_since: float | None = None
+        while state.fatal is None and (state.links or not state.scheduler.is_complete):
             changed = state.changed
+            if state.scheduler.is_complete:
+                state.let_go()
+                await changed.wait()
+                continue
             found = self._fresh(request, state)
             for candidate in found[: request.max_providers - len(state.links)]:
                 state.links[candidate.peer_id] = None
                 state.attempts[candidate.peer_id] = state.attempts.get(candidate.peer_id, 0) + 1
                 nursery.start_soon(self._work_with, request, state, candidate)
-            if state.links:
-                nobody_since = None
+            orphans = state.scheduler.orphans(state.links)
+            if not orphans:
+                stuck_since = None
             else:
-                nobody_since = trio.current_time() if nobody_since is None else nobody_since
-                if not state.agreed or trio.current_time() - nobody_since > _NOBODY_S:
-                    state.fatal = self._nobody(request, state)
+                stuck_since = trio.current_time() if stuck_since is None else stuck_since
+                nobody = not state.links and not state.agreed
+                if nobody or trio.current_time() - stuck_since > _NOBODY_S:
+                    state.fatal = self._nobody(request, state, orphans)
                     break
                 await self.discovery.refresh(
                     kinds=request.requirement.kinds,
@@ -238,10 +255,13 @@ class Coordinator:
         state.reasons.update(reasons)
         return found
 
-    def _nobody(self, request: TaskRequest, state: _State) -> P2PComputeError:
+    def _nobody(self, request: TaskRequest, state: _State, orphans: list[int]) -> P2PComputeError:
         why = "; ".join(f"{peer[:16]}…: {reason}" for peer, reason in list(state.reasons.items())[:4])
         if not state.agreed:
             return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
+        failed = [index for index in orphans if index in state.failures]
+        if failed and state.links:
+            return _chunk_failed(failed[0], state)
         return TaskError(
             f"all providers are gone with {state.scheduler.done} of {request.work.chunks} chunks done ({why}); "
             "what was paid is covered by receipts; run the task again when providers are back"
@@ -249,42 +269,52 @@ class Coordinator:
 
     async def _work_with(self, request: TaskRequest, state: _State, candidate: Candidate) -> None:
         provider = candidate.peer_id
-        try:
-            agreement = await self._agree(request, candidate)
-            state.agreed += 1
-            account = await self.books.open(agreement)
-            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, self._hooks(state))
-            state.links[provider] = link
+        with trio.CancelScope() as scope:
+            state.scopes[provider] = scope
             try:
-                await link.run()
-            except Exception as exc:
-                await self.books.close(agreement, reason=str(exc) or type(exc).__name__)
-                raise
-            await self.books.close(agreement)
-        except LiarError as lie:
-            caught = state.links[provider]
-            assert caught is not None  # a lie comes from a link
-            await self._caught(state, caught, lie)
-        except (InsufficientFunds, BudgetError, StorageError) as exc:
-            state.fatal = exc
-        except (OrderRefused, TaskRefused) as refused:
-            state.reasons[provider] = str(refused)
-            state.excluded.add(provider)
-            requeued = state.scheduler.lost(provider)
-            self.emit(ProviderRefused(provider=provider, reason=str(refused)))
-            if requeued:
-                self.emit(ProviderLost(provider=provider, reason=str(refused), requeued=tuple(requeued)))
-        except (OverlayError, ProtocolError, PaymentError) as exc:
-            state.reasons[provider] = str(exc)
-            requeued = state.scheduler.lost(provider)
-            if isinstance(exc, ProtocolError):
+                await self._link_to(request, state, candidate)
+            except LiarError as lie:
+                caught = state.links[provider]
+                assert caught is not None  # a lie comes from a link
+                await self._caught(state, caught, lie)
+            except (InsufficientFunds, BudgetError, StorageError) as exc:
+                state.fatal = exc
+            except (OrderRefused, TaskRefused) as refused:
+                state.reasons[provider] = str(refused)
                 state.excluded.add(provider)
-            await self.books.failed(provider, str(exc), ban=False)
-            self.board.forget(provider)
-            self.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
+                requeued = state.scheduler.lost(provider)
+                self.emit(ProviderRefused(provider=provider, reason=str(refused)))
+                if requeued:
+                    self.emit(ProviderLost(provider=provider, reason=str(refused), requeued=tuple(requeued)))
+            except (OverlayError, ProtocolError, PaymentError) as exc:
+                state.reasons[provider] = str(exc)
+                requeued = state.scheduler.lost(provider)
+                if isinstance(exc, ProtocolError):
+                    state.excluded.add(provider)
+                await self.books.failed(provider, str(exc), ban=False)
+                self.board.forget(provider)
+                self.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
+            finally:
+                del state.links[provider], state.scopes[provider]
+                state.wake()
+
+    async def _link_to(self, request: TaskRequest, state: _State, candidate: Candidate) -> None:
+        agreement = await self._agree(request, candidate)
+        state.agreed += 1
+        reason = "cancelled"
+        account = await self.books.open(agreement)
+        try:
+            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, self._hooks(state))
+            state.links[candidate.peer_id] = link
+            await link.run()
+            reason = ""
+        except Exception as exc:
+            reason = str(exc) or type(exc).__name__
+            raise
         finally:
-            state.links.pop(provider, None)
-            state.wake()
+            # Cancelled or not: an agreement that stays open keeps money reserved for it.
+            with trio.CancelScope(shield=True):
+                await self.books.close(agreement, reason=reason)
 
     async def _agree(self, request: TaskRequest, candidate: Candidate) -> Agreement:
         now = self.now_ms()
@@ -336,6 +366,8 @@ class Coordinator:
     async def _dial(self, candidate: Candidate) -> None:
         error: OverlayError | None = None
         for address in candidate.addresses:
+            if not address.endswith(f"/p2p/{candidate.peer_id}"):
+                continue  # an ad may not send us to somebody else
             try:
                 await self.overlay.connect(address)
             except OverlayError as exc:
@@ -369,12 +401,9 @@ class Coordinator:
             state.scheduler.fail(index, provider, for_good=not cancelled)
             if not cancelled:
                 self.emit(ChunkRejected(provider=provider, index=index, reason=f"{code.name.lower()}: {detail}"))
+                state.failures[index] = f"{code.name.lower()}: {detail}"
                 if state.scheduler.failures(index) >= _CHUNK_FAILURES:
-                    state.fatal = ChunkFailed(
-                        f"chunk {index} failed at {state.scheduler.failures(index)} providers, last with "
-                        f"{code.name.lower()}: {detail}. Their signed receipts are in the ledger; "
-                        "run the kernel on that range locally to find out why"
-                    )
+                    state.fatal = _chunk_failed(index, state)
             state.wake()
 
         async def done(provider: PeerId, index: int, output: bytes, report: SampleReport) -> None:
@@ -397,6 +426,14 @@ class Coordinator:
             paid=lambda provider, amount: self.emit(Paid(provider=provider, paid_uusd=amount)),
             changed=lambda: state.changed,
         )
+
+
+def _chunk_failed(index: int, state: _State) -> ChunkFailed:
+    count = state.scheduler.failures(index)
+    return ChunkFailed(
+        f"chunk {index} failed at {count} provider{'s' if count > 1 else ''}, last with {state.failures[index]}. "
+        "The signed receipts are in the ledger; run the kernel on that range locally to find out why"
+    )
 
 
 async def _quietly(call: Callable[[int], Awaitable[None]], index: int) -> None:

@@ -48,13 +48,16 @@ from ._work import chunk_bytes
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay
 
-__all__ = ["LiarError", "Link", "LinkHooks", "ReceivedChunk"]
+__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "ReceivedChunk"]
 
 _OPEN_S: Final = 15.0
 _SETUP_S: Final = 120.0  # blobs and compiling
 _GRACE_S: Final = 10.0  # beyond the agreed time of a chunk, for the wire
 _FINISH_S: Final = 2.0
 _PAY_S: Final = 30.0
+_PAUSE_S: Final = 120.0
+_MAX_NOTICES: Final = 64  # without a result between them
+MIN_BYTES_PER_S: Final = 64 * 1024  # below this a transfer has stalled, however regularly it drips
 
 
 class LiarError(P2PComputeError):
@@ -120,14 +123,17 @@ class Link:
         self.slots = agreement.terms.slots
         self.paused = False
         self.draining = False
+        self.ready = False  # the provider has what it needs; before that nothing can be owed
         self.unpaid = 0  # chunks that came and that no voucher covers
         self.rejected: list[ReceivedChunk] = []
         self._checked: list[tuple[ReceivedChunk, int]] = []  # samples were equal, not accepted yet
+        self._unchecked = 0  # came, but their samples are not compared and handed over yet
         self._accepted = 0  # stored as owed, not covered by an acknowledged voucher
         self._settling = trio.Lock()
         self._wake = trio.Event()
         self._pay_now = trio.Event()
-        self._last_heard = 0.0
+        self._last_progress = 0.0
+        self._notices = 0  # since the last result
 
     async def run(self) -> None:
         """Work until all chunks are done.
@@ -150,14 +156,28 @@ class Link:
                     nursery.start_soon(self._pay)
                     nursery.start_soon(self._watch)
                     await self._assign()
+                    await self._settle()  # before the end of `_pay`: a voucher under way is not broken off
                     nursery.cancel_scope.cancel()
-            await self._settle()
             await self._finish(WireCode.OK, "done")
+        except TaskRefused:
+            # It leaves for a reason that it said; what it has done, and was found right, it is paid for.
+            with trio.move_on_after(_FINISH_S):
+                await self._settle()
+            raise
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):
                 await stream.aclose()
 
     async def _setup(self) -> None:
+        size = sum(len(data) for data in self.blobs.values())
+        with trio.move_on_after(_SETUP_S + size / MIN_BYTES_PER_S) as scope:
+            await self._open_task()
+        if scope.cancelled_caught:
+            raise StreamError("the provider was not ready in time")
+        self.ready = True
+        self._last_progress = trio.current_time()
+
+    async def _open_task(self) -> None:
         await self.dialogue.send(Open(agreement=self.agreement.raw))
         opened = await self.dialogue.expect(Opened, Refused, stall_s=_OPEN_S)
         if isinstance(opened, Refused):
@@ -187,11 +207,15 @@ class Link:
         return TaskRefused(f"{self.provider} ended the task ({name}): {message.detail}")
 
     def _notice(self, message: Notice) -> None:
+        self._notices += 1
+        if self._notices > _MAX_NOTICES:
+            raise RemoteProtocolError("notices and no results", code=WireCode.OVERSIZED)
         match message.kind:
             case "pause":
                 self.paused = True
             case "resume":
                 self.paused = False
+                self._last_progress = trio.current_time()
             case "drain":
                 self.draining = True
             case _:
@@ -209,17 +233,19 @@ class Link:
         )
 
     async def _assign(self) -> None:
-        """Give out chunks while there is room; returns when all are done."""
-        while not self.scheduler.is_complete:
+        """Give out chunks while there is room; returns when all are done and ours are handed over."""
+        while self._unchecked or not self.scheduler.is_complete:
             changed = self.hooks.changed()
             if self.draining and not self.connection.outstanding and not self.unpaid:
                 raise TaskRefused(f"{self.provider} takes no more work")
             index = self.scheduler.take(self.provider, trio.current_time()) if self._room() else None
-            if index is not None and index not in self.connection.outstanding:
-                if not self.connection.outstanding:
-                    self._last_heard = trio.current_time()
-                await self.dialogue.send(Assign(index=index))
-                self.hooks.assigned(self.provider, index)
+            if index is not None:
+                # One that is still under way here, cancelled and then needed again, is not asked for twice.
+                if index not in self.connection.outstanding:
+                    if not self.connection.outstanding:
+                        self._last_progress = trio.current_time()
+                    await self.dialogue.send(Assign(index=index))
+                    self.hooks.assigned(self.provider, index)
                 continue
             if not self.connection.outstanding and self.unpaid:
                 self._pay_now.set()  # nothing is under way: the provider waits for money, or the work is ending
@@ -238,14 +264,16 @@ class Link:
     async def _receive(self, results: trio.MemorySendChannel[ReceivedChunk]) -> None:
         while True:
             message = await self.dialogue.receive()
-            self._last_heard = trio.current_time()
             match message:
                 case ResultStart():
                     received = await self._result(message)
                     self.unpaid += 1
+                    self._unchecked += 1
+                    self._progress()
                     await results.send(received)
                 case ChunkError():
-                    self._chunk_error(message)
+                    await self._chunk_error(message)
+                    self._progress()
                 case Notice():
                     self._notice(message)
                 case Refused():
@@ -255,6 +283,11 @@ class Link:
                 case _:
                     raise RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
             self._wake.set()
+
+    def _progress(self) -> None:
+        """Only answers count: a provider that says everything else but them has stalled."""
+        self._last_progress = trio.current_time()
+        self._notices = 0
 
     async def _result(self, start: ResultStart) -> ReceivedChunk:
         with remote():
@@ -270,14 +303,17 @@ class Link:
         if payload.code or payload.units != units or payload.fp != self.agreement.terms.fp:
             raise RemoteProtocolError("a receipt that does not fit the agreement", code=WireCode.MALFORMED)
         output = bytearray()
-        while len(output) < start.size:
-            piece = await self.dialogue.expect(ResultData, stall_s=_GRACE_S)
-            output += piece.data
+        with trio.move_on_after(_GRACE_S + start.size / MIN_BYTES_PER_S) as scope:
+            while len(output) < start.size:
+                piece = await self.dialogue.expect(ResultData, stall_s=_GRACE_S)
+                output += piece.data
+        if scope.cancelled_caught:
+            raise RemoteProtocolError("a result came too slowly", code=WireCode.STALLED)
         if hashlib.sha256(output).digest() != payload.output:
             raise RemoteProtocolError("the output is not what the receipt says", code=WireCode.BAD_DIGEST)
         return ReceivedChunk(start.index, start.receipt, payload, bytes(output))
 
-    def _chunk_error(self, message: ChunkError) -> None:
+    async def _chunk_error(self, message: ChunkError) -> None:
         with remote():
             _, payload = task.open_receipt(
                 message.receipt,
@@ -290,7 +326,12 @@ class Link:
             raise RemoteProtocolError("a failure with the receipt of a success", code=WireCode.MALFORMED)
         known = payload.code in WireCode._value2member_map_
         code = WireCode(payload.code) if known else WireCode.INTERNAL
-        self.hooks.failed(self.provider, message.index, code, payload.detail or code.name.lower())
+        detail = payload.detail or code.name.lower()
+        if code is not WireCode.CANCELLED:
+            await self.account.reject(message.receipt, payload, detail)
+        if code is WireCode.CREDIT_EXHAUSTED:
+            raise TaskRefused(f"{self.provider} gives no more credit: {detail}")  # the chunk is not to blame
+        self.hooks.failed(self.provider, message.index, code, detail)
 
     async def _check(self, results: trio.MemoryReceiveChannel[ReceivedChunk]) -> None:
         """Sample each chunk, and only then accept it; in the order in which they came."""
@@ -301,6 +342,7 @@ class Link:
                 raise LiarError(self.provider, received.index, report)
             await self.hooks.done(self.provider, received.index, received.output, report)
             self._checked.append((received, report.checked))
+            self._unchecked -= 1
             if self.unpaid >= max(1, self.window // 2):
                 self._pay_now.set()
             self._wake.set()
@@ -309,11 +351,15 @@ class Link:
         """A chunk that runs past what was agreed means that the provider has stalled."""
         limit = self.agreement.terms.chunk_timeout_ms / 1000 * max(1, self.slots) + _GRACE_S
         while True:
-            await trio.sleep(min(1.0, limit / 4))
-            if self.connection.outstanding and self.unpaid < self.window:
-                silent = trio.current_time() - self._last_heard
-                if silent > limit * (len(self.connection.outstanding) + 1):
-                    raise StreamError(f"the provider has said nothing for {silent:.0f} s")
+            await trio.sleep(1.0)
+            silent = trio.current_time() - self._last_progress
+            if self.paused and not self.connection.outstanding:
+                if silent > _PAUSE_S:
+                    raise TaskRefused(f"{self.provider} has paused for {silent:.0f} s")
+            elif self.connection.outstanding and self.unpaid < self.window:
+                allowed = limit * (len(self.connection.outstanding) + 1)
+                if silent > allowed:
+                    raise StreamError(f"the provider has given no result for {silent:.0f} s")
 
     async def _pay(self) -> None:
         while True:

@@ -43,7 +43,8 @@ from p2pcompute_protocols.task import (
 )
 from p2pcompute_protocols.work import ChunkWork
 
-from ._api import ProviderAccount, ProviderBooks, TaskWorker, Workers
+from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
+from ._link import MIN_BYTES_PER_S
 from ._work import chunk_bytes, execution_args
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ _log = logging.getLogger("p2pcompute.tasks")
 
 _OPEN_S: Final = 10.0
 _BLOB_S: Final = 30.0  # between two pieces of a blob
-_IDLE_S: Final = 120.0  # with nothing to do and nothing said
+_IDLE_S: Final = 120.0  # with nothing to compute: nothing assigned, or no money for what was
 _COMPILE_S: Final = 60.0
 _UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
 _UNDERPRICED_MIN_MS: Final = 2_000
@@ -136,6 +137,7 @@ class _Session:
         self.wake = trio.Event()
         self.cancelled: set[int] = set()
         self.finish = trio.Event()
+        self.running = trio.CancelScope()  # around the chunk that is computed; its successor makes its own
         self.deaths = 0
         self._notice: Notice | None = None
 
@@ -209,6 +211,12 @@ class _Session:
 
     async def _blobs(self, blobs: dict[bytes, bytes]) -> dict[bytes, bytes] | None:
         """Take the blobs that were asked for; None when the requester finished instead."""
+        size = sum(self.connection.blob_sizes.values())
+        with trio.move_on_after(_BLOB_S + size / MIN_BYTES_PER_S):
+            return await self._blobs_at_any_speed(blobs)
+        raise RemoteProtocolError("the inputs came too slowly", code=WireCode.STALLED)
+
+    async def _blobs_at_any_speed(self, blobs: dict[bytes, bytes]) -> dict[bytes, bytes] | None:
         current: tuple[bytes, bytearray] | None = None
         while self.connection.needed:
             message = await self.dialogue.receive(stall_s=_BLOB_S)
@@ -278,17 +286,18 @@ class _Session:
     async def _read(self) -> None:
         """Take what the requester says while chunks are computed."""
         while True:
-            busy = bool(self.connection.outstanding)
-            message = await self.dialogue.receive(stall_s=None if busy else _IDLE_S)
+            message = await self.dialogue.receive()  # `_chunks` ends a task in which nothing happens
             match message:
                 case Assign():
                     if len(self.queue) >= MAX_INFLIGHT_CHUNKS:
                         raise RemoteProtocolError("too many chunks assigned", code=WireCode.OVERSIZED)
                     self.queue.append(message.index)
                 case Cancel():
-                    self.cancelled.add(message.index)
+                    if message.index in self.connection.outstanding:  # else it has crossed the answer
+                        self.cancelled.add(message.index)
                 case Finish():
                     self.finish.set()
+                    self.running.cancel()
                 case StreamEnded():
                     raise StreamError("the requester closed the stream")
                 case _:
@@ -310,6 +319,7 @@ class _Session:
         self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker
     ) -> None:
         """Compute what is queued, one after the other, while there is credit; returns when finished."""
+        idle_since = trio.current_time()
         while not self.finish.is_set():
             if self._notice is not None:
                 notice, self._notice = self._notice, None
@@ -318,7 +328,12 @@ class _Session:
             if not ready:
                 self.wake = trio.Event()
                 # Between the check above and the wait nothing else runs, so no wake-up can be missed.
-                await self.wake.wait()
+                with trio.move_on_at(idle_since + _IDLE_S) as idle:
+                    await self.wake.wait()
+                if idle.cancelled_caught:
+                    if self.queue:
+                        raise _RefuseError(WireCode.PAYMENT_REQUIRED, f"no voucher came for {_IDLE_S:g} s")
+                    raise _RefuseError(WireCode.STALLED, f"no chunk was assigned for {_IDLE_S:g} s")
                 continue
             index = self.queue.popleft()
             if index in self.cancelled:
@@ -326,6 +341,8 @@ class _Session:
                 await self._fail(agreement, index, account, WireCode.CANCELLED, "cancelled before it began")
                 continue
             await self._one(agreement, work, account, worker, index)
+            self.cancelled.discard(index)  # it came too late
+            idle_since = trio.current_time()
 
     async def _one(
         self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker, index: int
@@ -337,9 +354,13 @@ class _Session:
         except LocalProtocolError as exc:
             await self._fail(agreement, index, account, exc.code, str(exc))
             return
+        run: ChunkRun | None = None
         try:
-            async with service.slots:
-                run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
+            with trio.CancelScope() as self.running:
+                if self.finish.is_set():
+                    self.running.cancel()
+                async with service.slots:
+                    run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
         except WorkerTimeout as exc:
             await account.drop()
             await self._fail(agreement, index, account, WireCode.TIMED_OUT, str(exc))
@@ -348,6 +369,9 @@ class _Session:
             await account.drop()
             await self._fail(agreement, index, account, WireCode.EXECUTION_FAILED, str(exc))
             raise _WorkerGoneError(str(exc)) from exc
+        if run is None:  # the requester has finished
+            await account.drop()
+            return
         output = b"".join(run.outputs)
         if service.fault is not None:
             output = service.fault(output, index)

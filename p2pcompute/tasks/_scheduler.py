@@ -11,6 +11,7 @@ from __future__ import annotations
 import heapq
 import statistics
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -63,6 +64,11 @@ class ChunkScheduler:
     def failures(self, index: int) -> int:
         """At how many providers the chunk has failed."""
         return len(self._refused.get(index, ()))
+
+    def orphans(self, providers: Iterable[PeerId]) -> list[int]:
+        """The pending chunks that failed for good at every one of `providers`."""
+        known = set(providers)
+        return sorted(index for index in self._pending if known <= self._refused.get(index, set()))
 
     def take(self, provider: PeerId, now: float) -> int | None:
         """The next chunk for `provider`, or None where there is nothing for it to do now."""

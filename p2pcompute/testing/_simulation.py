@@ -163,7 +163,9 @@ class _InlineSession:
                 self._dead = True
                 await trio.sleep(timeout_s)
                 raise WorkerTimeout("a simulated worker ran past its limit, as it was told to")
-            seconds = self._workers.chunk_s if first_block is not None else self._workers.chunk_s / 10
+            # A check of the usual size takes a tenth of a chunk; a larger one, or a calibration, in proportion.
+            share = 1.0 if first_block is not None else count / 2_560
+            seconds = self._workers.chunk_s * share
             await trio.sleep(seconds)
             outs = [np.zeros((count, *row), dtype) for row, dtype in zip(self._rows, self._dtypes, strict=True)]
             call(outs)
