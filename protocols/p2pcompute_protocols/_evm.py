@@ -37,12 +37,16 @@ def recover_address(digest: bytes, signature: bytes) -> Address:
     Raises:
         LocalProtocolError: BAD_SIGNATURE: not 65 bytes, v not 27 or 28, a high s, or no such point.
     """
-    if len(signature) != 65 or signature[64] not in (27, 28):
-        raise LocalProtocolError("a signature is 65 bytes with v 27 or 28", code=WireCode.BAD_SIGNATURE)
+    if len(signature) != 65:
+        raise LocalProtocolError("a signature has 65 bytes: r, s, v", code=WireCode.BAD_SIGNATURE)
     if int.from_bytes(signature[32:64]) > _HALF_ORDER:
-        raise LocalProtocolError("a signature with a high s", code=WireCode.BAD_SIGNATURE)
+        raise LocalProtocolError(
+            "the signature's s is in the upper half of the order", code=WireCode.BAD_SIGNATURE
+        )
+    if signature[64] not in (27, 28):
+        raise LocalProtocolError("the signature's v is neither 27 nor 28", code=WireCode.BAD_SIGNATURE)
     try:
         raw = signature[:64] + bytes([signature[64] - 27])
         return address_of_public_key(coincurve.PublicKey.from_signature_and_message(raw, digest, hasher=None))
     except Exception as exc:  # coincurve raises bare Exception for a point that is not on the curve
-        raise LocalProtocolError("the signature recovers to no key", code=WireCode.BAD_SIGNATURE) from exc
+        raise LocalProtocolError("the signature belongs to no key", code=WireCode.BAD_SIGNATURE) from exc

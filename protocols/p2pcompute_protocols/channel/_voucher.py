@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import coincurve
-from Crypto.Hash import keccak
 
+from p2pcompute_protocols._evm import address_of_public_key as address_of
+from p2pcompute_protocols._evm import keccak256, recover_address, sign_digest
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId
 
@@ -36,14 +37,7 @@ MAX_AMOUNT_UUSD = 2**96 - 1
 
 SIGNATURE_BYTES = 65
 
-_HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
 _MAX_WORD = 2**256 - 1
-
-
-def keccak256(data: bytes) -> bytes:
-    """Ethereum's hash (the Keccak of before FIPS 202), 32 bytes."""
-    return keccak.new(digest_bits=256, data=data).digest()
-
 
 _DOMAIN_TYPE = keccak256(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
 _NAME = keccak256(b"p2pcompute hub")
@@ -137,8 +131,7 @@ def sign_voucher(domain: Domain, voucher: Voucher, private_key: coincurve.Privat
     Returns:
         65 bytes, r ‖ s ‖ v with a low s (EIP-2) and v 27 or 28.
     """
-    signature: bytes = private_key.sign_recoverable(voucher_digest(domain, voucher), hasher=None)
-    return signature[:64] + bytes((27 + signature[64],))
+    return sign_digest(private_key, voucher_digest(domain, voucher))
 
 
 def recover_signer(domain: Domain, voucher: Voucher, signature: bytes) -> Address:
@@ -149,20 +142,9 @@ def recover_signer(domain: Domain, voucher: Voucher, signature: bytes) -> Addres
             other than 27 and 28 (the hub would refuse it, or it would be a second form of another one), or
             that belongs to no key at all.
     """
-    if not isinstance(signature, bytes) or len(signature) != SIGNATURE_BYTES:
-        raise _bad(f"a voucher's signature has {SIGNATURE_BYTES} bytes")
-    if int.from_bytes(signature[32:64], "big") > _HALF_ORDER:
-        raise _bad("the signature's s is in the upper half of the group order")
-    if signature[64] not in (27, 28):
-        raise _bad("the signature's v is neither 27 nor 28")
-    recoverable = signature[:64] + bytes((signature[64] - 27,))
+    if not isinstance(signature, bytes):
+        raise _bad("a voucher's signature is bytes")
     try:
-        key = coincurve.PublicKey.from_signature_and_message(recoverable, voucher_digest(domain, voucher), hasher=None)
-    except Exception as exc:  # coincurve raises bare Exception and ValueError
-        raise _bad("the signature belongs to no key") from exc
-    return address_of(key)
-
-
-def address_of(public_key: coincurve.PublicKey) -> Address:
-    """The account of a secp256k1 public key: the last 20 bytes of the hash of its two coordinates."""
-    return Address(keccak256(public_key.format(compressed=False)[1:])[12:])
+        return recover_address(voucher_digest(domain, voucher), signature)
+    except LocalProtocolError as exc:
+        raise _bad(str(exc)) from exc
