@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from ._shared import common_options, fail, hush_logs, json_line
+from ._shared import common_options, count, fail, hush_logs, json_line
 
 if TYPE_CHECKING:
     from p2pcompute.execution import Fact
@@ -93,7 +93,7 @@ def doctor(network: str, chain: str | None, listen: tuple[str, ...], quick: bool
     elif failed:
         click.echo(f"{failed} failed: mend them before `p2pcompute up`")
     else:
-        click.echo("fit" + (f", with {warned} warnings" if warned else "") + "; lend it with `p2pcompute up`")
+        click.echo("fit" + (f", with {count(warned, 'warning')}" if warned else "") + "; lend it with `p2pcompute up`")
     if failed:
         raise click.exceptions.Exit(1)
 

@@ -31,7 +31,7 @@ from p2pcompute.tasks import (
     TaskStarted,
 )
 
-from ._shared import seconds, short_peer, usd
+from ._shared import count, seconds, short_peer, usd
 
 if TYPE_CHECKING:
     from p2pcompute import Node
@@ -169,7 +169,7 @@ class Progress:
         if error is None:
             providers = sum(1 for view in task.providers.values() if view.done)
             self._console.print(
-                f"done: {task.done} chunks from {providers} provider{'s' if providers != 1 else ''} in "
+                f"done: {count(task.done, 'chunk')} from {count(providers, 'provider')} in "
                 f"{seconds(task.took_s)}, {task.checked} elements checked, paid {usd(task.paid_uusd)}",
                 highlight=False,
                 soft_wrap=True,
@@ -180,7 +180,7 @@ class Progress:
         match event:
             case TaskStarted():
                 return (
-                    f"{event.chunks} chunks, about {usd(event.estimate_uusd)}; this task spends "
+                    f"{count(event.chunks, 'chunk')}, about {usd(event.estimate_uusd)}; this task spends "
                     f"{usd(event.ceiling_uusd)} at most"
                 )
             case Agreed() if not self._console.is_terminal:
@@ -191,14 +191,16 @@ class Progress:
             case ProviderRefused():
                 return Text(f"{short_peer(event.provider)} refused: {event.reason}", style="yellow")
             case ProviderLost():
-                moved = f"; {len(event.requeued)} chunks go to others" if event.requeued else ""
+                lost = len(event.requeued)
+                moved = f"; {count(lost, 'chunk')} go{'es' if lost == 1 else ''} to others" if lost else ""
                 return Text(f"{short_peer(event.provider)} is lost: {event.reason}{moved}", style="yellow")
             case ChunkRejected():
                 return Text(f"{short_peer(event.provider)} failed chunk {event.index}: {event.reason}", style="yellow")
             case LiarCaught():
+                again = len(event.revoked)
                 return Text(
                     f"{short_peer(event.provider)} LIED: {event.mismatched} samples of chunk {event.index} differ; it "
-                    f"gets nothing more, {len(event.revoked)} chunks are computed anew",
+                    f"gets nothing more, {count(again, 'chunk')} {'is' if again == 1 else 'are'} computed anew",
                     style="bold red",
                 )
             case ChunkDone() if not self._console.is_terminal and task.chunks:
@@ -252,7 +254,7 @@ class Progress:
         self._console.print(table, highlight=False)
         failed = sum(1 for task in self.tasks if task.error)
         self._console.print(
-            f"{len(self.tasks)} task{'s' if len(self.tasks) != 1 else ''}"
+            count(len(self.tasks), "task")
             + (f", {failed} of them failed," if failed else "")
             + f" in {seconds(took_s)}",
             highlight=False,

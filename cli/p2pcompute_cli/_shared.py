@@ -14,6 +14,7 @@ import click
 __all__ = [
     "Failure",
     "common_options",
+    "count",
     "fail",
     "hush_logs",
     "json_line",
@@ -142,6 +143,11 @@ def fail(error: BaseException, *, as_json: bool, debug: bool, advice: str = "") 
 def usd(amount_uusd: int) -> str:
     """Micro-USD in USD."""
     return f"{amount_uusd / 1e6:.6f} USD"
+
+
+def count(number: int, noun: str) -> str:
+    """A number of things: 1 chunk, 2 chunks."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def short_peer(peer: str) -> str:

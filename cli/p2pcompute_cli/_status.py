@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ._shared import common_options, fail, hush_logs, json_line, profile_option, seconds, short_peer, usd
+from ._shared import common_options, count, fail, hush_logs, json_line, profile_option, seconds, short_peer, usd
 
 __all__ = ["drain", "status"]
 
@@ -103,7 +103,10 @@ def _show(answer: dict[str, Any]) -> None:
     _row("peer", answer["peer_id"])
     for address in answer["addresses"]:
         _row("address", address)
-    _row("network", f"{answer['network']}: {answer['peer_count']} peers, {answer['ads']} ads on the board")
+    _row(
+        "network",
+        f"{answer['network']}: {count(answer['peer_count'], 'peer')}, {count(answer['ads'], 'ad')} on the board",
+    )
     _row("up for", f"{seconds(answer['uptime_s'])} (process {answer['pid']}, p2pcompute {answer['version']})")
     if provider is not None:
         device = provider["device"]
@@ -124,7 +127,7 @@ def _show(answer: dict[str, Any]) -> None:
         click.echo("  none running")
     for task in tasks:
         click.echo(
-            f"  {task['task'][:8]}  for {short_peer(task['requester'])}  {task['chunks_done']} chunks"
+            f"  {task['task'][:8]}  for {short_peer(task['requester'])}  {count(task['chunks_done'], 'chunk')}"
             f"  {seconds(task['age_s'])}" + (f"  {task['chunks_failed']} failed" if task["chunks_failed"] else "")
         )
     for title, rows in (("Peers that pay us", answer["earnings"]), ("Peers that we pay", answer["spending"])):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._shared import common_options, fail, hush_logs, json_line, network_options, seconds, short_peer, usd
+from ._shared import common_options, count, fail, hush_logs, json_line, network_options, seconds, short_peer, usd
 
 if TYPE_CHECKING:
     import trio
@@ -134,7 +134,9 @@ class _Stopper:
                 if self.asked:
                     os._exit(130)  # children see our end: the chain by its stdin, workers by PR_SET_PDEATHSIG
                 self.asked = True
-                if not self._as_json:
+                if self._as_json:
+                    json_line(event="stopping")
+                else:
                     click.echo("stopping: no more work, then one checkpoint; again to leave at once", err=True)
                 self.scope.cancel()
 
@@ -320,12 +322,14 @@ class _Lines:
         match event:
             case ServedTaskStarted():
                 self._started[event.task] = time.monotonic()
-                text = f"for {short_peer(event.requester)}: started, {event.window} unpaid chunks at most for now"
+                text = (
+                    f"for {short_peer(event.requester)}: started, {count(event.window, 'unpaid chunk')} at most for now"
+                )
                 task: bytes | None = event.task
             case ServedTaskEnded():
                 took = time.monotonic() - self._started.pop(event.task, time.monotonic())
                 text = (
-                    f"for {short_peer(event.requester)}: {event.chunks} chunks in {seconds(took)}, "
+                    f"for {short_peer(event.requester)}: {count(event.chunks, 'chunk')} in {seconds(took)}, "
                     f"billed {usd(event.billed_uusd)}"
                 )
                 text += f", {event.failed} failed" if event.failed else ""
@@ -334,7 +338,7 @@ class _Lines:
             case Checkpointed():
                 task = None
                 text = (
-                    f"checkpoint: {event.channels} channels, {usd(event.claimed_uusd)} claimed on chain so far"
+                    f"checkpoint: {count(event.channels, 'channel')}, {usd(event.claimed_uusd)} claimed on chain so far"
                     if event.channels
                     else "checkpoint: nothing new to claim"
                 )

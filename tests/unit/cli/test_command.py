@@ -1,0 +1,142 @@
+"""The command line itself: what is refused, what help costs, how errors read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from p2pcompute.errors import BudgetError, ChainUnreachable
+from p2pcompute_cli._shared import Failure, fail, seconds, short_peer, usd, whole_error
+from p2pcompute_cli.main import cli, main
+
+
+def invoke(*args: str, home: Path) -> tuple[int, str]:
+    result = CliRunner().invoke(cli, list(args), env={"P2PCOMPUTE_HOME": str(home)})
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("nonsense",), "No such command 'nonsense'"),
+        (("up", "--slots", "0"), "0 is not in the range"),
+        (("up", "--slots", "many"), "not a valid integer"),
+        (("up", "--threads", "-1"), "not in the range"),
+        (("up", "--max-window", "65"), "not in the range"),
+        (("up", "--nonsense"), "No such option"),
+        (("up", "extra"), "unexpected extra argument"),
+        (("run",), "Missing argument 'FILE'"),
+        (("run", "/nonexistent.py"), "does not exist"),
+        (("run", "--budget", "a lot", __file__), "is not an amount"),
+        (("run", "--budget", "-1 USD", __file__), "is not a positive number"),
+        (("run", "--budget", "0.0000001 USD", __file__), "micro-USD"),
+        (("status", "--json", "--metrics"), "exclude each other"),
+        (("status", "--watch", "0"), "not in the range"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_what_is_wrong(args: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    code, output = invoke(*args, home=tmp_path)
+    assert code == 2
+    assert says in output
+    assert "Traceback" not in output
+
+
+def test_a_bad_profile_name_is_our_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--profile", "../../etc"]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: '../../etc' is not a profile name")
+    assert captured.err.count("\n") == 1
+
+
+def test_status_without_a_node_says_how_to_start_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+    assert main(["status", "--profile", "mine", "--json"]) == 3
+    captured = capsys.readouterr()
+    event = json.loads(captured.out)
+    assert (event["event"], event["error"], event["exit_code"]) == ("error", "NoNode", 3)
+    assert "`p2pcompute up --profile mine`" in captured.err
+
+
+@pytest.mark.parametrize("args", [["--help"], ["up", "--help"], ["run", "-h"], ["status", "-h"], ["--version"]])
+def test_help_imports_nothing_heavy(args: list[str]) -> None:
+    code = (
+        "import sys\n"
+        "from p2pcompute_cli.main import main\n"
+        f"code = main({args!r})\n"
+        "heavy = {'trio', 'numpy', 'numba', 'libp2p', 'rich', 'httpx', 'eth', 'p2pcompute_testnet'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)), code)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "HEAVY [] 0"
+
+
+def test_help_lists_the_commands_of_plug_ins(tmp_path: Path) -> None:
+    code, output = invoke("--help", home=tmp_path)
+    assert code == 0
+    for name in ("up", "run", "status", "drain", "doctor", "testnet", "demo"):
+        assert f"\n  {name} " in output
+    assert "\x1b" not in output  # no colours where there is no terminal
+
+
+def test_a_plug_in_that_is_broken_harms_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import importlib.metadata
+
+    from p2pcompute_cli import main as module
+
+    broken = importlib.metadata.EntryPoint(name="demo", value="no_such_module:demo", group="p2pcompute.commands")
+    monkeypatch.setattr(module, "entry_points", lambda group: [broken])
+    assert main(["--help"]) == 0
+    assert main(["demo"]) == 1
+    assert "can't be loaded" in capsys.readouterr().err
+
+
+def test_errors_are_one_line_with_the_code_of_their_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    nested = ExceptionGroup("a", [ExceptionGroup("b", [BudgetError("too dear")])])
+    with pytest.raises(Failure) as caught:
+        fail(nested, as_json=True, debug=False, advice="; pay more")
+    assert caught.value.code == BudgetError.exit_code
+    assert json.loads(capsys.readouterr().out) == {
+        "event": "error",
+        "error": "BudgetError",
+        "message": "too dear; pay more",
+        "exit_code": 6,
+    }
+
+
+def test_bugs_are_called_bugs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Failure) as caught:
+        fail(ExceptionGroup("", [ChainUnreachable("gone"), ZeroDivisionError("x")]), as_json=False, debug=True)
+    assert caught.value.code == 70
+    assert "internal error: ZeroDivisionError('x')" in caught.value.message
+    assert "ZeroDivisionError: x" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_group_is_ctrl_c() -> None:
+    group = BaseExceptionGroup("", [ChainUnreachable("gone"), KeyboardInterrupt()])
+    assert isinstance(whole_error(group), KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fail(group, as_json=False, debug=False)
+
+
+def test_amounts_times_and_names() -> None:
+    assert usd(1) == "0.000001 USD"
+    assert usd(12_345_678) == "12.345678 USD"
+    assert [seconds(value) for value in (0.04, 99.94, 100, 3_599, 3_600, 86_400)] == [
+        "0.0 s",
+        "99.9 s",
+        "1 min 40 s",
+        "59 min 59 s",
+        "1 h 0 min",
+        "24 h 0 min",
+    ]
+    assert short_peer("12D3KooWFAKfHai58xJJYbXhZRQhTyW9Qn7LKjpHq4inRjD3fpHo") == "…RjD3fpHo"

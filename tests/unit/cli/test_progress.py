@@ -1,0 +1,139 @@
+"""What a script's run shows."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+from rich.console import Console
+
+from p2pcompute.errors import TaskError
+from p2pcompute.tasks import (
+    Agreed,
+    ChunkAssigned,
+    ChunkDone,
+    ChunkRejected,
+    Compiling,
+    LiarCaught,
+    Paid,
+    ProviderLost,
+    ProviderReady,
+    ProviderRefused,
+    TaskEvent,
+    TaskStarted,
+)
+from p2pcompute_cli._progress import JsonWatcher, Progress, TaskView
+from p2pcompute_protocols.ids import PeerId, TaskId
+
+HONEST, LIAR, LOST, NO = (PeerId(f"12D3KooW{name:x<40}{name}") for name in ("honest", "liar", "lost", "no"))
+
+
+def agreed(provider: PeerId) -> Agreed:
+    return Agreed(
+        provider=provider,
+        task=TaskId(bytes(32)),
+        price_pusd=13,
+        credit_window=1,
+        max_window=8,
+        negotiation_ms=12.4,
+        requester_max_loss_uusd=4,
+        provider_max_loss_uusd=8,
+    )
+
+
+STORY: list[TaskEvent] = [
+    Compiling(),
+    TaskStarted(chunks=4, units_per_chunk=10, estimate_uusd=40, ceiling_uusd=100),
+    *(agreed(provider) for provider in (HONEST, LIAR, LOST)),
+    ProviderRefused(provider=NO, reason="draining"),
+    *(ProviderReady(provider=provider, compile_ms=5) for provider in (HONEST, LIAR, LOST)),
+    *(ChunkAssigned(provider=provider, index=i) for i, provider in enumerate((HONEST, LIAR, LOST))),
+    ChunkDone(provider=HONEST, index=0, checked=256),
+    Paid(provider=HONEST, paid_uusd=10),
+    ChunkDone(provider=LIAR, index=1, checked=256),
+    Paid(provider=LIAR, paid_uusd=10),
+    ChunkAssigned(provider=LIAR, index=3),
+    LiarCaught(provider=LIAR, index=3, mismatched=5, revoked=(1,), paid_uusd=10),
+    ChunkRejected(provider=LOST, index=2, reason="timed_out: slow"),
+    ProviderLost(provider=LOST, reason="the stream broke", requeued=(2,)),
+    *(ChunkDone(provider=HONEST, index=i, checked=256) for i in (1, 2, 3)),
+    Paid(provider=HONEST, paid_uusd=40),
+]
+
+
+def test_a_revoked_chunk_counts_once() -> None:
+    view = TaskView()
+    done: list[int] = []
+    for event in STORY:
+        view.take(event)
+        done.append(view.done)
+    assert max(done) == done[-1] == 4
+    assert done[STORY.index(STORY[-7])] <= 2
+    assert view.paid_uusd == 50
+    assert view.providers[LIAR].done == set()
+    assert view.providers[LIAR].state == "caught lying in chunk 3"
+    assert view.checked == 5 * 256
+
+
+def told(console: Console, error: BaseException | None = None) -> str:
+    progress = Progress(console, requested_profile="default")
+    for event in STORY:
+        progress.task_event(event)
+    progress.task_ended(error)
+    progress.summary(12.5)
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_lines_where_there_is_no_terminal() -> None:
+    text = told(Console(file=io.StringIO(), width=200))
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert lines[0] == "4 chunks, about 0.000040 USD; this task spends 0.000100 USD at most"
+    for part in (
+        "agreed with …xxhonest in 12 ms; a lie that sampling misses can cost 0.000004 USD at most",
+        "refused: draining",
+        "1 of 4 chunks, paid 0.000000 USD",
+        "LIED: 5 samples of chunk 3 differ; it gets nothing more, 1 chunk is computed anew",
+        "failed chunk 2: timed_out: slow",
+        "is lost: the stream broke; 1 chunk goes to others",
+        "done: 4 chunks from 1 provider in",
+        "1 task in 12.5 s",
+    ):
+        assert part in text
+    total = next(line for line in lines if line.startswith("total"))
+    assert total.split() == ["total", "4", "0.000050", "USD"]
+
+
+def test_a_terminal_gets_a_live_display_that_leaves_nothing_behind() -> None:
+    text = told(
+        Console(file=io.StringIO(), width=200, force_terminal=True, _environ={"TERM": "xterm"}),
+        TaskError("all providers are gone"),
+    )
+    assert "\x1b" in text
+    assert "paid 0.000050 USD of 0.000100 USD at most" in text  # the last frame
+    assert "done:" not in text
+    assert "1 task, 1 of them failed, in 12.5 s" in text
+
+
+def test_json_lines() -> None:
+    file = io.StringIO()
+    watcher = JsonWatcher(file)
+    for event in STORY:
+        watcher.task_event(event)
+    watcher.task_ended(None)
+    lines: list[dict[str, Any]] = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [line["event"] for line in lines[:3]] == ["compiling", "task-started", "agreed"]
+    assert lines[2]["task"] == "00" * 32
+    assert lines[-1]["event"] == "task-ended"
+    assert lines[-1]["error"] is None
+    assert lines[-1]["providers"][HONEST] == {"chunks": 4, "paid_uusd": 40}
+    assert lines[-1]["paid_uusd"] == 50
+
+
+def test_a_task_that_fails_before_its_first_event_is_still_told_of() -> None:
+    file = io.StringIO()
+    JsonWatcher(file).task_ended(TaskError("x"))
+    assert json.loads(file.getvalue())["error"] == "TaskError"
