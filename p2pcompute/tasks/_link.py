@@ -163,6 +163,12 @@ class Link:
             # It leaves for a reason that it said; what it has done, and was found right, it is paid for.
             with trio.move_on_after(_FINISH_S):
                 await self._settle()
+            await stream.reset()
+            raise
+        except BaseException:
+            # A reset, not a close: the provider is to stop at once, and what it still sends goes nowhere.
+            with trio.CancelScope(shield=True):
+                await stream.reset()
             raise
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):
@@ -182,7 +188,8 @@ class Link:
         opened = await self.dialogue.expect(Opened, Refused, stall_s=_OPEN_S)
         if isinstance(opened, Refused):
             raise self._refusal(opened)
-        self.window, self.slots = opened.window, max(1, min(opened.slots, self.slots))
+        self.window = min(opened.window, self.agreement.terms.max_window)
+        self.slots = max(1, min(opened.slots, self.slots))
         for digest in opened.need:
             data = self.blobs[digest]
             await self.dialogue.send(BlobStart(digest=digest, size=len(data)))
