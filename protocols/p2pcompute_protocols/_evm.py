@@ -40,9 +40,7 @@ def recover_address(digest: bytes, signature: bytes) -> Address:
     if len(signature) != 65:
         raise LocalProtocolError("a signature has 65 bytes: r, s, v", code=WireCode.BAD_SIGNATURE)
     if int.from_bytes(signature[32:64]) > _HALF_ORDER:
-        raise LocalProtocolError(
-            "the signature's s is in the upper half of the order", code=WireCode.BAD_SIGNATURE
-        )
+        raise LocalProtocolError("the signature's s is in the upper half of the order", code=WireCode.BAD_SIGNATURE)
     if signature[64] not in (27, 28):
         raise LocalProtocolError("the signature's v is neither 27 nor 28", code=WireCode.BAD_SIGNATURE)
     try:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from p2pcompute_protocols import ads, channel, negotiation, task
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
@@ -24,6 +24,8 @@ from .test_tables import BINDING, CHAIN, memory
 
 BLOBS = {hashlib.sha256(blob).digest(): blob for blob in (b"kernel", b"input of a task", b"x" * 700)}
 CHUNKS, WHOLE, LAST = 6, 40, 7
+R, P = Role.REQUESTER, Role.PROVIDER
+DELIVERIES: list[list[tuple[Role, float]]] = [[], [(P, 1.0)], [(R, 1.0)], [(R, 1.0), (P, 1.0)], [(P, 0.4)], [(R, 0.4)]]
 
 
 class Dialogue(RuleBasedStateMachine):
@@ -214,28 +216,69 @@ class TaskDialogue(Dialogue):
             lambda n: task.Notice(kind="pause") if n else task.Refused(code=15, detail="no")
         )
 
-    def goes(self) -> bool:
-        return self.sides[Role.REQUESTER].state is not task.TaskState.CLOSED
+    def legal(self, conn: task.TaskConnection) -> list[st.SearchStrategy[Record]]:
+        """What that side may say now, by its own view."""
+        state, notices = conn.state, st.sampled_from(["pause", "resume", "drain"]).map(lambda k: task.Notice(kind=k))
+        finish: st.SearchStrategy[Record] = st.just(task.Finish(code=0, detail=""))
+        if conn.role is Role.REQUESTER:
+            match state:
+                case task.TaskState.IDLE:
+                    return [st.just(task.Open(agreement=b"a"))]
+                case task.TaskState.SETUP if conn._blob is not None:
+                    digest, left = conn._blob
+                    rest = BLOBS[digest][-left:]
+                    return [st.sampled_from([1, len(rest)]).map(lambda n: task.BlobData(data=rest[:n]))]
+                case task.TaskState.SETUP if conn.needed:
+                    return [
+                        st.sampled_from(sorted(conn.needed)).map(lambda d: task.BlobStart(digest=d, size=len(BLOBS[d])))
+                    ]
+                case task.TaskState.RUNNING:
+                    free = [n for n in range(CHUNKS) if n not in conn.outstanding]
+                    assign = [st.sampled_from(free).map(lambda n: task.Assign(index=n))] if free else []
+                    cancel = st.integers(0, CHUNKS - 1).map(lambda n: task.Cancel(index=n))
+                    return [*assign * 12, cancel, cancel, finish]
+                case _:
+                    return []
+        match state:
+            case task.TaskState.OPENING:
+                some = st.lists(st.sampled_from(sorted(BLOBS)), max_size=2, unique=True)
+                return [some.map(lambda need: task.Opened(need=tuple(need), slots=1, window=1))]
+            case task.TaskState.SETUP if not conn.needed and conn._blob is None:
+                return [st.just(task.Ready(compile_ms=5))]
+            case task.TaskState.RUNNING | task.TaskState.FINISHING if conn._result_left:
+                return [st.sampled_from([1, conn._result_left]).map(lambda n: task.ResultData(data=bytes(n)))]
+            case task.TaskState.RUNNING | task.TaskState.FINISHING:
+                asked = st.sampled_from(sorted(conn.outstanding)) if conn.outstanding else None
+                answers = (
+                    []
+                    if asked is None
+                    else [
+                        asked.map(
+                            lambda n: task.ResultStart(index=n, receipt=b"r", size=LAST if n == CHUNKS - 1 else WHOLE)
+                        ),
+                        asked.map(lambda n: task.ChunkError(index=n, receipt=b"r")),
+                    ]
+                )
+                closing = [st.just(task.Closed(chunks=1))] if state is task.TaskState.FINISHING else []
+                return [*answers * 3, *closing, notices]
+            case _:
+                return []
 
-    @precondition(lambda self: self.goes())
-    @rule(data=st.data())
-    def run_on(self, data: st.DataObject) -> None:
-        """A helping hand: bring the dialogue forward, so that most examples reach results."""
-        requester, provider = self.sides[Role.REQUESTER], self.sides[Role.PROVIDER]
-        steps: list[tuple[Role, Record]] = [(Role.REQUESTER, task.Open(agreement=b"a"))]
-        need = tuple(data.draw(st.lists(st.sampled_from(list(BLOBS)), max_size=2, unique=True)))
-        steps.append((Role.PROVIDER, task.Opened(need=need, slots=1, window=1)))
-        for digest in need:
-            steps.append((Role.REQUESTER, task.BlobStart(digest=digest, size=len(BLOBS[digest]))))
-            steps.append((Role.REQUESTER, task.BlobData(data=BLOBS[digest])))
-        steps.append((Role.PROVIDER, task.Ready(compile_ms=1)))
-        if requester.state is not task.TaskState.IDLE or provider.state is not task.TaskState.IDLE:
-            return
-        for role, message in steps:
-            self.history[role].append(message)
-            self.said[role].append(message)
-            self.wire[role.other] += self.sides[role].send(message)
-            self.deliver(role.other, 1.0)
+    @rule(data=st.data(), steps=st.integers(1, 25))
+    def go_on(self, data: st.DataObject, steps: int) -> None:
+        """A stretch of legal steps, so that examples get as far as results."""
+        for _ in range(steps):
+            role = data.draw(st.sampled_from(Role))
+            conn = self.sides[role]
+            assert isinstance(conn, task.TaskConnection)
+            choices = self.legal(conn)
+            if choices:
+                message = data.draw(st.one_of(choices))
+                self.history[role].append(message)
+                self.said[role].append(message)
+                self.wire[role.other] += conn.send(message)
+            for to, share in data.draw(st.sampled_from(DELIVERIES)):
+                self.deliver(to, share)
 
     @invariant()
     def each_chunk_is_answered_once(self) -> None:
@@ -253,7 +296,7 @@ SETTINGS = settings(
 AdsDialogue.TestCase.settings = SETTINGS
 NegotiationDialogue.TestCase.settings = SETTINGS
 ChannelDialogue.TestCase.settings = SETTINGS
-TaskDialogue.TestCase.settings = SETTINGS
+TaskDialogue.TestCase.settings = settings(SETTINGS, max_examples=80, stateful_step_count=12)
 TestAds = AdsDialogue.TestCase
 TestNegotiation = NegotiationDialogue.TestCase
 TestChannel = ChannelDialogue.TestCase
