@@ -33,8 +33,9 @@ class Dialogue(RuleBasedStateMachine):
 
     kind: ClassVar[type[Connection[Any]]]
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(hasty=st.sampled_from([False, False, True]))
+    def begin(self, hasty: bool) -> None:
+        self.hasty = hasty  # a requester that finishes before anything is ready, so that messages cross
         self.sides: dict[Role, Connection[Any]] = {role: self.fresh(role) for role in Role}
         self.wire: dict[Role, bytearray] = {role: bytearray() for role in Role}  # bytes under way to `role`
         self.history: dict[Role, list[Any]] = {role: [] for role in Role}  # what `role` did, in order
@@ -237,6 +238,8 @@ class TaskDialogue(Dialogue):
                     assign = [st.sampled_from(free).map(lambda n: task.Assign(index=n))] if free else []
                     cancel = st.integers(0, CHUNKS - 1).map(lambda n: task.Cancel(index=n))
                     return [*assign * 12, cancel, cancel, finish]
+                case task.TaskState.OPENING | task.TaskState.SETUP if self.hasty:
+                    return [finish]
                 case _:
                     return []
         match state:

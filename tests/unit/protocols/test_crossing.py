@@ -1,0 +1,178 @@
+"""Every interleaving of a small dialogue: honest sides never break each other's protocol, and can always end.
+
+A breadth-first walk over all that two honest sides can do with a few messages, each direction holding up to
+`QUEUE` messages under way. What the walk proves for its small alphabet is what random machines can miss: a message
+that is refused only because it crossed another one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
+from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError
+from p2pcompute_protocols.framing import frame
+from p2pcompute_protocols.wire import Record
+
+from .test_tables import BLOB, DIGEST, MESSAGES, memory
+
+QUEUE = 3
+CONNECTIONS = list(MESSAGES)
+
+
+def small(cls: type[Connection[Any]]) -> list[Record]:
+    """The alphabet."""
+    if cls is task.TaskConnection:
+        return [
+            task.Open(agreement=b"a"),
+            task.Opened(need=(DIGEST,), slots=1, window=1),
+            task.Opened(need=(), slots=1, window=1),
+            task.BlobStart(digest=DIGEST, size=3),
+            task.BlobData(data=BLOB[:1]),
+            task.BlobData(data=BLOB[1:]),
+            task.Ready(compile_ms=1),
+            task.Assign(index=0),
+            task.Cancel(index=0),
+            task.ResultStart(index=0, receipt=b"r", size=1),
+            task.ResultData(data=b"1"),
+            task.ChunkError(index=0, receipt=b"r"),
+            task.Finish(code=0, detail=""),
+            task.Refused(code=15, detail=""),
+            task.Closed(chunks=0),
+        ]
+    if cls is channel.ChannelConnection:
+        vouchers = [channel.VoucherFrame(amount_uusd=n, memo=bytes(32), signature=bytes(65)) for n in (1, 2)]
+        acks = [channel.VoucherAck(amount_uusd=n) for n in (1, 2)]
+        held = channel.ChannelSync(amount_uusd=1, memo=bytes(32), signature=bytes(65))
+        return [*MESSAGES[cls][:1], *vouchers, *acks, *MESSAGES[cls][2:], held]
+    return MESSAGES[cls]
+
+
+def fresh(cls: type[Connection[Any]], role: Role) -> Connection[Any]:
+    conn = cls(role)
+    if isinstance(conn, task.TaskConnection):
+        conn.chunks, conn.chunk_bytes, conn.blob_sizes = 1, (1, 1), {DIGEST: 3}
+    return conn
+
+
+def clone(conn: Connection[Any]) -> Connection[Any]:
+    twin = copy.copy(conn)
+    for name, value in vars(conn).items():
+        if name == "_hash":
+            setattr(twin, name, value.copy())
+        elif isinstance(value, set):
+            setattr(twin, name, set(value))
+        elif name == "_buffer":
+            setattr(twin, name, copy.deepcopy(_plain_buffer(value)))
+    return twin
+
+
+def _plain_buffer(buffer: Any) -> Any:
+    assert len(buffer) == 0  # messages arrive whole here
+    return type(buffer)(max_bytes=buffer._max_bytes)
+
+
+def key(conn: Connection[Any]) -> tuple[Any, ...]:
+    known = memory(conn)
+    known.pop("_buffer")
+    if conn.__class__ is task.TaskConnection and known["_blob"] is None:
+        known.pop("_hash")  # left over from the last blob, and begun anew with the next one
+    return tuple(sorted((n, repr(sorted(v) if isinstance(v, set) else v)) for n, v in known.items()))
+
+
+World = tuple[Connection[Any], Connection[Any], tuple[Record, ...], tuple[Record, ...]]
+
+
+def walk(cls: type[Connection[Any]]) -> tuple[int, set[Any]]:
+    """All worlds that can be reached; raises `RemoteProtocolError` where one side breaks the other's protocol."""
+    alphabet = small(cls)
+    start: World = (fresh(cls, Role.REQUESTER), fresh(cls, Role.PROVIDER), (), ())
+    todo: list[World] = [start]
+    seen = {(key(start[0]), key(start[1]), (), ())}
+    ends: set[Any] = set()
+    while todo:
+        requester, provider, to_provider, to_requester = todo.pop()
+        if not to_provider and not to_requester:
+            ends.add((requester.state, provider.state))
+        following: list[World] = []
+        for message in alphabet:
+            if len(to_provider) < QUEUE and (said := _say(requester, message)):
+                following.append((said, provider, (*to_provider, message), to_requester))
+            if len(to_requester) < QUEUE and (said := _say(provider, message)):
+                following.append((requester, said, to_provider, (*to_requester, message)))
+        if to_provider:
+            # Who has sent `Refused` reads no further.
+            gone = provider.state is task.TaskState.CLOSED
+            heard = provider if gone else _hear(provider, to_provider[0])
+            following.append((requester, heard, to_provider[1:], to_requester))
+        if to_requester:
+            following.append((_hear(requester, to_requester[0]), provider, to_provider, to_requester[1:]))
+        for world in following:
+            name = (key(world[0]), key(world[1]), world[2], world[3])
+            if name not in seen:
+                seen.add(name)
+                todo.append(world)
+    return len(seen), ends
+
+
+def _say(conn: Connection[Any], message: Record) -> Connection[Any] | None:
+    row: Mapping[type[Record], Any] = conn.table[conn.role].get(conn.state, {})
+    if type(message) not in row:
+        return None
+    twin = clone(conn)
+    try:
+        twin.send(message)
+    except LocalProtocolError:
+        return None
+    return twin
+
+
+def _hear(conn: Connection[Any], message: Record) -> Connection[Any]:
+    twin = clone(conn)
+    twin.receive_data(frame(message.encode(), max_bytes=twin.max_frame_bytes))
+    assert twin.next_event() == message
+    assert twin.next_event() is NEED_DATA
+    return twin
+
+
+@pytest.mark.parametrize("cls", CONNECTIONS)
+def test_no_honest_interleaving_is_refused(cls: type[Connection[Any]]) -> None:
+    worlds, ends = walk(cls)
+    assert worlds > 3
+    # Where nothing is under way both sides are in the same state, and every state is met.
+    together = {one for one, other in ends if one is other}
+    assert together == set(type(cls.start))
+    assert all(one is other for one, other in ends)
+
+
+def test_the_walk_finds_what_crossing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without these two the protocol would look right in every test that delivers at once.
+    table = {role: {state: dict(row) for state, row in rows.items()} for role, rows in task.TABLE.items()}
+    del table[Role.PROVIDER][task.TaskState.FINISHING][task.Ready]
+    monkeypatch.setattr(task.TaskConnection, "table", table)
+    with pytest.raises(RemoteProtocolError, match="Ready in state FINISHING"):
+        walk(task.TaskConnection)
+    monkeypatch.undo()
+
+    checked = task.TaskConnection.check
+
+    def strict(self: task.TaskConnection, sender: Role, message: Record) -> None:
+        if isinstance(message, task.Cancel) and message.index not in self.outstanding:
+            raise LocalProtocolError("a cancel of a chunk that is not assigned")
+        checked(self, sender, message)
+
+    monkeypatch.setattr(task.TaskConnection, "check", strict)
+    with pytest.raises(RemoteProtocolError, match="a cancel of a chunk"):
+        walk(task.TaskConnection)
+
+
+def test_the_alphabets_are_whole() -> None:
+    for cls in CONNECTIONS:
+        kinds = {type(m) for m in small(cls)}
+        assert kinds | {task.Notice} >= set(cls.messages.values())
+    assert {ads.AdsConnection, negotiation.NegotiationConnection} <= set(CONNECTIONS)
