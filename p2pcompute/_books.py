@@ -47,6 +47,9 @@ class ProviderLedgerBooks:
     async def open(self, agreement: Agreement) -> _ProviderAccount:
         """The account of a task."""
         row = await self._ledger.add_agreement(agreement, role="provider")
+        if row.state != "open":
+            # Its receipts are issued: computing them again would cost this provider, and its requester nothing.
+            raise LocalProtocolError("this task has ended; agree on a new one", code=WireCode.REPLAYED)
         peer = PeerId(agreement.terms.requester)
         known = await self._ledger.peer(peer)
         if known is not None and known.banned:

@@ -116,6 +116,7 @@ class ProviderRole:
                 now_ms=node.now_ms,
                 has_room=lambda: not self.tasks.draining and len(self.tasks.active) < self.tasks.max_tasks,
                 first_window=self._first_window,
+                region=options.region,
             ),
             agreed=self.tasks.books.agreed,
         )

@@ -38,6 +38,8 @@ class FixedPricePolicy:
     now_ms: Callable[[], int]
     has_room: Callable[[], bool]
     first_window: Callable[[PeerId, int], Awaitable[int]]
+    features: frozenset[str] = frozenset()
+    region: str | None = None
 
     async def bid(self, requester: PeerId, order: Envelope, payload: OrderPayload) -> BidPayload:
         """Decide on an order.
@@ -83,5 +85,9 @@ class FixedPricePolicy:
             or self.device.score_milli < requirement.min_score_milli
         ):
             raise LocalProtocolError("no device of ours is as required", code=WireCode.UNSUPPORTED)
+        if missing := set(requirement.features) - self.features:
+            raise LocalProtocolError(f"we lack {', '.join(sorted(missing))}", code=WireCode.UNSUPPORTED)
+        if requirement.region not in (None, self.region):
+            raise LocalProtocolError("we are not in that region", code=WireCode.UNSUPPORTED)
         if payload.deadline_ms <= self.now_ms():
             raise LocalProtocolError("the deadline has passed", code=WireCode.EXPIRED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
@@ -40,6 +41,8 @@ __all__ = ["BidPolicy", "NegotiationService", "OrderRefused", "Quote", "negotiat
 _log = logging.getLogger("p2pcompute.market")
 _ANSWER_S: Final = 10.0
 MAX_SEEN_ORDERS: Final = 65_536
+MAX_ORDERS_PER_PEER: Final = 512  # within the life of an order, at most ten minutes
+_PRUNE_MS: Final = 10_000
 
 
 class OrderRefused(TaskRefused):
@@ -183,7 +186,9 @@ class NegotiationService:
     now_ms: Callable[[], int]
     policy: BidPolicy
     agreed: Callable[[Agreement], Awaitable[None]]
-    _seen: dict[tuple[PeerId, bytes], int] = field(default_factory=dict)
+    _seen: dict[tuple[PeerId, bytes], int] = field(default_factory=dict)  # order -> until when it counts
+    _orders: Counter[PeerId] = field(default_factory=Counter)  # how many of them each peer has
+    _pruned_ms: int = 0
 
     def register(self) -> None:
         """Answer negotiations from now on."""
@@ -192,14 +197,26 @@ class NegotiationService:
     def _fresh(self, requester: PeerId, payload: OrderPayload) -> None:
         """An order ID counts once per requester, for as long as an order can live."""
         now = self.now_ms()
-        if len(self._seen) >= MAX_SEEN_ORDERS:
-            self._seen = {key: until for key, until in self._seen.items() if until > now}
-            if len(self._seen) >= MAX_SEEN_ORDERS:
-                raise LocalProtocolError("too many orders at once; try later", code=WireCode.NO_CAPACITY)
         key = (requester, payload.order_id)
         if self._seen.get(key, 0) > now:
             raise LocalProtocolError("this order was answered already", code=WireCode.REPLAYED)
+        if len(self._seen) >= MAX_SEEN_ORDERS or self._orders[requester] >= MAX_ORDERS_PER_PEER:
+            self._forget_orders(now)
+            if self._orders[requester] >= MAX_ORDERS_PER_PEER:
+                raise LocalProtocolError("you have ordered too often; try later", code=WireCode.NO_CAPACITY)
+            if len(self._seen) >= MAX_SEEN_ORDERS:
+                raise LocalProtocolError("too many orders at once; try later", code=WireCode.NO_CAPACITY)
+        if key not in self._seen:
+            self._orders[requester] += 1
         self._seen[key] = payload.expires_ms + MAX_CLOCK_SKEW_MS
+
+    def _forget_orders(self, now_ms: int) -> None:
+        """Drop what counts no more; now and then only, or a flood of orders would cost a walk over all of them each."""
+        if now_ms - self._pruned_ms < _PRUNE_MS:
+            return
+        self._pruned_ms = now_ms
+        self._seen = {key: until for key, until in self._seen.items() if until > now_ms}
+        self._orders = Counter(peer for peer, _ in self._seen)
 
     async def _serve(self, stream: OverlayStream) -> None:
         requester = stream.peer_id

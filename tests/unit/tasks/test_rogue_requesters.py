@@ -1,0 +1,578 @@
+"""A requester driven by hand against an honest provider: it loses a window at most, and serves others as before."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from p2pcompute.errors import StreamError
+from p2pcompute.market import OrderRefused, negotiate
+from p2pcompute.node import Node
+from p2pcompute.testing import virtual_clock_ms
+from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols.connection import Role, StreamEnded
+from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
+from p2pcompute_protocols.negotiation import OrderPayload, Requirement
+from p2pcompute_protocols.task import (
+    Assign,
+    BlobData,
+    BlobStart,
+    Cancel,
+    ChunkError,
+    Closed,
+    Finish,
+    Open,
+    Opened,
+    Refused,
+    ResultStart,
+)
+from p2pcompute_protocols.work import ChunkWork
+
+from ..market._harness import Market, Z, compute, in_memory, until
+from ..market._rogues import CHUNKS, NETWORK, Rogue, RogueTask, axpy_work, ended, open_rogue, say
+
+Attack = Callable[[Rogue, Node], Awaitable[None]]
+ATTACKS: dict[str, Attack] = {}
+_REQUESTER = Role.REQUESTER
+WINDOW = 1  # what a stranger gets
+
+
+def attack(function: Attack) -> Attack:
+    ATTACKS[function.__name__] = function
+    return function
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_provider_goes_on(name: str) -> None:
+    _play(ATTACKS[name])
+
+
+def _play(function: Attack, **options: Any) -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(**options)
+        async with open_rogue(market, connect=(provider,)) as rogue:
+            await function(rogue, provider)
+            role = provider.provider
+            assert role is not None
+            await until(lambda: not role.tasks.active, within_s=1)
+            # Others are served as if nothing had been, and nothing is in the ledger that should not be.
+            requester = await market.node(connect=(provider,))
+            assert np.array_equal(await compute(requester), Z)
+            assert await market.claimed_uusd(provider) == await market.spent_uusd(requester)
+
+    in_memory(scenario)
+
+
+async def refused(dialogue: Any, code: WireCode) -> None:
+    """The provider ends the task with this code."""
+    while not isinstance(message := await dialogue.receive(stall_s=600), Refused):
+        assert not isinstance(message, StreamEnded)
+    assert message.code == code, message.detail
+
+
+# Money: what a stranger can have for nothing
+
+
+@attack
+async def never_pays(rogue: Rogue, provider: Node) -> None:
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    began = trio.current_time()
+    await opened.dialogue.send(*(Assign(index=index) for index in range(CHUNKS)))
+    for _ in range(WINDOW):
+        await opened.result()
+    await refused(opened.dialogue, WireCode.PAYMENT_REQUIRED)
+    assert trio.current_time() - began < 130
+    receipts = await provider.services.ledger.receipts(opened.agreement.task_id)
+    assert len(receipts) == WINDOW
+
+
+@attack
+async def vanishes_with_chunks_under_way(rogue: Rogue, provider: Node) -> None:
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.dialogue.send(*(Assign(index=index) for index in range(CHUNKS)))
+    rogue.market.memory.kill(rogue.key.peer_id)
+    await trio.sleep(1)
+    receipts = await provider.services.ledger.receipts(opened.agreement.task_id)
+    assert len(receipts) <= WINDOW
+
+
+@attack
+async def is_cut_off_with_chunks_under_way(rogue: Rogue, provider: Node) -> None:
+    """No goodbye and no reset: bytes just stop."""
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.dialogue.send(*(Assign(index=index) for index in range(CHUNKS)))
+    rogue.market.memory.partition(rogue.key.peer_id)
+    assert provider.provider is not None
+    await until(lambda: not provider.provider or not provider.provider.tasks.active, within_s=200)
+    receipts = await provider.services.ledger.receipts(opened.agreement.task_id)
+    assert len(receipts) <= WINDOW
+
+
+@attack
+async def opens_a_task_again_after_it_ended(rogue: Rogue, provider: Node) -> None:
+    """One agreement is one task: its chunks are computed on credit once."""
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.dialogue.send(Assign(index=0))
+    await opened.result()
+    await opened.dialogue.send(Finish(code=0, detail=""))
+    await opened.dialogue.expect(Closed)
+    stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
+    again = RogueTask(rogue, opened.agreement, stream, opened.connection.role, opened.blobs)
+    await again.dialogue.send(Open(agreement=opened.agreement.raw))
+    await refused(again.dialogue, WireCode.REPLAYED)
+
+
+@attack
+async def opens_one_task_twice_at_once(rogue: Rogue, provider: Node) -> None:
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
+    again = RogueTask(rogue, opened.agreement, stream, opened.connection.role, opened.blobs)
+    await again.dialogue.send(Open(agreement=opened.agreement.raw))
+    await refused(again.dialogue, WireCode.REPLAYED)
+    await opened.stream.reset()
+    await until(lambda: provider.provider and not provider.provider.tasks.active)
+
+
+@attack
+async def cancels_to_stay(rogue: Rogue, provider: Node) -> None:
+    """A task in which nothing is computed ends, whatever else is said in it."""
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def cancel_again_and_again() -> None:
+            while True:
+                await opened.say(Cancel(index=0))
+                await trio.sleep(10)
+
+        nursery.start_soon(cancel_again_and_again)
+        await refused(opened.dialogue, WireCode.STALLED)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 140
+
+
+@attack
+async def finishes_while_a_chunk_is_computed(rogue: Rogue, provider: Node) -> None:
+    """What is under way is cancelled, and costs neither side anything."""
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.dialogue.send(Assign(index=0))
+    await trio.sleep(0.05)
+    began = trio.current_time()
+    await opened.dialogue.send(Finish(code=0, detail=""))
+    assert (await opened.dialogue.expect(Closed)).chunks == 0
+    assert trio.current_time() - began < 0.06
+    assert await provider.services.ledger.receipts(opened.agreement.task_id) == []
+
+
+# Inputs
+
+
+async def _to_setup(rogue: Rogue, provider: Node) -> RogueTask:
+    opened = await rogue.open_task(provider)
+    await opened.dialogue.send(Open(agreement=opened.agreement.raw))
+    await opened.dialogue.expect(Opened)
+    return opened
+
+
+@attack
+async def sends_other_bytes_than_it_named(rogue: Rogue, provider: Node) -> None:
+    opened = await _to_setup(rogue, provider)
+    digest, size = next(iter(opened.connection.blob_sizes.items()))
+    await opened.say(BlobStart(digest=digest, size=size), BlobData(data=bytes(size)))
+    assert await ended(opened.stream) < 1
+
+
+@attack
+async def sends_a_blob_of_another_size(rogue: Rogue, provider: Node) -> None:
+    opened = await _to_setup(rogue, provider)
+    await opened.say(BlobStart(digest=next(iter(opened.connection.blob_sizes)), size=2**26))
+    assert await ended(opened.stream) < 1
+
+
+@attack
+async def sends_a_blob_that_was_not_asked_for(rogue: Rogue, provider: Node) -> None:
+    opened = await _to_setup(rogue, provider)
+    await opened.say(BlobStart(digest=bytes(32), size=1))
+    assert await ended(opened.stream) < 1
+
+
+@attack
+async def sends_no_blob(rogue: Rogue, provider: Node) -> None:
+    opened = await _to_setup(rogue, provider)
+    assert await ended(opened.stream) < 32
+
+
+@attack
+async def drips_a_blob(rogue: Rogue, provider: Node) -> None:
+    opened = await _to_setup(rogue, provider)
+    digest, size = max(opened.connection.blob_sizes.items(), key=lambda item: item[1])
+    began = trio.current_time()
+    await opened.say(BlobStart(digest=digest, size=size))
+    async with trio.open_nursery() as nursery:
+
+        async def drip() -> None:
+            with contextlib.suppress(StreamError):
+                for _ in range(size):
+                    await opened.say(BlobData(data=b"\0"))
+                    await trio.sleep(5)
+
+        nursery.start_soon(drip)
+        await ended(opened.stream)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 60
+
+
+@attack
+async def assigns_before_the_inputs_are_there(rogue: Rogue, provider: Node) -> None:
+    opened = await _to_setup(rogue, provider)
+    await opened.say(Assign(index=0))
+    assert await ended(opened.stream) < 1
+
+
+# Chunks
+
+
+@attack
+async def floods_with_assigns(rogue: Rogue, provider: Node) -> None:
+    opened = await rogue.open_task(provider, axpy_work_in_many_chunks())
+    opened.blobs = axpy_work()[1]
+    await opened.start()
+    await opened.say(*(Assign(index=index) for index in range(MAX_INFLIGHT_CHUNKS + 44)))
+    assert await ended(opened.stream) < 2
+    assert len(await provider.services.ledger.receipts(opened.agreement.task_id)) <= WINDOW
+
+
+def axpy_work_in_many_chunks() -> ChunkWork:
+    """The shared kernel over blocks of one thread, so that there are more chunks than may be under way."""
+    import dataclasses
+
+    from p2pcompute_protocols.work import LaunchSpec
+
+    work, _ = axpy_work()
+    return dataclasses.replace(
+        work,
+        launch=LaunchSpec(dims=1, grid=(1024, 1, 1), block=(4, 1, 1)),
+        blocks_per_chunk=1,
+        chunk_output_bytes=16,
+        units_per_chunk=100,
+    )
+
+
+@attack
+async def assigns_a_chunk_twice(rogue: Rogue, provider: Node) -> None:
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.say(Assign(index=3), Assign(index=3))
+    assert await ended(opened.stream) < 2
+
+
+@attack
+async def assigns_a_chunk_that_is_not_there(rogue: Rogue, provider: Node) -> None:
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.say(Assign(index=CHUNKS))
+    assert await ended(opened.stream) < 1
+
+
+@attack
+async def cancels_what_waits(rogue: Rogue, provider: Node) -> None:
+    """The provider answers each chunk that was assigned, the cancelled ones with a receipt that costs nothing."""
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.dialogue.send(Assign(index=0), Assign(index=1), Cancel(index=1))
+    assert await opened.result() == 0
+    error = await opened.dialogue.expect(ChunkError)
+    _, payload = task.open_receipt(
+        error.receipt, network="simulated", provider=provider.peer_id, task=opened.agreement.task_id, index=1
+    )
+    assert payload.code == WireCode.CANCELLED
+    assert payload.units == 0
+    await opened.stream.reset()
+
+
+@attack
+async def sends_a_kernel_that_the_guard_refuses(rogue: Rogue, provider: Node) -> None:
+    import dataclasses
+    import hashlib
+
+    from p2pcompute_protocols.work import BlobRef
+
+    text = b"def axpy(out, a, x, y):\n    import os\n    os.system('id')\n"
+    work, blobs = axpy_work()
+    digest = hashlib.sha256(text).digest()
+    bad = dataclasses.replace(work, kernel=BlobRef(digest=digest, size=len(text)))
+    opened = await rogue.open_task(provider, bad)
+    opened.blobs = {**blobs, digest: text}
+    with pytest.raises(RemoteProtocolError, match="Refused"):
+        await opened.start()
+
+
+@attack
+async def understates_what_a_chunk_writes(rogue: Rogue, provider: Node) -> None:
+    import dataclasses
+
+    work, blobs = axpy_work()
+    opened = await rogue.open_task(provider, dataclasses.replace(work, chunk_output_bytes=8))
+    opened.blobs = blobs
+    with pytest.raises(RemoteProtocolError, match="Refused"):
+        await opened.start()
+
+
+# Agreements
+
+
+@attack
+async def opens_with_an_agreement_that_nobody_signed(rogue: Rogue, provider: Node) -> None:
+    agreement = await rogue.agree(provider)
+    stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
+    forged = bytearray(agreement.raw)
+    forged[-1] ^= 1
+    opened = RogueTask(rogue, agreement, stream, _REQUESTER, {})
+    await opened.dialogue.send(Open(agreement=bytes(forged)))
+    await refused(opened.dialogue, WireCode.BAD_SIGNATURE)
+
+
+@attack
+async def opens_with_an_agreement_of_somebody_else(rogue: Rogue, provider: Node) -> None:
+    async with open_rogue(rogue.market, connect=(provider,)) as other:
+        agreement = await other.agree(provider)
+    stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
+    opened = RogueTask(rogue, agreement, stream, _REQUESTER, {})
+    await opened.dialogue.send(Open(agreement=agreement.raw))
+    await refused(opened.dialogue, WireCode.WRONG_PEER)
+
+
+@attack
+async def opens_when_the_deadline_has_passed(rogue: Rogue, provider: Node) -> None:
+    opened = await rogue.open_task(provider, deadline_ms=rogue.order().created_ms + 1_000)
+    await trio.sleep(2)
+    await opened.dialogue.send(Open(agreement=opened.agreement.raw))
+    await refused(opened.dialogue, WireCode.EXPIRED)
+
+
+# Orders
+
+
+ORDERS: dict[str, tuple[dict[str, Any], WireCode]] = {
+    "price": ({"max_price_pusd": 0}, WireCode.PRICE_TOO_LOW),
+    "language": ({"language": "strict-9"}, WireCode.UNSUPPORTED),
+    "mode": ({"fp": "fast"}, WireCode.UNSUPPORTED),
+    "standing": ({"standing": True, "work": None}, WireCode.UNSUPPORTED),
+    "deadline": ({"deadline_ms": 1}, WireCode.EXPIRED),
+    "expired": ({"created_ms": 1_700_000_000_000, "expires_ms": 1_700_000_000_001}, WireCode.EXPIRED),
+    "future": ({"created_ms": 1_900_000_000_000, "expires_ms": 1_900_000_000_001}, WireCode.EXPIRED),
+    "device": ({"requirement": Requirement(kinds=("cuda",), memory_bytes=0, features=(), min_score_milli=0)}, 9),
+    "memory": ({"requirement": Requirement(kinds=("cpu",), memory_bytes=2**50, features=(), min_score_milli=0)}, 9),
+    "speed": ({"requirement": Requirement(kinds=("cpu",), memory_bytes=0, features=(), min_score_milli=10**9)}, 9),
+    "features": ({"requirement": Requirement(kinds=("cpu",), memory_bytes=0, features=("f",), min_score_milli=0)}, 9),
+    "region": (
+        {"requirement": Requirement(kinds=("cpu",), memory_bytes=0, features=(), min_score_milli=0, region="mars")},
+        9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+def test_an_order_that_does_not_fit_is_refused_with_its_reason(name: str) -> None:
+    changes, code = ORDERS[name]
+
+    async def order(rogue: Rogue, provider: Node) -> None:
+        valid = rogue.order()
+        chosen = {**{name: getattr(valid, name) for name in type(valid).__dataclass_fields__}, **changes}
+        with pytest.raises(OrderRefused) as caught:
+            await negotiate(
+                rogue.overlay,
+                provider.peer_id,
+                OrderPayload(**chosen),
+                network=NETWORK,
+                signer=rogue.key,
+                now_ms=virtual_clock_ms,
+            )
+        assert caught.value.code == code
+
+    _play(order, price="1 USD")
+
+
+def test_an_order_for_another_chain_is_refused() -> None:
+    import dataclasses
+
+    async def order(rogue: Rogue, provider: Node) -> None:
+        for change in ({"chain_id": 5}, {"hub": b"\x33" * 20}, {"token": b"\x33" * 20}, {"decimals": 18}):
+            with pytest.raises(OrderRefused) as caught:
+                await rogue.agree(provider, chain=dataclasses.replace(rogue.market.chain.terms, **change))
+            assert caught.value.code == WireCode.CHAIN_MISMATCH
+
+    _play(order)
+
+
+def test_an_order_paid_by_somebody_else_is_refused() -> None:
+    async def order(rogue: Rogue, provider: Node) -> None:
+        async with open_rogue(rogue.market) as other:
+            with pytest.raises(OrderRefused) as caught:
+                await rogue.agree(provider, payer=other.binding)
+            assert caught.value.code == WireCode.WRONG_PEER
+
+    _play(order)
+
+
+def test_an_order_counts_once() -> None:
+    async def order(rogue: Rogue, provider: Node) -> None:
+        same = bytes(16)
+        await rogue.agree(provider, order_id=same)
+        with pytest.raises(OrderRefused) as caught:
+            await rogue.agree(provider, order_id=same)
+        assert caught.value.code == WireCode.REPLAYED
+
+    _play(order)
+
+
+def test_a_draining_or_full_provider_says_so() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(slots=1)
+        role = provider.provider
+        assert role is not None
+        async with open_rogue(market, connect=(provider,)) as rogue:
+            tasks = [await rogue.open_task(provider) for _ in range(role.tasks.max_tasks)]
+            late = await rogue.open_task(provider)
+            for opened in tasks:
+                await opened.start()
+            with pytest.raises(OrderRefused) as caught:
+                await rogue.agree(provider)
+            assert caught.value.code == WireCode.NO_CAPACITY
+            await late.dialogue.send(Open(agreement=late.agreement.raw))
+            await refused(late.dialogue, WireCode.NO_CAPACITY)
+            for opened in tasks:
+                await opened.stream.reset()
+            await until(lambda: not role.tasks.active)
+            last = await rogue.open_task(provider)
+            role.drain(provider.services.ad_service.changed)
+            await last.dialogue.send(Open(agreement=last.agreement.raw))
+            await refused(last.dialogue, WireCode.DRAINING)
+            with pytest.raises(OrderRefused) as caught:
+                await rogue.agree(provider)
+            assert caught.value.code in (WireCode.DRAINING, WireCode.NO_CAPACITY)
+
+    in_memory(scenario)
+
+
+# Bytes that are no dialogue, on every protocol that a provider serves
+
+PROTOCOLS = {
+    "negotiation": negotiation.PROTOCOL_ID,
+    "task": task.PROTOCOL_ID,
+    "ads": ads.PROTOCOL_ID,
+    "channel": channel.PROTOCOL_ID,
+}
+NOISE: dict[str, bytes] = {
+    "noise": b"\x10" + bytes(range(0xF0, 0x100)),
+    "an unknown type": b"\x04\xa1\x00\x18\x63",
+    "an empty frame": b"\x00",
+    "a length in five bytes": b"\xff\xff\xff\xff\x01",
+    "a huge frame": b"\xff\xff\xff\x7f" + bytes(4096),
+    "a length that is not the shortest": b"\x81\x00\xa0",
+    "deep nesting": b"\x40" + b"\x81" * 64,
+    "a message of the other role": b"",  # made below
+}
+OTHER_ROLE = {
+    "negotiation": negotiation.BidFrame(envelope=b"x"),
+    "task": task.Ready(compile_ms=1),
+    "ads": ads.AdBatch(ads=(), more=False),
+    "channel": channel.VoucherAck(amount_uusd=1),
+}
+TOO_EARLY = {
+    "negotiation": negotiation.ProposeFrame(envelope=b"x"),
+    "task": Assign(index=0),
+    "channel": channel.VoucherFrame(amount_uusd=1, memo=bytes(32), signature=bytes(65)),
+}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_noise_ends_its_stream_and_nothing_else(protocol: str) -> None:
+    async def noise(rogue: Rogue, provider: Node) -> None:
+        for name, data in NOISE.items():
+            stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
+            await say(stream, data or OTHER_ROLE[protocol])
+            assert await ended(stream) < 1, name
+        if protocol in TOO_EARLY:
+            stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
+            await say(stream, TOO_EARLY[protocol])
+            assert await ended(stream) < 1
+        # A frame that is cut off.
+        stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
+        await say(stream, b"\x7f\x82")
+        await stream.close_write()
+        assert await ended(stream) < 1
+
+    _play(noise)
+
+
+STALLS_S = {"negotiation": 10, "task": 10, "ads": 60, "channel": 10}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_who_says_nothing_or_drips_is_cut_off(protocol: str) -> None:
+    async def stall(rogue: Rogue, provider: Node) -> None:
+        stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
+        assert STALLS_S[protocol] <= await ended(stream) < STALLS_S[protocol] + 11
+        stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def drip() -> None:
+                with contextlib.suppress(StreamError):
+                    for byte in b"\xff\xff\x03" + bytes(60_000):
+                        await say(stream, bytes((byte,)))
+                        await trio.sleep(0.5)
+
+            nursery.start_soon(drip)
+            await ended(stream)
+            nursery.cancel_scope.cancel()
+        assert trio.current_time() - began < STALLS_S[protocol] + 11
+
+    _play(stall)
+
+
+def test_a_valid_dialogue_may_come_byte_by_byte() -> None:
+    async def drip(rogue: Rogue, provider: Node) -> None:
+        stream = await rogue.overlay.open_stream(provider.peer_id, ads.PROTOCOL_ID)
+        from p2pcompute_protocols.framing import frame
+
+        for byte in frame(ads.AdQuery(limit=1).encode(), max_bytes=1000):
+            await say(stream, bytes((byte,)))
+        connection = ads.AdsConnection(_REQUESTER)
+        connection.send(ads.AdQuery(limit=1))
+        from p2pcompute._dialogue import Dialogue
+
+        batch = await Dialogue(connection, stream).expect(ads.AdBatch)
+        assert len(batch.ads) == 1
+        await stream.aclose()
+
+    _play(drip)
+
+
+def test_the_receipt_of_a_result_is_what_the_ledger_holds() -> None:
+    async def honest(rogue: Rogue, provider: Node) -> None:
+        opened = await rogue.open_task(provider)
+        await opened.start()
+        await opened.dialogue.send(Assign(index=7))
+        begin = await opened.dialogue.expect(ResultStart)
+        (row,) = await provider.services.ledger.receipts(opened.agreement.task_id)
+        assert row.envelope == begin.receipt
+        assert (row.index, row.code) == (7, 0)
+        await opened.stream.reset()
+        await until(lambda: provider.provider and not provider.provider.tasks.active)
+
+    _play(honest)
