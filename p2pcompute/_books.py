@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.errors import BudgetError, ChainError, PaymentError
+from p2pcompute.errors import BudgetError, ChainError, InsufficientFunds, PaymentError
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
@@ -175,10 +175,10 @@ class RequesterLedgerBooks:
         self._payer = payer
         self._needs: list[ChannelNeed] = []
         self._wanted = trio.Event()
+        self._next_round = _FundingRound()
         self.budget_pusd: int | None = None
         self.accepted_pusd = 0
         self.banned: set[PeerId] = set()
-        self.funding_error: Exception | None = None
 
     async def load(self) -> None:
         """Read who is banned from the ledger."""
@@ -198,10 +198,12 @@ class RequesterLedgerBooks:
             await trio.sleep(_GATHER_S)
             self._wanted = trio.Event()
             needs, self._needs = self._needs, []
+            this_round, self._next_round = self._next_round, _FundingRound()
             try:
                 await self._payer.open_channels(needs, deposit_uusd=sum(need.amount_uusd for need in needs))
             except (PaymentError, ChainError) as exc:
-                self.funding_error = exc
+                this_round.error = exc
+            this_round.over.set()
 
     async def open(self, agreement: Agreement) -> _RequesterAccount:
         """Store the agreement and ask for its channel to be funded."""
@@ -210,7 +212,7 @@ class RequesterLedgerBooks:
         payee, peer = Address(terms.payee), PeerId(terms.provider)
         self._needs.append(ChannelNeed(payee=payee, peer=peer, amount_uusd=terms.ceiling_uusd))
         self._wanted.set()
-        return _RequesterAccount(self, self._ledger, agreement, self._payer.channel(payee, peer))
+        return _RequesterAccount(self, self._ledger, agreement, self._payer.channel(payee, peer), self._next_round)
 
     async def close(self, agreement: Agreement, *, reason: str = "") -> None:
         """Mark the agreement as ended; its channel keeps what was put in."""
@@ -224,14 +226,30 @@ class RequesterLedgerBooks:
             await self._ledger.ban(provider, reason=reason[:500])
 
 
+class _FundingRound:
+    """Agreements whose channels are funded together: over, with or without an error."""
+
+    def __init__(self) -> None:
+        self.over = trio.Event()
+        self.error: PaymentError | ChainError | None = None
+
+
 class _RequesterAccount:
     """`tasks.RequesterAccount`: what one agreement has cost so far."""
 
-    def __init__(self, books: RequesterLedgerBooks, ledger: Ledger, agreement: Agreement, channel: ChannelOut) -> None:
+    def __init__(
+        self,
+        books: RequesterLedgerBooks,
+        ledger: Ledger,
+        agreement: Agreement,
+        channel: ChannelOut,
+        funding: _FundingRound,
+    ) -> None:
         self._books = books
         self._ledger = ledger
         self._agreement = agreement
         self._channel = channel
+        self._funding = funding
         self._task = TaskId(agreement.task_id)
         self._accepted_pusd = 0
         self.paid_uusd = 0
@@ -253,11 +271,20 @@ class _RequesterAccount:
         """Keep a receipt as evidence."""
         await self._ledger.reject_work(payload, receipt, reason=reason[:500])
 
+    async def funded(self) -> None:
+        """Wait until it is known whether the channel's money is on chain."""
+        await self._funding.over.wait()
+
     async def pay(self) -> None:
         """Send a voucher for everything accepted on the channel."""
         covered_pusd = self._accepted_pusd
         try:
             await self._channel.pay()
+        except InsufficientFunds:
+            # What was there before may be enough; where it is not, say why there is no more.
+            if self._funding.error is not None:
+                raise self._funding.error from None
+            raise
         except trio.Cancelled:
             # A voucher may be on its way without its answer; the next payment asks on a new stream where we stand.
             with trio.CancelScope(shield=True):

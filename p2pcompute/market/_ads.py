@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _log = logging.getLogger("p2pcompute.market")
 
 AD_LIFETIME_MS: Final = 10 * 60 * 1000
 AD_REFRESH_S: Final = 120.0  # an unchanged ad is sent anew so often
+# Gossip reaches only who is in the mesh by then, and a node that has just started is hardly in it yet.
+_FIRST_REFRESHES_S: Final = (2.0, 10.0, 30.0)
 _EPOCH_MS: Final = 3_600_000
 _QUERY_STALL_S: Final = 5.0
 _DHT_TIMEOUT_S: Final = 8.0
@@ -93,7 +96,8 @@ class AdService:
     async def _listen(self, topic: str, *, task_status: TaskStatus[None]) -> None:
         def worth_passing_on(publisher: PeerId, data: bytes) -> bool:
             del publisher  # the ad's own signature says who it is about
-            return self.board.accepts(data)
+            # Our own comes by here on its way out, and is on the board already.
+            return data == self._raw or self.board.accepts(data)
 
         async with self.overlay.subscribe(topic, worth_passing_on) as messages:
             task_status.started()
@@ -101,18 +105,17 @@ class AdService:
                 pass  # the validator has put it on the board
 
     async def _advertise(self) -> None:
-        first = True
-        while True:
+        for count in itertools.count():
             self._changed = trio.Event()
-            if not first:
+            if count:
                 self._sign()
-            first = False
             assert self._raw is not None
             try:
                 await self.overlay.publish(self.topic(self.overlay.peer_id), self._raw)
             except OverlayError as exc:
                 _log.warning("the ad could not be gossiped: %s", exc)
-            with trio.move_on_after(AD_REFRESH_S):
+            pause_s = _FIRST_REFRESHES_S[count] if count < len(_FIRST_REFRESHES_S) else AD_REFRESH_S
+            with trio.move_on_after(pause_s):
                 await self._changed.wait()
             await trio.sleep(0.05)  # several changes at once make one ad
 

@@ -130,6 +130,10 @@ class RequesterAccount(Protocol):
         """Store a receipt that will not be paid, as evidence."""
         ...
 
+    async def funded(self) -> None:
+        """Wait until the channel that `pay` pays over has its money, or it is known that it gets none."""
+        ...
+
     async def pay(self) -> None:
         """Send a voucher for all that was accepted; returns when the provider has acknowledged it.
 

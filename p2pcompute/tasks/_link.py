@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,7 +14,7 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.checking import SampleReport
-from p2pcompute.errors import OverlayError, P2PComputeError, StreamError, TaskRefused
+from p2pcompute.errors import BudgetError, OverlayError, P2PComputeError, StreamError, TaskRefused
 from p2pcompute_protocols import task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode, remote
@@ -164,6 +165,13 @@ class Link:
             with trio.move_on_after(_FINISH_S):
                 await self._settle()
             await stream.reset()
+            raise
+        except OverlayError:
+            # It is gone, not wrong: its results are used, so they stay owed, and the next voucher covers them.
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+            with contextlib.suppress(BudgetError):
+                await self._accept()
             raise
         except BaseException:
             # A reset, not a close: the provider is to stop at once, and what it still sends goes nowhere.
@@ -374,15 +382,23 @@ class Link:
             self._pay_now = trio.Event()
             await self._settle()
 
+    async def _accept(self) -> None:
+        """Store what was checked as owed."""
+        if self._checked:
+            # As long as the chain takes, which is not the provider's fault; and before anything is accepted, because
+            # what is accepted already would be funded on top of what the agreement may cost.
+            await self.account.funded()
+        while self._checked:
+            with trio.CancelScope(shield=True):  # accepted exactly once
+                received, sampled = self._checked[0]
+                await self.account.accept(received.receipt, received.payload, sampled=sampled)
+                del self._checked[0]
+                self._accepted += 1
+
     async def _settle(self) -> None:
         """Accept what was checked and send one voucher for it; samples come first, always."""
         async with self._settling:
-            while self._checked:
-                with trio.CancelScope(shield=True):  # accepted exactly once
-                    received, sampled = self._checked[0]
-                    await self.account.accept(received.receipt, received.payload, sampled=sampled)
-                    del self._checked[0]
-                    self._accepted += 1
+            await self._accept()
             covered = self._accepted
             if not covered:
                 return

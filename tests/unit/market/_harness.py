@@ -146,6 +146,7 @@ class Market:
         if self.network is not None:
             self.network.kill(node.peer_id)
         else:
+            del self.nodes[node.peer_id]  # its ledger closes with it
             self._nurseries[node.peer_id].cancel_scope.cancel()
 
     async def audit(self) -> None:

@@ -27,14 +27,20 @@ from p2pcompute_protocols.task import open_receipt
 
 from ..market._harness import SIZE, Market, Watch, X, Y, Z, axpy, compute, until
 
-__all__ = ["SCENARIOS", "altered_rows"]
+__all__ = ["ONLY_IN_MEMORY", "SCENARIOS", "altered_rows"]
 
 Scenario = Callable[[Market], Awaitable[None]]
 SCENARIOS: Final[dict[str, Scenario]] = {}
+ONLY_IN_MEMORY: Final[dict[str, Scenario]] = {}  # in real time they would take long
 
 
 def scenario(function: Scenario) -> Scenario:
     SCENARIOS[function.__name__] = function
+    return function
+
+
+def only_in_memory(function: Scenario) -> Scenario:
+    ONLY_IN_MEMORY[function.__name__] = function
     return function
 
 
@@ -78,7 +84,8 @@ async def the_window_of_a_payer_grows_by_doubling(market: Market) -> None:
             done = 0
     assert between[0] == 1
     assert max(between) >= 4
-    assert between == sorted(between[:-1]) + between[-1:]
+    if market.network is not None:  # in real time a payment may come when more has added up
+        assert between == sorted(between[:-1]) + between[-1:]
 
 
 @scenario
@@ -319,7 +326,7 @@ async def two_requesters_are_served_beside_each_other(market: Market) -> None:
     assert await market.claimed_uusd(provider) == sum(spent)
 
 
-@scenario
+@only_in_memory  # for it waits until nobody comes any more
 async def the_budget_holds_when_it_runs_out_on_the_way(market: Market) -> None:
     """Chunks that are computed twice cost twice; no account of it passes the budget."""
     lies: list[int] = []
@@ -331,7 +338,6 @@ async def the_budget_holds_when_it_runs_out_on_the_way(market: Market) -> None:
     liar = await market.provider(fault=lie, price="5 USD")
     requester = await market.node(connect=(liar,))
     watch = Watch()
-    started: list[TaskStarted] = []
     with pytest.raises(TaskError):
         await compute(requester, watch=watch, chunks=32)
     started = watch.of(TaskStarted)
