@@ -320,20 +320,32 @@ class ChunkStream:
             self._scope.cancel()
 
 
+async def _close_agreements(ledger: Ledger, reason: str) -> None:
+    """Mark open agreements as failed, so that nothing stays reserved for work that will not come."""
+    for row in await ledger.open_agreements():
+        await ledger.close_agreement(row.task, state="failed", reason=reason)
+
+
 @asynccontextmanager
 async def compose_node(services: NodeServices, *, network: str, now_ms: Callable[[], int]) -> AsyncGenerator[Node]:
     """Run a node's services while the context is open; everything of it is in this one nursery."""
     failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
-        await nursery.start(services.ad_service.serve)
-        await nursery.start(services.books.serve)
-        try:
-            yield Node(services, nursery, network=network, now_ms=now_ms)
-        except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
-            failure = exc
-        nursery.cancel_scope.cancel()
+    # No task outlives its node, however that ended: what is still open in the ledger was left by a killed one.
+    await _close_agreements(services.ledger, "the node was killed")
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(services.ad_service.serve)
+            await nursery.start(services.books.serve)
+            try:
+                yield Node(services, nursery, network=network, now_ms=now_ms)
+            except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
+                failure = exc
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True), trio.move_on_after(1):
+                await services.payer.aclose()
+    finally:
         with trio.CancelScope(shield=True), trio.move_on_after(1):
-            await services.payer.aclose()
+            await _close_agreements(services.ledger, "the node was stopped")
     if failure is not None:
         raise failure
 
