@@ -12,14 +12,14 @@ import trio
 
 from p2pcompute._groups import single_error
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
-from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError
+from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._work import chunk_work, row_bytes
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_OUTPUT_BYTES
-from p2pcompute_protocols.money import owed_uusd
+from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
 from p2pcompute_protocols.work import ChunkWork
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from p2pcompute.execution import WorkerSession
     from p2pcompute.kernel import Binding, ConfiguredKernel, Kernel
 
-__all__ = ["Chunk", "RunOptions", "TaskRun", "parse_usd"]
+__all__ = ["Chunk", "RunOptions", "TaskRun", "parse_usd", "price_per_unit_pusd"]
 
 _CHUNK_TARGET_US: Final = 400_000  # of one reference core
 _CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
@@ -38,11 +38,15 @@ _CALIBRATE_S: Final = 30.0
 _DEFAULT_PRICE_LIMIT_PUSD: Final = 2_778  # 10 USD an hour of a reference core
 
 
+class AmountError(ConfigError, ValueError):
+    """A text or number is not an amount of money; says how to write one."""
+
+
 def parse_usd(amount: str | float) -> int:
     """Micro-USD of an amount such as "0.01 USD", "$0.01", 0.01 (USD) or "250 uusd".
 
     Raises:
-        ValueError: it is not an amount, is negative, or is finer than a micro-USD.
+        AmountError: it is not an amount, is negative, or is finer than a micro-USD.
     """
     from decimal import Decimal, InvalidOperation
 
@@ -55,9 +59,9 @@ def parse_usd(amount: str | float) -> int:
     try:
         value_uusd = Decimal(text) * scale
     except InvalidOperation:
-        raise ValueError(f"{amount!r} is not an amount; write it as '0.01 USD'") from None
+        raise AmountError(f"{amount!r} is not an amount; write it as '0.01 USD'") from None
     if not value_uusd.is_finite() or value_uusd < 0 or value_uusd != value_uusd.to_integral_value():
-        raise ValueError(f"{amount!r} is not a positive number of micro-USD; write it as '0.01 USD'")
+        raise AmountError(f"{amount!r} is not a positive number of micro-USD; write it as '0.01 USD'")
     return int(value_uusd)
 
 
@@ -143,7 +147,7 @@ class TaskRun:
             features=(),
             min_score_milli=0,
         )
-        limit = _DEFAULT_PRICE_LIMIT_PUSD if options.max_price is None else _per_unit_pusd(options.max_price)
+        limit = _DEFAULT_PRICE_LIMIT_PUSD if options.max_price is None else price_per_unit_pusd(options.max_price)
         # A worker of our own starts meanwhile; where nobody is there, that ends with the error.
         with single_error(NoProviderError, P2PComputeError):
             async with trio.open_nursery() as nursery:
@@ -193,7 +197,8 @@ class TaskRun:
                 work=work,
                 blobs=blobs,
                 requirement=requirement,
-                max_price_pusd=limit,
+                # Whoever ends up doing all of it, the budget covers it: a dear provider can't use it up half-way.
+                max_price_pusd=min(limit, budget_uusd * PUSD_PER_UUSD // total_units),
                 ceiling_uusd=budget_uusd,
                 check=CheckPolicy(kind="sample" if options.samples else "none", per_chunk=options.samples),
                 fp="strict",

@@ -284,6 +284,7 @@ class Link:
                     received = await self._result(message)
                     self.unpaid += 1
                     self._unchecked += 1
+                    self.scheduler.came(received.index, self.provider, trio.current_time())
                     self._progress()
                     await results.send(received)
                 case ChunkError():

@@ -9,6 +9,7 @@ included, because samples bound how much it can have altered but do not say wher
 from __future__ import annotations
 
 import heapq
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -91,8 +92,8 @@ class ChunkScheduler:
 
     def hedge_at(self, provider: PeerId) -> float | None:
         """When the next chunk of somebody else becomes late enough for `provider` to compute too."""
-        times = [min(run.since.values()) + self._patience() for _, run in self._hedgeable(provider)]
-        return min(times, default=None)
+        times = [max(run.since.values()) + self._patience() for _, run in self._hedgeable(provider)]
+        return min((time for time in times if time < math.inf), default=None)
 
     def _patience(self) -> float:
         if not self._durations:
@@ -112,12 +113,19 @@ class ChunkScheduler:
         late = [
             (min(run.since.values()), index)
             for index, run in self._hedgeable(provider)
-            if now - min(run.since.values()) >= self._patience()
+            if now - max(run.since.values()) >= self._patience()
         ]
         if not late:
             return None
         self.requeued += 1
         return min(late)[1]
+
+    def came(self, index: int, provider: PeerId, now: float) -> None:
+        """A result is here and waits to be checked and handed over: `provider` is not late with it, we are."""
+        run = self._running.get(index)
+        if run is not None and run.since.get(provider, math.inf) < math.inf:
+            self._durations.append(now - run.since[provider])
+            run.since[provider] = math.inf
 
     def finish(self, index: int, provider: PeerId, now: float) -> list[PeerId] | None:
         """A checked result came. The providers to cancel it at, or None where it was done already."""
@@ -125,7 +133,8 @@ class ChunkScheduler:
             return None
         run = self._running.pop(index, _Running())
         if provider in run.since:
-            self._durations.append(now - run.since[provider])
+            if run.since[provider] < math.inf:
+                self._durations.append(now - run.since[provider])
         elif index in self._pending:  # it was given up here, or its first copy revoked, before this one came
             self._pending.remove(index)
             heapq.heapify(self._pending)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
@@ -54,9 +56,21 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert hedge_at <= self.now
             assert provider not in self.running[index]
             assert len(self.running[index]) == 1
+            assert math.inf not in self.running[index].values()
             assert provider not in self.refused.get(index, set())
             self.requeued += 1
         self.running.setdefault(index, {})[provider] = self.now
+
+    @precondition(lambda self: self.running)
+    @rule(data=st.data())
+    def come(self, data: st.DataObject) -> None:
+        index = data.draw(st.sampled_from(sorted(self.running)))
+        provider = data.draw(st.sampled_from(sorted(self.running[index])))
+        self.scheduler.came(index, provider, self.now)
+        self.running[index][provider] = math.inf
+        for other in {A, B, C} - self.running[index].keys():
+            taken = self.scheduler.hedge_at(other)
+            assert taken is None or taken < math.inf
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -168,6 +182,17 @@ def test_without_any_result_a_chunk_is_late_after_half_a_minute() -> None:
     scheduler = ChunkScheduler(1)
     scheduler.take(A, 5)
     assert scheduler.hedge_at(B) == 35
+
+
+def test_a_chunk_that_came_and_waits_to_be_checked_is_not_late() -> None:
+    scheduler = ChunkScheduler(1)
+    assert scheduler.take(A, 0) == 0
+    scheduler.came(0, A, 2)
+    assert scheduler.hedge_at(B) is None
+    assert scheduler.take(B, 1000) is None
+    assert scheduler.lost(A) == [0]  # it was never checked
+    assert scheduler.take(B, 1000) == 0
+    assert scheduler.finish(0, B, 1001) == []
 
 
 def test_a_chunk_that_failed_for_good_goes_to_others_only() -> None:
