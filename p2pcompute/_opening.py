@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -33,6 +34,7 @@ __all__ = ["measure_device", "open_services", "wire_services"]
 _log = logging.getLogger("p2pcompute.node")
 
 _BINDING_MS: Final = 30 * 24 * 3_600_000
+_SCORE_LIFETIME_S: Final = 24 * 3_600  # a machine that was busy when it was measured is measured again
 _GAS_WEI: Final = 10**17  # below this a development account is filled up
 _GAS_GIFT_WEI: Final = 10**18
 
@@ -196,9 +198,12 @@ def known_device(threads: int, score_milli: int | None = None) -> Device | None:
     path = home_dir() / "device.json"
     machine = f"{facts.name}/{facts.cores}/{threads}"
     if score_milli is not None:
-        write_json(path, {"machine": machine, "score_milli": score_milli})
+        write_json(path, {"machine": machine, "score_milli": score_milli, "measured_s": int(time.time())})
     note = read_json(path)
     if note is None or note.get("machine") != machine or not isinstance(note.get("score_milli"), int):
+        return None
+    measured_s = note.get("measured_s")
+    if not isinstance(measured_s, int) or not 0 <= time.time() - measured_s < _SCORE_LIFETIME_S:
         return None
     score = max(1, int(note["score_milli"]))
     return Device(

@@ -302,9 +302,10 @@ class TaskRun:
             ) from exc
 
 
-def _per_unit_pusd(price: str | float) -> int:
-    """Pico-USD per unit (a microsecond of a reference core) of a price per hour."""
-    return parse_usd(price) * 1_000_000 // 3_600_000_000
+def price_per_unit_pusd(price: str | int | float) -> int:
+    """Pico-USD per unit (a microsecond of a reference core) of a price per hour, rounded up: a price is never less
+    than what was asked for, and only 0 is free."""
+    return -(-parse_usd(price) * 1_000_000 // 3_600_000_000)
 
 
 def _inputs(binding: Binding) -> dict[int, Any]:

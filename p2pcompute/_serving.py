@@ -19,7 +19,7 @@ from p2pcompute_protocols.ids import PeerId
 
 from ._books import ProviderLedgerBooks
 from ._provider_events import ProviderEvent, WatchedBooks
-from ._requester import parse_usd
+from ._requester import price_per_unit_pusd
 
 if TYPE_CHECKING:
     from p2pcompute.execution import WorkerPool
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PRICE", "ProviderOptions", "ProviderRole"]
 
 DEFAULT_PRICE: Final = "0.05 USD"
-_US_PER_HOUR: Final = 3_600_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +68,7 @@ class ProviderRole:
         self.node = node
         self.options = options
         self.device = device
-        self.price_pusd = parse_usd(options.price) * 1_000_000 // _US_PER_HOUR
+        self.price_pusd = price_per_unit_pusd(options.price)
         services = node.services
         self._sessions: set[trio.CancelScope] = set()
         self._stopped = False

@@ -42,10 +42,12 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
     except sniffio.AsyncLibraryNotFoundError:
         pass
     else:
-        raise ConfigError(
-            f"p2p.run was called from {library} code; open a node with `async with p2p.open_node() as node` and use "
-            "`await node.run(…)`, or call it in a thread"
+        instead = (
+            "open a node with `async with p2p.open_node() as node` and use `await node.run(…)`"
+            if library == "trio"
+            else "call it in a thread: `await asyncio.to_thread(p2p.run, …)`"
         )
+        raise ConfigError(f"p2p.run was called from {library} code; {instead}")
     kernel.bind(*args)  # what is wrong with the kernel is said before anything is opened
     node_options = {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
 

@@ -373,6 +373,24 @@ async def open_chain(url: str) -> AsyncGenerator[tuple[ChainClient, HubClient, C
 
 
 @asynccontextmanager
+async def _local_chain(network: str) -> AsyncGenerator[str]:
+    """The URL of this machine's development chain, which runs at least as long as the context."""
+    from p2pcompute._local_chain import serve_local_chain
+    from p2pcompute._profile import NetworkDir
+
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        url: str = await nursery.start(serve_local_chain, NetworkDir.named(network))
+        try:
+            yield url
+        except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
+            failure = exc
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
 async def open_node(
     *,
     profile: str | Profile | None = None,
@@ -380,6 +398,7 @@ async def open_node(
     bootstrap: Sequence[str] = (),
     chain: str | None = None,
     listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+    start_chain: bool = False,
 ) -> AsyncGenerator[Node]:
     """Open a node of this profile; keys and ledger are made on first use.
 
@@ -392,6 +411,8 @@ async def open_node(
             network that run on this machine come on top.
         chain: JSON-RPC URL; P2PCOMPUTE_CHAIN, then the embedded chain of this machine, where None.
         listen: multiaddrs to listen on; port 0 takes a free one.
+        start_chain: where no chain is named, run this machine's development chain while the node is open, or join the
+            one that runs. For the first provider of a network; `p2pcompute up` does so.
 
     Raises:
         NoProviderError: no network is up here and none was named.
@@ -402,6 +423,8 @@ async def open_node(
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
     async with AsyncExitStack() as stack:
+        if start_chain and chain is None and "P2PCOMPUTE_CHAIN" not in os.environ:
+            chain = await stack.enter_async_context(_local_chain(network))
         services, now_ms = await stack.enter_async_context(
             open_services(
                 profile=profile, network=network, bootstrap=bootstrap, chain=chain, listen=listen, now_ms=wall_clock_ms

@@ -90,6 +90,7 @@ class AdService:
         # Wall-clock milliseconds rise over restarts too, so a sequence needs no file.
         ad, raw = self.make_ad(self.now_ms())
         self._raw = raw
+        self.board.keep(self.overlay.peer_id)
         self.board.put(raw)
         return ad
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -42,6 +43,11 @@ class AdBoard:
         self._network = network
         self._now_ms = now_ms
         self._entries: dict[PeerId, BoardEntry] = {}
+        self._kept: set[PeerId] = set()
+
+    def keep(self, peer: PeerId) -> None:
+        """The ad of this peer makes no room for others: the node's own, which it answers queries with."""
+        self._kept.add(peer)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -62,9 +68,10 @@ class AdBoard:
             raise LocalProtocolError("an ad that is not newer than the one we hold", code=WireCode.REPLAYED)
         self.prune()
         if held is None and len(self._entries) >= MAX_BOARD_ADS:
-            # The one that expires first makes room; a flood of identities can't pin the board with old ads.
-            del self._entries[min(self._entries, key=lambda peer: self._entries[peer].ad.expires_ms)]
+            # Any rule on what ads say could be used by a flood of identities to push honest ads out; chance can't be.
+            del self._entries[secrets.choice(list(self._entries))]
         entry = BoardEntry(ad=ad, raw=raw)
+        self._entries.pop(envelope.signer, None)  # a newer one is the youngest
         self._entries[envelope.signer] = entry
         return entry
 
