@@ -69,9 +69,9 @@ class AdBoard:
         self.prune()
         if held is None and len(self._entries) >= MAX_BOARD_ADS:
             # Any rule on what ads say could be used by a flood of identities to push honest ads out; chance can't be.
-            del self._entries[secrets.choice(list(self._entries))]
+            others = [peer for peer in self._entries if peer not in self._kept]
+            del self._entries[secrets.choice(others)]
         entry = BoardEntry(ad=ad, raw=raw)
-        self._entries.pop(envelope.signer, None)  # a newer one is the youngest
         self._entries[envelope.signer] = entry
         return entry
 
