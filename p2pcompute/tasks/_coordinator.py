@@ -30,7 +30,7 @@ from p2pcompute_protocols.envelope import Signer
 from p2pcompute_protocols.errors import ProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.money import ChainTerms, owed_uusd
-from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, OrderPayload, Requirement
+from p2pcompute_protocols.negotiation import Agreement, BidPayload, CheckPolicy, OrderPayload, Requirement
 from p2pcompute_protocols.work import ChunkWork
 
 from ._api import RequesterBooks
@@ -62,6 +62,7 @@ _ATTEMPTS: Final = 2  # agreements with one provider, when the earlier one broke
 _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
 _CHUNK_FAILURES: Final = 2  # providers at which a chunk may fail before the task does
 _BUSY_S: Final = 1.0
+_CHUNK_MOST_MS: Final = 30 * 60_000  # that a bid may ask for one chunk
 
 HOW_TO_GET_ONE: Final = (
     "Start one here with `p2pcompute up`, or point at a network with a provider: p2p.open_node(bootstrap=[…]) or "
@@ -345,6 +346,7 @@ class Coordinator:
             network=self.network,
             signer=self.signer,
             now_ms=self.now_ms,
+            accept=_is_bearable,
         )
         terms = agreement.terms
         window_uusd = owed_uusd(request.work.units_per_chunk * terms.max_window, terms.price_pusd)
@@ -426,6 +428,11 @@ class Coordinator:
             paid=lambda provider, amount: self.emit(Paid(provider=provider, paid_uusd=amount)),
             changed=lambda: state.changed,
         )
+
+
+def _is_bearable(bid: BidPayload) -> bool:
+    """A provider that wants for ever for a chunk could sit on it without having stalled."""
+    return bid.chunk_timeout_ms <= _CHUNK_MOST_MS
 
 
 def _chunk_failed(index: int, state: _State) -> ChunkFailed:
