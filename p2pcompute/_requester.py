@@ -35,6 +35,8 @@ _CALIBRATE_THREADS: Final = 1_024
 _CALIBRATE_MOST: Final = 262_144
 _CALIBRATE_NS: Final = 10_000_000
 _CALIBRATE_S: Final = 30.0
+_MAX_DEADLINE_S: Final = 366 * 86_400.0
+_MAX_SAMPLES: Final = 2**20  # of `CheckPolicy`
 _DEFAULT_PRICE_LIMIT_PUSD: Final = 2_778  # 10 USD an hour of a reference core
 
 
@@ -78,6 +80,9 @@ class RunOptions:
         max_price: the most that an hour of a reference core may cost.
         device: "cpu", "cuda" or "any".
         on_event: gets every `TaskEvent`; must not block.
+
+    Raises:
+        ValueError: one of them is out of its range; says which.
     """
 
     budget: str | int | float = "0.10 USD"
@@ -88,6 +93,21 @@ class RunOptions:
     max_price: str | int | float | None = None
     device: str = "any"
     on_event: Callable[[TaskEvent], None] | None = None
+
+    def __post_init__(self) -> None:
+        parse_usd(self.budget)
+        if self.max_price is not None:
+            parse_usd(self.max_price)
+        if self.chunks is not None and self.chunks < 1:
+            raise ValueError("chunks is at least 1, or None to have it chosen")
+        if self.max_providers < 1:
+            raise ValueError("max_providers is at least 1")
+        if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
+            raise ValueError("deadline_s is a number of seconds from now, at most a year")
+        if not 0 <= self.samples <= _MAX_SAMPLES:
+            raise ValueError(f"samples is from 0 to {_MAX_SAMPLES}")
+        if self.device not in ("cpu", "cuda", "any"):
+            raise ValueError('device is "cpu", "cuda" or "any"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,7 +322,7 @@ class TaskRun:
             ) from exc
 
 
-def price_per_unit_pusd(price: str | int | float) -> int:
+def price_per_unit_pusd(price: str | float) -> int:
     """Pico-USD per unit (a microsecond of a reference core) of a price per hour, rounded up: a price is never less
     than what was asked for, and only 0 is free."""
     return -(-parse_usd(price) * 1_000_000 // 3_600_000_000)

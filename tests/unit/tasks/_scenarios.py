@@ -174,6 +174,9 @@ async def a_lost_provider_is_replaced(market: Market) -> None:
     redone = {event.index for event in watch.of(ChunkDone) if event.provider == stays.peer_id}
     assert set(losses[0].requeued) <= redone
     assert sorted(event.index for event in watch.of(ChunkDone)) == list(range(32))
+    # What it did before is used, so it stays owed: each of those chunks has its receipt.
+    held = [row for event in watch.of(Agreed) for row in await requester.services.ledger.receipts(event.task)]
+    assert {row.index for row in held if row.verdict == "accepted"} == set(range(32))
 
 
 @scenario

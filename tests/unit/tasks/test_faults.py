@@ -9,12 +9,22 @@ import pytest
 import trio
 
 from p2pcompute.errors import ChunkFailed, NoProviderError, TaskError
-from p2pcompute.tasks import Agreed, ChunkAssigned, ChunkDone, ChunkRejected, Paid, ProviderReady, TaskStarted
+from p2pcompute.tasks import (
+    Agreed,
+    ChunkAssigned,
+    ChunkDone,
+    ChunkRejected,
+    LiarCaught,
+    Paid,
+    ProviderReady,
+    TaskStarted,
+)
 from p2pcompute.testing import WorkerFaults
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 
 from ..market._harness import Market, Watch, Z, compute, in_memory
 from ..market._rogues import CHUNKS, RogueTask, ended, open_rogue
+from ._scenarios import altered_rows
 
 
 def test_a_chunk_that_hangs_is_computed_by_somebody_else() -> None:
@@ -305,5 +315,78 @@ def test_a_failed_chunk_is_not_given_to_the_same_provider_again() -> None:
         for rejected in watch.of(ChunkRejected):
             given = [e for e in watch.of(ChunkAssigned) if (e.provider, e.index) == (rejected.provider, rejected.index)]
             assert len(given) == 1
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("lie_at", [0, 7, CHUNKS - 1])
+def test_a_lie_at_any_chunk_is_caught_and_paid_nothing(lie_at: int) -> None:
+    """The last one as well, when everybody else has done all of theirs."""
+    lied: list[int] = []
+
+    def lie(output: bytes, index: int) -> bytes:
+        if index != lie_at:
+            return output
+        lied.append(index)
+        return altered_rows(output, index)
+
+    async def scenario(market: Market) -> None:
+        liar = await market.provider(fault=lie, price="5 USD")
+        requester = await market.node(connect=(liar,))
+        watch = Watch()
+        with trio.CancelScope() as scope:
+            watch = Watch(lambda event: scope.cancel() if isinstance(event, LiarCaught) else None)
+            await compute(requester, watch=watch, chunks=CHUNKS)
+        assert scope.cancelled_caught
+        (caught,) = watch.of(LiarCaught)
+        assert caught.index == lie_at
+        assert set(caught.revoked) == {event.index for event in watch.of(ChunkDone)}
+        assert await market.claimed_uusd(liar) == caught.paid_uusd
+        honest = await market.provider()
+        await requester.services.overlay.connect(honest.addresses[0])
+        assert np.array_equal(await compute(requester, chunks=CHUNKS), Z)
+        assert len(lied) == 1
+
+    in_memory(scenario)
+
+
+def test_where_everybody_lies_nothing_is_paid_and_nothing_is_given() -> None:
+    async def scenario(market: Market) -> None:
+        liars = [await market.provider(fault=altered_rows) for _ in range(3)]
+        requester = await market.node(connect=tuple(liars))
+        watch = Watch()
+        with pytest.raises(TaskError, match="0 of 16 chunks"):
+            await compute(requester, watch=watch, chunks=CHUNKS)
+        assert {event.provider for event in watch.of(LiarCaught)} == {liar.peer_id for liar in liars}
+        assert watch.of(ChunkDone) == []
+        assert await market.spent_uusd(requester) == 0
+
+    in_memory(scenario)
+
+
+def test_two_liars_beside_an_honest_provider() -> None:
+    async def scenario(market: Market) -> None:
+        liars = [await market.provider(fault=altered_rows) for _ in range(2)]
+        honest = await market.provider(workers=market.workers(chunk_s=1))
+        requester = await market.node(connect=(*liars, honest))
+        watch = Watch()
+        assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS), Z)
+        assert len(watch.of(LiarCaught)) == 2
+        assert {event.provider for event in watch.of(ChunkDone)} == {honest.peer_id}
+
+    in_memory(scenario)
+
+
+def test_without_samples_a_lie_goes_through() -> None:
+    """What checking is worth: with it turned off, and said so in the agreement, the same lie is in the result."""
+
+    async def scenario(market: Market) -> None:
+        liar = await market.provider(fault=altered_rows)
+        requester = await market.node(connect=(liar,))
+        watch = Watch()
+        result = await compute(requester, watch=watch, chunks=CHUNKS, samples=0)
+        assert not np.array_equal(result, Z)
+        assert watch.of(LiarCaught) == []
+        assert watch.of(Paid)
 
     in_memory(scenario)

@@ -1,0 +1,131 @@
+"""A node's own rules: what its calls take, and one role at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+import p2pcompute as p2p
+from p2pcompute import RunOptions
+from p2pcompute._requester import parse_usd
+from p2pcompute.errors import ConfigError, KernelError
+
+from .market._harness import Market, X, Y, Z, axpy, compute, in_memory
+
+
+@pytest.mark.parametrize(
+    ("text", "uusd"),
+    [
+        ("0.01 USD", 10_000),
+        ("$0.01", 10_000),
+        (0.5, 500_000),
+        (3, 3_000_000),
+        ("250 uusd", 250),
+        ("7 micro-USD", 7),
+        ("1,000 USD", 1_000_000_000),
+        ("0", 0),
+        ("0.000001", 1),
+    ],
+)
+def test_amounts_are_micro_usd(text: Any, uusd: int) -> None:
+    assert parse_usd(text) == uusd
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1 USD", "0.0000001", "nan", "inf", "1 EUR", "0.5 uusd"])
+def test_what_is_no_amount_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match="write it as"):
+        parse_usd(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": "much"},
+        {"max_price": "-1"},
+        {"chunks": 0},
+        {"max_providers": 0},
+        {"deadline_s": 0},
+        {"deadline_s": float("nan")},
+        {"deadline_s": float("inf")},
+        {"samples": -1},
+        {"samples": 2**20 + 1},
+        {"device": "gpu"},
+    ],
+    ids=str,
+)
+def test_options_out_of_range_are_refused_before_anything_happens(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        RunOptions(**options)
+
+
+def test_a_kernel_that_is_refused_leaves_the_network_alone() -> None:
+    async def scenario(market: Market) -> None:
+        node = await market.node()
+        with pytest.raises(KernelError):
+            await node.run(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X)
+        with pytest.raises(KernelError):
+            node.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, object())
+        assert market.chain.minted_uusd == 0
+
+    in_memory(scenario)
+
+
+def test_a_node_serves_once_at_a_time() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        with pytest.raises(ConfigError, match="serves already"):
+            await provider.serve()
+
+    in_memory(scenario)
+
+
+def test_a_provider_may_stop_and_start_again() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.node()
+        requester = await market.node(connect=(provider,))
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(provider.serve)
+                assert np.array_equal(await compute(requester), Z)
+                nursery.cancel_scope.cancel()
+            assert provider.provider is None
+
+    in_memory(scenario)
+
+
+def test_runs_of_one_node_take_turns() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        results: list[Any] = []
+
+        async def one() -> None:
+            results.append(await compute(requester))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(one)
+        assert [np.array_equal(result, Z) for result in results] == [True] * 3
+        assert await market.claimed_uusd(provider) == await market.spent_uusd(requester)
+
+    in_memory(scenario)
+
+
+def test_a_node_can_sell_and_buy_at_once() -> None:
+    async def scenario(market: Market) -> None:
+        first, second = await market.provider(), await market.provider()
+        await first.services.overlay.connect(second.addresses[0])
+        results: list[Any] = []
+
+        async def one(node: Any) -> None:
+            results.append(await compute(node))
+
+        async with trio.open_nursery() as nursery:
+            for node in (first, second):
+                nursery.start_soon(one, node)
+        assert [np.array_equal(result, Z) for result in results] == [True, True]
+
+    in_memory(scenario)
