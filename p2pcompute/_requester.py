@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
 import trio
@@ -14,11 +15,12 @@ from p2pcompute._groups import single_error
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
 from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError
 from p2pcompute.execution._language import LANGUAGE_VERSION
+from p2pcompute.market._bidding import MAX_DEADLINE_MS
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._work import chunk_work, row_bytes
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
-from p2pcompute_protocols.limits import MAX_OUTPUT_BYTES
+from p2pcompute_protocols.limits import MAX_CHUNKS, MAX_OUTPUT_BYTES
 from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
 from p2pcompute_protocols.work import ChunkWork
@@ -27,7 +29,18 @@ if TYPE_CHECKING:
     from p2pcompute.execution import WorkerSession
     from p2pcompute.kernel import Binding, ConfiguredKernel, Kernel
 
-__all__ = ["Chunk", "RunOptions", "TaskRun", "parse_usd", "price_per_unit_pusd"]
+__all__ = [
+    "AmountError",
+    "Chunk",
+    "OptionError",
+    "RunOptions",
+    "TaskRun",
+    "UnknownOption",
+    "chosen",
+    "parse_usd",
+    "price_per_unit_pusd",
+    "whole",
+]
 
 _CHUNK_TARGET_US: Final = 400_000  # of one reference core
 _CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
@@ -35,13 +48,55 @@ _CALIBRATE_THREADS: Final = 1_024
 _CALIBRATE_MOST: Final = 262_144
 _CALIBRATE_NS: Final = 10_000_000
 _CALIBRATE_S: Final = 30.0
-_MAX_DEADLINE_S: Final = 366 * 86_400.0
+_MAX_PROVIDERS: Final = 64
+_MAX_BUDGET_UUSD: Final = (2**63 - 1) // _MAX_PROVIDERS  # each provider's channel may be funded with all of it
+_MAX_PRICE_UUSD: Final = 1_000_000 * 1_000_000  # an hour; keeps the price of a chunk within 64 bits
 _MAX_SAMPLES: Final = 2**20  # of `CheckPolicy`
 _DEFAULT_PRICE_LIMIT_PUSD: Final = 2_778  # 10 USD an hour of a reference core
 
 
-class AmountError(ConfigError, ValueError):
+class OptionError(ConfigError, ValueError):
+    """An option is out of its range; says which range it has."""
+
+
+class AmountError(OptionError):
     """A text or number is not an amount of money; says how to write one."""
+
+
+class UnknownOption(ConfigError, TypeError):
+    """An option that there is not; names those that there are."""
+
+
+OptionsT = TypeVar("OptionsT")
+
+
+def chosen(kind: type[OptionsT], options: dict[str, Any]) -> OptionsT:
+    """Options of `kind`, a dataclass, from keyword arguments.
+
+    Raises:
+        UnknownOption: `kind` has no such field.
+        OptionError: a value is out of its range.
+    """
+    known = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    if unknown := [name for name in options if name not in known]:
+        raise UnknownOption(f"there is no option {', '.join(unknown)}; there are {', '.join(known)}")
+    return kind(**options)
+
+
+def whole(options: object, name: str, low: int, high: int, *, otherwise: str = "") -> None:
+    """Check that the field `name` is a whole number of [low, high]; NumPy's become Python's.
+
+    Raises:
+        OptionError: says the range, and `otherwise` what else may be written.
+    """
+    given = getattr(options, name)
+    try:
+        value = operator.index(given)
+    except TypeError:
+        value = low - 1
+    if isinstance(given, bool) or not low <= value <= high:
+        raise OptionError(f"{name} is {given!r}; write a whole number from {low} to {high}{otherwise}")
+    object.__setattr__(options, name, value)
 
 
 def parse_usd(amount: str | float) -> int:
@@ -74,15 +129,15 @@ class RunOptions:
     Attributes:
         budget: the most it may cost, such as "0.01 USD".
         chunks: how many chunks to cut it into; chosen from a calibration run where None.
-        max_providers: how many providers at once.
-        deadline_s: seconds from now.
+        max_providers: how many providers at once, at most 64.
+        deadline_s: seconds from now, at most 7 days.
         samples: private samples a chunk; 0 trusts providers and is visible in the agreement.
         max_price: the most that an hour of a reference core may cost.
         device: "cpu", "cuda" or "any".
         on_event: gets every `TaskEvent`; must not block.
 
     Raises:
-        ValueError: one of them is out of its range; says which.
+        OptionError: one of them is out of its range; says which range it has. Also a ValueError.
     """
 
     budget: str | int | float = "0.10 USD"
@@ -95,19 +150,25 @@ class RunOptions:
     on_event: Callable[[TaskEvent], None] | None = None
 
     def __post_init__(self) -> None:
-        parse_usd(self.budget)
+        if parse_usd(self.budget) > _MAX_BUDGET_UUSD:
+            raise AmountError(f"budget is {self.budget!r}; write at most {_MAX_BUDGET_UUSD // 1_000_000} USD")
         if self.max_price is not None:
-            parse_usd(self.max_price)
-        if self.chunks is not None and self.chunks < 1:
-            raise ValueError("chunks is at least 1, or None to have it chosen")
-        if self.max_providers < 1:
-            raise ValueError("max_providers is at least 1")
-        if not 0 < self.deadline_s <= _MAX_DEADLINE_S:
-            raise ValueError("deadline_s is a number of seconds from now, at most a year")
-        if not 0 <= self.samples <= _MAX_SAMPLES:
-            raise ValueError(f"samples is from 0 to {_MAX_SAMPLES}")
+            price_per_unit_pusd(self.max_price)
+        if self.chunks is not None:
+            whole(self, "chunks", 1, MAX_CHUNKS, otherwise=", or None to have it chosen")
+        whole(self, "max_providers", 1, _MAX_PROVIDERS)
+        whole(self, "samples", 0, _MAX_SAMPLES)
+        if (
+            isinstance(self.deadline_s, bool)
+            or not isinstance(self.deadline_s, int | float)
+            or not 0 < self.deadline_s <= MAX_DEADLINE_MS / 1000
+        ):
+            raise OptionError(
+                f"deadline_s is {self.deadline_s!r}; write seconds from now, more than 0 and at most "
+                f"{MAX_DEADLINE_MS // 1000} (7 days)"
+            )
         if self.device not in ("cpu", "cuda", "any"):
-            raise ValueError('device is "cpu", "cuda" or "any"')
+            raise OptionError(f'device is {self.device!r}; write "cpu", "cuda" or "any"')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -324,7 +385,13 @@ class TaskRun:
 
 def price_per_unit_pusd(price: str | float) -> int:
     """Pico-USD per unit (a microsecond of a reference core) of a price per hour, rounded up: a price is never less
-    than what was asked for, and only 0 is free."""
+    than what was asked for, and only 0 is free.
+
+    Raises:
+        AmountError: it is not an amount, or is more than a million USD an hour.
+    """
+    if parse_usd(price) > _MAX_PRICE_UUSD:
+        raise AmountError(f"{price!r} an hour is too much; write at most {_MAX_PRICE_UUSD // 1_000_000} USD")
     return -(-parse_usd(price) * 1_000_000 // 3_600_000_000)
 
 

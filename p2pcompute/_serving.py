@@ -16,10 +16,11 @@ from p2pcompute_protocols import ads, channel, task
 from p2pcompute_protocols.ads import Availability, CapabilityAd, Device, PricedOption
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.limits import MAX_NAME
 
 from ._books import ProviderLedgerBooks
 from ._provider_events import ProviderEvent, WatchedBooks
-from ._requester import price_per_unit_pusd
+from ._requester import OptionError, price_per_unit_pusd, whole
 
 if TYPE_CHECKING:
     from p2pcompute.execution import WorkerPool
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PRICE", "ProviderOptions", "ProviderRole"]
 
 DEFAULT_PRICE: Final = "0.05 USD"
+_MAX_SLOTS: Final = 64
+_MAX_WINDOW: Final = 64  # the protocol's bound is 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,9 @@ class ProviderOptions:
         region: free text for requesters that ask for one.
         fault: alters outputs, for tests and demonstrations of what checking catches.
         on_event: gets every `ProviderEvent`; must not block.
+
+    Raises:
+        OptionError: one of them is out of its range; says which range it has. Also a ValueError.
     """
 
     price: str | int | float = DEFAULT_PRICE
@@ -59,6 +65,19 @@ class ProviderOptions:
     fault: OutputFault | None = None
     claim_above_uusd: int = 1_000_000
     on_event: Callable[[ProviderEvent], None] | None = None
+
+    def __post_init__(self) -> None:
+        price_per_unit_pusd(self.price)
+        whole(self, "slots", 1, _MAX_SLOTS)
+        if self.threads is not None:
+            whole(self, "threads", 1, 1_024, otherwise=", or None to share all cores")
+        whole(self, "max_window", 1, _MAX_WINDOW)
+        whole(self, "claim_above_uusd", 0, 2**63 - 1)
+        region = self.region
+        if region is not None and (
+            not isinstance(region, str) or not region.isprintable() or not 1 <= len(region.encode()) <= MAX_NAME
+        ):
+            raise OptionError(f"region is {region!r}; write 1 to {MAX_NAME} bytes of printable text, or None")
 
 
 class ProviderRole:

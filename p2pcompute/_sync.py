@@ -30,11 +30,12 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
         The output array, or a tuple of them.
 
     Raises:
-        ConfigError: called from async code; use ``await node.run(…)`` there.
+        ConfigError: called from async code (use ``await node.run(…)`` there), or an option is unknown or out of range.
         P2PComputeError: as `Node.run` and `open_node`.
 
     Ctrl-C ends the task: providers stop and bill nothing more, and KeyboardInterrupt is raised.
     """
+    from ._requester import RunOptions, chosen
     from .node import open_node
 
     try:
@@ -48,8 +49,10 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
             else "call it in a thread: `await asyncio.to_thread(p2p.run, …)`"
         )
         raise ConfigError(f"p2p.run was called from {library} code; {instead}")
-    kernel.bind(*args)  # what is wrong with the kernel is said before anything is opened
+    # What is wrong with the kernel or an option is said before anything is opened.
+    kernel.bind(*args)
     node_options = {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
+    chosen(RunOptions, options)
 
     async def main() -> Any:
         async with open_node(**node_options) as node:

@@ -23,7 +23,7 @@ from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._profile import Profile
 from p2pcompute._provider_events import Checkpointed
-from p2pcompute._requester import Chunk, RunOptions, TaskRun
+from p2pcompute._requester import Chunk, RunOptions, TaskRun, chosen
 from p2pcompute._serving import ProviderOptions, ProviderRole
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import NodeKey, WalletKey
@@ -166,13 +166,14 @@ class Node:
             The output array, or a tuple of them where there are several.
 
         Raises:
+            ConfigError: an option is unknown or out of its range; nothing was sent.
             KernelError: the kernel or an argument is refused; nothing was sent.
             NoProviderError, BudgetError: no money has moved.
             ChunkFailed, TaskTimeout, TaskError, PaymentError: what was paid is covered by checked receipts.
 
         Cancellation: providers stop and bill nothing more.
         """
-        task = self._task(kernel, args, RunOptions(**options))
+        task = self._task(kernel, args, chosen(RunOptions, options))
         binding = task.bind()
         outputs = binding.empty_outputs()
 
@@ -208,7 +209,7 @@ class Node:
         ``async for chunk in node.map(…)``; leave early with ``async with node.map(…) as chunks``. Arguments and
         errors are those of `run`, raised by the iteration; kernel errors at once.
         """
-        task = self._task(kernel, args, RunOptions(**options))
+        task = self._task(kernel, args, chosen(RunOptions, options))
         return ChunkStream(self, task, task.bind())
 
     async def serve(
@@ -221,24 +222,24 @@ class Node:
 
         Raises:
             SandboxError: strangers' kernels can't be locked in here; says what is missing.
-            ConfigError: this node serves already.
+            ConfigError: this node serves already, or an option is unknown or out of its range.
         """
         if self.provider is not None:
             raise ConfigError("this node serves already; open another one for other settings")
-        chosen = ProviderOptions(**options)
-        threads = chosen.threads or max(1, len(os.sched_getaffinity(0)) // chosen.slots)
-        pool = await self._worker_pool(threads, chosen.allow_unsandboxed)
+        terms = chosen(ProviderOptions, options)
+        threads = terms.threads or max(1, len(os.sched_getaffinity(0)) // terms.slots)
+        pool = await self._worker_pool(threads, terms.allow_unsandboxed)
         measured = await self.device()
         device = Device(
             kind=measured.kind,
             name=measured.name,
-            slots=chosen.slots,
+            slots=terms.slots,
             memory_bytes=measured.memory_bytes,
             score_milli=measured.score_milli,
             scores=measured.scores,
         )
         await self.services.fund_wallet(0)
-        role = self.provider = ProviderRole(self, chosen, pool, device)
+        role = self.provider = ProviderRole(self, terms, pool, device)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(role.serve, self.services.ad_service)
@@ -273,9 +274,8 @@ class ChunkStream:
         self._node = node
         self._task = task
         self._binding = binding
-        self._scope = trio.CancelScope()
         self._started = False
-        self._failure: P2PComputeError | None = None
+        self._feed = _Feed()
         self._send, self._receive = trio.open_memory_channel[Chunk](0)
 
     async def __aenter__(self) -> Self:
@@ -286,7 +286,7 @@ class ChunkStream:
 
     async def aclose(self) -> None:
         """End the task; providers stop."""
-        self._scope.cancel()
+        self._feed.scope.cancel()
         await self._receive.aclose()
 
     def __aiter__(self) -> ChunkStream:
@@ -295,29 +295,37 @@ class ChunkStream:
     async def __anext__(self) -> Chunk:
         if not self._started:
             self._started = True
-            self._node._nursery.start_soon(self._run)
+            self._node._nursery.start_soon(self._feed.run, self._node, self._task, self._binding, self._send)
         try:
             return await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
-            if self._failure is not None:
-                raise self._failure from None
+            if self._feed.failure is not None:
+                raise self._feed.failure from None
             raise StopAsyncIteration from None
-
-    async def _run(self) -> None:
-        with self._scope:
-            try:
-                await self._node._execute(self._task, self._binding, self._send.send)
-            except P2PComputeError as exc:
-                self._failure = exc
-            except trio.BrokenResourceError:
-                pass  # whoever iterated has left
-            finally:
-                self._send.close()
 
     def __del__(self) -> None:
         # A loop that was left with `break` drops the iterator; its task must not go on unseen.
-        if self._started:
-            self._scope.cancel()
+        self._feed.scope.cancel()
+        self._send.close()
+        self._receive.close()
+
+
+class _Feed:
+    """What fills a `ChunkStream`, in the node's nursery. It doesn't hold the stream, so that one can be dropped."""
+
+    def __init__(self) -> None:
+        self.scope = trio.CancelScope()
+        self.failure: Exception | None = None
+
+    async def run(self, node: Node, task: TaskRun, binding: Any, send: trio.MemorySendChannel[Chunk]) -> None:
+        try:
+            with self.scope:
+                await node._execute(task, binding, send.send)
+        except Exception as exc:  # noqa: BLE001  whoever iterates gets it; it must not end the node
+            if not self.scope.cancel_called:  # else whoever iterated has left
+                self.failure = exc
+        finally:
+            send.close()
 
 
 async def _close_agreements(ledger: Ledger, reason: str) -> None:

@@ -14,8 +14,9 @@ from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import BidPayload, OrderPayload
 from p2pcompute_protocols.work import ChunkWork
 
-__all__ = ["FixedPricePolicy"]
+__all__ = ["MAX_DEADLINE_MS", "FixedPricePolicy"]
 
+MAX_DEADLINE_MS: Final = 7 * 24 * 3_600_000  # from the order; a task is the provider's promise until then
 _BID_LIFETIME_MS: Final = 30_000
 _CHUNK_SLACK: Final = 8  # a chunk may take so many times its estimate
 _CHUNK_MIN_MS: Final = 20_000

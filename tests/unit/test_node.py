@@ -9,7 +9,7 @@ import pytest
 import trio
 
 import p2pcompute as p2p
-from p2pcompute import RunOptions
+from p2pcompute import ProviderOptions, RunOptions
 from p2pcompute._requester import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
 
@@ -53,12 +53,106 @@ def test_what_is_no_amount_is_said(text: str) -> None:
         {"samples": -1},
         {"samples": 2**20 + 1},
         {"device": "gpu"},
+        {"budget": 10**18},
+        {"max_price": 10**9},
+        {"chunks": 2**20 + 1},
+        {"chunks": "8"},
+        {"max_providers": 65},
+        {"max_providers": True},
+        {"deadline_s": 7 * 86_400 + 1},
+        {"deadline_s": "3600"},
+        {"samples": 1.5},
     ],
     ids=str,
 )
 def test_options_out_of_range_are_refused_before_anything_happens(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ConfigError, match="write "):
         RunOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"slots": 0},
+        {"slots": 65},
+        {"threads": 0},
+        {"threads": 1_025},
+        {"max_window": 0},
+        {"max_window": 65},
+        {"region": ""},
+        {"region": "x" * 65},
+        {"region": "\u00e9" * 33},
+        {"region": "two\nlines"},
+        {"price": "-1"},
+        {"price": "much"},
+        {"price": 10**9},
+        {"claim_above_uusd": -1},
+    ],
+    ids=str,
+)
+def test_provider_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="write "):
+        ProviderOptions(**options)
+
+
+def test_the_ends_of_each_range_are_taken() -> None:
+    RunOptions(budget=0, chunks=2**20, max_providers=64, deadline_s=7 * 86_400, samples=2**20, device="cuda")
+    options = RunOptions(chunks=np.int64(3), samples=np.uint8(0))  # type: ignore[arg-type]
+    assert (type(options.chunks), type(options.samples)) == (int, int)
+    ProviderOptions(price=0, slots=64, threads=1_024, max_window=64, region="x" * 64)
+    ProviderOptions(slots=1, threads=1, max_window=1, region="x")
+
+
+def test_an_unknown_option_is_named_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(**_: Any) -> Any:
+        raise AssertionError("a node was opened")
+
+    monkeypatch.setattr("p2pcompute.node.open_node", opened)
+    with pytest.raises(ConfigError, match=r"no option sample; there are .*samples"):
+        p2p.run(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, sample=1)
+    with pytest.raises(ConfigError, match="samples is -1"):
+        p2p.run(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, samples=-1)
+
+    async def scenario(market: Market) -> None:
+        node = await market.node()
+        with pytest.raises(TypeError, match="max_window"):
+            await node.serve(window=3)
+        with pytest.raises(ConfigError, match="deadline_s"):
+            node.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, deadline=3)
+        assert market.chain.minted_uusd == 0
+
+    in_memory(scenario)
+
+
+class Boom(Exception):
+    pass
+
+
+def test_a_plain_error_in_a_stream_is_the_iterators_and_the_node_lives() -> None:
+    def burst(_: object) -> None:
+        raise Boom
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        with pytest.RaisesGroup(Boom, flatten_subgroups=True, allow_unwrapped=True):
+            async for _ in requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, on_event=burst):
+                pass
+        assert np.array_equal(await compute(requester), Z)
+
+    in_memory(scenario)
+
+
+def test_a_stream_left_with_break_ends_and_the_next_run_goes_on() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        async for _ in requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, chunks=8):
+            break
+        with trio.fail_after(60):
+            assert np.array_equal(await compute(requester), Z)
+
+    in_memory(scenario)
 
 
 def test_a_kernel_that_is_refused_leaves_the_network_alone() -> None:
