@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.errors import BudgetError, ChainError, InsufficientFunds, PaymentError
+from p2pcompute.errors import BudgetError, InsufficientFunds, P2PComputeError
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProviderLedgerBooks", "RequesterLedgerBooks"]
 
+_log = logging.getLogger("p2pcompute.payments")
 _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
 
 
@@ -201,7 +203,9 @@ class RequesterLedgerBooks:
             this_round, self._next_round = self._next_round, _FundingRound()
             try:
                 await self._payer.open_channels(needs, deposit_uusd=sum(need.amount_uusd for need in needs))
-            except (PaymentError, ChainError) as exc:
+            except P2PComputeError as exc:
+                # Those who wait for this round get it, a full disk too; the next need tries again.
+                _log.warning("channels can't be funded now: %s", exc)
                 this_round.error = exc
             this_round.over.set()
 
@@ -231,7 +235,7 @@ class _FundingRound:
 
     def __init__(self) -> None:
         self.over = trio.Event()
-        self.error: PaymentError | ChainError | None = None
+        self.error: P2PComputeError | None = None
 
 
 class _RequesterAccount:

@@ -33,6 +33,7 @@ from ._payee import Payee as Payee
 from ._payee import PayeeCounters as PayeeCounters
 from ._payer import ChannelNeed as ChannelNeed
 from ._payer import ChannelOut as ChannelOut
+from ._payer import ChannelUnfundable as ChannelUnfundable
 from ._payer import Payer as Payer
 from ._settler import Settler as Settler
 
@@ -42,6 +43,7 @@ __all__ = [
     "ChannelNeed",
     "ChannelOnChain",
     "ChannelOut",
+    "ChannelUnfundable",
     "Claim",
     "ClaimRow",
     "CreditBook",

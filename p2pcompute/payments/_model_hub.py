@@ -119,6 +119,8 @@ class ModelChain:
 
     def _fund(self, account: Address, rows: tuple[FundRow, ...]) -> None:
         total = sum(row.amount_uusd for row in rows)
+        if any(not any(row.payee) or not any(row.signer) for row in rows):
+            raise _Revert
         if self.free.get(account, 0) < total:
             raise _Revert
         self.free[account] -= total

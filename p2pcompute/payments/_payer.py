@@ -8,7 +8,15 @@ from typing import Final
 
 import trio
 
-from p2pcompute.errors import InsufficientFunds, StreamError, VoucherRefused
+from p2pcompute.errors import (
+    ChainError,
+    InsufficientFunds,
+    PaymentError,
+    RpcError,
+    StreamError,
+    TransactionFailed,
+    VoucherRefused,
+)
 from p2pcompute_protocols._binding import SignerBinding, WalletSigner
 from p2pcompute_protocols.channel import (
     ChannelConnection,
@@ -32,7 +40,7 @@ from ._api import MAX_BATCH, Approve, ChannelOutView, Deposit, Dial, Fund, FundR
 from ._dialogue import STREAM_FAULTS, next_message, send_message
 from ._outbox import Outbox
 
-__all__ = ["ChannelNeed", "ChannelOut", "Payer"]
+__all__ = ["ChannelNeed", "ChannelOut", "ChannelUnfundable", "Payer"]
 
 ANSWER_TIMEOUT_S: Final = 30.0  # for the answer to a hello or a voucher
 FUNDING_TIMEOUT_S: Final = 120.0  # for a channel's money to be seen on chain
@@ -42,6 +50,10 @@ _RETRY_MOST_S: Final = 5.0
 _POLL_S: Final = 0.25
 _NO_MEMO: Final = bytes(32)
 _TRY_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.BAD_VOUCHER})
+
+
+class ChannelUnfundable(PaymentError):
+    """The hub refuses to fund this channel, as it does one to the zero address; other channels are not touched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +99,7 @@ class Payer:
         self._channels: dict[ChannelId, ChannelOut] = {}
         self._funding_lock = trio.Lock()
         self._funding = 0
+        self._unfundable: dict[ChannelId, ChannelUnfundable] = {}
 
     @property
     def is_funding(self) -> bool:
@@ -124,7 +137,8 @@ class Payer:
 
         Raises:
             InsufficientFunds: the account has not enough tokens; nothing was sent.
-            TransactionFailed, SettlementPending, ChainError: see `Outbox.run`.
+            SettlementPending, ChainError: see `Outbox.run`. A channel that the hub refuses to fund raises nothing
+                here: the others get their money, and `ChannelOut.pay` of that one raises `ChannelUnfundable`.
         """
         self._funding += 1
         try:
@@ -136,12 +150,16 @@ class Payer:
     async def _open_channels(self, needs: Sequence[ChannelNeed], deposit_uusd: int) -> None:
         await self._outbox.settle()
         rows: list[FundRow] = []
+        # Two peers may name one payee: that is one channel, and one row.
+        wanted: dict[ChannelId, tuple[ChannelNeed, int]] = {}
         for need in needs:
             channel = self.channel_id(need.payee)
+            wanted[channel] = (need, wanted[channel][1] + need.amount_uusd if channel in wanted else need.amount_uusd)
+        for channel, (need, amount_uusd) in wanted.items():
             await self.ledger.open_channel_out(channel, payee=need.payee, peer=need.peer)
             row = await self.refresh(channel)
             reserved_uusd = -(-(row.accepted_pusd + row.reserved_pusd) // 1_000_000)
-            missing = max(row.accepted_uusd + need.amount_uusd, reserved_uusd) - row.deposit_uusd
+            missing = max(row.accepted_uusd + amount_uusd, reserved_uusd) - row.deposit_uusd
             if missing > 0:
                 rows.append(FundRow(payee=need.payee, signer=self.wallet.address, amount_uusd=missing))
         if not rows:
@@ -149,11 +167,41 @@ class Payer:
         total = sum(row.amount_uusd for row in rows)
         await self._bring_in(total, deposit_uusd)
         for first in range(0, len(rows), MAX_BATCH):
-            batch = tuple(rows[first : first + MAX_BATCH])
-            amounts = [(self.channel_id(row.payee), row.amount_uusd) for row in batch]
-            await self._outbox.run(Fund(rows=batch), rows=amounts)
-            for channel, _ in amounts:
-                await self.refresh(channel)
+            batch = rows[first : first + MAX_BATCH]
+            try:
+                await self._fund(batch)
+            except (TransactionFailed, RpcError) as exc:
+                if not _reverted(exc):
+                    raise
+                if len(batch) == 1:
+                    self._refused_funding(batch[0], exc)
+                    continue
+                # One row that the hub refuses (a payee is free in a bid) undoes all of them.
+                for row_ in batch:
+                    try:
+                        await self._fund([row_])
+                    except (TransactionFailed, RpcError) as alone:
+                        if not _reverted(alone):
+                            raise
+                        self._refused_funding(row_, alone)
+
+    async def _fund(self, rows: Sequence[FundRow]) -> None:
+        amounts = [(self.channel_id(row.payee), row.amount_uusd) for row in rows]
+        await self._outbox.run(Fund(rows=tuple(rows)), rows=amounts)
+        for channel, _ in amounts:
+            self._unfundable.pop(channel, None)
+            await self.refresh(channel)
+
+    def _refused_funding(self, row: FundRow, cause: ChainError) -> None:
+        self._unfundable[self.channel_id(row.payee)] = ChannelUnfundable(
+            f"the channel to 0x{row.payee.hex()} can't be funded ({cause}); deal with other providers"
+        )
+
+    def check_fundable(self, channel: ChannelId) -> None:
+        """Raise `ChannelUnfundable` where the last try to fund a channel was refused."""
+        error = self._unfundable.get(channel)
+        if error is not None:
+            raise ChannelUnfundable(str(error)) from error
 
     async def _bring_in(self, total_uusd: int, deposit_uusd: int) -> None:
         missing = total_uusd - await self.hub.free_uusd()
@@ -221,6 +269,7 @@ class ChannelOut:
 
         Raises:
             InsufficientFunds: the deposit does not cover it and no funding is under way.
+            ChannelUnfundable: nor can it be funded.
             VoucherRefused: the provider does not take our voucher.
             StreamError: the provider can't be reached.
             ChainError: the endpoint.
@@ -270,6 +319,9 @@ class ChannelOut:
         row = await self._row()
         if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
             await self._wait_funded(row.accepted_uusd)
+            row = await self._row()
+            if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
+                payer.check_fundable(self.id)
         return await payer.ledger.raise_voucher(self.id, sign=sign)
 
     async def _wait_funded(self, amount_uusd: int) -> None:
@@ -354,6 +406,13 @@ class ChannelOut:
                         f"the channel to 0x{self.payee.hex()} holds {fresh.deposit_uusd} micro-USD and "
                         f"{row.voucher_uusd} are signed; fund it again"
                     )
+
+
+def _reverted(exc: ChainError) -> bool:
+    """Whether the hub refuses a call, be it when its gas is estimated; anything else is no fault of its rows."""
+    return isinstance(exc, TransactionFailed) or (
+        isinstance(exc, RpcError) and (exc.code == 3 or "revert" in str(exc).lower())
+    )
 
 
 def _refused_error(refusal: VoucherRefusal) -> VoucherRefused:

@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 
 import trio
 
-from p2pcompute.errors import ChainError
+from p2pcompute.errors import ChainError, DiskFull
 from p2pcompute_protocols.ids import ChannelId
 
 from ._api import MAX_BATCH, ChannelIn, Claim, ClaimRow, Hub, PayeeLedger
@@ -101,7 +101,8 @@ class Settler:
         )
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Checkpoint whenever it is due, until cancelled. A chain that can't be reached is tried again later."""
+        """Checkpoint whenever it is due, until cancelled. An endpoint or a disk that fails for now is tried again
+        later."""
         task_status.started()
         while True:
             try:
@@ -109,7 +110,7 @@ class Settler:
                     await self._refresh(row)  # sees requests to close in time
                 if await self.is_due():
                     await self.checkpoint()
-            except ChainError as exc:
+            except (ChainError, DiskFull) as exc:
                 _log.warning("no checkpoint now, trying again in %g s: %s", CHECK_S, exc)
             await trio.sleep(CHECK_S)
 

@@ -180,6 +180,7 @@ class World:
         agreement: Agreement = open_agreement(
             raw, network=NETWORK, requester=self.requester.peer_id, provider=self.provider.peer_id
         )
+        self.last_agreement = agreement
         await self.payer_ledger.add_agreement(agreement, role="requester")
         await self.payee_ledger.add_agreement(agreement, role="provider")
         return agreement.task_id

@@ -1,0 +1,121 @@
+"""Funding many channels at once: a bad one among them costs nobody else anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+from p2pcompute._books import RequesterLedgerBooks
+from p2pcompute.errors import DiskFull
+from p2pcompute.identity import NodeKey
+from p2pcompute.payments import ChannelNeed, ChannelUnfundable
+from p2pcompute_protocols.ids import Address
+
+Run = Callable[..., None]
+
+
+def test_two_peers_that_name_one_payee_get_one_channel(run: Run) -> None:
+    async def body(world: Any) -> None:
+        other = NodeKey(b"o" * 32).peer_id
+        needs = [*world.need(300), ChannelNeed(payee=world.account.address, peer=other, amount_uusd=200)]
+        await world.payer.open_channels(needs)
+        assert world.chain.channels[world.channel].deposit_uusd == 500
+
+    run(body)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_payee_that_the_hub_refuses_leaves_the_others_their_money(run: Run, at: int) -> None:
+    async def body(world: Any) -> None:
+        zero = Address(bytes(20))
+        needs = world.need(300)
+        needs.insert(at, ChannelNeed(payee=zero, peer=NodeKey(b"o" * 32).peer_id, amount_uusd=200))
+        task = await world.agree()
+        await world.payer.open_channels(needs)
+        await world.work(task, 0, units=5)
+        assert await world.channel_out().pay() == 5
+        with pytest.raises(ChannelUnfundable, match="other providers"):
+            world.payer.check_fundable(world.payer.channel_id(zero))
+        world.payer.check_fundable(world.channel)
+
+    run(body)
+
+
+def test_a_channel_that_cannot_be_funded_is_said_to_be_so_when_it_is_to_pay(run: Run) -> None:
+    async def body(world: Any) -> None:
+        run_ = world.payer_outbox.run
+        task = await world.agree()
+
+        async def refuse(call: Any, **options: Any) -> Any:
+            return await run_(type(call)(rows=(*call.rows, zero)) if hasattr(call, "rows") else call, **options)
+
+        from p2pcompute.payments import FundRow
+
+        zero = FundRow(payee=Address(bytes(20)), signer=world.wallet.address, amount_uusd=0)
+        world.payer_outbox.run = refuse
+        await world.payer.open_channels(world.need(300))
+        await world.work(task, 0, units=5)
+        with pytest.raises(ChannelUnfundable):
+            await world.channel_out().pay()
+        world.payer_outbox.run = run_
+        await world.payer.open_channels(world.need(300))
+        assert await world.channel_out().pay() == 5
+
+    run(body)
+
+
+def test_a_full_disk_fails_a_round_and_not_the_books(run: Run) -> None:
+    async def body(world: Any) -> None:
+        books = RequesterLedgerBooks(world.payer_ledger, world.payer)
+        set_chain_out = world.payer_ledger.set_chain_out
+
+        async def full(*args: Any, **kwargs: Any) -> Any:
+            raise DiskFull("no room")
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(books.serve)
+            world.payer_ledger.set_chain_out = full
+            task = await world.agree()
+            agreement = world.last_agreement
+            account = await books.open(agreement)
+            await account.funded()
+            world.payer_ledger.set_chain_out = set_chain_out
+            await world.work(task, 0, units=5)
+            with pytest.raises(DiskFull):
+                await account.pay()
+            again = await books.open(agreement)  # the next need tries again
+            await again.funded()
+            await again.pay()
+            assert await world.payee.paid_uusd(world.channel) == 5
+            nursery.cancel_scope.cancel()
+
+    run(body)
+
+
+def test_a_full_disk_does_not_end_the_settler(run: Run) -> None:
+    async def body(world: Any) -> None:
+        task = await world.agree()
+        await world.payer.open_channels(world.need(1_000))
+        await world.work(task, 0, units=500)
+        await world.channel_out().pay()
+        queue = world.payee_ledger.queue_tx
+        tries = 0
+
+        async def full(*args: Any, **kwargs: Any) -> Any:
+            nonlocal tries
+            tries += 1
+            if tries == 1:
+                raise DiskFull("no room")
+            return await queue(*args, **kwargs)
+
+        world.payee_ledger.queue_tx = full
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.settler.serve)
+            await trio.sleep(100)
+            nursery.cancel_scope.cancel()
+        assert (tries, world.chain.free[world.account.address]) == (2, 500)
+
+    run(body)
