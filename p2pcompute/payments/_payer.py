@@ -298,6 +298,7 @@ class ChannelOut:
                         continue  # held; the loop's head decides whether more was accepted meanwhile
                     await self._refused(refusal, row)
                     if attempt == MAX_ATTEMPTS:
+                        await self.aclose()
                         raise _refused_error(refusal)
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_MOST_S)
@@ -389,7 +390,12 @@ class ChannelOut:
 
     async def _refused(self, refusal: VoucherRefusal, row: ChannelOutView) -> None:
         """Do what can be done about a refusal before the next try; raises where nothing can."""
+        if refusal.code == WireCode.STALLED:
+            # A farewell that lay unread on a stream kept between two tasks: it says nothing about this voucher.
+            await self.aclose()
+            return
         if refusal.code not in _TRY_AGAIN:
+            await self.aclose()
             raise _refused_error(refusal)
         if refusal.code == WireCode.BAD_VOUCHER:
             # The provider holds, or the chain has claimed, more than we know of. Only what we signed counts: the

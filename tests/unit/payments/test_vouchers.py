@@ -466,6 +466,20 @@ def test_a_silent_peer_is_let_go(run: Run, after: str) -> None:
     run(body)
 
 
+def test_a_farewell_left_unread_between_two_tasks_is_no_answer_to_the_next_voucher(run: Run) -> None:
+    async def body(world: Any) -> None:
+        task = await world.agree()
+        await world.payer.open_channels(world.need(1_000))
+        await world.work(task, 0, units=5)
+        assert await world.channel_out().pay() == 5
+        await trio.sleep(1_000)  # the payee has let the idle stream go, and said so
+        await world.work(task, 1, units=5)
+        assert await world.channel_out().pay() == 10
+        assert len(world.streams) == 2
+
+    run(body)
+
+
 def test_dribbled_bytes_do_not_hold_a_stream_open(run: Run) -> None:
     """One byte in a while renews a timeout per read; the limit is on the whole message."""
 
