@@ -105,6 +105,7 @@ class Node:
         self._device: Device | None = None
         self._pool_lock = trio.Lock()
         self._run_lock = trio.Lock()
+        self._feeds: set[_Feed] = set()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -166,7 +167,8 @@ class Node:
             The output array, or a tuple of them where there are several.
 
         Raises:
-            ConfigError: an option is unknown or out of its range; nothing was sent.
+            ConfigError: an option is unknown or out of its range, or this is within a loop over `map` of the same
+                node; nothing was sent.
             KernelError: the kernel or an argument is refused; nothing was sent.
             NoProviderError, BudgetError: no money has moved.
             ChunkFailed, TaskTimeout, TaskError, PaymentError: what was paid is covered by checked receipts.
@@ -175,6 +177,7 @@ class Node:
         """
         task = self._task(kernel, args, chosen(RunOptions, options))
         binding = task.bind()
+        self._refuse_within_stream()
         outputs = binding.empty_outputs()
 
         async def place(chunk: Chunk) -> None:
@@ -183,6 +186,18 @@ class Node:
 
         await self._execute(task, binding, place)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _refuse_within_stream(self) -> None:
+        """Raise ConfigError where the calling task is in the body of a loop over chunks of this node.
+
+        Runs of one node take turns, and that one would go on only once the body is done: neither would ever end.
+        """
+        caller = trio.lowlevel.current_task()
+        if any(feed.waits_for(caller) for feed in self._feeds):
+            raise ConfigError(
+                "a task of this node is under way, and its chunks are being iterated over here; finish the loop or "
+                "`await chunks.aclose()` first, or open another node for tasks within tasks"
+            )
 
     async def _execute(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any]) -> None:
         books = self.services.books
@@ -294,8 +309,11 @@ class ChunkStream:
 
     async def __anext__(self) -> Chunk:
         if not self._started:
+            self._node._refuse_within_stream()
             self._started = True
+            self._node._feeds.add(self._feed)
             self._node._nursery.start_soon(self._feed.run, self._node, self._task, self._binding, self._send)
+        self._feed.note_consumer()
         try:
             return await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
@@ -316,6 +334,26 @@ class _Feed:
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.failure: Exception | None = None
+        self._consumer: trio.lowlevel.Task | None = None
+        self._around: tuple[trio.Nursery, ...] = ()
+
+    def note_consumer(self) -> None:
+        """The calling task takes the next chunk."""
+        self._consumer = trio.lowlevel.current_task()
+        self._around = tuple(self._consumer.child_nurseries)
+
+    def waits_for(self, task: trio.lowlevel.Task) -> bool:
+        """Whether the next chunk is taken only after `task` is done: it iterates, or was started by what iterates
+        in a nursery of the loop's body."""
+        if self.scope.cancel_called:
+            return False
+        nursery = None
+        while task is not self._consumer:
+            nursery = task.parent_nursery
+            if nursery is None:
+                return False
+            task = nursery.parent_task
+        return nursery not in self._around
 
     async def run(self, node: Node, task: TaskRun, binding: Any, send: trio.MemorySendChannel[Chunk]) -> None:
         try:
@@ -325,6 +363,7 @@ class _Feed:
             if not self.scope.cancel_called:  # else whoever iterated has left
                 self.failure = exc
         finally:
+            node._feeds.discard(self)
             send.close()
 
 

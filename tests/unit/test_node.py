@@ -223,3 +223,62 @@ def test_a_node_can_sell_and_buy_at_once() -> None:
         assert [np.array_equal(result, Z) for result in results] == [True, True]
 
     in_memory(scenario)
+
+
+def test_a_task_within_a_loop_over_chunks_is_refused_and_not_hung() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+
+        def chunks(**options: Any) -> Any:
+            return requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, chunks=8, **options)
+
+        async with chunks() as outer:
+            with trio.fail_after(600):
+                async for _ in outer:
+                    with pytest.raises(ConfigError, match="aclose"):
+                        await compute(requester)
+                    with pytest.raises(ConfigError, match="open another node"):
+                        await anext(chunks())
+                    with pytest.RaisesGroup(ConfigError):
+                        async with trio.open_nursery() as nursery:
+                            nursery.start_soon(compute, requester)
+                    break
+        with trio.fail_after(60):
+            assert np.array_equal(await compute(requester), Z)
+
+    in_memory(scenario)
+
+
+def test_tasks_beside_a_loop_over_chunks_wait_for_their_turn() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        beside: list[Any] = []
+
+        async def one() -> None:
+            beside.append(await compute(requester))
+
+        count = 0
+        async with trio.open_nursery() as nursery:
+            async for _ in requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, chunks=8):
+                if not count:
+                    nursery.start_soon(one)
+                count += 1
+                await trio.sleep(1)
+        assert count == 8
+        assert np.array_equal(beside[0], Z)
+
+    in_memory(scenario)
+
+
+def test_a_task_of_another_node_may_be_within_a_loop_over_chunks() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        another = await market.node(connect=(provider,))
+        async for chunk in requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, chunks=4):
+            if chunk.index == 0:
+                assert np.array_equal(await compute(another, chunks=2), Z)
+
+    in_memory(scenario)
