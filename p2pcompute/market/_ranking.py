@@ -23,6 +23,7 @@ class Candidate:
     addresses: tuple[str, ...]
     device: Device
     option: PricedOption
+    payee: bytes  # the account that the ad is bound to; a bid may name no other
     cost_pusd: int
     time_us: float
 
@@ -58,6 +59,7 @@ def rank(
                 addresses=entry.ad.addresses,
                 device=device,
                 option=option,
+                payee=entry.ad.binding.owner,
                 cost_pusd=option.price_pusd * units,
                 time_us=units * 1_000 / device.score_milli / device.slots,
             )

@@ -82,8 +82,9 @@ class ProviderAccount(Protocol):
         """
         ...
 
-    async def drop(self) -> None:
-        """A chunk that was begun came to nothing and is not owed."""
+    async def drop(self, *, wasted: bool = False) -> None:
+        """A chunk that was begun came to nothing and is not owed; `wasted` where its requester is to blame, whose
+        credit then stays used."""
         ...
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:

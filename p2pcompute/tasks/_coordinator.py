@@ -13,7 +13,10 @@ import trio
 from p2pcompute.checking import SampleReport
 from p2pcompute.errors import (
     BudgetError,
+    ChainError,
     ChunkFailed,
+    DialError,
+    ExecutionError,
     InsufficientFunds,
     NoProviderError,
     OverlayError,
@@ -46,8 +49,9 @@ from ._events import (
     ProviderRefused,
     TaskEvent,
 )
-from ._link import LiarError, Link, LinkHooks
+from ._link import LiarError, Link, LinkHooks, WaitedTooLong
 from ._scheduler import ChunkScheduler
+from ._work import chunk_bytes
 
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay
@@ -61,6 +65,7 @@ _ORDER_LIFETIME_MS: Final = 60_000
 _ATTEMPTS: Final = 2  # agreements with one provider, when the earlier one broke
 _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
 _CHUNK_FAILURES: Final = 2  # providers at which a chunk may fail before the task does
+_DIAL_S: Final = 10.0
 _BUSY_S: Final = 1.0
 _CHUNK_MOST_MS: Final = 30 * 60_000  # that a bid may ask for one chunk
 
@@ -101,6 +106,9 @@ class _State:
     scopes: dict[PeerId, trio.CancelScope] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)  # why a chunk failed last
     fatal: P2PComputeError | None = None
+    failed_at: dict[int, set[PeerId]] = field(default_factory=dict)  # whatever became of them since
+    suspects: set[int] = field(default_factory=set)  # chunks that failed at several providers
+    look_at: float = 0.0  # when the board is ranked next
     agreed: int = 0
 
     def wake(self) -> None:
@@ -211,11 +219,16 @@ class Coordinator:
                 state.let_go()
                 await changed.wait()
                 continue
-            found = self._fresh(request, state)
+            now = trio.current_time()
+            found: list[Candidate] = []
+            if len(state.links) < request.max_providers and (now >= state.look_at or not state.links):
+                state.look_at = now + _BUSY_S  # ranking a full board for each chunk would cost more than the chunk
+                found = self._fresh(request, state)
             for candidate in found[: request.max_providers - len(state.links)]:
                 state.links[candidate.peer_id] = None
                 state.attempts[candidate.peer_id] = state.attempts.get(candidate.peer_id, 0) + 1
                 nursery.start_soon(self._work_with, request, state, candidate)
+            await self._question_failures(request, state)
             orphans = state.scheduler.orphans(state.links)
             if not orphans:
                 stuck_since = None
@@ -235,6 +248,26 @@ class Coordinator:
                 await changed.wait()
         if state.fatal is not None:
             nursery.cancel_scope.cancel()
+
+    async def _question_failures(self, request: TaskRequest, state: _State) -> None:
+        """A chunk that failed at several providers: does it at ours? If not, it was they who failed."""
+        while state.suspects and state.fatal is None:
+            index = state.suspects.pop()
+            whole, last = chunk_bytes(request.work)
+            try:
+                # What the chunk's bytes are does not matter here, only whether its samples can be computed.
+                report = await state.check(index, bytes(last if index == request.work.chunks - 1 else whole))
+            except ExecutionError:
+                report = None
+            if report is None or not report.checked:
+                state.fatal = _chunk_failed(index, state)
+                return
+            for provider in state.scheduler.forgive(index):
+                state.excluded.add(provider)
+                state.reasons[provider] = f"it failed chunk {index}, which computes here"
+                await self.books.failed(provider, state.reasons[provider], ban=False)
+                if (scope := state.scopes.get(provider)) is not None:
+                    scope.cancel()
 
     def _fresh(self, request: TaskRequest, state: _State) -> list[Candidate]:
         found, reasons = rank(
@@ -261,7 +294,7 @@ class Coordinator:
         if not state.agreed:
             return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
         failed = [index for index in orphans if index in state.failures]
-        if failed and state.links:
+        if failed and (state.links or state.failed_at[failed[0]] <= state.excluded):
             return _chunk_failed(failed[0], state)
         return TaskError(
             f"all providers are gone with {state.scheduler.done} of {request.work.chunks} chunks done ({why}); "
@@ -282,12 +315,15 @@ class Coordinator:
                 state.fatal = exc
             except (OrderRefused, TaskRefused) as refused:
                 state.reasons[provider] = str(refused)
-                state.excluded.add(provider)
+                if isinstance(refused, WaitedTooLong):
+                    state.attempts[provider] -= 1
+                else:
+                    state.excluded.add(provider)
                 requeued = state.scheduler.lost(provider)
                 self.emit(ProviderRefused(provider=provider, reason=str(refused)))
                 if requeued:
                     self.emit(ProviderLost(provider=provider, reason=str(refused), requeued=tuple(requeued)))
-            except (OverlayError, ProtocolError, PaymentError) as exc:
+            except (OverlayError, ProtocolError, PaymentError, ChainError) as exc:
                 state.reasons[provider] = str(exc)
                 requeued = state.scheduler.lost(provider)
                 if isinstance(exc, ProtocolError):
@@ -318,6 +354,8 @@ class Coordinator:
                 await self.books.close(agreement, reason=reason)
 
     async def _agree(self, request: TaskRequest, candidate: Candidate) -> Agreement:
+        if candidate.peer_id not in self.overlay.peers():
+            await self._dial(candidate)
         now = self.now_ms()
         order = OrderPayload(
             order_id=secrets.token_bytes(16),
@@ -336,8 +374,6 @@ class Coordinator:
             standing=False,
             arbiters=(),
         )
-        if candidate.peer_id not in self.overlay.peers():
-            await self._dial(candidate)
         started = trio.current_time()
         agreement = await negotiate(
             self.overlay,
@@ -346,7 +382,7 @@ class Coordinator:
             network=self.network,
             signer=self.signer,
             now_ms=self.now_ms,
-            accept=_is_bearable,
+            accept=lambda bid: _is_bearable(bid, candidate),
         )
         terms = agreement.terms
         window_uusd = owed_uusd(request.work.units_per_chunk * terms.max_window, terms.price_pusd)
@@ -366,17 +402,25 @@ class Coordinator:
         return agreement
 
     async def _dial(self, candidate: Candidate) -> None:
-        error: OverlayError | None = None
-        for address in candidate.addresses:
-            if not address.endswith(f"/p2p/{candidate.peer_id}"):
-                continue  # an ad may not send us to somebody else
-            try:
-                await self.overlay.connect(address)
-            except OverlayError as exc:
-                error = exc
-            else:
-                return
-        raise error if error is not None else OverlayError(f"{candidate.peer_id} gives no address")
+        """Try all addresses of an ad beside each other; the first that is this peer counts."""
+        errors: list[OverlayError] = []
+        # An ad may not send us to somebody else.
+        addresses = [address for address in candidate.addresses if address.endswith(f"/p2p/{candidate.peer_id}")]
+        with trio.move_on_after(_DIAL_S):
+            async with trio.open_nursery() as nursery:
+
+                async def attempt(address: str) -> None:
+                    try:
+                        await self.overlay.connect(address)
+                    except OverlayError as exc:
+                        errors.append(exc)
+                    else:
+                        nursery.cancel_scope.cancel()
+
+                for address in addresses:
+                    nursery.start_soon(attempt, address)
+        if candidate.peer_id not in self.overlay.peers():
+            raise errors[0] if errors else DialError(f"{candidate.peer_id} is at none of its addresses")
 
     async def _caught(self, state: _State, link: Link, lie: LiarError) -> None:
         provider = lie.provider
@@ -404,8 +448,9 @@ class Coordinator:
             if not cancelled:
                 self.emit(ChunkRejected(provider=provider, index=index, reason=f"{code.name.lower()}: {detail}"))
                 state.failures[index] = f"{code.name.lower()}: {detail}"
+                state.failed_at.setdefault(index, set()).add(provider)
                 if state.scheduler.failures(index) >= _CHUNK_FAILURES:
-                    state.fatal = _chunk_failed(index, state)
+                    state.suspects.add(index)
             state.wake()
 
         async def done(provider: PeerId, index: int, output: bytes, report: SampleReport) -> None:
@@ -430,13 +475,20 @@ class Coordinator:
         )
 
 
-def _is_bearable(bid: BidPayload) -> bool:
-    """A provider that wants for ever for a chunk could sit on it without having stalled."""
-    return bid.chunk_timeout_ms <= _CHUNK_MOST_MS
+def _is_bearable(bid: BidPayload, candidate: Candidate) -> bool:
+    """Whether a bid keeps to the ad that it was chosen for, and gives no licence to sit on a chunk for ever."""
+    return (
+        bid.payee == candidate.payee
+        and any(bid.payee)
+        and bid.price_pusd <= candidate.option.price_pusd
+        and bid.max_window <= candidate.option.max_window
+        and bid.slots <= candidate.device.slots
+        and bid.chunk_timeout_ms <= _CHUNK_MOST_MS
+    )
 
 
 def _chunk_failed(index: int, state: _State) -> ChunkFailed:
-    count = state.scheduler.failures(index)
+    count = len(state.failed_at[index])
     return ChunkFailed(
         f"chunk {index} failed at {count} provider{'s' if count > 1 else ''}, last with {state.failures[index]}. "
         "The signed receipts are in the ledger; run the kernel on that range locally to find out why"

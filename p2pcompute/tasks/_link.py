@@ -49,7 +49,7 @@ from ._work import chunk_bytes
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay
 
-__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "ReceivedChunk"]
+__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "ReceivedChunk", "WaitedTooLong"]
 
 _OPEN_S: Final = 15.0
 _SETUP_S: Final = 120.0  # blobs and compiling
@@ -69,6 +69,10 @@ class LiarError(P2PComputeError):
         self.index = index
         self.report = report
         super().__init__(f"{provider}: {report.mismatched} of {report.checked} samples of chunk {index} differ")
+
+
+class WaitedTooLong(TaskRefused):
+    """The provider had nothing to do, or no voucher, for too long. It may be asked again: that was our doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +139,7 @@ class Link:
         self._pay_now = trio.Event()
         self._last_progress = 0.0
         self._notices = 0  # since the last result
+        self._cancelled: set[int] = set()
 
     async def run(self) -> None:
         """Work until all chunks are done.
@@ -219,7 +224,8 @@ class Link:
     def _refusal(self, message: Refused) -> TaskRefused:
         known = message.code in WireCode._value2member_map_
         name = WireCode(message.code).name.lower() if known else str(message.code)
-        return TaskRefused(f"{self.provider} ended the task ({name}): {message.detail}")
+        kind = WaitedTooLong if message.code in (WireCode.STALLED, WireCode.PAYMENT_REQUIRED) else TaskRefused
+        return kind(f"{self.provider} ended the task ({name}): {message.detail}")
 
     def _notice(self, message: Notice) -> None:
         self._notices += 1
@@ -274,6 +280,7 @@ class Link:
     async def cancel(self, index: int) -> None:
         """Another provider was faster."""
         if index in self.connection.outstanding and self.connection.state is TaskState.RUNNING:
+            self._cancelled.add(index)
             await self.dialogue.send(Cancel(index=index))
 
     async def _receive(self, results: trio.MemorySendChannel[ReceivedChunk]) -> None:
@@ -343,6 +350,9 @@ class Link:
         known = payload.code in WireCode._value2member_map_
         code = WireCode(payload.code) if known else WireCode.INTERNAL
         detail = payload.detail or code.name.lower()
+        if code is WireCode.CANCELLED and message.index not in self._cancelled:
+            raise RemoteProtocolError("a chunk was cancelled that we had not cancelled", code=WireCode.OUT_OF_ORDER)
+        self._cancelled.discard(message.index)
         if code is not WireCode.CANCELLED:
             await self.account.reject(message.receipt, payload, detail)
         if code is WireCode.CREDIT_EXHAUSTED:
@@ -356,11 +366,13 @@ class Link:
             if not report.ok:
                 self.rejected = [*(earlier for earlier, _ in self._checked), received]
                 raise LiarError(self.provider, received.index, report)
-            await self.hooks.done(self.provider, received.index, received.output, report)
+            # Paid before it is handed over: whoever takes it may take long, and the provider is not to wait for that.
             self._checked.append((received, report.checked))
-            self._unchecked -= 1
             if self.unpaid >= max(1, self.window // 2):
                 self._pay_now.set()
+            await self.hooks.done(self.provider, received.index, received.output, report)
+            received.output = b""
+            self._unchecked -= 1
             self._wake.set()
 
     async def _watch(self) -> None:
@@ -390,6 +402,7 @@ class Link:
             # what is accepted already would be funded on top of what the agreement may cost.
             await self.account.funded()
         while self._checked:
+            await trio.lowlevel.checkpoint_if_cancelled()  # a lie that was found meanwhile ends this
             with trio.CancelScope(shield=True):  # accepted exactly once
                 received, sampled = self._checked[0]
                 await self.account.accept(received.receipt, received.payload, sampled=sampled)

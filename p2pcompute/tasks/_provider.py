@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -61,6 +61,8 @@ _COMPILE_S: Final = 60.0
 _UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
 _UNDERPRICED_MIN_MS: Final = 2_000
 _WORKER_DEATHS: Final = 2  # of one task before it is refused
+_FIRST_IDLE_S: Final = 30.0  # the same before the first chunk is done: a place is not to be had for nothing
+_REPEATS: Final = 2  # results of one chunk in one task: a second one may be needed, it is not paid again
 
 OutputFault = Callable[[bytes, int], bytes]  # (output bytes, chunk index) -> what is sent and signed; for tests
 
@@ -140,6 +142,7 @@ class _Session:
         self.running = trio.CancelScope()  # around the chunk that is computed; its successor makes its own
         self.deaths = 0
         self._notice: Notice | None = None
+        self.answered: Counter[int] = Counter()
 
     async def run(self) -> None:
         """Serve; returns when the stream is closed."""
@@ -173,7 +176,8 @@ class _Session:
             raise LocalProtocolError("the agreement's deadline has passed", code=WireCode.EXPIRED)
         if agreement.task_id in service.active:
             raise LocalProtocolError("this task has a stream already", code=WireCode.REPLAYED)
-        if len(service.active) >= service.max_tasks:
+        mine = sum(1 for active in service.active.values() if active.requester == self.stream.peer_id)
+        if len(service.active) >= service.max_tasks or mine >= max(2, service.max_tasks // 2):
             raise LocalProtocolError("too many tasks at once; try later", code=WireCode.NO_CAPACITY)
         if agreement.terms.work is None:
             raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
@@ -291,6 +295,8 @@ class _Session:
                 case Assign():
                     if len(self.queue) >= MAX_INFLIGHT_CHUNKS:
                         raise RemoteProtocolError("too many chunks assigned", code=WireCode.OVERSIZED)
+                    if self.answered[message.index] >= _REPEATS:
+                        raise RemoteProtocolError("a chunk that was answered already", code=WireCode.REPLAYED)
                     self.queue.append(message.index)
                 case Cancel():
                     if message.index in self.connection.outstanding:  # else it has crossed the answer
@@ -320,40 +326,49 @@ class _Session:
     ) -> None:
         """Compute what is queued, one after the other, while there is credit; returns when finished."""
         idle_since = trio.current_time()
+        starved = False  # of credit, until the next voucher
         while not self.finish.is_set():
             if self._notice is not None:
                 notice, self._notice = self._notice, None
                 await self.dialogue.send(notice)
-            ready = self.queue and (self.queue[0] in self.cancelled or account.unpaid < account.window)
-            if not ready:
+            has_credit = account.unpaid < account.window and not starved
+            if not (self.queue and (self.queue[0] in self.cancelled or has_credit)):
                 self.wake = trio.Event()
+                patience_s = _IDLE_S if self.answered else _FIRST_IDLE_S
                 # Between the check above and the wait nothing else runs, so no wake-up can be missed.
-                with trio.move_on_at(idle_since + _IDLE_S) as idle:
+                with trio.move_on_at(idle_since + patience_s) as idle:
                     await self.wake.wait()
+                starved = False
                 if idle.cancelled_caught:
                     if self.queue:
-                        raise _RefuseError(WireCode.PAYMENT_REQUIRED, f"no voucher came for {_IDLE_S:g} s")
-                    raise _RefuseError(WireCode.STALLED, f"no chunk was assigned for {_IDLE_S:g} s")
+                        raise _RefuseError(WireCode.PAYMENT_REQUIRED, f"no voucher came for {patience_s:g} s")
+                    raise _RefuseError(WireCode.STALLED, f"no chunk was assigned for {patience_s:g} s")
                 continue
             index = self.queue.popleft()
             if index in self.cancelled:
                 self.cancelled.discard(index)
                 await self._fail(agreement, index, account, WireCode.CANCELLED, "cancelled before it began")
                 continue
-            await self._one(agreement, work, account, worker, index)
+            if not await self._one(agreement, work, account, worker, index):
+                self.queue.appendleft(index)
+                starved = True
+                continue
             self.cancelled.discard(index)  # it came too late
             idle_since = trio.current_time()
 
     async def _one(
         self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker, index: int
-    ) -> None:
+    ) -> bool:
+        """Compute, sign and send a chunk, or say why not; False when it has to wait for a voucher first."""
         service, terms = self.service, agreement.terms
         first, blocks = work.chunk_range(index)
         try:
             await account.begin()
         except LocalProtocolError as exc:
+            if account.unpaid:
+                return False  # a voucher is under way, and brings credit back
             await self._fail(agreement, index, account, exc.code, str(exc))
-            return
+            return True
         run: ChunkRun | None = None
         try:
             with trio.CancelScope() as self.running:
@@ -371,7 +386,7 @@ class _Session:
             raise _WorkerGoneError(str(exc)) from exc
         if run is None:  # the requester has finished
             await account.drop()
-            return
+            return True
         output = b"".join(run.outputs)
         if service.fault is not None:
             output = service.fault(output, index)
@@ -389,14 +404,16 @@ class _Session:
         )
         pieces = [ResultData(data=output[at : at + DATA_BYTES]) for at in range(0, len(output), DATA_BYTES)]
         await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=len(output)), *pieces)
+        self.answered[index] += 1
         if self.entry is not None:
             self.entry.chunks_done += 1
-        spent_ms = run.cpu_ns // 1_000_000
+        spent_ms = run.wall_ns // 1_000_000  # of the whole device, which is what the score is of
         paid_ms = _units(work, blocks) * 1_000 // max(1, service.score_milli) // 1_000
         if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
             raise _RefuseError(
                 WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
             )
+        return True
 
     async def _fail(
         self, agreement: Agreement, index: int, account: ProviderAccount, code: WireCode, detail: str

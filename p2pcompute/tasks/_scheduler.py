@@ -22,7 +22,8 @@ __all__ = ["ChunkScheduler"]
 
 _HEDGE_FACTOR: Final = 3.0  # a chunk is late when it runs so many times as long as the median
 _HEDGE_MIN_S: Final = 1.0
-_MAX_COPIES: Final = 2
+_UNKNOWN_S: Final = 30.0  # while no chunk has been timed
+_MAX_COPIES: Final = 8  # each further one only after twice the wait, so that two that sit on a chunk hold up nobody
 
 
 @dataclass(slots=True)
@@ -69,7 +70,15 @@ class ChunkScheduler:
     def orphans(self, providers: Iterable[PeerId]) -> list[int]:
         """The pending chunks that failed for good at every one of `providers`."""
         known = set(providers)
-        return sorted(index for index in self._pending if known <= self._refused.get(index, set()))
+        if not known:
+            return sorted(self._pending)
+        refused = [index for index, where in self._refused.items() if known <= where]
+        pending = set(self._pending) if refused else set[int]()
+        return sorted(index for index in refused if index in pending)
+
+    def forgive(self, index: int) -> set[PeerId]:
+        """The chunk is not to blame for its failures: whoever remains may have it. Gives at whom it failed."""
+        return self._refused.pop(index, set())
 
     def take(self, provider: PeerId, now: float) -> int | None:
         """The next chunk for `provider`, or None where there is nothing for it to do now."""
@@ -92,13 +101,12 @@ class ChunkScheduler:
 
     def hedge_at(self, provider: PeerId) -> float | None:
         """When the next chunk of somebody else becomes late enough for `provider` to compute too."""
-        times = [max(run.since.values()) + self._patience() for _, run in self._hedgeable(provider)]
+        times = [max(run.since.values()) + self._patience(run) for _, run in self._hedgeable(provider)]
         return min((time for time in times if time < math.inf), default=None)
 
-    def _patience(self) -> float:
-        if not self._durations:
-            return 30.0
-        return max(_HEDGE_MIN_S, _HEDGE_FACTOR * statistics.median(self._durations))
+    def _patience(self, run: _Running) -> float:
+        once = _UNKNOWN_S if not self._durations else _HEDGE_FACTOR * statistics.median(self._durations)
+        return max(_HEDGE_MIN_S, once) * 2.0 ** (len(run.since) - 1)
 
     def _hedgeable(self, provider: PeerId) -> list[tuple[int, _Running]]:
         return [
@@ -113,7 +121,7 @@ class ChunkScheduler:
         late = [
             (min(run.since.values()), index)
             for index, run in self._hedgeable(provider)
-            if now - max(run.since.values()) >= self._patience()
+            if now - max(run.since.values()) >= self._patience(run)
         ]
         if not late:
             return None

@@ -444,10 +444,20 @@ def test_a_draining_or_full_provider_says_so() -> None:
         provider = await market.provider(slots=1)
         role = provider.provider
         assert role is not None
-        async with open_rogue(market, connect=(provider,)) as rogue:
-            tasks = [await rogue.open_task(provider) for _ in range(role.tasks.max_tasks)]
-            late = await rogue.open_task(provider)
-            for opened in tasks:
+        async with (
+            open_rogue(market, connect=(provider,)) as rogue,
+            open_rogue(market, connect=(provider,)) as other,
+        ):
+            share = role.tasks.max_tasks // 2
+            tasks = [await rogue.open_task(provider) for _ in range(share)]
+            greedy = await rogue.open_task(provider)
+            tasks += [await other.open_task(provider) for _ in range(share)]
+            late = await other.open_task(provider)
+            for opened in tasks[:share]:
+                await opened.start()
+            await greedy.dialogue.send(Open(agreement=greedy.agreement.raw))
+            await refused(greedy.dialogue, WireCode.NO_CAPACITY)  # half of the places are all that one peer gets
+            for opened in tasks[share:]:
                 await opened.start()
             with pytest.raises(OrderRefused) as caught:
                 await rogue.agree(provider)

@@ -171,9 +171,10 @@ def test_a_late_chunk_is_given_out_a_second_time_and_the_first_answer_counts() -
     assert scheduler.hedge_at(A) is None
     assert scheduler.take(B, 15.9) is None
     assert scheduler.take(B, 16) == 3
-    assert scheduler.take(C, 1000) is None  # two copies are enough
-    assert scheduler.requeued == 1
-    assert scheduler.finish(3, B, 17) == [A]
+    assert scheduler.take(C, 27.9) is None  # a third only after twice the wait,
+    assert scheduler.take(C, 28) == 3  # so that two who sit on a chunk hold up nobody for ever
+    assert scheduler.requeued == 2
+    assert scheduler.finish(3, B, 29) == [A, C]
     assert scheduler.finish(3, A, 18) is None
     assert scheduler.done_by(B) == [3]
 
