@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ProviderLedgerBooks", "RequesterLedgerBooks"]
 
 _log = logging.getLogger("p2pcompute.payments")
+_LEAST_UNITS: Final = 2_000_000  # two seconds of a reference core
 _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
 
 
@@ -41,6 +42,7 @@ class ProviderLedgerBooks:
         self._payee = payee
         self._credit = credit
         self._subnet = subnet
+        self._begun_pusd: Counter[PeerId] = Counter()  # chunks under way, over all tasks of a peer
 
     async def agreed(self, agreement: Agreement) -> None:
         """Store an agreement."""
@@ -70,6 +72,7 @@ class ProviderLedgerBooks:
             chunk_pusd=chunk_pusd,
             window=CreditWindow(size=min(first, maximum), maximum=maximum),
             debt_pusd=0 if channel is None else channel.unpaid_pusd,
+            begun_pusd=self._begun_pusd,
         )
 
 
@@ -88,6 +91,7 @@ class _ProviderAccount:
         chunk_pusd: int,
         window: CreditWindow,
         debt_pusd: int,
+        begun_pusd: Counter[PeerId],
     ) -> None:
         self._ledger = ledger
         self._payee = payee
@@ -101,6 +105,9 @@ class _ProviderAccount:
         # What was left unpaid by earlier tasks stays owed and counts against credit, but a voucher that covers only
         # this task's work moves this task on: a requester that lost a result before it could check it owes nothing.
         self._debt_pusd = debt_pusd
+        self._begun_pusd = begun_pusd
+        self._under_way: list[int] = []  # what each chunk that is begun and not receipted was charged
+        self._extra_pusd = 0  # charged for receipted chunks above their price, not given back yet
         self._owed: deque[int] = deque()  # what the channel has to have paid for each unpaid chunk, ascending
         self._issued = trio.Event()
 
@@ -115,27 +122,69 @@ class _ProviderAccount:
         return self._window.unpaid
 
     async def begin(self) -> None:
-        """Charge one chunk to the credit of its requester."""
+        """Charge one chunk to the credit of its requester.
+
+        A newcomer is charged at least `_LEAST_UNITS`: what a chunk costs this node is known once it is computed, and
+        the units that an order states are the requester's own. What was too much comes back after the receipt.
+        """
+        await self._give_back_extra()
+        price_pusd = self._agreement.terms.price_pusd
+        # Before anything is awaited: all tasks of a peer share what it may owe.
+        self._begun_pusd[self._peer] += self._chunk_pusd
         try:
-            await self._credit.charge(
+            unpaid_pusd = await self._ledger.unpaid_pusd(self._peer, self._channel)
+            charged = await self._credit.charge(
                 self._peer,
                 subnet=self._subnet,
                 pusd=self._chunk_pusd,
-                unpaid_pusd=self._debt_pusd + self._chunk_pusd * self._window.unpaid,
+                newcomer_pusd=max(self._chunk_pusd, price_pusd * _LEAST_UNITS),
+                unpaid_pusd=unpaid_pusd + self._begun_pusd[self._peer] - self._chunk_pusd,
             )
         except CreditExhausted as exc:
+            self._end_begun()
             raise LocalProtocolError(str(exc), code=WireCode.CREDIT_EXHAUSTED) from exc
+        except BaseException:
+            self._end_begun()
+            raise
+        self._under_way.append(charged)
         self._window.start()
 
-    async def drop(self) -> None:
-        """Give back the credit of a chunk that came to nothing."""
+    def _end_begun(self) -> None:
+        self._begun_pusd[self._peer] -= self._chunk_pusd
+        if self._begun_pusd[self._peer] <= 0:
+            del self._begun_pusd[self._peer]
+
+    async def _give_back_extra(self) -> None:
+        extra, self._extra_pusd = self._extra_pusd, 0
+        if extra > 0:
+            await self._credit.release(self._peer, pusd=extra)
+
+    async def drop(self, *, wasted: bool = False) -> None:
+        """Give back the credit of a chunk that came to nothing.
+
+        Args:
+            wasted: its requester is to blame, so a newcomer's credit stays used. Right after `issue`, with no chunk
+                under way, it keeps what that chunk was charged above its price.
+        """
+        if not self._under_way:
+            if wasted:
+                self._extra_pusd = 0
+            return
+        charged = self._under_way.pop()
+        self._end_begun()
         self._window.drop()
-        await self._credit.release(self._peer, pusd=self._chunk_pusd)
+        if charged and not wasted:
+            await self._credit.release(self._peer, pusd=charged)
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
         """Store the receipt, and what it earns, then give its envelope."""
         envelope = await self._ledger.record_receipt(payload, sign=sign)
         if payload.code == 0:
+            if self._under_way:
+                charged = self._under_way.pop()
+                self._end_begun()
+                # Not now: the task may be about to end because the chunk cost more than its order says.
+                self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)
             row = await self._ledger.channel_in(self._channel)
             owed_pusd = 0 if row is None else row.owed_pusd
             self._owed.append(-(-max(0, owed_pusd - self._debt_pusd) // PUSD_PER_UUSD))
@@ -157,8 +206,9 @@ class _ProviderAccount:
     async def close(self) -> None:
         """Mark the agreement as ended."""
         task = self._agreement.task_id
-        for _ in range(self._window.unpaid - len(self._owed)):
+        while self._under_way:
             await self.drop()
+        await self._give_back_extra()
         if self._owed:
             await self._ledger.close_agreement(task, state="failed", reason="ended with unpaid chunks")
         else:
@@ -267,8 +317,12 @@ class _RequesterAccount:
                 f"the budget of {books.budget_pusd / PUSD_PER_UUSD / 1e6:.6f} USD is used up; raise it and run the "
                 "task again"
             )
-        await self._channel.accept(self._task, [(payload, receipt)], sampled=sampled)
-        books.accepted_pusd += pusd
+        books.accepted_pusd += pusd  # before the ledger is awaited: several accounts share the budget
+        try:
+            await self._channel.accept(self._task, [(payload, receipt)], sampled=sampled)
+        except BaseException:
+            books.accepted_pusd -= pusd
+            raise
         self._accepted_pusd += pusd
 
     async def reject(self, receipt: bytes, payload: ReceiptPayload, reason: str) -> None:

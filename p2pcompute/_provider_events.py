@@ -102,8 +102,8 @@ class _WatchedAccount:
     async def begin(self) -> None:
         await self._account.begin()
 
-    async def drop(self) -> None:
-        await self._account.drop()
+    async def drop(self, *, wasted: bool = False) -> None:
+        await self._account.drop(wasted=wasted)
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
         envelope = await self._account.issue(payload, sign)

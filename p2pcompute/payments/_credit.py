@@ -148,7 +148,9 @@ class CreditBook:
         limit_uusd = max(history.paid_uusd * self.policy.known_percent // 100, self.policy.peer_uusd)
         return limit_uusd * PUSD_PER_UUSD
 
-    async def charge(self, peer: PeerId, *, subnet: str, pusd: int, unpaid_pusd: int) -> None:
+    async def charge(
+        self, peer: PeerId, *, subnet: str, pusd: int, unpaid_pusd: int, newcomer_pusd: int | None = None
+    ) -> int:
         """Take on `pusd` of unpaid work for `peer`; call it before the work starts.
 
         A newcomer's is charged, durably, to the budgets of this hour; what it pays comes back to them at once.
@@ -157,7 +159,11 @@ class CreditBook:
             peer: who wants it.
             subnet: see `subnet_of`.
             pusd: what the work will cost.
-            unpaid_pusd: what the peer owes already, work under way included.
+            unpaid_pusd: what the peer owes already over all its tasks, work under way included.
+            newcomer_pusd: what a newcomer is charged at least, up to a quarter of its budget.
+
+        Returns:
+            What was charged to the budgets, for `release`; 0 for a known peer.
 
         Raises:
             CreditExhausted: not now. Nothing was charged.
@@ -168,18 +174,22 @@ class CreditBook:
         if history is not None and history.paid_uusd >= self.policy.known_uusd:
             if unpaid_pusd + pusd > self._known_limit_pusd(history):
                 raise CreditExhausted(f"{peer} owes {unpaid_pusd} pico-USD and may not owe more until it pays")
-            return
+            return 0
+        # At most a quarter of what a newcomer may use: a dear node would take none at all otherwise.
+        peer_limit_pusd = self.policy.peer_uusd * PUSD_PER_UUSD
+        charged = max(pusd, min(newcomer_pusd or 0, peer_limit_pusd // 4))
         verdict = await self._ledger.charge_credit(
             peer,
             subnet=subnet,
             hour=self._clock_ms() // _HOUR_MS,
-            pusd=pusd,
-            peer_limit_pusd=self.policy.peer_uusd * PUSD_PER_UUSD,
+            pusd=charged,
+            peer_limit_pusd=peer_limit_pusd,
             subnet_limit_pusd=self.policy.subnet_uusd * PUSD_PER_UUSD,
             provider_limit_pusd=self.policy.provider_uusd * PUSD_PER_UUSD,
         )
         if verdict != "granted":
             raise CreditExhausted(f"the free credit per {verdict} for newcomers is used up for this hour")
+        return charged
 
     async def release(self, peer: PeerId, *, pusd: int) -> None:
         """Work that was charged came to nothing and is not owed."""

@@ -92,6 +92,15 @@ class ChannelsMixin:
         """All incoming channels."""
         return await self._read(lambda tx: [_in(row) for row in tx.all(f"{_IN} ORDER BY channel")])
 
+    async def unpaid_pusd(self, peer: PeerId, channel: ChannelId) -> int:
+        """What is receipted and not paid on all channels of a peer, and on `channel` whoever opened it."""
+
+        def work(tx: Transaction) -> int:
+            rows = tx.all(f"{_IN} WHERE peer = :peer OR channel = :channel", peer=peer, channel=channel)
+            return sum(_in(row).unpaid_pusd for row in rows)
+
+        return await self._read(work)
+
     async def open_channel_in(
         self, channel: ChannelId, *, payer: Address, signer: Address, peer: PeerId
     ) -> ChannelInRow:
