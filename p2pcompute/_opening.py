@@ -21,7 +21,7 @@ from p2pcompute.storage import Ledger, open_ledger
 from p2pcompute.tasks import Coordinator, TaskEvent
 from p2pcompute.tasks._coordinator import HOW_TO_GET_ONE
 from p2pcompute_protocols import channel
-from p2pcompute_protocols._binding import bind_signer
+from p2pcompute_protocols._binding import SignerBinding, bind_signer
 from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import PeerId
 
@@ -34,6 +34,7 @@ __all__ = ["measure_device", "open_services", "wire_services"]
 _log = logging.getLogger("p2pcompute.node")
 
 _BINDING_MS: Final = 30 * 24 * 3_600_000
+_BINDING_LEFT_MS: Final = 7 * 24 * 3_600_000  # renewed when less is left, so that a deadline lies within it
 _SCORE_LIFETIME_S: Final = 24 * 3_600  # a machine that was busy when it was measured is measured again
 _GAS_WEI: Final = 10**17  # below this a development account is filled up
 _GAS_GIFT_WEI: Final = 10**18
@@ -129,14 +130,22 @@ def wire_services(
     fund_wallet: Callable[[int], Awaitable[None]],
 ) -> NodeServices:
     """Connect given parts to each other; the same for real and for simulated ones."""
-    now = now_ms()
-    binding = bind_signer(network, key.peer_id, wallet, sequence=now, expires_ms=now + _BINDING_MS)
+
+    def bind() -> SignerBinding:
+        now = now_ms()
+        return bind_signer(network, key.peer_id, wallet, sequence=now, expires_ms=now + _BINDING_MS)
+
+    def binding() -> SignerBinding:
+        if payer.binding.expires_ms - now_ms() < _BINDING_LEFT_MS:
+            payer.binding = bind()  # an order comes before each hello to a new provider
+        return payer.binding
+
     outbox = Outbox(ledger=ledger, hub=hub)
 
     async def dial(peer: PeerId) -> Any:
         return await overlay.open_stream(peer, channel.PROTOCOL_ID)
 
-    payer = Payer(ledger=ledger, hub=hub, outbox=outbox, wallet=wallet, binding=binding, dial=dial)
+    payer = Payer(ledger=ledger, hub=hub, outbox=outbox, wallet=wallet, binding=bind(), dial=dial)
     board = AdBoard(network=network, now_ms=now_ms)
     books = RequesterLedgerBooks(ledger, payer)
     listeners: list[Callable[[TaskEvent], None]] = []
@@ -150,7 +159,7 @@ def wire_services(
         network=network,
         signer=key,
         chain=hub.terms,
-        binding=lambda: binding,
+        binding=binding,
         board=board,
         discovery=Discovery(overlay=overlay, board=board, network=network, now_ms=now_ms),
         books=books,

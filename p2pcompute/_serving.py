@@ -176,7 +176,7 @@ class ProviderRole:
             ),
             language=(LANGUAGE_VERSION,),
             chain=services.hub.terms,
-            binding=services.binding,
+            binding=services.binding(),
             availability=Availability(idle_only=False, draining=self.tasks.draining),
             region=self.options.region,
         )

@@ -69,7 +69,7 @@ class NodeServices:
     ledger: Ledger
     hub: Hub
     outbox: Outbox
-    binding: SignerBinding
+    binding: Callable[[], SignerBinding]
     payer: Payer
     board: AdBoard
     ad_service: AdService

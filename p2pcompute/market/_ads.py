@@ -53,6 +53,7 @@ class AdService:
     make_ad: Callable[[int], tuple[CapabilityAd, bytes]] | None = None
     _changed: trio.Event = field(default_factory=trio.Event)
     _raw: bytes | None = None
+    _sequence: int = 0
 
     def changed(self) -> None:
         """Say that the ad is out of date: it is built and sent anew at once."""
@@ -87,8 +88,11 @@ class AdService:
 
     def _sign(self) -> CapabilityAd:
         assert self.make_ad is not None
-        # Wall-clock milliseconds rise over restarts too, so a sequence needs no file.
-        ad, raw = self.make_ad(self.now_ms())
+        # Wall-clock milliseconds rise over restarts too, so a sequence needs no file. Where the clock is set back,
+        # or the board holds what an earlier process of ours has gossiped, the next number is taken.
+        held = self.board.get(self.overlay.peer_id)
+        self._sequence = max(self.now_ms(), self._sequence + 1, 0 if held is None else held.ad.sequence + 1)
+        ad, raw = self.make_ad(self._sequence)
         self._raw = raw
         self.board.keep(self.overlay.peer_id)
         self.board.put(raw)
@@ -178,10 +182,16 @@ class AdRecordValidator:
         return key == ads.record_key(self.network, ad.peer_id)
 
     def select(self, key: bytes, values: Sequence[bytes]) -> int:
-        """The ad with the highest sequence."""
+        """The ad with the highest sequence; one that has expired since, or never was valid, is behind all others."""
         del key
-        sequences = [ads.open_ad(value, network=self.network, now_ms=self.now_ms())[1].sequence for value in values]
-        return max(range(len(values)), key=sequences.__getitem__)
+
+        def sequence(value: bytes) -> int:
+            try:
+                return ads.open_ad(value, network=self.network, now_ms=self.now_ms())[1].sequence
+            except LocalProtocolError:
+                return -1
+
+        return max(range(len(values)), key=[sequence(value) for value in values].__getitem__)
 
 
 @dataclass(slots=True, kw_only=True)

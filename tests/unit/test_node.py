@@ -12,6 +12,7 @@ import p2pcompute as p2p
 from p2pcompute import ProviderOptions, RunOptions
 from p2pcompute._requester import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
+from p2pcompute.testing import virtual_clock_ms
 
 from .market._harness import Market, X, Y, Z, axpy, compute, in_memory
 
@@ -280,5 +281,51 @@ def test_a_task_of_another_node_may_be_within_a_loop_over_chunks() -> None:
         async for chunk in requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, chunks=4):
             if chunk.index == 0:
                 assert np.array_equal(await compute(another, chunks=2), Z)
+
+    in_memory(scenario)
+
+
+def test_a_clock_that_is_set_back_does_not_end_a_provider() -> None:
+    shift_ms = 0
+
+    async def scenario(market: Market) -> None:
+        nonlocal shift_ms
+        provider = await market.provider(node={"now_ms": lambda: virtual_clock_ms() + shift_ms})
+        own = provider.services.board
+        await trio.sleep(100)
+        before = own.get(provider.peer_id)
+        shift_ms = -200_000
+        await trio.sleep(500)
+        after = own.get(provider.peer_id)
+        assert before is not None
+        assert after is not None
+        assert after.ad.sequence > before.ad.sequence
+        assert after.ad.issued_ms > before.ad.issued_ms
+
+    in_memory(scenario)
+
+
+def test_a_node_outlives_its_binding() -> None:
+    """A binding of wallet and node lasts 30 days; a node that runs for longer makes new ones, to sell and to buy."""
+    days = 0
+
+    def now_ms() -> int:
+        return virtual_clock_ms() + days * 86_400_000
+
+    async def scenario(market: Market) -> None:
+        nonlocal days
+        provider = await market.provider(node={"now_ms": now_ms})
+        requester = await market.node(connect=(provider,), now_ms=now_ms)
+        first = requester.services.binding()
+        days = 22
+        assert requester.services.binding() is first
+        days = 31
+        await trio.sleep(150)  # the ad is made anew
+        assert first.expires_ms < now_ms()
+        with trio.fail_after(600):
+            assert np.array_equal(await compute(requester), Z)
+        assert requester.services.payer.binding.expires_ms > now_ms() + 7 * 86_400_000
+        assert provider.provider is not None
+        assert await market.claimed_uusd(provider) > 0
 
     in_memory(scenario)
