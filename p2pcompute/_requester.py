@@ -304,7 +304,8 @@ class TaskRun:
             if request.check.kind == "none":
                 return SampleReport(checked=0, mismatched=0)
             first, blocks = work.chunk_range(index)
-            return await sampler.check(first * threads, blocks * threads, output)
+            inside = binding.layout.threads_inside(first, blocks)
+            return await sampler.check(first * threads, blocks * threads, output, inside=inside)
 
         async def hand_over(index: int, output: bytes, provider: PeerId) -> None:
             first, blocks = work.chunk_range(index)

@@ -2,8 +2,8 @@
 
 Which threads is decided after the receipt came, from the operating system's randomness, so a provider can't know
 them. A provider that alters a share *p* of a chunk's rows escapes *n* samples with probability (1 - p)^n: 256
-samples miss 2 % with 0.6 %. Rows that no thread inside of the output's shape writes are checked to be zero, since
-the kernel can't write them.
+samples miss 2 % with 0.6 %. Samples are drawn from the threads that own a row of an output; the rows of all others,
+which the kernel can't write, have to be zero.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_SAMPLES", "SampleReport", "Sampler", "draw_threads"]
 
 DEFAULT_SAMPLES: Final = 256
+Threads = np.ndarray[Any, np.dtype[np.int64]]
 _RUN: Final = 8  # threads in a row: a part of the samples lies together, for faults that come in blocks
 _TIMEOUT_S: Final = 120.0
 
@@ -42,7 +43,7 @@ class SampleReport:
         return self.mismatched == 0
 
 
-def draw_threads(first: int, count: int, samples: int, rng: np.random.Generator) -> np.ndarray[Any, np.dtype[np.int64]]:
+def draw_threads(first: int, count: int, samples: int, rng: np.random.Generator) -> Threads:
     """Draw `samples` distinct threads of [first, first + count), a quarter of them in runs, sorted."""
     if samples >= count:
         return np.arange(first, first + count, dtype=np.int64)
@@ -84,26 +85,38 @@ class Sampler:
         self.checked = 0
         self.mismatched = 0
 
-    async def check(self, first_thread: int, threads: int, output: bytes) -> SampleReport:
+    async def check(
+        self, first_thread: int, threads: int, output: bytes, *, inside: Threads | None = None
+    ) -> SampleReport:
         """Compare samples of a chunk's `output` with what we compute.
 
         Args:
             first_thread: linear ID of the chunk's first thread; `threads` is how many it has.
             output: the rows of each output, one output after the other.
+            inside: the chunk's threads that own a row (`Layout.threads_inside`), ascending; samples are drawn from
+                them, and the rows of all others have to be zero. None where all threads do.
 
         Raises:
             ExecutionError: our own worker failed; this says nothing about the provider.
         """
-        picked = draw_threads(first_thread, threads, self._per_chunk, self._rng)
-        run = await self._worker.run_threads(picked, timeout_s=_TIMEOUT_S)
-        bad = np.zeros(len(picked), dtype=bool)
+        if inside is None:
+            inside = np.arange(first_thread, first_thread + threads, dtype=np.int64)
+        padding = np.ones(threads, dtype=bool)
+        padding[inside - first_thread] = False
+        picked = inside[draw_threads(0, len(inside), self._per_chunk, self._rng)]
+        bad = np.zeros(threads, dtype=bool)
+        mine = (await self._worker.run_threads(picked, timeout_s=_TIMEOUT_S)).outputs if len(picked) else ()
         at = 0
-        for size, ours in zip(self._row_bytes, run.outputs, strict=True):
+        for place, size in enumerate(self._row_bytes):
             theirs = np.frombuffer(output, dtype=np.uint8, count=threads * size, offset=at).reshape(threads, size)
-            mine = np.frombuffer(ours, dtype=np.uint8).reshape(len(picked), size)
-            bad |= (theirs[picked - first_thread] != mine).any(axis=1)
+            if len(picked):
+                ours = np.frombuffer(mine[place], dtype=np.uint8).reshape(len(picked), size)
+                bad[picked - first_thread] |= (theirs[picked - first_thread] != ours).any(axis=1)
+            if len(inside) < threads:
+                bad[padding] |= theirs[padding].any(axis=1)
             at += threads * size
+        mismatched = int(bad.sum())
         self.checked += len(picked)
-        self.mismatched += int(bad.sum())
-        where = int(picked[int(np.argmax(bad))]) if bad.any() else None
-        return SampleReport(checked=len(picked), mismatched=int(bad.sum()), thread=where)
+        self.mismatched += mismatched
+        where = first_thread + int(np.argmax(bad)) if mismatched else None
+        return SampleReport(checked=len(picked), mismatched=mismatched, thread=where)

@@ -109,9 +109,9 @@ def sampler(truth: Truth, shapes: Sequence[tuple[int, ...]], *, per_chunk: int, 
     return Sampler(truth, specs, shapes, per_chunk=per_chunk, rng=rng(seed))
 
 
-def check(it: Sampler, first: int, threads: int, output: bytes) -> Any:
+def check(it: Sampler, first: int, threads: int, output: bytes, inside: Any = None) -> Any:
     async def main() -> Any:
-        return await it.check(first, threads, output)
+        return await it.check(first, threads, output, inside=inside)
 
     return trio.run(main)
 
@@ -196,3 +196,51 @@ def test_without_a_seed_nobody_can_know_the_sample() -> None:
         it = Sampler(truth, [OutputSpec(dtype="int32", shape=(10_000,))], [()], per_chunk=16)
         check(it, 0, 10_000, rows_of(0, 10_000, truth))
     assert truth.asked[0].tolist() != truth.asked[1].tolist()
+
+
+# Threads of blocks that stand out over an output's edge own no row.
+
+PADDED = np.zeros((4_000, 3), np.float32)
+INSIDE = np.arange(0, 4_000, 16, dtype=np.int64)
+PADDED[INSIDE] = rng(8).random((len(INSIDE), 3))
+
+
+def test_no_sample_is_wasted_on_threads_that_own_no_row() -> None:
+    """One thread in 16 owns a row, and every tenth of those rows is altered: 64 samples all but always meet one."""
+    truth = Truth(PADDED)
+    altered = PADDED.copy()
+    altered[INSIDE[::10]] += 1
+
+    def misses(inside: Any) -> int:
+        found = (
+            check(sampler(truth, [(3,)], per_chunk=64, seed=s), 0, 4_000, altered.tobytes(), inside) for s in range(50)
+        )
+        return sum(report.ok for report in found)
+
+    assert misses(None) > 20  # samples of all threads: four fall on rows
+    assert misses(INSIDE) == 0
+    assert all(np.isin(asked, INSIDE).all() for asked in truth.asked[50:])
+
+
+def test_what_lies_outside_of_the_output_has_to_be_zero() -> None:
+    truth = Truth(PADDED)
+    first, count = 160, 1_600
+    owners = INSIDE
+    inside = owners[(owners >= first) & (owners < first + count)]
+    honest = rows_of(first, count, truth)
+    it = sampler(truth, [(3,)], per_chunk=8)
+    assert check(it, first, count, honest, inside).checked == 8
+    for thread in (first + 1, first + 777, first + count - 1):
+        altered = bytearray(honest)
+        altered[(thread - first) * 12 + 5] = 1
+        report = check(it, first, count, bytes(altered), inside)
+        assert (report.mismatched, report.thread) == (1, thread)
+
+
+def test_a_chunk_that_owns_no_row_is_zero_and_runs_nothing() -> None:
+    truth = Truth(np.zeros(64, np.int32))
+    nobody = np.array([], np.int64)
+    it = sampler(truth, [()], per_chunk=8)
+    assert check(it, 0, 64, bytes(256), nobody).ok
+    assert check(it, 0, 64, bytes(255) + b"\1", nobody).thread == 63
+    assert not truth.asked
