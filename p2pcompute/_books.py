@@ -11,6 +11,7 @@ import trio
 
 from p2pcompute.errors import BudgetError, InsufficientFunds, P2PComputeError
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
+from p2pcompute_protocols.channel import channel_id
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import PUSD_PER_UUSD
@@ -44,14 +45,15 @@ class ProviderLedgerBooks:
         self._subnet = subnet
         self._begun_pusd: Counter[PeerId] = Counter()  # chunks under way, over all tasks of a peer
 
-    async def agreed(self, agreement: Agreement) -> None:
-        """Store an agreement."""
-        await self._ledger.add_agreement(agreement, role="provider")
+    async def agreed(self, agreement: Agreement) -> None:  # noqa: ARG002  as the protocol has it
+        """Nothing is stored yet: both signatures prove an agreement to whoever is shown it, and agreeing costs a
+        stranger nothing. It goes on disk with the first chunk that is charged to its requester's credit."""
+        await trio.lowlevel.checkpoint()
 
     async def open(self, agreement: Agreement) -> _ProviderAccount:
         """The account of a task."""
-        row = await self._ledger.add_agreement(agreement, role="provider")
-        if row.state != "open":
+        row = await self._ledger.agreement(agreement.task_id)
+        if row is not None and row.state != "open":
             # Its receipts are issued: computing them again would cost this provider, and its requester nothing.
             raise LocalProtocolError("this task has ended; agree on a new one", code=WireCode.REPLAYED)
         peer = PeerId(agreement.terms.requester)
@@ -61,13 +63,16 @@ class ProviderLedgerBooks:
         chunk_pusd = _chunk_pusd(agreement)
         first = await self._credit.first_window(peer, chunk_pusd=chunk_pusd)
         maximum = agreement.terms.max_window
-        channel = await self._ledger.channel_in(row.channel)
+        payer = agreement.terms.payer
+        channel_ = channel_id(Address(payer.owner), Address(agreement.terms.payee), Address(payer.signer))
+        channel = await self._ledger.channel_in(channel_)
         return _ProviderAccount(
             ledger=self._ledger,
             payee=self._payee,
             credit=self._credit,
             agreement=agreement,
-            channel=row.channel,
+            channel=channel_,
+            stored=row is not None,
             subnet=self._subnet(peer),
             chunk_pusd=chunk_pusd,
             window=CreditWindow(size=min(first, maximum), maximum=maximum),
@@ -87,6 +92,7 @@ class _ProviderAccount:
         credit: CreditBook,
         agreement: Agreement,
         channel: ChannelId,
+        stored: bool,
         subnet: str,
         chunk_pusd: int,
         window: CreditWindow,
@@ -99,6 +105,7 @@ class _ProviderAccount:
         self._agreement = agreement
         self._peer = PeerId(agreement.terms.requester)
         self._channel = channel
+        self._stored = stored
         self._subnet = subnet
         self._chunk_pusd = chunk_pusd
         self._window = window
@@ -148,6 +155,14 @@ class _ProviderAccount:
             raise
         self._under_way.append(charged)
         self._window.start()
+        if not self._stored:
+            try:
+                await self._ledger.add_agreement(self._agreement, role="provider")
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await self.drop()
+                raise
+            self._stored = True
 
     def _end_begun(self) -> None:
         self._begun_pusd[self._peer] -= self._chunk_pusd
@@ -178,6 +193,8 @@ class _ProviderAccount:
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
         """Store the receipt, and what it earns, then give its envelope."""
+        if payload.code != 0 and not self._stored:
+            return sign(payload)  # owed to nobody; a chunk that was never charged leaves nothing on disk
         envelope = await self._ledger.record_receipt(payload, sign=sign)
         if payload.code == 0:
             if self._under_way:

@@ -125,6 +125,8 @@ def open_terms(raw: bytes, *, network: str, requester: PeerId) -> tuple[Envelope
     terms = Terms.decode(envelope.payload)
     if terms.requester != envelope.signer:
         raise LocalProtocolError("terms signed by somebody else", code=WireCode.WRONG_PEER)
+    if terms.encode() != envelope.payload:  # both sides keep these bytes: nothing rides along in them
+        raise LocalProtocolError("the terms hold more than terms", code=WireCode.MALFORMED)
     return envelope, terms
 
 

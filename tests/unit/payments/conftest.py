@@ -147,7 +147,7 @@ class World:
     def need(self, amount: int) -> list[ChannelNeed]:
         return [ChannelNeed(payee=self.account.address, peer=self.provider.peer_id, amount_uusd=amount)]
 
-    async def agree(self, *, price_pusd: int = 1_000_000, ceiling_uusd: int = 1_000) -> TaskId:
+    async def agree(self, *, price_pusd: int = 1_000_000, ceiling_uusd: int = 1_000, stored: bool = True) -> TaskId:
         """An agreement in both ledgers."""
         self.agreements += 1
         terms = Terms(
@@ -182,7 +182,8 @@ class World:
         )
         self.last_agreement = agreement
         await self.payer_ledger.add_agreement(agreement, role="requester")
-        await self.payee_ledger.add_agreement(agreement, role="provider")
+        if stored:
+            await self.payee_ledger.add_agreement(agreement, role="provider")
         return agreement.task_id
 
     def receipt(self, task: TaskId, index: int, *, units: int = 1, output: bytes = b"o" * 32) -> ReceiptPayload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,15 @@ import trio
 import trio.testing
 
 from p2pcompute._books import ProviderLedgerBooks, RequesterLedgerBooks
-from p2pcompute.errors import BudgetError
+from p2pcompute.errors import BudgetError, DiskFull
 from p2pcompute.payments import CreditBook, CreditPolicy
+from p2pcompute_protocols import cbor
+from p2pcompute_protocols.envelope import seal
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.negotiation import open_terms
 
 Run = Callable[..., None]
+NETWORK = "test"
 HOUR = 1_000_000 // 3_600_000
 
 
@@ -145,5 +150,73 @@ def test_accounts_that_accept_at_once_keep_to_one_budget(run: Run) -> None:
         with pytest.raises(OSError):
             await accounts[0].accept(b"", world.receipt(task, 1, units=1), sampled=1)
         assert books.accepted_pusd == 6_000_000
+
+    run(body)
+
+
+def test_a_stranger_leaves_nothing_on_disk_before_its_first_charged_chunk(run: Run) -> None:
+    async def body(world: Any) -> None:
+        def rows() -> int:
+            return int(world.payee_ledger._database.connection.execute("SELECT count(*) FROM events").fetchone()[0])
+
+        before = rows()
+        books = provider_books(world)
+        for _ in range(5):
+            task = await world.agree(stored=False)
+            await books.agreed(world.last_agreement)
+            account = await books.open(world.last_agreement)
+            cancelled = dataclasses.replace(
+                world.receipt(task, 0, units=0), code=int(WireCode.CANCELLED), output=bytes(32), detail="cancelled"
+            )
+            assert await account.issue(cancelled, world.sign_receipt)
+            await account.close()
+        refusing = await provider_books(world, peer_uusd=0, subnet_uusd=0).open(world.last_agreement)
+        refusing._chunk_pusd = 1
+        with pytest.raises(LocalProtocolError):
+            await refusing.begin()
+        await refusing.close()
+        assert rows() == before
+        account = await books.open(world.last_agreement)  # it has not begun, so it may still be opened
+        await account.begin()
+        assert (await world.payee_ledger.agreement(task)).state == "open"
+        await account.issue(world.receipt(task, 0), world.sign_receipt)
+        await account.close()
+        with pytest.raises(LocalProtocolError) as caught:
+            await books.open(world.last_agreement)
+        assert caught.value.code == WireCode.REPLAYED
+
+    run(body)
+
+
+def test_a_full_disk_at_the_first_chunk_gives_its_credit_back(run: Run) -> None:
+    async def body(world: Any) -> None:
+        await world.agree(stored=False)
+
+        async def full(*args: Any, **kwargs: Any) -> Any:
+            raise DiskFull("no room")
+
+        account = await provider_books(world).open(world.last_agreement)
+        world.payee_ledger.add_agreement = full
+        with pytest.raises(DiskFull):
+            await account.begin()
+        assert (account.unpaid, await used(world)) == (0, 0)
+
+    run(body)
+
+
+@pytest.mark.parametrize("place", ["terms", "check"])
+def test_terms_with_something_riding_along_are_refused(run: Run, place: str) -> None:
+    async def body(world: Any) -> None:
+        await world.agree(stored=False)
+        fields = world.last_agreement.terms.to_map()
+        if place == "terms":
+            fields[1000] = bytes(50_000)
+        else:
+            (key,) = (key for key, value in fields.items() if value == world.last_agreement.terms.check.to_map())
+            fields[key] = {**fields[key], 1000: bytes(50_000)}
+        raw = seal("terms", NETWORK, world.requester, cbor.encode(fields))
+        with pytest.raises(LocalProtocolError) as caught:
+            open_terms(raw, network=NETWORK, requester=world.requester.peer_id)
+        assert caught.value.code == WireCode.MALFORMED
 
     run(body)
