@@ -12,7 +12,7 @@ import trio
 from trio import TaskStatus
 
 from p2pcompute._dialogue import Dialogue
-from p2pcompute.errors import OverlayError
+from p2pcompute.errors import OverlayError, StreamError
 from p2pcompute_protocols import ads
 from p2pcompute_protocols.ads import AdBatch, AdQuery, AdsConnection, CapabilityAd
 from p2pcompute_protocols.connection import Role, StreamEnded
@@ -20,7 +20,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_ADS_PER_REPLY
 
-from ._board import AdBoard
+from ._board import GOSSIP_SPACING_MS, AdBoard
 
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay, OverlayStream
@@ -32,9 +32,11 @@ _log = logging.getLogger("p2pcompute.market")
 AD_LIFETIME_MS: Final = 10 * 60 * 1000
 AD_REFRESH_S: Final = 120.0  # an unchanged ad is sent anew so often
 # Gossip reaches only who is in the mesh by then, and a node that has just started is hardly in it yet.
-_FIRST_REFRESHES_S: Final = (2.0, 10.0, 30.0)
+_FIRST_REFRESHES_S: Final = (2.5, 10.0, 30.0)
 _EPOCH_MS: Final = 3_600_000
 _QUERY_STALL_S: Final = 5.0
+_IDLE_S: Final = 15.0  # a stream that asks nothing is closed
+_SPACING_S: Final = GOSSIP_SPACING_MS / 1000 + 0.5  # between our own ads, or others drop the later one
 _DHT_TIMEOUT_S: Final = 8.0
 
 
@@ -115,6 +117,7 @@ class AdService:
             if count:
                 self._sign()
             assert self._raw is not None
+            sent_s = trio.current_time()
             try:
                 await self.overlay.publish(self.topic(self.overlay.peer_id), self._raw)
             except OverlayError as exc:
@@ -122,7 +125,7 @@ class AdService:
             pause_s = _FIRST_REFRESHES_S[count] if count < len(_FIRST_REFRESHES_S) else AD_REFRESH_S
             with trio.move_on_after(pause_s):
                 await self._changed.wait()
-            await trio.sleep(0.05)  # several changes at once make one ad
+            await trio.sleep_until(max(trio.current_time() + 0.05, sent_s + _SPACING_S))  # changes at once make one ad
 
     async def _provide(self) -> None:
         """Keep provider records for this node's buckets in the DHT."""
@@ -152,13 +155,19 @@ class AdService:
 
     async def _answer(self, stream: OverlayStream) -> None:
         dialogue = Dialogue(AdsConnection(Role.PROVIDER), stream)
-        while True:
-            query = await dialogue.receive(stall_s=60)
-            if isinstance(query, StreamEnded):
-                return
-            assert isinstance(query, AdQuery)
-            found = [entry.raw for entry in self.board.entries() if _matches(entry.ad, query)]
-            await dialogue.send(AdBatch(ads=tuple(found[: query.limit]), more=len(found) > query.limit))
+        try:
+            while True:
+                query = await dialogue.receive(stall_s=_IDLE_S)
+                if isinstance(query, StreamEnded):
+                    return
+                assert isinstance(query, AdQuery)
+                found = [entry.raw for entry in self.board.entries() if _matches(entry.ad, query)]
+                await dialogue.send(AdBatch(ads=tuple(found[: query.limit]), more=len(found) > query.limit))
+        except ProtocolError as exc:
+            _log.info("no more ads for %s: %s", stream.peer_id, exc)
+            await stream.reset()
+        except StreamError:
+            pass  # it has left
 
 
 def _matches(ad: CapabilityAd, query: AdQuery) -> bool:

@@ -10,6 +10,7 @@ from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.envelope import Envelope
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId
+from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import BidPayload, OrderPayload
 from p2pcompute_protocols.work import ChunkWork
@@ -92,3 +93,5 @@ class FixedPricePolicy:
             raise LocalProtocolError("we are not in that region", code=WireCode.UNSUPPORTED)
         if payload.deadline_ms <= self.now_ms():
             raise LocalProtocolError("the deadline has passed", code=WireCode.EXPIRED)
+        if payload.deadline_ms > self.now_ms() + MAX_DEADLINE_MS + MAX_CLOCK_SKEW_MS:
+            raise LocalProtocolError("the deadline is more than 7 days ahead", code=WireCode.UNSUPPORTED)

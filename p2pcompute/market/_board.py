@@ -13,9 +13,10 @@ from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Requirement
 
-__all__ = ["MAX_BOARD_ADS", "AdBoard", "BoardEntry", "fits"]
+__all__ = ["GOSSIP_SPACING_MS", "MAX_BOARD_ADS", "AdBoard", "BoardEntry", "fits"]
 
 MAX_BOARD_ADS: Final = 4_096
+GOSSIP_SPACING_MS: Final = 2_000  # an ad of the same peer that is gossiped sooner goes no further
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class AdBoard:
         self._network = network
         self._now_ms = now_ms
         self._entries: dict[PeerId, BoardEntry] = {}
+        self._gossiped_ms: dict[PeerId, int] = {}  # of peers in `_entries`
         self._kept: set[PeerId] = set()
 
     def keep(self, peer: PeerId) -> None:
@@ -52,12 +54,15 @@ class AdBoard:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, raw: bytes) -> BoardEntry | None:
+    def put(self, raw: bytes, *, spacing_ms: int = 0) -> BoardEntry | None:
         """Take a signed ad; None when the board has it already.
+
+        Args:
+            spacing_ms: how long ago the same peer's last gossiped ad must have come.
 
         Raises:
             LocalProtocolError: forged, expired, about another peer, or older than the one that is held
-                (code REPLAYED).
+                (code REPLAYED), or too soon after it (NO_CAPACITY).
         """
         for entry in self._entries.values():
             if entry.raw == raw:
@@ -66,31 +71,43 @@ class AdBoard:
         held = self._entries.get(envelope.signer)
         if held is not None and ad.sequence <= held.ad.sequence:
             raise LocalProtocolError("an ad that is not newer than the one we hold", code=WireCode.REPLAYED)
+        gossiped_ms = self._gossiped_ms.get(envelope.signer)
+        # A clock that was set back stops nobody's ads.
+        if gossiped_ms is not None and 0 <= self._now_ms() - gossiped_ms < spacing_ms:
+            raise LocalProtocolError("too many ads of this peer; later", code=WireCode.NO_CAPACITY)
         self.prune()
         if held is None and len(self._entries) >= MAX_BOARD_ADS:
             # Any rule on what ads say could be used by a flood of identities to push honest ads out; chance can't be.
             others = [peer for peer in self._entries if peer not in self._kept]
-            del self._entries[secrets.choice(others)]
+            self.forget(secrets.choice(others))
         entry = BoardEntry(ad=ad, raw=raw)
         self._entries[envelope.signer] = entry
         return entry
 
     def accepts(self, raw: bytes) -> bool:
-        """Whether a gossiped ad is worth passing on: valid, and newer than what we hold."""
+        """Whether a gossiped ad is worth passing on: valid, newer than what we hold, and not gossiped in a flood.
+
+        Of ads of one peer within `GOSSIP_SPACING_MS` the first counts; the newest is taken when it is sent again.
+        """
         try:
-            return self.put(raw) is not None
+            entry = self.put(raw, spacing_ms=GOSSIP_SPACING_MS)
         except LocalProtocolError:
             return False
+        if entry is None:
+            return False
+        self._gossiped_ms[entry.peer_id] = self._now_ms()
+        return True
 
     def prune(self) -> None:
         """Forget ads that have expired."""
         now = self._now_ms()
         for peer in [peer for peer, entry in self._entries.items() if entry.ad.expires_ms <= now]:
-            del self._entries[peer]
+            self.forget(peer)
 
     def forget(self, peer: PeerId) -> None:
         """Drop a peer's ad, for example because it can't be reached."""
         self._entries.pop(peer, None)
+        self._gossiped_ms.pop(peer, None)
 
     def get(self, peer: PeerId) -> BoardEntry | None:
         """The ad of one peer."""

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 import trio
 
 from p2pcompute._dialogue import Dialogue
-from p2pcompute.errors import StreamError, TaskRefused
+from p2pcompute.errors import StorageError, StreamError, TaskRefused
 from p2pcompute_protocols import negotiation
 from p2pcompute_protocols._binding import verify_binding
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.envelope import Envelope, Signer
-from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode, remote
+from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, WireCode, remote
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.negotiation import (
@@ -246,8 +246,9 @@ class NegotiationService:
                         return
                 except LocalProtocolError as exc:
                     await self._refuse(dialogue, requester, order_digest, exc)
-        except RemoteProtocolError as exc:
-            _log.info("negotiation with %s ended: %s", requester, exc)
+        except (ProtocolError, StorageError) as exc:
+            level = logging.WARNING if isinstance(exc, StorageError) else logging.INFO
+            _log.log(level, "negotiation with %s ended: %s", requester, exc)
             await stream.reset()
         except StreamError:
             pass  # the requester left; nothing was promised
