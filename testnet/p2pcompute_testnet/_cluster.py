@@ -75,6 +75,7 @@ class NodeProcess:
     killed: bool = False
     _ready: trio.Event = field(default_factory=trio.Event)
     _gone: trio.Event = field(default_factory=trio.Event)
+    _reading: trio.CancelScope = field(default_factory=lambda: trio.CancelScope(shield=True))
 
     @property
     def peer_id(self) -> str:
@@ -133,6 +134,10 @@ class NodeProcess:
         with trio.CancelScope(shield=True):  # killed processes end at once
             await self.process.wait()
 
+    def stop_reading(self) -> None:
+        """Read no more of what it says."""
+        self._reading.cancel()
+
     def close(self) -> None:
         """Close our ends of its pipes; it has ended."""
         for pipe in (self.process.stdin, self.process.stdout):
@@ -144,7 +149,8 @@ class NodeProcess:
         stdout = self.process.stdout
         assert stdout is not None
         rest = b""
-        with self.log.open("ab", buffering=0) as log:
+        # Shielded: when the cluster is cancelled, what its nodes say last is still read; `stop_reading` ends it at the latest.
+        with self._reading, self.log.open("ab", buffering=0) as log:
             async for data in stdout:
                 log.write(data)
                 *lines, rest = (rest + data).split(b"\n")
@@ -294,6 +300,8 @@ async def open_cluster(
             with trio.move_on_after(0.2):  # what a node wrote last ends with it
                 for node in cluster.nodes:
                     await node.wait_gone()
+        for node in cluster.nodes:
+            node.stop_reading()
         nursery.cancel_scope.cancel()
     for node in cluster.nodes:
         node.close()

@@ -85,7 +85,7 @@ def _logs(debug: bool) -> None:
     epilog="""\b
 Examples:
   p2pcompute demo
-  p2pcompute demo --out /tmp/demo --side 4
+  p2pcompute demo --out demo-small --side 4
   p2pcompute demo | cat          # plain lines instead of a live table
 """
 )
@@ -143,12 +143,53 @@ def testnet() -> None:
     """Many nodes on this machine."""
 
 
+@testnet.command(
+    "up",
+    epilog="""\b
+Examples:
+  p2pcompute testnet up 5
+  p2pcompute testnet up 20 --network crowd --threads 1 --json
+""",
+)
+@click.argument("providers", type=click.IntRange(1, 64), metavar="N")
+@click.option(
+    "--dir",
+    "directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="homes and logs of the nodes  [under P2PCOMPUTE_HOME]",
+)
+@click.option("--network", default="local", show_default=True, help="name of the network; one that runs is joined")
+@click.option("--price", default="0.05 USD", show_default=True, help="for an hour of a reference core")
+@click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="of each provider")
+@click.option("--json", "as_json", is_flag=True, help="machine-readable output")
+@click.option("--debug", is_flag=True, help="tracebacks and logs, for bug reports")
+def testnet_up(
+    providers: int, directory: Path | None, network: str, price: str, threads: int, as_json: bool, debug: bool
+) -> None:
+    """Run N providers and a development chain on this machine, until Ctrl-C."""
+    from functools import partial
+
+    _logs(debug)
+    from ._testnet import TestnetOptions, run_testnet
+
+    options = TestnetOptions(
+        providers=providers,
+        directory=directory,
+        network=network,
+        price=price,
+        threads=threads,
+        as_json=as_json,
+    )
+    _run(partial(run_testnet, options), debug=debug)
+
+
 @click.group()
 def cli() -> None:
     """Many nodes of p2pcompute on this machine."""
 
 
 cli.add_command(demo)
+cli.add_command(testnet_up)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

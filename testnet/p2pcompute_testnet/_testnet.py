@@ -1,0 +1,116 @@
+"""`p2pcompute testnet up N`: providers on this machine's network until Ctrl-C, each a process of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from p2pcompute._local_chain import serve_local_chain
+from p2pcompute._profile import NetworkDir, home_dir
+
+from ._cluster import NodeProcess, NodeSpec, open_cluster
+
+__all__ = ["TestnetOptions", "run_testnet"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TestnetOptions:
+    """What to run.
+
+    Attributes:
+        providers: how many.
+        directory: their homes and logs; under P2PCOMPUTE_HOME where None.
+        network: the network's name on this machine. Where one of that name runs already, they join it.
+        price: for an hour of a reference core.
+        threads: processor threads of each.
+        as_json: one JSON object a line instead of text.
+    """
+
+    providers: int
+    directory: Path | None = None
+    network: str = "local"
+    price: str = "0.05 USD"
+    threads: int = 1
+    as_json: bool = False
+
+    __test__ = False  # pytest would take the name for a test's
+
+
+def _say(options: TestnetOptions, text: str, **event: Any) -> None:
+    click.echo(json.dumps(event) if options.as_json else text)
+
+
+def _on_event(options: TestnetOptions, node: NodeProcess, event: dict[str, Any]) -> None:
+    if options.as_json:
+        click.echo(json.dumps({"node": node.spec.name, **event}))
+        return
+    match event.get("event"):
+        case "task-started":
+            click.echo(f"{node.spec.name}: a task of …{str(event.get('requester', ''))[-8:]} has begun")
+        case "task-ended":
+            click.echo(f"{node.spec.name}: it has ended, {event.get('chunks', 0)} chunks done")
+        case "checkpoint":
+            click.echo(f"{node.spec.name}: claimed on chain what it earned")
+        case _:
+            pass  # "ready" is said for all of them; how each one stops is in its log
+
+
+async def run_testnet(options: TestnetOptions) -> None:
+    """Run until cancelled, or until every provider has ended.
+
+    The chain and the providers are announced on this machine, so that `python yourfile.py`, `p2pcompute run` and
+    further `p2pcompute up` find them without an address.
+
+    Raises:
+        NodeStartError: a provider did not get ready; says where its log is.
+        ChainUnreachable: the development chain did not start.
+
+    Cancellation: providers claim what they earned and end, within three seconds.
+    """
+    here = NetworkDir.named(options.network)
+    directory = (options.directory or home_dir() / "testnet" / options.network).absolute()
+    async with trio.open_nursery() as nursery:
+        url: str = await nursery.start(serve_local_chain, here)
+        _say(options, f"chain {url}", event="chain", url=url)
+        async with open_cluster(
+            directory,
+            chain_url=url,
+            network=options.network,
+            on_event=lambda node, event: _on_event(options, node, event),
+        ) as cluster:
+            width = int(math.log10(options.providers)) + 1
+            specs = [
+                NodeSpec(name=f"node-{number:0{width}d}", price=options.price, threads=options.threads)
+                for number in range(1, options.providers + 1)
+            ]
+            # The first one knows nobody; the others join by it, and find each other through it.
+            first = await cluster.start(specs[:1], bootstrap=[a for n in here.nodes() for a in n.addresses[:1]])
+            rest = await cluster.start(specs[1:], bootstrap=first[0].addresses[:1]) if specs[1:] else []
+            with ExitStack() as stack:
+                for node in (*first, *rest):
+                    stack.enter_context(here.announce_node(node.peer_id, node.addresses))
+                    if not options.as_json:
+                        click.echo(f"{node.spec.name}  {node.addresses[0]}")
+                where = "" if options.network == "local" else f"P2PCOMPUTE_NETWORK={options.network} "
+                _say(
+                    options,
+                    f"{options.providers} providers are ready; logs are in {cluster.logs}. In another terminal:\n"
+                    f"    {where}python yourfile.py        {where}p2pcompute run yourfile.py\n"
+                    "Ctrl-C stops them all",
+                    event="testnet-ready",
+                    providers=options.providers,
+                    logs=str(cluster.logs),
+                    network=options.network,
+                )
+                async with trio.open_nursery() as waiting:
+                    for node in (*first, *rest):
+                        waiting.start_soon(node.wait_gone)
+        nursery.cancel_scope.cancel()
+    click.echo("every provider has ended; their logs say why", err=True)

@@ -1,0 +1,110 @@
+"""`p2pcompute testnet up` and a small `p2pcompute demo`: real processes on loopback, ended by themselves or by us."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+COMMAND = (sys.executable, "-c", "import sys; from p2pcompute_cli.main import main; sys.exit(main())")
+SCRIPT = """
+import numpy as np, p2pcompute as p2p
+from p2pcompute import cuda
+
+@p2p.kernel
+def saxpy(out, a, x, y):
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = a * x[i] + y[i]
+
+x = np.arange(5000, dtype=np.float32)
+z = p2p.run(saxpy, p2p.out(x.shape, x.dtype), np.float32(2), x, x, budget="0.01 USD", chunks=4)
+assert np.array_equal(z, 3 * x)
+print("right")
+"""
+
+pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("P2PCOMPUTE_")}
+    return {**kept, "P2PCOMPUTE_HOME": str(home)}
+
+
+def events(process: subprocess.Popen[bytes]) -> Iterator[dict[str, Any]]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield json.loads(line)
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/exe").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]
+
+
+def test_a_testnet_serves_a_plain_script_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    script = tmp_path / "saxpy.py"
+    script.write_text(SCRIPT)
+    up = subprocess.Popen(
+        [*COMMAND, "testnet", "up", "2", "--json"],
+        stdout=subprocess.PIPE,
+        env=environment(home),
+        start_new_session=True,
+    )
+    pids: list[int] = []
+    try:
+        for event in events(up):
+            if event.get("event") == "ready":
+                pids.append(event["pid"])
+            if event.get("event") == "testnet-ready":
+                break
+        assert len(pids) == 2
+        asked = subprocess.run(
+            [sys.executable, str(script)], env=environment(home), capture_output=True, timeout=120, check=False
+        )
+        assert asked.stdout.decode().split() == ["right"], asked.stderr.decode()
+        up.send_signal(signal.SIGINT)
+        said = [event.get("event") for event in events(up)]
+        assert up.wait(timeout=20) == 130
+        assert said.count("stopped") == 2
+        assert not any(alive(pid) for pid in pids)
+    finally:
+        if up.poll() is None:
+            os.killpg(up.pid, signal.SIGKILL)
+            up.wait()
+        assert up.stdout is not None
+        up.stdout.close()
+
+
+def test_a_small_demo_has_a_cheat_and_a_crash_in_it(home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    options = ["--width", "96", "--height", "64", "--side", "2", "--depth", "6", "--chunks", "12", "--providers", "3"]
+    done = subprocess.run(
+        [*COMMAND, "demo", "--out", str(out), "--quiet", *options],
+        env=environment(home),
+        capture_output=True,
+        timeout=220,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    report = json.loads((out / "report.json").read_text())
+    assert (out / "render.png").read_bytes().startswith(b"\x89PNG")
+    assert report["chunks"] == 12
+    assert report["requeued_chunks"] >= 1
+    assert report["reference"]["differ"] == 0
+    assert report["liar"]["caught"]
+    assert report["liar"]["paid_uusd"] == 0
+    assert report["samples"]["mismatched"] > 0
+    for provider in report["providers"]:
+        assert provider["claimed_on_chain_uusd"] == provider["earned_uusd"]
