@@ -191,9 +191,15 @@ def wire_services(
 
 def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
     from p2pcompute.execution import SandboxPolicy, WorkerPool
+    from p2pcompute.execution._pool import MAX_WORKERS
 
     cores = len(os.sched_getaffinity(0))
-    return WorkerPool(threads=threads or cores, spare=1, policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed))
+    return WorkerPool(
+        threads=threads or cores,
+        spare=1,
+        max_sessions=MAX_WORKERS,  # tasks at once are bounded by the provider's slots
+        policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
+    )
 
 
 def known_device(threads: int, score_milli: int | None = None) -> Device | None:

@@ -33,6 +33,7 @@ __all__ = ["DEFAULT_PRICE", "ProviderOptions", "ProviderRole"]
 
 DEFAULT_PRICE: Final = "0.05 USD"
 _MAX_SLOTS: Final = 64
+_MAX_TASKS: Final = 62  # a worker each, of the pool's 64; two are left for what this node buys
 _MAX_WINDOW: Final = 64  # the protocol's bound is 256
 
 
@@ -115,7 +116,7 @@ class ProviderRole:
             books=WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit),
             now_ms=node.now_ms,
             slots=trio.CapacityLimiter(options.slots),
-            max_tasks=options.slots * 4,
+            max_tasks=min(options.slots * 4, _MAX_TASKS),
             score_milli=device.score_milli,
             fault=options.fault,
         )

@@ -8,7 +8,7 @@
     ├── KernelError                  a kernel is refused; has file, line, reason and what to write instead
     │   └── KernelTypeError          arguments do not fit the kernel
     ├── NoProviderError              nobody on the network fits the order; no money has moved
-    ├── BudgetError                  the work costs more than the budget
+    ├── BudgetError                  the work costs more than the budget, before or while it is done
     ├── TaskError                    a task ended without a full result
     │   ├── TaskRefused              the provider refused the task with a typed reason
     │   │   └── market.OrderRefused  it does not bid or does not sign
@@ -140,7 +140,11 @@ class NoProviderError(P2PComputeError):
 
 
 class BudgetError(P2PComputeError):
-    """The work costs more than the budget; no money has moved."""
+    """The work costs more than the budget.
+
+    Raised before the start where the estimate says so: then no money has moved, and the message says that. Raised
+    later where the budget is used up: then what was paid is covered by checked receipts.
+    """
 
     exit_code = 6
 

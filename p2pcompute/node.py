@@ -46,12 +46,10 @@ __all__ = ["Node", "NodeServices", "compose_node", "open_chain", "open_node"]
 
 _log = logging.getLogger("p2pcompute.node")
 
-_BINDING_MS: Final = 30 * 24 * 3_600_000
 _SPARE_S: Final = 15.0
 _STOP_S: Final = 1.0
 # A signed batch is on disk before it is sent; what the chain has not mined by then is settled at the next start.
 _CHECKPOINT_S: Final = 1.5
-DEV_GAS_WEI: Final = 10**18
 
 
 def wall_clock_ms() -> int:
@@ -102,6 +100,7 @@ class Node:
         self.started_ms = now_ms()
         self._nursery = nursery
         self._pool: WorkerPool | None = None
+        self._pool_opened_with: tuple[int, bool] = (0, False)
         self._device: Device | None = None
         self._pool_lock = trio.Lock()
         self._run_lock = trio.Lock()
@@ -113,12 +112,24 @@ class Node:
         return self.services.overlay.addresses
 
     async def _worker_pool(self, threads: int = 0, allow_unsandboxed: bool = False) -> WorkerPool:
+        """The workers, opened on first use; 0 threads are all cores."""
         async with self._pool_lock:
             if self._pool is None:
                 pool = self.services.open_pool(threads, allow_unsandboxed)
                 await self._nursery.start(pool.serve)
-                self._pool = pool
+                self._pool, self._pool_opened_with = pool, (threads, allow_unsandboxed)
             return self._pool
+
+    def _refuse_other_workers(self, threads: int | None, allow_unsandboxed: bool) -> None:
+        """Raise ConfigError where the workers that are open aren't as `serve` was told to have them."""
+        had_threads, had_unsandboxed = self._pool_opened_with
+        if self._pool is None:
+            return
+        if (threads is not None and threads != had_threads) or (allow_unsandboxed and not had_unsandboxed):
+            raise ConfigError(
+                "this node's workers are open already, with other threads or with the sandbox; serve before the first "
+                "run, or open another node to serve with threads or allow_unsandboxed"
+            )
 
     async def device(self) -> Device:
         """This machine's device with its measured score."""
@@ -170,7 +181,8 @@ class Node:
             ConfigError: an option is unknown or out of its range, or this is within a loop over `map` of the same
                 node; nothing was sent.
             KernelError: the kernel or an argument is refused; nothing was sent.
-            NoProviderError, BudgetError: no money has moved.
+            NoProviderError: no money has moved.
+            BudgetError: the estimate is over the budget and no money has moved, or the budget is used up.
             ChunkFailed, TaskTimeout, TaskError, PaymentError: what was paid is covered by checked receipts.
 
         Cancellation: providers stop and bill nothing more.
@@ -237,11 +249,13 @@ class Node:
 
         Raises:
             SandboxError: strangers' kernels can't be locked in here; says what is missing.
-            ConfigError: this node serves already, or an option is unknown or out of its range.
+            ConfigError: this node serves already, its workers are open with other settings, or an option is unknown or
+                out of its range.
         """
         if self.provider is not None:
             raise ConfigError("this node serves already; open another one for other settings")
         terms = chosen(ProviderOptions, options)
+        self._refuse_other_workers(terms.threads, terms.allow_unsandboxed)
         threads = terms.threads or max(1, len(os.sched_getaffinity(0)) // terms.slots)
         pool = await self._worker_pool(threads, terms.allow_unsandboxed)
         measured = await self.device()

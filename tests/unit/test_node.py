@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import trio
 
 import p2pcompute as p2p
-from p2pcompute import ProviderOptions, RunOptions
+from p2pcompute import ProviderOptions, RunOptions, _opening
 from p2pcompute._requester import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
 from p2pcompute.testing import virtual_clock_ms
@@ -327,5 +328,35 @@ def test_a_node_outlives_its_binding() -> None:
         assert requester.services.payer.binding.expires_ms > now_ms() + 7 * 86_400_000
         assert provider.provider is not None
         assert await market.claimed_uusd(provider) > 0
+
+    in_memory(scenario)
+
+
+def test_workers_that_are_open_are_not_quietly_served_with() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        node = await market.node(connect=(provider,))
+        await compute(node)
+        for options in ({"threads": 3}, {"allow_unsandboxed": True}):
+            with pytest.raises(ConfigError, match="open already"):
+                await node.serve(**options)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.serve)
+            nursery.cancel_scope.cancel()
+        again = await market.node()
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(functools.partial(again.serve, threads=3, allow_unsandboxed=True))
+                nursery.cancel_scope.cancel()
+
+    in_memory(scenario)
+
+
+def test_a_provider_of_many_slots_has_workers_for_its_tasks() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(slots=64)
+        assert provider.provider is not None
+        pool = _opening._open_pool(1, True)
+        assert 10 < provider.provider.tasks.max_tasks < pool._slots.value
 
     in_memory(scenario)
