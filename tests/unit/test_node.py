@@ -337,7 +337,8 @@ def test_workers_that_are_open_are_not_quietly_served_with() -> None:
         provider = await market.provider()
         node = await market.node(connect=(provider,))
         await compute(node)
-        for options in ({"threads": 3}, {"allow_unsandboxed": True}):
+        refused: tuple[dict[str, Any], ...] = ({"threads": 3}, {"allow_unsandboxed": True})
+        for options in refused:
             with pytest.raises(ConfigError, match="open already"):
                 await node.serve(**options)
         async with trio.open_nursery() as nursery:
