@@ -60,6 +60,7 @@ _IDLE_S: Final = 120.0  # with nothing to compute: nothing assigned, or no money
 _COMPILE_S: Final = 60.0
 _UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
 _UNDERPRICED_MIN_MS: Final = 2_000
+_PRESENCE_S: Final = 2.0  # between two looks whether the requester is still connected
 _WORKER_DEATHS: Final = 2  # of one task before it is refused
 _FIRST_IDLE_S: Final = 30.0  # the same before the first chunk is done: a place is not to be had for nothing
 _REPEATS: Final = 2  # results of one chunk in one task: a second one may be needed, it is not paid again
@@ -261,6 +262,7 @@ class _Session:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._read)
                         nursery.start_soon(self._notify_window, account)
+                        nursery.start_soon(self._watch_presence)
                         await self._chunks(agreement, work, account, worker)
                         nursery.cancel_scope.cancel()
             except _WorkerGoneError as exc:
@@ -311,6 +313,13 @@ class _Session:
             self.wake.set()
             if self.finish.is_set():
                 return
+
+    async def _watch_presence(self) -> None:
+        """A requester whose connection is gone ends its tasks, whatever became of the stream's own end."""
+        while True:
+            await trio.sleep(_PRESENCE_S)
+            if self.stream.peer_id not in self.service.overlay.peers():
+                raise StreamError("the requester is not connected any more")
 
     async def _notify_window(self, account: ProviderAccount) -> None:
         window = account.window
@@ -377,7 +386,7 @@ class _Session:
                 async with service.slots:
                     run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
         except WorkerTimeout as exc:
-            await account.drop()
+            await account.drop(wasted=True)
             await self._fail(agreement, index, account, WireCode.TIMED_OUT, str(exc))
             raise _WorkerGoneError(str(exc)) from exc
         except ExecutionError as exc:
@@ -407,9 +416,10 @@ class _Session:
         self.answered[index] += 1
         if self.entry is not None:
             self.entry.chunks_done += 1
-        spent_ms = run.wall_ns // 1_000_000  # of the whole device, which is what the score is of
+        spent_ms = run.wall_ns // 1_000_000  # wall time, since the score is of the whole device
         paid_ms = _units(work, blocks) * 1_000 // max(1, service.score_milli) // 1_000
         if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
+            await account.drop(wasted=True)
             raise _RefuseError(
                 WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
             )

@@ -149,7 +149,7 @@ class NodeProcess:
         stdout = self.process.stdout
         assert stdout is not None
         rest = b""
-        # Shielded: when the cluster is cancelled, what its nodes say last is still read; `stop_reading` ends it at the latest.
+        # Shielded: when the cluster is cancelled, what its nodes say last is still read. `stop_reading` ends it.
         with self._reading, self.log.open("ab", buffering=0) as log:
             async for data in stdout:
                 log.write(data)

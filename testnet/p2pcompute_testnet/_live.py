@@ -22,6 +22,7 @@ _BAD: Final = "bold red"
 _MAP_WIDTH: Final = 45
 _MAX_MAP: Final = 360  # chunks; more are shown by the bar alone
 _MAX_ROWS: Final = 24
+_PLAIN_WIDTH: Final = 120
 
 
 def usd(amount_uusd: int) -> str:
@@ -74,6 +75,8 @@ class LiveView:
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(quiet=quiet, highlight=False)
+        if console is None and not self.console.is_terminal:
+            self.console.width = _PLAIN_WIDTH  # a file or a pipe has none
         self.status = ""
         self._started_s = time.monotonic()
         # No thread of rich's: whoever owns the view calls `draw`.

@@ -146,7 +146,10 @@ def _checks(outcome: Outcome) -> list[dict[str, Any]]:
             (
                 "a provider was killed at work and its chunks went to others",
                 killed is not None and bool(killed.requeued) and not killed.requeued - set(tally.done),
-                "nobody was killed" if killed is None else f"{killed.name}: {len(killed.requeued)} chunks",
+                "nobody was killed"
+                if killed is None
+                else f"{killed.name}: {len(killed.requeued)} chunks; {killed.owed_uusd(tally.units_per_chunk)} µUSD of "
+                "its work came too late to be paid",
             )
         )
     if killed is not None:
