@@ -204,7 +204,10 @@ class _ProviderAccount:
                 self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)
             row = await self._ledger.channel_in(self._channel)
             owed_pusd = 0 if row is None else row.owed_pusd
-            self._owed.append(-(-max(0, owed_pusd - self._debt_pusd) // PUSD_PER_UUSD))
+            # The voucher that was paid last may have been rounded up by almost a micro-USD, of which the requester has
+            # that much work left to accept: where a debt is left out, it is left out too, or nobody would pay again.
+            left_out_pusd = self._debt_pusd + PUSD_PER_UUSD - 1 if self._debt_pusd else 0
+            self._owed.append(-(-max(0, owed_pusd - left_out_pusd) // PUSD_PER_UUSD))
             self._issued.set()
         return envelope
 

@@ -54,6 +54,7 @@ __all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "ReceivedChunk",
 _OPEN_S: Final = 15.0
 _SETUP_S: Final = 120.0  # blobs and compiling
 _GRACE_S: Final = 10.0  # beyond the agreed time of a chunk, for the wire
+_LAST_PAYMENT_S: Final = 1.0  # of a task that is cancelled
 _FINISH_S: Final = 2.0
 _PAY_S: Final = 30.0
 _PAUSE_S: Final = 120.0
@@ -178,10 +179,17 @@ class Link:
             with contextlib.suppress(BudgetError):
                 await self._accept()
             raise
-        except BaseException:
+        except Exception:
             # A reset, not a close: the provider is to stop at once, and what it still sends goes nowhere.
             with trio.CancelScope(shield=True):
                 await stream.reset()
+            raise
+        except BaseException:
+            # Cancelled: the same, but what was found right is paid for, if that is quick.
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+                with trio.move_on_after(_LAST_PAYMENT_S), contextlib.suppress(P2PComputeError, ProtocolError):
+                    await self._settle()
             raise
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):

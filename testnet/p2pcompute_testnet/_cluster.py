@@ -269,8 +269,9 @@ async def open_cluster(
     network: str = "local",
     command: Sequence[str] = UP,
     on_event: Callable[[NodeProcess, dict[str, Any]], None] | None = None,
+    grace_s: float = _STOP_S,
 ) -> AsyncGenerator[Cluster]:
-    """A cluster without nodes; all that are started end with the context, within three seconds.
+    """A cluster without nodes; all that are started end with the context, within `grace_s` seconds and a little.
 
     Args:
         directory: gets a directory for each node; an absolute path.
@@ -279,6 +280,7 @@ async def open_cluster(
         network: the network's ID.
         command: what runs a node; it gets the options of `p2pcompute up`.
         on_event: gets each event that a node writes; must not block.
+        grace_s: how long nodes may take to claim what they earned when the context is left; then they are killed.
     """
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -296,7 +298,7 @@ async def open_cluster(
         except BaseException as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
             failure = exc
         with trio.CancelScope(shield=True):
-            await cluster.stop()
+            await cluster.stop(grace_s)
             with trio.move_on_after(0.2):  # what a node wrote last ends with it
                 for node in cluster.nodes:
                     await node.wait_gone()

@@ -56,6 +56,7 @@ LIAR: Final = "mallory"
 _MARK: Final = "p2pcompute-demo"  # a file that says that the directory is ours to empty
 _DRAW_S: Final = 0.25
 _CHECKPOINT_S: Final = 20.0
+_BREAK_OFF_S: Final = 1.0  # for what a demonstration that is broken off leaves: its chain goes with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,7 @@ class _Demo:
                     chain_url=chain.url,
                     network=DEMO_NETWORK,
                     command=options.command,
+                    grace_s=_BREAK_OFF_S,
                 ) as cluster,
             ):
                 await self._start(cluster, node)

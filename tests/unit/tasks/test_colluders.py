@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import trio
 
+import p2pcompute as p2p
 from p2pcompute.errors import DialError
-from p2pcompute.tasks import Agreed, ChunkDone, ProviderRefused, _provider
+from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderRefused, _provider
 from p2pcompute.testing import MemoryOverlay
 from p2pcompute_protocols import ads
 from p2pcompute_protocols.errors import WireCode
 
-from ..market._harness import Market, Watch, Z, compute, in_memory
+from ..market._harness import Market, Watch, X, Y, Z, axpy, compute, in_memory
 
 
 @pytest.mark.parametrize("code", [WireCode.EXECUTION_FAILED, WireCode.TIMED_OUT, WireCode.CANCELLED])
@@ -92,5 +93,21 @@ def test_dead_addresses_beside_a_live_one_do_not_delay_the_order(monkeypatch: py
         started = trio.current_time()
         assert np.array_equal(await compute(requester), Z)
         assert trio.current_time() - started < 10  # virtual seconds
+
+    in_memory(scenario)
+
+
+def test_a_loop_that_was_left_early_is_paid_and_does_not_stop_the_next_task() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        output = p2p.out(Y.shape, Y.dtype)
+        async with requester.map(axpy, output, np.float32(2), X, Y, chunks=8, budget="0.10 USD") as chunks:
+            async for _ in chunks:
+                await trio.sleep(3)  # meanwhile more has come than was taken
+                break
+        watch = Watch()
+        assert np.array_equal(await compute(requester, watch=watch), Z)
+        assert not watch.of(ProviderLost)
 
     in_memory(scenario)

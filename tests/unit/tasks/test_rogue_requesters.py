@@ -529,7 +529,7 @@ def test_noise_ends_its_stream_and_nothing_else(protocol: str) -> None:
     _play(noise)
 
 
-STALLS_S = {"negotiation": 10, "task": 10, "ads": 60, "channel": 10}
+STALLS_S = {"negotiation": 10, "task": 10, "ads": 15, "channel": 10}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
