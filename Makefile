@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt scripts/check-system.sh
 
 demo: $(STAMP)
 	@$(BIN)/p2pcompute demo --out demo-out
+	@echo "the command is $(BIN)/p2pcompute; after '. $(BIN)/activate' it is p2pcompute: try p2pcompute up"
 
 test: $(STAMP)
 	@sh scripts/compile-contracts.sh --venv

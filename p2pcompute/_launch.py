@@ -67,8 +67,8 @@ def launching(launch: Launch) -> Generator[None]:
 
 
 def default_profile() -> str:
-    """The profile where the code names none."""
-    return os.environ.get("P2PCOMPUTE_PROFILE") or "default"
+    """The profile where the code names none; another one than that of `p2pcompute up`, which has its own open."""
+    return os.environ.get("P2PCOMPUTE_PROFILE") or "requester"
 
 
 def default_network() -> str:

@@ -54,6 +54,11 @@ async def open_services(
     directory = NetworkDir.named(network)
     chain_url = chain or os.environ.get("P2PCOMPUTE_CHAIN") or directory.chain_url()
     peers = _peers(directory, bootstrap)
+    if chain_url is None and peers:
+        raise ConfigError(
+            "peers are named and no chain is: name the network's with --chain, P2PCOMPUTE_CHAIN or chain=…; "
+            "`p2pcompute status` shows it where a node of it runs"
+        )
     if chain_url is None:
         raise NoProviderError(f"No provider fits: no network {network!r} is running here. {HOW_TO_GET_ONE}")
     async with AsyncExitStack() as stack:

@@ -14,13 +14,14 @@ import trio
 from p2pcompute._groups import single_error
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
 from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError
+from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._work import chunk_work, row_bytes
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
-from p2pcompute_protocols.limits import MAX_CHUNKS, MAX_OUTPUT_BYTES
+from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_CHUNKS, MAX_OUTPUT_BYTES
 from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
 from p2pcompute_protocols.work import ChunkWork
@@ -196,6 +197,39 @@ class _Pool(Protocol):
     def session(self) -> Any: ...
 
 
+def bound(kernel: object, args: tuple[Any, ...]) -> Binding:
+    """Check kernel and arguments together.
+
+    Raises:
+        KernelError: it is no kernel, the arguments do not fit it, or they are over what one task may send.
+    """
+    from p2pcompute.execution import InputSpec
+    from p2pcompute.kernel import ConfiguredKernel, Kernel
+
+    if not isinstance(kernel, Kernel | ConfiguredKernel):
+        name = getattr(kernel, "__name__", type(kernel).__name__)
+        raise KernelTypeError(f"{name} is not a kernel", instead="decorate the function with @p2p.kernel")
+    binding = kernel.bind(*args)
+    values = iter(binding.values)
+    size = 0
+    for name, spec in zip((kernel if isinstance(kernel, Kernel) else kernel.kernel).params, binding.specs, strict=True):
+        if isinstance(spec, OutputSpec):
+            if 0 in spec.shape:
+                raise KernelTypeError(f"{name} has the shape {spec.shape}", instead="ask for at least one element")
+            continue
+        value = next(values)
+        if isinstance(spec, InputSpec):
+            if 0 in spec.shape:
+                raise KernelTypeError(f"{name} has the shape {spec.shape}", instead="pass at least one element")
+            size += value.nbytes
+    if size > MAX_BLOB_BYTES:
+        raise KernelTypeError(
+            f"the inputs have {size} bytes",
+            instead=f"send at most {MAX_BLOB_BYTES} in one call, or cut it",
+        )
+    return binding
+
+
 @dataclass(slots=True, kw_only=True)
 class TaskRun:
     """One task of this node, from arguments to chunks."""
@@ -212,7 +246,7 @@ class TaskRun:
 
     def bind(self) -> Binding:
         """Check kernel and arguments; raises `KernelError` before anything else happens."""
-        return self.kernel.bind(*self.args)
+        return bound(self.kernel, self.args)
 
     def _emit(self, event: TaskEvent) -> None:
         if self.options.on_event is not None:
@@ -248,7 +282,7 @@ class TaskRun:
                 fp="strict",
                 language=LANGUAGE_VERSION,
                 max_price_pusd=limit,
-                wanted=min(4, options.max_providers),
+                wanted=min(4, options.max_providers, work.chunks),
             )
             total_units = math.ceil(work.units_per_chunk * binding.launch.blocks / work.blocks_per_chunk)
             cheapest = min(candidate.option.price_pusd for candidate in found)
@@ -256,7 +290,7 @@ class TaskRun:
             if estimate_uusd > budget_uusd:
                 raise BudgetError(
                     f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and the budget is "
-                    f"{budget_uusd / 1e6:.6f} USD; raise the budget, or cut the work. No money has moved."
+                    f"{budget_uusd / 1e6:.6f} USD; raise the budget, or cut the work. Nothing was paid for this task."
                 )
             self._emit(
                 TaskStarted(
@@ -266,7 +300,7 @@ class TaskRun:
                     ceiling_uusd=budget_uusd,
                 )
             )
-            await self.fund(budget_uusd * min(options.max_providers, max(len(found), 1)))
+            await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
             self.start_budget(budget_uusd)
             sampler = Sampler(
                 worker,
@@ -285,7 +319,7 @@ class TaskRun:
                 fp="strict",
                 language=LANGUAGE_VERSION,
                 deadline_ms=self.now_ms() + int(options.deadline_s * 1000),
-                max_providers=options.max_providers,
+                max_providers=min(options.max_providers, work.chunks),
             )
             await self._coordinate(request, work, binding, sampler, deliver)
 

@@ -191,11 +191,15 @@ class ProviderRole:
         services.overlay.handle(task.PROTOCOL_ID, self._serve_task)
         self.negotiations.register()
         ad_service.make_ad = self.make_ad
-        async with trio.open_nursery() as nursery:
-            await nursery.start(ad_service.sell)
-            await nursery.start(self.settler.serve)
-            task_status.started()
-            await trio.sleep_forever()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(ad_service.sell)
+                await nursery.start(self.settler.serve)
+                task_status.started()
+                await trio.sleep_forever()
+        finally:
+            self.tasks.draining = True
+            await ad_service.withdraw()
 
     async def _serve_task(self, stream: OverlayStream) -> None:
         """One task stream, within a scope that `stop` can cancel."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import sniffio
 import trio
 
-from .errors import ConfigError
+from .errors import ConfigError, P2PComputeError
 
 if TYPE_CHECKING:
     from .kernel import ConfiguredKernel, Kernel
@@ -35,7 +35,7 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
 
     Ctrl-C ends the task: providers stop and bill nothing more, and KeyboardInterrupt is raised.
     """
-    from ._requester import RunOptions, chosen
+    from ._requester import RunOptions, bound, chosen
     from .node import open_node
 
     try:
@@ -50,7 +50,7 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
         )
         raise ConfigError(f"p2p.run was called from {library} code; {instead}")
     # What is wrong with the kernel or an option is said before anything is opened.
-    kernel.bind(*args)
+    bound(kernel, args)
     node_options = {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
     chosen(RunOptions, options)
 
@@ -60,6 +60,9 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
 
     try:
         return trio.run(main)
+    except P2PComputeError as exc:
+        # Thirty lines of trio and contextlib say nothing about the caller's code, and the message is what helps.
+        raise exc.with_traceback(None) from exc.__cause__
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is None:
             raise

@@ -464,7 +464,7 @@ async def open_node(
     """Open a node of this profile; keys and ledger are made on first use.
 
     Args:
-        profile: its name, or a `Profile`; P2PCOMPUTE_PROFILE, then "default", where None. Where another process has
+        profile: its name, or a `Profile`; P2PCOMPUTE_PROFILE, then "requester", where None. Where another process has
             the named one open, an ephemeral one is used instead: it lives on a development chain's free money and is
             gone afterwards.
         network: the network's ID; P2PCOMPUTE_NETWORK, then "local", where None.

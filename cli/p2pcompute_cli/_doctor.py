@@ -48,7 +48,7 @@ class Check:
     epilog="""\b
 Examples:
   p2pcompute doctor
-  p2pcompute doctor --listen /ip4/0.0.0.0/tcp/4001
+  p2pcompute doctor --listen /ip4/192.0.2.7/tcp/4001
   p2pcompute doctor --json | jq '.checks[] | select(.state != "ok")'
 
 Exit code 1: at least one check failed. A warning does not stop the node.

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
@@ -42,7 +43,7 @@ Examples:
 the budget, which caps it. With --json events go to stdout, and what the script prints goes to stderr.
 """,
 )
-@network_options
+@partial(network_options, profile="requester")
 @click.option(
     "--budget",
     metavar="AMOUNT",

@@ -7,6 +7,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 import click
@@ -41,23 +42,25 @@ class Failure(click.ClickException):
         click.echo(click.style("error: ", fg="red", bold=True) + self.message, file=file, err=True)
 
 
-def profile_option(function: F) -> F:
-    """--profile."""
+def profile_option(function: F, *, default: str = "default") -> F:
+    """--profile; the default is the lender's."""
     return click.option(
         "--profile",
         metavar="NAME",
         envvar="P2PCOMPUTE_PROFILE",
-        default="default",
+        default=default,
         show_default=True,
         help="keys and ledger of this node",
     )(function)
 
 
-def network_options(function: F) -> F:
+def network_options(function: F, *, profile: str = "default") -> F:
     """--profile, --network, --bootstrap, --chain."""
     for option in (
         click.option(
-            "--chain", metavar="URL", help="JSON-RPC URL of the chain [this machine's development chain, else]"
+            "--chain",
+            metavar="URL",
+            help="JSON-RPC URL of the chain; this machine's development chain if none is named",
         ),
         click.option(
             "--bootstrap",
@@ -68,7 +71,7 @@ def network_options(function: F) -> F:
         click.option(
             "--network", metavar="NAME", envvar="P2PCOMPUTE_NETWORK", default="local", show_default=True, help="network"
         ),
-        profile_option,
+        partial(profile_option, default=profile),
     ):
         function = option(function)
     return function

@@ -31,7 +31,7 @@ __all__ = ["up"]
 Examples:
   p2pcompute up
   p2pcompute up --price "0.08 USD" --region eu-west --threads 4
-  p2pcompute up --profile second --listen /ip4/0.0.0.0/tcp/4001
+  p2pcompute up --profile second --listen /ip4/192.0.2.7/tcp/4001
   p2pcompute up --network mynet --bootstrap /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…
 
 Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a second one leaves at once.

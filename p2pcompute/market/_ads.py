@@ -36,6 +36,7 @@ _FIRST_REFRESHES_S: Final = (2.5, 10.0, 30.0)
 _EPOCH_MS: Final = 3_600_000
 _QUERY_STALL_S: Final = 5.0
 _IDLE_S: Final = 15.0  # a stream that asks nothing is closed
+_WITHDRAW_S: Final = 0.3
 _SPACING_S: Final = GOSSIP_SPACING_MS / 1000 + 0.5  # between our own ads, or others drop the later one
 _DHT_TIMEOUT_S: Final = 8.0
 
@@ -87,6 +88,16 @@ class AdService:
             task_status.started()
             await trio.sleep_forever()
         raise AssertionError("unreachable")
+
+    async def withdraw(self) -> None:
+        """Tell the others, once, what `make_ad` says now: for a node that stops selling. Takes a moment at most."""
+        self._sign()
+        assert self._raw is not None
+        with trio.CancelScope(shield=True), trio.move_on_after(_WITHDRAW_S):
+            try:
+                await self.overlay.publish(self.topic(self.overlay.peer_id), self._raw)
+            except OverlayError as exc:
+                _log.info("the ad could not be withdrawn: %s", exc)
 
     def _sign(self) -> CapabilityAd:
         assert self.make_ad is not None

@@ -337,7 +337,7 @@ def _bind(text: str) -> trio.SocketListener:
         host = ipaddress.ip_address(str(address.value_for_protocol(names[0])))
         port = int(str(address.value_for_protocol("tcp")))
     except Exception as exc:
-        raise ConfigError(f"can't listen on {text!r}; it looks like /ip4/0.0.0.0/tcp/4001") from exc
+        raise ConfigError(f"can't listen on {text!r}; it looks like /ip4/192.0.2.7/tcp/4001") from exc
     family = trio.socket.AF_INET6 if host.version == 6 else trio.socket.AF_INET
     sock = trio.socket.socket(family, trio.socket.SOCK_STREAM)
     try:

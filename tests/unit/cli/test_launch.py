@@ -91,7 +91,7 @@ def test_script_and_launcher_both_see_events() -> None:
 
 
 def test_defaults_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (default_profile(), default_network()) == ("default", "local")
+    assert (default_profile(), default_network()) == ("requester", "local")
     monkeypatch.setenv("P2PCOMPUTE_PROFILE", "mine")
     monkeypatch.setenv("P2PCOMPUTE_NETWORK", "ours")
     assert (default_profile(), default_network()) == ("mine", "ours")
