@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.net, pytest.mark.timeout(60)]
 READY = """
 import json, os, signal, subprocess, sys, time
 def say(**event): print(json.dumps(event), flush=True)
-def ready(**more): say(event="ready", peer_id="12D3KooW" + sys.argv[sys.argv.index("--profile") + 1], addresses=[], **more)
+name = sys.argv[sys.argv.index("--profile") + 1]
+def ready(**more): say(event="ready", peer_id="12D3KooW" + name, addresses=[], **more)
 """
 POLITE = (
     READY
