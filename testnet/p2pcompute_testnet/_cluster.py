@@ -123,10 +123,21 @@ class NodeProcess:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def hold(self) -> None:
+        """Stop its process (SIGSTOP) until `release`, as a machine that is asleep."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def release(self) -> None:
+        """Let it go on."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGCONT)
+
     async def stop(self, grace_s: float = _STOP_S) -> None:
         """End it with SIGTERM: it claims what it earned and leaves; killed where that takes over `grace_s` seconds."""
         if self.process.returncode is None:
             self.process.terminate()
+            self.release()  # a held one would not hear of it
         with trio.move_on_after(grace_s):
             await self.process.wait()
         if self.process.returncode is None:

@@ -266,8 +266,22 @@ class _Demo:
         assert self.tally is not None
         self.tally.take(event, time.monotonic() - self.started_s)
         self._tell(event, self.tally)
+        if isinstance(event, ProviderReady | ProviderRefused | ProviderLost):
+            self._line_up(event, self.tally)
         if isinstance(event, ChunkAssigned) and self.options.kill and self.killed is None:
             self._maybe_kill(event, self.tally)
+
+    def _line_up(self, event: ProviderReady | ProviderRefused | ProviderLost, tally: Tally) -> None:
+        """Hold whoever has compiled first until all have: a small picture would be done before the last one begins."""
+        node = self.nodes.get(event.provider)
+        if isinstance(event, ProviderReady) and node is not None:
+            node.hold()
+            tally.provider(event.provider).state = "waiting"
+        if not any(provider.state == "compiling" for provider in tally.providers.values()):
+            for peer_id, waiting in self.nodes.items():
+                if tally.provider(peer_id).state == "waiting":
+                    waiting.release()
+                    tally.provider(peer_id).state = "working"
 
     def _maybe_kill(self, event: ChunkAssigned, tally: Tally) -> None:
         """Half way, kill an honest provider that has just been given another chunk, so that it can't be done yet."""

@@ -24,7 +24,9 @@ from p2pcompute_protocols.money import owed_uusd
 
 __all__ = ["ProviderState", "ProviderTally", "Tally"]
 
-ProviderState: TypeAlias = Literal["ready", "compiling", "working", "lied", "killed", "lost", "refused", "stopped"]
+ProviderState: TypeAlias = Literal[
+    "ready", "compiling", "waiting", "working", "lied", "killed", "lost", "refused", "stopped"
+]
 
 
 @dataclass(slots=True, kw_only=True)

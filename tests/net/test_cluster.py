@@ -188,3 +188,13 @@ def test_the_log_of_a_restarted_node_goes_on(tmp_path: Path) -> None:
         assert [event["event"] for event in events] == ["ready", "ready"]
 
     in_cluster(tmp_path, POLITE, body)
+
+
+def test_a_held_node_still_ends_in_order(tmp_path: Path) -> None:
+    async def body(cluster: Cluster) -> None:
+        (node,) = await cluster.start([NodeSpec(name="asleep")])
+        node.hold()
+        await node.stop(10)
+        assert node.exit_code == 0
+
+    in_cluster(tmp_path, POLITE, body)
