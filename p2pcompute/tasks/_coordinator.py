@@ -294,7 +294,11 @@ class Coordinator:
         if not state.agreed:
             return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
         failed = [index for index in orphans if index in state.failures]
-        if failed and (state.links or state.failed_at[failed[0]] <= state.excluded):
+        # Where it failed at several, that is what the user has to know, whatever else became of them since.
+        blamed = failed and (
+            len(state.failed_at[failed[0]]) >= _CHUNK_FAILURES or state.failed_at[failed[0]] <= state.excluded
+        )
+        if failed and (state.links or blamed):
             return _chunk_failed(failed[0], state)
         return TaskError(
             f"all providers are gone with {state.scheduler.done} of {request.work.chunks} chunks done ({why}); "

@@ -1,4 +1,4 @@
-"""`p2pcompute testnet up` and a small `p2pcompute demo`: real processes on loopback, ended by themselves or by us."""
+"""`p2pcompute testnet up`: real processes on loopback, ended by themselves or by us."""
 
 from __future__ import annotations
 
@@ -85,26 +85,3 @@ def test_a_testnet_serves_a_plain_script_and_leaves_nothing(home: Path, tmp_path
             up.wait()
         assert up.stdout is not None
         up.stdout.close()
-
-
-def test_a_small_demo_has_a_cheat_and_a_crash_in_it(home: Path, tmp_path: Path) -> None:
-    out = tmp_path / "demo"
-    options = ["--width", "96", "--height", "64", "--side", "2", "--depth", "6", "--chunks", "12", "--providers", "3"]
-    done = subprocess.run(
-        [*COMMAND, "demo", "--out", str(out), "--quiet", *options],
-        env=environment(home),
-        capture_output=True,
-        timeout=220,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    report = json.loads((out / "report.json").read_text())
-    assert (out / "render.png").read_bytes().startswith(b"\x89PNG")
-    assert report["chunks"] == 12
-    assert report["requeued_chunks"] >= 1
-    assert report["reference"]["differ"] == 0
-    assert report["liar"]["caught"]
-    assert report["liar"]["paid_uusd"] == 0
-    assert report["samples"]["mismatched"] > 0
-    for provider in report["providers"]:
-        assert provider["claimed_on_chain_uusd"] == provider["earned_uusd"]
