@@ -137,9 +137,10 @@ async def nobody_there_is_said_within_two_seconds(market: Market) -> None:
     other = await market.node()
     await requester.services.overlay.connect(other.addresses[0])
     started = trio.current_time()
-    with pytest.raises(NoProviderError, match="Nothing was paid"):
+    with pytest.raises(NoProviderError, match="No money has moved"):
         await compute(requester)
-    assert trio.current_time() - started < 2
+    if market.network is not None:  # virtual seconds; in real ones it would be a measurement
+        assert trio.current_time() - started < 2
     assert market.chain.minted_uusd == 0
     assert await requester.services.ledger.channels_out() == []
 
