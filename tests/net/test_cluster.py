@@ -31,8 +31,8 @@ def stop(*_):
     say(event="checkpoint", channels=1, claimed_uusd=5)
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
+print("no JSON", flush=True)  # before it is ready: after that it may be stopped at any moment
 ready(home=os.environ["P2PCOMPUTE_HOME"], theirs=os.environ.get("P2PCOMPUTE_CHAIN"), options=sys.argv[1:])
-print("no JSON", flush=True)
 while True: time.sleep(60)
 """
 )
@@ -49,7 +49,7 @@ def program(text: str) -> Sequence[str]:
 def in_cluster(directory: Path, text: str, body: Callable[[Cluster], object]) -> None:
     async def main() -> None:
         async with open_cluster(
-            directory, chain_url="http://127.0.0.1:1", network="some", command=program(text), grace_s=0.5
+            directory, chain_url="http://127.0.0.1:1", network="some", command=program(text), grace_s=2
         ) as cluster:
             await body(cluster)  # type: ignore[misc]
 
