@@ -64,6 +64,7 @@ DISCOVERY_S: Final = 1.5
 _ORDER_LIFETIME_MS: Final = 60_000
 _ATTEMPTS: Final = 2  # agreements with one provider, when the earlier one broke
 _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
+_FAILING_S: Final = 2.0  # the same where a chunk has failed at several: others are hardly going to come for it
 _CHUNK_FAILURES: Final = 2  # providers at which a chunk may fail before the task does
 _DIAL_S: Final = 10.0
 _BUSY_S: Final = 1.0
@@ -235,7 +236,8 @@ class Coordinator:
             else:
                 stuck_since = trio.current_time() if stuck_since is None else stuck_since
                 nobody = not state.links and not state.agreed
-                if nobody or trio.current_time() - stuck_since > _NOBODY_S:
+                failing = not state.links and any(len(at) >= _CHUNK_FAILURES for at in state.failed_at.values())
+                if nobody or trio.current_time() - stuck_since > (_FAILING_S if failing else _NOBODY_S):
                     state.fatal = self._nobody(request, state, orphans)
                     break
                 await self.discovery.refresh(
