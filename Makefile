@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# a file's tests stay together: they share compiled kernels and contracts
+PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: install demo test lint contracts check-system clean
 
