@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Final, NoReturn
 
 import trio
@@ -20,6 +22,21 @@ __all__ = ["MAX_WORKERS", "WorkerPool", "open_pool"]
 
 MAX_WORKERS: Final = 64
 """The most sessions that one pool will hold at a time, whatever it is asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """A worker that waits for its tenant to come back."""
+
+    tenant: str
+    session: WorkerSession
+    process: WorkerProcess
+    until_s: float
+
+    async def aclose(self) -> None:
+        # In this order: a descriptor that is being sent must not be given back, and taken by another file.
+        await self.process.aclose()
+        self.session.close()
 
 
 class _Waiter:
@@ -37,6 +54,9 @@ class WorkerPool:
 
     Run `serve` in a nursery (or use `open_pool`), then open sessions. When `serve` is cancelled every spare is
     killed and reaped; sessions that are open then keep their worker until they are left, and none can be opened.
+
+    A worker never serves two tenants. It may wait for the same one to come back, so that what it has compiled need
+    not be compiled again: see `session`.
     """
 
     def __init__(
@@ -48,6 +68,8 @@ class WorkerPool:
         limits: WorkerLimits | None = None,
         policy: SandboxPolicy | None = None,
         program: WorkerProgram = CPU_WORKER,
+        keep: int = 0,
+        keep_s: float = 120.0,
     ) -> None:
         """
         Args:
@@ -57,15 +79,23 @@ class WorkerPool:
             limits: what one worker may use.
             policy: the sandbox that it must have.
             program: what runs in the process; other back ends and tests of the pool have theirs.
+            keep: workers that wait for their tenants to come back, over all tenants; the oldest goes first.
+            keep_s: how long each of them waits.
         """
         if not 1 <= threads <= 1024:
             raise ConfigError("threads must be 1 to 1024")
         if not 0 <= spare <= MAX_WORKERS or not 1 <= max_sessions <= MAX_WORKERS:
             raise ConfigError(f"spare must be 0 to {MAX_WORKERS} and max_sessions 1 to {MAX_WORKERS}")
+        if not 0 <= keep <= MAX_WORKERS or not keep_s >= 0:
+            raise ConfigError(f"keep must be 0 to {MAX_WORKERS} and keep_s 0 or more")
         self.limits: Final = limits or WorkerLimits()
         self.policy: Final = policy or SandboxPolicy()
         self.threads: Final = threads
         self._spare = spare
+        self._keep = keep
+        self._keep_s = keep_s
+        self._kept: deque[_Kept] = deque()  # oldest first, so by `until_s` too
+        self._kept_changed = trio.Event()
         self._program = program
         self._slots = trio.Semaphore(max_sessions)
         self._bwrap: Bwrap | None = None
@@ -86,6 +116,11 @@ class WorkerPool:
     def warm(self) -> int:
         """Workers in reserve at this moment."""
         return len(self._warm)
+
+    @property
+    def kept(self) -> int:
+        """Workers that wait for their tenants at this moment."""
+        return len(self._kept)
 
     async def wait_warm(self) -> None:
         """Return once the reserve is full."""
@@ -108,6 +143,7 @@ class WorkerPool:
                 self._warm.append(await self._start_one())
             task_status.started()
             async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_kept)
                 while True:
                     self._changed = trio.Event()
                     reserve = 0 if self._hold_back else self._spare
@@ -124,7 +160,18 @@ class WorkerPool:
             self._waiting.clear()
             while self._warm:
                 await self._warm.popleft().aclose()
+            while self._kept:
+                await self._kept.popleft().aclose()
         raise AssertionError("unreachable")
+
+    async def _end_kept(self) -> NoReturn:
+        """End the workers whose tenants did not come back in time."""
+        while True:
+            self._kept_changed = trio.Event()
+            with trio.move_on_at(self._kept[0].until_s if self._kept else math.inf):
+                await self._kept_changed.wait()
+            while self._kept and self._kept[0].until_s <= trio.current_time():
+                await self._kept.popleft().aclose()
 
     async def _find_bwrap(self) -> None:
         if self.policy.bwrap == "never":
@@ -158,21 +205,50 @@ class WorkerPool:
             self._warm.append(outcome)
 
     @asynccontextmanager
-    async def session(self) -> AsyncGenerator[WorkerSession]:
+    async def session(self, *, tenant: str | None = None) -> AsyncGenerator[WorkerSession]:
         """A warm worker for one tenant; on leaving it is killed and reaped, whatever it was doing.
 
         Waits while `max_sessions` are open. Raises `WorkerDied` where the pool is not being served, and what
         starting a worker raises where none can be had.
+
+        Args:
+            tenant: whose kernels it is for. Where the pool keeps workers (`keep`), one that is idle and sound when
+                the session is left waits for the next session of the same tenant and has its kernels compiled
+                still; `None` is never kept.
         """
         async with self._slots:
-            process = await self._take()
-            session = WorkerSession(process, self.limits)
+            session, process = await self._take_kept(tenant) or await self._take_new()
+            keep = False
             try:
                 yield session
+                keep = tenant is not None and session.rest()
             finally:
-                # In this order: a descriptor that is being sent must not be given back, and taken by another file.
-                await process.aclose()
-                session.close()
+                kept = _Kept(
+                    tenant=tenant or "", session=session, process=process, until_s=trio.current_time() + self._keep_s
+                )
+                if keep and self._keep and self._serving:
+                    self._kept.append(kept)
+                    self._kept_changed.set()
+                    if len(self._kept) > self._keep:
+                        await self._kept.popleft().aclose()
+                else:
+                    await kept.aclose()
+
+    async def _take_kept(self, tenant: str | None) -> tuple[WorkerSession, WorkerProcess] | None:
+        while tenant is not None:
+            # The youngest: what it has compiled is the likeliest to be asked for again.
+            kept = next((kept for kept in reversed(self._kept) if kept.tenant == tenant), None)
+            if kept is None:
+                return None
+            self._kept.remove(kept)
+            if kept.process.alive:
+                return kept.session, kept.process
+            await kept.aclose()
+        return None
+
+    async def _take_new(self) -> tuple[WorkerSession, WorkerProcess]:
+        process = await self._take()
+        return WorkerSession(process, self.limits), process
 
     async def _take(self) -> WorkerProcess:
         while self._warm:
@@ -216,11 +292,20 @@ async def open_pool(
     limits: WorkerLimits | None = None,
     policy: SandboxPolicy | None = None,
     program: WorkerProgram = CPU_WORKER,
+    keep: int = 0,
+    keep_s: float = 120.0,
 ) -> AsyncGenerator[WorkerPool]:
     """A served pool for the length of a block; arguments as for `WorkerPool`. An error of the block comes out as
     it is, not in an exception group."""
     pool = WorkerPool(
-        threads=threads, spare=spare, max_sessions=max_sessions, limits=limits, policy=policy, program=program
+        threads=threads,
+        spare=spare,
+        max_sessions=max_sessions,
+        limits=limits,
+        policy=policy,
+        program=program,
+        keep=keep,
+        keep_s=keep_s,
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

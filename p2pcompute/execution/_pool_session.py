@@ -22,6 +22,8 @@ __all__ = ["DEFAULT_COMPILE_TIMEOUT_S", "CompileInfo", "InputContent", "WorkResu
 
 DEFAULT_COMPILE_TIMEOUT_S: Final = 60.0
 
+_KEPT_BYTES: Final = 256 * 1024 * 1024  # inputs and outputs that a worker may hold while it waits for its tenant
+
 InputContent: TypeAlias = "np.ndarray[Any, Any] | bytes | SharedInput"
 
 
@@ -221,6 +223,13 @@ class WorkerSession:
         if self._launch is None:
             raise ExecutionError("there is no compiled kernel in this session; call compile first")
         return self._launch
+
+    def rest(self) -> bool:
+        """Whether the worker is sound and idle and holds little; its kernel has to be named anew then."""
+        self._launch = None
+        held = self._given_bytes + (0 if self._arena is None else self._arena.nbytes)
+        sound = not self._why_dead and self._process.usable and not self._turn.locked()
+        return sound and held <= min(_KEPT_BYTES, self._limits.session_input_bytes // 2)
 
     def _refuse_if_dead(self) -> None:
         if self._why_dead or not self._process.usable:
