@@ -1,30 +1,36 @@
 """A development chain in this process: py-evm, one block for each transaction, nothing about files or sockets.
 
-The rules are Ethereum's Prague ones, with two differences that a chain without consensus can afford: blocks of
-one second may share a timestamp, so that time does not run ahead where blocks come quickly; and the gas limit
-stays where it is. Nothing is pruned: a chain of some ten thousand blocks fits into memory.
+The rules are Ethereum's Prague ones, with three differences that a chain without consensus can afford: blocks of
+one second may share a timestamp, so that time does not run ahead where blocks come quickly; the gas limit stays
+where it is; and the precompiles that are curves or BLAKE2 fail, since their prices are for native code and py-evm
+computes them in Python. Nothing is pruned: a chain of some ten thousand blocks fits into memory.
 """
 
 from __future__ import annotations
 
 import bisect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from p2pcompute_protocols.ids import Address
+
+from ._devchain_reads import Allowance
 
 # py-evm lifts the interpreter's recursion limit to 12288 for the whole process when it is imported. C code that
 # recurses (json.loads on a hundred thousand brackets) then overruns the stack and the process dies, instead of
 # raising RecursionError. So the limit is put back: contracts that call 1024 levels deep get an error here.
 _limit = sys.getrecursionlimit()
 import eth.exceptions  # noqa: E402 (has to come between the two lines that save and restore the limit)
+import eth.vm.code_stream  # noqa: E402 (same)
 import eth.vm.spoof  # noqa: E402 (same)
 from eth.chains.base import MiningChain  # noqa: E402 (same)
 from eth.db.atomic import AtomicDB  # noqa: E402 (same)
 from eth.vm.chain_context import ChainContext  # noqa: E402 (same)
 from eth.vm.forks.prague import PragueVM  # noqa: E402 (same)
+from eth.vm.forks.prague.computation import PragueComputation  # noqa: E402 (same)
+from eth.vm.forks.prague.state import PragueState  # noqa: E402 (same)
 from eth_utils.exceptions import ValidationError  # noqa: E402 (same)
 
 sys.setrecursionlimit(_limit)
@@ -42,7 +48,7 @@ __all__ = [
 
 BLOCK_GAS_LIMIT = 30_000_000
 CALL_GAS_LIMIT = 16_777_216
-"""The most gas of one transaction or call (EIP-7825 sets this one): it bounds the time that one request takes."""
+"""The most gas of one transaction, or of one that is estimated (EIP-7825 sets this one)."""
 
 _TYPES = (0, 1, 2)  # legacy, EIP-2930, EIP-1559; blobs and delegations have no use here
 _INITIAL_BASE_FEE_WEI = 1_000_000_000
@@ -112,7 +118,53 @@ class Mined:
     receipt: Any
 
 
+def _refused(computation: Any) -> NoReturn:
+    number = int.from_bytes(computation.msg.code_address, "big")
+    raise eth.exceptions.VMError(f"the precompile 0x{number:02x} is not on this chain: it would take minutes")
+
+
+_LOOK_UP = 4096  # instructions: some hundredths of a second
+# ECADD, ECMUL, ECPAIRING and BLAKE2F; 0x0a, the blobs' one, is native; BLS12-381.
+_SLOW_PRECOMPILES = (6, 7, 8, 9, *range(0x0B, 0x12))
+
+
+class _WatchedCode(eth.vm.code_stream.CodeStream):
+    """Code that looks up from time to time while it runs."""
+
+    def __init__(self, code: bytes, allowance: Allowance) -> None:
+        super().__init__(code)
+        self._allowance = allowance
+
+    def __iter__(self) -> Iterator[int]:
+        left = _LOOK_UP
+        for opcode in super().__iter__():
+            left -= 1
+            if not left:
+                left = _LOOK_UP
+                self._allowance.look_up()
+            yield opcode
+
+
+class _DevComputation(PragueComputation):
+    _precompiles = PragueComputation.get_precompiles() | {
+        number.to_bytes(20, "big"): _refused for number in _SLOW_PRECOMPILES
+    }
+
+    def __init__(self, state: Any, message: Any, transaction_context: Any) -> None:
+        super().__init__(state, message, transaction_context)
+        if state.allowance is not None:
+            self.code = _WatchedCode(message.code, state.allowance)
+            state.allowance.look_up()  # short calls in great number pass no other place
+
+
+class _DevState(PragueState):
+    computation_class = _DevComputation
+    allowance: Allowance | None = None  # of a read; a block is never broken off
+
+
 class _DevVM(PragueVM):
+    _state_class = _DevState
+
     @classmethod
     def validate_header(cls, header: Any, parent_header: Any) -> None:
         """Headers are made here and only here; what others would be checked for holds by construction."""
@@ -321,42 +373,62 @@ class DevChain:
         value_wei: int,
         gas: int,
         number: int,
+        allowance: Allowance,
     ) -> bytes:
         """Run a message on the state after a block, for nothing, and forget what it changes.
 
         Raises:
             CallFailed: it reverted, ran out of gas, or could not start.
+            GasSpent, ClientGone: see `Allowance`, which is charged for what ran.
         """
-        computation, _ = self._try(sender, to, data, value_wei, min(gas, CALL_GAS_LIMIT), number)
+        computation, _ = self._try(sender, to, data, value_wei, min(gas, allowance.call_gas), number, allowance)
         _raise_for(computation)
         return bytes(computation.output)
 
     def estimate(
-        self, *, sender: Address, to: Address | None, data: bytes, value_wei: int, gas: int, number: int
+        self,
+        *,
+        sender: Address,
+        to: Address | None,
+        data: bytes,
+        value_wei: int,
+        gas: int,
+        number: int,
+        allowance: Allowance,
     ) -> int:
         """Gas with which a transaction goes through: at most some 2 % more than it takes.
 
         Raises:
             CallFailed: it fails however much gas it is given.
+            GasSpent, ClientGone: see `Allowance`, which is charged for every try.
         """
         most = min(gas, CALL_GAS_LIMIT)
-        computation, used = self._try(sender, to, data, value_wei, most, number)
+        computation, used = self._try(sender, to, data, value_wei, most, number, allowance)
         _raise_for(computation)
         # A call may be given only 63/64 of what is left, and a refund comes only at the end: both need more
         # gas to be there than is used. So the first guess can be too low, and is raised until it does.
         guess = used
         while guess < most:
-            computation, _ = self._try(sender, to, data, value_wei, guess, number)
+            computation, _ = self._try(sender, to, data, value_wei, guess, number, allowance)
             if not computation.is_error:
                 return guess
             guess += max(guess // 50, 500)
         return most
 
     def _try(
-        self, sender: Address, to: Address | None, data: bytes, value_wei: int, gas: int, number: int
+        self,
+        sender: Address,
+        to: Address | None,
+        data: bytes,
+        value_wei: int,
+        gas: int,
+        number: int,
+        allowance: Allowance,
     ) -> tuple[Any, int]:
+        allowance.need(gas)
         # The block that the call runs in is the one asked for; only its price of gas is set to nothing.
         state = self._state(self._headers[number].copy(base_fee_per_gas=0))
+        state.allowance = allowance
         builder: Any = _DevVM.get_transaction_builder()
         unsigned = builder.create_unsigned_transaction(
             nonce=state.get_nonce(sender),
@@ -373,7 +445,11 @@ class DevChain:
             computation = state.apply_transaction(tx)
         except ValidationError as exc:
             raise CallFailed(str(exc), reverted=False, output=b"") from exc
+        except RecursionError:
+            allowance.use(gas)
+            raise
         used = gas - computation.get_gas_remaining()
+        allowance.use(used)
         refund = state.get_transaction_executor().calculate_gas_refund(computation, used)
         return computation, int(used - refund + computation.data_floor_gas)
 

@@ -69,7 +69,8 @@ async def serve_http_connections(
 
     Args:
         listeners: bound sockets; closed at the end.
-        answer: makes an answer's body out of a request's. What it raises ends the service.
+        answer: makes an answer's body out of a request's. What it raises ends the service. It is cancelled when the
+            client closes its side of the connection, as it does when it gives up.
         limits: the bounds.
     """
     places = _Places(limits)
@@ -103,7 +104,7 @@ async def _serve_connection(stream: trio.SocketStream, answer: Answer, places: _
         with trio.move_on_after(limits.receive_s):
             status, body = await _read_request(stream, conn, limits)
         if status == 200:
-            body = await answer(body)
+            body = await _answer_while_there(stream, conn, answer, body, limits)
             status = 200 if body else 204
         with trio.move_on_after(limits.receive_s) as scope:
             await _respond(stream, conn, status, body)
@@ -156,6 +157,39 @@ async def _read_request(stream: trio.SocketStream, conn: h11.Connection, limits:
             return 200, bytes(body)
         else:  # the connection was closed within a request, or before one
             raise trio.BrokenResourceError
+
+
+async def _answer_while_there(
+    stream: trio.SocketStream, conn: h11.Connection, answer: Answer, body: bytes, limits: HttpLimits
+) -> bytes:
+    """The answer, or BrokenResourceError as soon as the client has left."""
+    left = False
+    result = b""
+
+    async def watch() -> None:
+        nonlocal left
+        # Requests may come on the heels of this one; they are kept, up to the length of one, for the next round.
+        # Who sends more than that is only found to be gone when the answer is sent.
+        kept = len(conn.trailing_data[0])
+        while kept < limits.body_bytes + limits.header_bytes:
+            try:
+                data = await stream.receive_some(64 * 1024)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                data = b""
+            if not data:
+                left = True
+                nursery.cancel_scope.cancel()
+                return
+            conn.receive_data(data)
+            kept += len(data)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        result = await answer(body)
+        nursery.cancel_scope.cancel()
+    if left:
+        raise trio.BrokenResourceError
+    return result
 
 
 async def _respond(stream: trio.SocketStream, conn: h11.Connection, status: int, body: bytes) -> None:

@@ -92,7 +92,7 @@ class Journal:
             DiskFull: no room for it.
             StorageError: the disk failed.
         """
-        text = json.dumps(entry, separators=(",", ":"), sort_keys=True).encode()
+        text = json.dumps(entry, separators=(",", ":"), sort_keys=True, allow_nan=False).encode()
         line = b"%08x %b\n" % (zlib.crc32(text), text)
         try:
             written = self._file.write(line)

@@ -6,18 +6,22 @@ Sources: the JSON-RPC 2.0 specification; ethereum/execution-apis for names, shap
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from p2pcompute_protocols.ids import Address
 
 from ._devchain_evm import CALL_GAS_LIMIT, CallFailed, LogEntry, Mined, TransactionRefused
 from ._devchain_json import block_json, data_hex, log_json, quantity, receipt_json, transaction_json
 from ._devchain_node import DevNode
+from ._devchain_reads import Allowance, GasSpent
 
-__all__ = ["MAX_BATCH_REQUESTS", "MAX_LOGS", "DevRpc", "RpcFault"]
+__all__ = ["MAX_ANSWER_BYTES", "MAX_BATCH_REQUESTS", "MAX_LOGS", "DevRpc", "RpcFault"]
 
-MAX_BATCH_REQUESTS = 256
+MAX_BATCH_REQUESTS = 100
+MAX_ANSWER_BYTES = 16 * 1024 * 1024
+"""How long an answer may get. What comes after that in a batch is not done, and is told so."""
 MAX_LOGS = 10_000
 MAX_FEE_HISTORY = 1024
 MAX_BRACKETS = 8192
@@ -40,7 +44,7 @@ class RpcFault(Exception):
 
 
 class DevRpc:
-    """Answers requests. It blocks; one caller at a time.
+    """Answers requests. It blocks; one caller at a time, save where a read's `Allowance` lets others in between.
 
     Args:
         node: the chain.
@@ -65,9 +69,6 @@ class DevRpc:
             "eth_getTransactionCount": (1, 2, self._nonce),
             "eth_getCode": (1, 2, self._code),
             "eth_getStorageAt": (2, 3, self._storage),
-            "eth_call": (1, 2, self._call),
-            "eth_estimateGas": (1, 2, self._estimate),
-            "eth_sendRawTransaction": (1, 1, self._send_raw),
             "eth_getTransactionByHash": (1, 1, self._transaction),
             "eth_getTransactionReceipt": (1, 1, self._receipt),
             "eth_getBlockByNumber": (1, 2, self._block_by_number),
@@ -77,45 +78,65 @@ class DevRpc:
             "dev_faucet": (2, 3, self._faucet),
             "dev_info": (0, 0, self._info),
         }
+        self._metered: dict[str, tuple[int, int, Callable[..., Any]]] = {
+            # their first parameter is the body's allowance
+            "eth_call": (1, 2, self._call),
+            "eth_estimateGas": (1, 2, self._estimate),
+            "eth_sendRawTransaction": (1, 1, self._send_raw),
+        }
 
-    def answer(self, body: bytes) -> bytes:
+    def answer(self, body: bytes, allowance: Allowance | None = None) -> bytes:
         """The answer to one HTTP body: a request, or a batch of at most MAX_BATCH_REQUESTS.
 
-        Never raises for what the body holds.
+        Never raises for what the body holds. A request that would go over the body's gas, or come after
+        MAX_ANSWER_BYTES, is answered with an error of code -32005.
+
+        Args:
+            body: what was posted.
+            allowance: what the body may compute; a new one by default.
 
         Raises:
             StorageError: the journal failed; the chain must not go on.
+            ClientGone: see `Allowance`. What was done until then stays done.
         """
+        allowance = allowance or Allowance()
         try:
             if body.count(b"[") + body.count(b"{") > MAX_BRACKETS:
                 raise ValueError
-            message = json.loads(body)
+            message = json.loads(body, parse_constant=_no_constant)
         except (ValueError, RecursionError):
             return _dump(_error(None, RpcFault(_PARSE_ERROR, "not JSON")))
         if not isinstance(message, list):
-            answer = self._one(message)
-            return b"" if answer is None else _dump(answer)
+            return self._one(message, allowance)
         if not message:
             return _dump(_error(None, RpcFault(_INVALID_REQUEST, "empty batch")))
         if len(message) > MAX_BATCH_REQUESTS:
             text = f"batch too large: at most {MAX_BATCH_REQUESTS} requests"
             return _dump(_error(None, RpcFault(_INVALID_REQUEST, text)))
-        answers = [answer for request in message if (answer := self._one(request)) is not None]
-        return _dump(answers) if answers else b""
+        answers: list[bytes] = []
+        room = MAX_ANSWER_BYTES
+        for request in message:
+            allowance.look_up()
+            answer = self._one(request, allowance, full=room <= 0)
+            if answer:
+                room -= len(answer)
+                answers.append(answer)
+        return b"[" + b",".join(answers) + b"]" if answers else b""
 
-    def _one(self, request: Any) -> dict[str, Any] | None:
+    def _one(self, request: Any, allowance: Allowance, *, full: bool = False) -> bytes:
         request_id: Any = None
         try:
             if not isinstance(request, dict):
                 raise RpcFault(_INVALID_REQUEST, "a request is an object")
             request_id = request.get("id")
-            if isinstance(request_id, bool) or not isinstance(request_id, str | int | float | None):
+            if not _is_id(request_id):
                 request_id = None
                 raise RpcFault(_INVALID_REQUEST, "an id is a string or a number")
             name, params = request.get("method"), request.get("params", [])
             if request.get("jsonrpc") != "2.0" or not isinstance(name, str):
                 raise RpcFault(_INVALID_REQUEST, 'a request has "jsonrpc": "2.0" and a method')
-            method = self._methods.get(name)
+            metered = self._metered.get(name)
+            method = metered or self._methods.get(name)
             if method is None:
                 raise RpcFault(_NO_METHOD, f"the method {name[:64]} does not exist here")
             if not isinstance(params, list):
@@ -123,14 +144,18 @@ class DevRpc:
             fewest, most, function = method
             if not fewest <= len(params) <= most:
                 raise RpcFault(_INVALID_PARAMS, f"{name} takes {fewest} to {most} parameters")
-            result = function(*params)
+            if full:
+                raise RpcFault(_LIMIT, f"the answer has {MAX_ANSWER_BYTES} bytes already: ask for less at once")
+            result = function(allowance, *params) if metered else function(*params)
         except RpcFault as fault:
-            return _error(request_id, fault)
+            return _dump(_error(request_id, fault))
+        except GasSpent as exc:
+            return _dump(_error(request_id, RpcFault(_LIMIT, str(exc))))
         except RecursionError:
-            return _error(request_id, RpcFault(_SERVER, "the call went too deep for this chain"))
+            return _dump(_error(request_id, RpcFault(_SERVER, "the call went too deep for this chain")))
         if "id" not in request:
-            return None  # a notification: done, and not answered
-        return {"jsonrpc": "2.0", "id": request_id, "result": result}
+            return b""  # a notification: done, and not answered
+        return _dump({"jsonrpc": "2.0", "id": request_id, "result": result})
 
     # State
 
@@ -150,20 +175,21 @@ class DevRpc:
     def _state(self, block: Any) -> Any:
         return self._chain.state(self._block_number(block))
 
-    def _call(self, message: Any, block: Any = "latest") -> str:
+    def _call(self, allowance: Allowance, message: Any, block: Any = "latest") -> str:
+        wanted = self._message(message, allowance.call_gas)
         try:
-            return data_hex(self._chain.call(**self._message(message), number=self._block_number(block)))
+            return data_hex(self._chain.call(**wanted, number=self._block_number(block), allowance=allowance))
         except CallFailed as exc:
             raise _call_fault(exc) from exc
 
-    def _estimate(self, message: Any, block: Any = "latest") -> str:
+    def _estimate(self, allowance: Allowance, message: Any, block: Any = "latest") -> str:
+        wanted = self._message(message, CALL_GAS_LIMIT)
         try:
-            gas = self._chain.estimate(**self._message(message), number=self._block_number(block))
+            return quantity(self._chain.estimate(**wanted, number=self._block_number(block), allowance=allowance))
         except CallFailed as exc:
             raise _call_fault(exc) from exc
-        return quantity(gas)
 
-    def _message(self, message: Any) -> dict[str, Any]:
+    def _message(self, message: Any, most_gas: int) -> dict[str, Any]:
         if not isinstance(message, dict):
             raise RpcFault(_INVALID_PARAMS, "a call is an object")
         to, data, gas = message.get("to"), message.get("input", message.get("data")), message.get("gas")
@@ -172,14 +198,18 @@ class DevRpc:
             "to": None if to is None else _address(to),
             "data": b"" if data is None else _bytes(data, "data"),
             "value_wei": _number(message.get("value", "0x0"), "value"),
-            "gas": CALL_GAS_LIMIT if gas is None else _number(gas, "gas"),
+            "gas": most_gas if gas is None else _number(gas, "gas"),
         }
 
     # Transactions
 
-    def _send_raw(self, raw: Any) -> str:
+    def _send_raw(self, allowance: Allowance, raw: Any) -> str:
+        allowance.need(1)  # the last one may go over it, since one that pays is not broken off
         try:
-            return data_hex(self._node.send(_bytes(raw, "transaction")))
+            tx_hash = self._node.send(_bytes(raw, "transaction"))
+            mined = self._chain.mined(tx_hash)
+            allowance.use(0 if mined is None else mined.gas_used)
+            return data_hex(tx_hash)
         except TransactionRefused as exc:
             raise RpcFault(_SERVER, str(exc)) from exc
 
@@ -314,7 +344,19 @@ class DevRpc:
 
 
 def _dump(answer: Any) -> bytes:
-    return json.dumps(answer, separators=(",", ":")).encode("ascii")
+    return json.dumps(answer, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _no_constant(name: str) -> NoReturn:
+    """Python reads NaN and Infinity, which no JSON has."""
+    raise ValueError(name)
+
+
+def _is_id(value: Any) -> bool:
+    """Whether it can be sent back as it came: 1e400 is read as infinity, and there is no JSON for that."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return value is None or (isinstance(value, str | int) and not isinstance(value, bool))
 
 
 def _error(request_id: Any, fault: RpcFault) -> dict[str, Any]:

@@ -175,7 +175,7 @@ class ChainClient:
             for i, (method, params) in enumerate(requests)
         ]
         # A single request goes alone: some endpoints take no batches.
-        content = json.dumps(messages if len(messages) > 1 else messages[0], separators=(",", ":"))
+        content = json.dumps(messages if len(messages) > 1 else messages[0], separators=(",", ":"), allow_nan=False)
         body = await self._send(content.encode())
         try:
             answer = json.loads(body)

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from p2pcompute_protocols.ids import Address
 
 from ._devchain_http import HttpLimits, serve_http_connections
 from ._devchain_node import DEV_CHAIN_ID, DevNode
+from ._devchain_reads import Allowance, ClientGone, Turns
 from ._devchain_rpc import DevRpc
 
 __all__ = ["DEV_CHAIN_ID", "DevChainInfo", "main", "serve_devchain"]
@@ -57,8 +59,9 @@ async def serve_devchain(
 ) -> None:
     """Run a development chain until cancelled.
 
-    Blocks run in a worker thread, one at a time. On cancellation one that is running is left to itself: it was
-    not acknowledged, and may or may not be on the chain at the next start.
+    Each request body has a worker thread, and they take turns: one at a time, and a read makes way for others from
+    time to time. On cancellation a block that is running is left to itself: it was not acknowledged, and may or may
+    not be on the chain at the next start. Reads end within a moment, as they do when their client leaves.
 
     Args:
         data_dir: where its journal lies; a directory serves one chain at a time.
@@ -82,24 +85,42 @@ async def serve_devchain(
         raise
     try:
         rpc = DevRpc(node)
-        one_at_a_time = trio.CapacityLimiter(1)
+        limits = limits or HttpLimits()
+        turns = Turns()
+        threads = trio.CapacityLimiter(2 * limits.connections)  # one for each that is served at all
 
+        token = trio.lowlevel.current_trio_token()
         failures: list[StorageError] = []
 
         async with trio.open_nursery() as nursery:
 
             async def answer(body: bytes) -> bytes:
-                try:
-                    return await trio.to_thread.run_sync(
-                        rpc.answer, body, abandon_on_cancel=True, limiter=one_at_a_time
-                    )
-                except StorageError as exc:
-                    # What is in memory is ahead of the disk now: nothing more may be answered out of it.
-                    failures.append(exc)
-                    nursery.cancel_scope.cancel()
-                    await trio.sleep_forever()
+                allowance = Allowance(turns=turns)
 
-            await nursery.start(partial(serve_http_connections, listeners, answer, limits=limits or HttpLimits()))
+                def work() -> bytes:
+                    with turns.turn():
+                        allowance.look_up()
+                        if failures:
+                            raise ClientGone
+                        try:
+                            return rpc.answer(body, allowance)
+                        except StorageError as exc:
+                            # What is in memory is ahead of the disk now: nothing more may be answered out of it,
+                            # be it that this client has left and nobody waits for this thread.
+                            failures.append(exc)
+                            with suppress(trio.RunFinishedError):
+                                trio.from_thread.run_sync(nursery.cancel_scope.cancel, trio_token=token)
+                            raise ClientGone from exc
+
+                try:
+                    return await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=threads)
+                except ClientGone:
+                    await trio.sleep_forever()
+                    raise AssertionError("unreachable") from None
+                finally:
+                    allowance.gone.set()
+
+            await nursery.start(partial(serve_http_connections, listeners, answer, limits=limits))
             bound = listeners[0].socket.getsockname()
             shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
             task_status.started(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ import trio
 
 from p2pcompute.chain import ChainClient, serve_devchain
 from p2pcompute.chain._devchain_http import HttpLimits
-from p2pcompute.errors import ChainUnreachable, PortInUse, ProfileInUse
+from p2pcompute.chain._devchain_reads import Allowance, ClientGone
+from p2pcompute.chain._devchain_rpc import DevRpc
+from p2pcompute.errors import ChainUnreachable, PortInUse, ProfileInUse, StorageError
 
 pytestmark = pytest.mark.net
 
@@ -158,6 +161,77 @@ def test_a_client_that_goes_away_in_the_middle(tmp_path: Path) -> None:
             await stream.aclose()
 
     with_chain(tmp_path, use)
+
+
+ENDLESS = json.dumps(
+    [{"jsonrpc": "2.0", "id": 1, "method": "eth_call", "params": [{"data": "0x5b5f56"}]}] * 100
+).encode()
+
+
+def test_endless_calls_hold_up_nobody_and_end_with_their_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, ended = threading.Event(), threading.Event()
+    outcome: list[object] = []
+    answer = DevRpc.answer
+
+    def watched(self: DevRpc, body: bytes, allowance: Allowance | None = None) -> bytes:
+        if body != ENDLESS:
+            return answer(self, body, allowance)
+        began.set()
+        try:
+            data = answer(self, body, allowance)
+        except BaseException as exc:
+            outcome.append(exc)
+            raise
+        else:
+            outcome.append(data)
+            return data
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(DevRpc, "answer", watched)
+
+    async def use(url: str, port: int) -> None:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with stream:
+            await stream.send_all(post(ENDLESS) + post(ASK))
+            await trio.to_thread.run_sync(began.wait, 30)
+            async with ChainClient(url) as client:
+                for _ in range(3):
+                    assert await client.chain_id() > 0
+                    await client.call("dev_faucet", ["0x" + "11" * 20, hex(10**18), 5])
+            assert not outcome  # the calls are still under way
+        assert await trio.to_thread.run_sync(ended.wait, 30)
+        assert [type(item) for item in outcome] == [ClientGone]
+
+    with_chain(tmp_path, use, HttpLimits())
+
+
+def test_a_journal_that_fails_ends_the_chain_though_its_client_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = threading.Event()
+
+    def failing(self: DevRpc, body: bytes, allowance: Allowance | None = None) -> bytes:
+        assert allowance is not None
+        began.set()
+        assert allowance.gone.wait(30)
+        raise StorageError("the journal failed")
+
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                monkeypatch.setattr(DevRpc, "answer", failing)
+                info = await nursery.start(serve_devchain, tmp_path / "chain")
+                stream = await trio.open_tcp_stream("127.0.0.1", int(info.url.rsplit(":", 1)[1]))
+                await stream.send_all(post(ASK))
+                await trio.to_thread.run_sync(began.wait, 30)
+                await stream.aclose()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        trio.run(main)
+    assert caught.value.subgroup(StorageError) is not None
 
 
 def test_a_taken_port_and_a_taken_directory_say_what_to_do(tmp_path: Path) -> None:
