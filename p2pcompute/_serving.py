@@ -146,9 +146,8 @@ class ProviderRole:
             self.options.on_event(event)
 
     def _subnet(self, peer: PeerId) -> str:
-        addresses = self.node.services.overlay.addresses_of(peer)
         return subnet_of(
-            addresses[0] if addresses else "",
+            self.node.services.overlay.remote_address(peer) or "",  # not what it says of itself
             peer,
             loopback_is_one_subnet=self.options.credit.loopback_is_one_subnet,
         )

@@ -22,6 +22,8 @@ __all__ = [
     "MAX_CONNECTIONS_PER_HOST",
     "MAX_CONNECTIONS_PER_PEER",
     "MAX_GOSSIP_BYTES",
+    "MAX_HANDSHAKES",
+    "MAX_HANDSHAKES_PER_HOST",
     "MAX_INBOUND_STREAMS_PER_PEER",
     "MAX_PROTOCOL_ID_BYTES",
     "MAX_PROVIDERS",
@@ -44,7 +46,10 @@ __all__ = [
 ]
 
 MAX_CONNECTIONS = 300  # in and out together; more are closed before their handshake
-MAX_CONNECTIONS_PER_HOST = 64  # inbound from one IP address, handshakes included; loopback has no such bound
+# A host is an IPv4 address or a /64 of IPv6, which is what one customer gets at least. Loopback has no such bounds.
+MAX_CONNECTIONS_PER_HOST = 64  # inbound, handshakes included
+MAX_HANDSHAKES_PER_HOST = 16  # inbound connections that have not said yet who they are
+MAX_HANDSHAKES = 128  # the same over all hosts; one more ends the oldest of them
 MAX_CONNECTIONS_PER_PEER = 3  # two nodes that dial each other at once make two
 MAX_INBOUND_STREAMS_PER_PEER = 64  # per protocol; one more is reset
 MAX_PROTOCOL_ID_BYTES = 128
@@ -240,6 +245,14 @@ class Overlay(Protocol):
 
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
         """Multiaddrs known for `peer`, each ending in ``/p2p/<peer id>``; empty when none is known."""
+        ...
+
+    def remote_address(self, peer: PeerId) -> str | None:
+        """The IP address at the other end of a live connection to `peer`, of the oldest where there are several.
+
+        It is the socket's, whoever opened the connection, and nothing that the peer says; so it tells where a peer
+        is, which `addresses_of` does not. None where we are not connected, or no IP address is seen.
+        """
         ...
 
     async def disconnect(self, peer: PeerId) -> None:

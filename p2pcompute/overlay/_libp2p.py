@@ -162,6 +162,13 @@ class Libp2pOverlay:
         known = store.addrs(raw) if raw in store.peers_with_addrs() else []
         return _with_peer(known, peer)
 
+    def remote_address(self, peer: PeerId) -> str | None:
+        for conn in self._swarm.get_connections(_to_id(peer)):
+            remote = None if conn.is_closed else conn.muxed_conn.get_remote_address()
+            if remote is not None:
+                return str(remote[0])
+        return None
+
     async def connect(self, multiaddr: str) -> PeerId:
         peer, address = _parse_dialable(multiaddr)
         if peer == self.peer_id:

@@ -50,6 +50,8 @@ from ._api import (
     MAX_CONNECTIONS_PER_HOST,
     MAX_CONNECTIONS_PER_PEER,
     MAX_GOSSIP_BYTES,
+    MAX_HANDSHAKES,
+    MAX_HANDSHAKES_PER_HOST,
     STREAM_TIMEOUT_S,
 )
 from ._yamux import Yamux
@@ -80,6 +82,7 @@ PUBLISH_PATIENCE_S = 1.0
 SEEN_TTL_S = 120.0
 MAX_SEEN = 16 * 1024
 _READ_BYTES = 128 * 1024
+_LOOPBACK = "loopback"
 
 
 class MendedUpgrader(TransportUpgrader):
@@ -111,11 +114,23 @@ class MendedUpgrader(TransportUpgrader):
 
 
 class _BufferedStream(TrioTCPStream):
-    """Reads ahead: Noise asks for 2 bytes of length and then for the record, each a system call otherwise."""
+    """Reads ahead: Noise asks for 2 bytes of length and then for the record, each a system call otherwise.
+
+    And it knows where an IPv6 peer is, for which libp2p's gives None.
+    """
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
         self._ahead = bytearray()
+        self._remote: tuple[str, int] | None = None
+        try:
+            host, port = stream.socket.getpeername()[:2]
+        except OSError:
+            return  # it has gone already
+        self._remote = str(host).partition("%")[0], int(port)  # without the zone of a link-local address
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._remote
 
     async def read(self, n: int | None = None) -> bytes:
         if n == 0:
@@ -214,6 +229,15 @@ def connection_limits() -> ConnectionConfig:
     )
 
 
+class _Handshake:
+    """An inbound connection that has not said yet who it is."""
+
+    def __init__(self, raw: RawConnection, host: str) -> None:
+        self.raw = raw
+        self.host = host
+        self.scope = trio.CancelScope()
+
+
 class MendedSwarm(Swarm):
     """A swarm that survives its peers, dials without delay and closes at once."""
 
@@ -229,6 +253,7 @@ class MendedSwarm(Swarm):
         self._dials: dict[ID, trio.Lock] = {}
         self.auto_connector: Any = _NoAutoConnector()
         self._from_host: Counter[str] = Counter()
+        self._handshakes: dict[trio.lowlevel.Task, _Handshake] = {}  # inbound, unfinished; the oldest first
 
     def set_stream_handler(self, stream_handler: StreamHandlerFn) -> None:
         """Keep what a stream does to its handler away from the node.
@@ -306,28 +331,54 @@ class MendedSwarm(Swarm):
         gone a node accepts nobody any more.
         """
         raw = RawConnection(read_write_closer, False)
-        remote = read_write_closer.get_remote_address()
-        host = remote[0] if remote is not None else ""
-        try:
-            if self._from_host[host] >= MAX_CONNECTIONS_PER_HOST and not ipaddress.ip_address(host).is_loopback:
-                raise trio.WouldBlock
-            self._inbound_limiter.acquire_on_behalf_of_nowait(raw)
-        except (trio.WouldBlock, ValueError):
+        host = _host_of(read_write_closer.get_remote_address())
+        if not self._admit(raw, host):
             await raw.close()
             return
         self._from_host[host] += 1
+        shaking = self._handshakes[trio.lowlevel.current_task()] = _Handshake(raw, host)
         try:
-            muxed = await self.upgrade_inbound_raw_conn(raw, maddr)
-            if isinstance(muxed, Yamux):
-                await muxed.event_closed.wait()
+            with shaking.scope:
+                muxed = await self.upgrade_inbound_raw_conn(raw, maddr)
+                if isinstance(muxed, Yamux):
+                    await muxed.event_closed.wait()
+            if shaking.scope.cancelled_caught:  # another one has its place
+                await raw.close()
         except Exception as exc:  # noqa: BLE001 - whatever a stranger sent, only its own connection suffers
             _log.debug("an inbound connection was not upgraded: %r", exc)
             await raw.close()
         finally:
-            self._inbound_limiter.release_on_behalf_of(raw)
+            self._handshakes.pop(trio.lowlevel.current_task(), None)
+            if not shaking.scope.cancel_called:
+                self._inbound_limiter.release_on_behalf_of(raw)
             self._from_host[host] -= 1
             if not self._from_host[host]:
                 del self._from_host[host]
+
+    async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> Any:
+        """Take a connection whose handshake is done; from here on nobody gets its place."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._handshakes.pop(trio.lowlevel.current_task(), None)
+        return await super().add_conn(muxed_conn, direction=direction)
+
+    def _admit(self, raw: RawConnection, host: str) -> bool:
+        """Take a slot for an accepted connection, from the oldest unfinished handshake where there is no other.
+
+        A handshake that is not finished has cost its sender nothing, and an honest one needs only a few round trips,
+        so whoever holds some open makes room before anybody who comes has to go.
+        """
+        if host != _LOOPBACK:
+            shaking = sum(1 for other in self._handshakes.values() if other.host == host)
+            if self._from_host[host] >= MAX_CONNECTIONS_PER_HOST or shaking >= MAX_HANDSHAKES_PER_HOST:
+                return False
+        if len(self._handshakes) >= MAX_HANDSHAKES or self._inbound_limiter.available_tokens < 1:
+            if not self._handshakes:
+                return False
+            oldest = self._handshakes.pop(next(iter(self._handshakes)))
+            oldest.scope.cancel()
+            self._inbound_limiter.release_on_behalf_of(oldest.raw)
+        self._inbound_limiter.acquire_on_behalf_of_nowait(raw)
+        return True
 
     async def close(self) -> None:
         """Close every connection at once; libp2p's own takes 0.2 s for each, one after the other."""
@@ -337,6 +388,17 @@ class MendedSwarm(Swarm):
         async with trio.open_nursery() as nursery:
             for conn in self.get_connections():
                 nursery.start_soon(conn.muxed_conn.close)
+
+
+def _host_of(remote: tuple[str, int] | None) -> str:
+    """What the bounds for one host count together: an IPv4 address, a /64 of IPv6, or what has no address."""
+    try:
+        ip = ipaddress.ip_address(remote[0] if remote is not None else "")
+    except ValueError:
+        return "unknown"
+    if ip.is_loopback:
+        return _LOOPBACK
+    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 def _reason(exc: BaseException, address: Multiaddr) -> str:

@@ -61,6 +61,7 @@ class MemoryNetwork:
         self._nodes: dict[PeerId, MemoryOverlay] = {}
         self._links: dict[tuple[PeerId, PeerId], Link] = {}
         self._partitioned: set[PeerId] = set()
+        self._places: dict[PeerId, str | None] = {}
         self._opened = 0
         self.gossip_lost = 0
         self.records: dict[bytes, list[bytes]] = {}
@@ -112,6 +113,13 @@ class MemoryNetwork:
             raise OverlayError(f"{peer} is not on this network")
         return self._nodes[peer]
 
+    def place(self, peer: PeerId, ip: str | None) -> None:
+        """Set the IP address that others see `peer` at from now on; None, and they see none, as behind a relay.
+
+        Without it each node is where it listens, in a /24 of its own.
+        """
+        self._places[peer] = ip
+
     # What overlays use
 
     def add(self, node: MemoryOverlay) -> str:
@@ -119,7 +127,11 @@ class MemoryNetwork:
             raise OverlayError(f"{node.peer_id} is on this network already")
         self._nodes[node.peer_id] = node
         self._opened += 1
-        return f"/ip4/10.{self._opened >> 16 & 255}.{self._opened >> 8 & 255}.{self._opened & 255}/tcp/4001"
+        return f"/ip4/10.{self._opened >> 8 & 255}.{self._opened & 255}.1/tcp/{4001 + (self._opened >> 16)}"
+
+    def place_of(self, node: MemoryOverlay) -> str | None:
+        """The IP address that others see `node` at."""
+        return self._places.get(node.peer_id, node.bare_address.split("/")[2])
 
     def remove(self, node: MemoryOverlay) -> None:
         if self._nodes.get(node.peer_id) is node:
@@ -156,8 +168,11 @@ class MemoryNetwork:
 class MemoryOverlay:
     """Implements `Overlay`. Made by `open_memory_overlay`."""
 
-    def __init__(self, network: MemoryNetwork, key: NodeKey, validator: RecordValidator) -> None:
+    def __init__(
+        self, network: MemoryNetwork, key: NodeKey, validator: RecordValidator, announce: Sequence[str] = ()
+    ) -> None:
         self.peer_id = key.peer_id
+        self._announce = tuple(announce)
         self._network = network
         self._nursery: trio.Nursery  # set by `serve`
         self._validator = validator
@@ -244,13 +259,16 @@ class MemoryOverlay:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        return (f"{self.bare_address}/p2p/{self.peer_id}",)
+        return tuple(f"{address}/p2p/{self.peer_id}" for address in self._announce or (self.bare_address,))
 
     def peers(self) -> frozenset[PeerId]:
         return frozenset(self._connected)
 
     def addresses_of(self, peer: PeerId) -> tuple[str, ...]:
         return self._known.get(peer, ())
+
+    def remote_address(self, peer: PeerId) -> str | None:
+        return self._network.place_of(self._connected[peer]) if peer in self._connected else None
 
     async def connect(self, multiaddr: str) -> PeerId:
         await trio.lowlevel.checkpoint()
@@ -518,13 +536,14 @@ async def open_memory_overlay(
     *,
     record_validator: RecordValidator,
     bootstrap: Sequence[str] = (),
+    announce: Sequence[str] = (),
 ) -> AsyncGenerator[MemoryOverlay, None]:
     """Be on `network` while the context is open. See `open_libp2p`, whose arguments these are.
 
     The body is not cancelled when the node is killed; its calls raise `OverlayError` or `StreamReset`.
     """
     body_error: Exception | None = None
-    node = MemoryOverlay(network, key, record_validator)
+    node = MemoryOverlay(network, key, record_validator, announce)
     async with trio.open_nursery() as nursery:
         await nursery.start(node.serve)
         try:

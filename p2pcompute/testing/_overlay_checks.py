@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import ipaddress
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
@@ -108,6 +109,20 @@ async def check_echo(open_node: OpenNode) -> None:
         assert await stream.receive_some() == b"lo"
         await stream.aclose()
         assert seen == [(a.peer_id, _ECHO)]
+
+
+async def check_remote_address(open_node: OpenNode) -> None:
+    """Both see where the other is, for as long as they are connected, and nobody else's place."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        assert a.remote_address(b.peer_id) is None
+        await a.connect(b.addresses[0])
+        for near, far in ((a, b), (b, a)):
+            address = near.remote_address(far.peer_id)
+            assert address is not None
+            assert str(ipaddress.ip_address(address)) == far.addresses[0].split("/")[2]
+        await a.disconnect(b.peer_id)
+        assert a.remote_address(b.peer_id) is None
+        assert a.remote_address(NodeKey.generate().peer_id) is None
 
 
 async def check_both_ways(open_node: OpenNode) -> None:

@@ -34,11 +34,11 @@ from libp2p.tools.anyio_service import background_trio_service
 from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 
-from p2pcompute.errors import ConfigError, PortInUse
+from p2pcompute.errors import ConfigError, DialError, PortInUse
 from p2pcompute.identity import NodeKey
 from p2pcompute.overlay import open_libp2p
 from p2pcompute.overlay._libp2p import Libp2pOverlay
-from p2pcompute.overlay._mends import MendedPeerStore, SeenMessages
+from p2pcompute.overlay._mends import MendedPeerStore, MendedSwarm, SeenMessages, _BufferedStream
 from p2pcompute.overlay._yamux import Yamux
 from p2pcompute.testing._overlay_checks import PrefixValidator
 from p2pcompute_protocols.ids import PeerId, peer_id_to_bytes
@@ -431,20 +431,114 @@ def test_one_address_cannot_take_every_connection(monkeypatch: pytest.MonkeyPatc
 
     async def main() -> None:
         async with our_node() as ours, AsyncExitStack() as stack:
-            port = int(ours.addresses[0].split("/")[4])
-
-            async def knock() -> tuple[trio.SocketStream, bool]:
-                stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
-                return stream, bool(await stream.receive_some())
-
             for _ in range(5):  # loopback has no bound: many nodes share it in a testnet
-                assert (await knock())[1]
-            monkeypatch.setattr(TrioTCPStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
-            knocks = [await knock() for _ in range(5)]
+                assert (await knock(ours, stack))[1]
+            monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
+            knocks = [await knock(ours, stack) for _ in range(5)]
             assert [greeted for _, greeted in knocks] == [True, True, True, False, False]
             await knocks[0][0].aclose()
             await wait_until(lambda: ours._swarm._from_host["192.0.2.7"] == 2)
-            assert (await knock())[1]
+            assert (await knock(ours, stack))[1]
+
+    run(main)
+
+
+def test_the_addresses_of_one_ipv6_customer_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has one IPv6 address has 2**64 of them."""
+    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_CONNECTIONS_PER_HOST", 3)
+    hosts = iter([f"2001:db8:0:1::{number:x}" for number in range(1, 6)] + ["2001:db8:0:2::1", "192.0.2.7"])
+    monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: (next(hosts), 1))
+
+    async def main() -> None:
+        async with our_node() as ours, AsyncExitStack() as stack:
+            greeted = [(await knock(ours, stack))[1] for _ in range(7)]
+            assert greeted == [True, True, True, False, False, True, True]
+
+    run(main)
+
+
+def test_a_peer_is_where_its_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where it says; and libp2p does not know where an IPv6 peer is at all."""
+
+    async def main() -> None:
+        for loopback in ("127.0.0.1", "::1"):
+            listen = [f"/ip{6 if ':' in loopback else 4}/{loopback}/tcp/0"]
+            async with (
+                our_node(listen=listen) as ours,
+                our_node(listen=listen, announce=["/ip4/203.0.113.7/tcp/4001"]) as liar,
+            ):
+                await liar.connect(ours.addresses[0])
+                await wait_until(lambda: ours.addresses_of(liar.peer_id) != ())
+                assert ours.addresses_of(liar.peer_id)[0].startswith("/ip4/203.0.113.7/")
+                assert ours.remote_address(liar.peer_id) == loopback
+                conn = ours._swarm.get_connections(to_id(liar.peer_id))[0]
+                stream = conn.muxed_conn.secured_conn.conn.read_writer.read_write_closer.stream
+                theirs = TrioTCPStream(stream.stream).get_remote_address()
+                assert (theirs is None) == (loopback == "::1")
+
+    run(main)
+
+
+async def knock(node: Libp2pOverlay, stack: AsyncExitStack) -> tuple[trio.SocketStream, bool]:
+    """Connect, say nothing, and tell whether the node begins to negotiate."""
+    port = int(node.addresses[0].split("/")[4])
+    stream = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", port))
+    return stream, bool(await stream.receive_some())
+
+
+def test_handshakes_that_nobody_finishes_hold_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_HANDSHAKES", 4)
+
+    async def main() -> None:
+        async with our_node() as ours, our_node() as friend, AsyncExitStack() as stack:
+            silent = [(await knock(ours, stack))[0] for _ in range(4)]
+            await friend.connect(ours.addresses[0])  # instead of the oldest
+            assert await silent[0].receive_some() == b""
+            # What is authenticated keeps its place, however many knock.
+            for _ in range(12):
+                assert (await knock(ours, stack))[1]
+            assert ours.peers() == {friend.peer_id}
+            ours.handle(ECHO, echo)
+            assert await answers(friend, ours.peer_id)
+            assert len(ours._swarm._handshakes) == 4
+            assert ours._swarm._inbound_limiter.borrowed_tokens == 5
+
+    run(main)
+
+
+def test_without_making_room_unfinished_handshakes_keep_everybody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libp2p has it, for as long as a handshake may take."""
+    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_CONNECTIONS", 4)
+
+    def all_or_nothing(swarm: Any, raw: Any, _host: str) -> bool:
+        try:
+            swarm._inbound_limiter.acquire_on_behalf_of_nowait(raw)
+        except trio.WouldBlock:
+            return False
+        return True
+
+    async def main(refused: bool) -> None:
+        async with our_node() as ours, our_node() as friend, AsyncExitStack() as stack:
+            for _ in range(4):
+                await knock(ours, stack)
+            if refused:
+                with pytest.raises(DialError):
+                    await friend.connect(ours.addresses[0])
+            else:
+                await friend.connect(ours.addresses[0])
+
+    run(lambda: main(False))
+    monkeypatch.setattr(MendedSwarm, "_admit", all_or_nothing)
+    run(lambda: main(True))
+
+
+def test_one_host_has_its_share_of_unfinished_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_HANDSHAKES_PER_HOST", 2)
+    monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
+
+    async def main() -> None:
+        async with our_node() as ours, AsyncExitStack() as stack:
+            assert [(await knock(ours, stack))[1] for _ in range(3)] == [True, True, False]
 
     run(main)
 

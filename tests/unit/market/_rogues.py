@@ -280,11 +280,15 @@ class RogueTask:
 
 
 @asynccontextmanager
-async def open_rogue(market: Market, *, connect: tuple[Node, ...] = ()) -> AsyncGenerator[Rogue]:
-    """A rogue on the market's network in memory."""
+async def open_rogue(
+    market: Market, *, connect: tuple[Node, ...] = (), at: str | None = None, announce: tuple[str, ...] = ()
+) -> AsyncGenerator[Rogue]:
+    """A rogue on the market's network in memory; `at` is where it is, and `announce` where it says that it is."""
     key = NodeKey.generate()
     validator = AdRecordValidator(network=NETWORK, now_ms=virtual_clock_ms)
-    async with open_memory_overlay(market.memory, key, record_validator=validator) as overlay:
+    if at is not None:
+        market.memory.place(key.peer_id, at)
+    async with open_memory_overlay(market.memory, key, record_validator=validator, announce=announce) as overlay:
         for node in connect:
             await overlay.connect(node.addresses[0])
         yield Rogue(market=market, key=key, wallet=WalletKey.generate(), overlay=overlay)

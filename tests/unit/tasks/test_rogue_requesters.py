@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import trio
 
+from p2pcompute._provider_events import WatchedBooks
 from p2pcompute.errors import StreamError
 from p2pcompute.market import OrderRefused, negotiate
 from p2pcompute.node import Node
+from p2pcompute.payments import CreditPolicy, subnet_of
 from p2pcompute.testing import virtual_clock_ms
 from p2pcompute_protocols import ads, channel, negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 from p2pcompute_protocols.negotiation import OrderPayload, Requirement
 from p2pcompute_protocols.task import (
@@ -175,6 +178,52 @@ async def finishes_while_a_chunk_is_computed(rogue: Rogue, provider: Node) -> No
     assert (await opened.dialogue.expect(Closed)).chunks == 0
     assert trio.current_time() - began < 0.06
     assert await provider.services.ledger.receipts(opened.agreement.task_id) == []
+
+
+@pytest.mark.parametrize("believed", [False, True])
+def test_a_subnet_is_where_peers_are_and_not_where_they_say(believed: bool) -> None:
+    """Identities in one subnet that announce one each share its budget; believed, each would have one of its own."""
+
+    async def scenario(market: Market) -> None:
+        credit = CreditPolicy(provider_uusd=1_000, subnet_uusd=45, peer_uusd=40)
+        provider = await market.provider(credit=credit)
+        if believed:
+            role = provider.provider
+            assert role is not None
+            books = role.tasks.books
+            assert isinstance(books, WatchedBooks)
+            books._books._subnet = lambda peer: subnet_of(provider.services.overlay.addresses_of(peer)[0], peer)  # type: ignore[attr-defined]
+        work, blobs = axpy_work(units_per_chunk=1_000_000)  # 14 micro-USD
+        codes = []
+        for number in range(6):
+            announce = (f"/ip4/203.0.{number}.7/tcp/4001",)
+            async with open_rogue(market, connect=(provider,), at="198.51.100.9", announce=announce) as rogue:
+                opened = await rogue.open_task(provider, work)
+                opened.blobs = blobs
+                codes.append(await _one_chunk(opened))
+        stolen = codes.count(WireCode.OK)
+        assert stolen == (6 if believed else 3)
+        assert set(codes[stolen:]) <= {WireCode.CREDIT_EXHAUSTED}
+
+    in_memory(scenario)
+
+
+async def _one_chunk(opened: RogueTask) -> WireCode:
+    """Take one chunk and leave; what the provider said to it."""
+    await opened.start()
+    await opened.dialogue.send(Assign(index=0))
+    answer = await opened.dialogue.expect(ResultStart, ChunkError)
+    await opened.stream.reset()
+    if isinstance(answer, ResultStart):
+        return WireCode.OK
+    _, payload = task.open_receipt(
+        answer.receipt,
+        network=NETWORK,
+        provider=PeerId(opened.agreement.terms.provider),
+        task=opened.agreement.task_id,
+        index=0,
+    )
+    return WireCode(payload.code)
 
 
 # Inputs
