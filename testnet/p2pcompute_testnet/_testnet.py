@@ -11,11 +11,13 @@ from typing import Any
 
 import click
 import trio
+from rich.console import Console
 
 from p2pcompute._local_chain import serve_local_chain
 from p2pcompute._profile import NetworkDir, home_dir
 
 from ._cluster import NodeProcess, NodeSpec, open_cluster
+from ._testnet_view import TestnetView
 
 __all__ = ["TestnetOptions", "run_testnet"]
 
@@ -43,23 +45,34 @@ class TestnetOptions:
     __test__ = False  # pytest would take the name for a test's
 
 
-def _say(options: TestnetOptions, text: str, **event: Any) -> None:
-    click.echo(json.dumps(event) if options.as_json else text)
+class _Voice:
+    """Says what happens: as lines above the live table, or as JSON."""
 
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(highlight=False, markup=False, soft_wrap=True)
 
-def _on_event(options: TestnetOptions, node: NodeProcess, event: dict[str, Any]) -> None:
-    if options.as_json:
-        click.echo(json.dumps({"node": node.spec.name, **event}))
-        return
-    match event.get("event"):
-        case "task-started":
-            click.echo(f"{node.spec.name}: a task of …{str(event.get('requester', ''))[-8:]} has begun")
-        case "task-ended":
-            click.echo(f"{node.spec.name}: it has ended, {event.get('chunks', 0)} chunks done")
-        case "checkpoint":
-            click.echo(f"{node.spec.name}: claimed on chain what it earned")
-        case _:
-            pass  # "ready" is said for all of them; how each one stops is in its log
+    def say(self, text: str, **event: Any) -> None:
+        """One thing, as a line and as an event; without fields it is for people only."""
+        if not self.as_json:
+            self.console.print(text)
+        elif event:
+            click.echo(json.dumps(event))
+
+    def on_event(self, node: NodeProcess, event: dict[str, Any]) -> None:
+        """What a node wrote."""
+        if self.as_json:
+            click.echo(json.dumps({"node": node.spec.name, **event}))
+            return
+        match event.get("event"):
+            case "task-started":
+                self.say(f"{node.spec.name}: a task of …{str(event.get('requester', ''))[-8:]} has begun")
+            case "task-ended":
+                self.say(f"{node.spec.name}: it has ended, {event.get('chunks', 0)} chunks done")
+            case "checkpoint":
+                self.say(f"{node.spec.name}: claimed on chain what it earned")
+            case _:
+                pass  # "ready" is said for all of them; how each one stops is in its log
 
 
 async def run_testnet(options: TestnetOptions) -> None:
@@ -75,15 +88,16 @@ async def run_testnet(options: TestnetOptions) -> None:
     Cancellation: providers claim what they earned and end, within three seconds.
     """
     here = NetworkDir.named(options.network)
+    voice = _Voice(as_json=options.as_json)
     directory = (options.directory or home_dir() / "testnet" / options.network).absolute()
     async with trio.open_nursery() as nursery:
         url: str = await nursery.start(serve_local_chain, here)
-        _say(options, f"chain {url}", event="chain", url=url)
+        voice.say(f"chain {url}", event="chain", url=url)
         async with open_cluster(
             directory,
             chain_url=url,
             network=options.network,
-            on_event=lambda node, event: _on_event(options, node, event),
+            on_event=voice.on_event,
         ) as cluster:
             width = int(math.log10(options.providers)) + 1
             specs = [
@@ -96,11 +110,9 @@ async def run_testnet(options: TestnetOptions) -> None:
             with ExitStack() as stack:
                 for node in (*first, *rest):
                     stack.enter_context(here.announce_node(node.peer_id, node.addresses))
-                    if not options.as_json:
-                        click.echo(f"{node.spec.name}  {node.addresses[0]}")
+                    voice.say(f"{node.spec.name}  {node.addresses[0]}")
                 where = "" if options.network == "local" else f"P2PCOMPUTE_NETWORK={options.network} "
-                _say(
-                    options,
+                voice.say(
                     f"{options.providers} providers are ready; logs are in {cluster.logs}. In another terminal:\n"
                     f"    {where}python yourfile.py        {where}p2pcompute run yourfile.py\n"
                     "Ctrl-C stops them all",
@@ -109,8 +121,12 @@ async def run_testnet(options: TestnetOptions) -> None:
                     logs=str(cluster.logs),
                     network=options.network,
                 )
-                async with trio.open_nursery() as waiting:
-                    for node in (*first, *rest):
-                        waiting.start_soon(node.wait_gone)
+                async with trio.open_nursery() as showing:
+                    if not options.as_json:
+                        showing.start_soon(TestnetView(nodes=(*first, *rest), console=voice.console).run)
+                    async with trio.open_nursery() as waiting:
+                        for node in (*first, *rest):
+                            waiting.start_soon(node.wait_gone)
+                    showing.cancel_scope.cancel()
         nursery.cancel_scope.cancel()
     click.echo("every provider has ended; their logs say why", err=True)
