@@ -11,6 +11,7 @@ import pytest
 from p2pcompute.chain._artifacts import load_artifact, token_creation
 from p2pcompute.chain._devchain_evm import CallFailed, DevChain, Genesis, Mined
 from p2pcompute.chain._devchain_json import receipt_json
+from p2pcompute.chain._devchain_reads import Allowance
 from p2pcompute.chain._hub import (
     ChannelState,
     CheckpointEvent,
@@ -118,7 +119,15 @@ class HubBench:
     def call(self, to: Address, data: bytes, *, sender: Address = Address(bytes(20))) -> bytes:  # noqa: B008
         if self.chain.header(self.chain.head).timestamp < self.now_s:
             self.chain.mine([], self.now_s)  # so that the call sees the time that a transaction would
-        return self.chain.call(sender=sender, to=to, data=data, value_wei=0, gas=10_000_000, number=self.chain.head)
+        return self.chain.call(
+            sender=sender,
+            to=to,
+            data=data,
+            value_wei=0,
+            gas=10_000_000,
+            number=self.chain.head,
+            allowance=Allowance(call_gas=10_000_000),
+        )
 
     def balance(self, owner: Account, *, hub: Address | None = None) -> int:
         return decode_word(self.call(hub or self.hub, encode_balances(owner.address)))
