@@ -1,4 +1,8 @@
-"""Puts a sans-IO connection of `p2pcompute_protocols` on a byte stream."""
+"""Puts a sans-IO connection of `p2pcompute_protocols` on a byte stream, with an end to every wait.
+
+A bound on each read alone would let a peer hold a stream open with a byte now and then. So silence has a bound, which
+the caller names, and a message has another one, from its first byte to its last.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,18 @@ from p2pcompute_protocols.connection import NEED_DATA, Connection, StreamEnded
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
 from p2pcompute_protocols.wire import Record
 
-from .errors import StreamError
+from .errors import OverlayError, StreamError
 
-__all__ = ["STALL_S", "ByteStream", "Dialogue"]
+__all__ = ["FRAME_TIMEOUT_S", "SEND_TIMEOUT_S", "STALL_S", "STREAM_FAULTS", "ByteStream", "Dialogue"]
 
 STALL_S: Final = 15.0  # a peer that owes us an answer and says nothing for so long has stalled
+FRAME_TIMEOUT_S: Final = 10.0
+"""How long a peer may take from the first byte of a message to its last."""
+SEND_TIMEOUT_S: Final = 60.0
+"""How long a peer may take to take one message of ours; a task's may wait for a peer that is busy checking."""
+
+STREAM_FAULTS: Final = (OverlayError, trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a stream raises when it breaks; the last two come from trio's own streams."""
 
 M = TypeVar("M", bound=Record)
 N = TypeVar("N", bound=Record)
@@ -25,51 +36,74 @@ class ByteStream(Protocol):
 
     async def send_all(self, data: bytes) -> None: ...
     async def receive_some(self, max_bytes: int = ...) -> bytes: ...
-    async def aclose(self) -> None: ...
-    async def reset(self) -> None: ...
 
 
 class Dialogue:
     """One dialogue over one stream. One task may send while another receives.
 
     Cancellation: a cancelled `receive` loses nothing; a cancelled `send` breaks the stream.
+
+    Args:
+        connection: its state moves with what is said and heard.
+        stream: where the bytes go and come from.
+        send_s: how long the peer may take to take one message.
     """
 
-    def __init__(self, connection: Connection[Any], stream: ByteStream) -> None:
+    def __init__(self, connection: Connection[Any], stream: ByteStream, *, send_s: float = SEND_TIMEOUT_S) -> None:
         self.connection = connection
         self.stream = stream
+        self._send_s = send_s
         self._send_lock = trio.Lock()
+        self._begun_at: float | None = None  # when the first bytes came of a message that is not complete
 
     async def send(self, *messages: Record) -> None:
         """Say `messages`, in this order and without anything between them.
 
         Raises:
             LocalProtocolError: the protocol does not allow it now; nothing of that message was sent.
+            RemoteProtocolError: the peer takes no bytes (code STALLED); the stream is of no more use.
             StreamError: the stream broke.
         """
         async with self._send_lock:
             for message in messages:
-                await self.stream.send_all(self.connection.send(message))
+                data = self.connection.send(message)
+                with trio.move_on_after(self._send_s) as scope:
+                    await self.stream.send_all(data)
+                if scope.cancelled_caught:
+                    raise RemoteProtocolError(
+                        f"the peer did not take a message in {self._send_s:g} s", code=WireCode.STALLED
+                    )
 
     async def receive(self, *, stall_s: float | None = None) -> Record:
         """The next message, or `StreamEnded`.
 
         Args:
-            stall_s: how long to wait at most; None waits for ever.
+            stall_s: how long to wait for it at most; None waits for ever. One that has begun has to be complete
+                within `FRAME_TIMEOUT_S` in either case, over cancelled calls too.
 
         Raises:
             RemoteProtocolError: the peer broke the protocol, or stalled (code STALLED).
             StreamError: the stream broke.
         """
-        with trio.move_on_after(float("inf") if stall_s is None else stall_s):
-            await trio.lowlevel.checkpoint()  # not after the event: nobody may act between it and the caller
-            while True:
-                event = self.connection.next_event()
-                if event is not NEED_DATA:
-                    assert isinstance(event, Record)
-                    return event
+        deadline = float("inf") if stall_s is None else trio.current_time() + stall_s
+        await trio.lowlevel.checkpoint()  # not after the event: nobody may act between it and the caller
+        while True:
+            event = self.connection.next_event()
+            if event is not NEED_DATA:
+                assert isinstance(event, Record)
+                self._begun_at = None
+                return event
+            frame_deadline = float("inf") if self._begun_at is None else self._begun_at + FRAME_TIMEOUT_S
+            with trio.move_on_at(min(deadline, frame_deadline)) as scope:
                 self.connection.receive_data(await self.stream.receive_some(65536))
-        raise RemoteProtocolError(f"the peer said nothing for {stall_s:g} s", code=WireCode.STALLED)
+            if scope.cancelled_caught:
+                if frame_deadline < deadline:
+                    text = f"the peer did not end a message in {FRAME_TIMEOUT_S:g} s"
+                else:
+                    text = f"the peer said nothing for {stall_s:g} s"
+                raise RemoteProtocolError(text, code=WireCode.STALLED)
+            if self._begun_at is None:
+                self._begun_at = trio.current_time()
 
     @overload
     async def expect(self, kind: type[M], /, *, stall_s: float | None = ...) -> M: ...

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from p2pcompute._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, Dialogue
 from p2pcompute.errors import ChainError, DiskFull, VoucherRefused
 from p2pcompute_protocols._binding import SignerBinding, verify_binding
 from p2pcompute_protocols.channel import (
@@ -32,7 +33,6 @@ from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.limits import MAX_FRAME_BYTES, MAX_TEXT
 
 from ._api import ChannelIn, Hub, PayeeLedger, Stream
-from ._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, next_message, send_message
 
 __all__ = ["Payee", "PayeeCounters"]
 
@@ -175,7 +175,8 @@ class Payee:
             await self._note_failure(session.peer)
 
     async def _serve(self, connection: ChannelConnection, stream: Stream) -> None:
-        hello = await next_message(connection, stream, timeout_s=HELLO_TIMEOUT_S)
+        dialogue = Dialogue(connection, stream, send_s=FRAME_TIMEOUT_S)
+        hello = await dialogue.receive(stall_s=HELLO_TIMEOUT_S)
         if isinstance(hello, StreamEnded):
             return
         assert isinstance(hello, ChannelHello)
@@ -183,22 +184,20 @@ class Payee:
             session = await self._greet(stream.peer_id, hello)
         except _Refuse as refusal:
             self.counters.refused[refusal.code] += 1
-            await send_message(connection, stream, refusal.message())
+            await dialogue.send(refusal.message())
             return
         row = session.row
         held = row is not None and row.best_uusd > 0
-        await send_message(
-            connection,
-            stream,
+        await dialogue.send(
             ChannelSync(
                 amount_uusd=row.best_uusd if row is not None else 0,
                 memo=row.memo if row is not None and held else None,
                 signature=row.signature if row is not None and held else None,
-            ),
+            )
         )
         refusals = 0
         while refusals < MAX_REFUSALS:
-            message = await next_message(connection, stream, timeout_s=IDLE_TIMEOUT_S)
+            message = await dialogue.receive(stall_s=IDLE_TIMEOUT_S)
             if isinstance(message, StreamEnded):
                 return
             assert isinstance(message, VoucherFrame)
@@ -214,9 +213,9 @@ class Payee:
             except _Refuse as refusal:
                 refusals += 1
                 self.counters.refused[refusal.code] += 1
-                await send_message(connection, stream, refusal.message())
+                await dialogue.send(refusal.message())
             else:
-                await send_message(connection, stream, VoucherAck(amount_uusd=message.amount_uusd))
+                await dialogue.send(VoucherAck(amount_uusd=message.amount_uusd))
 
     async def _greet(self, peer: PeerId, hello: ChannelHello) -> _Session:
         if hello.chain != self._hub.terms:

@@ -8,6 +8,7 @@ from typing import Final
 
 import trio
 
+from p2pcompute._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, Dialogue
 from p2pcompute.errors import (
     ChainError,
     InsufficientFunds,
@@ -37,7 +38,6 @@ from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.task import ReceiptPayload
 
 from ._api import MAX_BATCH, Approve, ChannelOutView, Deposit, Dial, Fund, FundRow, Hub, PayerLedger, Stream
-from ._dialogue import STREAM_FAULTS, next_message, send_message
 from ._outbox import Outbox
 
 __all__ = ["ChannelNeed", "ChannelOut", "ChannelUnfundable", "Payer"]
@@ -242,6 +242,7 @@ class ChannelOut:
         self._payer = payer
         self._lock = trio.Lock()
         self._stream: Stream | None = None
+        self._dialogue: Dialogue | None = None  # of the stream, as long as it is in use
         self._connection = ChannelConnection(Role.REQUESTER)
 
     async def accept(self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int) -> int:
@@ -250,7 +251,7 @@ class ChannelOut:
 
     async def aclose(self) -> None:
         """Close the stream; the channel stays open on chain. Payments open a new one."""
-        stream, self._stream = self._stream, None
+        stream, self._stream, self._dialogue = self._stream, None, None
         if stream is not None:
             await stream.aclose()
 
@@ -283,9 +284,9 @@ class ChannelOut:
                     return held
                 try:
                     # The sync comes before the signature: it may show a voucher that a restored backup has lost.
-                    stream = self._stream if self._stream is not None else await self._open()
+                    dialogue = self._dialogue if self._dialogue is not None else await self._open()
                     row = await self._sign(memo)
-                    refusal = await self._offer(stream, row)
+                    refusal = await self._offer(dialogue, row)
                 except (RemoteProtocolError, *STREAM_FAULTS) as exc:
                     await self.aclose()
                     if attempt == MAX_ATTEMPTS:
@@ -335,14 +336,14 @@ class ChannelOut:
                     return
                 await trio.sleep(_POLL_S)
 
-    async def _offer(self, stream: Stream, row: ChannelOutView) -> VoucherRefusal | None:
+    async def _offer(self, dialogue: Dialogue, row: ChannelOutView) -> VoucherRefusal | None:
         """Offer the voucher, unless the provider holds it already; None once it does."""
         if self._connection.best_uusd < row.voucher_uusd:
             assert row.memo is not None
             assert row.signature is not None
             offer = VoucherFrame(amount_uusd=row.voucher_uusd, memo=row.memo, signature=row.signature)
-            await send_message(self._connection, stream, offer)
-            answer = await next_message(self._connection, stream, timeout_s=ANSWER_TIMEOUT_S)
+            await dialogue.send(offer)
+            answer = await dialogue.receive(stall_s=ANSWER_TIMEOUT_S)
             if isinstance(answer, VoucherRefusal):
                 return answer
             if not isinstance(answer, VoucherAck):
@@ -350,22 +351,23 @@ class ChannelOut:
         await self._payer.ledger.ack_voucher(self.id, amount_uusd=row.voucher_uusd)
         return None
 
-    async def _open(self) -> Stream:
+    async def _open(self) -> Dialogue:
         """Open the stream and sync: the provider shows the best voucher that it holds."""
         payer = self._payer
         self._connection = ChannelConnection(Role.REQUESTER)
         stream = await payer.dial(self.peer)
         self._stream = stream
+        self._dialogue = dialogue = Dialogue(self._connection, stream, send_s=FRAME_TIMEOUT_S)
         hello = ChannelHello(chain=payer.hub.terms, payer=payer.binding, payee=self.payee)
-        await send_message(self._connection, stream, hello)
-        answer = await next_message(self._connection, stream, timeout_s=ANSWER_TIMEOUT_S)
+        await dialogue.send(hello)
+        answer = await dialogue.receive(stall_s=ANSWER_TIMEOUT_S)
         if isinstance(answer, VoucherRefusal):
             await self.aclose()
             raise _refused_error(answer)
         if not isinstance(answer, ChannelSync):
             raise RemoteProtocolError("the stream ended", code=WireCode.OUT_OF_ORDER)
         await self._sync(answer)
-        return stream
+        return dialogue
 
     async def _sync(self, sync: ChannelSync) -> None:
         row = await self._payer.ledger.channel_out(self.id)
