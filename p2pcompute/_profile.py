@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ._private_files import make_directories
 from .errors import ConfigError
 
 __all__ = ["Announcement", "NetworkDir", "Profile", "home_dir", "write_json"]
@@ -46,7 +47,7 @@ def _checked(name: str, what: str) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a small file so that a reader sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_directories(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     temporary.write_text(json.dumps(value), encoding="utf-8")
     temporary.replace(path)

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 import cbor2
 
+from p2pcompute._private_files import open_private
 from p2pcompute.errors import ConfigError, DiskFull, LedgerCorrupt, StorageError
 
 from ._reducers import REDUCERS
@@ -79,6 +80,18 @@ class Transaction:
         apply_event(self._connection, kind, params | {"now_ms": self.now_ms})
 
 
+def _make_private(path: Path) -> bool:
+    """Make the file where it is missing, and give it and those beside it mode 0600. Whether it is new."""
+    # SQLite gives the files that it makes beside a database the database's mode; an older ledger's may be there.
+    for suffix in ("-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if os.path.lexists(beside):
+            os.close(open_private(beside)[0])
+    fd, new = open_private(path)
+    os.close(fd)
+    return new
+
+
 def apply_event(connection: sqlite3.Connection, kind: str, params: dict[str, Any]) -> None:
     """What an event does to the tables, now or when it is replayed."""
     for statement in REDUCERS[kind]:
@@ -89,7 +102,7 @@ class Database:
     """The open database file. Not thread-safe: the ledger's executor runs one call at a time.
 
     Raises:
-        ConfigError: this Python's SQLite is too old, or the file system can't do WAL.
+        ConfigError: this Python's SQLite is too old, the file system can't do WAL, or the file can't be made private.
         DiskFull, LedgerCorrupt, LedgerFailed: see `p2pcompute.errors`.
     """
 
@@ -100,7 +113,7 @@ class Database:
             )
         self.path = path
         self._failed = ""
-        new = path is not None and not path.exists()
+        new = path is not None and _make_private(path)
         # isolation_level None: transactions are begun and ended here, and nowhere behind our back.
         self.connection = sqlite3.connect(
             ":memory:" if path is None else path, isolation_level=None, check_same_thread=False

@@ -6,6 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from p2pcompute._private_files import open_private, private_directory
 from p2pcompute.errors import ProfileInUse
 
 __all__ = ["LedgerLock"]
@@ -19,12 +20,14 @@ class LedgerLock:
 
     Raises:
         ProfileInUse: another holder; the message names its process.
+        ConfigError: others can write to the directory, or the file is a link; see `_private_files`.
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_directory(path.parent)
         self.path = path
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Through a link, what is written into it below would end up in another file of this user.
+        self._fd, _ = open_private(path)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
