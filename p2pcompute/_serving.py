@@ -11,7 +11,7 @@ import trio
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
 from p2pcompute.payments import CreditBook, CreditPolicy, Payee, Settler, subnet_of
-from p2pcompute.tasks import TaskService
+from p2pcompute.tasks import Guest, TaskService
 from p2pcompute_protocols import ads, channel, task
 from p2pcompute_protocols.ads import Availability, CapabilityAd, Device, PricedOption
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
@@ -116,6 +116,7 @@ class ProviderRole:
             books=WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit),
             now_ms=node.now_ms,
             slots=trio.CapacityLimiter(options.slots),
+            guest=self._guest,
             max_tasks=min(options.slots * 4, _MAX_TASKS),
             score_milli=device.score_milli,
             fault=options.fault,
@@ -133,7 +134,7 @@ class ProviderRole:
                 price_pusd=self.price_pusd,
                 max_window=options.max_window,
                 now_ms=node.now_ms,
-                has_room=lambda: not self.tasks.draining and len(self.tasks.active) < self.tasks.max_tasks,
+                has_room=self.tasks.has_room,
                 first_window=self._first_window,
                 region=options.region,
             ),
@@ -151,6 +152,9 @@ class ProviderRole:
             peer,
             loopback_is_one_subnet=self.options.credit.loopback_is_one_subnet,
         )
+
+    async def _guest(self, peer: PeerId) -> Guest:
+        return Guest(peer=peer, subnet=self._subnet(peer), known=await self.credit.is_known(peer))
 
     async def _first_window(self, peer: PeerId, chunk_pusd: int) -> int:
         known = await self.node.services.ledger.peer(peer)

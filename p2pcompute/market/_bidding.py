@@ -28,7 +28,8 @@ _CHUNK_MAX_MS: Final = 10 * 60_000
 class FixedPricePolicy:
     """Bids a fixed price per unit for what the device can do.
 
-    `first_window` gives how many chunks a peer may owe at first (its credit); `has_room` whether another task fits.
+    `first_window` gives how many chunks a peer may owe at first (its credit); `has_room` whether another task of
+    a peer would be admitted.
     """
 
     device: Device
@@ -38,7 +39,7 @@ class FixedPricePolicy:
     price_pusd: int
     max_window: int
     now_ms: Callable[[], int]
-    has_room: Callable[[], bool]
+    has_room: Callable[[PeerId], Awaitable[bool]]
     first_window: Callable[[PeerId, int], Awaitable[int]]
     features: frozenset[str] = frozenset()
     region: str | None = None
@@ -49,6 +50,8 @@ class FixedPricePolicy:
         Raises:
             LocalProtocolError: the typed refusal.
         """
+        if not await self.has_room(requester):
+            raise LocalProtocolError("no place is free; try later", code=WireCode.NO_CAPACITY)
         self._check(payload)
         work = payload.work
         if not isinstance(work, ChunkWork):
@@ -71,8 +74,6 @@ class FixedPricePolicy:
 
     def _check(self, payload: OrderPayload) -> None:
         requirement = payload.requirement
-        if not self.has_room():
-            raise LocalProtocolError("no slot is free; try later", code=WireCode.NO_CAPACITY)
         if payload.chain != self.chain:
             raise LocalProtocolError("we settle on another chain, hub or token", code=WireCode.CHAIN_MISMATCH)
         if payload.language != self.language:

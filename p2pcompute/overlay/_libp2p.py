@@ -53,6 +53,7 @@ from ._mends import (
 )
 from ._queue import SubscriptionQueue
 from ._streams import Libp2pStream, negotiate
+from ._yamux import Yamux
 
 __all__ = ["Libp2pOverlay", "open_libp2p"]
 
@@ -164,9 +165,11 @@ class Libp2pOverlay:
 
     def remote_address(self, peer: PeerId) -> str | None:
         for conn in self._swarm.get_connections(_to_id(peer)):
-            remote = None if conn.is_closed else conn.muxed_conn.get_remote_address()
+            if conn.is_closed or not isinstance(conn.muxed_conn, Yamux):
+                continue
+            remote = conn.muxed_conn.get_remote_address()
             if remote is not None:
-                return str(remote[0])
+                return remote[0]
         return None
 
     async def connect(self, multiaddr: str) -> PeerId:

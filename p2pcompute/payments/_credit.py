@@ -138,10 +138,18 @@ class CreditBook:
     async def first_window(self, peer: PeerId, *, chunk_pusd: int) -> int:
         """Chunks that `peer` may owe at first: 1 for a newcomer, else what `known_percent` of its payments cover."""
         history = await self._ledger.peer(peer)
-        if history is None or history.banned or history.paid_uusd < self.policy.known_uusd:
+        if history is None or not self._is_known(history):
             return 1
         covered = self._known_limit_pusd(history) // max(1, chunk_pusd)
         return max(1, min(self.policy.max_window, covered))
+
+    async def is_known(self, peer: PeerId) -> bool:
+        """Whether `peer` has paid enough to be no newcomer, and is not banned."""
+        history = await self._ledger.peer(peer)
+        return history is not None and self._is_known(history)
+
+    def _is_known(self, history: PeerHistory) -> bool:
+        return not history.banned and history.paid_uusd >= self.policy.known_uusd
 
     def _known_limit_pusd(self, history: PeerHistory) -> int:
         # Never less than a newcomer may owe.

@@ -57,6 +57,7 @@ from ._events import (
 from ._events import (
     TaskStarted as TaskStarted,
 )
+from ._places import Guest as Guest
 from ._provider import (
     ActiveTask as ActiveTask,
 )

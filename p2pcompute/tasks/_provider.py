@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,7 @@ from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.envelope import Signer
 from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, WireCode
-from p2pcompute_protocols.ids import TaskId
+from p2pcompute_protocols.ids import PeerId, TaskId
 from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import (
@@ -45,6 +46,7 @@ from p2pcompute_protocols.work import ChunkWork
 
 from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
 from ._link import MIN_BYTES_PER_S
+from ._places import Guest, Place, Places
 from ._work import chunk_bytes, execution_args
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ _UNDERPRICED_MIN_MS: Final = 2_000
 _PRESENCE_S: Final = 2.0  # between two looks whether the requester is still connected
 _WORKER_DEATHS: Final = 2  # of one task before it is refused
 _FIRST_IDLE_S: Final = 30.0  # the same before the first chunk is done: a place is not to be had for nothing
+_FAREWELL_S: Final = 10.0  # what saying why a task ends may take
 _REPEATS: Final = 2  # results of one chunk in one task: a second one may be needed, it is not paid again
 
 OutputFault = Callable[[bytes, int], bytes]  # (output bytes, chunk index) -> what is sent and signed; for tests
@@ -81,7 +84,7 @@ class ActiveTask:
 
 @dataclass(slots=True, kw_only=True)
 class TaskService:
-    """Serves task streams. `slots` chunks are computed at once over all tasks."""
+    """Serves task streams. `slots` chunks are computed at once over all tasks; `guest` says who a peer is."""
 
     overlay: Overlay
     network: str
@@ -90,11 +93,20 @@ class TaskService:
     books: ProviderBooks
     now_ms: Callable[[], int]
     slots: trio.CapacityLimiter
+    guest: Callable[[PeerId], Awaitable[Guest]]
     max_tasks: int = 16
     score_milli: int = 1_000
     fault: OutputFault | None = None
     draining: bool = False
     active: dict[TaskId, ActiveTask] = field(default_factory=dict)
+    places: Places = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = Places(self.max_tasks)
+
+    async def has_room(self, peer: PeerId) -> bool:
+        """Whether a task of `peer` would be admitted now."""
+        return not self.draining and self.places.has_room(await self.guest(peer))
 
     def register(self) -> None:
         """Serve task streams from now on."""
@@ -110,8 +122,7 @@ class TaskService:
         except StreamError as exc:
             _log.info("task with %s ended: the stream broke (%s)", stream.peer_id, exc)
         finally:
-            if session.entry is not None:
-                self.active.pop(session.entry.task_id, None)
+            session.leave()
 
 
 class _RefuseError(Exception):
@@ -136,6 +147,7 @@ class _Session:
         self.connection = TaskConnection(Role.PROVIDER)
         self.dialogue = Dialogue(self.connection, stream)
         self.entry: ActiveTask | None = None
+        self.place: Place
         self.queue: deque[int] = deque()
         self.wake = trio.Event()
         self.cancelled: set[int] = set()
@@ -158,12 +170,22 @@ class _Session:
                 raise _RefuseError(WireCode.INTERNAL, "the provider's ledger can't be written") from exc
         except _RefuseError as refuse:
             _log.info("task of %s refused: %s", self.stream.peer_id, refuse)
+            self.leave()
             if self.connection.state is not TaskState.CLOSED and self.connection.result_is_complete:
-                await self.dialogue.send(refuse.message)
-            else:
-                await self.stream.reset()
+                with trio.move_on_after(_FAREWELL_S) as farewell:
+                    await self.dialogue.send(refuse.message)
+                if not farewell.cancelled_caught:
+                    return
+            await self.stream.reset()
 
-    def _admit(self, opening: Open) -> tuple[Agreement, ChunkWork]:
+    def leave(self) -> None:
+        """Give the task's place to others. Idempotent."""
+        if self.entry is not None:
+            self.service.active.pop(self.entry.task_id, None)
+            self.service.places.leave(self.place)
+            self.entry = None
+
+    async def _admit(self, opening: Open) -> tuple[Agreement, ChunkWork]:
         service = self.service
         agreement = negotiation.open_agreement(
             opening.agreement,
@@ -171,30 +193,33 @@ class _Session:
             requester=self.stream.peer_id,
             provider=service.signer.peer_id,
         )
+        guest = await service.guest(self.stream.peer_id)
+        # From here on nothing is awaited: of two that come at once the second finds the first's place taken.
         if service.draining:
             raise LocalProtocolError("this provider takes no more work", code=WireCode.DRAINING)
         if agreement.terms.deadline_ms <= service.now_ms():
             raise LocalProtocolError("the agreement's deadline has passed", code=WireCode.EXPIRED)
         if agreement.task_id in service.active:
             raise LocalProtocolError("this task has a stream already", code=WireCode.REPLAYED)
-        mine = sum(1 for active in service.active.values() if active.requester == self.stream.peer_id)
-        if len(service.active) >= service.max_tasks or mine >= max(2, service.max_tasks // 2):
-            raise LocalProtocolError("too many tasks at once; try later", code=WireCode.NO_CAPACITY)
         if agreement.terms.work is None:
             raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
+        self.place = service.places.take(guest)
+        self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
+        service.active[agreement.task_id] = self.entry
         return agreement, agreement.terms.work
 
     async def _task(self, opening: Open) -> None:
-        service = self.service
-        agreement, work = self._admit(opening)
-        self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
-        service.active[agreement.task_id] = self.entry
-        account = await service.books.open(agreement)
-        try:
-            await self._with_account(agreement, work, account)
-        finally:
-            with trio.CancelScope(shield=True):
-                await account.close()
+        agreement, work = await self._admit(opening)
+        with self.place.scope:
+            account = await self.service.books.open(agreement)
+            try:
+                await self._with_account(agreement, work, account)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await account.close()
+        if self.place.scope.cancelled_caught:
+            # STALLED and not NO_CAPACITY: it may come again at once, and finds out then whether there is room.
+            raise _RefuseError(WireCode.STALLED, "the place was needed, and nothing was computed in it")
 
     async def _with_account(self, agreement: Agreement, work: ChunkWork, account: ProviderAccount) -> None:
         service = self.service
@@ -229,6 +254,7 @@ class _Session:
                 case BlobStart():
                     current = message.digest, bytearray()
                 case BlobData() if current is not None:
+                    self.place.moved(len(message.data))
                     current[1].extend(message.data)
                     if current[0] not in self.connection.needed:  # whole, and its hash was right
                         blobs[current[0]] = bytes(current[1])
@@ -253,8 +279,10 @@ class _Session:
     ) -> bool:
         """Compute with one worker until the task is finished; True when the worker was lost before that."""
         lost: str | None = None
-        async with self.service.workers.session() as worker:
-            compile_ms = await self._compile(worker, work, blobs)
+        async with AsyncExitStack() as stack:
+            with self.place.working():
+                worker = await stack.enter_async_context(self.service.workers.session())
+                compile_ms = await self._compile(worker, work, blobs)
             if self.connection.state is TaskState.SETUP:
                 await self.dialogue.send(Ready(compile_ms=compile_ms))
             try:
@@ -334,7 +362,6 @@ class _Session:
         self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker
     ) -> None:
         """Compute what is queued, one after the other, while there is credit; returns when finished."""
-        idle_since = trio.current_time()
         starved = False  # of credit, until the next voucher
         while not self.finish.is_set():
             if self._notice is not None:
@@ -345,7 +372,7 @@ class _Session:
                 self.wake = trio.Event()
                 patience_s = _IDLE_S if self.answered else _FIRST_IDLE_S
                 # Between the check above and the wait nothing else runs, so no wake-up can be missed.
-                with trio.move_on_at(idle_since + patience_s) as idle:
+                with trio.move_on_at(self.place.idle_from_s + patience_s) as idle:
                     await self.wake.wait()
                 starved = False
                 if idle.cancelled_caught:
@@ -363,7 +390,6 @@ class _Session:
                 starved = True
                 continue
             self.cancelled.discard(index)  # it came too late
-            idle_since = trio.current_time()
 
     async def _one(
         self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker, index: int
@@ -383,8 +409,9 @@ class _Session:
             with trio.CancelScope() as self.running:
                 if self.finish.is_set():
                     self.running.cancel()
-                async with service.slots:
-                    run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
+                with self.place.working():
+                    async with service.slots:
+                        run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
         except WorkerTimeout as exc:
             await account.drop(wasted=True)
             await self._fail(agreement, index, account, WireCode.TIMED_OUT, str(exc))
@@ -411,8 +438,12 @@ class _Session:
         receipt = await account.issue(
             payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
         )
-        pieces = [ResultData(data=output[at : at + DATA_BYTES]) for at in range(0, len(output), DATA_BYTES)]
-        await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=len(output)), *pieces)
+        self.place.chunks += 1
+        await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=len(output)))
+        for at in range(0, len(output), DATA_BYTES):  # nothing else is said meanwhile: only this task speaks
+            await self.dialogue.send(ResultData(data=output[at : at + DATA_BYTES]))
+            self.place.moved(DATA_BYTES)
+        self.place.rest()
         self.answered[index] += 1
         if self.entry is not None:
             self.entry.chunks_done += 1

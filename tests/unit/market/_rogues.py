@@ -173,6 +173,9 @@ class Rogue:
         async def first_window(_peer: str, _pusd: int) -> int:
             return 8
 
+        async def has_room(_peer: str) -> bool:
+            return True
+
         async def agreed(agreement: Agreement) -> None:
             self.agreements.append(agreement)
 
@@ -194,7 +197,7 @@ class Rogue:
                 price_pusd=1,
                 max_window=8,
                 now_ms=virtual_clock_ms,
-                has_room=lambda: True,
+                has_room=has_room,
                 first_window=first_window,
             ),
             agreed=agreed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ import pytest
 import trio
 
 from p2pcompute._provider_events import WatchedBooks
-from p2pcompute.errors import StreamError
+from p2pcompute._serving import ProviderRole
+from p2pcompute.errors import NoProviderError, StreamError
 from p2pcompute.market import OrderRefused, negotiate
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditPolicy, subnet_of
+from p2pcompute.tasks._places import Guest, Place, Places
 from p2pcompute.testing import virtual_clock_ms
 from p2pcompute_protocols import ads, channel, negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
-from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 from p2pcompute_protocols.negotiation import OrderPayload, Requirement
@@ -224,6 +227,138 @@ async def _one_chunk(opened: RogueTask) -> WireCode:
         index=0,
     )
     return WireCode(payload.code)
+
+
+# Places
+
+
+class _AnyoneStays(Places):
+    """Places as they are without the defence: whoever came first has them, for as long as a task may wait."""
+
+    def _find(self, guest: Guest) -> Place | None:
+        mine = sum(1 for place in self._taken if place.guest.peer == guest.peer)
+        if self.taken >= self.total or mine >= self.total // 2:
+            raise LocalProtocolError("too many tasks at once; try later", code=WireCode.NO_CAPACITY)
+        return None
+
+
+@pytest.mark.parametrize("defended", [False, True])
+def test_idle_tasks_of_fresh_identities_do_not_hold_all_places(defended: bool) -> None:
+    """Two peer IDs with two opened tasks each hold a provider of one slot, over and over, and compute nothing."""
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(slots=1)
+        role = provider.provider
+        assert role is not None
+        if not defended:
+            role.tasks.places = _AnyoneStays(role.tasks.max_tasks)
+        requester = await market.node(connect=(provider,))
+        async with (
+            open_rogue(market, connect=(provider,)) as first,
+            open_rogue(market, connect=(provider,)) as second,
+            trio.open_nursery() as nursery,
+        ):
+
+            async def hold(rogue: Rogue) -> None:
+                while True:
+                    with contextlib.suppress(RemoteProtocolError, StreamError, OrderRefused):
+                        opened = await rogue.open_task(provider)
+                        await opened.start()
+                        await ended(opened.stream)
+                    await trio.sleep(0.5)
+
+            for rogue in (first, first, second, second):
+                nursery.start_soon(hold, rogue)
+            await trio.sleep(10)
+            assert len(role.tasks.active) == (3 if defended else 4)
+            if defended:
+                assert np.array_equal(await compute(requester), Z)
+            else:
+                with pytest.raises(NoProviderError, match="no_capacity"):
+                    await compute(requester)
+            nursery.cancel_scope.cancel()
+
+    in_memory(scenario)
+
+
+def test_an_idle_newcomer_makes_room_for_another_and_may_come_again() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(slots=1)
+        async with open_rogue(market, connect=(provider,)) as rogue, open_rogue(market, connect=(provider,)) as other:
+            # One that has a chunk done has half a minute for its payment, one that has none two seconds.
+            done = await rogue.open_task(provider)
+            await done.start()
+            await done.dialogue.send(Assign(index=0))
+            await done.result()
+            idle = await rogue.open_task(provider)
+            await idle.start()
+            fast = await other.open_task(provider)
+            await fast.start()
+            with pytest.raises(OrderRefused, match="no place"):
+                await other.agree(provider)
+            await trio.sleep(2)
+            await fast.dialogue.send(Assign(index=0))
+            newcomer = await other.open_task(provider)
+            await newcomer.start()
+            await refused(idle.dialogue, WireCode.STALLED)
+            await trio.sleep(2)
+            with pytest.raises(OrderRefused, match="no place"):  # who held a place for nothing gets nobody else's
+                await rogue.agree(provider)
+            await newcomer.stream.reset()
+            await until(lambda: role_of(provider).tasks.places.taken == 2)
+            await rogue.agree(provider)  # but it may have a free one
+            for opened in (done, fast):
+                await opened.stream.reset()
+
+    in_memory(scenario)
+
+
+def test_a_quarter_of_the_places_is_for_those_who_have_paid() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(
+            slots=1, credit=CreditPolicy(known_uusd=1), workers=market.workers(chunk_s=1.9)
+        )
+        requester, stranger = [await market.node(connect=(provider,)) for _ in range(2)]
+        assert np.array_equal(await compute(requester, chunks=2), Z)
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                rogue = await stack.enter_async_context(open_rogue(market, connect=(provider,)))
+                opened = await rogue.open_task(provider)
+                await opened.start()
+                await opened.dialogue.send(Assign(index=0))
+            with pytest.raises(NoProviderError, match="no_capacity"):
+                await compute(stranger)
+            assert np.array_equal(await compute(requester, chunks=2), Z)
+
+    in_memory(scenario)
+
+
+@attack
+async def asks_for_chunks_without_credit_to_stay(rogue: Rogue, provider: Node) -> None:
+    """Each is refused, and none is work."""
+    role_of(provider).credit.policy = CreditPolicy(peer_uusd=0)
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with contextlib.suppress(StreamError):
+                while True:
+                    await opened.dialogue.send(Assign(index=0))
+                    await opened.dialogue.expect(ChunkError, stall_s=None)
+                    await trio.sleep(5)
+
+        nursery.start_soon(ask)
+        await until(lambda: not role_of(provider).tasks.active, within_s=60)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 40
+    role_of(provider).credit.policy = CreditPolicy()
+
+
+def role_of(provider: Node) -> ProviderRole:
+    assert provider.provider is not None
+    return provider.provider
 
 
 # Inputs
@@ -497,20 +632,23 @@ def test_a_draining_or_full_provider_says_so() -> None:
             open_rogue(market, connect=(provider,)) as rogue,
             open_rogue(market, connect=(provider,)) as other,
         ):
-            share = role.tasks.max_tasks // 2
-            tasks = [await rogue.open_task(provider) for _ in range(share)]
+            tasks = [await rogue.open_task(provider) for _ in range(2)]
             greedy = await rogue.open_task(provider)
-            tasks += [await other.open_task(provider) for _ in range(share)]
+            tasks.append(await other.open_task(provider))
             late = await other.open_task(provider)
-            for opened in tasks[:share]:
+            for opened in tasks[:2]:
                 await opened.start()
             await greedy.dialogue.send(Open(agreement=greedy.agreement.raw))
             await refused(greedy.dialogue, WireCode.NO_CAPACITY)  # half of the places are all that one peer gets
-            for opened in tasks[share:]:
-                await opened.start()
             with pytest.raises(OrderRefused) as caught:
                 await rogue.agree(provider)
-            assert caught.value.code == WireCode.NO_CAPACITY
+            assert caught.value.code == WireCode.NO_CAPACITY  # and a bid would be for nothing
+            await tasks[2].start()
+            for opened in tasks:
+                await opened.dialogue.send(Assign(index=0))
+            with pytest.raises(OrderRefused) as caught:
+                await other.agree(provider)
+            assert caught.value.code == WireCode.NO_CAPACITY  # all that newcomers get is in use
             await late.dialogue.send(Open(agreement=late.agreement.raw))
             await refused(late.dialogue, WireCode.NO_CAPACITY)
             for opened in tasks:

@@ -1,0 +1,182 @@
+"""A provider's places for tasks: who may have one, and who has to leave when another needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
+
+__all__ = ["FIRST_GRACE_S", "LATER_GRACE_S", "SHORT_GRACE_S", "Guest", "Place", "Places"]
+
+FIRST_GRACE_S: Final = 2.0  # without work under way, before the first chunk is done
+LATER_GRACE_S: Final = 30.0  # after it: its samples are checked and its channel is funded meanwhile
+SHORT_GRACE_S: Final = 0.5  # for those who idled before: a few round trips
+_REMEMBERED_S: Final = 600.0
+_MAX_IDLERS: Final = 4_096
+_FAST_BYTES_PER_S: Final = 1024 * 1024  # who sends or takes bytes as fast as this is not idle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guest:
+    """Who wants a place.
+
+    Attributes:
+        peer: its ID, which costs nothing.
+        subnet: where it is, as `payments.subnet_of` has it.
+        known: whether it has paid enough here to be no newcomer.
+    """
+
+    peer: PeerId
+    subnet: str
+    known: bool
+
+
+class Place:
+    """The place of one task, from its opening to its end.
+
+    Attributes:
+        chunks: results that were signed.
+        lost: set when another one gets the place; `scope` is cancelled with it.
+    """
+
+    __slots__ = ("_idle_since_s", "chunks", "guest", "lost", "scope")
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.chunks = 0
+        self._idle_since_s: float | None = trio.current_time()  # None while something is done
+        self.scope = trio.CancelScope()
+        self.lost = False
+
+    @contextmanager
+    def working(self) -> Generator[None]:
+        """Something is computed or compiled, or waits for its turn: it is not the guest who is slow."""
+        self._idle_since_s = None
+        try:
+            yield
+        finally:
+            self.rest()
+
+    def rest(self) -> None:
+        """Nothing is done from now on."""
+        self._idle_since_s = trio.current_time()
+
+    @property
+    def idle_from_s(self) -> float:
+        """Since when nothing was computed or compiled for it, in trio's time; now, while something is."""
+        return trio.current_time() if self._idle_since_s is None else self._idle_since_s
+
+    def moved(self, size: int) -> None:
+        """`size` bytes of inputs or results have come or gone: at full speed that is as good as work."""
+        if self._idle_since_s is not None:
+            self._idle_since_s = min(trio.current_time(), self._idle_since_s + size / _FAST_BYTES_PER_S)
+
+    @property
+    def idle_s(self) -> float:
+        """For how long nothing was done for it."""
+        return trio.current_time() - self.idle_from_s
+
+
+class Places:
+    """All places of a provider.
+
+    A quarter of them is for guests that are known. Newcomers of one subnet have half of the rest, one peer has half of
+    all, and two at least. Where there is no place, newcomers for which nothing is computed make room, the one that
+    came first before the others, and before any that has a chunk done.
+
+    Who left without a chunk after idling has no right to another's place for ten minutes, and next to no grace itself;
+    nor have others in its subnet. Otherwise a few that come again and again would push each other out before anybody
+    else may.
+
+    Args:
+        total: how many there are.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.for_newcomers = total - max(1, total // 4) if total >= 4 else total
+        self._for_subnet = max(2, self.for_newcomers // 2)
+        self._for_peer = max(2, total // 2)
+        self._taken: dict[Place, None] = {}  # in the order in which they came
+        self._idlers: dict[str, float] = {}  # subnets, and until when they are remembered; the oldest first
+
+    @property
+    def taken(self) -> int:
+        """Places that are taken."""
+        return len(self._taken)
+
+    def has_room(self, guest: Guest) -> bool:
+        """Whether `take` would give a place now."""
+        try:
+            self._find(guest)
+        except LocalProtocolError:
+            return False
+        return True
+
+    def take(self, guest: Guest) -> Place:
+        """A place, which may be another's until now; that one's `scope` is cancelled.
+
+        Raises:
+            LocalProtocolError: NO_CAPACITY, there is none for this guest.
+        """
+        other = self._find(guest)
+        if other is not None:
+            other.lost = True
+            other.scope.cancel()
+            self.leave(other)
+        place = Place(guest)
+        self._taken[place] = None
+        return place
+
+    def leave(self, place: Place) -> None:
+        """Its task has ended. Idempotent."""
+        if place not in self._taken:
+            return
+        del self._taken[place]
+        subnet = place.guest.subnet
+        if place.chunks:
+            self._idlers.pop(subnet, None)
+        elif not place.guest.known and place.idle_s >= SHORT_GRACE_S:
+            self._idlers.pop(subnet, None)
+            self._idlers[subnet] = trio.current_time() + _REMEMBERED_S
+            if len(self._idlers) > _MAX_IDLERS:
+                del self._idlers[next(iter(self._idlers))]
+
+    def _idled(self, guest: Guest) -> bool:
+        return not guest.known and self._idlers.get(guest.subnet, 0.0) > trio.current_time()
+
+    def _may_lose(self, place: Place) -> bool:
+        """Whether the guest of this place may be asked to leave: a newcomer for which nothing is done."""
+        grace_s = SHORT_GRACE_S if self._idled(place.guest) else FIRST_GRACE_S
+        if place.chunks:
+            grace_s = LATER_GRACE_S
+        return not place.guest.known and place.idle_s >= grace_s
+
+    def _find(self, guest: Guest) -> Place | None:
+        """Who has to leave for `guest`; None where nobody has to."""
+        if sum(1 for place in self._taken if place.guest.peer == guest.peer) >= self._for_peer:
+            raise _no_place("you have as many tasks here as one peer may have")
+        newcomers = [place for place in self._taken if not place.guest.known]
+        neighbours = [place for place in newcomers if place.guest.subnet == guest.subnet]
+        if not guest.known and len(neighbours) >= self._for_subnet:
+            leavers, why = neighbours, "newcomers of your subnet have as many tasks here as they may have"
+        elif not guest.known and len(newcomers) >= self.for_newcomers:
+            leavers, why = newcomers, "newcomers have as many tasks here as they may have"
+        elif len(self._taken) >= self.total:
+            leavers, why = newcomers, "too many tasks at once"
+        else:
+            return None
+        idle = [] if self._idled(guest) else [place for place in leavers if self._may_lose(place)]
+        if not idle:
+            raise _no_place(why)
+        return min(idle, key=lambda place: place.chunks > 0)  # the first of those that have none done
+
+
+def _no_place(why: str) -> LocalProtocolError:
+    return LocalProtocolError(f"{why}; try later", code=WireCode.NO_CAPACITY)
