@@ -200,6 +200,11 @@ def job(tmp_path: Path, chunks: int, steps: int, threads: int) -> list[str]:
     return [str(tmp_path / "orbit.py"), str(chunks), str(steps), str(threads)]
 
 
+def long_job(tmp_path: Path) -> list[str]:
+    """Minutes of work in chunks of a moment, to be broken off: it is never over before that, however slow we are."""
+    return job(tmp_path, 240, 20_000, 4_000_000)
+
+
 def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home"
     monkeypatch.setenv("P2PCOMPUTE_HOME", str(home))
@@ -308,7 +313,7 @@ def test_ctrl_c_at_a_random_moment(seed: int, start: Callable[..., Program], tmp
     with chain(tmp_path) as url:
         provider = start("up", "--json", "--chain", url)
         provider.wait_event("ready")
-        script = start("run", "--json", "--profile", "mine", "--chain", url, *job(tmp_path, 24, 20_000, 400_000))
+        script = start("run", "--json", "--profile", "mine", "--chain", url, *long_job(tmp_path))
         script.wait_event("agreed")
         for _ in range(rng.randrange(12)):
             script.next_event()
@@ -436,7 +441,7 @@ def test_the_only_provider_is_killed(start: Callable[..., Program], tmp_path: Pa
     with chain(tmp_path) as url:
         lender = start("up", "--json", "--chain", url)
         lender.wait_event("ready")
-        script = start("run", "--json", "--profile", "mine", "--chain", url, *job(tmp_path, 24, 20_000, 400_000))
+        script = start("run", "--json", "--profile", "mine", "--chain", url, *long_job(tmp_path))
         script.wait_event("chunk-done")
         family = lender.family()
         lender.process.kill()
