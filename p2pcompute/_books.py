@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from p2pcompute.errors import BudgetError, InsufficientFunds, P2PComputeError
+from p2pcompute.market import Standing, Standings
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute_protocols.channel import channel_id
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
@@ -251,10 +252,13 @@ class RequesterLedgerBooks:
         self.budget_pusd: int | None = None
         self.accepted_pusd = 0
         self.banned: set[PeerId] = set()
+        self._standings = Standings()
 
     async def load(self) -> None:
-        """Read who is banned from the ledger."""
-        self.banned.update(row.peer for row in await self._ledger.peers() if row.banned)
+        """Read from the ledger who is banned, who was paid, and who has failed."""
+        rows = await self._ledger.peers()
+        self.banned.update(row.peer for row in rows if row.banned)
+        self._standings.load(rows)
 
     def start_budget(self, budget_uusd: int) -> None:
         """From here on `budget_uusd` micro-USD may be accepted."""
@@ -280,13 +284,24 @@ class RequesterLedgerBooks:
             this_round.over.set()
 
     async def open(self, agreement: Agreement) -> _RequesterAccount:
-        """Store the agreement and ask for its channel to be funded."""
+        """Store the agreement, and ask for its channel to be funded where the provider was paid before.
+
+        A stranger's waits for its first checked chunk: agreeing costs it nothing, and what is put into a channel comes
+        back only after the channel's closing delay.
+        """
         terms = agreement.terms
         await self._ledger.add_agreement(agreement, role="requester")
         payee, peer = Address(terms.payee), PeerId(terms.provider)
+        funding = self.fund(agreement) if self.standing(peer).paid_uusd else None
+        return _RequesterAccount(self, self._ledger, agreement, self._payer.channel(payee, peer), funding)
+
+    def fund(self, agreement: Agreement) -> _FundingRound:
+        """Have the channel funded in the next round."""
+        terms = agreement.terms
+        payee, peer = Address(terms.payee), PeerId(terms.provider)
         self._needs.append(ChannelNeed(payee=payee, peer=peer, amount_uusd=terms.ceiling_uusd))
         self._wanted.set()
-        return _RequesterAccount(self, self._ledger, agreement, self._payer.channel(payee, peer), self._next_round)
+        return self._next_round
 
     async def close(self, agreement: Agreement, *, reason: str = "") -> None:
         """Mark the agreement as ended; its channel keeps what was put in."""
@@ -294,10 +309,19 @@ class RequesterLedgerBooks:
 
     async def failed(self, provider: PeerId, reason: str, *, ban: bool) -> None:
         """Remember a provider's failure."""
+        self._standings.failed(provider)
         await self._ledger.note_failure(provider)
         if ban:
             self.banned.add(provider)
             await self._ledger.ban(provider, reason=reason[:500])
+
+    def standing(self, provider: PeerId) -> Standing:
+        """How we stand with a provider."""
+        return self._standings.of(provider)
+
+    def paid(self, provider: PeerId, uusd: int) -> None:
+        """A provider has acknowledged `uusd` micro-USD more."""
+        self._standings.paid(provider, uusd)
 
 
 class _FundingRound:
@@ -317,7 +341,7 @@ class _RequesterAccount:
         ledger: Ledger,
         agreement: Agreement,
         channel: ChannelOut,
-        funding: _FundingRound,
+        funding: _FundingRound | None,
     ) -> None:
         self._books = books
         self._ledger = ledger
@@ -350,7 +374,9 @@ class _RequesterAccount:
         await self._ledger.reject_work(payload, receipt, reason=reason[:500])
 
     async def funded(self) -> None:
-        """Wait until it is known whether the channel's money is on chain."""
+        """Ask for the channel's money where that was not done yet, and wait until it is known whether it is there."""
+        if self._funding is None:
+            self._funding = self._books.fund(self._agreement)
         await self._funding.over.wait()
 
     async def pay(self) -> None:
@@ -360,7 +386,7 @@ class _RequesterAccount:
             await self._channel.pay()
         except InsufficientFunds:
             # What was there before may be enough; where it is not, say why there is no more.
-            if self._funding.error is not None:
+            if self._funding is not None and self._funding.error is not None:
                 raise self._funding.error from None
             raise
         except trio.Cancelled:
@@ -368,4 +394,6 @@ class _RequesterAccount:
             with trio.CancelScope(shield=True):
                 await self._channel.aclose()
             raise
-        self.paid_uusd = -(-covered_pusd // PUSD_PER_UUSD)
+        paid_uusd = -(-covered_pusd // PUSD_PER_UUSD)
+        self._books.paid(PeerId(self._agreement.terms.provider), paid_uusd - self.paid_uusd)
+        self.paid_uusd = paid_uusd

@@ -50,6 +50,10 @@ _CALIBRATE_MOST: Final = 262_144
 _CALIBRATE_NS: Final = 10_000_000
 _CALIBRATE_S: Final = 30.0
 _MAX_PROVIDERS: Final = 64
+_SETUP_S: Final = 3.0  # of a provider; what it has to compile and receive comes on top:
+_SLOWER: Final = 8  # its compiler may be so many times slower than ours
+_RESULT_S: Final = 10.0  # for a chunk, beside its own time
+_SETUP_BYTES_PER_S: Final = 1024 * 1024
 _MAX_BUDGET_UUSD: Final = (2**63 - 1) // _MAX_PROVIDERS  # each provider's channel may be funded with all of it
 _MAX_PRICE_UUSD: Final = 1_000_000 * 1_000_000  # an hour; keeps the price of a chunk within 64 bits
 _MAX_SAMPLES: Final = 2**20  # of `CheckPolicy`
@@ -273,7 +277,9 @@ class TaskRun:
                 self._emit(Compiling())
         pool = await self.pool()
         async with pool.session() as worker:
+            began = trio.current_time()
             compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
+            compile_s = trio.current_time() - began
             units_per_thread = await self._calibrate(worker, binding)
             work, blobs = self._cut(binding, units_per_thread)
             found = await self.coordinator.candidates(
@@ -320,6 +326,8 @@ class TaskRun:
                 language=LANGUAGE_VERSION,
                 deadline_ms=self.now_ms() + int(options.deadline_s * 1000),
                 max_providers=min(options.max_providers, work.chunks),
+                setup_s=_SETUP_S + _SLOWER * compile_s + sum(map(len, blobs.values())) / _SETUP_BYTES_PER_S,
+                chunk_s=_RESULT_S + 2 * _SLOWER * work.units_per_chunk / 1e6,
             )
             await self._coordinate(request, work, binding, sampler, deliver)
 
@@ -334,14 +342,19 @@ class TaskRun:
         threads = binding.launch.threads_per_block
         seen: set[int] = set()
 
-        async def check(index: int, output: bytes) -> SampleReport:
+        async def check(index: int, output: memoryview) -> SampleReport:
             if request.check.kind == "none":
                 return SampleReport(checked=0, mismatched=0)
             first, blocks = work.chunk_range(index)
             inside = binding.layout.threads_inside(first, blocks)
             return await sampler.check(first * threads, blocks * threads, output, inside=inside)
 
-        async def hand_over(index: int, output: bytes, provider: PeerId) -> None:
+        async def probe(index: int) -> bool:
+            first, blocks = work.chunk_range(index)
+            inside = binding.layout.threads_inside(first, blocks)
+            return await sampler.probe(first * threads, blocks * threads, inside=inside)
+
+        async def hand_over(index: int, output: memoryview, provider: PeerId) -> None:
             first, blocks = work.chunk_range(index)
             rows: list[np.ndarray[Any, Any]] = []
             at = 0
@@ -366,7 +379,7 @@ class TaskRun:
                 )
             )
 
-        await self.coordinator.run(request, deliver=hand_over, check=check)
+        await self.coordinator.run(request, deliver=hand_over, check=check, probe=probe)
 
     async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
         """Units (microseconds of a reference core) of one thread, from threads all over the launch.

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
+from p2pcompute.errors import ExecutionError
+
 if TYPE_CHECKING:
     from p2pcompute.execution._api import OutputSpec
 
@@ -86,7 +88,7 @@ class Sampler:
         self.mismatched = 0
 
     async def check(
-        self, first_thread: int, threads: int, output: bytes, *, inside: Threads | None = None
+        self, first_thread: int, threads: int, output: bytes | memoryview, *, inside: Threads | None = None
     ) -> SampleReport:
         """Compare samples of a chunk's `output` with what we compute.
 
@@ -120,3 +122,20 @@ class Sampler:
         self.mismatched += mismatched
         where = first_thread + int(np.argmax(bad)) if mismatched else None
         return SampleReport(checked=len(picked), mismatched=mismatched, thread=where)
+
+    async def probe(self, first_thread: int, threads: int, *, inside: Threads | None = None) -> bool:
+        """Whether samples of this range compute here at all: nobody's output is looked at.
+
+        As many are drawn as for a check, and `DEFAULT_SAMPLES` at least. Arguments as for `check`; where no thread
+        owns a row, any of them are drawn.
+        """
+        samples = max(self._per_chunk, DEFAULT_SAMPLES)
+        if inside is None or not len(inside):
+            picked = draw_threads(first_thread, threads, samples, self._rng)
+        else:
+            picked = inside[draw_threads(0, len(inside), samples, self._rng)]
+        try:
+            await self._worker.run_threads(picked, timeout_s=_TIMEOUT_S)
+        except ExecutionError:
+            return False
+        return True

@@ -40,3 +40,9 @@ from ._ranking import (
 from ._ranking import (
     rank as rank,
 )
+from ._standing import (
+    Standing as Standing,
+)
+from ._standing import (
+    Standings as Standings,
+)

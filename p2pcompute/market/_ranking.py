@@ -1,9 +1,23 @@
-"""Which providers to ask first: by expected cost and expected time together."""
+"""Which providers to ask first: by expected cost and expected time together, and by what we know of them.
+
+An ad is signed and not proven: any score and any price may stand in it, under as many identities as somebody cares to
+make. So ads decide only among peers of the same tier, and only within bounds of what is believed:
+
+1. *proven*: it did checked work for this node, and was paid;
+2. *new*: nothing is known against it;
+3. *failed*: it has failed this node, and was not paid since.
+
+Places go to the proven first, but the second of every four to a newcomer (those of tier 2, then 3): without that no
+newcomer would ever be proven, and a dear acquaintance would keep its work for good against all cheaper ones. A
+newcomer that works once is proven, and competes by its price from then on.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from p2pcompute_protocols.ads import Device, PricedOption
 from p2pcompute_protocols.ids import PeerId
@@ -11,13 +25,23 @@ from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Requirement
 
 from ._board import BoardEntry, fits
+from ._standing import UNKNOWN, Standing
 
-__all__ = ["Candidate", "rank"]
+__all__ = ["BELIEVED_SCORE_MILLI", "Candidate", "rank"]
+
+BELIEVED_SCORE_MILLI: Final = 1_000_000  # of all slots together: a thousand reference cores
+_LEAST_PRICE_PUSD: Final = 1  # a price below counts as this one
+_CONNECTED: Final = 4  # a newcomer that is connected already may be so many times worse: its address is no lie
+_PER_FAILURE: Final = 2  # each failure since the last payment makes a proven peer look so many times worse,
+_MOST_FAILURES: Final = 4  # up to this many
+_EVERY: Final = 4  # one place of so many is a newcomer's,
+_NEWCOMERS: Final = 1  # this one, counted from 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A provider that fits. One unit is a microsecond of a reference core, so time follows from the score."""
+    """A provider that fits. One unit is a microsecond of a reference core, so time follows from the score, as far as
+    that is believed."""
 
     peer_id: PeerId
     addresses: tuple[str, ...]
@@ -38,31 +62,63 @@ def rank(
     chain: ChainTerms,
     max_price_pusd: int,
     excluded: Callable[[PeerId], bool],
+    standing: Callable[[PeerId], Standing] = lambda _: UNKNOWN,
+    connected: Callable[[PeerId], bool] = lambda _: False,
+    salt: bytes = b"",
 ) -> tuple[list[Candidate], dict[PeerId, str]]:
     """The candidates, best first, and why the others do not fit.
 
-    A provider that is twice as fast may cost twice as much: candidates ascend by cost × time.
+    Within a tier (see the module) candidates ascend by cost × time: a provider that is twice as fast may cost twice
+    as much.
+
+    Args:
+        standing: what is known of a peer.
+        connected: whether there is a connection to it.
+        salt: at most 64 bytes, this node's own and secret: decides between equals, so that nobody can make an
+            identity that stands first at every node.
     """
-    found: list[Candidate] = []
+    proven: list[tuple[tuple[float, int, bytes], Candidate]] = []
+    newcomers: list[tuple[tuple[bool, float, int, bytes], Candidate]] = []
     reasons: dict[PeerId, str] = {}
     for entry in entries:
-        if excluded(entry.peer_id):
+        peer = entry.peer_id
+        if excluded(peer):
             continue
         match = fits(entry.ad, requirement, fp=fp, language=language, chain=chain, max_price_pusd=max_price_pusd)
         if isinstance(match, str):
-            reasons[entry.peer_id] = match
+            reasons[peer] = match
             continue
         device, option = match
-        found.append(
-            Candidate(
-                peer_id=entry.peer_id,
-                addresses=entry.ad.addresses,
-                device=device,
-                option=option,
-                payee=entry.ad.binding.owner,
-                cost_pusd=option.price_pusd * units,
-                time_us=units * 1_000 / device.score_milli / device.slots,
-            )
+        candidate = Candidate(
+            peer_id=peer,
+            addresses=entry.ad.addresses,
+            device=device,
+            option=option,
+            payee=entry.ad.binding.owner,
+            cost_pusd=option.price_pusd * units,
+            time_us=units * 1_000 / min(device.score_milli * device.slots, BELIEVED_SCORE_MILLI),
         )
-    found.sort(key=lambda c: ((c.cost_pusd + 1) * c.time_us, c.peer_id))
-    return found, reasons
+        worth = max(option.price_pusd, _LEAST_PRICE_PUSD) * units * candidate.time_us
+        tie = hashlib.blake2b(peer.encode(), digest_size=16, key=salt).digest()
+        known = standing(peer)
+        if known.paid_uusd:
+            worth *= _PER_FAILURE ** min(known.failures, _MOST_FAILURES)
+            proven.append(((worth, option.price_pusd, tie), candidate))
+        else:
+            worth /= _CONNECTED if connected(peer) else 1
+            newcomers.append(((known.failures > 0, worth, option.price_pusd, tie), candidate))
+    proven.sort(key=lambda pair: pair[0])
+    newcomers.sort(key=lambda pair: pair[0])
+    return _interleaved([c for _, c in proven], [c for _, c in newcomers]), reasons
+
+
+def _interleaved(proven: list[Candidate], newcomers: list[Candidate]) -> list[Candidate]:
+    """Both in their own order, one of every `_EVERY` a newcomer, until one list is used up."""
+    found: list[Candidate] = []
+    ours, theirs = iter(proven), iter(newcomers)
+    while len(found) < len(proven) + len(newcomers):
+        first, second = (theirs, ours) if len(found) % _EVERY == _NEWCOMERS else (ours, theirs)
+        candidate = next(first, None) or next(second, None)
+        assert candidate is not None
+        found.append(candidate)
+    return found

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
+from p2pcompute.market import Standing
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
@@ -157,4 +158,8 @@ class RequesterBooks(Protocol):
 
     async def failed(self, provider: PeerId, reason: str, *, ban: bool) -> None:
         """Remember that a provider failed us; a banned one gets no more work."""
+        ...
+
+    def standing(self, provider: PeerId) -> Standing:
+        """What is known of a provider when providers are ranked."""
         ...

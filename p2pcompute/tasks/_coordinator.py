@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -15,8 +16,6 @@ from p2pcompute.errors import (
     BudgetError,
     ChainError,
     ChunkFailed,
-    DialError,
-    ExecutionError,
     InsufficientFunds,
     NoProviderError,
     OverlayError,
@@ -27,16 +26,18 @@ from p2pcompute.errors import (
     TaskRefused,
     TaskTimeout,
 )
-from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, negotiate, rank
+from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, rank
+from p2pcompute.payments import max_loss
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
 from p2pcompute_protocols.errors import ProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
-from p2pcompute_protocols.money import ChainTerms, owed_uusd
-from p2pcompute_protocols.negotiation import Agreement, BidPayload, CheckPolicy, OrderPayload, Requirement
+from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.negotiation import Agreement, Requirement
 from p2pcompute_protocols.work import ChunkWork
 
 from ._api import RequesterBooks
+from ._dialling import Dialler, NoPlaceError
 from ._events import (
     Agreed,
     ChunkAssigned,
@@ -51,7 +52,7 @@ from ._events import (
 )
 from ._link import LiarError, Link, LinkHooks, WaitedTooLong
 from ._scheduler import ChunkScheduler
-from ._work import chunk_bytes
+from ._state import Contact, Deliver, RunState, TaskRequest
 
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay
@@ -61,69 +62,19 @@ __all__ = ["DISCOVERY_S", "HOW_TO_GET_ONE", "Coordinator", "Deliver", "TaskReque
 _log = logging.getLogger("p2pcompute.tasks")
 
 DISCOVERY_S: Final = 1.5
-_ORDER_LIFETIME_MS: Final = 60_000
 _ATTEMPTS: Final = 2  # agreements with one provider, when the earlier one broke
 _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
 _FAILING_S: Final = 2.0  # the same where a chunk has failed at several: others are hardly going to come for it
 _CHUNK_FAILURES: Final = 2  # providers at which a chunk may fail before the task does
-_DIAL_S: Final = 10.0
 _BUSY_S: Final = 1.0
-_CHUNK_MOST_MS: Final = 30 * 60_000  # that a bid may ask for one chunk
 
 HOW_TO_GET_ONE: Final = (
     "Start one here with `p2pcompute up`, or point at a network with a provider: p2p.open_node(bootstrap=[…]) or "
     "P2PCOMPUTE_BOOTSTRAP. No money has moved."
 )
 
-Deliver = Callable[[int, bytes, PeerId], Awaitable[None]]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskRequest:
-    """What is to be done and what it may cost."""
-
-    work: ChunkWork
-    blobs: Mapping[bytes, bytes]
-    requirement: Requirement
-    max_price_pusd: int
-    ceiling_uusd: int
-    check: CheckPolicy
-    fp: str
-    language: str
-    deadline_ms: int
-    max_providers: int = 8
-
-
-@dataclass(slots=True, kw_only=True)
-class _State:
-    scheduler: ChunkScheduler
-    deliver: Deliver
-    check: Callable[[int, bytes], Awaitable[SampleReport]]
-    links: dict[PeerId, Link | None] = field(default_factory=dict)  # None while it is negotiated
-    attempts: dict[PeerId, int] = field(default_factory=dict)
-    excluded: set[PeerId] = field(default_factory=set)
-    reasons: dict[PeerId, str] = field(default_factory=dict)
-    changed: trio.Event = field(default_factory=trio.Event)
-    scopes: dict[PeerId, trio.CancelScope] = field(default_factory=dict)
-    failures: dict[int, str] = field(default_factory=dict)  # why a chunk failed last
-    fatal: P2PComputeError | None = None
-    failed_at: dict[int, set[PeerId]] = field(default_factory=dict)  # whatever became of them since
-    suspects: set[int] = field(default_factory=set)  # chunks that failed at several providers
-    look_at: float = 0.0  # when the board is ranked next
-    agreed: int = 0
-
-    def wake(self) -> None:
-        event, self.changed = self.changed, trio.Event()
-        event.set()
-
-    def let_go(self) -> None:
-        """End the links that are not ready: nothing is owed there, and they may take long or for ever."""
-        for provider, link in self.links.items():
-            if (link is None or not link.ready) and provider in self.scopes:
-                self.scopes[provider].cancel()
-
-
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class Coordinator:
     """Runs tasks for this node. `emit` gets every `TaskEvent`; it must not block."""
 
@@ -138,6 +89,8 @@ class Coordinator:
     now_ms: Callable[[], int]
     emit: Callable[[TaskEvent], None]
     is_banned: Callable[[PeerId], bool] = lambda _: False
+    requeued: int = 0  # of the last task
+    _salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
     async def candidates(
         self, requirement: Requirement, *, units: int, fp: str, language: str, max_price_pusd: int, wanted: int
@@ -149,15 +102,13 @@ class Coordinator:
         """
 
         def look() -> tuple[list[Candidate], dict[PeerId, str]]:
-            return rank(
-                self.board.entries(),
+            return self._rank(
                 requirement,
                 units=units,
                 fp=fp,
                 language=language,
-                chain=self.chain,
                 max_price_pusd=max_price_pusd,
-                excluded=lambda peer: peer == self.signer.peer_id or self.is_banned(peer),
+                excluded=lambda _: False,
             )
 
         found, reasons = look()
@@ -177,12 +128,14 @@ class Coordinator:
         request: TaskRequest,
         *,
         deliver: Deliver,
-        check: Callable[[int, bytes], Awaitable[SampleReport]],
+        check: Callable[[int, memoryview], Awaitable[SampleReport]],
+        probe: Callable[[int], Awaitable[bool]],
     ) -> None:
         """Compute all chunks of `request`.
 
         `deliver` gets each checked chunk (index, output bytes, provider); the same index comes again when the
-        provider that computed it was later caught lying: the newer one counts.
+        provider that computed it was later caught lying: the newer one counts. `check` draws samples of a chunk's
+        output; `probe` says whether a chunk's samples compute here, where it failed elsewhere.
 
         Raises:
             NoProviderError: nobody took the order; no money has moved.
@@ -192,7 +145,13 @@ class Coordinator:
         Cancellation: streams close, providers stop and bill nothing more; what was accepted is settled with the
         vouchers that were already sent.
         """
-        state = _State(scheduler=ChunkScheduler(request.work.chunks), deliver=deliver, check=check)
+        state = RunState(
+            scheduler=ChunkScheduler(request.work.chunks),
+            deliver=deliver,
+            check=check,
+            probe=probe,
+            most=request.max_providers,
+        )
         seconds = (request.deadline_ms - self.now_ms()) / 1000
         with trio.move_on_after(seconds) as deadline:
             async with trio.open_nursery() as nursery:
@@ -206,15 +165,24 @@ class Coordinator:
             raise state.fatal
         self.requeued = state.scheduler.requeued
 
-    requeued: int = 0
+    @cached_property
+    def _dialler(self) -> Dialler:
+        return Dialler(
+            overlay=self.overlay,
+            network=self.network,
+            signer=self.signer,
+            chain=self.chain,
+            binding=self.binding,
+            now_ms=self.now_ms,
+        )
 
-    async def _manage(self, request: TaskRequest, state: _State, nursery: trio.Nursery) -> None:
+    async def _manage(self, request: TaskRequest, state: RunState, nursery: trio.Nursery) -> None:
         """Keep as many links as are wanted until all chunks are done and every link has ended.
 
         A link's last check may still find a lie and take back what was done, so the end is only where both hold.
         """
         stuck_since: float | None = None
-        while state.fatal is None and (state.links or not state.scheduler.is_complete):
+        while state.fatal is None and (state.contacts or not state.scheduler.is_complete):
             changed = state.changed
             if state.scheduler.is_complete:
                 state.let_go()
@@ -222,21 +190,28 @@ class Coordinator:
                 continue
             now = trio.current_time()
             found: list[Candidate] = []
-            if len(state.links) < request.max_providers and (now >= state.look_at or not state.links):
+            free = state.free(now)
+            stalled = state.stalled(now, setup_s=request.setup_s, chunk_s=request.chunk_s)
+            if not free and stalled and now >= state.look_at:
+                state.look_at = now + _BUSY_S
+                waiting = sum(candidate.peer_id not in state.attempts for candidate in self._fresh(request, state))
+                state.give_up_stalled(stalled[:waiting])
+            if free and (now >= state.look_at or not state.contacts):
                 state.look_at = now + _BUSY_S  # ranking a full board for each chunk would cost more than the chunk
                 found = self._fresh(request, state)
-            for candidate in found[: request.max_providers - len(state.links)]:
-                state.links[candidate.peer_id] = None
+            for candidate in found[:free]:
+                contact = state.contacts[candidate.peer_id] = Contact(since=now)
                 state.attempts[candidate.peer_id] = state.attempts.get(candidate.peer_id, 0) + 1
-                nursery.start_soon(self._work_with, request, state, candidate)
-            await self._question_failures(request, state)
-            orphans = state.scheduler.orphans(state.links)
+                nursery.start_soon(self._work_with, request, state, candidate, contact)
+            state.give_up_slowest(now)
+            await self._question_failures(state)
+            orphans = state.scheduler.orphans(state.contacts)
             if not orphans:
                 stuck_since = None
             else:
                 stuck_since = trio.current_time() if stuck_since is None else stuck_since
-                nobody = not state.links and not state.agreed
-                failing = not state.links and any(len(at) >= _CHUNK_FAILURES for at in state.failed_at.values())
+                nobody = not state.contacts and not state.agreed
+                failing = not state.contacts and any(len(at) >= _CHUNK_FAILURES for at in state.failed_at.values())
                 if nobody or trio.current_time() - stuck_since > (_FAILING_S if failing else _NOBODY_S):
                     state.fatal = self._nobody(request, state, orphans)
                     break
@@ -251,47 +226,61 @@ class Coordinator:
         if state.fatal is not None:
             nursery.cancel_scope.cancel()
 
-    async def _question_failures(self, request: TaskRequest, state: _State) -> None:
+    async def _question_failures(self, state: RunState) -> None:
         """A chunk that failed at several providers: does it at ours? If not, it was they who failed."""
         while state.suspects and state.fatal is None:
             index = state.suspects.pop()
-            whole, last = chunk_bytes(request.work)
-            try:
-                # What the chunk's bytes are does not matter here, only whether its samples can be computed.
-                report = await state.check(index, bytes(last if index == request.work.chunks - 1 else whole))
-            except ExecutionError:
-                report = None
-            if report is None or not report.checked:
+            if not await state.probe(index):
                 state.fatal = _chunk_failed(index, state)
                 return
             for provider in state.scheduler.forgive(index):
                 state.excluded.add(provider)
                 state.reasons[provider] = f"it failed chunk {index}, which computes here"
-                await self.books.failed(provider, state.reasons[provider], ban=False)
-                if (scope := state.scopes.get(provider)) is not None:
-                    scope.cancel()
+                if (contact := state.contacts.get(provider)) is not None:
+                    contact.give_up(state.reasons[provider])
+                else:
+                    await self.books.failed(provider, state.reasons[provider], ban=False)
 
-    def _fresh(self, request: TaskRequest, state: _State) -> list[Candidate]:
-        found, reasons = rank(
-            self.board.entries(),
+    def _fresh(self, request: TaskRequest, state: RunState) -> list[Candidate]:
+        found, reasons = self._rank(
             request.requirement,
             units=request.work.units_per_chunk,
             fp=request.fp,
             language=request.language,
-            chain=self.chain,
             max_price_pusd=request.max_price_pusd,
             excluded=lambda peer: (
-                peer == self.signer.peer_id
-                or self.is_banned(peer)
-                or peer in state.links
-                or peer in state.excluded
-                or state.attempts.get(peer, 0) >= _ATTEMPTS
+                peer in state.contacts or peer in state.excluded or state.attempts.get(peer, 0) >= _ATTEMPTS
             ),
         )
         state.reasons.update(reasons)
         return found
 
-    def _nobody(self, request: TaskRequest, state: _State, orphans: list[int]) -> P2PComputeError:
+    def _rank(
+        self,
+        requirement: Requirement,
+        *,
+        units: int,
+        fp: str,
+        language: str,
+        max_price_pusd: int,
+        excluded: Callable[[PeerId], bool],
+    ) -> tuple[list[Candidate], dict[PeerId, str]]:
+        peers = self.overlay.peers()
+        return rank(
+            self.board.entries(),
+            requirement,
+            units=units,
+            fp=fp,
+            language=language,
+            chain=self.chain,
+            max_price_pusd=max_price_pusd,
+            excluded=lambda peer: peer == self.signer.peer_id or self.is_banned(peer) or excluded(peer),
+            standing=self.books.standing,
+            connected=peers.__contains__,
+            salt=self._salt,
+        )
+
+    def _nobody(self, request: TaskRequest, state: RunState, orphans: list[int]) -> P2PComputeError:
         why = "; ".join(f"{peer[:16]}…: {reason}" for peer, reason in list(state.reasons.items())[:4])
         if not state.agreed:
             return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
@@ -300,55 +289,73 @@ class Coordinator:
         blamed = failed and (
             len(state.failed_at[failed[0]]) >= _CHUNK_FAILURES or state.failed_at[failed[0]] <= state.excluded
         )
-        if failed and (state.links or blamed):
+        if failed and (state.contacts or blamed):
             return _chunk_failed(failed[0], state)
         return TaskError(
             f"all providers are gone with {state.scheduler.done} of {request.work.chunks} chunks done ({why}); "
             "what was paid is covered by receipts; run the task again when providers are back"
         )
 
-    async def _work_with(self, request: TaskRequest, state: _State, candidate: Candidate) -> None:
+    async def _work_with(self, request: TaskRequest, state: RunState, candidate: Candidate, contact: Contact) -> None:
         provider = candidate.peer_id
-        with trio.CancelScope() as scope:
-            state.scopes[provider] = scope
-            try:
-                await self._link_to(request, state, candidate)
-            except LiarError as lie:
-                caught = state.links[provider]
-                assert caught is not None  # a lie comes from a link
-                await self._caught(state, caught, lie)
-            except (InsufficientFunds, BudgetError, StorageError) as exc:
-                state.fatal = exc
-            except (OrderRefused, TaskRefused) as refused:
-                state.reasons[provider] = str(refused)
-                if isinstance(refused, WaitedTooLong):
-                    state.attempts[provider] -= 1
-                else:
-                    state.excluded.add(provider)
-                requeued = state.scheduler.lost(provider)
-                self.emit(ProviderRefused(provider=provider, reason=str(refused)))
-                if requeued:
-                    self.emit(ProviderLost(provider=provider, reason=str(refused), requeued=tuple(requeued)))
-            except (OverlayError, ProtocolError, PaymentError, ChainError) as exc:
-                state.reasons[provider] = str(exc)
-                requeued = state.scheduler.lost(provider)
-                if isinstance(exc, ProtocolError):
-                    state.excluded.add(provider)
-                await self.books.failed(provider, str(exc), ban=False)
-                self.board.forget(provider)
-                self.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
-            finally:
-                del state.links[provider], state.scopes[provider]
-                state.wake()
+        try:
+            with contact.scope:
+                await self._try(request, state, candidate, contact)
+            if contact.given_up:
+                state.reasons[provider] = contact.given_up
+                self.emit(
+                    ProviderLost(
+                        provider=provider,
+                        reason=contact.given_up,
+                        requeued=tuple(state.scheduler.lost(provider)),
+                    )
+                )
+                await self.books.failed(provider, contact.given_up, ban=False)
+        finally:
+            del state.contacts[provider]
+            state.wake()
 
-    async def _link_to(self, request: TaskRequest, state: _State, candidate: Candidate) -> None:
-        agreement = await self._agree(request, candidate)
+    async def _try(self, request: TaskRequest, state: RunState, candidate: Candidate, contact: Contact) -> None:
+        provider = candidate.peer_id
+        try:
+            await self._link_to(request, state, candidate, contact)
+        except NoPlaceError as exc:
+            _log.debug("%s", exc)
+            state.attempts[provider] -= 1
+        except LiarError as lie:
+            assert contact.link is not None  # a lie comes from a link
+            await self._caught(state, contact.link, lie)
+        except (InsufficientFunds, BudgetError, StorageError) as exc:
+            state.fatal = exc
+        except (OrderRefused, TaskRefused) as refused:
+            state.reasons[provider] = str(refused)
+            if isinstance(refused, WaitedTooLong):
+                state.attempts[provider] -= 1
+            else:
+                state.excluded.add(provider)
+            requeued = state.scheduler.lost(provider)
+            self.emit(ProviderRefused(provider=provider, reason=str(refused)))
+            if requeued:
+                self.emit(ProviderLost(provider=provider, reason=str(refused), requeued=tuple(requeued)))
+        except (OverlayError, ProtocolError, PaymentError, ChainError) as exc:
+            state.reasons[provider] = str(exc)
+            requeued = state.scheduler.lost(provider)
+            if isinstance(exc, ProtocolError):
+                state.excluded.add(provider)
+            await self.books.failed(provider, str(exc), ban=False)
+            self.board.forget(provider)
+            self.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
+
+    async def _link_to(self, request: TaskRequest, state: RunState, candidate: Candidate, contact: Contact) -> None:
+        agreement, seconds = await self._dialler.agree(request, candidate, is_full=lambda: state.is_full)
+        contact.agreed, contact.since = True, trio.current_time()  # nothing is awaited: the place is still free
         state.agreed += 1
+        self._announce(agreement, seconds)
         reason = "cancelled"
         account = await self.books.open(agreement)
         try:
             link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, self._hooks(state))
-            state.links[candidate.peer_id] = link
+            contact.link = link
             await link.run()
             reason = ""
         except Exception as exc:
@@ -359,76 +366,29 @@ class Coordinator:
             with trio.CancelScope(shield=True):
                 await self.books.close(agreement, reason=reason)
 
-    async def _agree(self, request: TaskRequest, candidate: Candidate) -> Agreement:
-        if candidate.peer_id not in self.overlay.peers():
-            await self._dial(candidate)
-        now = self.now_ms()
-        order = OrderPayload(
-            order_id=secrets.token_bytes(16),
-            created_ms=now,
-            expires_ms=now + _ORDER_LIFETIME_MS,
-            work=request.work,
-            requirement=request.requirement,
-            max_price_pusd=request.max_price_pusd,
-            ceiling_uusd=request.ceiling_uusd,
-            chain=self.chain,
-            payer=self.binding(),
-            check=request.check,
-            fp=request.fp,
-            language=request.language,
-            deadline_ms=request.deadline_ms,
-            standing=False,
-            arbiters=(),
-        )
-        started = trio.current_time()
-        agreement = await negotiate(
-            self.overlay,
-            candidate.peer_id,
-            order,
-            network=self.network,
-            signer=self.signer,
-            now_ms=self.now_ms,
-            accept=lambda bid: _is_bearable(bid, candidate),
-        )
+    def _announce(self, agreement: Agreement, seconds: float) -> None:
         terms = agreement.terms
-        window_uusd = owed_uusd(request.work.units_per_chunk * terms.max_window, terms.price_pusd)
+        work = terms.work
+        assert isinstance(work, ChunkWork)
+        loss = max_loss(
+            chunk_pusd=work.units_per_chunk * terms.price_pusd,
+            window=terms.max_window,
+            ceiling_uusd=terms.ceiling_uusd,
+        )
         self.emit(
             Agreed(
-                provider=candidate.peer_id,
+                provider=PeerId(terms.provider),
                 task=agreement.task_id,
                 price_pusd=terms.price_pusd,
                 credit_window=terms.credit_window,
                 max_window=terms.max_window,
-                negotiation_ms=(trio.current_time() - started) * 1000,
-                # A window that was paid although its samples missed something; a window that is never paid.
-                requester_max_loss_uusd=min(window_uusd, terms.ceiling_uusd),
-                provider_max_loss_uusd=min(window_uusd, terms.ceiling_uusd),
+                negotiation_ms=seconds * 1000,
+                requester_max_loss_uusd=loss.requester_uusd,
+                provider_max_loss_uusd=loss.provider_uusd,
             )
         )
-        return agreement
 
-    async def _dial(self, candidate: Candidate) -> None:
-        """Try all addresses of an ad beside each other; the first that is this peer counts."""
-        errors: list[OverlayError] = []
-        # An ad may not send us to somebody else.
-        addresses = [address for address in candidate.addresses if address.endswith(f"/p2p/{candidate.peer_id}")]
-        with trio.move_on_after(_DIAL_S):
-            async with trio.open_nursery() as nursery:
-
-                async def attempt(address: str) -> None:
-                    try:
-                        await self.overlay.connect(address)
-                    except OverlayError as exc:
-                        errors.append(exc)
-                    else:
-                        nursery.cancel_scope.cancel()
-
-                for address in addresses:
-                    nursery.start_soon(attempt, address)
-        if candidate.peer_id not in self.overlay.peers():
-            raise errors[0] if errors else DialError(f"{candidate.peer_id} is at none of its addresses")
-
-    async def _caught(self, state: _State, link: Link, lie: LiarError) -> None:
+    async def _caught(self, state: RunState, link: Link, lie: LiarError) -> None:
         provider = lie.provider
         state.excluded.add(provider)
         state.reasons[provider] = str(lie)
@@ -447,7 +407,7 @@ class Coordinator:
             )
         )
 
-    def _hooks(self, state: _State) -> LinkHooks:
+    def _hooks(self, state: RunState) -> LinkHooks:
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
             cancelled = code is WireCode.CANCELLED
             state.scheduler.fail(index, provider, for_good=not cancelled)
@@ -459,15 +419,15 @@ class Coordinator:
                     state.suspects.add(index)
             state.wake()
 
-        async def done(provider: PeerId, index: int, output: bytes, report: SampleReport) -> None:
+        async def done(provider: PeerId, index: int, output: memoryview, report: SampleReport) -> None:
             others = state.scheduler.finish(index, provider, trio.current_time())
             if others is not None:
                 await state.deliver(index, output, provider)
                 self.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
                 for other in others:
-                    slower = state.links.get(other)
-                    if slower is not None:
-                        await _quietly(slower.cancel, index)
+                    slower = state.contacts.get(other)
+                    if slower is not None and slower.link is not None:
+                        await _quietly(slower.link.cancel, index)
             state.wake()
 
         return LinkHooks(
@@ -481,19 +441,7 @@ class Coordinator:
         )
 
 
-def _is_bearable(bid: BidPayload, candidate: Candidate) -> bool:
-    """Whether a bid keeps to the ad that it was chosen for, and gives no licence to sit on a chunk for ever."""
-    return (
-        bid.payee == candidate.payee
-        and any(bid.payee)
-        and bid.price_pusd <= candidate.option.price_pusd
-        and bid.max_window <= candidate.option.max_window
-        and bid.slots <= candidate.device.slots
-        and bid.chunk_timeout_ms <= _CHUNK_MOST_MS
-    )
-
-
-def _chunk_failed(index: int, state: _State) -> ChunkFailed:
+def _chunk_failed(index: int, state: RunState) -> ChunkFailed:
     count = len(state.failed_at[index])
     return ChunkFailed(
         f"chunk {index} failed at {count} provider{'s' if count > 1 else ''}, last with {state.failures[index]}. "

@@ -82,8 +82,8 @@ class LinkHooks:
 
     ready: Callable[[PeerId, int], None]
     assigned: Callable[[PeerId, int], None]
-    check: Callable[[int, bytes], Awaitable[SampleReport]]
-    done: Callable[[PeerId, int, bytes, SampleReport], Awaitable[None]]
+    check: Callable[[int, memoryview], Awaitable[SampleReport]]
+    done: Callable[[PeerId, int, memoryview, SampleReport], Awaitable[None]]
     failed: Callable[[PeerId, int, WireCode, str], None]
     paid: Callable[[PeerId, int], None]
     changed: Callable[[], trio.Event]  # set when the scheduler may have something new
@@ -91,12 +91,13 @@ class LinkHooks:
 
 @dataclass(slots=True)
 class ReceivedChunk:
-    """A chunk as it came: its receipt is right, its samples are not drawn yet."""
+    """A chunk as it came: its receipt is right, its samples are not drawn yet. `output` is the one copy of its bytes,
+    read-only, and given up once the chunk is handed over."""
 
     index: int
     receipt: bytes
     payload: ReceiptPayload
-    output: bytes
+    output: memoryview
 
 
 class Link:
@@ -139,6 +140,7 @@ class Link:
         self._wake = trio.Event()
         self._pay_now = trio.Event()
         self._last_progress = 0.0
+        self._answered = 0.0  # as `_last_progress`, but no notice counts
         self._notices = 0  # since the last result
         self._cancelled: set[int] = set()
 
@@ -202,7 +204,7 @@ class Link:
         if scope.cancelled_caught:
             raise StreamError("the provider was not ready in time")
         self.ready = True
-        self._last_progress = trio.current_time()
+        self._last_progress = self._answered = trio.current_time()
 
     async def _open_task(self) -> None:
         await self.dialogue.send(Open(agreement=self.agreement.raw))
@@ -252,6 +254,14 @@ class Link:
                 self.window = min(message.window or 1, self.agreement.terms.max_window)
         self._wake.set()
 
+    @property
+    def owes_since(self) -> float | None:
+        """Since when a provider that is ready has kept us waiting for a result, or has paused; None where it waits for
+        us. What it says meanwhile does not count."""
+        if self.paused or (self.connection.outstanding and self.unpaid < self.window):
+            return self._answered
+        return None
+
     def _room(self) -> bool:
         under_way = len(self.connection.outstanding)
         return (
@@ -272,7 +282,7 @@ class Link:
                 # One that is still under way here, cancelled and then needed again, is not asked for twice.
                 if index not in self.connection.outstanding:
                     if not self.connection.outstanding:
-                        self._last_progress = trio.current_time()
+                        self._last_progress = self._answered = trio.current_time()
                     await self.dialogue.send(Assign(index=index))
                     self.hooks.assigned(self.provider, index)
                 continue
@@ -317,7 +327,7 @@ class Link:
 
     def _progress(self) -> None:
         """Only answers count: a provider that says everything else but them has stalled."""
-        self._last_progress = trio.current_time()
+        self._last_progress = self._answered = trio.current_time()
         self._notices = 0
 
     async def _result(self, start: ResultStart) -> ReceivedChunk:
@@ -333,16 +343,21 @@ class Link:
         units = -(-self.work.units_per_chunk * blocks // self.work.blocks_per_chunk)
         if payload.code or payload.units != units or payload.fp != self.agreement.terms.fp:
             raise RemoteProtocolError("a receipt that does not fit the agreement", code=WireCode.MALFORMED)
-        output = bytearray()
+        # Up to 64 MiB, so there is one copy; of the right size, which the connection has compared with the chunk's.
+        output = memoryview(bytearray(start.size))
+        digest = hashlib.sha256()
+        at = 0
         with trio.move_on_after(_GRACE_S + start.size / MIN_BYTES_PER_S) as scope:
-            while len(output) < start.size:
-                piece = await self.dialogue.expect(ResultData, stall_s=_GRACE_S)
-                output += piece.data
+            while at < start.size:
+                piece = (await self.dialogue.expect(ResultData, stall_s=_GRACE_S)).data
+                output[at : at + len(piece)] = piece
+                digest.update(piece)
+                at += len(piece)
         if scope.cancelled_caught:
             raise RemoteProtocolError("a result came too slowly", code=WireCode.STALLED)
-        if hashlib.sha256(output).digest() != payload.output:
+        if digest.digest() != payload.output:
             raise RemoteProtocolError("the output is not what the receipt says", code=WireCode.BAD_DIGEST)
-        return ReceivedChunk(start.index, start.receipt, payload, bytes(output))
+        return ReceivedChunk(start.index, start.receipt, payload, output.toreadonly())
 
     async def _chunk_error(self, message: ChunkError) -> None:
         with remote():
@@ -379,7 +394,7 @@ class Link:
             if self.unpaid >= max(1, self.window // 2):
                 self._pay_now.set()
             await self.hooks.done(self.provider, received.index, received.output, report)
-            received.output = b""
+            received.output = memoryview(b"")
             self._unchecked -= 1
             self._wake.set()
 

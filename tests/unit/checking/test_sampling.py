@@ -13,6 +13,7 @@ import trio
 from hypothesis import given, settings
 
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, draw_threads
+from p2pcompute.errors import WorkerDied
 from p2pcompute.execution._api import OutputSpec
 
 
@@ -244,3 +245,33 @@ def test_a_chunk_that_owns_no_row_is_zero_and_runs_nothing() -> None:
     assert check(it, 0, 64, bytes(256), nobody).ok
     assert check(it, 0, 64, bytes(255) + b"\1", nobody).thread == 63
     assert not truth.asked
+
+
+# Whether a range computes here
+
+
+def test_a_probe_runs_samples_and_needs_nobodys_output() -> None:
+    truth = Truth(*TWO)
+    it = sampler(truth, [(3,), ()], per_chunk=1)
+
+    async def main() -> None:
+        assert await it.probe(200, 300)
+        assert await it.probe(0, 600, inside=np.arange(7, 20, dtype=np.int64))
+        assert await it.probe(0, 40, inside=np.arange(0, dtype=np.int64))
+
+    trio.run(main)
+    first, inside, padding = truth.asked
+    assert len(first) == DEFAULT_SAMPLES  # however few a check draws
+    assert (first.min() >= 200, first.max() < 500) == (True, True)
+    assert inside.tolist() == list(range(7, 20))
+    assert padding.tolist() == list(range(40))
+    assert (it.checked, it.mismatched) == (0, 0)
+
+
+def test_a_probe_says_where_a_range_does_not_compute() -> None:
+    class Dead(Truth):
+        async def run_threads(self, threads: Any, *, timeout_s: float) -> Run:
+            raise WorkerDied("it died")
+
+    it = sampler(Dead(*TWO), [(3,), ()], per_chunk=16)
+    assert not trio.run(it.probe, 0, 600)

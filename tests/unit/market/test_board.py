@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 
 from p2pcompute.identity import NodeKey, WalletKey
-from p2pcompute.market import AdBoard, AdRecordValidator, fits, rank
+from p2pcompute.market import AdBoard, AdRecordValidator, Standing, Standings, fits, rank
 from p2pcompute.market import _board as board_module
+from p2pcompute.market._ranking import BELIEVED_SCORE_MILLI
+from p2pcompute.market._standing import MAX_STRANGERS
 from p2pcompute_protocols import ads
 from p2pcompute_protocols._binding import bind_signer
 from p2pcompute_protocols.ads import Availability, CapabilityAd, Device, PricedOption
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_AD_BYTES
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Requirement
@@ -241,3 +244,79 @@ def test_candidates_ascend_by_cost_times_time(board: AdBoard) -> None:
     assert found[0].cost_pusd == 60_000
     assert found[0].time_us == 250
     assert set(reasons) == {too_dear}
+
+
+# What is believed when providers are ranked
+
+
+def ranked(board: AdBoard, **options: Any) -> list[str]:
+    found, _ = rank(board.entries(), ANY, units=1_000, excluded=lambda _: False, **FIT, **options)
+    return [candidate.peer_id for candidate in found]
+
+
+def put(board: AdBoard, *, score_milli: int = 1_000, price_pusd: int = 10, slots: int = 1) -> str:
+    seller = Seller()
+    device = dataclasses.replace(CPU, score_milli=score_milli, slots=slots)
+    option = PricedOption(work=1, fp="strict", price_pusd=price_pusd, max_window=8)
+    board.put(seller.raw(devices=(device,), options=(option,)))
+    return seller.key.peer_id
+
+
+def test_a_score_is_believed_up_to_a_bound(board: AdBoard) -> None:
+    """2^63 would make any price look like nothing."""
+    boasts = put(board, score_milli=2**63, price_pusd=100)
+    many = put(board, score_milli=10**6, slots=64, price_pusd=99)
+    honest = put(board, score_milli=BELIEVED_SCORE_MILLI, price_pusd=98)
+    assert ranked(board) == [honest, many, boasts]
+
+
+def test_a_price_of_nothing_counts_as_the_least_one(board: AdBoard) -> None:
+    free = put(board, price_pusd=0)
+    fast = put(board, price_pusd=1, score_milli=2_000)
+    least = put(board, price_pusd=1)
+    assert ranked(board) == [fast, free, least]
+
+
+def test_chance_decides_between_equals_and_not_the_peer_id(board: AdBoard) -> None:
+    sellers = {put(board) for _ in range(8)}
+    orders = {tuple(ranked(board, salt=bytes([salt]))) for salt in range(16)}
+    assert len(orders) == 16
+    assert all(set(order) == sellers for order in orders)
+    assert ranked(board, salt=b"1") == ranked(board, salt=b"1")
+
+
+def test_who_was_paid_stands_before_strangers_and_every_fourth_is_one(board: AdBoard) -> None:
+    strangers = [put(board, price_pusd=1 + i) for i in range(3)]
+    paid = [put(board, price_pusd=50 + i) for i in range(6)]
+    standings = Standings()
+    for peer in paid:
+        standings.paid(PeerId(peer), 5)
+    order = ranked(board, standing=standings.of)
+    assert order == [paid[0], strangers[0], *paid[1:4], strangers[1], *paid[4:], strangers[2]]
+
+
+def test_who_failed_since_it_was_paid_stands_behind(board: AdBoard) -> None:
+    first, second = put(board, price_pusd=10), put(board, price_pusd=15)
+    stranger, failed = put(board, price_pusd=10), put(board, price_pusd=1)
+    standings = Standings()
+    for peer in (first, second):
+        standings.paid(PeerId(peer), 5)
+    standings.failed(PeerId(first))
+    standings.failed(PeerId(failed))
+    assert ranked(board, standing=standings.of) == [second, stranger, first, failed]
+    standings.paid(PeerId(first), 1)
+    assert ranked(board, standing=standings.of) == [first, stranger, second, failed]
+
+
+def test_a_connection_is_worth_a_bounded_part(board: AdBoard) -> None:
+    cheap, close, dear = put(board, price_pusd=10), put(board, price_pusd=30), put(board, price_pusd=90)
+    assert ranked(board, connected=lambda peer: peer in (close, dear)) == [close, cheap, dear]
+
+
+def test_what_is_remembered_of_strangers_is_bounded() -> None:
+    standings = Standings()
+    for i in range(2 * MAX_STRANGERS):
+        standings.failed(PeerId(f"stranger {i}"))
+    assert len(standings._strangers) == MAX_STRANGERS
+    assert standings.of(PeerId("stranger 0")) == Standing()
+    assert standings.of(PeerId(f"stranger {2 * MAX_STRANGERS - 1}")).failures == 1

@@ -1,0 +1,158 @@
+"""What the coordinator knows of one task while it runs, and who takes which of its places."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from p2pcompute.checking import SampleReport
+from p2pcompute.errors import P2PComputeError
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
+from p2pcompute_protocols.work import ChunkWork
+
+from ._link import Link
+from ._scheduler import ChunkScheduler
+
+__all__ = ["Contact", "Deliver", "RunState", "TaskRequest"]
+
+PLACE_S: Final = 1.0  # for so long somebody who is asked takes a place of `max_providers` without an agreement
+_MORE_PATIENCE: Final = 1.05  # for each `max_providers` that were given up
+_MOST_SLOW: Final = 16  # who have taken longer and are still waited for, at least; 2 × max_providers where that is more
+
+Deliver = Callable[[int, memoryview, PeerId], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskRequest:
+    """What is to be done and what it may cost.
+
+    `setup_s` is how long a provider may take from its agreement until it is ready, and `chunk_s` for a chunk, where
+    others wait that were never asked. Where nobody does it has as long as was agreed.
+    """
+
+    work: ChunkWork
+    blobs: Mapping[bytes, bytes]
+    requirement: Requirement
+    max_price_pusd: int
+    ceiling_uusd: int
+    check: CheckPolicy
+    fp: str
+    language: str
+    deadline_ms: int
+    max_providers: int = 8
+    setup_s: float = 10.0
+    chunk_s: float = 20.0
+
+
+@dataclass(slots=True, kw_only=True)
+class Contact:
+    """One provider, from the moment it is dialled until its link has ended; `since` is when it was dialled, and from
+    the agreement on, when that was made."""
+
+    since: float
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    agreed: bool = False
+    link: Link | None = None
+    given_up: str = ""  # why, where the coordinator ended it to ask others
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may have been given work."""
+        return self.link is not None and self.link.ready
+
+    def waited(self, now: float) -> float:
+        """For how many seconds it has owed us set-up or a result; 0 where it owes nothing."""
+        if self.link is None or not self.link.ready:
+            return now - self.since
+        return now - self.link.owes_since if self.link.owes_since is not None else 0.0
+
+    def give_up(self, why: str) -> None:
+        """End it: others are waiting."""
+        if not self.given_up:
+            self.given_up = why
+            self.scope.cancel()
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """One task. `most` is how many providers may have an agreement at once.
+
+    Whoever is asked and says nothing costs its identity nothing, so it takes a place for `PLACE_S` only; it is waited
+    for beside the places then, and a late agreement is made where a place is left. How many are waited for is bounded
+    too: the one that has taken longest is given up first.
+    """
+
+    scheduler: ChunkScheduler
+    deliver: Deliver
+    check: Callable[[int, memoryview], Awaitable[SampleReport]]
+    probe: Callable[[int], Awaitable[bool]]
+    most: int
+    contacts: dict[PeerId, Contact] = field(default_factory=dict)
+    attempts: dict[PeerId, int] = field(default_factory=dict)
+    excluded: set[PeerId] = field(default_factory=set)
+    reasons: dict[PeerId, str] = field(default_factory=dict)
+    changed: trio.Event = field(default_factory=trio.Event)
+    failures: dict[int, str] = field(default_factory=dict)  # why a chunk failed last
+    fatal: P2PComputeError | None = None
+    failed_at: dict[int, set[PeerId]] = field(default_factory=dict)  # whatever became of them since
+    suspects: set[int] = field(default_factory=set)  # chunks that failed at several providers
+    look_at: float = 0.0  # when the board is ranked next
+    agreed: int = 0
+    given_up: int = 0  # who agreed, kept us waiting and made room for others
+
+    def wake(self) -> None:
+        """Something has changed: look again."""
+        event, self.changed = self.changed, trio.Event()
+        event.set()
+
+    def let_go(self) -> None:
+        """End the links that are not ready: nothing is owed there, and they may take long or for ever."""
+        for contact in self.contacts.values():
+            if not contact.ready:
+                contact.scope.cancel()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many have agreed as may."""
+        return sum(contact.agreed for contact in self.contacts.values()) >= self.most
+
+    def free(self, now: float) -> int:
+        """How many more may be asked now."""
+        taken = sum(contact.agreed or now - contact.since < PLACE_S for contact in self.contacts.values())
+        return max(0, self.most - taken)
+
+    def stalled(self, now: float, *, setup_s: float, chunk_s: float) -> list[tuple[float, Contact]]:
+        """Who has agreed and then kept us waiting, for how many seconds, the longest first.
+
+        More is allowed with each that was given up for it: where everybody is slow, it is the work that takes so long.
+        """
+        patience = _MORE_PATIENCE ** (self.given_up / self.most)
+        found = [
+            (waited, contact)
+            for contact in self.contacts.values()
+            if contact.agreed
+            and not contact.given_up
+            and (waited := contact.waited(now)) >= (chunk_s if contact.ready else setup_s) * patience
+        ]
+        return sorted(found, key=lambda pair: -pair[0])
+
+    def give_up_stalled(self, stalled: list[tuple[float, Contact]]) -> None:
+        """Make room for as many that were never asked."""
+        for waited, contact in stalled:
+            self.given_up += 1
+            what = "gave no result" if contact.ready else "was not ready"
+            contact.give_up(f"it {what} in {waited:.0f} s, and others are waiting")
+
+    def give_up_slowest(self, now: float) -> None:
+        """Keep the number of those that have no agreement after `PLACE_S` within its bound."""
+        slow = [
+            contact
+            for contact in self.contacts.values()  # in the order in which they were asked
+            if not contact.agreed and not contact.given_up and now - contact.since >= PLACE_S
+        ]
+        for contact in slow[: max(0, len(slow) - max(_MOST_SLOW, 2 * self.most))]:
+            contact.give_up(f"no agreement in {now - contact.since:.0f} s, and others are waiting")

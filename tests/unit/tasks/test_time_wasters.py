@@ -1,0 +1,223 @@
+"""Fresh identities that cost a requester nothing but time, in virtual time: the honest provider gets the work."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+from p2pcompute.errors import TaskTimeout
+from p2pcompute.node import Node
+from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderRefused, _state
+from p2pcompute_protocols import negotiation, task
+
+from ..market._harness import Market, Watch, Z, compute, in_memory
+from ..market._rogues import CHUNKS, Rogue, RogueTask, ended, open_rogue
+from ..market.test_rogue_sellers import Negotiation
+
+MANY = 100
+
+Wasting = Callable[[Market, Rogue], Awaitable[None]]
+
+
+async def is_silent(market: Market, rogue: Rogue) -> None:
+    """Takes connections and streams, and says nothing on them."""
+    rogue.overlay.handle(negotiation.PROTOCOL_ID, ended)
+
+
+async def cannot_be_reached(market: Market, rogue: Rogue) -> None:
+    """Its address swallows packets."""
+    market.memory.partition(rogue.key.peer_id)
+
+
+async def bids_and_never_signs(market: Market, rogue: Rogue) -> None:
+    """A good bid, and no answer to the proposal."""
+
+    async def serve(stream: Any) -> None:
+        it = Negotiation(rogue, stream)
+        await it.order()
+        await it.say(it.bid())
+        await ended(stream)
+
+    rogue.overlay.handle(negotiation.PROTOCOL_ID, serve)
+
+
+async def agrees_and_is_silent(market: Market, rogue: Rogue) -> None:
+    """An agreement, and nothing on the task stream."""
+
+    async def handler(it: RogueTask) -> None:
+        await ended(it.stream)
+
+    rogue.sell(handler)
+
+
+async def opens_and_is_never_ready(market: Market, rogue: Rogue) -> None:
+    """An agreement, and a compilation without end."""
+
+    async def handler(it: RogueTask) -> None:
+        await it.dialogue.expect(task.Open)
+        await it.dialogue.send(task.Opened(need=(), slots=1, window=1))
+        await ended(it.stream)
+
+    rogue.sell(handler)
+
+
+async def is_ready_and_gives_nothing(market: Market, rogue: Rogue) -> None:
+    """A set-up as it should be, and no result."""
+
+    async def handler(it: RogueTask) -> None:
+        await it.ready()
+        await ended(it.stream)
+
+    rogue.sell(handler)
+
+
+async def pauses(market: Market, rogue: Rogue) -> None:
+    """Ready, then a pause and an end of it, over and over."""
+
+    async def handler(it: RogueTask) -> None:
+        await it.ready()
+        while True:
+            await it.say(task.Notice(kind="pause"), task.Notice(kind="resume"))
+            await trio.sleep(5)
+
+    rogue.sell(handler)
+
+
+# Who wastes time, and by when a task is done in spite of a hundred of them.
+WASTING: dict[str, tuple[Wasting, float]] = {
+    f.__name__: (f, deadline_s)
+    for f, deadline_s in (
+        (is_silent, 60),
+        (cannot_be_reached, 60),
+        (bids_and_never_signs, 60),
+        (agrees_and_is_silent, 150),
+        (opens_and_is_never_ready, 150),
+        (is_ready_and_gives_nothing, 300),
+        (pauses, 300),
+    )
+}
+
+
+@asynccontextmanager
+async def crowd(market: Market, requester: Node, wasting: Wasting, *, many: int = MANY) -> AsyncGenerator[list[Rogue]]:
+    """Many rogues whose ads are better than any honest one's."""
+    async with AsyncExitStack() as stack:
+        rogues = [await stack.enter_async_context(open_rogue(market)) for _ in range(many)]
+        for rogue in rogues:
+            requester.services.board.put(rogue.sealed_ad())
+            await wasting(market, rogue)
+        yield rogues
+
+
+def know(requester: Node, provider: Node) -> None:
+    """The requester has the provider's ad and no connection to it."""
+    entry = provider.services.board.get(provider.peer_id)
+    assert entry is not None
+    requester.services.board.put(entry.raw)
+
+
+@pytest.mark.parametrize("name", WASTING)
+def test_ads_that_lead_nowhere_keep_no_honest_provider_away(name: str) -> None:
+    async def scenario(market: Market) -> None:
+        honest = await market.provider()
+        requester = await market.node()
+        know(requester, honest)
+        wasting, deadline_s = WASTING[name]
+        async with crowd(market, requester, wasting):
+            watch = Watch()
+            assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS, deadline_s=deadline_s), Z)
+            assert {event.provider for event in watch.of(ChunkDone)} == {honest.peer_id}
+            # No money waits in the channel of somebody who did nothing.
+            rows = await requester.services.ledger.channels_out()
+            assert {row.peer for row in rows if row.deposit_uusd} == {honest.peer_id}
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("name", ["is_silent", "opens_and_is_never_ready"])
+def test_without_the_defence_they_do(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where whoever was asked keeps its place until its own time-outs, the honest provider is never asked."""
+    monkeypatch.setattr(_state, "PLACE_S", 10_000.0)
+    monkeypatch.setattr(_state.RunState, "give_up_stalled", lambda *_: None)
+
+    async def scenario(market: Market) -> None:
+        honest = await market.provider()
+        requester = await market.node()
+        know(requester, honest)
+        wasting, deadline_s = WASTING[name]
+        async with crowd(market, requester, wasting):
+            with pytest.raises(TaskTimeout):
+                await compute(requester, chunks=CHUNKS, deadline_s=deadline_s)
+
+    in_memory(scenario)
+
+
+def test_a_provider_that_is_slow_to_agree_gets_work_all_the_same() -> None:
+    """Its place goes to others meanwhile; there is none."""
+
+    async def scenario(market: Market) -> None:
+        far = await market.provider()
+        requester = await market.node()
+        know(requester, far)
+        market.memory.link(requester.peer_id, far.peer_id, latency_s=0.6)
+        assert np.array_equal(await compute(requester, chunks=CHUNKS), Z)
+
+    in_memory(scenario)
+
+
+def test_late_agreements_are_no_more_than_places() -> None:
+    """All answer after more than a second, so all are asked; no more than the places are ever agreed with at once."""
+
+    async def scenario(market: Market) -> None:
+        requester = await market.node()
+        for _ in range(10):
+            far = await market.provider()
+            know(requester, far)
+            market.memory.link(requester.peer_id, far.peer_id, latency_s=0.6)
+        watch = Watch()
+        assert np.array_equal(await compute(requester, watch=watch, chunks=64, max_providers=3), Z)
+        assert len({event.provider for event in watch.of(Agreed)}) == 3
+        assert not watch.of(ProviderRefused)
+
+    in_memory(scenario)
+
+
+def test_a_slow_compilation_is_waited_for_where_nobody_else_is_left() -> None:
+    """Everybody compiles for longer than is waited for while others are left: nobody is given up for good."""
+
+    async def scenario(market: Market) -> None:
+        requester = await market.node()
+        for _ in range(4):
+            know(requester, await market.provider(workers=market.workers(compile_s=50)))
+        watch = Watch()
+        assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS, max_providers=2), Z)
+        assert any("others are waiting" in event.reason for event in watch.of(ProviderLost))
+
+    in_memory(scenario)
+
+
+def test_a_place_is_a_newcomers_among_acquaintances() -> None:
+    """Who was paid is asked first, whatever strangers' ads say; and a stranger that works gets a part."""
+
+    async def scenario(market: Market) -> None:
+        paid = await market.provider(price="5 USD")
+        requester = await market.node(connect=(paid,))
+        assert np.array_equal(await compute(requester, chunks=CHUNKS), Z)
+        newcomer = await market.provider(price="1 USD")
+        know(requester, newcomer)
+        async with crowd(market, requester, cannot_be_reached, many=20) as rogues:
+            watch = Watch()
+            assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS, max_providers=1), Z)
+            assert {event.provider for event in watch.of(Agreed)} == {paid.peer_id}
+        for rogue in rogues:
+            requester.services.board.forget(rogue.key.peer_id)
+        watch = Watch()
+        assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS, max_providers=2), Z)
+        assert {event.provider for event in watch.of(Agreed)} == {paid.peer_id, newcomer.peer_id}
+
+    in_memory(scenario)
