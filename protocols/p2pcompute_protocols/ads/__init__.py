@@ -13,6 +13,9 @@ from ._messages import (
     PROTOCOL_ID as PROTOCOL_ID,
 )
 from ._messages import (
+    SHARDS as SHARDS,
+)
+from ._messages import (
     AdBatch as AdBatch,
 )
 from ._messages import (

@@ -43,6 +43,7 @@ __all__ = [
     "AD_KIND",
     "MESSAGES",
     "PROTOCOL_ID",
+    "SHARDS",
     "AdBatch",
     "AdQuery",
     "AdRefusal",
