@@ -25,11 +25,15 @@ _B7, _B8, _B15, _B16, _B31, _B32, _B63, _B64 = (np.float32(2.0**n) for n in (7, 
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def helpers(jit: Callable[[Any], Any]) -> dict[str, Any]:
+def helpers(
+    jit: Callable[[Any], Any], *, round_down: Callable[[Any], Any] = np.floor, round_up: Callable[[Any], Any] = np.ceil
+) -> dict[str, Any]:
     """The names that lowered code may use, each function compiled by `jit` when it is first called.
 
     Args:
         jit: makes a device function; it must neither contract nor reorder floating-point operations.
+        round_down: what `jit` compiles to the float that is the largest integer not above a float.
+        round_up: the same for the smallest integer not below it.
     """
 
     @jit
@@ -97,11 +101,11 @@ def helpers(jit: Callable[[Any], Any]) -> dict[str, Any]:
 
     @jit
     def floor(x: Any) -> Any:
-        return np.floor(x)
+        return round_down(x)
 
     @jit
     def ceil(x: Any) -> Any:
-        return np.ceil(x)
+        return round_up(x)
 
     @jit
     def sqrt(x: Any) -> Any:
@@ -113,11 +117,11 @@ def helpers(jit: Callable[[Any], Any]) -> dict[str, Any]:
 
     @jit
     def fdiv(a: Any, b: Any) -> Any:
-        return np.floor(a / b)
+        return round_down(a / b)
 
     @jit
     def fmod(a: Any, b: Any) -> Any:
-        return a - np.floor(a / b) * b
+        return a - round_down(a / b) * b
 
     @jit
     def ishl(a: Any, n: Any) -> Any:
@@ -237,7 +241,7 @@ def helpers(jit: Callable[[Any], Any]) -> dict[str, Any]:
         word = w[0] if lane == 0 else w[1] if lane == 1 else w[2] if lane == 2 else w[3]
         return float32(word >> 8) * _SCALE
 
-    functions = {name: value for name, value in locals().items() if name != "jit"}
+    functions = {name: value for name, value in locals().items() if name not in ("jit", "round_down", "round_up")}
     sized = (int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64)
     constants = {"NAN32": _NAN32, "NAN64": _NAN64, "INF32": np.float32(np.inf), "INF64": np.float64(np.inf)}
     return functions | {kind.name: kind for kind in sized} | constants | {"prange": numba.prange}
