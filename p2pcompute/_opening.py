@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
 from p2pcompute.errors import ChainError, ConfigError, InsufficientFunds, NoProviderError, ProfileInUse
+from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
 from p2pcompute.node import NodeServices, open_chain
@@ -216,7 +218,8 @@ def known_device(threads: int, score_milli: int | None = None) -> Device | None:
 
     facts = probe_devices()[0]
     path = home_dir() / "device.json"
-    machine = f"{facts.name}/{facts.cores}/{threads}"
+    # Another compiler may compute other bits: what was measured and tested with the last one says nothing of it.
+    machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/numba {version('numba')}"
     if score_milli is not None:
         write_json(path, {"machine": machine, "score_milli": score_milli, "measured_s": int(time.time())})
     note = read_json(path)
@@ -237,11 +240,16 @@ def known_device(threads: int, score_milli: int | None = None) -> Device | None:
 
 
 async def measure_device(pool: WorkerPool) -> Device:
-    """The CPU of this machine and its score, measured in a worker where it is not known yet."""
-    from p2pcompute.execution import measure_score
+    """The CPU of this machine and its score, tested and measured in a worker where it is not known yet.
+
+    Raises:
+        SelfTestError: it computes other bits than the kernel language defines.
+    """
+    from p2pcompute.execution import measure_score, self_test
 
     known = known_device(pool.threads)
     if known is None:
+        await self_test(pool)
         known = known_device(pool.threads, max(1, (await measure_score(pool)).score))
     if known is None:
         raise ConfigError(f"the measurement of this machine can't be kept in {home_dir()}; check its permissions")

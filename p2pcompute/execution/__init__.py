@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from p2pcompute.execution._pool_session import CompileInfo, WorkerSession, WorkResult
     from p2pcompute.execution._probe import Device, Score, measure_score, probe_devices
     from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
+    from p2pcompute.execution._selftest import SelfTestError, self_test
 
 __all__ = [
     "ArgSpec",
@@ -41,6 +42,7 @@ __all__ = [
     "SandboxPolicy",
     "ScalarSpec",
     "Score",
+    "SelfTestError",
     "SharedInput",
     "WorkResult",
     "WorkerLimits",
@@ -50,6 +52,7 @@ __all__ = [
     "measure_score",
     "open_pool",
     "probe_devices",
+    "self_test",
 ]
 
 _HOME = {
@@ -67,6 +70,7 @@ _HOME = {
     "SandboxPolicy": "_sandbox",
     "ScalarSpec": "_api",
     "Score": "_probe",
+    "SelfTestError": "_selftest",
     "SharedInput": "_pool_memory",
     "WorkResult": "_pool_session",
     "WorkerLimits": "_sandbox",
@@ -76,6 +80,7 @@ _HOME = {
     "measure_score": "_probe",
     "open_pool": "_pool",
     "probe_devices": "_probe",
+    "self_test": "_selftest",
 }
 
 
