@@ -13,7 +13,14 @@ import trio
 
 from p2pcompute._groups import single_error
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
-from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError
+from p2pcompute.errors import (
+    BudgetError,
+    ConfigError,
+    InsufficientFunds,
+    KernelTypeError,
+    NoProviderError,
+    P2PComputeError,
+)
 from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
@@ -306,7 +313,7 @@ class TaskRun:
                     ceiling_uusd=budget_uusd,
                 )
             )
-            await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
+            await self._fill_wallet(budget_uusd, min(options.max_providers, work.chunks), len(found))
             self.start_budget(budget_uusd)
             sampler = Sampler(
                 worker,
@@ -330,6 +337,19 @@ class TaskRun:
                 chunk_s=_RESULT_S + 2 * _SLOWER * work.units_per_chunk / 1e6,
             )
             await self._coordinate(request, work, binding, sampler, deliver)
+
+    async def _fill_wallet(self, budget_uusd: int, places: int, found: int) -> None:
+        """Money for the channels of everybody who may take a place, or where there is not as much, who is known now.
+
+        Raises:
+            InsufficientFunds: not even that.
+        """
+        try:
+            await self.fund(budget_uusd * places)
+        except InsufficientFunds:
+            if found >= places:
+                raise
+            await self.fund(budget_uusd * found)
 
     async def _coordinate(
         self,

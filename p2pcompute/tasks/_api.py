@@ -83,9 +83,22 @@ class ProviderAccount(Protocol):
         """
         ...
 
-    async def drop(self, *, wasted: bool = False) -> None:
-        """A chunk that was begun came to nothing and is not owed; `wasted` where its requester is to blame, whose
-        credit then stays used."""
+    async def drop(self, *, used_units: int = 0) -> None:
+        """A chunk that was begun came to nothing and is not owed. `used_units` is what it has used of the device all
+        the same, which a newcomer's credit is charged. With no chunk under way: what the one that was issued last has
+        really used, far more than its receipt says."""
+        ...
+
+    async def begin_compile(self) -> None:
+        """Take on a compilation, before it begins.
+
+        Raises:
+            LocalProtocolError: CREDIT_EXHAUSTED, a newcomer without credit.
+        """
+        ...
+
+    async def end_compile(self, *, used_units: int) -> None:
+        """The compilation that was begun is over, however it ended; a newcomer's credit is charged what it used."""
         ...
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
@@ -133,7 +146,8 @@ class RequesterAccount(Protocol):
         ...
 
     async def funded(self) -> None:
-        """Wait until the channel that `pay` pays over has its money, or it is known that it gets none."""
+        """Wait until the channel that `pay` pays over has its money, or it is known that it gets none; asks for it
+        where nobody has."""
         ...
 
     async def pay(self) -> None:
@@ -149,7 +163,7 @@ class RequesterBooks(Protocol):
     """The requester's ledger, as tasks see it."""
 
     async def open(self, agreement: Agreement) -> RequesterAccount:
-        """Store the agreement and begin to fund its channel in the background."""
+        """Store the agreement; the channel of a provider that was paid before begins to be funded in the background."""
         ...
 
     async def close(self, agreement: Agreement, *, reason: str = "") -> None:

@@ -204,8 +204,12 @@ class Coordinator:
                 state.attempts[candidate.peer_id] = state.attempts.get(candidate.peer_id, 0) + 1
                 nursery.start_soon(self._work_with, request, state, candidate, contact)
             state.give_up_slowest(now)
-            await self._question_failures(state)
             orphans = state.scheduler.orphans(state.contacts)
+            if len(orphans) + state.scheduler.done == request.work.chunks:  # last of all: it may take as long again
+                state.suspects.update(i for i in orphans if state.overslept(i, state.scheduler.refused_at(i)))
+            if state.suspects:
+                await self._question_failures(state)
+                orphans = state.scheduler.orphans(state.contacts)
             if not orphans:
                 stuck_since = None
             else:
@@ -227,19 +231,23 @@ class Coordinator:
             nursery.cancel_scope.cancel()
 
     async def _question_failures(self, state: RunState) -> None:
-        """A chunk that failed at several providers: does it at ours? If not, it was they who failed."""
+        """A chunk that failed at several providers: does it at ours? If not, it was they who failed, and they get no
+        more work; but where it ran out of time only, they get it once more."""
         while state.suspects and state.fatal is None:
             index = state.suspects.pop()
             if not await state.probe(index):
                 state.fatal = _chunk_failed(index, state)
                 return
             for provider in state.scheduler.forgive(index):
+                if index in state.slept.get(provider, ()):
+                    continue
                 state.excluded.add(provider)
                 state.reasons[provider] = f"it failed chunk {index}, which computes here"
                 if (contact := state.contacts.get(provider)) is not None:
                     contact.give_up(state.reasons[provider])
                 else:
                     await self.books.failed(provider, state.reasons[provider], ban=False)
+            state.wake()  # links may have the chunk again
 
     def _fresh(self, request: TaskRequest, state: RunState) -> list[Candidate]:
         found, reasons = self._rank(
@@ -413,8 +421,8 @@ class Coordinator:
             state.scheduler.fail(index, provider, for_good=not cancelled)
             if not cancelled:
                 self.emit(ChunkRejected(provider=provider, index=index, reason=f"{code.name.lower()}: {detail}"))
-                state.failures[index] = f"{code.name.lower()}: {detail}"
-                state.failed_at.setdefault(index, set()).add(provider)
+                reason = f"{code.name.lower()}: {detail}"
+                state.failed(index, provider, reason=reason, timed_out=code is WireCode.TIMED_OUT)
                 if state.scheduler.failures(index) >= _CHUNK_FAILURES:
                     state.suspects.add(index)
             state.wake()

@@ -67,6 +67,10 @@ class ChunkScheduler:
         """At how many providers the chunk has failed."""
         return len(self._refused.get(index, ()))
 
+    def refused_at(self, index: int) -> set[PeerId]:
+        """The providers that may not have the chunk."""
+        return set(self._refused.get(index, ()))
+
     def orphans(self, providers: Iterable[PeerId]) -> list[int]:
         """The pending chunks that failed for good at every one of `providers`."""
         known = set(providers)

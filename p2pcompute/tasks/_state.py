@@ -20,6 +20,7 @@ from ._scheduler import ChunkScheduler
 __all__ = ["Contact", "Deliver", "RunState", "TaskRequest"]
 
 PLACE_S: Final = 1.0  # for so long somebody who is asked takes a place of `max_providers` without an agreement
+_FORGIVEN: Final = 2  # chunks of one provider that may time out once without being held against it
 _MORE_PATIENCE: Final = 1.05  # for each `max_providers` that were given up
 _MOST_SLOW: Final = 16  # who have taken longer and are still waited for, at least; 2 × max_providers where that is more
 
@@ -99,6 +100,7 @@ class RunState:
     failures: dict[int, str] = field(default_factory=dict)  # why a chunk failed last
     fatal: P2PComputeError | None = None
     failed_at: dict[int, set[PeerId]] = field(default_factory=dict)  # whatever became of them since
+    slept: dict[PeerId, set[int]] = field(default_factory=dict)  # chunks whose time-out there may be forgiven
     suspects: set[int] = field(default_factory=set)  # chunks that failed at several providers
     look_at: float = 0.0  # when the board is ranked next
     agreed: int = 0
@@ -108,6 +110,24 @@ class RunState:
         """Something has changed: look again."""
         event, self.changed = self.changed, trio.Event()
         event.set()
+
+    def failed(self, index: int, provider: PeerId, *, reason: str, timed_out: bool) -> None:
+        """A chunk failed at a provider.
+
+        A time-out may be the machine's: whoever was stopped for a while and goes on finds that its worker ran past its
+        limit. So the first one at a chunk may be forgiven, for a few chunks of a provider.
+        """
+        self.failures[index] = reason
+        self.failed_at.setdefault(index, set()).add(provider)
+        slept = self.slept.setdefault(provider, set())
+        if timed_out and index not in slept and len(slept) < _FORGIVEN:
+            slept.add(index)
+        else:
+            slept.discard(index)
+
+    def overslept(self, index: int, providers: set[PeerId]) -> bool:
+        """Whether a chunk failed at `providers`, and everywhere by time-outs that may be forgiven."""
+        return bool(providers) and all(index in self.slept.get(provider, ()) for provider in providers)
 
     def let_go(self) -> None:
         """End the links that are not ready: nothing is owed there, and they may take long or for ever."""

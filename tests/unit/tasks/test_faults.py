@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,9 @@ from p2pcompute.tasks import (
     TaskStarted,
 )
 from p2pcompute.testing import WorkerFaults
+from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
+from p2pcompute_protocols.task import ChunkError
 
 from ..market._harness import Market, Watch, Z, compute, in_memory
 from ..market._rogues import CHUNKS, RogueTask, ended, open_rogue
@@ -61,6 +65,73 @@ def test_a_chunk_that_hangs_at_the_only_provider_fails_with_a_signed_time_out() 
         # All others are done and paid; the failed one costs nothing.
         assert len(watch.of(ChunkDone)) == CHUNKS - 1
         assert await market.claimed_uusd(stuck) == watch.of(Paid)[-1].paid_uusd
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_providers_that_were_stopped_and_go_on_fail_no_chunk(third: bool) -> None:
+    """A process that is stopped and continued finds that its worker ran past its limit, and says so. Two of them are no
+    reason to give up a chunk that computes: it is tried again, by whoever is there."""
+
+    async def scenario(market: Market) -> None:
+        workers = [market.workers(faults=WorkerFaults(hangs_at=frozenset({8}))) for _ in range(2)]
+        stopped = [await market.provider(workers=each) for each in workers]
+        requester = await market.node(connect=tuple(stopped))
+
+        async def join() -> None:
+            provider = await market.provider()
+            await requester.services.overlay.connect(provider.addresses[0])
+
+        def react(event: Any) -> None:
+            if isinstance(event, ChunkRejected) and len(watch.of(ChunkRejected)) == 2:
+                if third:
+                    market.nursery.start_soon(join)
+                else:
+                    for each in workers:
+                        each.faults = WorkerFaults()
+
+        watch = Watch(react)
+        assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS), Z)
+        assert {event.index for event in watch.of(ChunkRejected)} == {4}
+        assert {event.provider for event in watch.of(ChunkRejected)} == {each.peer_id for each in stopped}
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("beside", [0, 1])
+def test_saying_timed_out_to_everything_wins_nothing(beside: int) -> None:
+    """What is forgiven is bounded: with others the work is done, alone they are found out."""
+
+    async def scenario(market: Market) -> None:
+        honest = [await market.provider() for _ in range(beside)]
+        requester = await market.node(connect=tuple(honest))
+
+        async def sleepy(it: RogueTask) -> None:
+            await it.ready()
+            while True:
+                index = await it.assigned()
+                await it.say(
+                    ChunkError(
+                        index=index, receipt=it.receipt(index, b"", code=WireCode.TIMED_OUT, digest=bytes(32), units=0)
+                    )
+                )
+
+        async with AsyncExitStack() as stack:
+            for _ in range(3):
+                rogue = await stack.enter_async_context(open_rogue(market, connect=(requester,)))
+                rogue.sell(sleepy)
+                requester.services.board.put(rogue.sealed_ad())
+            began = trio.current_time()
+            watch = Watch()
+            if honest:
+                assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS), Z)
+            else:
+                with pytest.raises(ChunkFailed, match="timed_out"):
+                    await compute(requester, watch=watch, chunks=CHUNKS)
+            assert trio.current_time() - began < 60
+            said = Counter((event.provider, event.index) for event in watch.of(ChunkRejected))
+            assert max(said.values()) <= 2
 
     in_memory(scenario)
 
