@@ -28,6 +28,7 @@ __all__ = ["ProviderLedgerBooks", "RequesterLedgerBooks"]
 
 _log = logging.getLogger("p2pcompute.payments")
 _LEAST_UNITS: Final = 2_000_000  # two seconds of a reference core
+_LEAST_COMPILE_UNITS: Final = 500_000  # what the shortest compilation costs a newcomer: a worker was started for it
 _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
 
 
@@ -115,6 +116,8 @@ class _ProviderAccount:
         self._debt_pusd = debt_pusd
         self._begun_pusd = begun_pusd
         self._under_way: list[int] = []  # what each chunk that is begun and not receipted was charged
+        self._last_pusd = 0  # what the chunk that was receipted last was charged
+        self._compile_pusd = 0  # what the compilation under way was charged
         self._extra_pusd = 0  # charged for receipted chunks above their price, not given back yet
         self._owed: deque[int] = deque()  # what the channel has to have paid for each unpaid chunk, ascending
         self._issued = trio.Event()
@@ -175,22 +178,46 @@ class _ProviderAccount:
         if extra > 0:
             await self._credit.release(self._peer, pusd=extra)
 
-    async def drop(self, *, wasted: bool = False) -> None:
-        """Give back the credit of a chunk that came to nothing.
+    async def drop(self, *, used_units: int = 0) -> None:
+        """A chunk came to nothing, or to far less than it cost: a newcomer's credit is charged what it really used.
 
         Args:
-            wasted: its requester is to blame, so a newcomer's credit stays used. Right after `issue`, with no chunk
-                under way, it keeps what that chunk was charged above its price.
+            used_units: what the chunk has used of this device. Right after `issue`, with no chunk under way, that is
+                what the receipted chunk cost; then nothing that it was charged before comes back.
         """
-        if not self._under_way:
-            if wasted:
-                self._extra_pusd = 0
-            return
-        charged = self._under_way.pop()
-        self._end_begun()
-        self._window.drop()
-        if charged and not wasted:
-            await self._credit.release(self._peer, pusd=charged)
+        cost_pusd = used_units * self._agreement.terms.price_pusd
+        if self._under_way:
+            charged = self._under_way.pop()
+            self._end_begun()
+            self._window.drop()
+        else:
+            charged, self._last_pusd, self._extra_pusd = self._last_pusd, 0, 0
+            cost_pusd = max(charged, cost_pusd)
+        await self._credit.settle(self._peer, subnet=self._subnet, charged_pusd=charged, cost_pusd=cost_pusd)
+
+    async def begin_compile(self) -> None:
+        """Charge a compilation to the credit of its requester, before it begins; a known peer's costs nothing."""
+        try:
+            self._compile_pusd = await self._credit.charge(
+                self._peer,
+                subnet=self._subnet,
+                pusd=0,
+                newcomer_pusd=self._agreement.terms.price_pusd * _LEAST_UNITS,
+                unpaid_pusd=0,
+            )
+        except CreditExhausted as exc:
+            raise LocalProtocolError(str(exc), code=WireCode.CREDIT_EXHAUSTED) from exc
+
+    async def end_compile(self, *, used_units: int) -> None:
+        """It took so much. A quarter of a newcomer's credit at most: the rest is for what was compiled."""
+        charged, self._compile_pusd = self._compile_pusd, 0
+        cost_pusd = max(used_units, _LEAST_COMPILE_UNITS) * self._agreement.terms.price_pusd
+        await self._credit.settle(
+            self._peer,
+            subnet=self._subnet,
+            charged_pusd=charged,
+            cost_pusd=min(cost_pusd, self._credit.quarter_pusd),
+        )
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
         """Store the receipt, and what it earns, then give its envelope."""
@@ -199,7 +226,7 @@ class _ProviderAccount:
         envelope = await self._ledger.record_receipt(payload, sign=sign)
         if payload.code == 0:
             if self._under_way:
-                charged = self._under_way.pop()
+                charged = self._last_pusd = self._under_way.pop()
                 self._end_begun()
                 # Not now: the task may be about to end because the chunk cost more than its order says.
                 self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)

@@ -102,8 +102,14 @@ class _WatchedAccount:
     async def begin(self) -> None:
         await self._account.begin()
 
-    async def drop(self, *, wasted: bool = False) -> None:
-        await self._account.drop(wasted=wasted)
+    async def drop(self, *, used_units: int = 0) -> None:
+        await self._account.drop(used_units=used_units)
+
+    async def begin_compile(self) -> None:
+        await self._account.begin_compile()
+
+    async def end_compile(self, *, used_units: int) -> None:
+        await self._account.end_compile(used_units=used_units)
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
         envelope = await self._account.issue(payload, sign)

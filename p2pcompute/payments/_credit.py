@@ -22,6 +22,7 @@ from ._api import CreditExhausted, PeerHistory
 __all__ = ["CreditBook", "CreditLedger", "CreditPolicy", "CreditWindow", "MaxLoss", "max_loss", "subnet_of"]
 
 _HOUR_MS: Final = 3_600_000
+_NO_LIMIT: Final = 2**63 - 1
 
 
 class CreditLedger(Protocol):
@@ -184,20 +185,52 @@ class CreditBook:
                 raise CreditExhausted(f"{peer} owes {unpaid_pusd} pico-USD and may not owe more until it pays")
             return 0
         # At most a quarter of what a newcomer may use: a dear node would take none at all otherwise.
-        peer_limit_pusd = self.policy.peer_uusd * PUSD_PER_UUSD
-        charged = max(pusd, min(newcomer_pusd or 0, peer_limit_pusd // 4))
+        charged = max(pusd, min(newcomer_pusd or 0, self.quarter_pusd))
         verdict = await self._ledger.charge_credit(
             peer,
             subnet=subnet,
             hour=self._clock_ms() // _HOUR_MS,
             pusd=charged,
-            peer_limit_pusd=peer_limit_pusd,
+            peer_limit_pusd=self.policy.peer_uusd * PUSD_PER_UUSD,
             subnet_limit_pusd=self.policy.subnet_uusd * PUSD_PER_UUSD,
             provider_limit_pusd=self.policy.provider_uusd * PUSD_PER_UUSD,
         )
         if verdict != "granted":
             raise CreditExhausted(f"the free credit per {verdict} for newcomers is used up for this hour")
         return charged
+
+    async def settle(self, peer: PeerId, *, subnet: str, charged_pusd: int, cost_pusd: int) -> None:
+        """Work that was charged is over, and is owed by nobody: its charge becomes what it has cost this provider.
+
+        What was charged too much comes back. What was charged too little is charged, whatever is left of the budgets,
+        since it is used; but no more for one piece of work than a newcomer may use in an hour.
+
+        Args:
+            peer: who wanted it.
+            subnet: see `subnet_of`.
+            charged_pusd: what `charge` gave; 0 for a known peer, for whom this does nothing.
+            cost_pusd: the time that it took, at the price that was agreed.
+        """
+        if not charged_pusd:
+            return
+        cost_pusd = min(cost_pusd, self.policy.peer_uusd * PUSD_PER_UUSD)
+        if cost_pusd <= charged_pusd:
+            await self._ledger.release_credit(peer, pusd=charged_pusd - cost_pusd)
+            return
+        await self._ledger.charge_credit(
+            peer,
+            subnet=subnet,
+            hour=self._clock_ms() // _HOUR_MS,
+            pusd=cost_pusd - charged_pusd,
+            peer_limit_pusd=_NO_LIMIT,
+            subnet_limit_pusd=_NO_LIMIT,
+            provider_limit_pusd=_NO_LIMIT,
+        )
+
+    @property
+    def quarter_pusd(self) -> int:
+        """A quarter of what a newcomer may use in an hour: what one thing costs it at most before it has anything."""
+        return self.policy.peer_uusd * PUSD_PER_UUSD // 4
 
     async def release(self, peer: PeerId, *, pusd: int) -> None:
         """Work that was charged came to nothing and is not owed."""

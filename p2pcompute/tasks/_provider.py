@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -60,6 +60,7 @@ _OPEN_S: Final = 10.0
 _BLOB_S: Final = 30.0  # between two pieces of a blob
 _IDLE_S: Final = 120.0  # with nothing to compute: nothing assigned, or no money for what was
 _COMPILE_S: Final = 60.0
+_CORE_MILLI: Final = 1_000  # of the reference core; compiling takes one core, whatever the device has
 _UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
 _UNDERPRICED_MIN_MS: Final = 2_000
 _PRESENCE_S: Final = 2.0  # between two looks whether the requester is still connected
@@ -100,9 +101,23 @@ class TaskService:
     draining: bool = False
     active: dict[TaskId, ActiveTask] = field(default_factory=dict)
     places: Places = field(init=False)
+    compilers: trio.CapacityLimiter = field(init=False)
+    _compiling: dict[PeerId, trio.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.places = Places(self.max_tasks)
+        self.compilers = trio.CapacityLimiter(self.slots.total_tokens)
+
+    @asynccontextmanager
+    async def compile_turn(self, peer: PeerId) -> AsyncGenerator[None]:
+        """Wait until `peer` may compile: as many do at once as there are slots, and one of each peer."""
+        lock = self._compiling.setdefault(peer, trio.Lock())
+        try:
+            async with lock, self.compilers:
+                yield
+        finally:
+            if not lock.locked():
+                self._compiling.pop(peer, None)
 
     async def has_room(self, peer: PeerId) -> bool:
         """Whether a task of `peer` would be admitted now."""
@@ -281,8 +296,16 @@ class _Session:
         lost: str | None = None
         async with AsyncExitStack() as stack:
             with self.place.working():
-                worker = await stack.enter_async_context(self.service.workers.session())
-                compile_ms = await self._compile(worker, work, blobs)
+                async with self.service.compile_turn(self.stream.peer_id):
+                    await account.begin_compile()
+                    used = _Meter(min(self.service.score_milli, _CORE_MILLI))
+                    try:
+                        worker = await stack.enter_async_context(self.service.workers.session())
+                        with used.running():
+                            compile_ms = await self._compile(worker, work, blobs)
+                    finally:
+                        with trio.CancelScope(shield=True):
+                            await account.end_compile(used_units=used.units)
             if self.connection.state is TaskState.SETUP:
                 await self.dialogue.send(Ready(compile_ms=compile_ms))
             try:
@@ -405,23 +428,26 @@ class _Session:
             await self._fail(agreement, index, account, exc.code, str(exc))
             return True
         run: ChunkRun | None = None
+        used = _Meter(service.score_milli)
         try:
             with trio.CancelScope() as self.running:
                 if self.finish.is_set():
                     self.running.cancel()
                 with self.place.working():
                     async with service.slots:
-                        run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
-        except WorkerTimeout as exc:
-            await account.drop(wasted=True)
-            await self._fail(agreement, index, account, WireCode.TIMED_OUT, str(exc))
-            raise _WorkerGoneError(str(exc)) from exc
+                        with used.running():
+                            run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
         except ExecutionError as exc:
-            await account.drop()
-            await self._fail(agreement, index, account, WireCode.EXECUTION_FAILED, str(exc))
+            await account.drop(used_units=used.units)
+            code = WireCode.TIMED_OUT if isinstance(exc, WorkerTimeout) else WireCode.EXECUTION_FAILED
+            await self._fail(agreement, index, account, code, str(exc))
             raise _WorkerGoneError(str(exc)) from exc
+        except BaseException:  # whoever leaves in the middle has used as much as who stays
+            with trio.CancelScope(shield=True):
+                await account.drop(used_units=used.units)
+            raise
         if run is None:  # the requester has finished
-            await account.drop()
+            await account.drop(used_units=used.units)
             return True
         output = b"".join(run.outputs)
         if service.fault is not None:
@@ -450,7 +476,7 @@ class _Session:
         spent_ms = run.wall_ns // 1_000_000  # wall time, since the score is of the whole device
         paid_ms = _units(work, blocks) * 1_000 // max(1, service.score_milli) // 1_000
         if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
-            await account.drop(wasted=True)
+            await account.drop(used_units=spent_ms * service.score_milli)
             raise _RefuseError(
                 WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
             )
@@ -477,6 +503,22 @@ class _Session:
         await self.dialogue.send(ChunkError(index=index, receipt=receipt))
         if self.entry is not None:
             self.entry.chunks_failed += 1
+
+
+class _Meter:
+    """The time that something takes, in units of a device with this score."""
+
+    def __init__(self, score_milli: int) -> None:
+        self.units = 0
+        self._score_milli = score_milli
+
+    @contextmanager
+    def running(self) -> Generator[None]:
+        began = trio.current_time()
+        try:
+            yield
+        finally:
+            self.units += int((trio.current_time() - began) * 1_000) * self._score_milli
 
 
 class _WorkerGoneError(Exception):

@@ -230,12 +230,16 @@ class RogueTask:
 
     async def start(self) -> None:
         """Open, send the inputs, wait for Ready."""
+        await self.send_inputs()
+        await self.dialogue.expect(Ready)
+
+    async def send_inputs(self) -> None:
+        """Open and send the inputs."""
         await self.dialogue.send(Open(agreement=self.agreement.raw))
         opened = await self.dialogue.expect(Opened)
         for digest in opened.need:
             data = self.blobs[digest]
             await self.dialogue.send(BlobStart(digest=digest, size=len(data)), BlobData(data=data))
-        await self.dialogue.expect(Ready)
 
     async def result(self) -> int:
         """Take one result and give its index."""

@@ -45,13 +45,17 @@ def test_a_newcomer_is_charged_for_two_seconds_until_its_chunk_is_receipted(run:
     run(body)
 
 
-@pytest.mark.parametrize(("wasted", "left"), [(False, 0), (True, 28_000_000)])
-def test_credit_for_a_wasted_chunk_stays_used(run: Run, wasted: bool, left: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "left"),
+    [(0, 0), (1, 14_000_000), (20, 280_000_000), (100_000, 50_000_000_000)],
+    ids=["nothing", "less than was charged", "more", "beyond its budget"],
+)
+def test_a_chunk_without_a_result_costs_credit_what_it_used(run: Run, seconds: int, left: int) -> None:
     async def body(world: Any) -> None:
         await world.agree(price_pusd=14)
         account = await provider_books(world).open(world.last_agreement)
         await account.begin()
-        await account.drop(wasted=wasted)
+        await account.drop(used_units=seconds * 1_000_000)
         assert account.unpaid == 0
         await account.close()
         assert await used(world) == left
@@ -59,16 +63,69 @@ def test_credit_for_a_wasted_chunk_stays_used(run: Run, wasted: bool, left: int)
     run(body)
 
 
-def test_a_chunk_that_cost_more_than_its_units_keeps_its_charge(run: Run) -> None:
+@pytest.mark.parametrize(("seconds", "left"), [(1, 28_000_000), (20, 280_000_000)])
+def test_a_chunk_that_cost_more_than_its_units_is_charged_for_it(run: Run, seconds: int, left: int) -> None:
     async def body(world: Any) -> None:
         task = await world.agree(price_pusd=14)
         account = await provider_books(world).open(world.last_agreement)
         await account.begin()
         await account.issue(world.receipt(task, 0, units=1), world.sign_receipt)
-        await account.drop(wasted=True)
+        await account.drop(used_units=seconds * 1_000_000)
         assert account.unpaid == 1  # it is owed all the same
         await account.close()
-        assert await used(world) == 28_000_000
+        assert await used(world) == left
+
+    run(body)
+
+
+def test_work_without_a_result_ends_a_newcomers_credit_and_that_of_its_subnet(run: Run) -> None:
+    async def body(world: Any) -> None:
+        await world.agree(price_pusd=14)
+        account = await provider_books(world, subnet_uusd=50_000).open(world.last_agreement)
+        await account.begin()
+        await account.drop(used_units=10**12)
+        with pytest.raises(LocalProtocolError) as caught:
+            await account.begin()
+        assert caught.value.code == WireCode.CREDIT_EXHAUSTED
+        await account.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "left"),
+    [(0, 7_000_000), (4, 56_000_000), (60_000, 12_500_000_000)],
+    ids=["a start of a worker", "what it took", "a quarter of the budget"],
+)
+def test_a_compilation_is_charged_to_a_newcomer(run: Run, seconds: int, left: int) -> None:
+    async def body(world: Any) -> None:
+        await world.agree(price_pusd=14)
+        account = await provider_books(world).open(world.last_agreement)
+        await account.begin_compile()
+        assert await used(world) == 28_000_000  # before it begins
+        await account.end_compile(used_units=seconds * 1_000_000)
+        assert await used(world) == left
+        await account.begin()  # there is credit for the first chunk
+        await account.drop()
+        await account.close()
+
+    run(body)
+
+
+def test_a_newcomer_without_credit_may_not_compile_and_a_known_peer_may(run: Run) -> None:
+    async def body(world: Any) -> None:
+        task = await world.agree(price_pusd=1_000_000)
+        account = await provider_books(world, subnet_uusd=0, known_uusd=400).open(world.last_agreement)
+        with pytest.raises(LocalProtocolError) as caught:
+            await account.begin_compile()
+        assert caught.value.code == WireCode.CREDIT_EXHAUSTED
+        await world.payer.open_channels(world.need(10_000))
+        await world.work(task, 0, units=400)
+        await world.channel_out().pay()
+        await account.begin_compile()
+        await account.end_compile(used_units=10**12)
+        assert await used(world) == 0
+        await account.close()
 
     run(body)
 
