@@ -11,13 +11,15 @@ from p2pcompute_protocols.envelope import Envelope
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
-from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.money import PUSD_PER_UUSD, ChainTerms
 from p2pcompute_protocols.negotiation import BidPayload, OrderPayload
 from p2pcompute_protocols.work import ChunkWork
 
-__all__ = ["MAX_DEADLINE_MS", "FixedPricePolicy"]
+__all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy"]
 
 MAX_DEADLINE_MS: Final = 7 * 24 * 3_600_000  # from the order; a task is the provider's promise until then
+_MAX_LEDGER_INT: Final = 2**63 - 1  # what SQLite can hold
+MAX_CEILING_UUSD: Final = _MAX_LEDGER_INT // PUSD_PER_UUSD  # work is added up in pico-USD
 _BID_LIFETIME_MS: Final = 30_000
 _CHUNK_SLACK: Final = 8  # a chunk may take so many times its estimate
 _CHUNK_MIN_MS: Final = 20_000
@@ -56,6 +58,8 @@ class FixedPricePolicy:
         work = payload.work
         if not isinstance(work, ChunkWork):
             raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
+        if work.units_per_chunk * self.price_pusd > _MAX_LEDGER_INT:
+            raise LocalProtocolError("a chunk of so many units has no price here", code=WireCode.OVERSIZED)
         window = await self.first_window(requester, work.units_per_chunk * self.price_pusd)
         estimate_ms = work.units_per_chunk * 1_000 // self.device.score_milli // 1_000
         now = self.now_ms()
@@ -92,6 +96,8 @@ class FixedPricePolicy:
             raise LocalProtocolError(f"we lack {', '.join(sorted(missing))}", code=WireCode.UNSUPPORTED)
         if requirement.region not in (None, self.region):
             raise LocalProtocolError("we are not in that region", code=WireCode.UNSUPPORTED)
+        if payload.ceiling_uusd > MAX_CEILING_UUSD:
+            raise LocalProtocolError(f"a ceiling is {MAX_CEILING_UUSD} micro-USD at most", code=WireCode.OVERSIZED)
         if payload.deadline_ms <= self.now_ms():
             raise LocalProtocolError("the deadline has passed", code=WireCode.EXPIRED)
         if payload.deadline_ms > self.now_ms() + MAX_DEADLINE_MS + MAX_CLOCK_SKEW_MS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +18,7 @@ from p2pcompute._provider_events import WatchedBooks
 from p2pcompute._serving import ProviderRole
 from p2pcompute.errors import NoProviderError, StreamError
 from p2pcompute.market import OrderRefused, negotiate
+from p2pcompute.market._bidding import MAX_CEILING_UUSD
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditBook, CreditPolicy, subnet_of
 from p2pcompute.tasks._places import Guest, Place, Places
@@ -581,7 +583,6 @@ async def floods_with_assigns(rogue: Rogue, provider: Node) -> None:
 
 def axpy_work_in_many_chunks() -> ChunkWork:
     """The shared kernel over blocks of one thread, so that there are more chunks than may be under way."""
-    import dataclasses
 
     from p2pcompute_protocols.work import LaunchSpec
 
@@ -629,7 +630,6 @@ async def cancels_what_waits(rogue: Rogue, provider: Node) -> None:
 
 @attack
 async def sends_a_kernel_that_the_guard_refuses(rogue: Rogue, provider: Node) -> None:
-    import dataclasses
     import hashlib
 
     from p2pcompute_protocols.work import BlobRef
@@ -646,7 +646,6 @@ async def sends_a_kernel_that_the_guard_refuses(rogue: Rogue, provider: Node) ->
 
 @attack
 async def understates_what_a_chunk_writes(rogue: Rogue, provider: Node) -> None:
-    import dataclasses
 
     work, blobs = axpy_work()
     opened = await rogue.open_task(provider, dataclasses.replace(work, chunk_output_bytes=8))
@@ -702,6 +701,12 @@ ORDERS: dict[str, tuple[dict[str, Any], WireCode]] = {
     "memory": ({"requirement": Requirement(kinds=("cpu",), memory_bytes=2**50, features=(), min_score_milli=0)}, 9),
     "speed": ({"requirement": Requirement(kinds=("cpu",), memory_bytes=0, features=(), min_score_milli=10**9)}, 9),
     "features": ({"requirement": Requirement(kinds=("cpu",), memory_bytes=0, features=("f",), min_score_milli=0)}, 9),
+    "ceiling": ({"ceiling_uusd": 2**64 - 1}, WireCode.OVERSIZED),
+    "ceiling in pico-USD": ({"ceiling_uusd": MAX_CEILING_UUSD + 1}, WireCode.OVERSIZED),
+    "units": (
+        {"work": dataclasses.replace(axpy_work()[0], units_per_chunk=2**53), "max_price_pusd": 2**40},
+        WireCode.OVERSIZED,
+    ),
     "region": (
         {"requirement": Requirement(kinds=("cpu",), memory_bytes=0, features=(), min_score_milli=0, region="mars")},
         9,
@@ -727,11 +732,28 @@ def test_an_order_that_does_not_fit_is_refused_with_its_reason(name: str) -> Non
             )
         assert caught.value.code == code
 
-    _play(order, price="1 USD")
+    _play(order, price="1 USD" if name != "units" else "100 USD")
+
+
+@pytest.mark.parametrize("ceiling_uusd", [2**64 - 1, MAX_CEILING_UUSD])
+def test_a_ceiling_that_is_taken_fits_the_ledger(ceiling_uusd: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its bound a ceiling of 64 bits ends the task with INTERNAL, once its first chunk is to be stored."""
+    monkeypatch.setattr("p2pcompute.market._bidding.MAX_CEILING_UUSD", 2**64)
+
+    async def order(rogue: Rogue, provider: Node) -> None:
+        opened = await rogue.open_task(provider, ceiling_uusd=ceiling_uusd)
+        await opened.start()
+        await opened.dialogue.send(Assign(index=0))
+        if ceiling_uusd == MAX_CEILING_UUSD:
+            await opened.result()
+            await opened.stream.reset()
+        else:
+            await refused(opened.dialogue, WireCode.INTERNAL)
+
+    _play(order)
 
 
 def test_an_order_for_another_chain_is_refused() -> None:
-    import dataclasses
 
     async def order(rogue: Rogue, provider: Node) -> None:
         for change in ({"chain_id": 5}, {"hub": b"\x33" * 20}, {"token": b"\x33" * 20}, {"decimals": 18}):
