@@ -20,7 +20,7 @@ from p2pcompute.node import NodeServices, open_chain
 from p2pcompute.overlay import Overlay, open_libp2p
 from p2pcompute.payments import ChainHub, Outbox, Payer
 from p2pcompute.storage import Ledger, open_ledger
-from p2pcompute.tasks import Coordinator, TaskEvent
+from p2pcompute.tasks import Coordinator
 from p2pcompute.tasks._coordinator import HOW_TO_GET_ONE
 from p2pcompute_protocols import channel
 from p2pcompute_protocols._binding import SignerBinding, bind_signer
@@ -29,7 +29,7 @@ from p2pcompute_protocols.ids import PeerId
 
 if TYPE_CHECKING:
     from p2pcompute.chain import ChainClient, HubClient
-    from p2pcompute.execution import WorkerPool
+    from p2pcompute.execution import Benchmark, WorkerPool
 
 __all__ = ["measure_device", "open_services", "wire_services"]
 
@@ -154,13 +154,7 @@ def wire_services(
 
     payer = Payer(ledger=ledger, hub=hub, outbox=outbox, wallet=wallet, binding=bind(), dial=dial)
     board = AdBoard(network=network, now_ms=now_ms)
-    books = RequesterLedgerBooks(ledger, payer)
-    listeners: list[Callable[[TaskEvent], None]] = []
-
-    def emit(event: TaskEvent) -> None:
-        for listener in listeners:
-            listener(event)
-
+    books = RequesterLedgerBooks(ledger, payer, fund_wallet)
     coordinator = Coordinator(
         overlay=overlay,
         network=network,
@@ -171,7 +165,6 @@ def wire_services(
         discovery=Discovery(overlay=overlay, board=board, network=network, now_ms=now_ms),
         books=books,
         now_ms=now_ms,
-        emit=emit,
         is_banned=books.banned.__contains__,
     )
     return NodeServices(
@@ -192,7 +185,6 @@ def wire_services(
         known_device=known_device,
         guess_milli=guess_milli,
         fund_wallet=fund_wallet,
-        listeners=listeners,
     )
 
 
@@ -209,10 +201,10 @@ def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
     )
 
 
-def known_device(threads: int, score_milli: int | None = None) -> Device | None:
-    """`threads` of this machine's CPU with the score of an earlier measurement; None where there was none.
+def known_device(threads: int, measured: Benchmark | None = None) -> Device | None:
+    """`threads` of this machine's CPU with the scores of an earlier measurement; None where there was none.
 
-    `score_milli` is a new measurement; it is kept for the next time.
+    `measured` is a new one; it is kept for the next time.
     """
     from p2pcompute.execution import probe_devices
 
@@ -220,37 +212,47 @@ def known_device(threads: int, score_milli: int | None = None) -> Device | None:
     path = home_dir() / "device.json"
     # Another compiler may compute other bits: what was measured and tested with the last one says nothing of it.
     machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/numba {version('numba')}"
-    if score_milli is not None:
-        write_json(path, {"machine": machine, "score_milli": score_milli, "measured_s": int(time.time())})
+    if measured is not None:
+        write_json(path, {"machine": machine, "scores": measured.scores, "measured_s": int(time.time())})
     note = read_json(path)
-    if note is None or note.get("machine") != machine or not isinstance(note.get("score_milli"), int):
+    scores = _scores(note.get("scores")) if note is not None and note.get("machine") == machine else None
+    measured_s = None if note is None else note.get("measured_s")
+    if not scores or not isinstance(measured_s, int) or not 0 <= time.time() - measured_s < _SCORE_LIFETIME_S:
         return None
-    measured_s = note.get("measured_s")
-    if not isinstance(measured_s, int) or not 0 <= time.time() - measured_s < _SCORE_LIFETIME_S:
-        return None
-    score = max(1, int(note["score_milli"]))
     return Device(
         kind="cpu",
         name="".join(c for c in facts.name if c.isprintable())[:48] or "cpu",
         slots=1,
         memory_bytes=facts.memory_bytes,
-        score_milli=score,
-        scores=((1, score),),
+        score_milli=dict(scores)[1],
+        scores=scores,
     )
 
 
+def _scores(noted: object) -> tuple[tuple[int, int], ...] | None:
+    """What a file says of scores; None where it is not what `known_device` writes."""
+    if not isinstance(noted, list):
+        return None
+    pairs: dict[int, int] = {}
+    for pair in noted:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int and 0 < n < 2**63 for n in pair)):
+            return None
+        pairs[pair[0]] = pair[1]
+    return tuple(sorted(pairs.items()))[:16] if 1 in pairs else None
+
+
 async def measure_device(pool: WorkerPool) -> Device:
-    """The CPU of this machine and its score, tested and measured in a worker where it is not known yet.
+    """The CPU of this machine and its scores, tested and measured in workers where they are not known yet.
 
     Raises:
         SelfTestError: it computes other bits than the kernel language defines.
     """
-    from p2pcompute.execution import measure_score, self_test
+    from p2pcompute.execution import benchmark, self_test
 
     known = known_device(pool.threads)
     if known is None:
         await self_test(pool)
-        known = known_device(pool.threads, max(1, (await measure_score(pool)).score))
+        known = known_device(pool.threads, await benchmark(pool))
     if known is None:
         raise ConfigError(f"the measurement of this machine can't be kept in {home_dir()}; check its permissions")
     return known

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "run": ("p2pcompute_cli._run", "run", "Run a Python script that uses p2p.run, and show its progress."),
     "status": ("p2pcompute_cli._status", "status", "Show what the running node does, earns and is owed."),
     "drain": ("p2pcompute_cli._status", "drain", "Have the running node take no more work."),
+    "bench": ("p2pcompute_cli._bench", "bench", "Measure this machine as its ad will say it."),
     "doctor": ("p2pcompute_cli._doctor", "doctor", "Check this machine, and say what to do about what is missing."),
 }
 # What is known to come with a plug-in, so that the list of commands needs none of their code.

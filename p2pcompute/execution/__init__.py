@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OutputSpec,
         ScalarSpec,
     )
+    from p2pcompute.execution._bench import Benchmark, benchmark
     from p2pcompute.execution._doctor import Fact, doctor_facts
     from p2pcompute.execution._pool import WorkerPool, open_pool
     from p2pcompute.execution._pool_memory import SharedInput
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgSpec",
     "Backend",
+    "Benchmark",
     "CompileInfo",
     "CompiledKernel",
     "Device",
@@ -48,6 +50,7 @@ __all__ = [
     "WorkerLimits",
     "WorkerPool",
     "WorkerSession",
+    "benchmark",
     "doctor_facts",
     "measure_score",
     "open_pool",
@@ -58,6 +61,7 @@ __all__ = [
 _HOME = {
     "ArgSpec": "_api",
     "Backend": "_api",
+    "Benchmark": "_bench",
     "CompileInfo": "_pool_session",
     "CompiledKernel": "_api",
     "Device": "_probe",
@@ -76,6 +80,7 @@ _HOME = {
     "WorkerLimits": "_sandbox",
     "WorkerPool": "_pool",
     "WorkerSession": "_pool_session",
+    "benchmark": "_bench",
     "doctor_facts": "_doctor",
     "measure_score": "_probe",
     "open_pool": "_pool",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ _START_S: Final = 120.0
 _STOP_S: Final = 2.0
 _MAX_LINE: Final = 1 << 16
 _TAIL_LINES: Final = 12
+_DEVICE: Final = "device.json"  # in a node's home
 
 
 class NodeStartError(ConfigError):
@@ -208,6 +210,8 @@ class Cluster:
     async def start(self, specs: Sequence[NodeSpec], *, bootstrap: Sequence[str] = ()) -> list[NodeProcess]:
         """Start nodes side by side; returns once all are ready.
 
+        All are on one machine, so the first one measures it, alone, and the others take its word.
+
         Args:
             specs: the nodes.
             bootstrap: multiaddrs of peers that they join by.
@@ -215,6 +219,12 @@ class Cluster:
         Raises:
             NodeStartError: one of them did not get ready.
         """
+        if len(specs) > 1 and self._measurement() is None:
+            first = await self._start_together(specs[:1], bootstrap)
+            return [*first, *await self._start_together(specs[1:], bootstrap)]
+        return await self._start_together(specs, bootstrap)
+
+    async def _start_together(self, specs: Sequence[NodeSpec], bootstrap: Sequence[str]) -> list[NodeProcess]:
         started = [await self.launch(spec, bootstrap=bootstrap) for spec in specs]
         failures: list[NodeStartError] = []
 
@@ -237,6 +247,9 @@ class Cluster:
         home = self.directory / spec.name
         home.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.logs.mkdir(parents=True, exist_ok=True)
+        measured = self._measurement()
+        if measured is not None and not (home / _DEVICE).exists():
+            shutil.copy(measured, home / _DEVICE)
         log = self.logs / f"{spec.name}.log"
         options = ["--json", "--profile", spec.name, "--network", self.network, "--chain", self.chain_url]
         options += ["--price", spec.price, "--threads", str(spec.threads)]
@@ -257,6 +270,10 @@ class Cluster:
         self.nodes = [*(other for other in self.nodes if other.spec.name != spec.name), node]
         self.nursery.start_soon(node.follow, self.on_event)
         return node
+
+    def _measurement(self) -> Path | None:
+        """What a node of this cluster has found out about this machine."""
+        return next((path for node in self.nodes if (path := node.home / _DEVICE).exists()), None)
 
     async def stop(self, grace_s: float = _STOP_S) -> None:
         """End all nodes at the same time; see `NodeProcess.stop`."""

@@ -1,0 +1,66 @@
+"""`p2pcompute bench`: what this machine's ad will say of its speed, and more."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import click
+
+from ._shared import common_options, fail, hush_logs, json_line
+
+if TYPE_CHECKING:
+    from p2pcompute.execution import Benchmark
+
+__all__ = ["bench"]
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  p2pcompute bench
+  p2pcompute bench --threads 1 --json | jq .score_milli
+
+Measured in a sandboxed worker, as strangers' kernels run. Close what else runs: the figures are of this moment.
+"""
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="processor threads of the worker [all cores]")
+@common_options
+def bench(threads: int | None, as_json: bool, debug: bool) -> None:
+    """Measure this machine as its ad will say it."""
+    import trio
+
+    from p2pcompute.execution import benchmark, open_pool
+
+    hush_logs(debug)
+    cores = threads or len(os.sched_getaffinity(0))
+
+    def progress(what: str) -> None:
+        if not as_json:
+            click.echo(f"measuring {what} …", err=True)
+
+    async def main() -> Benchmark:
+        progress("with a worker that starts")
+        async with open_pool(threads=cores, spare=2) as pool:
+            return await benchmark(pool, progress=progress)
+
+    try:
+        result = trio.run(main)
+    except BaseException as exc:  # noqa: BLE001  said in one line
+        fail(exc, as_json=as_json, debug=debug)
+    if as_json:
+        json_line(**asdict(result), scores=dict(result.scores))
+        return
+    rows = (
+        ("threads", str(result.threads)),
+        ("score", f"{result.score_milli / 1000:.2f} reference cores; prices are for an hour of one"),
+        ("strict float32", f"{result.strict_f32_ops_per_s / 1e9:.2f} Gop/s"),
+        ("memory", f"{result.memory_bytes_per_s / 1e9:.1f} GB/s"),
+        ("matrix product", f"{result.gemm_flops / 1e9:.2f} Gflop/s, naive and strict"),
+        ("reply", f"{result.reply_us:.0f} µs from an order to a result of one block"),
+        ("GPU", result.gpu or "none found, so no PCIe either"),
+        ("took", f"{result.took_s:.1f} s"),
+    )
+    for name, text in rows:
+        click.echo("  " + click.style(f"{name:<16}", fg="cyan") + text)

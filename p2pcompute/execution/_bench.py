@@ -1,0 +1,134 @@
+"""How fast the workers here are at what kernels mostly do: strict arithmetic, memory, matrix products, replies."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._pool import WorkerPool
+from p2pcompute.execution._pool_memory import SharedInput
+from p2pcompute.execution._pool_session import WorkerSession
+from p2pcompute.execution._probe import measure_score
+
+__all__ = ["REFERENCE_GEMM_FLOPS", "REFERENCE_MEMORY_BYTES_PER_S", "Benchmark", "benchmark"]
+
+REFERENCE_MEMORY_BYTES_PER_S: Final = 10_000_000_000
+"""Memory traffic of 1000 in the ad's scores. A definition; it never changes."""
+
+REFERENCE_GEMM_FLOPS: Final = 1_000_000_000
+"""Strict float32 operations a second in a matrix product of 1000 in the ad's scores. A definition likewise."""
+
+_TRIAD: Final = 1 << 23  # elements: 32 MiB an array, beyond the caches of common machines
+_SIDE: Final = 384
+_ROUNDS: Final = 3
+_REPLIES: Final = 200
+_TIMEOUT_S: Final = 60.0
+
+_TEXT: Final = """def bench(out, triad, n, x, y):
+    i = cuda.grid(1)
+    if i < out.size:
+        if triad:
+            out[i] = x[i] + np.float32(3.0) * y[i]
+        else:
+            row = i // n
+            col = i % n
+            total = np.float32(0.0)
+            for k in range(n):
+                total += x[row * n + k] * y[k * n + col]
+            out[i] = total
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Benchmark:
+    """What was measured, in a sandboxed worker with all threads that it was given.
+
+    Attributes:
+        threads: of the worker.
+        score_milli: thousandths of a reference core; what prices are per.
+        strict_f32_ops_per_s: additions and multiplications of float32, each rounded by itself.
+        memory_bytes_per_s: of ``out = x + 3 y``, with the zeroing of the output that comes before.
+        gemm_flops: multiplications and additions a second of a naive strict matrix product, side 384.
+        reply_us: median time from an order to run one block until its result is here, in microseconds.
+        gpu: what there is of GPUs; None where there is none, and so no PCIe to measure.
+        took_s: how long all of it took, the worker's start and compilations included.
+    """
+
+    threads: int
+    score_milli: int
+    strict_f32_ops_per_s: int
+    memory_bytes_per_s: int
+    gemm_flops: int
+    reply_us: float
+    gpu: str | None
+    took_s: float
+
+    @property
+    def scores(self) -> tuple[tuple[int, int], ...]:
+        """As an ad holds them: 1 strict float32, 2 memory, 3 strict matrix product, in thousandths of the reference."""
+        return (
+            (1, self.score_milli),
+            (2, max(1, self.memory_bytes_per_s * 1000 // REFERENCE_MEMORY_BYTES_PER_S)),
+            (3, max(1, self.gemm_flops * 1000 // REFERENCE_GEMM_FLOPS)),
+        )
+
+
+async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambda _: None) -> Benchmark:
+    """Measure, in two sessions of `pool` at the same time as nothing else; some two seconds.
+
+    Args:
+        pool: where workers come from.
+        progress: gets what is measured next.
+
+    Raises what a session raises, and `ExecutionError` where the machine computes different bits the second time.
+    """
+    started = time.perf_counter()
+    progress("strict float32")
+    score = await measure_score(pool)
+    progress("memory and matrix product")
+    async with pool.session() as session:
+        ones = np.ones(_TRIAD, dtype=np.float32)
+        with await SharedInput.make(ones) as shared:
+            triad_ns = await _compiled(session, shared, _TRIAD, triad=True)
+            gemm_ns = await _compiled(session, shared, _SIDE * _SIDE, triad=False)
+        progress("replies")
+        replies: list[int] = []
+        for _ in range(_REPLIES):
+            begun = time.perf_counter_ns()
+            await session.run_blocks(0, 1, timeout_s=_TIMEOUT_S)
+            replies.append(time.perf_counter_ns() - begun)
+    return Benchmark(
+        threads=pool.threads,
+        score_milli=score.score,
+        strict_f32_ops_per_s=score.ops_per_s,
+        memory_bytes_per_s=int(4 * 4 * _TRIAD * 1e9 / triad_ns),
+        gemm_flops=int(2 * _SIDE**3 * 1e9 / gemm_ns),
+        reply_us=statistics.median(replies) / 1000,
+        gpu=None,
+        took_s=time.perf_counter() - started,
+    )
+
+
+async def _compiled(session: WorkerSession, shared: SharedInput, size: int, *, triad: bool) -> int:
+    """The best time of a whole launch over `size` elements, in nanoseconds."""
+    launch = Launch(grid=(-(-size // 128), 1, 1), block=(128, 1, 1), dims=1)
+    values = InputSpec(dtype="float32", shape=(_TRIAD,))
+    args: list[ArgSpec] = [
+        OutputSpec(dtype="float32", shape=(size,)),
+        ScalarSpec(dtype="bool", value=np.bool_(triad)),
+        ScalarSpec(dtype="int64", value=np.int64(_SIDE)),
+        values,
+        values,
+    ]
+    source = KernelSource(text=_TEXT, entry="bench", digest=source_digest("bench", _TEXT))
+    # The second time it is compiled already: other sizes and scalars need no new code.
+    await session.compile(source, launch, args, {3: shared, 4: shared})
+    times = [(await session.run_blocks(0, launch.blocks, timeout_s=_TIMEOUT_S)).wall_ns for _ in range(_ROUNDS)]
+    return max(1, min(times))

@@ -1,0 +1,51 @@
+"""The benchmark on a real worker: its figures are positive, and an ad's scores follow from them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import trio
+from click.testing import CliRunner
+
+from p2pcompute.execution._bench import Benchmark, benchmark
+from p2pcompute.execution._pool import open_pool
+from p2pcompute_cli.main import cli
+
+pytestmark = pytest.mark.net
+
+
+def test_scores_are_thousandths_of_their_references() -> None:
+    result = Benchmark(
+        threads=2,
+        score_milli=1_500,
+        strict_f32_ops_per_s=3_750_000_000,
+        memory_bytes_per_s=20_000_000_000,
+        gemm_flops=500_000_000,
+        reply_us=100.0,
+        gpu=None,
+        took_s=2.0,
+    )
+    assert result.scores == ((1, 1_500), (2, 2_000), (3, 500))
+
+
+def test_a_worker_is_measured_and_left() -> None:
+    said: list[str] = []
+
+    async def main() -> Benchmark:
+        async with open_pool(threads=1, spare=1) as pool:
+            return await benchmark(pool, progress=said.append)
+
+    result = trio.run(main)
+    assert result.threads == 1
+    assert all(value > 0 for _, value in result.scores)
+    assert result.reply_us > 0
+    assert len(said) == 3
+
+
+def test_the_command_says_it_for_people_and_for_programs() -> None:
+    answer = CliRunner().invoke(cli, ["bench", "--threads", "1", "--json"])
+    assert answer.exit_code == 0, answer.output
+    fields = json.loads(answer.stdout)
+    assert fields["scores"]["1"] == fields["score_milli"] > 0
+    assert fields["gpu"] is None
