@@ -38,6 +38,7 @@ _log = logging.getLogger("p2pcompute.node")
 _BINDING_MS: Final = 30 * 24 * 3_600_000
 _BINDING_LEFT_MS: Final = 7 * 24 * 3_600_000  # renewed when less is left, so that a deadline lies within it
 _SCORE_LIFETIME_S: Final = 24 * 3_600  # a machine that was busy when it was measured is measured again
+_KEPT_WORKERS: Final = 4  # wait two minutes for the next task of the same requester, which then compiles nothing
 _GAS_WEI: Final = 10**17  # below this a development account is filled up
 _GAS_GIFT_WEI: Final = 10**18
 
@@ -196,6 +197,7 @@ def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
     return WorkerPool(
         threads=threads or cores,
         spare=1,
+        keep=_KEPT_WORKERS,
         max_sessions=MAX_WORKERS,  # tasks at once are bounded by the provider's slots
         policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
     )

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.errors import ExecutionError, KernelError, StorageError, StreamError, WorkerTimeout
+from p2pcompute.execution._pool_memory import SharedInput
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.envelope import Signer
@@ -244,44 +245,42 @@ class _Session:
         await self.dialogue.send(
             Opened(need=tuple(self.connection.blob_sizes), slots=agreement.terms.slots, window=account.window)
         )
-        blobs = await self._blobs(dict.fromkeys(work.inputs, b""))
-        if blobs is None:
-            await self.dialogue.send(Closed(chunks=0))
-            return
-        seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
-        with trio.move_on_after(seconds_left) as deadline:
-            await self._compute(agreement, work, account, blobs)
+        with ExitStack() as kept:
+            blobs = _Blobs(work, kept)
+            if not await self._take(blobs):
+                await self.dialogue.send(Closed(chunks=0))
+                return
+            seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
+            with trio.move_on_after(seconds_left) as deadline:
+                await self._compute(agreement, work, account, blobs)
         if deadline.cancelled_caught:
             raise _RefuseError(WireCode.TIMED_OUT, "the agreement's deadline passed")
 
-    async def _blobs(self, blobs: dict[bytes, bytes]) -> dict[bytes, bytes] | None:
-        """Take the blobs that were asked for; None when the requester finished instead."""
+    async def _take(self, blobs: _Blobs) -> bool:
+        """Take the blobs that were asked for; False when the requester finished instead."""
         size = sum(self.connection.blob_sizes.values())
         with trio.move_on_after(_BLOB_S + size / MIN_BYTES_PER_S):
-            return await self._blobs_at_any_speed(blobs)
+            return await self._take_at_any_speed(blobs)
         raise RemoteProtocolError("the inputs came too slowly", code=WireCode.STALLED)
 
-    async def _blobs_at_any_speed(self, blobs: dict[bytes, bytes]) -> dict[bytes, bytes] | None:
-        current: tuple[bytes, bytearray] | None = None
+    async def _take_at_any_speed(self, blobs: _Blobs) -> bool:
         while self.connection.needed:
             message = await self.dialogue.receive(stall_s=_BLOB_S)
             match message:
                 case BlobStart():
-                    current = message.digest, bytearray()
-                case BlobData() if current is not None:
+                    blobs.start(message.digest, message.size)
+                case BlobData():
                     self.place.moved(len(message.data))
-                    current[1].extend(message.data)
-                    if current[0] not in self.connection.needed:  # whole, and its hash was right
-                        blobs[current[0]] = bytes(current[1])
-                        current = None
+                    blobs.add(message.data)
                 case Finish():
-                    return None
+                    return False
                 case _:
                     raise StreamError("the requester left before its inputs had come")
-        return blobs
+        blobs.seal()
+        return True
 
     async def _compute(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: dict[bytes, bytes]
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: _Blobs
     ) -> None:
         while await self._with_worker(agreement, work, account, blobs):
             self.deaths += 1
@@ -290,7 +289,7 @@ class _Session:
             await self.dialogue.send(Closed(chunks=done))
 
     async def _with_worker(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: dict[bytes, bytes]
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: _Blobs
     ) -> bool:
         """Compute with one worker until the task is finished; True when the worker was lost before that."""
         lost: str | None = None
@@ -300,7 +299,7 @@ class _Session:
                     await account.begin_compile()
                     used = _Meter(min(self.service.score_milli, _CORE_MILLI))
                     try:
-                        worker = await stack.enter_async_context(self.service.workers.session())
+                        worker = await stack.enter_async_context(self.service.workers.session(tenant=self.stream.peer_id))
                         with used.running():
                             compile_ms = await self._compile(worker, work, blobs)
                     finally:
@@ -322,8 +321,8 @@ class _Session:
             raise _RefuseError(WireCode.EXECUTION_FAILED, lost)
         return lost is not None
 
-    async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: dict[bytes, bytes]) -> int:
-        source, launch, specs, inputs = execution_args(work, blobs)
+    async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: _Blobs) -> int:
+        source, launch, specs, inputs = execution_args(work, bytes(blobs.kernel), blobs.inputs)
         try:
             with trio.fail_after(_COMPILE_S):
                 compiled = await worker.compile(source, launch, specs, inputs)
@@ -449,14 +448,17 @@ class _Session:
         if run is None:  # the requester has finished
             await account.drop(used_units=used.units)
             return True
-        output = b"".join(run.outputs)
+        outputs = run.outputs
         if service.fault is not None:
-            output = service.fault(output, index)
+            outputs = (service.fault(b"".join(outputs), index),)
+        digest = hashlib.sha256()
+        for output in outputs:
+            digest.update(output)
         payload = ReceiptPayload(
             task=agreement.task_id,
             index=index,
             code=0,
-            output=hashlib.sha256(output).digest(),
+            output=digest.digest(),
             fp=terms.fp,
             units=_units(work, blocks),
             finished_ms=service.now_ms(),
@@ -465,10 +467,12 @@ class _Session:
             payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
         )
         self.place.chunks += 1
-        await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=len(output)))
-        for at in range(0, len(output), DATA_BYTES):  # nothing else is said meanwhile: only this task speaks
-            await self.dialogue.send(ResultData(data=output[at : at + DATA_BYTES]))
-            self.place.moved(DATA_BYTES)
+        await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=sum(map(len, outputs))))
+        # A piece at a time, so that a large output is not held twice. Nobody else speaks on this stream meanwhile.
+        for output in outputs:
+            for at in range(0, len(output), DATA_BYTES):
+                await self.dialogue.send(ResultData(data=output[at : at + DATA_BYTES]))
+                self.place.moved(DATA_BYTES)
         self.place.rest()
         self.answered[index] += 1
         if self.entry is not None:
@@ -503,6 +507,40 @@ class _Session:
         await self.dialogue.send(ChunkError(index=index, receipt=receipt))
         if self.entry is not None:
             self.entry.chunks_failed += 1
+
+
+class _Blobs:
+    """The inputs of a task: its kernel's text, and arrays in memory that every worker of it shares with this process.
+
+    They are kept until the task ends, since a worker that dies has a successor, but nowhere else in this process.
+    """
+
+    def __init__(self, work: ChunkWork, kept: ExitStack) -> None:
+        self.kernel = bytearray()
+        self.inputs: dict[bytes, SharedInput] = {}
+        self._kernel_digest = work.kernel.digest
+        self._kept = kept
+        self._current = b""
+        self._at = 0
+
+    def start(self, digest: bytes, size: int) -> None:
+        """A blob begins; its size is what the work says."""
+        self._current, self._at = digest, 0
+        if digest != self._kernel_digest:
+            self.inputs[digest] = self._kept.enter_context(SharedInput(size))
+
+    def add(self, data: bytes) -> None:
+        """More of it; the connection has checked that it is no more than announced."""
+        if self._current == self._kernel_digest:
+            self.kernel += data
+        else:
+            self.inputs[self._current].write(self._at, data)
+        self._at += len(data)
+
+    def seal(self) -> None:
+        """All are whole, and their hashes were right."""
+        for blob in self.inputs.values():
+            blob.seal()
 
 
 class _Meter:

@@ -95,8 +95,8 @@ class InlineWorkers:
         await trio.sleep_forever()
         raise AssertionError("unreachable")
 
-    def session(self) -> AbstractAsyncContextManager[_InlineSession]:
-        """A worker for one tenant."""
+    def session(self, *, tenant: str | None = None) -> AbstractAsyncContextManager[_InlineSession]:  # noqa: ARG002
+        """A worker for one tenant; a new one each time."""
         return _session(self)
 
 
@@ -119,6 +119,7 @@ class _InlineSession:
     ) -> _Compiled:
         from p2pcompute.execution import InputSpec, OutputSpec, ScalarSpec
         from p2pcompute.execution._cpu import CpuBackend
+        from p2pcompute.execution._pool_memory import SharedInput
 
         key = (source.text, source.entry, launch, tuple(repr(arg) for arg in args))
         if key not in _compiled:
@@ -133,6 +134,8 @@ class _InlineSession:
                 self._values.append(spec.value)
             elif isinstance(spec, InputSpec):
                 data = inputs[position]
+                if isinstance(data, SharedInput):
+                    data = data.copy()
                 array = np.frombuffer(data, spec.dtype) if isinstance(data, bytes) else np.asarray(data)
                 self._values.append(array.reshape(spec.shape))
         self._dtypes = [spec.dtype for spec in args if isinstance(spec, OutputSpec)]
