@@ -1,0 +1,375 @@
+"""The CUDA back end: the same lowered code as on the CPU, compiled to PTX, checked there, and run on a device.
+
+A block of the language is a block of CUDA's and its threads are CUDA's; a chunk's first block is an argument. A
+thread calls the body, which is the text that the CPU runs, and writes its own rows. Nothing is fused: NVVM is told so,
+and `_ptx_lint` looks at what came out before it is loaded. Compiling needs no device.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+
+from p2pcompute.errors import ExecutionError
+from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
+from p2pcompute.execution._cuda_compile import CudaCompiler
+from p2pcompute.execution._cuda_device import CudaDevice, open_device
+from p2pcompute.execution._guard import Admitted, admit
+from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._lower import Lowered, Parameter, lower
+from p2pcompute.execution._ptx_lint import check_ptx, entry_parameters
+from p2pcompute.execution._rows import Layout
+from p2pcompute.execution._strict import helpers
+
+__all__ = ["CudaBackend", "CudaProgram"]
+
+_KEPT: Final = 64  # compiled and admitted kernels held by one back end
+_MOST_BLOCKS: Final = 2**31 - 1  # CUDA's bound along x
+_THREADS: Final = 128  # of a block, where single threads are run
+_SIZES: Final = {"b8": 1, "u8": 1, "s8": 1, "u16": 2, "s16": 2, "u32": 4, "s32": 4, "f32": 4, "u64": 8, "f64": 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CudaProgram:
+    """PTX of a kernel, for one text and one set of types, that has passed the checks.
+
+    Attributes:
+        blocks_ptx: a module with the entry ``run_blocks``.
+        threads_ptx: a module with the entry ``run_threads``.
+    """
+
+    blocks_ptx: str
+    threads_ptx: str
+
+
+class CudaBackend:
+    """Compiles admitted kernels for a CUDA device. Holds the latest compilations; not safe to share between threads.
+
+    Args:
+        device: where kernels run; None opens the first one when something is first run.
+        capability: what PTX is made for; that of the device where None.
+        blocks_a_launch: longer runs of blocks are launched in parts.
+
+    Raises:
+        CudaNotInstalled: the ``cuda`` extra is not installed.
+        NoCudaDevice: neither `device` nor `capability` is given and no device answers.
+    """
+
+    name = "cuda"
+
+    def __init__(
+        self,
+        device: CudaDevice | None = None,
+        *,
+        capability: tuple[int, int] | None = None,
+        blocks_a_launch: int = _MOST_BLOCKS,
+    ) -> None:
+        if device is None and capability is None:
+            device = open_device()
+        self._device = device
+        self._compiler = CudaCompiler(capability or (device.capability if device is not None else (0, 0)))
+        self._namespace = helpers(
+            self._compiler.jit, round_down=self._compiler.round_down, round_up=self._compiler.round_up
+        )
+        self._blocks_a_launch = min(blocks_a_launch, _MOST_BLOCKS)
+        self._programs: OrderedDict[str, _Program] = OrderedDict()
+        self._admitted: OrderedDict[bytes, Admitted] = OrderedDict()
+
+    def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
+        """Admit, type, compile and check; see `Backend.compile`. No device is needed until the result is run.
+
+        Raises:
+            PtxRefused: the compiler made what `_ptx_lint` does not let pass.
+        """
+        program, layout, lowered = self._program(source, launch, args)
+        return _Compiled(self, program, layout, lowered.parameters)
+
+    def ptx(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CudaProgram:
+        """The checked PTX of both entries."""
+        program, _, _ = self._program(source, launch, args)
+        return CudaProgram(blocks_ptx=program.ptx("run_blocks"), threads_ptx=program.ptx("run_threads"))
+
+    def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
+        """For each output, the shape of one thread's row."""
+        return Layout.of_admitted(self._admit(source), launch, args).row_shapes
+
+    @property
+    def device(self) -> CudaDevice:
+        """The device, opened when it is first asked for."""
+        if self._device is None:
+            self._device = open_device()
+        if self._device.capability < self._compiler.capability:
+            raise ExecutionError(
+                f"{self._device.name} has capability {self._device.capability}, "
+                f"and kernels are compiled for {self._compiler.capability}"
+            )
+        return self._device
+
+    @property
+    def blocks_a_launch(self) -> int:
+        """Blocks of one launch at most."""
+        return self._blocks_a_launch
+
+    def _program(
+        self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]
+    ) -> tuple[_Program, Layout, Lowered]:
+        admitted = self._admit(source)
+        layout = Layout.of_admitted(admitted, launch, args)
+        lowered = lower(admitted, launch, args)
+        most = max(_THREADS, 1 << (launch.threads_per_block - 1).bit_length())
+        text = _text(lowered)
+        key = f"{most} {[(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]} {text}"
+        program = self._programs.get(key)
+        if program is None:
+            program = _Program(self._compiler, self._namespace, lowered, text, most)
+            self._programs[key] = program
+            if len(self._programs) > _KEPT:
+                self._programs.popitem(last=False)
+        self._programs.move_to_end(key)
+        return program, layout, lowered
+
+    def _admit(self, source: KernelSource) -> Admitted:
+        known = self._admitted.get(source.digest)
+        # The digest says what the text should be, not what it is.
+        if known is not None and source_digest(source.entry, source.text) == source.digest:
+            return known
+        admitted = admit(source)
+        self._admitted[source.digest] = admitted
+        if len(self._admitted) > _KEPT:
+            self._admitted.popitem(last=False)
+        return admitted
+
+
+def _text(lowered: Lowered) -> str:
+    """The whole program: device functions, the body, and an entry each for blocks and for single threads."""
+    dims, arguments = lowered.dims, ", ".join(lowered.arguments)
+    geometry = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims))
+    size = " * ".join(f"d_{axis}" for axis in range(dims))
+    inside = " & ".join(f"(b_{axis} * d_{axis} + t_{axis} < e_{axis})" for axis in range(dims))
+    row = "t_0"
+    for axis in range(1, dims):
+        row = f"{row} + t_{axis} * ({' * '.join(f'd_{lower}' for lower in range(axis))})"
+
+    def decode(letter: str, of: str, by: str) -> str:
+        return "".join(
+            f" {letter}_{axis} = {of} % {by}_{axis}\n {of} = {of} // {by}_{axis}\n"
+            if axis < dims - 1
+            else f" {letter}_{axis} = {of}\n"
+            for axis in range(dims)
+        )
+
+    # ids and sizes are never negative: unsigned, so that // and % are the machine's
+    unsigned = "".join(f" {letter}_{axis} = uint64({letter}_{axis})\n" for letter in "dne" for axis in range(dims))
+    call = ", ".join(f"int64({letter}_{axis})" for letter in "tbdn" for axis in range(dims))
+    blocks = (
+        f"def run_blocks(first, start, {geometry}, {arguments}):\n{unsigned}"
+        f" k = uint64(start) + uint64(cuda.blockIdx.x)\n q = uint64(first) + k\n{decode('b', 'q', 'n')}"
+        + "".join(f" t_{axis} = uint64(cuda.threadIdx.{'xyz'[axis]})\n" for axis in range(dims))
+        + f" if {inside}:\n  body({call}, k * ({size}) + {row}, {arguments})\n"
+    )
+    threads = (
+        f"def run_threads(threads, {geometry}, {arguments}):\n{unsigned}"
+        " k = uint64(cuda.blockIdx.x) * uint64(cuda.blockDim.x) + uint64(cuda.threadIdx.x)\n"
+        f" if k >= uint64(threads.shape[0]):\n  return\n"
+        f" q = uint64(threads[k]) // ({size})\n w = uint64(threads[k]) % ({size})\n"
+        f"{decode('b', 'q', 'n')}{decode('t', 'w', 'd')} if {inside}:\n  body({call}, k, {arguments})\n"
+    )
+    return "\n".join([code for _, code in lowered.functions] + [lowered.body, blocks, threads])
+
+
+class _Program:
+    """Code for one text and one set of types. An entry is compiled when it is first asked for."""
+
+    def __init__(
+        self, compiler: CudaCompiler, namespace: dict[str, Any], lowered: Lowered, text: str, most_threads: int
+    ) -> None:
+        names = {**namespace, "cuda": compiler.cuda}
+        exec(compile(text, "<kernel>", "exec"), names)
+        for name, _ in lowered.functions:
+            names[name] = compiler.jit(names[name])
+        names["body"] = compiler.jit(names["body"])
+        self._compiler = compiler
+        self._entries: dict[str, Callable[..., Any]] = {name: names[name] for name in ("run_blocks", "run_threads")}
+        self._most = {"run_blocks": most_threads, "run_threads": _THREADS}
+        integers: list[Any] = ["int64"] * (3 * lowered.dims)
+        tail = [*integers, *(_type_of(name, lowered) for name in lowered.arguments)]
+        self._types = {"run_blocks": ["int64", "int64", *tail], "run_threads": [("int64", 1, False), *tail]}
+        self._ptx: dict[str, str] = {}
+        self._loaded: dict[tuple[str, int], Any] = {}
+        self.ptx("run_blocks")
+
+    def ptx(self, entry: str) -> str:
+        """Checked PTX of an entry."""
+        found = self._ptx.get(entry)
+        if found is None:
+            types = self._types[entry]
+            found = self._compiler.ptx(self._entries[entry], [_numba_type(kind) for kind in types], self._most[entry])
+            check_ptx(found)
+            due = [word for kind in types for word in _words(kind)]
+            if [_SIZES.get(word, 0) for word in entry_parameters(found, entry)] != due:
+                raise ExecutionError(f"{entry} takes other parameters than it is given; numba-cuda has changed")
+            self._ptx[entry] = found
+        return found
+
+    def load(self, entry: str, device: CudaDevice) -> Any:
+        """The entry's code on a device."""
+        key = (entry, id(device))
+        if key not in self._loaded:
+            self._loaded[key] = device.load(self.ptx(entry))
+        return self._loaded[key]
+
+
+_Kind = Any  # a dtype's name, or (dtype, axes, writable) of an array
+
+
+def _type_of(argument: str, lowered: Lowered) -> _Kind:
+    if argument.startswith("s_"):
+        return "int64"
+    parameter = next(p for p in lowered.parameters if argument == f"p_{p.name}")
+    if parameter.ndim:
+        return parameter.dtype, parameter.ndim, not isinstance(parameter.spec, InputSpec)
+    return parameter.dtype
+
+
+def _numba_type(kind: _Kind) -> Any:
+    from numba import types
+
+    dtype = kind if isinstance(kind, str) else kind[0]
+    scalar: Any = types.boolean if dtype == "bool" else getattr(types, dtype)
+    return scalar if isinstance(kind, str) else types.Array(scalar, kind[1], "C", readonly=not kind[2])
+
+
+def _words(kind: _Kind) -> list[int]:
+    """Sizes of the parameters that stand for a value: numba's array is seven numbers, and two for each more axis."""
+    return [np.dtype(kind).itemsize] if isinstance(kind, str) else [8] * (5 + 2 * int(kind[1]))
+
+
+class _Parameters:
+    """Builds a launch's block of parameters."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def scalar(self, dtype: str, value: Any) -> None:
+        number = np.dtype(dtype).type(value)
+        self.data += bytes(-len(self.data) % number.itemsize) + number.tobytes()
+
+    def array(self, address: int, values: Array) -> None:
+        # meminfo and parent of numba's array are for its own memory manager, which kernels do not use
+        for word in (0, 0, values.size, values.itemsize, address, *values.shape, *values.strides):
+            self.scalar("int64", word)
+
+
+class _Memory:
+    """What one run holds on a device; given back at its end."""
+
+    def __init__(self, device: CudaDevice) -> None:
+        self._device = device
+        self._held: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for address in self._held:
+            self._device.release(address)
+
+    def put(self, values: Array) -> int:
+        address = self._device.allocate(max(values.nbytes, 1))
+        self._held.append(address)
+        self._device.upload(address, values)
+        return address
+
+
+class _Compiled:
+    def __init__(
+        self, backend: CudaBackend, program: _Program, layout: Layout, parameters: Sequence[Parameter]
+    ) -> None:
+        self._backend = backend
+        self._program = program
+        self._layout = layout
+        self._parameters = parameters
+
+    def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
+        launch = self._layout.launch
+        if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
+            raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
+        values = self._values(args, outs, blocks * launch.threads_per_block)
+        device = self._backend.device
+        with _Memory(device) as memory:
+            tail, written = self._place(memory, values)
+            most = self._backend.blocks_a_launch
+            for start in range(0, blocks, most):
+                head = _Parameters()
+                head.scalar("int64", first_block)
+                head.scalar("int64", start)
+                code = self._program.load("run_blocks", device)
+                grid = (min(most, blocks - start), 1, 1)
+                device.launch(code, "run_blocks", grid, launch.block, bytes(head.data + tail))
+            for address, out in written:
+                device.download(address, out)
+
+    def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
+        launch = self._layout.launch
+        ids = np.array(threads, dtype=np.int64, order="C", ndmin=1)
+        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= launch.threads)):
+            raise ValueError(f"threads are not linear ids in a launch of {launch.threads}")
+        values = self._values(args, outs, ids.size)
+        device = self._backend.device
+        with _Memory(device) as memory:
+            head = _Parameters()
+            head.array(memory.put(ids), ids)
+            tail, written = self._place(memory, values)
+            if ids.size:
+                code = self._program.load("run_threads", device)
+                grid = (-(-ids.size // _THREADS), 1, 1)
+                device.launch(code, "run_threads", grid, (_THREADS, 1, 1), bytes(head.data + tail))
+            for address, out in written:
+                device.download(address, out)
+
+    def _place(self, memory: _Memory, values: list[tuple[Parameter, Any]]) -> tuple[bytearray, list[tuple[int, Array]]]:
+        """The parameters after an entry's own, and where the outputs lie. All before is a whole number of words."""
+        launch, dims = self._layout.launch, self._layout.launch.dims
+        tail = _Parameters()
+        for number in (*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]):
+            tail.scalar("int64", number)
+        written: list[tuple[int, Array]] = []
+        for parameter, value in values:
+            if parameter.ndim == 0:
+                tail.scalar(parameter.dtype, value)
+                continue
+            address = memory.put(value)
+            if isinstance(parameter.spec, OutputSpec):
+                for length in parameter.spec.shape:
+                    tail.scalar("int64", length)
+                written.append((address, value))
+            tail.array(address, value)
+        return tail.data, written
+
+    def _values(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> list[tuple[Parameter, Any]]:
+        dims = self._layout.launch.dims
+        given, written = iter(args), iter(outs)
+        if len(args) + len(outs) != len(self._parameters) or len(outs) != len(self._layout.outputs):
+            raise ValueError(f"{len(args)} arguments and {len(outs)} outputs are not what the kernel takes")
+        values: list[tuple[Parameter, Any]] = []
+        for parameter in self._parameters:
+            spec = parameter.spec
+            dtype = np.dtype(spec.dtype)
+            if isinstance(spec, OutputSpec):
+                out = next(written)
+                shape = (rows, *spec.shape[dims:])
+                if out.shape != shape or out.dtype != dtype or not (out.flags.c_contiguous and out.flags.writeable):
+                    raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
+                values.append((parameter, out))
+            elif isinstance(spec, InputSpec):
+                value = np.require(next(given), requirements=["C", "A"])
+                if value.shape != spec.shape or value.dtype != dtype:
+                    raise ValueError(f"{parameter.name} is {value.dtype}{value.shape}, not {dtype}{spec.shape}")
+                values.append((parameter, value))
+            else:
+                values.append((parameter, dtype.type(next(given))))
+        return values

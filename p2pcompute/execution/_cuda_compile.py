@@ -1,0 +1,172 @@
+"""The one module that knows numba-cuda: typed Python to PTX, PTX to a cubin, neither of which needs a GPU.
+
+numba-cuda is in maintenance, so its version is pinned and what is used of its inside stands here and nowhere else:
+`compile_cuda`, `kernel_fixup`, the NVVM unit, and a dispatcher whose device functions are compiled for the capability
+that they are asked for, where numba-cuda would ask the driver. NVVM is called with its own options because numba-cuda
+has none against fused multiply-adds. docs/adr/0010 says what comes after it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+from p2pcompute.errors import ExecutionError, KernelError
+
+__all__ = ["NUMBA_CUDA", "CudaCompiler", "CudaNotInstalled", "check_installed", "link_cubin"]
+
+NUMBA_CUDA = "0.30.4"
+
+# Each is one instruction (abs, sqrt.rn): the other functions of libdevice approximate, or fuse by hand.
+_EXACT = frozenset({"__nv_fabs", "__nv_fabsf", "__nv_sqrt", "__nv_sqrtf"})
+_LIBDEVICE = re.compile(r'@"?(__nv_\w+)')
+
+
+class CudaNotInstalled(ExecutionError):
+    """What the CUDA back end is built on is not installed, or not in the version that it was written for."""
+
+
+def check_installed() -> None:
+    """Raises `CudaNotInstalled` where numba-cuda is missing, of another version, or replaced by its simulator.
+
+    numba has a ``numba.cuda`` of its own, so that import says nothing.
+    """
+    remedy = "run: pip install 'p2pcompute[cuda]'"
+    try:
+        version = importlib.metadata.version("numba-cuda")
+    except importlib.metadata.PackageNotFoundError:
+        raise CudaNotInstalled(f"numba-cuda is not installed; {remedy}") from None
+    if version != NUMBA_CUDA:
+        raise CudaNotInstalled(f"numba-cuda {version} is installed and {NUMBA_CUDA} is needed; {remedy}")
+    for module in ("cuda.bindings", "cuda.core"):
+        if importlib.util.find_spec("cuda") is None or importlib.util.find_spec(module) is None:
+            raise CudaNotInstalled(f"{module} is not installed; {remedy}")
+    from numba.core import config
+
+    if getattr(config, "ENABLE_CUDASIM", 0):
+        raise CudaNotInstalled("numba's CUDA simulator is switched on; unset NUMBA_ENABLE_CUDASIM")
+
+
+class CudaCompiler:
+    """Compiles for one compute capability. Not safe to share between threads.
+
+    Args:
+        capability: (major, minor) of the device, from (7, 5) on.
+
+    Raises:
+        CudaNotInstalled: see `check_installed`.
+    """
+
+    def __init__(self, capability: tuple[int, int]) -> None:
+        check_installed()
+        # by name: numba-cuda puts its modules under numba's, where no type checker finds them
+        nvvm: Any = import_module("numba.cuda.cudadrv.nvvm")
+        errors: list[Any] = [nvvm.nvvmError, import_module("numba.core.errors").NumbaError]
+        errors.append(import_module("numba.cuda.core.errors").NumbaError)
+        if not nvvm.is_available():
+            raise CudaNotInstalled("libNVVM does not load; run: pip install 'p2pcompute[cuda]'")
+        self.capability = capability
+        self.cuda: Any = import_module("numba.cuda")
+        self._nvvm = nvvm
+        self._errors: Any = tuple(errors)
+        self._dispatcher = _dispatcher(capability)
+        self.round_down = _rounding("floor")
+        self.round_up = _rounding("ceil")
+
+    def jit(self, function: Callable[..., Any]) -> Any:
+        """A device function: compiled for the types that it is called with, and inlined by LLVM."""
+        options = {"device": True, "opt": True, "debug": False, "lineinfo": False, "fastmath": False}
+        return self._dispatcher(function, targetoptions={**options, "forceinline": True, "inline": "never"})
+
+    def ptx(self, function: Callable[..., Any], types: Sequence[Any], most_threads: int) -> str:
+        """PTX of a kernel whose ``.entry`` has the function's name.
+
+        Args:
+            function: returns nothing.
+            types: numba's types of its parameters.
+            most_threads: threads of the largest block that it is launched with; bounds the registers of a thread.
+
+        Raises:
+            KernelError: it can't be compiled, or needs a function of libdevice that is not exact.
+        """
+        try:
+            compiler: Any = import_module("numba.cuda.compiler")
+            void: Any = import_module("numba.core.types").void
+            result = compiler.compile_cuda(function, void, tuple(types), nvvm_options={"opt": 3}, cc=self.capability)
+            library: Any = result.library
+            entry = library.get_function(result.fndesc.llvm_func_name)
+            library._entry_name = entry.name
+            compiler.kernel_fixup(entry, False)
+            self._nvvm.set_launch_bounds(entry, most_threads)
+            modules: list[str] = library.llvm_strs
+            inexact = {name for text in modules for name in _LIBDEVICE.findall(text)} - _EXACT
+            if inexact:
+                raise KernelError(f"this kernel would use {', '.join(sorted(inexact))} of libdevice, which is inexact")
+            code: bytes = self._nvvm.compile_ir(
+                modules, arch=f"compute_{_number(self.capability)}", opt=3, fma=0, ftz=0, prec_div=1, prec_sqrt=1
+            )
+        except self._errors as error:
+            raise KernelError(f"numba-cuda does not compile this kernel: {str(error)[:400]}") from error
+        return code.decode().strip("\0 \n").replace(entry.name, function.__name__) + "\n"
+
+
+def link_cubin(ptx: str, capability: tuple[int, int]) -> bytes:
+    """Machine code for a device, by nvJitLink; a driver of the same CUDA major version loads it.
+
+    Raises:
+        CudaNotInstalled: cuda.core or nvJitLink is missing.
+        KernelError: the linker refuses the PTX.
+    """
+    check_installed()
+    core: Any = import_module("cuda.core")
+    try:
+        options: Any = core.LinkerOptions(arch=f"sm_{_number(capability)}")
+        linker: Any = core.Linker(core.ObjectCode.from_ptx(ptx.encode()), options=options)
+        code: Any = linker.link("cubin").code
+    except Exception as error:  # cuda.core raises what each of its libraries raises
+        raise KernelError(f"nvJitLink does not link this kernel: {str(error)[:400]}") from error
+    return bytes(code)
+
+
+def _number(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}{capability[1]}"
+
+
+def _dispatcher(capability: tuple[int, int]) -> Any:
+    compiler: Any = import_module("numba.cuda.compiler")
+    base: Any = import_module("numba.cuda.dispatcher").CUDADispatcher
+
+    class Dispatcher(base):  # type: ignore[misc]  # untyped
+        """A device function for `capability`. numba-cuda's own asks the driver which one that is."""
+
+        def compile_device(self, args: Any, return_type: Any = None) -> Any:
+            known = self.overloads.get(args)
+            if known is not None:
+                return known
+            with self._compiling_counter:
+                result: Any = compiler.compile_cuda(
+                    self.py_func, return_type, args, forceinline=True, nvvm_options={"opt": 3}, cc=capability
+                )
+                self.overloads[args] = result
+                result.target_context.insert_user_function(result.entry_point, result.fndesc, [result.library])
+            return result
+
+    return Dispatcher
+
+
+def _rounding(operation: str) -> Any:
+    """``floor`` or ``ceil`` of a float as a float: one cvt. numba-cuda has neither np.floor nor np.ceil."""
+    intrinsic: Any = import_module("numba.cuda.extending").intrinsic
+
+    def typed(_context: Any, value: Any) -> Any:
+        def code(_target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            function = builder.module.declare_intrinsic(f"llvm.{operation}", [args[0].type])
+            return builder.call(function, args)
+
+        return value(value), code
+
+    return intrinsic(typed)

@@ -1,0 +1,157 @@
+"""A CUDA device as the back end uses it, and the real one behind the driver's own interface (cuda.bindings).
+
+The seam is narrow (memory, code, a launch whose parameters are a block of bytes), so that all above it runs on any
+machine that executes PTX. The real one is reached only where a driver answers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from p2pcompute.errors import ExecutionError
+from p2pcompute.execution._api import Array
+from p2pcompute.execution._cuda_compile import CudaNotInstalled, check_installed, link_cubin
+
+__all__ = ["CudaDevice", "CudaFailure", "NoCudaDevice", "find_devices", "open_device"]
+
+_PARAMETERS, _SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER, _BUFFER_SIZE, _END
+
+
+class NoCudaDevice(ExecutionError):
+    """No CUDA device answers: there is none, its driver is missing or too old, or the sandbox hides it."""
+
+
+class CudaFailure(ExecutionError):
+    """The driver refused an operation."""
+
+
+class CudaDevice(Protocol):
+    """One device, its memory by address. Not safe to share between threads."""
+
+    name: str
+    capability: tuple[int, int]
+    memory_bytes: int
+    processors: int
+
+    def load(self, ptx: str) -> Any:
+        """Make the code ready and give a handle of it."""
+        ...
+
+    def allocate(self, size: int) -> int:
+        """The address of `size` bytes (one at least), aligned to 256, that hold anything."""
+        ...
+
+    def release(self, address: int) -> None:
+        """Give memory back."""
+        ...
+
+    def upload(self, address: int, values: Array) -> None:
+        """Copy a C-contiguous array there."""
+        ...
+
+    def download(self, address: int, values: Array) -> None:
+        """Fill a C-contiguous array from there; waits for launches before it."""
+        ...
+
+    def launch(
+        self, code: Any, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: bytes
+    ) -> None:
+        """Start an entry; `parameters` are its parameters, each at its natural alignment."""
+        ...
+
+
+def find_devices() -> list[CudaDevice]:
+    """The devices that the driver shows, each opened; empty where numba-cuda is missing or no driver answers."""
+    try:
+        check_installed()
+        driver = _driver()
+    except (CudaNotInstalled, NoCudaDevice):
+        return []
+    return [_Driven(driver, ordinal) for ordinal in range(int(_call(driver.cuDeviceGetCount)))]
+
+
+def open_device(ordinal: int = 0) -> CudaDevice:
+    """Open one device.
+
+    Raises:
+        CudaNotInstalled: the ``cuda`` extra is not installed.
+        NoCudaDevice: no driver answers, or it has no such device.
+    """
+    check_installed()
+    driver = _driver()
+    count = int(_call(driver.cuDeviceGetCount))
+    if not 0 <= ordinal < count:
+        raise NoCudaDevice(f"no CUDA device {ordinal}: the driver shows {count}; see what nvidia-smi lists")
+    return _Driven(driver, ordinal)
+
+
+def _driver() -> Any:
+    driver: Any = import_module("cuda.bindings.driver")
+    try:
+        status = driver.cuInit(0)[0]
+    except RuntimeError as error:  # libcuda can't be loaded
+        raise NoCudaDevice("no CUDA device: there is no NVIDIA driver here") from error
+    if int(status) != 0:
+        raise NoCudaDevice(f"no CUDA device: the driver answers {status!r}; see what nvidia-smi says")
+    return driver
+
+
+def _call(function: Any, *args: Any) -> Any:
+    status, *results = function(*args)
+    if int(status) != 0:
+        raise CudaFailure(f"{function.__name__}: {status!r}")
+    return results[0] if len(results) == 1 else results
+
+
+class _Driven:
+    """A device behind the driver. Its context is the primary one and is current in the thread that opened it."""
+
+    def __init__(self, driver: Any, ordinal: int) -> None:
+        self._driver = driver
+        device = _call(driver.cuDeviceGet, ordinal)
+        what = driver.CUdevice_attribute
+
+        def attribute(name: str) -> int:
+            return int(_call(driver.cuDeviceGetAttribute, getattr(what, f"CU_DEVICE_ATTRIBUTE_{name}"), device))
+
+        self.name = bytes(_call(driver.cuDeviceGetName, 256, device)).split(b"\0")[0].decode(errors="replace")
+        self.capability = (attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR"))
+        self.processors = attribute("MULTIPROCESSOR_COUNT")
+        self.memory_bytes = int(_call(driver.cuDeviceTotalMem, device))
+        self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
+        _call(driver.cuCtxSetCurrent, self._context)
+
+    def load(self, ptx: str) -> Any:
+        # linked here, not by the driver: that may be older than the PTX
+        return _call(self._driver.cuModuleLoadData, link_cubin(ptx, self.capability))
+
+    def allocate(self, size: int) -> int:
+        return int(_call(self._driver.cuMemAlloc, max(size, 1)))
+
+    def release(self, address: int) -> None:
+        _call(self._driver.cuMemFree, address)
+
+    def upload(self, address: int, values: Array) -> None:
+        if values.nbytes:
+            _call(self._driver.cuMemcpyHtoD, address, values.ctypes.data, values.nbytes)
+
+    def download(self, address: int, values: Array) -> None:
+        _call(self._driver.cuCtxSynchronize)
+        if values.nbytes:
+            _call(self._driver.cuMemcpyDtoH, values.ctypes.data, address, values.nbytes)
+
+    def launch(
+        self, code: Any, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: bytes
+    ) -> None:
+        function = _call(self._driver.cuModuleGetFunction, code, entry.encode())
+        block_of_bytes = np.frombuffer(parameters, dtype=np.uint8).copy()
+        size = ctypes.c_size_t(len(parameters))
+        extra = (ctypes.c_void_p * 5)(
+            _PARAMETERS, block_of_bytes.ctypes.data, _SIZE, ctypes.addressof(size), _END
+        )  # fmt: skip
+        _call(self._driver.cuLaunchKernel, function, *grid, *block, 0, 0, 0, ctypes.addressof(extra))
+        _call(self._driver.cuCtxSynchronize)  # what goes wrong is said here, and the parameters are free again
