@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.errors import BudgetError, InsufficientFunds, P2PComputeError
+from p2pcompute.errors import InsufficientFunds, P2PComputeError
 from p2pcompute.market import Standing, Standings
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute_protocols.channel import channel_id
@@ -23,6 +23,7 @@ from p2pcompute_protocols.work import ChunkWork
 if TYPE_CHECKING:
     from p2pcompute.payments import ChannelOut, CreditBook, Payee, Payer
     from p2pcompute.storage import Ledger
+    from p2pcompute.tasks._budget import TaskBudget
 
 __all__ = ["ProviderLedgerBooks", "RequesterLedgerBooks"]
 
@@ -267,17 +268,17 @@ class RequesterLedgerBooks:
     """`tasks.RequesterBooks` over the ledger; `serve` funds channels in the background.
 
     Args:
-        budget_uusd: what all accounts that are opened together may cost.
+        fill: brings the wallet to at least so many micro-USD; asked where channels can't be funded otherwise, because
+            more providers came, or more tasks, than the money was meant for.
     """
 
-    def __init__(self, ledger: Ledger, payer: Payer) -> None:
+    def __init__(self, ledger: Ledger, payer: Payer, fill: Callable[[int], Awaitable[None]] | None = None) -> None:
         self._ledger = ledger
         self._payer = payer
         self._needs: list[ChannelNeed] = []
         self._wanted = trio.Event()
         self._next_round = _FundingRound()
-        self.budget_pusd: int | None = None
-        self.accepted_pusd = 0
+        self._fill = fill
         self.banned: set[PeerId] = set()
         self._standings = Standings()
 
@@ -286,11 +287,6 @@ class RequesterLedgerBooks:
         rows = await self._ledger.peers()
         self.banned.update(row.peer for row in rows if row.banned)
         self._standings.load(rows)
-
-    def start_budget(self, budget_uusd: int) -> None:
-        """From here on `budget_uusd` micro-USD may be accepted."""
-        self.budget_pusd = budget_uusd * PUSD_PER_UUSD
-        self.accepted_pusd = 0
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Fund channels as agreements come, several in one transaction. Runs until cancelled."""
@@ -303,14 +299,26 @@ class RequesterLedgerBooks:
             needs, self._needs = self._needs, []
             this_round, self._next_round = self._next_round, _FundingRound()
             try:
-                await self._payer.open_channels(needs, deposit_uusd=sum(need.amount_uusd for need in needs))
+                await self._open_channels(needs)
             except P2PComputeError as exc:
                 # Those who wait for this round get it, a full disk too; the next need tries again.
                 _log.warning("channels can't be funded now: %s", exc)
                 this_round.error = exc
             this_round.over.set()
 
-    async def open(self, agreement: Agreement) -> _RequesterAccount:
+    async def _open_channels(self, needs: list[ChannelNeed]) -> None:
+        amount_uusd = sum(need.amount_uusd for need in needs)
+        try:
+            await self._payer.open_channels(needs, deposit_uusd=amount_uusd)
+        except InsufficientFunds:
+            if self._fill is None:
+                raise
+            # A channel covers all open agreements on it, those of other tasks too.
+            open_ = [row for row in await self._ledger.open_agreements() if row.role == "requester"]
+            await self._fill(sum(row.ceiling_uusd for row in open_))
+            await self._payer.open_channels(needs, deposit_uusd=amount_uusd)
+
+    async def open(self, agreement: Agreement, budget: TaskBudget) -> _RequesterAccount:
         """Store the agreement, and ask for its channel to be funded where the provider was paid before.
 
         A stranger's waits for its first checked chunk: agreeing costs it nothing, and what is put into a channel comes
@@ -320,7 +328,7 @@ class RequesterLedgerBooks:
         await self._ledger.add_agreement(agreement, role="requester")
         payee, peer = Address(terms.payee), PeerId(terms.provider)
         funding = self.fund(agreement) if self.standing(peer).paid_uusd else None
-        return _RequesterAccount(self, self._ledger, agreement, self._payer.channel(payee, peer), funding)
+        return _RequesterAccount(self, self._ledger, agreement, budget, self._payer.channel(payee, peer), funding)
 
     def fund(self, agreement: Agreement) -> _FundingRound:
         """Have the channel funded in the next round."""
@@ -367,12 +375,14 @@ class _RequesterAccount:
         books: RequesterLedgerBooks,
         ledger: Ledger,
         agreement: Agreement,
+        budget: TaskBudget,
         channel: ChannelOut,
         funding: _FundingRound | None,
     ) -> None:
         self._books = books
         self._ledger = ledger
         self._agreement = agreement
+        self._budget = budget
         self._channel = channel
         self._funding = funding
         self._task = TaskId(agreement.task_id)
@@ -381,18 +391,12 @@ class _RequesterAccount:
 
     async def accept(self, receipt: bytes, payload: ReceiptPayload, *, sampled: int) -> None:
         """Store a checked receipt, unless that would pass the budget."""
-        books = self._books
         pusd = payload.units * self._agreement.terms.price_pusd
-        if books.budget_pusd is not None and books.accepted_pusd + pusd > books.budget_pusd:
-            raise BudgetError(
-                f"the budget of {books.budget_pusd / PUSD_PER_UUSD / 1e6:.6f} USD is used up; raise it and run the "
-                "task again"
-            )
-        books.accepted_pusd += pusd  # before the ledger is awaited: several accounts share the budget
+        self._budget.take(pusd)  # before the ledger is awaited: several accounts share the budget
         try:
             await self._channel.accept(self._task, [(payload, receipt)], sampled=sampled)
         except BaseException:
-            books.accepted_pusd -= pusd
+            self._budget.give_back(pusd)
             raise
         self._accepted_pusd += pusd
 

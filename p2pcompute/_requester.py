@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -13,18 +13,12 @@ import trio
 
 from p2pcompute._groups import single_error
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
-from p2pcompute.errors import (
-    BudgetError,
-    ConfigError,
-    InsufficientFunds,
-    KernelTypeError,
-    NoProviderError,
-    P2PComputeError,
-)
+from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError
 from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
+from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute.tasks._work import chunk_work, row_bytes
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
@@ -57,6 +51,7 @@ _CALIBRATE_MOST: Final = 262_144
 _CALIBRATE_NS: Final = 10_000_000
 _CALIBRATE_S: Final = 30.0
 _MAX_PROVIDERS: Final = 64
+_OWN: Final = "our own kernels"  # the tenant of this node's workers that its own tasks are; no peer ID is like it
 _SETUP_S: Final = 3.0  # of a provider; what it has to compile and receive comes on top:
 _SLOWER: Final = 8  # its compiler may be so many times slower than ours
 _RESULT_S: Final = 10.0  # for a chunk, beside its own time
@@ -205,7 +200,7 @@ class Chunk:
 
 
 class _Pool(Protocol):
-    def session(self) -> Any: ...
+    def session(self, *, tenant: str | None = None) -> Any: ...
 
 
 def bound(kernel: object, args: tuple[Any, ...]) -> Binding:
@@ -252,8 +247,8 @@ class TaskRun:
     pool: Callable[[], Awaitable[_Pool]]
     score_milli: Callable[[], Awaitable[int]]
     fund: Callable[[int], Awaitable[None]]
-    start_budget: Callable[[int], None]
     now_ms: Callable[[], int]
+    budget: TaskBudget = field(default_factory=TaskBudget)
 
     def bind(self) -> Binding:
         """Check kernel and arguments; raises `KernelError` before anything else happens."""
@@ -283,7 +278,7 @@ class TaskRun:
                 )
                 self._emit(Compiling())
         pool = await self.pool()
-        async with pool.session() as worker:
+        async with pool.session(tenant=_OWN) as worker:
             began = trio.current_time()
             compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
             compile_s = trio.current_time() - began
@@ -313,8 +308,8 @@ class TaskRun:
                     ceiling_uusd=budget_uusd,
                 )
             )
-            await self._fill_wallet(budget_uusd, min(options.max_providers, work.chunks), len(found))
-            self.start_budget(budget_uusd)
+            await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
+            self.budget.start(budget_uusd)
             sampler = Sampler(
                 worker,
                 binding.layout.outputs,
@@ -328,6 +323,7 @@ class TaskRun:
                 # Whoever ends up doing all of it, the budget covers it: a dear provider can't use it up half-way.
                 max_price_pusd=min(limit, budget_uusd * PUSD_PER_UUSD // total_units),
                 ceiling_uusd=budget_uusd,
+                budget=self.budget,
                 check=CheckPolicy(kind="sample" if options.samples else "none", per_chunk=options.samples),
                 fp="strict",
                 language=LANGUAGE_VERSION,
@@ -337,19 +333,6 @@ class TaskRun:
                 chunk_s=_RESULT_S + 2 * _SLOWER * work.units_per_chunk / 1e6,
             )
             await self._coordinate(request, work, binding, sampler, deliver)
-
-    async def _fill_wallet(self, budget_uusd: int, places: int, found: int) -> None:
-        """Money for the channels of everybody who may take a place, or where there is not as much, who is known now.
-
-        Raises:
-            InsufficientFunds: not even that.
-        """
-        try:
-            await self.fund(budget_uusd * places)
-        except InsufficientFunds:
-            if found >= places:
-                raise
-            await self.fund(budget_uusd * found)
 
     async def _coordinate(
         self,
@@ -399,7 +382,7 @@ class TaskRun:
                 )
             )
 
-        await self.coordinator.run(request, deliver=hand_over, check=check, probe=probe)
+        await self.coordinator.run(request, deliver=hand_over, check=check, probe=probe, emit=self._emit)
 
     async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
         """Units (microseconds of a reference core) of one thread, from threads all over the launch.

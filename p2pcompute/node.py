@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import trio
@@ -31,7 +31,7 @@ from p2pcompute.market import AdBoard, AdService
 from p2pcompute.overlay import Overlay
 from p2pcompute.payments import Hub, Outbox, Payer
 from p2pcompute.storage import Ledger
-from p2pcompute.tasks import Coordinator, TaskEvent
+from p2pcompute.tasks import Coordinator
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import ChannelId, PeerId
@@ -78,7 +78,6 @@ class NodeServices:
     known_device: Callable[[], Device | None]
     guess_milli: int
     fund_wallet: Callable[[int], Awaitable[None]]
-    listeners: list[Callable[[TaskEvent], None]] = field(default_factory=list)
 
 
 class Node:
@@ -103,7 +102,7 @@ class Node:
         self._pool_opened_with: tuple[int, bool] = (0, False)
         self._device: Device | None = None
         self._pool_lock = trio.Lock()
-        self._run_lock = trio.Lock()
+        self._turn = trio.Lock()
         self._feeds: set[_Feed] = set()
 
     @property
@@ -161,7 +160,6 @@ class Node:
             pool=self._worker_pool,
             score_milli=self._score_milli,
             fund=self.services.fund_wallet,
-            start_budget=self.services.books.start_budget,
             now_ms=self.now_ms,
         )
 
@@ -178,57 +176,43 @@ class Node:
             The output array, or a tuple of them where there are several.
 
         Raises:
-            ConfigError: an option is unknown or out of its range, or this is within a loop over `map` of the same
-                node; nothing was sent.
+            ConfigError: an option is unknown or out of its range; nothing was sent.
             KernelError: the kernel or an argument is refused; nothing was sent.
             NoProviderError: no money has moved.
             BudgetError: the estimate is over the budget and no money has moved, or the budget is used up.
             ChunkFailed, TaskTimeout, TaskError, PaymentError: what was paid is covered by checked receipts.
 
+        Tasks of one node take turns: each would have but its part of the same providers, and a worker here. A task in
+        the body of a loop over chunks of `map` does not wait, since the loop's task would wait for it; it has its own
+        budget, and places of its own at providers.
+
         Cancellation: providers stop and bill nothing more.
         """
         task = self._task(kernel, args, chosen(RunOptions, options))
         binding = task.bind()
-        self._refuse_within_stream()
         outputs = binding.empty_outputs()
 
         async def place(chunk: Chunk) -> None:
             for position, (rows, target) in enumerate(zip(chunk.rows, outputs, strict=True)):
                 binding.layout.scatter(position, chunk.first_block, chunk.blocks, rows, target)
 
-        await self._execute(task, binding, place)
+        await self._execute(task, binding, place, waits=not self._is_within_stream())
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _refuse_within_stream(self) -> None:
-        """Raise ConfigError where the calling task is in the body of a loop over chunks of this node.
-
-        Runs of one node take turns, and that one would go on only once the body is done: neither would ever end.
-        """
+    def _is_within_stream(self) -> bool:
+        """Whether the calling task is in the body of a loop over chunks of this node, whose task goes on only once
+        the body is done."""
         caller = trio.lowlevel.current_task()
-        if any(feed.waits_for(caller) for feed in self._feeds):
-            raise ConfigError(
-                "a task of this node is under way, and its chunks are being iterated over here; finish the loop or "
-                "`await chunks.aclose()` first, or open another node for tasks within tasks"
-            )
+        return any(feed.waits_for(caller) for feed in self._feeds)
 
-    async def _execute(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any]) -> None:
-        books = self.services.books
-        # One task at a time: budgets and events are kept per task.
-        async with self._run_lock:
-            books.accepted_pusd = 0
-            with allowance(task.options, lambda: owed_uusd(books.accepted_pusd, 1)) as task.options:
-                await self._execute_now(task, binding, deliver)
-
-    async def _execute_now(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any]) -> None:
-        emit = task.options.on_event
-        if emit is not None:
-            self.services.listeners.append(emit)
-        try:
+    async def _execute(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any], *, waits: bool) -> None:
+        async with AsyncExitStack() as stack:
+            if waits:
+                await stack.enter_async_context(self._turn)
+            spent = task.budget
+            task.options = stack.enter_context(allowance(task.options, lambda: owed_uusd(spent.accepted_pusd, 1)))
             with single_error(P2PComputeError):
                 await task.execute(binding, deliver)
-        finally:
-            if emit is not None:
-                self.services.listeners.remove(emit)
 
     def map(self, kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> ChunkStream:
         """Run a kernel and iterate over its checked chunks as they come, in no order.
@@ -323,10 +307,10 @@ class ChunkStream:
 
     async def __anext__(self) -> Chunk:
         if not self._started:
-            self._node._refuse_within_stream()
             self._started = True
+            waits = not self._node._is_within_stream()
             self._node._feeds.add(self._feed)
-            self._node._nursery.start_soon(self._feed.run, self._node, self._task, self._binding, self._send)
+            self._node._nursery.start_soon(self._feed.run, self._node, self._task, self._binding, self._send, waits)
         self._feed.note_consumer()
         try:
             return await self._receive.receive()
@@ -369,10 +353,12 @@ class _Feed:
             task = nursery.parent_task
         return nursery not in self._around
 
-    async def run(self, node: Node, task: TaskRun, binding: Any, send: trio.MemorySendChannel[Chunk]) -> None:
+    async def run(
+        self, node: Node, task: TaskRun, binding: Any, send: trio.MemorySendChannel[Chunk], waits: bool
+    ) -> None:
         try:
             with self.scope:
-                await node._execute(task, binding, send.send)
+                await node._execute(task, binding, send.send, waits=waits)
         except Exception as exc:  # noqa: BLE001  whoever iterates gets it; it must not end the node
             if not self.scope.cancel_called:  # else whoever iterated has left
                 self.failure = exc

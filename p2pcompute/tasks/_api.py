@@ -11,6 +11,8 @@ from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
 
+from ._budget import TaskBudget
+
 if TYPE_CHECKING:
     from p2pcompute.execution._api import ArgSpec, KernelSource, Launch
 
@@ -162,7 +164,7 @@ class RequesterAccount(Protocol):
 class RequesterBooks(Protocol):
     """The requester's ledger, as tasks see it."""
 
-    async def open(self, agreement: Agreement) -> RequesterAccount:
+    async def open(self, agreement: Agreement, budget: TaskBudget) -> RequesterAccount:
         """Store the agreement; the channel of a provider that was paid before begins to be funded in the background."""
         ...
 

@@ -76,7 +76,7 @@ HOW_TO_GET_ONE: Final = (
 
 @dataclass(kw_only=True)
 class Coordinator:
-    """Runs tasks for this node. `emit` gets every `TaskEvent`; it must not block."""
+    """Runs tasks for this node, several at once if need be."""
 
     overlay: Overlay
     network: str
@@ -87,9 +87,8 @@ class Coordinator:
     discovery: Discovery
     books: RequesterBooks
     now_ms: Callable[[], int]
-    emit: Callable[[TaskEvent], None]
     is_banned: Callable[[PeerId], bool] = lambda _: False
-    requeued: int = 0  # of the last task
+    requeued: int = 0  # of the task that ended last
     _salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
     async def candidates(
@@ -130,12 +129,14 @@ class Coordinator:
         deliver: Deliver,
         check: Callable[[int, memoryview], Awaitable[SampleReport]],
         probe: Callable[[int], Awaitable[bool]],
+        emit: Callable[[TaskEvent], None],
     ) -> None:
         """Compute all chunks of `request`.
 
         `deliver` gets each checked chunk (index, output bytes, provider); the same index comes again when the
         provider that computed it was later caught lying: the newer one counts. `check` draws samples of a chunk's
-        output; `probe` says whether a chunk's samples compute here, where it failed elsewhere.
+        output; `probe` says whether a chunk's samples compute here, where it failed elsewhere. `emit` gets every
+        `TaskEvent` of this task; it must not block.
 
         Raises:
             NoProviderError: nobody took the order; no money has moved.
@@ -150,6 +151,7 @@ class Coordinator:
             deliver=deliver,
             check=check,
             probe=probe,
+            emit=emit,
             most=request.max_providers,
         )
         seconds = (request.deadline_ms - self.now_ms()) / 1000
@@ -311,7 +313,7 @@ class Coordinator:
                 await self._try(request, state, candidate, contact)
             if contact.given_up:
                 state.reasons[provider] = contact.given_up
-                self.emit(
+                state.emit(
                     ProviderLost(
                         provider=provider,
                         reason=contact.given_up,
@@ -342,9 +344,9 @@ class Coordinator:
             else:
                 state.excluded.add(provider)
             requeued = state.scheduler.lost(provider)
-            self.emit(ProviderRefused(provider=provider, reason=str(refused)))
+            state.emit(ProviderRefused(provider=provider, reason=str(refused)))
             if requeued:
-                self.emit(ProviderLost(provider=provider, reason=str(refused), requeued=tuple(requeued)))
+                state.emit(ProviderLost(provider=provider, reason=str(refused), requeued=tuple(requeued)))
         except (OverlayError, ProtocolError, PaymentError, ChainError) as exc:
             state.reasons[provider] = str(exc)
             requeued = state.scheduler.lost(provider)
@@ -352,15 +354,15 @@ class Coordinator:
                 state.excluded.add(provider)
             await self.books.failed(provider, str(exc), ban=False)
             self.board.forget(provider)
-            self.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
+            state.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
 
     async def _link_to(self, request: TaskRequest, state: RunState, candidate: Candidate, contact: Contact) -> None:
         agreement, seconds = await self._dialler.agree(request, candidate, is_full=lambda: state.is_full)
         contact.agreed, contact.since = True, trio.current_time()  # nothing is awaited: the place is still free
         state.agreed += 1
-        self._announce(agreement, seconds)
+        self._announce(state, agreement, seconds)
         reason = "cancelled"
-        account = await self.books.open(agreement)
+        account = await self.books.open(agreement, request.budget)
         try:
             link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, self._hooks(state))
             contact.link = link
@@ -374,7 +376,7 @@ class Coordinator:
             with trio.CancelScope(shield=True):
                 await self.books.close(agreement, reason=reason)
 
-    def _announce(self, agreement: Agreement, seconds: float) -> None:
+    def _announce(self, state: RunState, agreement: Agreement, seconds: float) -> None:
         terms = agreement.terms
         work = terms.work
         assert isinstance(work, ChunkWork)
@@ -383,7 +385,7 @@ class Coordinator:
             window=terms.max_window,
             ceiling_uusd=terms.ceiling_uusd,
         )
-        self.emit(
+        state.emit(
             Agreed(
                 provider=PeerId(terms.provider),
                 task=agreement.task_id,
@@ -405,7 +407,7 @@ class Coordinator:
         for received in link.rejected:
             await link.account.reject(received.receipt, received.payload, str(lie))
         await self.books.failed(provider, str(lie), ban=True)
-        self.emit(
+        state.emit(
             LiarCaught(
                 provider=provider,
                 index=lie.index,
@@ -420,7 +422,7 @@ class Coordinator:
             cancelled = code is WireCode.CANCELLED
             state.scheduler.fail(index, provider, for_good=not cancelled)
             if not cancelled:
-                self.emit(ChunkRejected(provider=provider, index=index, reason=f"{code.name.lower()}: {detail}"))
+                state.emit(ChunkRejected(provider=provider, index=index, reason=f"{code.name.lower()}: {detail}"))
                 reason = f"{code.name.lower()}: {detail}"
                 state.failed(index, provider, reason=reason, timed_out=code is WireCode.TIMED_OUT)
                 if state.scheduler.failures(index) >= _CHUNK_FAILURES:
@@ -431,7 +433,7 @@ class Coordinator:
             others = state.scheduler.finish(index, provider, trio.current_time())
             if others is not None:
                 await state.deliver(index, output, provider)
-                self.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
+                state.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
                 for other in others:
                     slower = state.contacts.get(other)
                     if slower is not None and slower.link is not None:
@@ -439,12 +441,12 @@ class Coordinator:
             state.wake()
 
         return LinkHooks(
-            ready=lambda provider, ms: self.emit(ProviderReady(provider=provider, compile_ms=ms)),
-            assigned=lambda provider, index: self.emit(ChunkAssigned(provider=provider, index=index)),
+            ready=lambda provider, ms: state.emit(ProviderReady(provider=provider, compile_ms=ms)),
+            assigned=lambda provider, index: state.emit(ChunkAssigned(provider=provider, index=index)),
             check=state.check,
             done=done,
             failed=failed,
-            paid=lambda provider, amount: self.emit(Paid(provider=provider, paid_uusd=amount)),
+            paid=lambda provider, amount: state.emit(Paid(provider=provider, paid_uusd=amount)),
             changed=lambda: state.changed,
         )
 

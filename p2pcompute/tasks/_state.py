@@ -14,6 +14,8 @@ from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
 from p2pcompute_protocols.work import ChunkWork
 
+from ._budget import TaskBudget
+from ._events import TaskEvent
 from ._link import Link
 from ._scheduler import ChunkScheduler
 
@@ -29,7 +31,7 @@ Deliver = Callable[[int, memoryview, PeerId], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskRequest:
-    """What is to be done and what it may cost.
+    """What is to be done and what it may cost: a ceiling for each agreement, and the budget of all together.
 
     `setup_s` is how long a provider may take from its agreement until it is ready, and `chunk_s` for a chunk, where
     others wait that were never asked. Where nobody does it has as long as was agreed.
@@ -40,6 +42,7 @@ class TaskRequest:
     requirement: Requirement
     max_price_pusd: int
     ceiling_uusd: int
+    budget: TaskBudget
     check: CheckPolicy
     fp: str
     language: str
@@ -91,6 +94,7 @@ class RunState:
     deliver: Deliver
     check: Callable[[int, memoryview], Awaitable[SampleReport]]
     probe: Callable[[int], Awaitable[bool]]
+    emit: Callable[[TaskEvent], None]
     most: int
     contacts: dict[PeerId, Contact] = field(default_factory=dict)
     attempts: dict[PeerId, int] = field(default_factory=dict)

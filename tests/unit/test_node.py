@@ -13,9 +13,10 @@ import p2pcompute as p2p
 from p2pcompute import ProviderOptions, RunOptions, _opening
 from p2pcompute._requester import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
+from p2pcompute.tasks import Agreed, ChunkDone, TaskStarted
 from p2pcompute.testing import virtual_clock_ms
 
-from .market._harness import Market, X, Y, Z, axpy, compute, in_memory
+from .market._harness import Market, Watch, X, Y, Z, axpy, compute, in_memory
 
 
 @pytest.mark.parametrize(
@@ -227,27 +228,51 @@ def test_a_node_can_sell_and_buy_at_once() -> None:
     in_memory(scenario)
 
 
-def test_a_task_within_a_loop_over_chunks_is_refused_and_not_hung() -> None:
+def test_tasks_within_a_loop_over_chunks_are_computed() -> None:
+    """One in the body, one in a loop of its own, one in a nursery of the body."""
+
     async def scenario(market: Market) -> None:
-        provider = await market.provider()
+        provider = await market.provider(slots=2)
         requester = await market.node(connect=(provider,))
+
+        def chunks() -> Any:
+            return requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, chunks=2)
+
+        indexes: list[tuple[int, int]] = []
+        with trio.fail_after(600):
+            async for outer in chunks():
+                assert np.array_equal(await compute(requester), Z)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(compute, requester)
+                indexes += [(outer.index, inner.index) async for inner in chunks()]
+        assert sorted(indexes) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert await market.claimed_uusd(provider) == await market.spent_uusd(requester)
+
+    in_memory(scenario)
+
+
+def test_a_task_within_a_loop_has_its_own_budget_and_its_own_events() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(price="5 USD", slots=2)
+        requester = await market.node(connect=(provider,))
+        outer, inner = Watch(), Watch()
 
         def chunks(**options: Any) -> Any:
             return requester.map(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, chunks=8, **options)
 
-        async with chunks() as outer:
-            with trio.fail_after(600):
-                async for _ in outer:
-                    with pytest.raises(ConfigError, match="aclose"):
-                        await compute(requester)
-                    with pytest.raises(ConfigError, match="open another node"):
-                        await anext(chunks())
-                    with pytest.RaisesGroup(ConfigError):
-                        async with trio.open_nursery() as nursery:
-                            nursery.start_soon(compute, requester)
-                    break
-        with trio.fail_after(60):
-            assert np.array_equal(await compute(requester), Z)
+        # Together they cost more than either may.
+        count = 0
+        async for _ in chunks(on_event=outer, budget="300 uusd"):
+            count += 1
+            if count == 4:
+                assert np.array_equal(await compute(requester, watch=inner, chunks=8, budget="300 uusd"), Z)
+        assert count == 8
+        for watch in (outer, inner):
+            (started,) = watch.of(TaskStarted)
+            assert 150 < started.estimate_uusd <= 300
+            assert sorted(event.index for event in watch.of(ChunkDone)) == list(range(8))
+        assert not {event.task for event in outer.of(Agreed)} & {event.task for event in inner.of(Agreed)}
+        assert 300 < await market.spent_uusd(requester) <= 600
 
     in_memory(scenario)
 

@@ -13,6 +13,7 @@ import trio.testing
 from p2pcompute._books import ProviderLedgerBooks, RequesterLedgerBooks
 from p2pcompute.errors import BudgetError, DiskFull
 from p2pcompute.payments import CreditBook, CreditPolicy
+from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols import cbor
 from p2pcompute_protocols.envelope import seal
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
@@ -173,7 +174,8 @@ def test_what_a_known_peer_may_owe_counts_over_all_its_tasks(run: Run) -> None:
 def test_accounts_that_accept_at_once_keep_to_one_budget(run: Run) -> None:
     async def body(world: Any) -> None:
         books = RequesterLedgerBooks(world.payer_ledger, world.payer)
-        books.start_budget(10)
+        budget = TaskBudget()
+        budget.start(10)
         inside = trio.Event()
 
         class Channel:
@@ -187,7 +189,7 @@ def test_accounts_that_accept_at_once_keep_to_one_budget(run: Run) -> None:
         task = await world.agree(price_pusd=1_000_000)
         channel = Channel()
         world.payer.channel = lambda *_: channel
-        accounts = [await books.open(world.last_agreement) for _ in range(2)]
+        accounts = [await books.open(world.last_agreement, budget) for _ in range(2)]
         refused = 0
 
         async def accept(account: Any) -> None:
@@ -202,11 +204,11 @@ def test_accounts_that_accept_at_once_keep_to_one_budget(run: Run) -> None:
                 nursery.start_soon(accept, account)
             await trio.testing.wait_all_tasks_blocked()
             inside.set()
-        assert (refused, books.accepted_pusd) == (1, 6_000_000)
+        assert (refused, budget.accepted_pusd) == (1, 6_000_000)
         channel.fails = True
         with pytest.raises(OSError):
             await accounts[0].accept(b"", world.receipt(task, 1, units=1), sampled=1)
-        assert books.accepted_pusd == 6_000_000
+        assert budget.accepted_pusd == 6_000_000
 
     run(body)
 

@@ -12,6 +12,7 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute.errors import DiskFull
 from p2pcompute.identity import NodeKey
 from p2pcompute.payments import ChannelNeed, ChannelUnfundable
+from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols.ids import Address
 
 Run = Callable[..., None]
@@ -80,13 +81,13 @@ def test_a_full_disk_fails_a_round_and_not_the_books(run: Run) -> None:
             world.payer_ledger.set_chain_out = full
             task = await world.agree()
             agreement = world.last_agreement
-            account = await books.open(agreement)
+            account = await books.open(agreement, TaskBudget())
             await account.funded()
             world.payer_ledger.set_chain_out = set_chain_out
             await world.work(task, 0, units=5)
             with pytest.raises(DiskFull):
                 await account.pay()
-            again = await books.open(agreement)  # the next need tries again
+            again = await books.open(agreement, TaskBudget())  # the next need tries again
             await again.funded()
             await again.pay()
             assert await world.payee.paid_uusd(world.channel) == 5
