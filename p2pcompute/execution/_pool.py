@@ -13,6 +13,7 @@ from typing import Final, NoReturn
 import trio
 
 from p2pcompute.errors import ConfigError, ExecutionError, SandboxError, WorkerDied
+from p2pcompute.execution._pool_guard import GroupGuard
 from p2pcompute.execution._pool_process import CPU_WORKER, WorkerProcess, WorkerProgram, readable_paths
 from p2pcompute.execution._pool_session import WorkerSession
 from p2pcompute.execution._sandbox import SandboxPolicy, WorkerLimits, require_sandbox
@@ -99,6 +100,7 @@ class WorkerPool:
         self._program = program
         self._slots = trio.Semaphore(max_sessions)
         self._bwrap: Bwrap | None = None
+        self._group: int | None = None  # of the guard, where there is bubblewrap
         self._bwrap_note = "not looked for yet"
         self._warm: deque[WorkerProcess] = deque()
         self._waiting: deque[_Waiter] = deque()
@@ -137,6 +139,14 @@ class WorkerPool:
             raise RuntimeError("this pool is served already")
         require_sandbox(self.policy)
         await self._find_bwrap()
+        if self._bwrap is None:
+            await self._fill(task_status)
+        with GroupGuard() as guard:
+            self._group = guard.group
+            await self._fill(task_status)
+        raise AssertionError("unreachable")
+
+    async def _fill(self, task_status: trio.TaskStatus[None]) -> NoReturn:
         self._serving = True
         try:
             if self._spare:
@@ -183,7 +193,12 @@ class WorkerPool:
 
     async def _start_one(self) -> WorkerProcess:
         return await WorkerProcess.start(
-            program=self._program, threads=self.threads, limits=self.limits, policy=self.policy, bwrap=self._bwrap
+            program=self._program,
+            threads=self.threads,
+            limits=self.limits,
+            policy=self.policy,
+            bwrap=self._bwrap,
+            group=self._group,
         )
 
     async def _start_and_hand_over(self) -> None:

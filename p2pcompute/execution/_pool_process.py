@@ -32,6 +32,8 @@ _START_TIMEOUT_S: Final = 120.0
 _DEATH_TIMEOUT_S: Final = 10.0
 _LAST_WORDS_BYTES: Final = 2000
 _INFO_BYTES: Final = 4096
+_INFO_TIMEOUT_S: Final = 5.0
+"""Bubblewrap says whom it has started some milliseconds after its own start."""
 
 # -I leaves out the user's site directory and PYTHONPATH, where the packages may well be, so the roots come as an
 # argument. This package is taken from where the node has it, even if another copy stands earlier on the path.
@@ -121,8 +123,12 @@ def _environment(threads: int) -> dict[str, str]:
 class WorkerProcess:
     """A live, locked worker. Not for two tasks at once; `WorkerSession` queues."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], channel: socket.socket, last_words: int) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], channel: socket.socket, last_words: int, info: int | None
+    ) -> None:
         self._popen = popen
+        self._info = None if info is None else trio.lowlevel.FdStream(info)  # until the inner process is known
+        self._info_text = b""
         self._raw_channel = channel
         self._channel = trio.socket.from_stdlib_socket(channel)
         self._last_words = last_words
@@ -143,9 +149,16 @@ class WorkerProcess:
 
     @classmethod
     async def start(
-        cls, *, program: WorkerProgram, threads: int, limits: WorkerLimits, policy: SandboxPolicy, bwrap: Bwrap | None
+        cls,
+        *,
+        program: WorkerProgram,
+        threads: int,
+        limits: WorkerLimits,
+        policy: SandboxPolicy,
+        bwrap: Bwrap | None,
+        group: int | None = None,
     ) -> WorkerProcess:
-        """Start a process and wait until it is warm and locked.
+        """Start a process and wait until it is warm and locked. `group` is a `GroupGuard`'s: bubblewrap needs one.
 
         Raises `SandboxError`, `WorkerDied`, `WorkerTimeout` or `WorkerProtocolError`; the process is gone then.
         Cancellation ends it too.
@@ -162,12 +175,12 @@ class WorkerProcess:
             "policy": asdict(policy),
             "threads": threads,
         }
-        worker, info = _spawn(config, threads=threads, bwrap=bwrap, readable=readable)
+        worker = _spawn(config, threads=threads, bwrap=bwrap, readable=readable, group=group)
         try:
             with trio.move_on_after(_START_TIMEOUT_S) as scope:
                 worker._pidfds.append(os.pidfd_open(worker._popen.pid))
-                if info is not None:
-                    await worker._find_inner(info)
+                if bwrap is not None and not await worker._find_inner():
+                    raise SandboxError(f"bubblewrap could not start a worker: {await worker._obituary()}")
                 await worker._await_ready(policy, bwrapped=bwrap is not None)
             if scope.cancelled_caught:
                 raise WorkerTimeout(
@@ -178,21 +191,28 @@ class WorkerProcess:
             raise
         return worker
 
-    async def _find_inner(self, info: int) -> None:
-        """Learn the PID behind bubblewrap: that is the one to kill and to time."""
-        text = b""
-        async with trio.lowlevel.FdStream(info) as stream:
-            while b"}" not in text and len(text) < _INFO_BYTES:
-                piece = await stream.receive_some(_INFO_BYTES)
-                if not piece:
-                    break
-                text += piece
+    async def _find_inner(self) -> bool:
+        """Learn the PID behind bubblewrap: that is the one to kill and to time. A cancelled call can be repeated."""
+        if self._info is None:
+            return True
+        while b"}" not in self._info_text and len(self._info_text) < _INFO_BYTES:
+            piece = await self._info.receive_some(_INFO_BYTES)
+            if not piece:
+                break
+            self._info_text += piece
+        self._close_info()
         try:
-            pid = int(json.loads(text)["child-pid"])
+            pid = int(json.loads(self._info_text)["child-pid"])
             self._pidfds.append(os.pidfd_open(pid))
         except (ValueError, KeyError, OSError):
-            raise SandboxError(f"bubblewrap could not start a worker: {await self._obituary()}") from None
+            return False
         self._pid = pid
+        return True
+
+    def _close_info(self) -> None:
+        if self._info is not None:
+            self._info.close()
+            self._info = None
 
     async def _await_ready(self, policy: SandboxPolicy, *, bwrapped: bool) -> None:
         packet = await self._receive(0)
@@ -356,8 +376,14 @@ class WorkerProcess:
         if self._closed:
             return
         self._closed = True
-        self.kill()
         with trio.CancelScope(shield=True):
+            if self._info is not None:
+                # Where bubblewrap is killed before it has told its child to go on, the child waits for ever. So the
+                # child is what has to be killed, and to be known first.
+                with trio.move_on_after(_INFO_TIMEOUT_S):
+                    await self._find_inner()
+                self._close_info()
+            self.kill()
             await self._wait()
             async with self._busy:  # another task's exchange finds out that the worker is gone
                 self._channel.close()
@@ -368,9 +394,9 @@ class WorkerProcess:
 
 
 def _spawn(
-    config: Mapping[str, Any], *, threads: int, bwrap: Bwrap | None, readable: Sequence[str]
-) -> tuple[WorkerProcess, int | None]:
-    """Start the process. Returns it and, with bubblewrap, the pipe that tells the inner PID.
+    config: Mapping[str, Any], *, threads: int, bwrap: Bwrap | None, readable: Sequence[str], group: int | None
+) -> WorkerProcess:
+    """Start the process; with bubblewrap, with the pipe that tells the inner PID.
 
     `trio.lowlevel.open_process` forks in a helper thread, and the signal of "die with your parent" comes when the
     *thread* that forked ends; so the fork is made here, in trio's own thread. It is a vfork of some milliseconds.
@@ -394,7 +420,9 @@ def _spawn(
             pass_fds=pass_fds,
             env=_environment(threads),
             cwd="/",
-            start_new_session=True,
+            # A group can't be joined from another session. Bubblewrap makes a new one for what it starts.
+            start_new_session=group is None,
+            process_group=group,
         )
     except OSError as error:
         ours.close()
@@ -406,4 +434,4 @@ def _spawn(
         theirs.close()
         if info_write >= 0:
             os.close(info_write)
-    return WorkerProcess(popen, ours, last_words), (info_read if bwrap is not None else None)
+    return WorkerProcess(popen, ours, last_words, info_read if bwrap is not None else None)
