@@ -141,6 +141,7 @@ class Link:
         self._pay_now = trio.Event()
         self._last_progress = 0.0
         self._answered = 0.0  # as `_last_progress`, but no notice counts
+        self._paused_since: float | None = None  # the first pause since a result: an end of it proves nothing
         self._notices = 0  # since the last result
         self._cancelled: set[int] = set()
 
@@ -244,6 +245,8 @@ class Link:
         match message.kind:
             case "pause":
                 self.paused = True
+                if self._paused_since is None:
+                    self._paused_since = trio.current_time()
             case "resume":
                 self.paused = False
                 self._last_progress = trio.current_time()
@@ -258,9 +261,9 @@ class Link:
     def owes_since(self) -> float | None:
         """Since when a provider that is ready has kept us waiting for a result, or has paused; None where it waits for
         us. What it says meanwhile does not count."""
-        if self.paused or (self.connection.outstanding and self.unpaid < self.window):
+        if self.connection.outstanding and self.unpaid < self.window:
             return self._answered
-        return None
+        return self._paused_since if self.paused else None
 
     def _room(self) -> bool:
         under_way = len(self.connection.outstanding)
@@ -328,6 +331,7 @@ class Link:
     def _progress(self) -> None:
         """Only answers count: a provider that says everything else but them has stalled."""
         self._last_progress = self._answered = trio.current_time()
+        self._paused_since = None
         self._notices = 0
 
     async def _result(self, start: ResultStart) -> ReceivedChunk:

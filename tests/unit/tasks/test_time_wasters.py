@@ -88,6 +88,18 @@ async def pauses(market: Market, rogue: Rogue) -> None:
     rogue.sell(handler)
 
 
+async def never_lets_anybody_give_it_a_chunk(market: Market, rogue: Rogue) -> None:
+    """Pauses before it is ready, and ends the pause for no longer than it takes to say so."""
+
+    async def handler(it: RogueTask) -> None:
+        await it.ready(task.Notice(kind="pause"))
+        while True:
+            await trio.sleep(5)
+            await it.dialogue.send(task.Notice(kind="resume"), task.Notice(kind="pause"))
+
+    rogue.sell(handler)
+
+
 # Who wastes time, and by when a task is done in spite of a hundred of them.
 WASTING: dict[str, tuple[Wasting, float]] = {
     f.__name__: (f, deadline_s)
@@ -99,6 +111,7 @@ WASTING: dict[str, tuple[Wasting, float]] = {
         (opens_and_is_never_ready, 150),
         (is_ready_and_gives_nothing, 300),
         (pauses, 300),
+        (never_lets_anybody_give_it_a_chunk, 300),
     )
 }
 
