@@ -15,7 +15,7 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.errors import ExecutionError, KernelError, StorageError, StreamError, WorkerTimeout
-from p2pcompute.execution._pool_memory import SharedInput
+from p2pcompute.execution import SharedInput
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.envelope import Signer
@@ -61,6 +61,7 @@ _OPEN_S: Final = 10.0
 _BLOB_S: Final = 30.0  # between two pieces of a blob
 _IDLE_S: Final = 120.0  # with nothing to compute: nothing assigned, or no money for what was
 _COMPILE_S: Final = 60.0
+_SHARED_BYTES: Final = 1024 * 1024  # inputs of this size and above are kept in shared memory
 _CORE_MILLI: Final = 1_000  # of the reference core; compiling takes one core, whatever the device has
 _UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
 _UNDERPRICED_MIN_MS: Final = 2_000
@@ -259,8 +260,11 @@ class _Session:
     async def _take(self, blobs: _Blobs) -> bool:
         """Take the blobs that were asked for; False when the requester finished instead."""
         size = sum(self.connection.blob_sizes.values())
-        with trio.move_on_after(_BLOB_S + size / MIN_BYTES_PER_S):
-            return await self._take_at_any_speed(blobs)
+        try:
+            with trio.move_on_after(_BLOB_S + size / MIN_BYTES_PER_S):
+                return await self._take_at_any_speed(blobs)
+        except ExecutionError as exc:
+            raise _RefuseError(WireCode.NO_CAPACITY, str(exc)) from exc
         raise RemoteProtocolError("the inputs came too slowly", code=WireCode.STALLED)
 
     async def _take_at_any_speed(self, blobs: _Blobs) -> bool:
@@ -276,12 +280,9 @@ class _Session:
                     return False
                 case _:
                     raise StreamError("the requester left before its inputs had come")
-        blobs.seal()
         return True
 
-    async def _compute(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: _Blobs
-    ) -> None:
+    async def _compute(self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: _Blobs) -> None:
         while await self._with_worker(agreement, work, account, blobs):
             self.deaths += 1
         if self.finish.is_set() and self.connection.state is TaskState.FINISHING:
@@ -299,7 +300,9 @@ class _Session:
                     await account.begin_compile()
                     used = _Meter(min(self.service.score_milli, _CORE_MILLI))
                     try:
-                        worker = await stack.enter_async_context(self.service.workers.session(tenant=self.stream.peer_id))
+                        worker = await stack.enter_async_context(
+                            self.service.workers.session(tenant=self.stream.peer_id)
+                        )
                         with used.running():
                             compile_ms = await self._compile(worker, work, blobs)
                     finally:
@@ -322,7 +325,7 @@ class _Session:
         return lost is not None
 
     async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: _Blobs) -> int:
-        source, launch, specs, inputs = execution_args(work, bytes(blobs.kernel), blobs.inputs)
+        source, launch, specs, inputs = execution_args(work, blobs.whole)
         try:
             with trio.fail_after(_COMPILE_S):
                 compiled = await worker.compile(source, launch, specs, inputs)
@@ -510,37 +513,40 @@ class _Session:
 
 
 class _Blobs:
-    """The inputs of a task: its kernel's text, and arrays in memory that every worker of it shares with this process.
+    """The inputs of a task. Large ones lie in memory that its workers share with this process, and so only once.
 
-    They are kept until the task ends, since a worker that dies has a successor, but nowhere else in this process.
+    They are kept until the task ends, since a worker that dies has a successor.
     """
 
     def __init__(self, work: ChunkWork, kept: ExitStack) -> None:
-        self.kernel = bytearray()
-        self.inputs: dict[bytes, SharedInput] = {}
-        self._kernel_digest = work.kernel.digest
+        self.whole: dict[bytes, bytes | SharedInput] = dict.fromkeys(work.inputs, b"")
+        self._kernel = work.kernel.digest
         self._kept = kept
-        self._current = b""
-        self._at = 0
+        self._digest = b""
+        self._left = 0
+        self._small = bytearray()
+        self._large: SharedInput | None = None
 
     def start(self, digest: bytes, size: int) -> None:
-        """A blob begins; its size is what the work says."""
-        self._current, self._at = digest, 0
-        if digest != self._kernel_digest:
-            self.inputs[digest] = self._kept.enter_context(SharedInput(size))
+        """A blob begins; the connection has checked its size."""
+        self._digest, self._left = digest, size
+        self._small.clear()
+        # Each large one holds a file descriptor, of which a process has about a thousand.
+        large = size >= _SHARED_BYTES and digest != self._kernel
+        self._large = self._kept.enter_context(SharedInput(size)) if large else None
 
     def add(self, data: bytes) -> None:
-        """More of it; the connection has checked that it is no more than announced."""
-        if self._current == self._kernel_digest:
-            self.kernel += data
+        """More of it; the connection has checked that it is no more than announced, and at its end the hash."""
+        if self._large is None:
+            self._small += data
         else:
-            self.inputs[self._current].write(self._at, data)
-        self._at += len(data)
-
-    def seal(self) -> None:
-        """All are whole, and their hashes were right."""
-        for blob in self.inputs.values():
-            blob.seal()
+            self._large.write(self._large.nbytes - self._left, data)
+        self._left -= len(data)
+        if self._left:
+            return
+        if self._large is not None:
+            self._large.seal()
+        self.whole[self._digest] = bytes(self._small) if self._large is None else self._large
 
 
 class _Meter:

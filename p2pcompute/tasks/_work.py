@@ -12,6 +12,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.work import DTYPES, ArrayArg, BlobRef, ChunkWork, LaunchSpec, OutArg, ScalarArg
 
 if TYPE_CHECKING:
+    from p2pcompute.execution import SharedInput
     from p2pcompute.execution._api import ArgSpec, KernelSource, Launch
     from p2pcompute.kernel import Binding
 
@@ -92,9 +93,9 @@ def chunk_bytes(work: ChunkWork) -> tuple[int, int]:
 
 
 def execution_args(
-    work: ChunkWork, blobs: Mapping[bytes, bytes]
-) -> tuple[KernelSource, Launch, list[ArgSpec], dict[int, bytes]]:
-    """What a provider's worker takes, from the work of an agreement and the blobs that came.
+    work: ChunkWork, blobs: Mapping[bytes, bytes | SharedInput]
+) -> tuple[KernelSource, Launch, list[ArgSpec], dict[int, bytes | SharedInput]]:
+    """What a provider's worker takes, from the work of an agreement and the blobs that came; the kernel's are bytes.
 
     Raises:
         LocalProtocolError: the source is not UTF-8.
@@ -102,12 +103,14 @@ def execution_args(
     from p2pcompute.execution._api import InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 
     try:
-        text = blobs[work.kernel.digest].decode()
+        kernel = blobs[work.kernel.digest]
+        assert isinstance(kernel, bytes)
+        text = kernel.decode()
     except UnicodeDecodeError:
         raise LocalProtocolError("the kernel is not UTF-8", code=WireCode.KERNEL_REFUSED) from None
     digest = hashlib.sha256(work.entry.encode() + b"\0" + text.encode()).digest()
     specs: list[ArgSpec] = []
-    inputs: dict[int, bytes] = {}
+    inputs: dict[int, bytes | SharedInput] = {}
     for position, arg in enumerate(work.args):
         match arg:
             case ScalarArg():

@@ -18,6 +18,7 @@ stated virtual duration. A kernel is not sandboxed here: run your own only.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ from p2pcompute_protocols.money import ChainTerms
 from ._memory_overlay import MemoryNetwork, open_memory_overlay
 
 if TYPE_CHECKING:
-    from p2pcompute.execution import ArgSpec, CompiledKernel, KernelSource, Launch
+    from p2pcompute.execution import ArgSpec, CompiledKernel, KernelSource, Launch, SharedInput
 
 __all__ = ["InlineWorkers", "WorkerFaults", "open_simulated_node", "simulated_chain", "virtual_clock_ms"]
 
@@ -100,6 +101,14 @@ class InlineWorkers:
         return _session(self)
 
 
+def _read(shared: SharedInput) -> bytes:
+    fd = shared.duplicate()
+    try:
+        return os.pread(fd, shared.nbytes, 0)
+    finally:
+        os.close(fd)
+
+
 @asynccontextmanager
 async def _session(workers: InlineWorkers) -> AsyncGenerator[_InlineSession]:
     yield _InlineSession(workers)
@@ -117,9 +126,8 @@ class _InlineSession:
     async def compile(
         self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec], inputs: Mapping[int, Any]
     ) -> _Compiled:
-        from p2pcompute.execution import InputSpec, OutputSpec, ScalarSpec
+        from p2pcompute.execution import InputSpec, OutputSpec, ScalarSpec, SharedInput
         from p2pcompute.execution._cpu import CpuBackend
-        from p2pcompute.execution._pool_memory import SharedInput
 
         key = (source.text, source.entry, launch, tuple(repr(arg) for arg in args))
         if key not in _compiled:
@@ -135,7 +143,7 @@ class _InlineSession:
             elif isinstance(spec, InputSpec):
                 data = inputs[position]
                 if isinstance(data, SharedInput):
-                    data = data.copy()
+                    data = _read(data)
                 array = np.frombuffer(data, spec.dtype) if isinstance(data, bytes) else np.asarray(data)
                 self._values.append(array.reshape(spec.shape))
         self._dtypes = [spec.dtype for spec in args if isinstance(spec, OutputSpec)]

@@ -482,8 +482,8 @@ class _CountedWorkers(InlineWorkers):
     most = 0
 
     @asynccontextmanager
-    async def session(self) -> Any:  # type: ignore[override]
-        async with super().session() as session:
+    async def session(self, *, tenant: str | None = None) -> Any:  # type: ignore[override]
+        async with super().session(tenant=tenant) as session:
             compile_ = session.compile
 
             async def counted(*args: Any) -> Any:
@@ -732,7 +732,7 @@ def test_an_order_that_does_not_fit_is_refused_with_its_reason(name: str) -> Non
             )
         assert caught.value.code == code
 
-    _play(order, price="1 USD" if name != "units" else "100 USD")
+    _play(order, price="1 USD" if name != "units" else "9 USD")
 
 
 @pytest.mark.parametrize("ceiling_uusd", [2**64 - 1, MAX_CEILING_UUSD])
