@@ -19,6 +19,8 @@ from p2pcompute.chain import (
     encode_withdraw,
     load_artifact,
 )
+from p2pcompute.chain._devchain_evm import CALL_GAS_LIMIT
+from p2pcompute.chain._devchain_reads import Allowance
 from p2pcompute.chain._hub import encode_channel, encode_transfer
 from p2pcompute_protocols.channel._voucher import keccak256
 from p2pcompute_protocols.ids import Address
@@ -150,6 +152,26 @@ def test_the_whole_of_the_largest_batch(bench: Bench) -> None:
     assert bench.balance(payee) == 2550
     with pytest.raises(ValueError, match="at most 256"):
         encode_claim(payee.address, [*rows, rows[0]])
+
+
+def test_the_largest_batch_can_be_estimated_with_the_gas_of_one_request(bench: Bench) -> None:
+    payer, payee, _ = people(bench)
+    bench.deposit(payer, 2560)
+    rows = [
+        FundRow(payee=payee.address, signer=bench.account(f"signer {i}").address, amount_uusd=10) for i in range(256)
+    ]
+    allowance = Allowance()
+    gas = bench.chain.estimate(
+        sender=payer.address,
+        to=bench.hub,
+        data=encode_fund(rows),
+        value_wei=0,
+        gas=CALL_GAS_LIMIT,
+        number=bench.chain.head,
+        allowance=allowance,
+    )
+    assert gas * 5 // 4 < CALL_GAS_LIMIT  # and there is room for a client's margin
+    assert allowance.gas_left > 0
 
 
 def test_an_empty_batch_is_harmless(bench: Bench) -> None:
