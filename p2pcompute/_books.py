@@ -198,12 +198,13 @@ class _ProviderAccount:
 
     async def begin_compile(self) -> None:
         """Charge a compilation to the credit of its requester, before it begins; a known peer's costs nothing."""
+        price_pusd = self._agreement.terms.price_pusd
         try:
             self._compile_pusd = await self._credit.charge(
                 self._peer,
                 subnet=self._subnet,
-                pusd=0,
-                newcomer_pusd=self._agreement.terms.price_pusd * _LEAST_UNITS,
+                pusd=price_pusd,
+                newcomer_pusd=price_pusd * _LEAST_UNITS,
                 unpaid_pusd=0,
             )
         except CreditExhausted as exc:
@@ -212,6 +213,8 @@ class _ProviderAccount:
     async def end_compile(self, *, used_units: int) -> None:
         """It took so much. A quarter of a newcomer's credit at most: the rest is for what was compiled."""
         charged, self._compile_pusd = self._compile_pusd, 0
+        if not charged:
+            return
         cost_pusd = max(used_units, _LEAST_COMPILE_UNITS) * self._agreement.terms.price_pusd
         await self._credit.settle(
             self._peer,

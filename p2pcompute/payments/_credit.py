@@ -135,6 +135,8 @@ class CreditBook:
         self.policy = policy
         self._ledger = ledger
         self._clock_ms = clock_ms
+        self._spent: dict[PeerId, int] = {}  # by known peers on work without a result, in `_spent_hour`, in pico-USD
+        self._spent_hour = 0
 
     async def first_window(self, peer: PeerId, *, chunk_pusd: int) -> int:
         """Chunks that `peer` may owe at first: 1 for a newcomer, else what `known_percent` of its payments cover."""
@@ -181,8 +183,12 @@ class CreditBook:
         if history is not None and history.banned:
             raise CreditExhausted(f"{peer} is banned: {history.banned}")
         if history is not None and history.paid_uusd >= self.policy.known_uusd:
-            if unpaid_pusd + pusd > self._known_limit_pusd(history):
-                raise CreditExhausted(f"{peer} owes {unpaid_pusd} pico-USD and may not owe more until it pays")
+            spent_pusd = self._spent_by(peer)
+            if unpaid_pusd + spent_pusd + pusd > self._known_limit_pusd(history):
+                raise CreditExhausted(
+                    f"{peer} owes {unpaid_pusd} pico-USD, and {spent_pusd} were computed for nothing this hour; it may "
+                    "not owe more until it pays"
+                )
             return 0
         # At most a quarter of what a newcomer may use: a dear node would take none at all otherwise.
         charged = max(pusd, min(newcomer_pusd or 0, self.quarter_pusd))
@@ -208,10 +214,13 @@ class CreditBook:
         Args:
             peer: who wanted it.
             subnet: see `subnet_of`.
-            charged_pusd: what `charge` gave; 0 for a known peer, for whom this does nothing.
+            charged_pusd: what `charge` gave; 0 for a known peer, of whom this is remembered for the rest of the hour,
+                as long as the process runs, and takes from what it may owe.
             cost_pusd: the time that it took, at the price that was agreed.
         """
         if not charged_pusd:
+            if cost_pusd:  # else it is perhaps a stranger, of a provider that asks nothing
+                self._spent[peer] = self._spent_by(peer) + cost_pusd
             return
         cost_pusd = min(cost_pusd, self.policy.peer_uusd * PUSD_PER_UUSD)
         if cost_pusd <= charged_pusd:
@@ -226,6 +235,13 @@ class CreditBook:
             subnet_limit_pusd=_NO_LIMIT,
             provider_limit_pusd=_NO_LIMIT,
         )
+
+    def _spent_by(self, peer: PeerId) -> int:
+        hour = self._clock_ms() // _HOUR_MS
+        if hour != self._spent_hour:
+            self._spent.clear()
+            self._spent_hour = hour
+        return self._spent.get(peer, 0)
 
     @property
     def quarter_pusd(self) -> int:

@@ -116,7 +116,7 @@ def test_a_compilation_is_charged_to_a_newcomer(run: Run, seconds: int, left: in
 def test_a_newcomer_without_credit_may_not_compile_and_a_known_peer_may(run: Run) -> None:
     async def body(world: Any) -> None:
         task = await world.agree(price_pusd=1_000_000)
-        account = await provider_books(world, subnet_uusd=0, known_uusd=400).open(world.last_agreement)
+        account = await provider_books(world, peer_uusd=0, known_uusd=400).open(world.last_agreement)
         with pytest.raises(LocalProtocolError) as caught:
             await account.begin_compile()
         assert caught.value.code == WireCode.CREDIT_EXHAUSTED

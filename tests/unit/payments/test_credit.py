@@ -170,6 +170,29 @@ def test_a_known_peer_has_a_larger_window_and_never_owes_more_than_it_paid() -> 
     with_book(CreditPolicy(), body)
 
 
+def test_work_without_a_result_takes_from_what_a_known_peer_may_owe() -> None:
+    """It may waste half of what it has paid in an hour; without that, all of a provider's time."""
+
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        peer = PEERS[0]
+        await pay(ledger, peer, 200_000)
+        wasted = 0
+        while wasted < 100:
+            try:
+                charged = await book.charge(peer, subnet="a", pusd=1, unpaid_pusd=0)
+            except CreditExhausted:
+                break
+            await book.settle(peer, subnet="a", charged_pusd=charged, cost_pusd=CHUNK_PUSD)
+            wasted += 1
+        assert wasted == 10
+        await pay(ledger, PEERS[1], 200_000)
+        await book.charge(PEERS[1], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
+        clock.now_ms += HOUR_MS
+        await book.charge(peer, subnet="a", pusd=10 * CHUNK_PUSD, unpaid_pusd=0)
+
+    with_book(CreditPolicy(), body)
+
+
 def test_credit_outlives_a_restart_and_old_hours_are_forgotten(tmp_path: Any) -> None:
     async def main() -> None:
         clock = Clock()
