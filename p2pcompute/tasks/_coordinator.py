@@ -420,11 +420,14 @@ class Coordinator:
     def _hooks(self, state: RunState) -> LinkHooks:
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
             cancelled = code is WireCode.CANCELLED
+            ran_s = state.scheduler.ran(index, provider, trio.current_time())
             state.scheduler.fail(index, provider, for_good=not cancelled)
             if not cancelled:
                 state.emit(ChunkRejected(provider=provider, index=index, reason=f"{code.name.lower()}: {detail}"))
                 reason = f"{code.name.lower()}: {detail}"
-                state.failed(index, provider, reason=reason, timed_out=code is WireCode.TIMED_OUT)
+                # Whoever says so before the time is up has not computed at all.
+                timed_out = code is WireCode.TIMED_OUT and ran_s >= state.chunk_limit_s(provider)
+                state.failed(index, provider, reason=reason, timed_out=timed_out)
                 if state.scheduler.failures(index) >= _CHUNK_FAILURES:
                     state.suspects.add(index)
             state.wake()

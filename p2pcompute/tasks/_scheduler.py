@@ -67,6 +67,11 @@ class ChunkScheduler:
         """At how many providers the chunk has failed."""
         return len(self._refused.get(index, ()))
 
+    def ran(self, index: int, provider: PeerId, now: float) -> float:
+        """For how many seconds `provider` has had the chunk; 0 where it does not have it."""
+        run = self._running.get(index)
+        return max(0.0, now - run.since[provider]) if run is not None and provider in run.since else 0.0
+
     def refused_at(self, index: int) -> set[PeerId]:
         """The providers that may not have the chunk."""
         return set(self._refused.get(index, ()))

@@ -129,6 +129,12 @@ class RunState:
         else:
             slept.discard(index)
 
+    def chunk_limit_s(self, provider: PeerId) -> float:
+        """How many seconds were agreed for one chunk."""
+        contact = self.contacts[provider]
+        assert contact.link is not None  # asked of providers that were given chunks
+        return contact.link.agreement.terms.chunk_timeout_ms / 1000
+
     def overslept(self, index: int, providers: set[PeerId]) -> bool:
         """Whether a chunk failed at `providers`, and everywhere by time-outs that may be forgiven."""
         return bool(providers) and all(index in self.slept.get(provider, ()) for provider in providers)

@@ -51,11 +51,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert hedge_at is None or hedge_at > self.now
             return
         else:
-            # A second copy of a late chunk of somebody else.
+            # A further copy of a late chunk of others.
             assert hedge_at is not None
             assert hedge_at <= self.now
             assert provider not in self.running[index]
-            assert len(self.running[index]) == 1
+            assert self.running[index]
+            assert self.now - max(self.running[index].values()) >= 2 ** (len(self.running[index]) - 1)
             assert math.inf not in self.running[index].values()
             assert provider not in self.refused.get(index, set())
             self.requeued += 1
