@@ -61,7 +61,7 @@ class TaskWorker(Protocol):
 class Workers(Protocol):
     """Gives workers; leaving the context ends the process."""
 
-    def session(self) -> AbstractAsyncContextManager[TaskWorker]: ...
+    def session(self, *, tenant: str | None = None) -> AbstractAsyncContextManager[TaskWorker]: ...
 
 
 class ProviderAccount(Protocol):
