@@ -121,6 +121,7 @@ _CALL: Final = re.compile(r"call(?:\.uni)?\s+(?:\([^)]*\)\s*,\s*)?([A-Za-z_$][\w
 # Registers as LLVM names them and a thread's place; all else is a clock, a lane, a processor.
 _SPECIAL: Final = re.compile(r"%(?!(?:tid|ntid|ctaid|nctaid)\.[xyz]\b|(?:p|rs|r|rd|f|fd)\d+\b|SPL?\b)")
 _END: Final = re.compile(r"[;{}]|\.(?:version|target|address_size|loc|file|maxntid|minnctapersm)\b[^\n;{]*\n|$")
+_LABELS: Final = re.compile(r"\s*(?:[$%\w]+:\s*)*")
 _BODY: Final = re.compile(r"\.(?:entry|func)\b[^{};]*?([A-Za-z_$][\w$]*)\s*(?:\([^{};]*\))?[^{};()]*\{", re.DOTALL)
 
 
@@ -181,20 +182,16 @@ def _statements(ptx: str) -> Iterator[tuple[int, str]]:
 
 
 def _in_braces(text: str, start: int, brace: int) -> bool:
-    head = text[start:brace].strip() if brace >= 0 else ""
+    head = re.sub(r"[$%\w]+:", "", text[start:brace]).strip() if brace >= 0 else ""
     return bool(head) and not re.search(r"\.(?:entry|func)\b", head)
 
 
 def _one(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
-    statement = text[start:end]
-    first = len(statement) - len(statement.lstrip())
-    line = text.count("\n", 0, start + first) + 1
-    statement = " ".join(statement.split())
-    while label := re.match(r"[$%\w]+:\s*", statement):
-        statement = statement[label.end() :]
-    statement = re.sub(r"^@!?%\w+\s+", "", statement)
+    found = _LABELS.match(text, start, end)
+    start = found.end() if found is not None else start
+    statement = re.sub(r"^@!?%\w+\s+", "", " ".join(text[start:end].split()))
     if statement:
-        yield line, statement
+        yield text.count("\n", 0, start) + 1, statement
 
 
 def _judge(line: int, text: str, bodies: set[str]) -> PtxFault | None:
@@ -219,7 +216,7 @@ def _judge(line: int, text: str, bodies: set[str]) -> PtxFault | None:
         return fault("flushing")
     if floats and name in ("fma", "mad"):
         return fault("fused")
-    if floats and "sat" in modifiers:
+    if floats and "sat" in modifiers and name != "cvt":
         return fault("saturating")
     if floats and name in ("add", "sub", "mul", "div", "sqrt", "rcp") and "rn" not in modifiers:
         return fault("unrounded")

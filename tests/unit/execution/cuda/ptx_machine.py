@@ -238,7 +238,7 @@ def _parameters(text: str | None) -> list[tuple[str, int, int]]:
 
 def _immediate(text: str) -> int:
     if text.startswith(("0f", "0F", "0d", "0D")):
-        return int(text[2:], 16)
+        return int(f"0x{text[2:]}", 0)  # the bits of a float
     sign, digits = (-1, text[1:]) if text.startswith("-") else (1, text)
     return sign * int(digits.rstrip("U"), 0)
 

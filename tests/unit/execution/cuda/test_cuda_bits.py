@@ -213,7 +213,7 @@ def test_control(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
 @kernel
 def flags(result, x, on, shift, few):
     i = cuda.grid(1)
-    result[i] = (x[i] and on) or (few > 2) and not x[i + shift]
+    result[i] = (x[i] and on) or ((few > 2) and not x[i + shift])
 
 
 def test_scalars_of_every_dtype(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
