@@ -320,12 +320,15 @@ class FunctionCheck:
                 raise self.unknown(node)
 
     def power(self, node: ast.AST, exponent: ast.expr) -> None:
-        good = (
-            isinstance(exponent, ast.Constant) and type(exponent.value) is int and 0 <= exponent.value <= lang.MAX_POWER
-        )
-        if not good:
+        """A literal integer is a count of products; anything else has to be a float, which the types will tell."""
+        number = exponent.operand if isinstance(exponent, ast.UnaryOp) else exponent
+        if not (isinstance(number, ast.Constant) and isinstance(number.value, int)):
+            return
+        if number is not exponent or isinstance(number.value, bool) or number.value > lang.MAX_POWER:
             raise self.refuse(
-                node, f"** takes a literal exponent from 0 to {lang.MAX_POWER}", "write the product out, or 1 / x ** n"
+                node,
+                f"** takes a literal exponent from 0 to {lang.MAX_POWER}, or a float",
+                "write 1 / x ** n, or the exponent as a float",
             )
 
     def array(self, node: ast.expr) -> str:
@@ -409,6 +412,8 @@ class FunctionCheck:
             case ast.Attribute(value=ast.Name(id="math"), attr=name) if name in lang.MATH_CALLS:
                 self.count(node, name, lang.MATH_CALLS[name], lang.MATH_CALLS[name])
             case ast.Attribute(value=ast.Name(id="np"), attr=name) if name in lang.NUMPY_CALLS:
+                self.count(node, name, lang.NUMPY_CALLS[name], lang.NUMPY_CALLS[name])
+            case ast.Attribute(value=ast.Name(id="np"), attr=name) if name in lang.CASTS:
                 self.count(node, name, 1, 1)
             case ast.Attribute(value=ast.Name(id="random"), attr=name) if name in lang.RANDOM_CALLS:
                 self.count(node, name, lang.RANDOM_CALLS[name], lang.RANDOM_CALLS[name])
@@ -423,7 +428,8 @@ class FunctionCheck:
                 raise self.refuse(
                     node,
                     f"{module}.{name} is not in the kernel language",
-                    "of math there are sqrt, floor, ceil, fabs, isnan, isinf and isfinite",
+                    f"there are the dtypes of np, {_known('np', lang.NUMPY_CALLS)} and "
+                    f"{_known('math', lang.MATH_CALLS)}",
                 )
             case ast.Name(id=name):
                 raise self.refuse(
@@ -438,6 +444,10 @@ class FunctionCheck:
         if not low <= len(node.args) <= high:
             wanted = str(low) if low == high else f"{low} to {high}"
             raise self.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
+
+
+def _known(module: str, names: Mapping[str, int]) -> str:
+    return f"{module}.{', '.join(sorted(names))}"
 
 
 def _always_returns(body: list[ast.stmt]) -> bool:

@@ -19,6 +19,7 @@ __all__ = [
     "LANGUAGE_VERSION",
     "MATH_CALLS",
     "MATH_CONSTANTS",
+    "MATH_FUNCTIONS",
     "MAX_ARRAY_AXES",
     "MAX_EXPANDED_NODES",
     "MAX_FUNCTIONS",
@@ -33,11 +34,12 @@ __all__ = [
     "MAX_TREE_DEPTH",
     "MAX_TUPLE",
     "NUMPY_CALLS",
+    "NUMPY_SPELLINGS",
     "RANDOM_CALLS",
     "RESERVED",
 ]
 
-LANGUAGE_VERSION: Final = "strict-1"
+LANGUAGE_VERSION: Final = "strict-2"
 
 MAX_SOURCE_BYTES: Final = 65_536
 MAX_NODES: Final = 5_000  # statements and expressions
@@ -81,10 +83,68 @@ MATH_CALLS: Final = {
     "isnan": 1,
     "isinf": 1,
     "isfinite": 1,
+    "trunc": 1,
+    "exp": 1,
+    "exp2": 1,
+    "expm1": 1,
+    "log": 1,
+    "log2": 1,
+    "log10": 1,
+    "log1p": 1,
+    "sin": 1,
+    "cos": 1,
+    "tan": 1,
+    "asin": 1,
+    "acos": 1,
+    "atan": 1,
+    "atan2": 2,
+    "sinh": 1,
+    "cosh": 1,
+    "tanh": 1,
+    "erf": 1,
+    "erfc": 1,
+    "pow": 2,
+    "hypot": 2,
+    "cbrt": 1,
+    "fmod": 2,
+    "copysign": 2,
 }
 MATH_CONSTANTS: Final = frozenset({"inf", "nan"})
 CASTS: Final = frozenset(DTYPES) - {"bool"} | {"bool_"}
-NUMPY_CALLS: Final = CASTS | {"sqrt", "floor", "ceil", "fabs"}
+# name -> number of arguments, beside the conversions
+NUMPY_CALLS: Final = {"sqrt": 1, "floor": 1, "ceil": 1, "fabs": 1, "trunc": 1, "rint": 1, "minimum": 2, "maximum": 2}
+# What NumPy has under another name or under the same one: normalised source says math.
+NUMPY_SPELLINGS: Final = {
+    "exp": "exp",
+    "exp2": "exp2",
+    "expm1": "expm1",
+    "log": "log",
+    "log2": "log2",
+    "log10": "log10",
+    "log1p": "log1p",
+    "sin": "sin",
+    "cos": "cos",
+    "tan": "tan",
+    "arcsin": "asin",
+    "arccos": "acos",
+    "arctan": "atan",
+    "arctan2": "atan2",
+    "sinh": "sinh",
+    "cosh": "cosh",
+    "tanh": "tanh",
+    "power": "pow",
+    "hypot": "hypot",
+    "cbrt": "cbrt",
+    "fmod": "fmod",
+    "copysign": "copysign",
+    "isnan": "isnan",
+    "isinf": "isinf",
+    "isfinite": "isfinite",
+}
+# Those with a definition for each float type in _strict_math; the rest of the calls are single operations.
+MATH_FUNCTIONS: Final = frozenset(MATH_CALLS) - {"sqrt", "floor", "ceil", "fabs", "isnan", "isinf", "isfinite"} | {
+    "rint"
+}
 RANDOM_CALLS: Final = {"philox": 6, "uniform": 3}
 BUILTINS: Final = frozenset({"int", "float", "bool", "min", "max", "abs", "len", "range"})
 

@@ -20,7 +20,15 @@ import numpy as np
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import KernelSource
-from p2pcompute.execution._language import BUILTINS, CUDA_CALLS, MAX_FUNCTIONS, NUMPY_CALLS, RESERVED
+from p2pcompute.execution._language import (
+    BUILTINS,
+    CASTS,
+    CUDA_CALLS,
+    MAX_FUNCTIONS,
+    NUMPY_CALLS,
+    NUMPY_SPELLINGS,
+    RESERVED,
+)
 
 __all__ = ["Captured", "capture", "source_digest"]
 
@@ -294,7 +302,9 @@ class _Normalise(ast.NodeTransformer):
             return _dotted(node, "cuda", name)
         if module == "math":
             return _dotted(node, "math", name)
-        if module == "numpy" and name in NUMPY_CALLS | {"bool", "absolute"}:
+        if module == "numpy" and name in NUMPY_SPELLINGS:
+            return _dotted(node, "math", NUMPY_SPELLINGS[name])
+        if module == "numpy" and name in CASTS | NUMPY_CALLS.keys() | {"bool", "absolute"}:
             return _dotted(node, "np", {"bool": "bool_", "absolute": "fabs"}.get(name, name))
         if module == _RANDOM_MODULE:
             return _dotted(node, "random", name)
@@ -314,7 +324,7 @@ def _why(spelled: str, value: Any) -> tuple[str, str]:
         return f"{spelled} is a {type(value).__name__}", "pass an array, or name each number by itself"
     return (
         f"{spelled} is not in the kernel language",
-        "use arithmetic, math.sqrt/floor/ceil/fabs, p2pcompute.random or a @p2pcompute.device function",
+        "use arithmetic, the functions of math, p2pcompute.random or a @p2pcompute.device function",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._guard_index import grid_axis
-from p2pcompute.execution._language import AXES, BUILTINS, CASTS, DTYPES, RANDOM_CALLS
+from p2pcompute.execution._language import AXES, BUILTINS, CASTS, DTYPES, MATH_FUNCTIONS, MAX_POWER, RANDOM_CALLS
 from p2pcompute.execution._lower_types import (
     ArrayType,
     Expr,
@@ -250,6 +250,14 @@ class ExpressionLowering:
     def binary(self, node: ast.AST, op: ast.operator, left: Expr, right: Expr) -> Expr:
         """An operator between two numbers."""
         kind = max(left.type, right.type, Scalar.INT)
+        if isinstance(op, ast.Pow):
+            if not kind.is_float:
+                raise self.refuse(
+                    node,
+                    f"** between integers takes a literal exponent from 0 to {MAX_POWER}",
+                    "write float(x) ** n, or a loop",
+                )
+            return self.function("math", "pow", [left, right])
         symbol = _SYMBOLS[type(op)]
         match op:
             case ast.Add() | ast.Sub() | ast.Mult():
@@ -339,7 +347,7 @@ class ExpressionLowering:
                 cast = to_dtype(self.scalar(node.args[0]), _DTYPE_OF_CAST[name])
                 return cast.code, cast.type
             case ast.Attribute(value=ast.Name(id=module), attr=name):
-                value = self.function(module, name, self.scalar(node.args[0]))
+                value = self.function(module, name, [self.scalar(argument) for argument in node.args])
                 return value.code, value.type
             case ast.Name(id="len"):
                 name = node.args[0].id if isinstance(node.args[0], ast.Name) else ""
@@ -403,13 +411,22 @@ class ExpressionLowering:
             return value
         return Expr(f"iabs({as_type(value, kind)})", kind)
 
-    def function(self, module: str, name: str, value: Expr) -> Expr:
-        """``math`` and ``np`` functions of one argument."""
-        if module == "math" and name in ("floor", "ceil") and not value.type.is_float:
+    def function(self, module: str, name: str, values: list[Expr]) -> Expr:
+        """``math`` and ``np`` functions."""
+        value = values[0]
+        if name in ("minimum", "maximum"):
+            kind = join(value.type, values[1].type)
+            codes = ", ".join(as_type(argument, kind) for argument in values)
+            return Expr(f"{'least' if name == 'minimum' else 'greatest'}({codes})", kind)
+        if module == "math" and name in ("floor", "ceil", "trunc") and not value.type.is_float:
             kind = max(value.type, Scalar.INT)
             return Expr(as_type(value, kind), kind)
-        kind = max(value.type, Scalar.F32)
-        code = as_type(value, kind)
+        kind = max(Scalar.F32, *(argument.type for argument in values))
+        code = ", ".join(as_type(argument, kind) for argument in values)
+        if name in MATH_FUNCTIONS:
+            width = "32" if kind is Scalar.F32 else "64"
+            result = Expr(f"{name}{'_' if name[-1].isdigit() else ''}{width}({code})", kind)
+            return Expr(as_type(result, Scalar.INT), Scalar.INT) if (module, name) == ("math", "trunc") else result
         if name in ("sqrt", "fabs"):
             return Expr(f"{name}({code})", kind)
         if name in ("floor", "ceil"):
@@ -425,15 +442,18 @@ class ExpressionLowering:
 
 
 def _calls(node: ast.expr) -> bool:
-    """Whether a device function or a random number is in it: what is worth leaving out."""
-    return any(
-        isinstance(inner, ast.Call)
-        and (
-            (isinstance(inner.func, ast.Name) and inner.func.id not in BUILTINS)
-            or (isinstance(inner.func, ast.Attribute) and inner.func.attr in RANDOM_CALLS)
-        )
-        for inner in ast.walk(node)
-    )
+    """Whether a device function, a mathematical one or a random number is in it: what is worth leaving out."""
+    for inner in ast.walk(node):
+        match inner:
+            case ast.Call(func=ast.Name(id=name)) if name not in BUILTINS:
+                return True
+            case ast.Call(func=ast.Attribute(attr=name)) if name in RANDOM_CALLS or name in MATH_FUNCTIONS:
+                return True
+            case ast.BinOp(op=ast.Pow(), right=right) if not isinstance(right, ast.Constant):
+                return True
+            case _:
+                pass
+    return False
 
 
 def widen(code: str, dtype: str) -> Expr:

@@ -15,6 +15,8 @@ import numba
 import numpy as np
 from numba import float32, float64, int8, int16, int32, int64, uint8, uint16, uint32, uint64
 
+from p2pcompute.execution._strict_math import math_helpers
+
 __all__ = ["helpers"]
 
 _INT_MAX, _INT_MIN, _UINT_MAX = 2**63 - 1, -(2**63), 2**64 - 1
@@ -26,7 +28,13 @@ _LOW = np.uint64(0xFFFFFFFF)
 
 
 def helpers(
-    jit: Callable[[Any], Any], *, round_down: Callable[[Any], Any] = np.floor, round_up: Callable[[Any], Any] = np.ceil
+    jit: Callable[[Any], Any],
+    *,
+    round_down: Callable[[Any], Any] = np.floor,
+    round_up: Callable[[Any], Any] = np.ceil,
+    math_jit: Callable[[Any], Any] | None = None,
+    float_bits: Any = None,
+    bits_float: Any = None,
 ) -> dict[str, Any]:
     """The names that lowered code may use, each function compiled by `jit` when it is first called.
 
@@ -34,7 +42,11 @@ def helpers(
         jit: makes a device function; it must neither contract nor reorder floating-point operations.
         round_down: what `jit` compiles to the float that is the largest integer not above a float.
         round_up: the same for the smallest integer not below it.
+        math_jit: `jit` for the mathematical functions, which are long: a copy at each call is rarely wanted.
+        float_bits: see `math_helpers`.
+        bits_float: see `math_helpers`.
     """
+    outer = frozenset(locals()) | {"outer"}
 
     @jit
     def idiv(a: Any, b: Any) -> Any:
@@ -73,6 +85,14 @@ def helpers(
     @jit
     def maximum(a: Any, b: Any) -> Any:
         return b if b > a else a  # noqa: FURB136
+
+    @jit
+    def least(a: Any, b: Any) -> Any:
+        return a if a != a else b if b < a or b != b else a
+
+    @jit
+    def greatest(a: Any, b: Any) -> Any:
+        return a if a != a else b if b > a or b != b else a
 
     @jit
     def load1(a: Any, i: Any) -> Any:
@@ -241,7 +261,8 @@ def helpers(
         word = w[0] if lane == 0 else w[1] if lane == 1 else w[2] if lane == 2 else w[3]
         return float32(word >> 8) * _SCALE
 
-    functions = {name: value for name, value in locals().items() if name not in ("jit", "round_down", "round_up")}
+    functions = {name: value for name, value in locals().items() if name not in outer}
     sized = (int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64)
     constants = {"NAN32": _NAN32, "NAN64": _NAN64, "INF32": np.float32(np.inf), "INF64": np.float64(np.inf)}
+    functions |= math_helpers(math_jit or jit, float_bits=float_bits, bits_float=bits_float)
     return functions | {kind.name: kind for kind in sized} | constants | {"prange": numba.prange}
