@@ -9,7 +9,7 @@ has none against fused multiply-adds. docs/adr/0010 says what comes after it.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
+import os
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -20,6 +20,7 @@ from p2pcompute.errors import ExecutionError, KernelError
 __all__ = ["NUMBA_CUDA", "CudaCompiler", "CudaNotInstalled", "check_installed", "link_cubin"]
 
 NUMBA_CUDA = "0.30.4"
+_REMEDY = "run: pip install 'p2pcompute[cuda]'"
 
 # Each is one instruction (abs, sqrt.rn): the other functions of libdevice approximate, or fuse by hand.
 _EXACT = frozenset({"__nv_fabs", "__nv_fabsf", "__nv_sqrt", "__nv_sqrtf"})
@@ -31,23 +32,23 @@ class CudaNotInstalled(ExecutionError):
 
 
 def check_installed() -> None:
-    """Raises `CudaNotInstalled` where numba-cuda is missing, of another version, or replaced by its simulator.
+    """Raises `CudaNotInstalled` where numba-cuda is missing, of another version, or replaced by its simulator. Looks
+    only at what is installed, and imports none of it.
 
     numba has a ``numba.cuda`` of its own, so that import says nothing.
     """
-    remedy = "run: pip install 'p2pcompute[cuda]'"
     try:
         version = importlib.metadata.version("numba-cuda")
     except importlib.metadata.PackageNotFoundError:
-        raise CudaNotInstalled(f"numba-cuda is not installed; {remedy}") from None
+        raise CudaNotInstalled(f"numba-cuda is not installed; {_REMEDY}") from None
     if version != NUMBA_CUDA:
-        raise CudaNotInstalled(f"numba-cuda {version} is installed and {NUMBA_CUDA} is needed; {remedy}")
-    for module in ("cuda.bindings", "cuda.core"):
-        if importlib.util.find_spec("cuda") is None or importlib.util.find_spec(module) is None:
-            raise CudaNotInstalled(f"{module} is not installed; {remedy}")
-    from numba.core import config
-
-    if getattr(config, "ENABLE_CUDASIM", 0):
+        raise CudaNotInstalled(f"numba-cuda {version} is installed and {NUMBA_CUDA} is needed; {_REMEDY}")
+    for package in ("cuda-bindings", "cuda-core"):
+        try:
+            importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise CudaNotInstalled(f"{package} is not installed; {_REMEDY}") from None
+    if os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0"):
         raise CudaNotInstalled("numba's CUDA simulator is switched on; unset NUMBA_ENABLE_CUDASIM")
 
 
@@ -68,7 +69,7 @@ class CudaCompiler:
         errors: list[Any] = [nvvm.nvvmError, import_module("numba.core.errors").NumbaError]
         errors.append(import_module("numba.cuda.core.errors").NumbaError)
         if not nvvm.is_available():
-            raise CudaNotInstalled("libNVVM does not load; run: pip install 'p2pcompute[cuda]'")
+            raise CudaNotInstalled(f"libNVVM does not load; {_REMEDY}")
         self.capability = capability
         self.cuda: Any = import_module("numba.cuda")
         self._nvvm = nvvm

@@ -65,7 +65,7 @@ class CudaDevice(Protocol):
 
 
 def find_devices() -> list[CudaDevice]:
-    """The devices that the driver shows, each opened; empty where numba-cuda is missing or no driver answers."""
+    """The devices that the driver shows; nothing is put on them. Empty where numba-cuda is missing or no driver answers."""
     try:
         check_installed()
         driver = _driver()
@@ -108,7 +108,8 @@ def _call(function: Any, *args: Any) -> Any:
 
 
 class _Driven:
-    """A device behind the driver. Its context is the primary one and is current in the thread that opened it."""
+    """A device behind the driver. Its context, the primary one, is made when something is first put on it, and is
+    current in the thread that did."""
 
     def __init__(self, driver: Any, ordinal: int) -> None:
         self._driver = driver
@@ -122,15 +123,21 @@ class _Driven:
         self.capability = (attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR"))
         self.processors = attribute("MULTIPROCESSOR_COUNT")
         self.memory_bytes = int(_call(driver.cuDeviceTotalMem, device))
-        self._context = _call(driver.cuDevicePrimaryCtxRetain, device)
-        _call(driver.cuCtxSetCurrent, self._context)
+        self._device = device
+        self._context: Any = None
+
+    def _ready(self) -> Any:
+        if self._context is None:
+            self._context = _call(self._driver.cuDevicePrimaryCtxRetain, self._device)
+            _call(self._driver.cuCtxSetCurrent, self._context)
+        return self._driver
 
     def load(self, ptx: str) -> Any:
         # linked here, not by the driver: that may be older than the PTX
-        return _call(self._driver.cuModuleLoadData, link_cubin(ptx, self.capability))
+        return _call(self._ready().cuModuleLoadData, link_cubin(ptx, self.capability))
 
     def allocate(self, size: int) -> int:
-        return int(_call(self._driver.cuMemAlloc, max(size, 1)))
+        return int(_call(self._ready().cuMemAlloc, max(size, 1)))
 
     def release(self, address: int) -> None:
         _call(self._driver.cuMemFree, address)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import trio
 
 from p2pcompute.errors import ExecutionError
+from p2pcompute.execution._cuda_compile import CudaNotInstalled, check_installed
 from p2pcompute.execution._pool import open_pool
 from p2pcompute.execution._pool_process import readable_paths
 from p2pcompute.execution._probe import probe_devices
@@ -55,7 +56,8 @@ async def doctor_facts(
     """
     limits = limits or WorkerLimits()
     policy = policy or SandboxPolicy()
-    facts = [_interpreter(), _numba(), _device(limits), _landlock(), _seccomp(), await _bwrap(policy), _rlimits(limits)]
+    facts = [_interpreter(), _numba(), _device(limits), *_cuda()]
+    facts += [_landlock(), _seccomp(), await _bwrap(policy), _rlimits(limits)]
     if start_worker:
         facts.append(await _worker(limits, policy))
     return facts
@@ -78,11 +80,25 @@ def _numba() -> Fact:
 
 
 def _device(limits: WorkerLimits) -> Fact:
-    (device,) = probe_devices()
+    device = probe_devices()[0]
     detail = f"{device.name}, {device.cores} threads, {device.memory_bytes / _GIB:.1f} GiB"
     short = device.memory_bytes < limits.input_bytes + limits.output_bytes
     advice = "lower input_bytes and output_bytes of the worker limits below this memory" if short else ""
     return Fact(name="cpu", ok=not short, detail=detail, advice=advice, needed=False)
+
+
+def _cuda() -> list[Fact]:
+    """A line where the ``cuda`` extra is installed; its absence is nothing to mend."""
+    try:
+        check_installed()
+    except CudaNotInstalled:
+        return []
+    found = [device for device in probe_devices() if device.kind == "cuda"]
+    if not found:
+        advice = "optional: install NVIDIA's driver; kernels are compiled for CUDA without it, and not run"
+        return [Fact(name="cuda", ok=False, detail="no driver answers", advice=advice, needed=False)]
+    names = ", ".join(f"{device.name}, {device.memory_bytes / _GIB:.1f} GiB" for device in found)
+    return [Fact(name="cuda", ok=True, detail=f"{names}; workers run on the CPU, not there", needed=False)]
 
 
 def _landlock() -> Fact:

@@ -12,6 +12,7 @@ import numpy as np
 
 from p2pcompute.errors import ExecutionError
 from p2pcompute.execution._api import KernelSource, Launch, OutputSpec
+from p2pcompute.execution._cuda_device import CudaFailure, find_devices
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._pool import WorkerPool
 from p2pcompute.execution._pool_session import WorkerSession
@@ -57,10 +58,10 @@ class Device:
     """One device that can run kernels.
 
     Attributes:
-        kind: "cpu"; "cuda" devices will stand beside it.
+        kind: "cpu" or "cuda".
         name: the maker's name for it.
-        cores: processor threads that this process may use; a container's quota counts.
-        memory_bytes: memory that it may use; a container's limit counts.
+        cores: processor threads that this process may use; a container's quota counts. Of a GPU, its multiprocessors.
+        memory_bytes: memory that it may use; a container's limit counts. Of a GPU, its own.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -83,11 +84,23 @@ class Score:
 
 
 def probe_devices(*, root: Path = Path("/")) -> list[Device]:
-    """The devices of this machine: its CPU, always first. Reads ``/proc`` and ``/sys`` beneath `root`.
+    """The devices of this machine: its CPU, always first, then the CUDA devices that a driver shows, where the
+    ``cuda`` extra is installed. Reads ``/proc`` and ``/sys`` beneath `root`.
 
     Where a file is missing or odd the answer of the standard library stands in; nothing is raised.
     """
-    return [Device(kind="cpu", name=_cpu_name(root), cores=_cores(root), memory_bytes=_memory(root))]
+    cpu = Device(kind="cpu", name=_cpu_name(root), cores=_cores(root), memory_bytes=_memory(root))
+    return [cpu, *_cuda_devices()]
+
+
+def _cuda_devices() -> list[Device]:
+    try:
+        return [
+            Device(kind="cuda", name=device.name, cores=device.processors, memory_bytes=device.memory_bytes)
+            for device in find_devices()
+        ]
+    except CudaFailure:  # a driver that answers and then fails is as good as none
+        return []
 
 
 def _read(path: Path) -> str:

@@ -151,7 +151,7 @@ def entry_parameters(ptx: str, entry: str) -> list[str]:
         raise PtxRefused(f"the PTX has no entry {entry}")
     types: list[str] = []
     for text in filter(None, (part.strip() for part in found[1].split(","))):
-        declared = re.fullmatch(r"\.param\s+\.([subf]\d+)\s+[\w$]+", text)
+        declared = re.fullmatch(r"\.param\s+\.([subf]\d+)\s+(?:\.ptr\s+(?:\.global\s+)?\.align\s+\d+\s+)?[\w$]+", text)
         if declared is None:
             raise PtxRefused(f"{entry} has a parameter that is no number: {text}")
         types.append(declared[1])

@@ -31,7 +31,7 @@ def machine(root: Path, **files: str) -> Path:
 
 
 def test_this_machine_has_a_cpu() -> None:
-    (device,) = probe_devices()
+    device, *_ = probe_devices()
     assert device.kind == "cpu"
     assert device.name
     assert 1 <= device.cores <= len(os.sched_getaffinity(0))
@@ -46,7 +46,7 @@ def test_a_container_s_quota_and_limit_count(tmp_path: Path) -> None:
         sys__fs__cgroup__cpu_DOT_max="100000 100000\n",
         sys__fs__cgroup__memory_DOT_max="4096000000\n",
     )
-    (device,) = probe_devices(root=root)
+    device, *_ = probe_devices(root=root)
     assert (device.name, device.cores, device.memory_bytes) == ("Fast CPU (R)", 1, 4_096_000_000)
 
 
@@ -59,14 +59,14 @@ def test_no_quota_or_an_odd_one_is_none(tmp_path: Path, quota: str) -> None:
         proc__meminfo="MemTotal: 1000 kB\n",
         proc__cpuinfo="CPU implementer : 0x41\nCPU part : 0xd0c\n",
     )
-    (device,) = probe_devices(root=root)
+    device, *_ = probe_devices(root=root)
     assert device.cores == len(os.sched_getaffinity(0))
     assert device.memory_bytes == 1_024_000
     assert device.name.endswith("0x41 0xd0c")
 
 
 def test_an_empty_proc_is_no_error(tmp_path: Path) -> None:
-    (device,) = probe_devices(root=tmp_path)
+    device, *_ = probe_devices(root=tmp_path)
     assert device.name
     assert device.memory_bytes > 0
 

@@ -31,6 +31,21 @@ class PtxError(Exception):
     """The code does what PTX does not allow, or what this machine does not know."""
 
 
+class _Unset:
+    """A register before it is written. What it can't refuse here is a TypeError."""
+
+    def __bool__(self) -> bool:
+        raise PtxError("a register is read before it is written")
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+_UNSET = _Unset()
+
+
 @dataclass(slots=True)
 class Function:
     """A function or an entry, translated."""
@@ -60,10 +75,10 @@ class Machine:
 
     Args:
         open_value: what is given where the ISA leaves the value open.
-        most_instructions: a launch that executes more of them fails.
+        most_instructions: a thread that executes more of them fails.
     """
 
-    def __init__(self, open_value: OpenValue = documented, most_instructions: int = 50_000_000) -> None:
+    def __init__(self, open_value: OpenValue = documented, most_instructions: int = 5_000_000) -> None:
         self.name = "PTX interpreter"
         self.capability = (8, 0)
         self.memory_bytes = 1 << 40
@@ -159,14 +174,18 @@ class Machine:
         """Run one function to its end."""
         if function.depot:
             thread.depot = self.region(function.depot)
-        registers: Registers = [None] * function.registers
+        registers: Registers = [_UNSET] * function.registers
         at = 0
         blocks, counts = function.blocks, function.instructions
-        while at >= 0:
-            self.executed += counts[at]
-            at = blocks[at](registers, thread)
-            if self.executed > self._most:
-                raise PtxError(f"more than {self._most} instructions")
+        limit = self.executed + self._most
+        try:
+            while at >= 0:
+                self.executed += counts[at]
+                at = blocks[at](registers, thread)
+                if self.executed > limit:
+                    raise PtxError(f"more than {self._most} instructions")
+        except TypeError as error:
+            raise PtxError("a register is read before it is written") from error
         if function.depot:
             self.drop(thread.depot)
 
@@ -224,7 +243,8 @@ def _parameters(text: str | None) -> list[tuple[str, int, int]]:
         if not part.strip():
             continue
         declared = re.fullmatch(
-            r"\s*\.(?:param|reg)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([\w$%]+)(?:\[(\d+)\])?\s*", part
+            r"\s*\.(?:param|reg)\s+(?:\.align\s+(\d+)\s+)?\.(\w+)\s+(?:\.ptr\s+\.align\s+\d+\s+)?([\w$%]+)(?:\[(\d+)\])?\s*",
+            part,
         )
         if declared is None:
             raise PtxError(f"parameter {part!r}")

@@ -65,8 +65,18 @@ CLEAN = [
     "ld.global.nc.u8 %rs1, [%rd1];",
     "mov.u32 %r1, %ctaid.x;",
     "and.pred %p1, %p2, %p3;",
-    "{ // callseq 0, 0\n.reg .b32 temp_param_reg;\n.param .b32 param0;\nst.param.f32 [param0+0], %f1;\n"
-    ".param .b32 retval0;\ncall.uni (retval0),\nhelper,\n(\nparam0\n);\nld.param.f32 %f1, [retval0+0];\n} // callseq 0",
+    """{ // callseq 0, 0
+	.reg .b32 temp_param_reg;
+	.param .b32 param0;
+	st.param.f32 [param0+0], %f1;
+	.param .b32 retval0;
+	call.uni (retval0),
+	helper,
+	(
+	param0
+	);
+	ld.param.f32 %f1, [retval0+0];
+	} // callseq 0""",
 ]
 REFUSED = [
     ("fused", "fma.rn.f32 %f1, %f2, %f3, %f4;"),
