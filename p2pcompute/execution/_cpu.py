@@ -1,18 +1,15 @@
-"""The CPU back end: lowered code through numba, one loop over blocks around one function for a thread.
+"""The CPU back end: lowered code through numba, one parallel loop over blocks around one function for a thread.
 
-The body stays a function of its own, so that ``return`` keeps its meaning; LLVM inlines it. Processor threads take
-portions of a launch, without the interpreter's lock. None talks to another and nothing is summed across them, so
-results do not depend on how many there are. numba's own parallel loops do the same, and take twice as long to
-compile. Nothing is cached on disk: numba's cache is pickle.
+The body stays a function of its own, so that ``return`` keeps its meaning; LLVM inlines it. No thread talks to
+another and nothing is summed across them, so results do not depend on how many there are. Nothing is cached on
+disk: numba's cache is pickle.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any
 
 import numba
 import numpy as np
@@ -35,25 +32,14 @@ _KEPT = 64  # compiled and admitted kernels held by one back end
 
 class CpuBackend:
     """Compiles admitted kernels for this machine's CPU. Holds the latest compilations; not safe to share between
-    threads. A context manager, since its own threads have to end.
-
-    Args:
-        threads: processor threads that compute, the caller's among them; the others start here.
-    """
+    threads."""
 
     name = "cpu"
 
-    def __init__(self, threads: int = 1) -> None:
-        self._crew = _Crew(threads)
+    def __init__(self) -> None:
         self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS))
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._admitted: OrderedDict[bytes, Admitted] = OrderedDict()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._crew.close()
 
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
         """Admit, type and compile; see `Backend.compile`. Sizes and geometry are arguments of the compiled code, so
@@ -69,7 +55,7 @@ class CpuBackend:
             if len(self._programs) > _KEPT:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
-        return _Compiled(program, layout, lowered.parameters, self._crew)
+        return _Compiled(program, layout, lowered.parameters)
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         """For each output, the shape of one thread's row."""
@@ -98,7 +84,7 @@ def _text(lowered: Lowered) -> str:
         f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
         for axis in range(dims)
     )
-    blocks = f"def run_blocks(first, blocks, {head}):\n for k in range(blocks):\n  q = first + k\n{decode_block}"
+    blocks = f"def run_blocks(first, blocks, {head}):\n for k in prange(blocks):\n  q = first + k\n{decode_block}"
     row = "0"
     for axis in reversed(range(dims)):
         depth = " " * (2 + dims - 1 - axis)
@@ -111,7 +97,7 @@ def _text(lowered: Lowered) -> str:
     )
     inside = " and ".join(f"b_{axis} * d_{axis} + t_{axis} < e_{axis}" for axis in range(dims))
     threads = (
-        f"def run_threads(threads, {head}):\n for k in range(threads.shape[0]):\n"
+        f"def run_threads(threads, {head}):\n for k in prange(threads.shape[0]):\n"
         f"  q = threads[k] // ({size})\n  w = threads[k] % ({size})\n{decode_block}{decode_thread}"
         f"  if {inside}:\n   body({places}, uint64(k), {arguments})\n"
     )
@@ -129,9 +115,9 @@ class _Program:
         for name, _ in lowered.functions:
             names[name] = inline(names[name])
         names["body"] = inline(names["body"])
-        compiled = numba.njit(**_OPTIONS)
-        self._blocks = compiled(names["run_blocks"])
-        self._threads = compiled(names["run_threads"])
+        parallel = numba.njit(parallel=True, **_OPTIONS)
+        self._blocks = parallel(names["run_blocks"])
+        self._threads = parallel(names["run_threads"])
         integers = [types.int64] * (3 * lowered.dims)
         self._tail = tuple(integers + [_numba_type(name, lowered) for name in lowered.arguments])
         self._threads_ready = False
@@ -167,24 +153,20 @@ def _numba_type(argument: str, lowered: Lowered) -> Any:
 
 
 class _Compiled:
-    def __init__(self, program: _Program, layout: Layout, parameters: Sequence[Parameter], crew: _Crew) -> None:
+    def __init__(self, program: _Program, layout: Layout, parameters: Sequence[Parameter]) -> None:
         self._program = program
         self._layout = layout
         self._parameters = parameters
-        self._crew = crew
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
         if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
-        size = launch.threads_per_block
-        head, tail = self._arguments(args, outs, blocks * size)
-
-        def part(start: int, count: int) -> None:
-            rows = slice(start * size, (start + count) * size)
-            self._program.blocks(first_block + start, count, *head, *_sliced(tail, rows))
-
-        self._crew.share(blocks, part)
+        tail = self._arguments(args, outs, blocks * launch.threads_per_block)
+        # Blocks differ in cost: smaller portions than one for each thread even that out.
+        portion = max(1, blocks // (16 * numba.get_num_threads()))
+        with numba.parallel_chunksize(portion):
+            self._program.blocks(first_block, blocks, *tail)
 
     def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
@@ -192,19 +174,14 @@ class _Compiled:
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= launch.threads)):
             raise ValueError(f"threads are not linear ids in a launch of {launch.threads}")
         ids.flags.writeable = False
-        head, tail = self._arguments(args, outs, ids.size)
+        tail = self._arguments(args, outs, ids.size)
+        portion = max(1, ids.size // (16 * numba.get_num_threads()))
+        with numba.parallel_chunksize(portion):
+            self._program.threads(ids, *tail)
 
-        def part(start: int, count: int) -> None:
-            rows = slice(start, start + count)
-            self._program.threads(ids[rows], *head, *_sliced(tail, rows))
-
-        self._crew.share(ids.size, part)
-
-    def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> tuple[list[int], list[Any]]:
-        """The geometry, and then what follows it, outputs marked as such: each call gets its own rows of them."""
+    def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> list[Any]:
         launch, dims = self._layout.launch, self._layout.launch.dims
-        head = [*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]]
-        tail: list[Any] = []
+        tail: list[Any] = [*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]]
         given, written = iter(args), iter(outs)
         if len(args) + len(outs) != len(self._parameters) or len(outs) != len(self._layout.outputs):
             raise ValueError(f"{len(args)} arguments and {len(outs)} outputs are not what the kernel takes")
@@ -222,7 +199,7 @@ class _Compiled:
                 ):
                     raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
                 tail.extend(spec.shape)
-                tail.append(_Rows(out))
+                tail.append(out)
             elif isinstance(spec, InputSpec):
                 value = np.require(next(given), requirements=["C", "A"]).view()
                 if value.shape != spec.shape or value.dtype != dtype:
@@ -231,53 +208,4 @@ class _Compiled:
                 tail.append(value)
             else:
                 tail.append(dtype.type(next(given)))
-        return head, tail
-
-
-class _Rows:
-    """An output among the arguments."""
-
-    __slots__ = ("array",)
-
-    def __init__(self, array: Array) -> None:
-        self.array = array
-
-
-def _sliced(tail: Sequence[Any], rows: slice) -> list[Any]:
-    return [value.array[rows] if isinstance(value, _Rows) else value for value in tail]
-
-
-class _Crew:
-    """Threads that compute portions of a launch together with the one that asks for it."""
-
-    def __init__(self, threads: int) -> None:
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="kernel") if threads > 1 else None
-        if self._pool is not None:  # all of them start now: later the process may be locked
-            here = threading.Barrier(threads)
-            for _ in range(threads - 1):
-                self._pool.submit(here.wait)
-            here.wait()
-
-    def share(self, total: int, part: Callable[[int, int], None]) -> None:
-        """Call ``part(start, count)`` for portions that cover ``range(total)``, in no order."""
-        # Portions differ in cost: smaller ones than one for each thread even that out.
-        portion = max(1, total // (16 * self._threads))
-        if self._pool is None or portion >= total:
-            part(0, total)
-            return
-        starts = iter(range(0, total, portion))  # shared by all: the interpreter's lock makes each step one
-
-        def work() -> None:
-            for start in starts:
-                part(start, min(portion, total - start))
-
-        others = [self._pool.submit(work) for _ in range(min(self._threads, -(-total // portion)) - 1)]
-        work()
-        for other in others:
-            other.result()
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        return tail
