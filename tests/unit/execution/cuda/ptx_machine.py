@@ -76,11 +76,18 @@ class Machine:
     Args:
         open_value: what is given where the ISA leaves the value open.
         most_instructions: a thread that executes more of them fails.
+        capability: what the device says of itself. From (10, 0) on NVVM is built on another LLVM.
     """
 
-    def __init__(self, open_value: OpenValue = documented, most_instructions: int = 5_000_000) -> None:
+    def __init__(
+        self,
+        open_value: OpenValue = documented,
+        *,
+        most_instructions: int = 5_000_000,
+        capability: tuple[int, int] = (8, 0),
+    ) -> None:
         self.name = "PTX interpreter"
-        self.capability = (8, 0)
+        self.capability = capability
         self.memory_bytes = 1 << 40
         self.processors = 1
         self.open_value = open_value

@@ -302,3 +302,22 @@ def test_the_path_tracer(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) ->
     """The demonstration's kernel: a 48th part of the picture's width, so each pixel is another place."""
     made = pathtracer.scene(Picture(width=12, height=8, side=1, depth=5), linear=True)
     assert_same_bits(cpu, gpu, machine, made.kernel[(3, 2), (4, 4)].bind(*made.args))
+
+
+def test_the_newest_generation(cpu: CpuBackend, gpu: CudaBackend) -> None:
+    """NVVM uses another version of LLVM for it."""
+    machine = Machine(capability=(12, 0))
+    backend = CudaBackend(machine)
+    rng = np.random.default_rng(8)
+    x, y = rng.standard_normal((2, 40), dtype=np.float32)
+    n = len(strict.edges("float64"))
+    step = np.float32(0.11)
+    outs = (out((n, 8), "int64"), out(n, "uint64"), out((n, 2), "float32"), out(n, "float64"), out((n, 2), bool))
+    for binding in (
+        saxpy[2, 32].bind(out(40, np.float32), np.float32(2.5), x, y),
+        mandelbrot[(2, 3), (8, 4)].bind(out((12, 16), np.uint16), -2.0, -1.0, step, 40),
+        paths[2, 16].bind(out(20, np.int32), out(20, np.float32), out((20, 2), np.uint32), 7, 2),
+        strict.conversions.bind(*outs, strict.edges("float64")),
+        strict.unary.bind(out((n, 8), "float64"), out((n, 2), "int64"), out((n, 6), bool), strict.edges("float64")),
+    ):
+        assert_same_bits(cpu, backend, machine, binding, singles=False)
