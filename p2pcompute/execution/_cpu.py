@@ -1,15 +1,18 @@
-"""The CPU back end: lowered code through numba, one parallel loop over blocks around one function for a thread.
+"""The CPU back end: lowered code through numba, one loop over blocks around one function for a thread.
 
-The body stays a function of its own, so that ``return`` keeps its meaning; LLVM inlines it. No thread talks to
-another and nothing is summed across them, so results do not depend on how many there are. Nothing is cached on
-disk: numba's cache is pickle.
+The body stays a function of its own, so that ``return`` keeps its meaning; LLVM inlines it. Processor threads take
+portions of a launch, without the interpreter's lock. None talks to another and nothing is summed across them, so
+results do not depend on how many there are. numba's own parallel loops do the same, and take twice as long to
+compile. Nothing is cached on disk: numba's cache is pickle.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import numba
 import numpy as np
@@ -32,14 +35,25 @@ _KEPT = 64  # compiled and admitted kernels held by one back end
 
 class CpuBackend:
     """Compiles admitted kernels for this machine's CPU. Holds the latest compilations; not safe to share between
-    threads."""
+    threads. A context manager, since its own threads have to end.
+
+    Args:
+        threads: processor threads that compute, the caller's among them; the others start here.
+    """
 
     name = "cpu"
 
-    def __init__(self) -> None:
-        self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS))
+    def __init__(self, threads: int = 1) -> None:
+        self._crew = _Crew(threads)
+        self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS))
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._admitted: OrderedDict[bytes, Admitted] = OrderedDict()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._crew.close()
 
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
         """Admit, type and compile; see `Backend.compile`. Sizes and geometry are arguments of the compiled code, so
@@ -55,7 +69,7 @@ class CpuBackend:
             if len(self._programs) > _KEPT:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
-        return _Compiled(program, layout, lowered.parameters)
+        return _Compiled(program, layout, lowered.parameters, self._crew)
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         """For each output, the shape of one thread's row."""
@@ -84,7 +98,7 @@ def _text(lowered: Lowered) -> str:
         f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
         for axis in range(dims)
     )
-    blocks = f"def run_blocks(first, blocks, {head}):\n for k in prange(blocks):\n  q = first + k\n{decode_block}"
+    blocks = f"def run_blocks(first, blocks, {head}):\n for k in range(blocks):\n  q = first + k\n{decode_block}"
     row = "0"
     for axis in reversed(range(dims)):
         depth = " " * (2 + dims - 1 - axis)
@@ -97,7 +111,7 @@ def _text(lowered: Lowered) -> str:
     )
     inside = " and ".join(f"b_{axis} * d_{axis} + t_{axis} < e_{axis}" for axis in range(dims))
     threads = (
-        f"def run_threads(threads, {head}):\n for k in prange(threads.shape[0]):\n"
+        f"def run_threads(threads, {head}):\n for k in range(threads.shape[0]):\n"
         f"  q = threads[k] // ({size})\n  w = threads[k] % ({size})\n{decode_block}{decode_thread}"
         f"  if {inside}:\n   body({places}, uint64(k), {arguments})\n"
     )
@@ -115,9 +129,9 @@ class _Program:
         for name, _ in lowered.functions:
             names[name] = inline(names[name])
         names["body"] = inline(names["body"])
-        parallel = numba.njit(parallel=True, **_OPTIONS)
-        self._blocks = parallel(names["run_blocks"])
-        self._threads = parallel(names["run_threads"])
+        compiled = numba.njit(**_OPTIONS)
+        self._blocks = compiled(names["run_blocks"])
+        self._threads = compiled(names["run_threads"])
         integers = [types.int64] * (3 * lowered.dims)
         self._tail = tuple(integers + [_numba_type(name, lowered) for name in lowered.arguments])
         self._threads_ready = False
@@ -126,11 +140,14 @@ class _Program:
     def blocks(self, *args: Any) -> None:
         self._blocks(*args)
 
-    def threads(self, *args: Any) -> None:
+    def prepare_threads(self) -> None:
+        """Compile for `threads`, which several may call at once after this."""
         if not self._threads_ready:
             ids = types.Array(types.int64, 1, "C", readonly=True)
             _compile(self._threads, (ids, *self._tail))
             self._threads_ready = True
+
+    def threads(self, *args: Any) -> None:
         self._threads(*args)
 
 
@@ -153,20 +170,24 @@ def _numba_type(argument: str, lowered: Lowered) -> Any:
 
 
 class _Compiled:
-    def __init__(self, program: _Program, layout: Layout, parameters: Sequence[Parameter]) -> None:
+    def __init__(self, program: _Program, layout: Layout, parameters: Sequence[Parameter], crew: _Crew) -> None:
         self._program = program
         self._layout = layout
         self._parameters = parameters
+        self._crew = crew
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
         if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
-        tail = self._arguments(args, outs, blocks * launch.threads_per_block)
-        # Blocks differ in cost: smaller portions than one for each thread even that out.
-        portion = max(1, blocks // (16 * numba.get_num_threads()))
-        with numba.parallel_chunksize(portion):
-            self._program.blocks(first_block, blocks, *tail)
+        size = launch.threads_per_block
+        head, tail = self._arguments(args, outs, blocks * size)
+
+        def part(start: int, count: int) -> None:
+            rows = slice(start * size, (start + count) * size)
+            self._program.blocks(first_block + start, count, *head, *_sliced(tail, rows))
+
+        self._crew.share(blocks, part)
 
     def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
@@ -174,14 +195,20 @@ class _Compiled:
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= launch.threads)):
             raise ValueError(f"threads are not linear ids in a launch of {launch.threads}")
         ids.flags.writeable = False
-        tail = self._arguments(args, outs, ids.size)
-        portion = max(1, ids.size // (16 * numba.get_num_threads()))
-        with numba.parallel_chunksize(portion):
-            self._program.threads(ids, *tail)
+        head, tail = self._arguments(args, outs, ids.size)
+        self._program.prepare_threads()
 
-    def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> list[Any]:
+        def part(start: int, count: int) -> None:
+            rows = slice(start, start + count)
+            self._program.threads(ids[rows], *head, *_sliced(tail, rows))
+
+        self._crew.share(ids.size, part)
+
+    def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> tuple[list[int], list[Any]]:
+        """The geometry, and then what follows it, outputs marked as such: each call gets its own rows of them."""
         launch, dims = self._layout.launch, self._layout.launch.dims
-        tail: list[Any] = [*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]]
+        head = [*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]]
+        tail: list[Any] = []
         given, written = iter(args), iter(outs)
         if len(args) + len(outs) != len(self._parameters) or len(outs) != len(self._layout.outputs):
             raise ValueError(f"{len(args)} arguments and {len(outs)} outputs are not what the kernel takes")
@@ -199,7 +226,7 @@ class _Compiled:
                 ):
                     raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
                 tail.extend(spec.shape)
-                tail.append(out)
+                tail.append(_Rows(out))
             elif isinstance(spec, InputSpec):
                 value = np.require(next(given), requirements=["C", "A"]).view()
                 if value.shape != spec.shape or value.dtype != dtype:
@@ -208,4 +235,53 @@ class _Compiled:
                 tail.append(value)
             else:
                 tail.append(dtype.type(next(given)))
-        return tail
+        return head, tail
+
+
+class _Rows:
+    """An output among the arguments."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+
+def _sliced(tail: Sequence[Any], rows: slice) -> list[Any]:
+    return [value.array[rows] if isinstance(value, _Rows) else value for value in tail]
+
+
+class _Crew:
+    """Threads that compute portions of a launch together with the one that asks for it."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="kernel") if threads > 1 else None
+        if self._pool is not None:  # all of them start now: later the process may be locked
+            here = threading.Barrier(threads)
+            for _ in range(threads - 1):
+                self._pool.submit(here.wait)
+            here.wait()
+
+    def share(self, total: int, part: Callable[[int, int], None]) -> None:
+        """Call ``part(start, count)`` for portions that cover ``range(total)``, in no order."""
+        # Portions differ in cost: smaller ones than one for each thread even that out.
+        portion = max(1, total // (16 * self._threads))
+        if self._pool is None or portion >= total:
+            part(0, total)
+            return
+        starts = iter(range(0, total, portion))  # shared by all: the interpreter's lock makes each step one
+
+        def work() -> None:
+            for start in starts:
+                part(start, min(portion, total - start))
+
+        others = [self._pool.submit(work) for _ in range(min(self._threads, -(-total // portion)) - 1)]
+        work()
+        for other in others:
+            other.result()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()

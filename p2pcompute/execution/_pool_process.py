@@ -105,13 +105,12 @@ def readable_paths(program: WorkerProgram = CPU_WORKER) -> list[str]:
     return [*_SYSTEM_PATHS, *paths]
 
 
-def _environment(threads: int) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     return {
         "PATH": "/usr/bin:/bin",
         "HOME": "/nonexistent",
         "LANG": "C.UTF-8",
-        "NUMBA_NUM_THREADS": str(threads),
-        "NUMBA_THREADING_LAYER": "workqueue",
+        "NUMBA_NUM_THREADS": "1",  # threads are the back end's own
         "NUMBA_CACHE_DIR": "/nonexistent",  # a cache entry is a pickle
         "NUMBA_DISABLE_INTEL_SVML": "1",  # results must not depend on what else is installed
         "OMP_NUM_THREADS": "1",
@@ -175,7 +174,7 @@ class WorkerProcess:
             "policy": asdict(policy),
             "threads": threads,
         }
-        worker = _spawn(config, threads=threads, bwrap=bwrap, readable=readable, group=group)
+        worker = _spawn(config, bwrap=bwrap, readable=readable, group=group)
         try:
             with trio.move_on_after(_START_TIMEOUT_S) as scope:
                 worker._pidfds.append(os.pidfd_open(worker._popen.pid))
@@ -394,7 +393,7 @@ class WorkerProcess:
 
 
 def _spawn(
-    config: Mapping[str, Any], *, threads: int, bwrap: Bwrap | None, readable: Sequence[str], group: int | None
+    config: Mapping[str, Any], *, bwrap: Bwrap | None, readable: Sequence[str], group: int | None
 ) -> WorkerProcess:
     """Start the process; with bubblewrap, with the pipe that tells the inner PID.
 
@@ -418,7 +417,7 @@ def _spawn(
             stdout=subprocess.DEVNULL,
             stderr=last_words,
             pass_fds=pass_fds,
-            env=_environment(threads),
+            env=_environment(),
             cwd="/",
             # A group can't be joined from another session. Bubblewrap makes a new one for what it starts.
             start_new_session=group is None,

@@ -16,6 +16,7 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,13 +45,13 @@ class BackendFactory(Protocol):
 
 def main(config: Mapping[str, Any]) -> None:
     """Entry point of the process that the pool starts."""
-    run_worker(config, _cpu_backend)
+    run_worker(config, partial(_cpu_backend, int(config["threads"])))
 
 
-def _cpu_backend() -> Backend:
+def _cpu_backend(threads: int) -> Backend:
     from p2pcompute.execution._worker_warmup import warm_cpu_backend  # numba: only inside the first step of the lock
 
-    return warm_cpu_backend()
+    return warm_cpu_backend(threads)
 
 
 def run_worker(config: Mapping[str, Any], make_backend: BackendFactory) -> None:

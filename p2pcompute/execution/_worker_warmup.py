@@ -21,8 +21,8 @@ _TEXT = """def warm(x, a, out):
 """
 
 
-def warm_cpu_backend() -> Backend:
-    """A `CpuBackend` that has compiled and run a small kernel both ways, with all its threads started.
+def warm_cpu_backend(threads: int) -> Backend:
+    """A `CpuBackend` of so many processor threads that has compiled and run a small kernel both ways.
 
     Raises `RuntimeError` where the result is not the one due: such a machine must not compute for others.
     """
@@ -35,7 +35,7 @@ def warm_cpu_backend() -> Backend:
     ]
     x = np.arange(_THREADS, dtype=np.float32)
     due = np.sqrt(x * np.float32(15))
-    backend = CpuBackend()
+    backend = CpuBackend(threads)
     kernel = backend.compile(source, launch, args)
     by_block = np.zeros(_THREADS, dtype=np.float32)
     kernel.run_blocks(0, launch.blocks, [x, np.float32(2)], [by_block])

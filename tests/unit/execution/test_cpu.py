@@ -25,14 +25,11 @@ def backend() -> CpuBackend:
     return CpuBackend()
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run under one and under two numba threads."""
-    before = numba.get_num_threads()
-    count = min(request.param, numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(count)
-    yield count
-    numba.set_num_threads(before)
+@pytest.fixture(params=[1, 2, 5])
+def threads(request: pytest.FixtureRequest) -> Iterator[CpuBackend]:
+    """A back end of one, two and five processor threads."""
+    with CpuBackend(request.param) as made:
+        yield made
 
 
 def rows_of(binding: Binding, count: int) -> list[Array]:
@@ -114,18 +111,18 @@ def pi_paths(inside, mean, seed, steps):
     mean[i] = total / steps
 
 
-def test_saxpy(backend: CpuBackend, threads: int) -> None:
+def test_saxpy(threads: CpuBackend) -> None:
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((2, 10_007), dtype=np.float32)
-    (found,) = assert_same_everywhere(backend, saxpy.bind(out(x.shape, x.dtype), np.float32(2.5), x, y))
+    (found,) = assert_same_everywhere(threads, saxpy.bind(out(x.shape, x.dtype), np.float32(2.5), x, y))
     assert found.tobytes() == (np.float32(2.5) * x + y).tobytes()
 
 
-def test_mandelbrot(backend: CpuBackend, threads: int) -> None:
+def test_mandelbrot(threads: CpuBackend) -> None:
     width, height, limit = 150, 101, 60
     step = np.float32(0.02)
     (found,) = assert_same_everywhere(
-        backend, mandelbrot.bind(out((height, width), np.uint16), -2.0, -1.0, step, limit)
+        threads, mandelbrot.bind(out((height, width), np.uint16), -2.0, -1.0, step, limit)
     )
     cr = np.float32(-2) + np.arange(width, dtype=np.float32)[None, :] * step
     ci = np.float32(-1) + np.arange(height, dtype=np.float32)[:, None] * step
@@ -138,10 +135,10 @@ def test_mandelbrot(backend: CpuBackend, threads: int) -> None:
     assert found.tobytes() == due.tobytes()
 
 
-def test_monte_carlo(backend: CpuBackend, threads: int) -> None:
+def test_monte_carlo(threads: CpuBackend) -> None:
     paths, steps, seed = 3_001, 16, 2**40 + 5
     inside, mean = assert_same_everywhere(
-        backend, pi_paths.bind(out(paths, np.uint8), out(paths, np.float32), seed, steps)
+        threads, pi_paths.bind(out(paths, np.uint8), out(paths, np.float32), seed, steps)
     )
     path, step = np.arange(paths)[:, None], np.arange(steps)[None, :]
     u, v = random.uniform(seed, path, 2 * step), random.uniform(seed, path, 2 * step + 1)
