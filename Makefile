@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+CUDA   := $(VENV)/.installed-cuda
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install demo test lint contracts check-system clean
+.PHONY: install cuda-compile demo test lint contracts check-system clean
 
 install: $(STAMP)
 
@@ -21,6 +22,15 @@ $(STAMP): pyproject.toml constraints.txt scripts/check-system.sh
 	@# trio-typing, which libp2p requires, brings stubs of an old trio that would hide trio's own types
 	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs
 	@touch $(STAMP)
+
+# numba-cuda, NVVM and nvJitLink: half a gigabyte. With them the tests compile kernels for CUDA; none needs a GPU.
+cuda-compile: $(CUDA)
+
+$(CUDA): $(STAMP)
+	@echo "installing the CUDA compilers into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,cuda]'
+	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs
+	@touch $(CUDA)
 
 demo: $(STAMP)
 	@$(BIN)/p2pcompute demo --out demo-out
