@@ -71,9 +71,14 @@ class CudaBackend:
         if device is None and capability is None:
             device = open_device()
         self._device = device
-        self._compiler = CudaCompiler(capability or (device.capability if device is not None else (0, 0)))
+        compiler = self._compiler = CudaCompiler(capability or (device.capability if device is not None else (0, 0)))
         self._namespace = helpers(
-            self._compiler.jit, round_down=self._compiler.round_down, round_up=self._compiler.round_up
+            compiler.jit,
+            round_down=compiler.round_down,
+            round_up=compiler.round_up,
+            math_jit=compiler.jit_apart,
+            float_bits=compiler.float_bits,
+            bits_float=compiler.bits_float,
         )
         self._blocks_a_launch = min(blocks_a_launch, _MOST_BLOCKS)
         self._programs: OrderedDict[str, _Program] = OrderedDict()

@@ -22,6 +22,8 @@ __all__ = ["NUMBA_CUDA", "CudaCompiler", "CudaNotInstalled", "check_installed", 
 NUMBA_CUDA = "0.30.4"
 _REMEDY = "run: pip install 'p2pcompute[cuda]'"
 
+_OPTIONS = {"device": True, "opt": True, "debug": False, "lineinfo": False, "fastmath": False, "inline": "never"}
+
 # Each is one instruction (abs, sqrt.rn): the other functions of libdevice approximate, or fuse by hand.
 _EXACT = frozenset({"__nv_fabs", "__nv_fabsf", "__nv_sqrt", "__nv_sqrtf"})
 _LIBDEVICE = re.compile(r'@"?(__nv_\w+)')
@@ -68,6 +70,7 @@ class CudaCompiler:
         nvvm: Any = import_module("numba.cuda.cudadrv.nvvm")
         errors: list[Any] = [nvvm.nvvmError, import_module("numba.core.errors").NumbaError]
         errors.append(import_module("numba.cuda.core.errors").NumbaError)
+        errors.append(import_module("numba.cuda.cudadrv.error").CudaSupportError)  # a feature that asks the driver
         if not nvvm.is_available():
             raise CudaNotInstalled(f"libNVVM does not load; {_REMEDY}")
         self.capability = capability
@@ -77,11 +80,16 @@ class CudaCompiler:
         self._dispatcher = _dispatcher(capability)
         self.round_down = _rounding("floor")
         self.round_up = _rounding("ceil")
+        self.float_bits = _bit_cast("float64", "int64")
+        self.bits_float = _bit_cast("int64", "float64")
 
     def jit(self, function: Callable[..., Any]) -> Any:
         """A device function: compiled for the types that it is called with, and inlined by LLVM."""
-        options = {"device": True, "opt": True, "debug": False, "lineinfo": False, "fastmath": False}
-        return self._dispatcher(function, targetoptions={**options, "forceinline": True, "inline": "never"})
+        return self._dispatcher(function, targetoptions={**_OPTIONS, "forceinline": True})
+
+    def jit_apart(self, function: Callable[..., Any]) -> Any:
+        """The same for a long function: LLVM decides whether to inline it."""
+        return self._dispatcher(function, targetoptions={**_OPTIONS, "forceinline": False})
 
     def ptx(self, function: Callable[..., Any], types: Sequence[Any], most_threads: int) -> str:
         """PTX of a kernel whose ``.entry`` has the function's name.
@@ -150,7 +158,12 @@ def _dispatcher(capability: tuple[int, int]) -> Any:
                 return known
             with self._compiling_counter:
                 result: Any = compiler.compile_cuda(
-                    self.py_func, return_type, args, forceinline=True, nvvm_options={"opt": 3}, cc=capability
+                    self.py_func,
+                    return_type,
+                    args,
+                    forceinline=self.targetoptions["forceinline"],
+                    nvvm_options={"opt": 3},
+                    cc=capability,
                 )
                 self.overloads[args] = result
                 result.target_context.insert_user_function(result.entry_point, result.fndesc, [result.library])
@@ -169,5 +182,20 @@ def _rounding(operation: str) -> Any:
             return builder.call(function, args)
 
         return value(value), code
+
+    return intrinsic(typed)
+
+
+def _bit_cast(have: str, to: str) -> Any:
+    """A number with the bits of another. numba-cuda's ``view`` of a scalar is compiled by a dispatcher of its own,
+    which asks the driver."""
+    intrinsic: Any = import_module("numba.cuda.extending").intrinsic
+    types: Any = import_module("numba.core.types")
+
+    def typed(_context: Any, value: Any) -> Any:
+        def code(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], target.get_value_type(signature.return_type))
+
+        return getattr(types, to)(getattr(types, have)), code
 
     return intrinsic(typed)
