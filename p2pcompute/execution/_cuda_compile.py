@@ -192,7 +192,7 @@ def _bit_cast(have: str, to: str) -> Any:
     intrinsic: Any = import_module("numba.cuda.extending").intrinsic
     types: Any = import_module("numba.core.types")
 
-    def typed(_context: Any, value: Any) -> Any:
+    def typed(_context: Any, _value: Any) -> Any:
         def code(target: Any, builder: Any, signature: Any, args: Any) -> Any:
             return builder.bitcast(args[0], target.get_value_type(signature.return_type))
 

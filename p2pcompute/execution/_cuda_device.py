@@ -65,7 +65,7 @@ class CudaDevice(Protocol):
 
 
 def find_devices() -> list[CudaDevice]:
-    """The devices that the driver shows; nothing is put on them. Empty where numba-cuda is missing or no driver answers."""
+    """The devices that the driver shows; nothing is put on them. Empty where the extra or a driver is missing."""
     try:
         check_installed()
         driver = _driver()
