@@ -92,11 +92,16 @@ def _set_environment(
 @contextmanager
 def _end_on_sigterm() -> Generator[None]:
     """SIGTERM ends the script as Ctrl-C does: providers are told, and nothing more is billed."""
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt is signal.SIG_IGN:
+        # A shell script's background job starts with SIGINT ignored. It spends money: whoever ends it means it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _run_shown(file: Path, args: Sequence[str], profile: str, budget: int | None, debug: bool) -> None:

@@ -333,6 +333,23 @@ def test_ctrl_c_at_a_random_moment(seed: int, start: Callable[..., Program], tmp
     verified(home, "mine")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_script_in_the_background_of_another_is_ended_too(
+    number: signal.Signals, start: Callable[..., Program], tmp_path: Path
+) -> None:
+    with chain(tmp_path) as url:
+        start("up", "--json", "--chain", url).wait_event("ready")
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `p2pcompute run … &` in a shell script inherits it
+        try:
+            script = start("run", "--json", "--profile", "mine", "--chain", url, *long_job(tmp_path))
+        finally:
+            signal.signal(signal.SIGINT, before)
+        script.wait_event("agreed")
+        script.process.send_signal(number)
+        assert script.end() == 130, script.said
+    verified(tmp_path / "home", "mine")
+
+
 @pytest.mark.parametrize("when", ["at once", "with a chain", "ready"])
 def test_ctrl_c_while_it_starts(when: str, start: Callable[..., Program], tmp_path: Path) -> None:
     home = tmp_path / "home"
