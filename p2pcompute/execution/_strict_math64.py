@@ -389,7 +389,7 @@ def functions64(jit: Callable[[Any], Any], shared: dict[str, Any]) -> dict[str, 
         r, rest, n = reduce_exp(-square, -error)
         scaled = erfc_series((x - 4.0) / (x + 4.0)) / (1.0 + 2.0 * x)
         value = (1.0 + (r + grown(r, rest))) * scaled
-        return (value * 16.0) * power_of_two(n - 4) if n > -1000 else scale(value * 64.0, n - 6)
+        return scale(value * 64.0, n - 6)  # the quotient is small, and scale wants what is near 1
 
     @jit
     def erf64(x: Any) -> Any:
