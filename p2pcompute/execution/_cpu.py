@@ -45,7 +45,7 @@ class CpuBackend:
 
     def __init__(self, threads: int = 1) -> None:
         self._crew = _Crew(threads)
-        self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS))
+        self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS))
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._admitted: OrderedDict[bytes, Admitted] = OrderedDict()
 
