@@ -98,6 +98,12 @@ FITS: list[tuple[str, str, Callable[[Any], Any], Any, Any, int]] = [
 ]
 
 
+def fitted(function: Callable[[Any], Any], low: Any, high: Any, terms: int) -> tuple[tuple[float, ...], Any]:
+    """Coefficients, highest power first, and the interpolant's error."""
+    coefficients, error = mpmath.chebyfit(function, [low, high], terms, error=True, asc=True)
+    return tuple(float(value) for value in reversed(coefficients)), error
+
+
 def short(value: Any, bits: int) -> Any:
     """`value` cut to `bits` significant bits."""
     exponent = mpmath.frexp(value)[1]
@@ -145,11 +151,11 @@ def main() -> None:
     out: list[str] = []
     names: list[str] = []
     for name, what, function, low, high, terms in FITS:
-        coefficients, error = mpmath.chebyfit(function, [low, high], terms, error=True)
+        coefficients, error = fitted(function, low, high, terms)
         names.append(name)
         out.append(f"# {what}; on {mpmath.nstr(low, 3)} to {mpmath.nstr(high, 3)} within {mpmath.nstr(error, 2)}")
         out.append(f"{name}: Final = (")
-        out += [f"    {float(coefficient)!r}," for coefficient in coefficients]
+        out += [f"    {coefficient!r}," for coefficient in coefficients]
         out.append(")")
     out.append("")
     for name, value in constants():

@@ -6,8 +6,10 @@ float64 on part of the sample and the platform's long double on all of it; for f
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import mpmath
@@ -15,6 +17,7 @@ import numba
 import numpy as np
 import pytest
 
+from p2pcompute.execution import _strict_tables as tables
 from p2pcompute.execution._language import MATH_CALLS, MATH_FUNCTIONS
 from p2pcompute.execution._strict_math import math_helpers
 
@@ -195,3 +198,18 @@ def test_angles_near_multiples_of_half_pi(name: str) -> None:
         due = [getattr(mpmath, name)(mpmath.mpf(angle)) for angle in x.tolist()]
         wide = [np.longdouble(float(value)) + np.longdouble(float(value - mpmath.mpf(float(value)))) for value in due]
     assert errors(compiled(name, 64)(x), np.array(wide)).max() <= LIMITS[name][0]
+
+
+def test_the_coefficients_are_those_that_the_script_computes() -> None:
+    path = Path(__file__).parents[3] / "benchmarks" / "strict_fit.py"
+    spec = importlib.util.spec_from_file_location("strict_fit", path)
+    assert spec is not None
+    assert spec.loader is not None
+    fit = importlib.util.module_from_spec(spec)
+    with mpmath.workdps(70):
+        spec.loader.exec_module(fit)
+        for name, _, function, low, high, terms in fit.FITS:
+            assert fit.fitted(function, low, high, terms)[0] == getattr(tables, name), name
+        for name, value in fit.constants():
+            assert getattr(tables, name) == value, name
+    assert [int(word) for word in tables.TWO_OVER_PI_WORDS] == fit.words()
