@@ -27,6 +27,7 @@ from p2pcompute.execution._lower_types import (
     join,
     store_code,
     truth,
+    wrapping,
     zero,
 )
 from p2pcompute.execution._rows import extents
@@ -395,7 +396,7 @@ class _Function:
             lower.emit(f"{start} = {codes[0]}")
             lower.emit(f"{step} = {codes[2] if len(codes) == 3 else '1'}")
             lower.emit(f"for {counter} in range(count({start}, {codes[1]}, {step})):")
-            place = Expr(f"({start} + {counter} * {step})", Scalar.INT)
+            place = Expr(wrapping("+", start, wrapping("*", counter, step, Scalar.INT), Scalar.INT), Scalar.INT)
         self.block(body, (target, place))
 
     def give_back(self, node: ast.stmt, value: ast.expr) -> None:

@@ -26,6 +26,7 @@ from p2pcompute.execution._lower_types import (
     join,
     to_dtype,
     truth,
+    wrapping,
     zero,
 )
 
@@ -202,7 +203,9 @@ class ExpressionLowering:
             if kind.is_float:
                 raise self.refuse(operand, f"~ of a {kind.title}", "convert it: int(...)")
             return Expr(f"(~{code})", kind)
-        return Expr(f"({zero(kind)} - {code})" if kind is Scalar.UINT else f"(-{code})", kind)
+        if kind.is_float:
+            return Expr(f"(-{code})", kind)
+        return Expr(wrapping("-", zero(kind), code, kind), kind)
 
     def logic(self, conjunction: bool, values: list[ast.expr]) -> Expr:
         """``and`` and ``or``: bools. Operands that cost something are left out once the result is known."""
@@ -242,9 +245,9 @@ class ExpressionLowering:
         result = base
         for bit in bin(power)[3:]:
             half = self.held(result)
-            result = Expr(f"({half.code} * {half.code})", kind)
+            result = Expr(wrapping("*", half.code, half.code, kind), kind)
             if bit == "1":
-                result = Expr(f"({result.code} * {base.code})", kind)
+                result = Expr(wrapping("*", result.code, base.code, kind), kind)
         return result
 
     def binary(self, node: ast.AST, op: ast.operator, left: Expr, right: Expr) -> Expr:
@@ -261,7 +264,7 @@ class ExpressionLowering:
         symbol = _SYMBOLS[type(op)]
         match op:
             case ast.Add() | ast.Sub() | ast.Mult():
-                return Expr(f"({as_type(left, kind)} {symbol} {as_type(right, kind)})", kind)
+                return Expr(wrapping(symbol, as_type(left, kind), as_type(right, kind), kind), kind)
             case ast.Div():
                 kind = max(kind, Scalar.F32)
                 return Expr(f"({as_type(left, kind)} / {as_type(right, kind)})", kind)
@@ -287,6 +290,8 @@ class ExpressionLowering:
         code = as_type(left, kind)
         if isinstance(right.literal, int) and 0 <= right.literal < 64:
             count = f"uint64({right.literal})" if kind is Scalar.UINT else str(right.literal)
+            if kind is Scalar.INT:
+                code = f"int64({code})"  # of two literals Python would make one that is no int64
             return Expr(f"({code} {symbol} {count})", kind)
         prefix = "u" if kind is Scalar.UINT else "i"
         return Expr(f"{prefix}{'shl' if symbol == '<<' else 'shr'}({code}, {as_type(right, Scalar.UINT)})", kind)

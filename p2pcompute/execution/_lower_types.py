@@ -21,6 +21,7 @@ __all__ = [
     "store_code",
     "to_dtype",
     "truth",
+    "wrapping",
     "zero",
 ]
 
@@ -91,6 +92,15 @@ def join(one: Scalar, other: Scalar) -> Scalar:
 def zero(kind: Scalar) -> str:
     """Code for the zero of a type."""
     return ("False", "0", "uint64(0)", "float32(0.0)", "0.0")[kind]
+
+
+def wrapping(symbol: str, one: str, other: str, kind: Scalar) -> str:
+    """Code for ``+``, ``-`` or ``*`` between two values of `kind`. Of int64 it is done in uint64, where it wraps:
+    numba tells LLVM that signed arithmetic never overflows, so what is computed from a sum that did would be anything.
+    """
+    if kind is Scalar.INT:
+        return f"int64(uint64({one}) {symbol} uint64({other}))"
+    return f"({one} {symbol} {other})"
 
 
 def _float(value: float, kind: Scalar) -> str:

@@ -118,8 +118,7 @@ _DIRECTIVE: Final = re.compile(
     r"|(?:\.visible\s+|\.weak\s+|\.entry\s+|\.func\b)+"
 )
 _CALL: Final = re.compile(r"call(?:\.uni)?\s+(?:\([^)]*\)\s*,\s*)?([A-Za-z_$][\w$]*)\s*(?:,\s*\([^)]*\))?\s*$")
-# Registers as LLVM names them and a thread's place; all else is a clock, a lane, a processor.
-_SPECIAL: Final = re.compile(r"%(?!(?:tid|ntid|ctaid|nctaid)\.[xyz]\b|(?:p|rs|r|rd|f|fd)\d+\b|SPL?\b)")
+_PLACE: Final = re.compile(r"%(?:tid|ntid|ctaid|nctaid)\.[xyz]\b")
 _END: Final = re.compile(r"[;{}]|\.(?:version|target|address_size|loc|file|maxntid|minnctapersm)\b[^\n;{]*\n|$")
 _LABELS: Final = re.compile(r"\s*(?:[$%\w]+:\s*)*")
 _BODY: Final = re.compile(r"\.(?:entry|func)\b[^{};]*?([A-Za-z_$][\w$]*)\s*(?:\([^{};]*\))?[^{};()]*\{", re.DOTALL)
@@ -128,7 +127,8 @@ _BODY: Final = re.compile(r"\.(?:entry|func)\b[^{};]*?([A-Za-z_$][\w$]*)\s*(?:\(
 def find_faults(ptx: str) -> list[PtxFault]:
     """Every statement of a PTX module that is refused, in order."""
     bodies = set(_BODY.findall(_blank(ptx)))
-    return [fault for line, text in _statements(ptx) if (fault := _judge(line, text, bodies)) is not None]
+    registers = _declared(ptx)
+    return [fault for line, text in _statements(ptx) if (fault := _judge(line, text, bodies, registers)) is not None]
 
 
 def check_ptx(ptx: str) -> None:
@@ -194,7 +194,21 @@ def _one(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
         yield text.count("\n", 0, start) + 1, statement
 
 
-def _judge(line: int, text: str, bodies: set[str]) -> PtxFault | None:
+def _declared(ptx: str) -> set[str]:
+    """Names of registers, of a numbered family without the number."""
+    found: set[str] = set()
+    for names in re.findall(r"\.reg\s+\.\w+\s+([^;]*);", _blank(ptx)):
+        found |= {name.split("<")[0].strip() for name in names.split(",")}
+    return found
+
+
+def _reads_the_machine(text: str, registers: set[str]) -> bool:
+    """Whether a name is neither a declared register nor the thread's place: a clock, a lane, a processor."""
+    names = re.findall(r"%\w+", _PLACE.sub("", text))
+    return any(name not in registers and name.rstrip("0123456789") not in registers for name in names)
+
+
+def _judge(line: int, text: str, bodies: set[str], registers: set[str]) -> PtxFault | None:
     def fault(rule: str) -> PtxFault:
         return PtxFault(line=line, text=text if len(text) <= 120 else text[:117] + "...", rule=rule)
 
@@ -206,7 +220,7 @@ def _judge(line: int, text: str, bodies: set[str]) -> PtxFault | None:
     floats = any(re.fullmatch(_FLOAT, modifier) for modifier in modifiers)
     if name in ("atom", "red", "cas"):
         return fault("atomic")
-    if _TALK.match(opcode) or _SPECIAL.search(text):
+    if _TALK.match(opcode) or _reads_the_machine(text, registers):
         return fault("communication")
     if _HALF.match(opcode):
         return fault("half")

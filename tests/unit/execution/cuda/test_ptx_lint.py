@@ -65,6 +65,7 @@ CLEAN = [
     "ld.global.nc.u8 %rs1, [%rd1];",
     "mov.u32 %r1, %ctaid.x;",
     "and.pred %p1, %p2, %p3;",
+    "{ .reg .b64 %lhs; .reg .b64 %rhs; shl.b64 %lhs, %rd1, 7; shr.b64 %rhs, %rd1, 57; add.u64 %rd2, %lhs, %rhs; }",
     """{ // callseq 0, 0
 	.reg .b32 temp_param_reg;
 	.param .b32 param0;
@@ -124,6 +125,8 @@ REFUSED = [
     ("communication", "mov.u32 %r1, %smid;"),
     ("communication", "mov.u64 %rd1, %globaltimer;"),
     ("communication", "mov.u32 %r1, %pm0;"),
+    ("communication", "mov.u32 %r1, %envreg3;"),
+    ("communication", "mov.u32 %r1, %warpid;"),
     ("call", "call.uni (retval0), __nv_sinf, (param0);"),
     ("call", "call.uni vprintf, (param0);"),
     ("call", "call (retval0), %rd1, (param0), prototype_0;"),
