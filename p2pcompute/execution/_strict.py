@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numba import float32, float64, int8, int16, int32, int64, uint8, uint16, uint32, uint64
 
@@ -265,4 +264,4 @@ def helpers(
     sized = (int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64)
     constants = {"NAN32": _NAN32, "NAN64": _NAN64, "INF32": np.float32(np.inf), "INF64": np.float64(np.inf)}
     functions |= math_helpers(math_jit or jit, float_bits=float_bits, bits_float=bits_float)
-    return functions | {kind.name: kind for kind in sized} | constants | {"prange": numba.prange}
+    return functions | {kind.name: kind for kind in sized} | constants
