@@ -50,7 +50,7 @@ from ._events import (
     ProviderRefused,
     TaskEvent,
 )
-from ._link import LiarError, Link, LinkHooks, WaitedTooLong
+from ._link import LiarError, Link, LinkHooks, NoRoomNow, WaitedTooLong
 from ._scheduler import ChunkScheduler
 from ._state import Contact, Deliver, RunState, TaskRequest
 
@@ -206,17 +206,17 @@ class Coordinator:
                 state.attempts[candidate.peer_id] = state.attempts.get(candidate.peer_id, 0) + 1
                 nursery.start_soon(self._work_with, request, state, candidate, contact)
             state.give_up_slowest(now)
-            orphans = state.scheduler.orphans(state.contacts)
+            orphans = state.scheduler.orphans(state.hopes())
             if len(orphans) + state.scheduler.done == request.work.chunks:  # last of all: it may take as long again
                 state.suspects.update(i for i in orphans if state.overslept(i, state.scheduler.refused_at(i)))
             if state.suspects:
                 await self._question_failures(state)
-                orphans = state.scheduler.orphans(state.contacts)
+                orphans = state.scheduler.orphans(state.hopes())
             if not orphans:
                 stuck_since = None
             else:
                 stuck_since = trio.current_time() if stuck_since is None else stuck_since
-                nobody = not state.contacts and not state.agreed
+                nobody = not state.contacts and not state.agreed and not state.may_ask_later()
                 failing = not state.contacts and any(len(at) >= _CHUNK_FAILURES for at in state.failed_at.values())
                 if nobody or trio.current_time() - stuck_since > (_FAILING_S if failing else _NOBODY_S):
                     state.fatal = self._nobody(request, state, orphans)
@@ -252,6 +252,7 @@ class Coordinator:
             state.wake()  # links may have the chunk again
 
     def _fresh(self, request: TaskRequest, state: RunState) -> list[Candidate]:
+        now = trio.current_time()
         found, reasons = self._rank(
             request.requirement,
             units=request.work.units_per_chunk,
@@ -259,11 +260,15 @@ class Coordinator:
             language=request.language,
             max_price_pusd=request.max_price_pusd,
             excluded=lambda peer: (
-                peer in state.contacts or peer in state.excluded or state.attempts.get(peer, 0) >= _ATTEMPTS
+                peer in state.contacts
+                or peer in state.excluded
+                or state.attempts.get(peer, 0) >= _ATTEMPTS
+                or state.ask_at.get(peer, 0.0) > now
             ),
         )
         state.reasons.update(reasons)
-        return found
+        # Who had no room comes last: those who only ever say so hold up nobody.
+        return sorted(found, key=lambda candidate: candidate.peer_id in state.refusals)
 
     def _rank(
         self,
@@ -339,10 +344,14 @@ class Coordinator:
             state.fatal = exc
         except (OrderRefused, TaskRefused) as refused:
             state.reasons[provider] = str(refused)
-            if isinstance(refused, WaitedTooLong):
-                state.attempts[provider] -= 1
+            no_room = isinstance(refused, OrderRefused) and refused.code is WireCode.NO_CAPACITY
+            if no_room or isinstance(refused, NoRoomNow):
+                state.had_no_room(provider, trio.current_time())
             else:
                 state.excluded.add(provider)
+            # Attempts are agreements: each is a row of the ledger.
+            if no_room or (isinstance(refused, WaitedTooLong) and state.forgives_wait(provider)):
+                state.attempts[provider] -= 1
             requeued = state.scheduler.lost(provider)
             state.emit(ProviderRefused(provider=provider, reason=str(refused)))
             if requeued:

@@ -49,7 +49,7 @@ from ._work import chunk_bytes
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay
 
-__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "ReceivedChunk", "WaitedTooLong"]
+__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "NoRoomNow", "ReceivedChunk", "WaitedTooLong"]
 
 _OPEN_S: Final = 15.0
 _SETUP_S: Final = 120.0  # blobs and compiling
@@ -59,6 +59,8 @@ _FINISH_S: Final = 2.0
 _PAY_S: Final = 30.0
 _PAUSE_S: Final = 120.0
 _MAX_NOTICES: Final = 64  # without a result between them
+_WAITED_S: Final = 0.4  # with less to wait for, nobody can say that we kept it waiting
+_CROSSING_S: Final = 2.0  # a chunk that was given out so short a time ago may have crossed a farewell
 MIN_BYTES_PER_S: Final = 64 * 1024  # below this a transfer has stalled, however regularly it drips
 
 
@@ -72,8 +74,12 @@ class LiarError(P2PComputeError):
         super().__init__(f"{provider}: {report.mismatched} of {report.checked} samples of chunk {index} differ")
 
 
-class WaitedTooLong(TaskRefused):
-    """The provider had nothing to do, or no voucher, for too long. It may be asked again: that was our doing."""
+class NoRoomNow(TaskRefused):
+    """The provider has no place for this task now. It may have one later."""
+
+
+class WaitedTooLong(NoRoomNow):
+    """The provider had nothing to do, or no voucher, for too long, and that is so: it was our doing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +149,8 @@ class Link:
         self._answered = 0.0  # as `_last_progress`, but no notice counts
         self._paused_since: float | None = None  # the first pause since a result: an end of it proves nothing
         self._notices = 0  # since the last result
+        self._idled_s = 0.0  # how long it had nothing to do before the chunks that are under way
+        self._unpaid_since = 0.0  # counts where `unpaid` does: since when no voucher came
         self._cancelled: set[int] = set()
 
     async def run(self) -> None:
@@ -235,8 +243,25 @@ class Link:
     def _refusal(self, message: Refused) -> TaskRefused:
         known = message.code in WireCode._value2member_map_
         name = WireCode(message.code).name.lower() if known else str(message.code)
-        kind = WaitedTooLong if message.code in (WireCode.STALLED, WireCode.PAYMENT_REQUIRED) else TaskRefused
+        kind = TaskRefused
+        if self._kept_waiting(message.code):
+            kind = WaitedTooLong
+        elif message.code in (WireCode.STALLED, WireCode.NO_CAPACITY):
+            kind = NoRoomNow
         return kind(f"{self.provider} ended the task ({name}): {message.detail}")
+
+    def _kept_waiting(self, code: int) -> bool:
+        """Whether a provider that ends the task because it waited has really waited for us: anybody can say so."""
+        if not self.ready:
+            return False
+        now = trio.current_time()
+        if code == WireCode.PAYMENT_REQUIRED:
+            return self.unpaid > 0 and now - self._unpaid_since >= _WAITED_S
+        if code != WireCode.STALLED:
+            return False
+        if not self.connection.outstanding:
+            return now - self._answered >= _WAITED_S
+        return now - self._answered < _CROSSING_S and self._idled_s >= _WAITED_S
 
     def _notice(self, message: Notice) -> None:
         self._notices += 1
@@ -285,6 +310,7 @@ class Link:
                 # One that is still under way here, cancelled and then needed again, is not asked for twice.
                 if index not in self.connection.outstanding:
                     if not self.connection.outstanding:
+                        self._idled_s = trio.current_time() - self._answered
                         self._last_progress = self._answered = trio.current_time()
                     await self.dialogue.send(Assign(index=index))
                     self.hooks.assigned(self.provider, index)
@@ -310,6 +336,8 @@ class Link:
             match message:
                 case ResultStart():
                     received = await self._result(message)
+                    if not self.unpaid:
+                        self._unpaid_since = trio.current_time()
                     self.unpaid += 1
                     self._unchecked += 1
                     self.scheduler.came(received.index, self.provider, trio.current_time())
@@ -449,6 +477,7 @@ class Link:
                 raise StreamError(f"the provider did not take a voucher in {_PAY_S:g} s")
             self._accepted -= covered
             self.unpaid -= covered
+            self._unpaid_since = trio.current_time()
         self.hooks.paid(self.provider, self.account.paid_uusd)
         self._wake.set()
 

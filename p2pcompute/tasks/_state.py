@@ -24,6 +24,10 @@ __all__ = ["Contact", "Deliver", "RunState", "TaskRequest"]
 PLACE_S: Final = 1.0  # for so long somebody who is asked takes a place of `max_providers` without an agreement
 _FORGIVEN: Final = 2  # chunks of one provider that may time out once without being held against it
 _MORE_PATIENCE: Final = 1.05  # for each `max_providers` that were given up
+_AGAIN_S: Final = 2.0  # before somebody that had no room is asked again; twice as long after each further time,
+_AGAIN_MOST_S: Final = 60.0  # up to this,
+_REFUSALS: Final = 8  # and so many times
+_FORGIVEN_WAITS: Final = 2  # agreements with one provider that don't count because it waited for us
 _MOST_SLOW: Final = 16  # who have taken longer and are still waited for, at least; 2 × max_providers where that is more
 
 Deliver = Callable[[int, memoryview, PeerId], Awaitable[None]]
@@ -99,6 +103,9 @@ class RunState:
     contacts: dict[PeerId, Contact] = field(default_factory=dict)
     attempts: dict[PeerId, int] = field(default_factory=dict)
     excluded: set[PeerId] = field(default_factory=set)
+    refusals: dict[PeerId, int] = field(default_factory=dict)  # how often somebody had no room
+    ask_at: dict[PeerId, float] = field(default_factory=dict)  # not before then again
+    waits: dict[PeerId, int] = field(default_factory=dict)  # agreements given back because it waited for us
     reasons: dict[PeerId, str] = field(default_factory=dict)
     changed: trio.Event = field(default_factory=trio.Event)
     failures: dict[int, str] = field(default_factory=dict)  # why a chunk failed last
@@ -114,6 +121,26 @@ class RunState:
         """Something has changed: look again."""
         event, self.changed = self.changed, trio.Event()
         event.set()
+
+    def had_no_room(self, provider: PeerId, now: float) -> None:
+        """It is asked again after a while, a few times: each costs us a little, and anybody can say so."""
+        count = self.refusals[provider] = self.refusals.get(provider, 0) + 1
+        self.ask_at[provider] = now + min(_AGAIN_MOST_S, _AGAIN_S * 2.0 ** (count - 1))
+        if count >= _REFUSALS:
+            self.excluded.add(provider)
+
+    def forgives_wait(self, provider: PeerId) -> bool:
+        """Whether an agreement that ended because the provider waited for us does not count as one."""
+        count = self.waits[provider] = self.waits.get(provider, 0) + 1
+        return count <= _FORGIVEN_WAITS
+
+    def may_ask_later(self) -> bool:
+        """Whether somebody that had no room is to be asked again."""
+        return any(provider not in self.excluded for provider in self.ask_at)
+
+    def hopes(self) -> list[PeerId]:
+        """Whom chunks may be waited for: all contacts but those that had no room and have not agreed since."""
+        return [peer for peer, contact in self.contacts.items() if contact.agreed or peer not in self.refusals]
 
     def failed(self, index: int, provider: PeerId, *, reason: str, timed_out: bool) -> None:
         """A chunk failed at a provider.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -10,14 +11,18 @@ import numpy as np
 import pytest
 import trio
 
-from p2pcompute.errors import TaskTimeout
+from p2pcompute.errors import NoProviderError, TaskTimeout
 from p2pcompute.node import Node
-from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderRefused, _state
+from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderRefused, _link, _state
+from p2pcompute.tasks._places import Guest, Place
 from p2pcompute_protocols import negotiation, task
+from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.ids import PeerId
 
 from ..market._harness import Market, Watch, Z, compute, in_memory
 from ..market._rogues import CHUNKS, Rogue, RogueTask, ended, open_rogue
 from ..market.test_rogue_sellers import Negotiation
+from ..market.test_rogue_sellers import refuses as refuses_for_want_of_room
 
 MANY = 100
 
@@ -100,6 +105,24 @@ async def never_lets_anybody_give_it_a_chunk(market: Market, rogue: Rogue) -> No
     rogue.sell(handler)
 
 
+def refuses(code: WireCode, *, idle_s: float | None = None) -> Wasting:
+    """An agreement, and a farewell as if it were our doing; after being ready and idle for a while, or at once."""
+
+    async def wasting(market: Market, rogue: Rogue) -> None:
+        async def handler(it: RogueTask) -> None:
+            if idle_s is None:
+                await it.dialogue.expect(task.Open)
+            else:
+                await it.ready()
+                await trio.sleep(idle_s)
+            await it.say(task.Refused(code=code, detail="come again"))
+            await ended(it.stream)
+
+        rogue.sell(handler)
+
+    return wasting
+
+
 # Who wastes time, and by when a task is done in spite of a hundred of them.
 WASTING: dict[str, tuple[Wasting, float]] = {
     f.__name__: (f, deadline_s)
@@ -114,6 +137,9 @@ WASTING: dict[str, tuple[Wasting, float]] = {
         (never_lets_anybody_give_it_a_chunk, 300),
     )
 }
+for code in (WireCode.STALLED, WireCode.PAYMENT_REQUIRED, WireCode.NO_CAPACITY):
+    WASTING[f"refuses {code.name}"] = refuses(code), 60
+WASTING["refuses STALLED once it is idle"] = refuses(WireCode.STALLED, idle_s=0.5), 60
 
 
 @asynccontextmanager
@@ -148,8 +174,95 @@ def test_ads_that_lead_nowhere_keep_no_honest_provider_away(name: str) -> None:
             # No money waits in the channel of somebody who did nothing.
             rows = await requester.services.ledger.channels_out()
             assert {row.peer for row in rows if row.deposit_uusd} == {honest.peer_id}
+            # An agreement is a row of the ledger: nobody gets more than a few.
+            assert max(Counter(event.provider for event in watch.of(Agreed)).values()) <= 4
 
     in_memory(scenario)
+
+
+@pytest.mark.parametrize("code", [WireCode.STALLED, WireCode.NO_CAPACITY])
+@pytest.mark.parametrize("defended", [True, False])
+def test_farewells_that_blame_us_are_forgiven_only_where_they_are_right(
+    code: WireCode, defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few who say so at once would be asked for ever."""
+    if not defended:
+        monkeypatch.setattr(_link.Link, "_kept_waiting", lambda *_: True)
+        monkeypatch.setattr(_state.RunState, "forgives_wait", lambda *_: True)
+        monkeypatch.setattr(_state.RunState, "had_no_room", lambda *_: None)
+
+    async def scenario(market: Market) -> None:
+        honest = await market.provider()
+        requester = await market.node()
+        know(requester, honest)
+        async with crowd(market, requester, refuses(code), many=8):
+            watch = Watch()
+            if defended:
+                assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS, deadline_s=30), Z)
+                assert len(watch.of(Agreed)) <= 1 + 8 * 2
+            else:
+                with pytest.raises(TaskTimeout):
+                    await compute(requester, watch=watch, chunks=CHUNKS, deadline_s=30)
+                assert len(watch.of(Agreed)) > 100
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("asked_again", [True, False])
+def test_a_provider_without_room_is_asked_again(asked_again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its only place is another's for a few seconds; there is nobody else."""
+    if not asked_again:
+        monkeypatch.setattr(_state, "_REFUSALS", 1)
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(slots=1)
+        requester = await market.node(connect=(provider,))
+        async with AsyncExitStack() as held:
+            places = provider.provider.tasks.places  # type: ignore[union-attr]
+            taken: list[Place] = []
+            while places.has_room(one := Guest(peer=PeerId(f"other {len(taken)}"), subnet=f"{len(taken)}", known=True)):
+                taken.append(places.take(one))
+                held.enter_context(taken[-1].working())
+
+            async def leave() -> None:
+                await trio.sleep(5)
+                for place in taken:
+                    places.leave(place)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(leave)
+                watch = Watch()
+                if asked_again:
+                    assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS), Z)
+                    assert 1 <= len(watch.of(ProviderRefused)) <= 3
+                else:
+                    with pytest.raises(NoProviderError, match="no_capacity"):
+                        await compute(requester, watch=watch, chunks=CHUNKS)
+
+    in_memory(scenario)
+
+
+def test_a_provider_that_never_has_room_is_not_waited_for_until_the_deadline() -> None:
+    async def scenario(market: Market) -> None:
+        requester = await market.node()
+        async with crowd(market, requester, never_has_room, many=3):
+            began = trio.current_time()
+            watch = Watch()
+            with pytest.raises(NoProviderError, match="no_capacity"):
+                await compute(requester, watch=watch, chunks=CHUNKS)
+            assert trio.current_time() - began < 20
+            assert not watch.of(Agreed)
+
+    in_memory(scenario)
+
+
+async def never_has_room(market: Market, rogue: Rogue) -> None:
+    """Refuses each order for want of room."""
+
+    async def serve(stream: Any) -> None:
+        await refuses_for_want_of_room(Negotiation(rogue, stream))
+
+    rogue.overlay.handle(negotiation.PROTOCOL_ID, serve)
 
 
 @pytest.mark.parametrize("name", ["is_silent", "opens_and_is_never_ready"])
