@@ -348,9 +348,10 @@ class RequesterLedgerBooks:
     async def failed(self, provider: PeerId, reason: str, *, ban: bool) -> None:
         """Remember a provider's failure."""
         self._standings.failed(provider)
+        if ban:
+            self.banned.add(provider)  # before anything is awaited: other tasks choose providers meanwhile
         await self._ledger.note_failure(provider)
         if ban:
-            self.banned.add(provider)
             await self._ledger.ban(provider, reason=reason[:500])
 
     def standing(self, provider: PeerId) -> Standing:

@@ -316,7 +316,7 @@ class Coordinator:
         try:
             with contact.scope:
                 await self._try(request, state, candidate, contact)
-            if contact.given_up:
+            if contact.given_up and (contact.link is None or contact.link.lie is None):
                 state.reasons[provider] = contact.given_up
                 state.emit(
                     ProviderLost(
@@ -337,9 +337,8 @@ class Coordinator:
         except NoPlaceError as exc:
             _log.debug("%s", exc)
             state.attempts[provider] -= 1
-        except LiarError as lie:
-            assert contact.link is not None  # a lie comes from a link
-            await self._caught(state, contact.link, lie)
+        except LiarError:
+            pass  # below, since it may come beside a cancellation, which hides it
         except (InsufficientFunds, BudgetError, StorageError) as exc:
             state.fatal = exc
         except (OrderRefused, TaskRefused) as refused:
@@ -364,6 +363,10 @@ class Coordinator:
             await self.books.failed(provider, str(exc), ban=False)
             self.board.forget(provider)
             state.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
+        finally:
+            if contact.link is not None and contact.link.lie is not None:
+                with trio.CancelScope(shield=True):  # a task that ends just then forgets no lie
+                    await self._caught(state, contact.link, contact.link.lie)
 
     async def _link_to(self, request: TaskRequest, state: RunState, candidate: Candidate, contact: Contact) -> None:
         agreement, seconds = await self._dialler.agree(request, candidate, is_full=lambda: state.is_full)
@@ -413,9 +416,12 @@ class Coordinator:
         state.reasons[provider] = str(lie)
         revoked = state.scheduler.revoke(provider)
         self.board.forget(provider)
-        for received in link.rejected:
-            await link.account.reject(received.receipt, received.payload, str(lie))
-        await self.books.failed(provider, str(lie), ban=True)
+        try:
+            await self.books.failed(provider, str(lie), ban=True)
+            for received in link.rejected:
+                await link.account.reject(received.receipt, received.payload, str(lie))
+        except StorageError as exc:
+            state.fatal = exc
         state.emit(
             LiarCaught(
                 provider=provider,

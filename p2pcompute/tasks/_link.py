@@ -138,6 +138,7 @@ class Link:
         self.draining = False
         self.ready = False  # the provider has what it needs; before that nothing can be owed
         self.unpaid = 0  # chunks that came and that no voucher covers
+        self.lie: LiarError | None = None  # the one that ended this link, whatever else ended it at the same time
         self.rejected: list[ReceivedChunk] = []
         self._checked: list[tuple[ReceivedChunk, int]] = []  # samples were equal, not accepted yet
         self._unchecked = 0  # came, but their samples are not compared and handed over yet
@@ -420,7 +421,8 @@ class Link:
             report = await self.hooks.check(received.index, received.output)
             if not report.ok:
                 self.rejected = [*(earlier for earlier, _ in self._checked), received]
-                raise LiarError(self.provider, received.index, report)
+                self.lie = LiarError(self.provider, received.index, report)
+                raise self.lie
             # Paid before it is handed over: whoever takes it may take long, and the provider is not to wait for that.
             self._checked.append((received, report.checked))
             if self.unpaid >= max(1, self.window // 2):

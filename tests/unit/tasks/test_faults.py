@@ -20,7 +20,9 @@ from p2pcompute.tasks import (
     Paid,
     ProviderReady,
     TaskStarted,
+    _link,
 )
+from p2pcompute.tasks._link import LiarError
 from p2pcompute.testing import WorkerFaults
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
@@ -417,6 +419,46 @@ def test_a_lie_at_any_chunk_is_caught_and_paid_nothing(lie_at: int) -> None:
         await requester.services.overlay.connect(honest.addresses[0])
         assert np.array_equal(await compute(requester, chunks=CHUNKS), Z)
         assert len(lied) == 1
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("when", ["the lie is found", "the evidence is stored"])
+def test_a_lie_that_is_found_while_the_task_is_cancelled_is_not_forgotten(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who lies to whoever leaves a loop over chunks early would lie to it for ever."""
+    scope = trio.CancelScope()
+
+    class Found(LiarError):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            scope.cancel()
+
+    async def scenario(market: Market) -> None:
+        liar = await market.provider(fault=altered_rows)
+        requester = await market.node(connect=(liar,))
+        ledger = requester.services.ledger
+        reject = ledger.reject_work
+
+        async def storing(*args: Any, **options: Any) -> None:
+            scope.cancel()
+            await reject(*args, **options)
+
+        if when == "the lie is found":
+            monkeypatch.setattr(_link, "LiarError", Found)
+        else:
+            monkeypatch.setattr(ledger, "reject_work", storing)
+        watch = Watch()
+        with scope:
+            await compute(requester, watch=watch)
+        assert scope.cancelled_caught
+        assert liar.peer_id in requester.services.books.banned
+        known = await ledger.peer(liar.peer_id)
+        assert known is not None
+        assert known.banned
+        (agreed,) = watch.of(Agreed)
+        assert [row.verdict for row in await ledger.receipts(agreed.task)] == ["rejected"]
 
     in_memory(scenario)
 
