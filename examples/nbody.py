@@ -1,0 +1,99 @@
+"""Stars that attract each other: the network computes each step, and its state comes back before the next.
+
+Forces are summed in one fixed order, so a trajectory is the same bits on every machine; whoever doubts a step runs it
+again from the state before.
+
+python examples/nbody.py [--stars 2048] [--steps 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import trio
+
+import p2pcompute as p2p
+from p2pcompute import cuda
+
+Array = np.ndarray[Any, Any]
+SOFTENING = 0.05
+
+
+@p2p.kernel
+def step(position, velocity, here, speed, mass, dt, softening):
+    i = cuda.grid(1)
+    if i < position.shape[0]:
+        ax = np.float32(0.0)
+        ay = np.float32(0.0)
+        az = np.float32(0.0)
+        for j in range(mass.size):
+            dx = here[j, 0] - here[i, 0]
+            dy = here[j, 1] - here[i, 1]
+            dz = here[j, 2] - here[i, 2]
+            near = dx * dx + dy * dy + dz * dz + softening * softening
+            pull = mass[j] / (near * math.sqrt(near))
+            ax += pull * dx
+            ay += pull * dy
+            az += pull * dz
+        vx = speed[i, 0] + dt * ax
+        vy = speed[i, 1] + dt * ay
+        vz = speed[i, 2] + dt * az
+        velocity[i, 0] = vx
+        velocity[i, 1] = vy
+        velocity[i, 2] = vz
+        position[i, 0] = here[i, 0] + dt * vx
+        position[i, 1] = here[i, 1] + dt * vy
+        position[i, 2] = here[i, 2] + dt * vz
+
+
+def disc(stars: int, seed: int = 3) -> tuple[Array, Array, Array]:
+    """Positions, velocities (stars, 3) and masses (stars,) of a turning disc; G = 1, total mass 1."""
+    rng = np.random.default_rng(seed)
+    radius, angle = np.sqrt(rng.uniform(0.05, 1, stars)), rng.uniform(0, 2 * math.pi, stars)
+    flat = np.stack([radius * np.cos(angle), radius * np.sin(angle), rng.normal(0, 0.02, stars)], axis=1)
+    turn = np.stack([-np.sin(angle), np.cos(angle), np.zeros(stars)], axis=1) * np.sqrt(radius)[:, None]
+    return flat.astype(np.float32), turn.astype(np.float32), np.full(stars, 1 / stars, np.float32)
+
+
+async def simulate(node: p2p.Node, stars: int, steps: int, dt: float = 0.01) -> tuple[Array, Array, Array]:
+    """Positions and velocities after `steps` semi-implicit Euler steps, and the masses."""
+    here, speed, mass = disc(stars)
+    shape = p2p.out(here.shape, here.dtype)
+    for _ in range(steps):
+        here, speed = await node.run(
+            step, shape, shape, here, speed, mass, np.float32(dt), np.float32(SOFTENING), budget="0.01 USD"
+        )
+    return here, speed, mass
+
+
+def energy(here: Array, speed: Array, mass: Array) -> float:
+    """Kinetic and potential energy, in float64."""
+    place, move, heavy = (part.astype(np.float64) for part in (here, speed, mass))
+    gap = place[:, None] - place[None]
+    potential = heavy[:, None] * heavy / np.sqrt((gap**2).sum(-1) + SOFTENING**2)
+    np.fill_diagonal(potential, 0)
+    return float(0.5 * (heavy * (move**2).sum(1)).sum() - 0.5 * potential.sum())
+
+
+def main() -> None:
+    """Open a node on the network of this machine and simulate."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stars", type=int, default=2_048)
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+
+    async def work() -> tuple[Array, Array, Array]:
+        async with p2p.open_node() as node:
+            return await simulate(node, options.stars, options.steps)
+
+    before = energy(*disc(options.stars))
+    after = energy(*trio.run(work))
+    sys.stdout.write(f"energy {before:.6f} before and {after:.6f} after {options.steps} steps\n")
+
+
+if __name__ == "__main__":
+    main()
