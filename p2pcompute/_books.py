@@ -30,6 +30,7 @@ __all__ = ["ProviderLedgerBooks", "RequesterLedgerBooks"]
 _log = logging.getLogger("p2pcompute.payments")
 _LEAST_UNITS: Final = 2_000_000  # two seconds of a reference core
 _LEAST_COMPILE_UNITS: Final = 500_000  # what the shortest compilation costs a newcomer: a worker was started for it
+_NOT_BEGUN: Final = frozenset({WireCode.CANCELLED, WireCode.CREDIT_EXHAUSTED})  # said of a chunk that cost nothing
 _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
 
 
@@ -197,7 +198,7 @@ class _ProviderAccount:
         await self._credit.settle(self._peer, subnet=self._subnet, charged_pusd=charged, cost_pusd=cost_pusd)
 
     async def begin_compile(self) -> None:
-        """Charge a compilation to the credit of its requester, before it begins; a known peer's costs nothing."""
+        """Charge a compilation to the credit of its requester, before it begins; a known peer's when it is over."""
         price_pusd = self._agreement.terms.price_pusd
         try:
             self._compile_pusd = await self._credit.charge(
@@ -213,9 +214,8 @@ class _ProviderAccount:
     async def end_compile(self, *, used_units: int) -> None:
         """It took so much. A quarter of a newcomer's credit at most: the rest is for what was compiled."""
         charged, self._compile_pusd = self._compile_pusd, 0
-        if not charged:
-            return
-        cost_pusd = max(used_units, _LEAST_COMPILE_UNITS) * self._agreement.terms.price_pusd
+        least_units = _LEAST_COMPILE_UNITS if charged else 0  # who is known has paid for workers before
+        cost_pusd = max(used_units, least_units) * self._agreement.terms.price_pusd
         await self._credit.settle(
             self._peer,
             subnet=self._subnet,
@@ -224,9 +224,20 @@ class _ProviderAccount:
         )
 
     async def issue(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
-        """Store the receipt, and what it earns, then give its envelope."""
-        if payload.code != 0 and not self._stored:
+        """Store the receipt, and what it earns, then give its envelope.
+
+        Cancellation: none here. What is stored is owed, and has to be known as owed.
+        """
+        if payload.code in _NOT_BEGUN or (payload.code != 0 and not self._stored):
             return sign(payload)  # owed to nobody; a chunk that was never charged leaves nothing on disk
+        envelope = b""
+        with trio.CancelScope(shield=True):
+            envelope = await self._record(payload, sign)
+        return envelope
+
+    async def _record(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
+        if payload.code == 0:
+            await self._note_paid_debt()
         envelope = await self._ledger.record_receipt(payload, sign=sign)
         if payload.code == 0:
             if self._under_way:
@@ -242,6 +253,15 @@ class _ProviderAccount:
             self._owed.append(-(-max(0, owed_pusd - left_out_pusd) // PUSD_PER_UUSD))
             self._issued.set()
         return envelope
+
+    async def _note_paid_debt(self) -> None:
+        """What was paid beyond this task's work so far has paid for earlier work, and pays for none to come."""
+        row = await self._ledger.channel_in(self._channel)
+        if row is None or not self._debt_pusd:
+            return
+        surplus_pusd = row.paid_uusd * PUSD_PER_UUSD - (row.owed_pusd - self._debt_pusd)
+        if surplus_pusd >= PUSD_PER_UUSD:  # less is what was rounded up
+            self._debt_pusd = max(0, self._debt_pusd - surplus_pusd)
 
     async def wait_changed(self) -> None:
         """Wait for the voucher that covers the oldest unpaid chunk."""
@@ -414,11 +434,29 @@ class _RequesterAccount:
             self._funding = self._books.fund(self._agreement)
         await self._funding.over.wait()
 
+    async def pay_earlier(self) -> None:
+        """Send a voucher where earlier agreements have left something accepted that the provider holds none for."""
+        row = await self._ledger.channel_out(self._channel.id)
+        if row is None:
+            return
+        held_uusd = max(row.acked_uusd, row.claimed_uusd)
+        if row.accepted_uusd <= held_uusd:
+            return
+        paid_uusd = await self._pay() - held_uusd
+        if paid_uusd > 0:
+            self._books.paid(PeerId(self._agreement.terms.provider), paid_uusd)
+
     async def pay(self) -> None:
         """Send a voucher for everything accepted on the channel."""
         covered_pusd = self._accepted_pusd
+        await self._pay()
+        paid_uusd = -(-covered_pusd // PUSD_PER_UUSD)
+        self._books.paid(PeerId(self._agreement.terms.provider), paid_uusd - self.paid_uusd)
+        self.paid_uusd = paid_uusd
+
+    async def _pay(self) -> int:
         try:
-            await self._channel.pay()
+            return await self._channel.pay()
         except InsufficientFunds:
             # What was there before may be enough; where it is not, say why there is no more.
             if self._funding is not None and self._funding.error is not None:
@@ -429,6 +467,3 @@ class _RequesterAccount:
             with trio.CancelScope(shield=True):
                 await self._channel.aclose()
             raise
-        paid_uusd = -(-covered_pusd // PUSD_PER_UUSD)
-        self._books.paid(PeerId(self._agreement.terms.provider), paid_uusd - self.paid_uusd)
-        self.paid_uusd = paid_uusd

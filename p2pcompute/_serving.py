@@ -12,11 +12,13 @@ from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
 from p2pcompute.payments import CreditBook, CreditPolicy, Payee, Settler, subnet_of
 from p2pcompute.tasks import Guest, TaskService
+from p2pcompute.tasks._turns import LINGER_S, Turns
 from p2pcompute_protocols import ads, channel, task
 from p2pcompute_protocols.ads import Availability, CapabilityAd, Device, PricedOption
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_NAME
+from p2pcompute_protocols.money import PUSD_PER_UUSD
 
 from ._books import ProviderLedgerBooks
 from ._provider_events import ProviderEvent, WatchedBooks
@@ -35,6 +37,7 @@ DEFAULT_PRICE: Final = "0.05 USD"
 _MAX_SLOTS: Final = 64
 _MAX_TASKS: Final = 62  # a worker each, of the pool's 64; two are left for what this node buys
 _MAX_WINDOW: Final = 64  # the protocol's bound is 256
+_NEWCOMERS_MIN_BYTES: Final = 64 * 1024 * 1024  # of inputs that newcomers' tasks may hold on the smallest machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,10 +118,11 @@ class ProviderRole:
             workers=pool,
             books=WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit),
             now_ms=node.now_ms,
-            slots=trio.CapacityLimiter(options.slots),
+            slots=Turns(options.slots, linger_s=LINGER_S),
             guest=self._guest,
             max_tasks=min(options.slots * 4, _MAX_TASKS),
             score_milli=device.score_milli,
+            newcomers_bytes=max(_NEWCOMERS_MIN_BYTES, device.memory_bytes // 4),
             fault=options.fault,
         )
         self.negotiations = NegotiationService(
@@ -136,6 +140,7 @@ class ProviderRole:
                 now_ms=node.now_ms,
                 has_room=self.tasks.has_room,
                 first_window=self._first_window,
+                proven_ms=self._proven_ms,
                 region=options.region,
             ),
             agreed=self.tasks.books.agreed,
@@ -161,6 +166,14 @@ class ProviderRole:
         if known is not None and known.banned:
             raise LocalProtocolError("we do not deal with you", code=WireCode.CREDIT_EXHAUSTED)
         return await self.credit.first_window(peer, chunk_pusd=chunk_pusd)
+
+    async def _proven_ms(self, peer: PeerId) -> int | None:
+        """For how long this device has computed for the money of `peer`; None for a known one."""
+        if await self.credit.is_known(peer):
+            return None
+        history = await self.node.services.ledger.peer(peer)
+        paid_pusd = 0 if history is None else history.paid_uusd * PUSD_PER_UUSD
+        return paid_pusd // max(1, self.price_pusd) // max(1, self.device.score_milli)
 
     def make_ad(self, sequence: int) -> tuple[CapabilityAd, bytes]:
         """This node's signed ad, as things stand now."""

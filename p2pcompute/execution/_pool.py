@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, NoReturn
@@ -220,7 +220,9 @@ class WorkerPool:
             self._warm.append(outcome)
 
     @asynccontextmanager
-    async def session(self, *, tenant: str | None = None) -> AsyncGenerator[WorkerSession]:
+    async def session(
+        self, *, tenant: str | None = None, keep: Callable[[], bool] = lambda: True
+    ) -> AsyncGenerator[WorkerSession]:
         """A warm worker for one tenant; on leaving it is killed and reaped, whatever it was doing.
 
         Waits while `max_sessions` are open. Raises `WorkerDied` where the pool is not being served, and what
@@ -229,19 +231,20 @@ class WorkerPool:
         Args:
             tenant: whose kernels it is for. Where the pool keeps workers (`keep`), one that is idle and sound when
                 the session is left waits for the next session of the same tenant and has its kernels compiled
-                still; `None` is never kept.
+                still; `None` is never kept. It is stopped while it waits: whatever has got hold of it gets no time.
+            keep: asked when the session is left whether its worker may wait at all.
         """
         async with self._slots:
             session, process = await self._take_kept(tenant) or await self._take_new()
-            keep = False
+            waits = False
             try:
                 yield session
-                keep = tenant is not None and session.rest()
+                waits = tenant is not None and keep() and session.rest() and bool(self._keep) and self._serving
             finally:
                 kept = _Kept(
                     tenant=tenant or "", session=session, process=process, until_s=trio.current_time() + self._keep_s
                 )
-                if keep and self._keep and self._serving:
+                if waits and process.stop():
                     self._kept.append(kept)
                     self._kept_changed.set()
                     if len(self._kept) > self._keep:
@@ -256,7 +259,7 @@ class WorkerPool:
             if kept is None:
                 return None
             self._kept.remove(kept)
-            if kept.process.alive:
+            if kept.process.alive and kept.process.go_on():
                 return kept.session, kept.process
             await kept.aclose()
         return None

@@ -330,6 +330,23 @@ class WorkerProcess:
         except ProcessLookupError:
             return
 
+    def stop(self) -> bool:
+        """SIGSTOP: all its threads stand still until `go_on`, and `kill` ends it as ever. False where it is gone."""
+        return self._signal(signal.SIGSTOP)
+
+    def go_on(self) -> bool:
+        """SIGCONT, after `stop`. False where it is gone."""
+        return self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> bool:
+        if not self._pidfds:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfds[-1], number)  # the innermost; bubblewrap does nothing but wait
+        except ProcessLookupError:
+            return False
+        return True
+
     async def _wait(self) -> bool:
         """Wait until the process has ended and is reaped; False if that takes too long."""
         with trio.move_on_after(_DEATH_TIMEOUT_S):

@@ -24,6 +24,7 @@ _BID_LIFETIME_MS: Final = 30_000
 _CHUNK_SLACK: Final = 8  # a chunk may take so many times its estimate
 _CHUNK_MIN_MS: Final = 20_000
 _CHUNK_MAX_MS: Final = 10 * 60_000
+_NEWCOMER_CHUNK_MS: Final = 30_000  # and as long again as what a newcomer has paid for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,7 +32,9 @@ class FixedPricePolicy:
     """Bids a fixed price per unit for what the device can do.
 
     `first_window` gives how many chunks a peer may owe at first (its credit); `has_room` whether another task of
-    a peer would be admitted.
+    a peer would be admitted; `proven_ms` how long this device has computed for a peer's money, None for a known peer.
+    How long a chunk may hold a slot is the requester's own figure, so a newcomer's holds it for half a minute, and for
+    as long again as it has paid for.
     """
 
     device: Device
@@ -43,6 +46,7 @@ class FixedPricePolicy:
     now_ms: Callable[[], int]
     has_room: Callable[[PeerId], Awaitable[bool]]
     first_window: Callable[[PeerId, int], Awaitable[int]]
+    proven_ms: Callable[[PeerId], Awaitable[int | None]] | None = None
     features: frozenset[str] = frozenset()
     region: str | None = None
 
@@ -62,6 +66,12 @@ class FixedPricePolicy:
             raise LocalProtocolError("a chunk of so many units has no price here", code=WireCode.OVERSIZED)
         window = await self.first_window(requester, work.units_per_chunk * self.price_pusd)
         estimate_ms = work.units_per_chunk * 1_000 // self.device.score_milli // 1_000
+        limit_ms = await self._longest_ms(requester)
+        if limit_ms < _CHUNK_MAX_MS and estimate_ms > limit_ms:
+            raise LocalProtocolError(
+                f"a newcomer's chunk may take {limit_ms} ms here and yours takes {estimate_ms}; use more chunks",
+                code=WireCode.OVERSIZED,
+            )
         now = self.now_ms()
         return BidPayload(
             order_digest=order.digest,
@@ -72,9 +82,13 @@ class FixedPricePolicy:
             payee=bytes(self.payee),
             score_milli=self.device.score_milli,
             valid_until_ms=now + _BID_LIFETIME_MS,
-            chunk_timeout_ms=min(_CHUNK_MAX_MS, max(_CHUNK_MIN_MS, estimate_ms * _CHUNK_SLACK)),
+            chunk_timeout_ms=min(limit_ms, max(_CHUNK_MIN_MS, estimate_ms * _CHUNK_SLACK)),
             timeout_payer="provider",
         )
+
+    async def _longest_ms(self, requester: PeerId) -> int:
+        proven_ms = None if self.proven_ms is None else await self.proven_ms(requester)
+        return _CHUNK_MAX_MS if proven_ms is None else min(_CHUNK_MAX_MS, _NEWCOMER_CHUNK_MS + proven_ms)
 
     def _check(self, payload: OrderPayload) -> None:
         requirement = payload.requirement

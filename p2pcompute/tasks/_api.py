@@ -59,9 +59,11 @@ class TaskWorker(Protocol):
 
 
 class Workers(Protocol):
-    """Gives workers; leaving the context ends the process."""
+    """Gives workers; leaving the context ends the process, or keeps it for its tenant where `keep` says so then."""
 
-    def session(self, *, tenant: str | None = None) -> AbstractAsyncContextManager[TaskWorker]: ...
+    def session(
+        self, *, tenant: str | None = None, keep: Callable[[], bool] = ...
+    ) -> AbstractAsyncContextManager[TaskWorker]: ...
 
 
 class ProviderAccount(Protocol):
@@ -150,6 +152,10 @@ class RequesterAccount(Protocol):
     async def funded(self) -> None:
         """Wait until the channel that `pay` pays over has its money, or it is known that it gets none; asks for it
         where nobody has."""
+        ...
+
+    async def pay_earlier(self) -> None:
+        """Pay what earlier tasks have left accepted and unpaid, such as one whose link broke; raises as `pay`."""
         ...
 
     async def pay(self) -> None:

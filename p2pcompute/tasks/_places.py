@@ -19,7 +19,9 @@ LATER_GRACE_S: Final = 30.0  # after it: its samples are checked and its channel
 SHORT_GRACE_S: Final = 0.5  # for those who idled before: a few round trips
 _REMEMBERED_S: Final = 600.0
 _MAX_IDLERS: Final = 4_096
-_FAST_BYTES_PER_S: Final = 1024 * 1024  # who sends or takes bytes as fast as this is not idle
+_LEFT_EMPTY: Final = 4  # departures without a chunk, after idling, that make an idler
+_NOWHERE: Final = "unknown"  # the subnet of all who come over relays
+_FAST_BYTES_PER_S: Final = 128 * 1024  # a slow uplink's megabit: who sends or takes bytes as fast as this is not idle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +45,10 @@ class Place:
     Attributes:
         chunks: results that were signed.
         lost: set when another one gets the place; `scope` is cancelled with it.
+        overstayed: set when its task ended because nothing was done in it for as long as one may idle.
     """
 
-    __slots__ = ("_idle_since_s", "chunks", "guest", "lost", "scope")
+    __slots__ = ("_idle_since_s", "chunks", "guest", "lost", "overstayed", "scope")
 
     def __init__(self, guest: Guest) -> None:
         self.guest = guest
@@ -53,6 +56,7 @@ class Place:
         self._idle_since_s: float | None = trio.current_time()  # None while something is done
         self.scope = trio.CancelScope()
         self.lost = False
+        self.overstayed = False
 
     @contextmanager
     def working(self) -> Generator[None]:
@@ -88,11 +92,13 @@ class Places:
 
     A quarter of them is for guests that are known. Newcomers of one subnet have half of the rest, one peer has half of
     all, and two at least. Where there is no place, newcomers for which nothing is computed make room, the one that
-    came first before the others, and before any that has a chunk done.
+    came first before the others, and before any that has a chunk done. Known guests make room for known ones of other
+    peers only, and after a longer time.
 
-    Who left without a chunk after idling has no right to another's place for ten minutes, and next to no grace itself;
-    nor have others in its subnet. Otherwise a few that come again and again would push each other out before anybody
-    else may.
+    Who had to leave without a chunk has no right to another's place for ten minutes, and next to no grace itself; nor
+    have others in its subnet. The same holds for who leaves so of its own accord, time and again. Otherwise a few that
+    come again and again would push each other out before anybody else may. Whoever has its work done elsewhere leaves
+    without a chunk as well, so once or twice says nothing; nor does where the others of all relays are.
 
     Args:
         total: how many there are.
@@ -104,7 +110,9 @@ class Places:
         self._for_subnet = max(2, self.for_newcomers // 2)
         self._for_peer = max(2, total // 2)
         self._taken: dict[Place, None] = {}  # in the order in which they came
-        self._idlers: dict[str, float] = {}  # subnets, and until when they are remembered; the oldest first
+        # Peers and subnets, and until when they are remembered; the oldest first.
+        self._idlers: dict[str, float] = {}
+        self._left_empty: dict[str, tuple[int, float]] = {}  # how often, likewise
 
     @property
     def taken(self) -> int:
@@ -139,24 +147,44 @@ class Places:
         if place not in self._taken:
             return
         del self._taken[place]
-        subnet = place.guest.subnet
         if place.chunks:
-            self._idlers.pop(subnet, None)
+            for name in _names(place.guest):
+                self._idlers.pop(name, None)
+                self._left_empty.pop(name, None)
+        elif not place.guest.known and (place.lost or place.overstayed):
+            self._mark(place.guest)
         elif not place.guest.known and place.idle_s >= SHORT_GRACE_S:
-            self._idlers.pop(subnet, None)
-            self._idlers[subnet] = trio.current_time() + _REMEMBERED_S
+            self._note_empty(place.guest)
+
+    def _mark(self, guest: Guest) -> None:
+        for name in _names(guest):
+            self._idlers.pop(name, None)
+            self._idlers[name] = trio.current_time() + _REMEMBERED_S
             if len(self._idlers) > _MAX_IDLERS:
                 del self._idlers[next(iter(self._idlers))]
 
+    def _note_empty(self, guest: Guest) -> None:
+        now = trio.current_time()
+        for name in _names(guest):
+            times, until_s = self._left_empty.pop(name, (0, 0.0))
+            if until_s <= now:
+                times, until_s = 0, now + _REMEMBERED_S
+            self._left_empty[name] = (times + 1, until_s)
+            if len(self._left_empty) > _MAX_IDLERS:
+                del self._left_empty[next(iter(self._left_empty))]
+        if any(self._left_empty[name][0] >= _LEFT_EMPTY for name in _names(guest)):
+            self._mark(guest)
+
     def _idled(self, guest: Guest) -> bool:
-        return not guest.known and self._idlers.get(guest.subnet, 0.0) > trio.current_time()
+        now = trio.current_time()
+        return not guest.known and any(self._idlers.get(name, 0.0) > now for name in _names(guest))
 
     def _may_lose(self, place: Place) -> bool:
-        """Whether the guest of this place may be asked to leave: a newcomer for which nothing is done."""
+        """Whether the guest of this place may be asked to leave: one for which nothing is done."""
         grace_s = SHORT_GRACE_S if self._idled(place.guest) else FIRST_GRACE_S
-        if place.chunks:
+        if place.chunks or place.guest.known:
             grace_s = LATER_GRACE_S
-        return not place.guest.known and place.idle_s >= grace_s
+        return place.idle_s >= grace_s
 
     def _find(self, guest: Guest) -> Place | None:
         """Who has to leave for `guest`; None where nobody has to."""
@@ -173,9 +201,17 @@ class Places:
         else:
             return None
         idle = [] if self._idled(guest) else [place for place in leavers if self._may_lose(place)]
+        if not idle and guest.known:
+            others = [place for place in self._taken if place.guest.known and place.guest.peer != guest.peer]
+            idle = [place for place in others if self._may_lose(place)]
         if not idle:
             raise _no_place(why)
         return min(idle, key=lambda place: place.chunks > 0)  # the first of those that have none done
+
+
+def _names(guest: Guest) -> tuple[str, ...]:
+    """What an idler is remembered by: a peer ID is never a subnet."""
+    return (guest.peer,) if guest.subnet in (_NOWHERE, guest.peer) else (guest.peer, guest.subnet)
 
 
 def _no_place(why: str) -> LocalProtocolError:

@@ -48,6 +48,7 @@ from p2pcompute_protocols.work import ChunkWork
 from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
 from ._link import MIN_BYTES_PER_S
 from ._places import Guest, Place, Places
+from ._turns import Turns
 from ._work import chunk_bytes, execution_args
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ _WORKER_DEATHS: Final = 2  # of one task before it is refused
 _FIRST_IDLE_S: Final = 30.0  # the same before the first chunk is done: a place is not to be had for nothing
 _FAREWELL_S: Final = 10.0  # what saying why a task ends may take
 _REPEATS: Final = 2  # results of one chunk in one task: a second one may be needed, it is not paid again
+_NOT_BEGUN: Final = 256  # answers about chunks that were never begun, beyond eight for each result
+_NEWCOMERS_BYTES: Final = 2**32  # of inputs that newcomers' tasks hold at a time
+_NEWCOMER_LARGE: Final = 8  # inputs in shared memory of a newcomer's task
 
 OutputFault = Callable[[bytes, int], bytes]  # (output bytes, chunk index) -> what is sent and signed; for tests
 
@@ -87,7 +91,11 @@ class ActiveTask:
 
 @dataclass(slots=True, kw_only=True)
 class TaskService:
-    """Serves task streams. `slots` chunks are computed at once over all tasks; `guest` says who a peer is."""
+    """Serves task streams. `slots` chunks are computed at once over all tasks; `guest` says who a peer is.
+
+    Known peers are computed for first, and their compilations wait for no newcomer's. `newcomers_bytes` is what the
+    tasks of newcomers may hold of inputs, all together.
+    """
 
     overlay: Overlay
     network: str
@@ -95,27 +103,31 @@ class TaskService:
     workers: Workers
     books: ProviderBooks
     now_ms: Callable[[], int]
-    slots: trio.CapacityLimiter
+    slots: Turns
     guest: Callable[[PeerId], Awaitable[Guest]]
     max_tasks: int = 16
     score_milli: int = 1_000
+    newcomers_bytes: int = _NEWCOMERS_BYTES
     fault: OutputFault | None = None
     draining: bool = False
     active: dict[TaskId, ActiveTask] = field(default_factory=dict)
     places: Places = field(init=False)
-    compilers: trio.CapacityLimiter = field(init=False)
+    compilers: Turns = field(init=False)
+    newcomers_hold: int = field(init=False, default=0)
     _compiling: dict[PeerId, trio.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.places = Places(self.max_tasks)
-        self.compilers = trio.CapacityLimiter(self.slots.total_tokens)
+        self.compilers = Turns(self.slots.total, apart=True)
 
     @asynccontextmanager
-    async def compile_turn(self, peer: PeerId) -> AsyncGenerator[None]:
-        """Wait until `peer` may compile: as many do at once as there are slots, and one of each peer."""
+    async def compile_turn(self, guest: Guest) -> AsyncGenerator[None]:
+        """Wait until `guest` may compile: as many known peers do at once as there are slots, as many newcomers, and
+        one task of each peer."""
+        peer = guest.peer
         lock = self._compiling.setdefault(peer, trio.Lock())
         try:
-            async with lock, self.compilers:
+            async with lock, self.compilers.turn(known=guest.known):
                 yield
         finally:
             if not lock.locked():
@@ -173,6 +185,7 @@ class _Session:
         self.deaths = 0
         self._notice: Notice | None = None
         self.answered: Counter[int] = Counter()
+        self.not_begun = 0
 
     async def run(self) -> None:
         """Serve; returns when the stream is closed."""
@@ -243,10 +256,11 @@ class _Session:
         self.connection.chunks = work.chunks
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
-        await self.dialogue.send(
-            Opened(need=tuple(self.connection.blob_sizes), slots=agreement.terms.slots, window=account.window)
-        )
         with ExitStack() as kept:
+            kept.enter_context(self._holding())
+            await self.dialogue.send(
+                Opened(need=tuple(self.connection.blob_sizes), slots=agreement.terms.slots, window=account.window)
+            )
             blobs = _Blobs(work, kept)
             if not await self._take(blobs):
                 await self.dialogue.send(Closed(chunks=0))
@@ -257,6 +271,27 @@ class _Session:
         if deadline.cancelled_caught:
             raise _RefuseError(WireCode.TIMED_OUT, "the agreement's deadline passed")
 
+    @contextmanager
+    def _holding(self) -> Generator[None]:
+        """The inputs of newcomers are bounded together, and each one's large ones are few: memory and descriptors are
+        this process's, and all tasks share them."""
+        service, sizes = self.service, list(self.connection.blob_sizes.values())
+        if self.place.guest.known:
+            yield
+            return
+        if sum(size >= _SHARED_BYTES for size in sizes) > _NEWCOMER_LARGE:
+            raise _RefuseError(
+                WireCode.OVERSIZED, f"a newcomer's task has {_NEWCOMER_LARGE} inputs of a MiB and more at most"
+            )
+        total = sum(sizes)
+        if service.newcomers_hold + total > service.newcomers_bytes:
+            raise _RefuseError(WireCode.NO_CAPACITY, "the inputs of newcomers take all that they may; try later")
+        service.newcomers_hold += total
+        try:
+            yield
+        finally:
+            service.newcomers_hold -= total
+
     async def _take(self, blobs: _Blobs) -> bool:
         """Take the blobs that were asked for; False when the requester finished instead."""
         size = sum(self.connection.blob_sizes.values())
@@ -265,6 +300,7 @@ class _Session:
                 return await self._take_at_any_speed(blobs)
         except ExecutionError as exc:
             raise _RefuseError(WireCode.NO_CAPACITY, str(exc)) from exc
+        self.place.overstayed = True
         raise RemoteProtocolError("the inputs came too slowly", code=WireCode.STALLED)
 
     async def _take_at_any_speed(self, blobs: _Blobs) -> bool:
@@ -283,8 +319,15 @@ class _Session:
         return True
 
     async def _compute(self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: _Blobs) -> None:
-        while await self._with_worker(agreement, work, account, blobs):
-            self.deaths += 1
+        # All the time, also while it waits for its turn to compile: a requester that has left waits for nothing.
+        with single_error(_RefuseError, StorageError, ProtocolError, StreamError, ExecutionError):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read)
+                nursery.start_soon(self._notify_window, account)
+                nursery.start_soon(self._watch_presence)
+                while await self._with_worker(agreement, work, account, blobs):
+                    self.deaths += 1
+                nursery.cancel_scope.cancel()
         if self.finish.is_set() and self.connection.state is TaskState.FINISHING:
             done = self.entry.chunks_done if self.entry is not None else 0
             await self.dialogue.send(Closed(chunks=done))
@@ -295,34 +338,45 @@ class _Session:
         """Compute with one worker until the task is finished; True when the worker was lost before that."""
         lost: str | None = None
         async with AsyncExitStack() as stack:
-            with self.place.working():
-                async with self.service.compile_turn(self.stream.peer_id):
-                    await account.begin_compile()
-                    used = _Meter(min(self.service.score_milli, _CORE_MILLI))
-                    try:
-                        worker = await stack.enter_async_context(
-                            self.service.workers.session(tenant=self.stream.peer_id)
-                        )
-                        with used.running():
-                            compile_ms = await self._compile(worker, work, blobs)
-                    finally:
-                        with trio.CancelScope(shield=True):
-                            await account.end_compile(used_units=used.units)
+            with trio.CancelScope() as self.running:
+                if self.finish.is_set():
+                    self.running.cancel()
+                worker, compile_ms = await self._ready_worker(stack, work, account, blobs)
+            if self.running.cancelled_caught:
+                return False
             if self.connection.state is TaskState.SETUP:
                 await self.dialogue.send(Ready(compile_ms=compile_ms))
             try:
-                with single_error(_WorkerGoneError, _RefuseError, StorageError, ProtocolError, StreamError):
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(self._read)
-                        nursery.start_soon(self._notify_window, account)
-                        nursery.start_soon(self._watch_presence)
-                        await self._chunks(agreement, work, account, worker)
-                        nursery.cancel_scope.cancel()
+                await self._chunks(agreement, work, account, worker)
             except _WorkerGoneError as exc:
                 lost = str(exc)
         if lost is not None and self.deaths + 1 >= _WORKER_DEATHS:
             raise _RefuseError(WireCode.EXECUTION_FAILED, lost)
         return lost is not None
+
+    async def _ready_worker(
+        self, stack: AsyncExitStack, work: ChunkWork, account: ProviderAccount, blobs: _Blobs
+    ) -> tuple[TaskWorker, int]:
+        """A worker that has compiled the kernel, and how many milliseconds that took."""
+        guest = self.place.guest
+        with self.place.working():
+            async with self.service.compile_turn(guest):
+                await account.begin_compile()
+                used = _Meter(min(self.service.score_milli, _CORE_MILLI), _COMPILE_S)
+                try:
+                    worker = await stack.enter_async_context(
+                        self.service.workers.session(tenant=self.stream.peer_id, keep=self._has_paid(account))
+                    )
+                    with used.running():
+                        compile_ms = await self._compile(worker, work, blobs)
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await account.end_compile(used_units=used.units)
+        return worker, compile_ms
+
+    def _has_paid(self, account: ProviderAccount) -> Callable[[], bool]:
+        """Whether its requester has paid anything, as far as this task knows: asked when the worker is left."""
+        return lambda: self.place.guest.known or self.place.chunks > account.unpaid
 
     async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: _Blobs) -> int:
         source, launch, specs, inputs = execution_args(work, blobs.whole)
@@ -395,12 +449,13 @@ class _Session:
             has_credit = account.unpaid < account.window and not starved
             if not (self.queue and (self.queue[0] in self.cancelled or has_credit)):
                 self.wake = trio.Event()
-                patience_s = _IDLE_S if self.answered else _FIRST_IDLE_S
+                patience_s = _IDLE_S if self.place.chunks else _FIRST_IDLE_S
                 # Between the check above and the wait nothing else runs, so no wake-up can be missed.
                 with trio.move_on_at(self.place.idle_from_s + patience_s) as idle:
                     await self.wake.wait()
                 starved = False
                 if idle.cancelled_caught:
+                    self.place.overstayed = True
                     if self.queue:
                         raise _RefuseError(WireCode.PAYMENT_REQUIRED, f"no voucher came for {patience_s:g} s")
                     raise _RefuseError(WireCode.STALLED, f"no chunk was assigned for {patience_s:g} s")
@@ -408,7 +463,7 @@ class _Session:
             index = self.queue.popleft()
             if index in self.cancelled:
                 self.cancelled.discard(index)
-                await self._fail(agreement, index, account, WireCode.CANCELLED, "cancelled before it began")
+                await self._not_begun(agreement, index, account, WireCode.CANCELLED, "cancelled before it began")
                 continue
             if not await self._one(agreement, work, account, worker, index):
                 self.queue.appendleft(index)
@@ -427,18 +482,19 @@ class _Session:
         except LocalProtocolError as exc:
             if account.unpaid:
                 return False  # a voucher is under way, and brings credit back
-            await self._fail(agreement, index, account, exc.code, str(exc))
+            await self._not_begun(agreement, index, account, exc.code, str(exc))
             return True
         run: ChunkRun | None = None
-        used = _Meter(service.score_milli)
+        limit_s = terms.chunk_timeout_ms / 1000
+        used = _Meter(service.score_milli, limit_s)
         try:
             with trio.CancelScope() as self.running:
                 if self.finish.is_set():
                     self.running.cancel()
                 with self.place.working():
-                    async with service.slots:
+                    async with service.slots.turn(known=self.place.guest.known):
                         with used.running():
-                            run = await worker.run_blocks(first, blocks, timeout_s=terms.chunk_timeout_ms / 1000)
+                            run = await worker.run_blocks(first, blocks, timeout_s=limit_s)
         except ExecutionError as exc:
             await account.drop(used_units=used.units)
             code = WireCode.TIMED_OUT if isinstance(exc, WorkerTimeout) else WireCode.EXECUTION_FAILED
@@ -466,9 +522,14 @@ class _Session:
             units=_units(work, blocks),
             finished_ms=service.now_ms(),
         )
-        receipt = await account.issue(
-            payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
-        )
+        try:
+            receipt = await account.issue(
+                payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
+            )
+        except BaseException:  # it is computed, and owed by nobody
+            with trio.CancelScope(shield=True):
+                await account.drop(used_units=used.units)
+            raise
         self.place.chunks += 1
         await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=sum(map(len, outputs))))
         # A piece at a time, so that a large output is not held twice. Nobody else speaks on this stream meanwhile.
@@ -480,7 +541,8 @@ class _Session:
         self.answered[index] += 1
         if self.entry is not None:
             self.entry.chunks_done += 1
-        spent_ms = run.wall_ns // 1_000_000  # wall time, since the score is of the whole device
+        # Wall time, since the score is of the whole device.
+        spent_ms = min(run.wall_ns // 1_000_000, terms.chunk_timeout_ms)
         paid_ms = _units(work, blocks) * 1_000 // max(1, service.score_milli) // 1_000
         if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
             await account.drop(used_units=spent_ms * service.score_milli)
@@ -488,6 +550,15 @@ class _Session:
                 WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
             )
         return True
+
+    async def _not_begun(
+        self, agreement: Agreement, index: int, account: ProviderAccount, code: WireCode, detail: str
+    ) -> None:
+        """Say why a chunk was not begun. Signing that costs this node something, and its requester nothing."""
+        self.not_begun += 1
+        if self.not_begun > _NOT_BEGUN + 8 * self.place.chunks:
+            raise _RefuseError(WireCode.STALLED, "too many chunks were assigned that could not begin")
+        await self._fail(agreement, index, account, code, detail)
 
     async def _fail(
         self, agreement: Agreement, index: int, account: ProviderAccount, code: WireCode, detail: str
@@ -550,11 +621,16 @@ class _Blobs:
 
 
 class _Meter:
-    """The time that something takes, in units of a device with this score."""
+    """The time that something takes, in units of a device with this score; `limit_s` at most.
 
-    def __init__(self, score_milli: int) -> None:
+    What takes longer than it may is ended by then. Where it seems to have gone on, it was this machine that stood
+    still: it slept, or was stopped.
+    """
+
+    def __init__(self, score_milli: int, limit_s: float) -> None:
         self.units = 0
         self._score_milli = score_milli
+        self._limit_s = limit_s
 
     @contextmanager
     def running(self) -> Generator[None]:
@@ -562,7 +638,8 @@ class _Meter:
         try:
             yield
         finally:
-            self.units += int((trio.current_time() - began) * 1_000) * self._score_milli
+            took_s = min(trio.current_time() - began, self._limit_s)
+            self.units += int(took_s * 1_000) * self._score_milli
 
 
 class _WorkerGoneError(Exception):

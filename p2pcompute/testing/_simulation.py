@@ -96,7 +96,12 @@ class InlineWorkers:
         await trio.sleep_forever()
         raise AssertionError("unreachable")
 
-    def session(self, *, tenant: str | None = None) -> AbstractAsyncContextManager[_InlineSession]:  # noqa: ARG002
+    def session(
+        self,
+        *,
+        tenant: str | None = None,  # noqa: ARG002
+        keep: Callable[[], bool] = bool,  # noqa: ARG002
+    ) -> AbstractAsyncContextManager[_InlineSession]:
         """A worker for one tenant; a new one each time."""
         return _session(self)
 

@@ -115,8 +115,8 @@ def test_a_known_guest_stays_and_may_push_out() -> None:
     virtually(main)
 
 
-@pytest.mark.parametrize(("bytes_per_s", "stays"), [(2 * _MIB, True), (_MIB // 2, False)])
-def test_inputs_that_come_at_full_speed_are_as_good_as_work(bytes_per_s: int, stays: bool) -> None:
+@pytest.mark.parametrize(("bytes_per_s", "stays"), [(2 * _MIB, True), (_MIB // 8, True), (_MIB // 16, False)])
+def test_inputs_that_come_at_a_good_speed_are_as_good_as_work(bytes_per_s: int, stays: bool) -> None:
     async def main() -> None:
         places = Places(1)
         place = places.take(guest("uploads"))
@@ -126,6 +126,12 @@ def test_inputs_that_come_at_full_speed_are_as_good_as_work(bytes_per_s: int, st
         assert places.has_room(guest("other")) != stays
 
     virtually(main)
+
+
+def leave_late(places: Places, place: Place) -> None:
+    """Its task has ended because nothing was done in it for too long."""
+    place.overstayed = True
+    places.leave(place)
 
 
 @pytest.mark.parametrize("remembered", [True, False])
@@ -142,7 +148,7 @@ def test_who_idled_has_the_least_claim_until_it_has_done_something(
         for idler in idlers:
             place = places.take(idler)
             await trio.sleep(SHORT_GRACE_S)
-            places.leave(place)
+            leave_late(places, place)
         places.take(idlers[0])
         await trio.sleep(FIRST_GRACE_S)
         assert places.has_room(idlers[1]) != remembered  # not at the cost of the other one
@@ -161,15 +167,70 @@ def test_who_idled_has_the_least_claim_until_it_has_done_something(
     virtually(main)
 
 
+@pytest.mark.parametrize(("times", "marked"), [(1, False), (3, False), (4, True)])
+def test_who_leaves_with_nothing_done_is_an_idler_only_time_and_again(times: int, marked: bool) -> None:
+    """The chunks of an honest one may have gone to other providers; who idles as long as it may each time is none."""
+
+    async def main() -> None:
+        places = Places(4)
+        for _ in range(times):
+            place = places.take(guest("peer", "10.0.0.0/24"))
+            with place.working():
+                await trio.sleep(5)
+            await trio.sleep(FIRST_GRACE_S - 0.1)
+            places.leave(place)
+        for name in ("peer", "neighbour"):
+            assert places._idled(guest(name, "10.0.0.0/24")) == marked
+        await trio.sleep(600)
+        assert not places._idled(guest("peer", "10.0.0.0/24"))
+
+    virtually(main)
+
+
+@pytest.mark.parametrize(("subnet", "shared"), [("10.0.0.0/24", True), ("unknown", False)])
+def test_who_was_pushed_out_is_an_idler_and_relays_are_no_neighbourhood(subnet: str, shared: bool) -> None:
+    async def main() -> None:
+        places = Places(1)
+        places.take(guest("idler", subnet))
+        await trio.sleep(FIRST_GRACE_S)
+        places.take(guest("honest"))
+        assert places._idled(guest("idler", subnet))
+        assert places._idled(guest("neighbour", subnet)) == shared
+
+    virtually(main)
+
+
+def test_known_guests_that_idle_make_room_for_other_known_ones() -> None:
+    async def main() -> None:
+        places = Places(4)
+        idle = [places.take(guest(name, known=True)) for name in ("a", "a", "b", "b")]
+        with idle[0].working():
+            await trio.sleep(LATER_GRACE_S - 0.1)
+            assert not places.has_room(guest("c", known=True))
+            await trio.sleep(0.1)
+            assert not places.has_room(guest("newcomer"))
+            assert not places.has_room(guest("a", known=True))  # it has half of them
+            places.take(guest("c", known=True))
+        assert [place.lost for place in idle] == [False, True, False, False]
+        assert not places._idled(guest("a"))
+
+    virtually(main)
+
+
 def test_idlers_are_forgotten_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_places, "_MAX_IDLERS", 8)
 
     async def main() -> None:
         places = Places(1)
         for number in range(20):
-            place = places.take(guest(f"idler {number}"))
+            place = places.take(guest(f"empty {number}"))
             await trio.sleep(SHORT_GRACE_S)
             places.leave(place)
+        assert len(places._left_empty) == 8
+        for number in range(20):
+            place = places.take(guest(f"idler {number}"))
+            await trio.sleep(SHORT_GRACE_S)
+            leave_late(places, place)
             places.leave(place)
         assert len(places._idlers) == 8
         assert places._idled(guest("idler 19"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -176,7 +175,7 @@ async def cancels_to_stay(rogue: Rogue, provider: Node) -> None:
 
 @attack
 async def finishes_while_a_chunk_is_computed(rogue: Rogue, provider: Node) -> None:
-    """What is under way is cancelled, and costs neither side anything."""
+    """What is under way is cancelled and signed by nobody; what it has used so far is charged to credit."""
     opened = await rogue.open_task(provider)
     await opened.start()
     await opened.dialogue.send(Assign(index=0))
@@ -438,7 +437,7 @@ def test_compiling_is_neither_free_nor_beside_the_slots(defended: bool, monkeypa
         workers = _CountedWorkers(compile_s=50.0)
         provider = await market.provider(credit=CreditPolicy(peer_uusd=4_000), workers=workers)
         if not defended:
-            role_of(provider).tasks.compilers.total_tokens = math.inf
+            role_of(provider).tasks.compilers.total = 1_000
             role_of(provider).tasks._compiling = _LocksForNobody()
         ends: list[bool] = []
 
@@ -482,7 +481,7 @@ class _CountedWorkers(InlineWorkers):
     most = 0
 
     @asynccontextmanager
-    async def session(self, *, tenant: str | None = None) -> Any:  # type: ignore[override]
+    async def session(self, *, tenant: str | None = None, keep: Any = bool) -> Any:  # type: ignore[override]
         async with super().session(tenant=tenant) as session:
             compile_ = session.compile
 
