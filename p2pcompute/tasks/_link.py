@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +15,15 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.checking import SampleReport
-from p2pcompute.errors import BudgetError, OverlayError, P2PComputeError, StreamError, TaskRefused
+from p2pcompute.errors import (
+    BudgetError,
+    ChainError,
+    OverlayError,
+    P2PComputeError,
+    PaymentError,
+    StreamError,
+    TaskRefused,
+)
 from p2pcompute_protocols import task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode, remote
@@ -51,12 +60,16 @@ if TYPE_CHECKING:
 
 __all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "NoRoomNow", "ReceivedChunk", "WaitedTooLong"]
 
+_log = logging.getLogger("p2pcompute.tasks")
+
 _OPEN_S: Final = 15.0
 _SETUP_S: Final = 120.0  # blobs and compiling
 _GRACE_S: Final = 10.0  # beyond the agreed time of a chunk, for the wire
 _LAST_PAYMENT_S: Final = 1.0  # of a task that is cancelled
 _FINISH_S: Final = 2.0
 _PAY_S: Final = 30.0
+_PAY_EARLIER_S: Final = 10.0  # for what earlier tasks have left unpaid; the set-up waits for it
+_QUIET_S: Final = 2.0  # without an answer, where something is unpaid: it may wait for the money
 _PAUSE_S: Final = 120.0
 _MAX_NOTICES: Final = 64  # without a result between them
 _WAITED_S: Final = 0.4  # with less to wait for, nobody can say that we kept it waiting
@@ -163,6 +176,7 @@ class Link:
             RemoteProtocolError, OverlayError: it broke the protocol, stalled or is gone.
             PaymentError: our voucher was refused for good.
         """
+        await self._pay_earlier()
         stream = await self.overlay.open_stream(self.provider, task.PROTOCOL_ID)
         self.dialogue = Dialogue(self.connection, stream)
         try:
@@ -206,6 +220,14 @@ class Link:
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):
                 await stream.aclose()
+
+    async def _pay_earlier(self) -> None:
+        """What is owed from before counts against what the provider lends, so that it might not begin at all."""
+        with trio.move_on_after(_PAY_EARLIER_S):
+            try:
+                await self.account.pay_earlier()
+            except (PaymentError, ChainError, OverlayError, ProtocolError) as exc:
+                _log.debug("%s is not paid for earlier work: %s", self.provider, exc)  # it stays owed
 
     async def _setup(self) -> None:
         size = sum(len(data) for data in self.blobs.values())
@@ -433,11 +455,15 @@ class Link:
             self._wake.set()
 
     async def _watch(self) -> None:
-        """A chunk that runs past what was agreed means that the provider has stalled."""
+        """A chunk that runs past what was agreed means that the provider has stalled; before that, it may be us who
+        keep it waiting."""
         limit = self.agreement.terms.chunk_timeout_ms / 1000 * max(1, self.slots) + _GRACE_S
         while True:
             await trio.sleep(1.0)
             silent = trio.current_time() - self._last_progress
+            if (self._checked or self._accepted) and trio.current_time() - self._answered >= _QUIET_S:
+                # Not only where nothing is under way: what it lends may be used up by other tasks or older debts.
+                self._pay_now.set()
             if self.paused and not self.connection.outstanding:
                 if silent > _PAUSE_S:
                     raise TaskRefused(f"{self.provider} has paused for {silent:.0f} s")
