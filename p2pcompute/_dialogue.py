@@ -93,6 +93,9 @@ class Dialogue:
                 assert isinstance(event, Record)
                 self._begun_at = None
                 return event
+            if self._begun_at is None and len(self.connection._buffer):
+                # It came behind another message. Its time runs from here on, where somebody waits for the rest.
+                self._begun_at = trio.current_time()
             frame_deadline = float("inf") if self._begun_at is None else self._begun_at + FRAME_TIMEOUT_S
             with trio.move_on_at(min(deadline, frame_deadline)) as scope:
                 self.connection.receive_data(await self.stream.receive_some(65536))

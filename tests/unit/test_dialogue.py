@@ -103,6 +103,39 @@ def test_a_receive_that_is_cancelled_loses_nothing() -> None:
     play(body)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_message_that_begins_behind_another_one_has_an_end_too(together: bool) -> None:
+    """Its first bytes came with the last ones of the message before."""
+
+    async def body(peer: Any, dialogue: Dialogue) -> None:
+        await peer.send_all(QUERY + QUERY[:2] if together else QUERY)
+        assert isinstance(await dialogue.receive(), AdQuery)
+        dialogue.connection.state = AdsConnection.start  # so that another query may come
+        await trio.sleep(500)  # whoever takes its time with the first message takes none of the second one's
+        if not together:
+            await peer.send_all(QUERY[:2])
+        began = trio.current_time()
+        with trio.move_on_after(3):
+            await dialogue.receive()
+        with pytest.raises(RemoteProtocolError, match="did not end a message"), trio.fail_after(1_000):
+            await dialogue.receive()
+        assert trio.current_time() - began == FRAME_TIMEOUT_S
+
+    play(body)
+
+
+def test_the_rest_of_a_message_behind_another_one_is_waited_for() -> None:
+    async def body(peer: Any, dialogue: Dialogue) -> None:
+        await peer.send_all(QUERY + QUERY[:2])
+        assert isinstance(await dialogue.receive(), AdQuery)
+        dialogue.connection.state = AdsConnection.start
+        await trio.sleep(500)
+        await peer.send_all(QUERY[2:])
+        assert isinstance(await dialogue.receive(stall_s=1), AdQuery)
+
+    play(body)
+
+
 def test_silence_is_bounded_by_what_the_caller_says() -> None:
     async def body(peer: Any, dialogue: Dialogue) -> None:
         with pytest.raises(RemoteProtocolError, match="said nothing for 7 s") as caught:
