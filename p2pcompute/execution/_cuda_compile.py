@@ -26,6 +26,12 @@ _OPTIONS = {"device": True, "opt": True, "debug": False, "lineinfo": False, "fas
 
 # Each is one instruction (abs, sqrt.rn): the other functions of libdevice approximate, or fuse by hand.
 _EXACT = frozenset({"__nv_fabs", "__nv_fabsf", "__nv_sqrt", "__nv_sqrtf"})
+# NVVM makes ``x if x < 0.0 else 0.0`` into a min, which takes -0.0 for less than 0.0.
+_EXTREME = re.compile(r"^\s*(?:@!?%\w+\s+)?(?:min|max)(?:\.\w+)*\.f(?:32|64)\b", re.MULTILINE)
+_ORDERED = re.compile(
+    r'^(\s*)(%(?:"[^"]*"|[\w.]+)) = fcmp (?:\w+ )*?([ou])(lt|le|gt|ge) (float|double) ([^,\n]+), ([^,\n]+?)\s*$',
+    re.MULTILINE,
+)
 _LIBDEVICE = re.compile(r'@"?(__nv_\w+)')
 
 
@@ -115,12 +121,18 @@ class CudaCompiler:
             inexact = {name for text in modules for name in _LIBDEVICE.findall(text)} - _EXACT
             if inexact:
                 raise KernelError(f"this kernel would use {', '.join(sorted(inexact))} of libdevice, which is inexact")
-            code: bytes = self._nvvm.compile_ir(
-                modules, arch=f"compute_{_number(self.capability)}", opt=3, fma=0, ftz=0, prec_div=1, prec_sqrt=1
-            )
+            ptx = self._assembly(modules)
+            if _EXTREME.search(ptx):
+                ptx = self._assembly([_opaque_comparisons(text) for text in modules])
         except self._errors as error:
             raise KernelError(f"numba-cuda does not compile this kernel: {str(error)[:400]}") from error
-        return code.decode().strip("\0 \n").replace(entry.name, function.__name__) + "\n"
+        return ptx.replace(entry.name, function.__name__)
+
+    def _assembly(self, modules: list[str]) -> str:
+        """What NVVM makes of LLVM modules, with each operation rounded by itself."""
+        arch = f"compute_{_number(self.capability)}"
+        code: bytes = self._nvvm.compile_ir(modules, arch=arch, opt=3, fma=0, ftz=0, prec_div=1, prec_sqrt=1)
+        return code.decode().strip("\0 \n") + "\n"
 
 
 def link_cubin(ptx: str, capability: tuple[int, int]) -> bytes:
@@ -139,6 +151,21 @@ def link_cubin(ptx: str, capability: tuple[int, int]) -> bytes:
     except Exception as error:  # cuda.core raises what each of its libraries raises
         raise KernelError(f"nvJitLink does not link this kernel: {str(error)[:400]}") from error
     return bytes(code)
+
+
+def _opaque_comparisons(module: str) -> str:
+    """An LLVM module whose ordering of floats is PTX that LLVM does not look into, and so makes nothing else of."""
+
+    def written(found: re.Match[str]) -> str:
+        space, name, unordered, order, kind, one, other = found.groups()
+        suffix, letter = ("f32", "f") if kind == "float" else ("f64", "d")
+        order += "u" if unordered == "u" else ""
+        code = f"{{ .reg .pred %order; setp.{order}.{suffix} %order, $1, $2; selp.u32 $0, 1, 0, %order; }}"
+        held = f'{name[:-1]}.held"' if name.endswith('"') else f"{name}.held"
+        call = f'{held} = call i32 asm "{code}", "=r,{letter},{letter}"({kind} {one}, {kind} {other})'
+        return f"{space}{call}\n{space}{name} = icmp ne i32 {held}, 0"
+
+    return _ORDERED.sub(written, module)
 
 
 def _number(capability: tuple[int, int]) -> str:

@@ -30,7 +30,7 @@ class PtxFault:
         line: its line in the PTX, from 1.
         text: the statement.
         rule: the rule's name: "fused", "approximate", "flushing", "unrounded", "saturating", "conversion",
-            "half", "atomic", "communication", "call", "unknown", "directive".
+            "extreme", "half", "atomic", "communication", "call", "unknown", "directive".
     """
 
     line: int
@@ -45,6 +45,7 @@ _RULES: Final = {
     "unrounded": "a float operation that does not say round to nearest even, so the assembler may fuse it",
     "saturating": "a result clamped to [0, 1]",
     "conversion": "a conversion whose rounding is not the language's",
+    "extreme": "min or max of floats, which decides between zeros and NaNs in its own way",
     "half": "16-bit, 8-bit or tensor floats",
     "atomic": "an atomic operation: the order of threads would show",
     "communication": "threads that talk to each other or wait for each other",
@@ -66,8 +67,6 @@ _ALLOWED: Final = re.compile(
             # floats, each operation rounded by itself
             rf"(?:add|sub|mul|div|sqrt|rcp)\.rn\.{_FLOAT}",
             rf"(?:neg|abs|copysign)\.{_FLOAT}",
-            # LLVM makes these of a choice where NaNs and the sign of a zero do not matter
-            rf"(?:min|max)\.{_FLOAT}",
             rf"testp\.(?:finite|infinite|number|notanumber|normal|subnormal)\.{_FLOAT}",
             # integers
             rf"(?:add|sub|div|rem|neg|abs|min|max)\.{_INT}",
@@ -232,6 +231,8 @@ def _judge(line: int, text: str, bodies: set[str], registers: set[str]) -> PtxFa
         return fault("fused")
     if floats and "sat" in modifiers and name != "cvt":
         return fault("saturating")
+    if floats and name in ("min", "max"):
+        return fault("extreme")
     if floats and name in ("add", "sub", "mul", "div", "sqrt", "rcp") and "rn" not in modifiers:
         return fault("unrounded")
     if name == "call":

@@ -289,7 +289,7 @@ class _Translation:
                     several = re.fullmatch(r"\s*(%[\w]+)<(\d+)>\s*", name)
                     names = [f"{several[1]}{k}" for k in range(int(several[2]))] if several else [name.strip()]
                     for one in names:
-                        self.index[one] = len(self.index)
+                        self.index.setdefault(one, len(self.index))  # a block in braces may declare a name again
                         self.widths[one] = _WIDTH[declared[1]]
             elif local := re.match(r"\.local \.align \d+ \.b8 ([\w$]+)\[(\d+)\]$", text):
                 depot = int(local[2])

@@ -57,6 +57,11 @@ class _Writer:
             return f"(-{self.single(less)})"
         if chance < 0.72:
             return f"{self.pick('min', 'max')}({self.single(less)}, {self.single(less)})"
+        if chance < 0.76:  # what looks like min, max and abs
+            value, zero = self.pick("x", "y"), self.pick("0.0", "-0.0", "1.5")
+            arms = [value, self.pick(zero, f"-{value}")]
+            self.random.shuffle(arms)
+            return f"({arms[0]} if {value} {self.pick(*_ORDER)} {zero} else {arms[1]})"
         if chance < 0.8:
             return f"({self.single(less)} if {self.truth(less)} else {self.single(less)})"
         if chance < 0.88:

@@ -11,6 +11,7 @@ import pytest
 
 from p2pcompute import cuda
 from p2pcompute.errors import ExecutionError, KernelError, KernelTypeError
+from p2pcompute.execution import _cuda_compile as compile_module
 from p2pcompute.execution import _cuda_device as device_module
 from p2pcompute.execution import probe_devices
 from p2pcompute.execution._api import Launch, OutputSpec
@@ -81,6 +82,28 @@ def test_without_the_lint_a_fused_kernel_gives_other_bits(
     fused = run(backend, binding, 0, 10)
     assert 0 < np.count_nonzero(fused != due) < 300
     assert np.allclose(fused, due, rtol=1e-5, atol=1e-6)
+
+
+@kernel
+def lower_half(result, x):
+    i = cuda.grid(1)
+    result[i] = x[i] if x[i] < 0.0 else 0.0  # noqa: FURB136 - the form that NVVM knows
+
+
+def test_a_choice_is_not_made_a_min(monkeypatch: pytest.MonkeyPatch, cpu: CpuBackend, gpu: CudaBackend) -> None:
+    """NVVM makes this one a min.f32, which may give either zero where its operands are both."""
+    x = np.array([-0.0, 0.0, -1.0, 1.0, np.nan], dtype=np.float32)
+    binding = lower_half[1, 5].bind(out(5, np.float32), x)
+    due = run(cpu, binding, 0, 1)
+    choices = [Machine(lambda width, k=k: k) for k in (0, 1)]  # type: ignore[misc]
+    assert [run(CudaBackend(machine), binding, 0, 1).tobytes() for machine in choices] == [due.tobytes()] * 2
+    monkeypatch.setattr(compile_module, "_EXTREME", re.compile("(?!)"))
+    with pytest.raises(PtxRefused, match=r"min\.f32.*between zeros"):
+        CudaBackend(choices[0]).compile(binding.source, binding.launch, binding.specs)
+    monkeypatch.setattr("p2pcompute.execution._cuda.check_ptx", lambda ptx: None)
+    found = [run(CudaBackend(machine), binding, 0, 1) for machine in choices]
+    assert sorted(np.signbit(values[0]) for values in found) == [False, True]
+    assert all(values[1:].tobytes() == due[1:].tobytes() for values in found)
 
 
 def test_inexact_library_functions_are_refused_before_they_are_compiled(gpu: CudaBackend) -> None:

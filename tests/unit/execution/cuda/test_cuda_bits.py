@@ -1,5 +1,7 @@
 """Kernels of all kinds: the PTX that the CUDA back end makes, executed as the ISA describes, gives the CPU's bits."""
 
+# ruff: noqa: B002, FURB136 - kernels say a thing in each way that there is
+
 from __future__ import annotations
 
 import math
@@ -221,6 +223,45 @@ def test_scalars_of_every_dtype(cpu: CpuBackend, gpu: CudaBackend, machine: Mach
     for few in (np.int8(-3), np.uint16(40_000), np.float64(2.5), np.int64(-9), np.uint8(7)):
         binding = flags[2, 32].bind(out(40, bool), x, np.bool_(True), np.int16(-1), few)
         assert_same_bits(cpu, gpu, machine, binding)
+
+
+@kernel
+def zeros(singles, doubles, x, y):
+    i = cuda.grid(1)
+    a = x[i]
+    b = y[i]
+    singles[i, 0] = min(0.0, a + a)
+    singles[i, 1] = min(a, 0.0)
+    singles[i, 2] = max(0.0, a)
+    singles[i, 3] = max(a, -0.0)
+    singles[i, 4] = a if a > 0.0 else 0.0
+    singles[i, 5] = a if a < 0.0 else 0.0
+    singles[i, 6] = 0.0 if a < 0.0 else a
+    singles[i, 7] = -a if a < 0.0 else a
+    singles[i, 8] = a if a >= 0.0 else -a
+    singles[i, 9] = min(max(a, 0.0), 1.0)
+    singles[i, 10] = min(a, np.float32(i % 3))
+    singles[i, 11] = 0.0 - a
+    singles[i, 12] = a + 0.0
+    singles[i, 13] = a * 0.0
+    singles[i, 14] = a - a
+    singles[i, 15] = -(-a) if a == 0.0 else a * 1.0
+    doubles[i, 0] = min(b, 0.0)
+    doubles[i, 1] = max(-0.0, b)
+    doubles[i, 2] = b if b < 0.0 else 0.0
+    doubles[i, 3] = 0.0 if b > 0.0 else b
+    doubles[i, 4] = -b if b < 0.0 else b
+    doubles[i, 5] = 0.0 - b
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (12, 0)])
+def test_signs_of_zeros(cpu: CpuBackend, gpu: CudaBackend, capability: tuple[int, int]) -> None:
+    """Choices that look like min, max and abs, which decide otherwise."""
+    machine = Machine(capability=capability)
+    x, y = strict.edges("float32"), strict.edges("float64")
+    x = np.resize(x, len(y))
+    binding = zeros.bind(out((len(y), 16), np.float32), out((len(y), 6), np.float64), x, y)
+    assert_same_bits(cpu, CudaBackend(machine), machine, binding, singles=False)
 
 
 def some(values: Array, *others: Array) -> list[Array]:

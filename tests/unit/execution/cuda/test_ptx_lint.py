@@ -106,6 +106,8 @@ REFUSED = [
     ("conversion", "cvt.rzi.sat.s32.f32 %r1, %f1;"),
     ("conversion", "cvt.rz.f32.f64 %f1, %fd1;"),
     ("conversion", "cvt.rp.f32.s32 %f1, %r1;"),
+    ("extreme", "min.f32 %f1, %f2, 0f00000000;"),
+    ("extreme", "max.NaN.f64 %fd1, %fd2, %fd3;"),
     ("half", "add.rn.f16 %rs1, %rs2, %rs3;"),
     ("half", "cvt.rn.bf16.f32 %rs1, %f1;"),
     ("half", "wmma.load.a.sync.aligned.row.m16n16k16.f16 {%r1}, [%rd1];"),
