@@ -12,6 +12,7 @@ import trio
 from p2pcompute.errors import InsufficientFunds, P2PComputeError
 from p2pcompute.market import Standing, Standings
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
+from p2pcompute.payments._debts import OLD_DEBT_MS
 from p2pcompute_protocols.channel import channel_id
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
@@ -146,12 +147,14 @@ class _ProviderAccount:
         self._begun_pusd[self._peer] += self._chunk_pusd
         try:
             unpaid_pusd = await self._ledger.unpaid_pusd(self._peer, self._channel)
+            old_pusd = await self._old_debt(unpaid_pusd)
             charged = await self._credit.charge(
                 self._peer,
                 subnet=self._subnet,
                 pusd=self._chunk_pusd,
                 newcomer_pusd=max(self._chunk_pusd, price_pusd * _LEAST_UNITS),
-                unpaid_pusd=unpaid_pusd + self._begun_pusd[self._peer] - self._chunk_pusd,
+                unpaid_pusd=unpaid_pusd - old_pusd + self._begun_pusd[self._peer] - self._chunk_pusd,
+                old_pusd=old_pusd,
             )
         except CreditExhausted as exc:
             self._end_begun()
@@ -169,6 +172,18 @@ class _ProviderAccount:
                     await self.drop()
                 raise
             self._stored = True
+
+    async def _old_debt(self, unpaid_pusd: int) -> int:
+        """How much of what is unpaid has been so for longer than a day."""
+        debts = self._credit.debts
+        if not await self._credit.is_known(self._peer):
+            return 0  # what a newcomer owes counts for the budgets of an hour, and nothing is remembered of strangers
+        worked_pusd = 0
+        if unpaid_pusd and not debts.knows(self._peer):
+            worked_pusd = await self._ledger.work_since_pusd(
+                self._peer, self._channel, since_ms=debts.now_ms() - OLD_DEBT_MS
+            )
+        return debts.old_pusd(self._peer, unpaid_pusd=unpaid_pusd, worked_pusd=worked_pusd)
 
     def _end_begun(self) -> None:
         self._begun_pusd[self._peer] -= self._chunk_pusd
@@ -230,29 +245,27 @@ class _ProviderAccount:
         """
         if payload.code in _NOT_BEGUN or (payload.code != 0 and not self._stored):
             return sign(payload)  # owed to nobody; a chunk that was never charged leaves nothing on disk
-        envelope = b""
         with trio.CancelScope(shield=True):
-            envelope = await self._record(payload, sign)
+            if payload.code == 0:
+                await self._note_paid_debt()
+            envelope = await self._ledger.record_receipt(payload, sign=sign)
+            if payload.code == 0:
+                await self._note_owed(payload)
         return envelope
 
-    async def _record(self, payload: ReceiptPayload, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
-        if payload.code == 0:
-            await self._note_paid_debt()
-        envelope = await self._ledger.record_receipt(payload, sign=sign)
-        if payload.code == 0:
-            if self._under_way:
-                charged = self._last_pusd = self._under_way.pop()
-                self._end_begun()
-                # Not now: the task may be about to end because the chunk cost more than its order says.
-                self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)
-            row = await self._ledger.channel_in(self._channel)
-            owed_pusd = 0 if row is None else row.owed_pusd
-            # The voucher that was paid last may have been rounded up by almost a micro-USD, of which the requester has
-            # that much work left to accept: where a debt is left out, it is left out too, or nobody would pay again.
-            left_out_pusd = self._debt_pusd + PUSD_PER_UUSD - 1 if self._debt_pusd else 0
-            self._owed.append(-(-max(0, owed_pusd - left_out_pusd) // PUSD_PER_UUSD))
-            self._issued.set()
-        return envelope
+    async def _note_owed(self, payload: ReceiptPayload) -> None:
+        if self._under_way:
+            charged = self._last_pusd = self._under_way.pop()
+            self._end_begun()
+            # Not now: the task may be about to end because the chunk cost more than its order says.
+            self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)
+        row = await self._ledger.channel_in(self._channel)
+        owed_pusd = 0 if row is None else row.owed_pusd
+        # The voucher that was paid last may have been rounded up by almost a micro-USD, of which the requester has
+        # that much work left to accept: where a debt is left out, it is left out too, or nobody would pay again.
+        left_out_pusd = self._debt_pusd + PUSD_PER_UUSD - 1 if self._debt_pusd else 0
+        self._owed.append(-(-max(0, owed_pusd - left_out_pusd) // PUSD_PER_UUSD))
+        self._issued.set()
 
     async def _note_paid_debt(self) -> None:
         """What was paid beyond this task's work so far has paid for earlier work, and pays for none to come."""
@@ -282,6 +295,7 @@ class _ProviderAccount:
             await self.drop()
         await self._give_back_extra()
         if self._owed:
+            await self._old_debt(await self._ledger.unpaid_pusd(self._peer, self._channel))  # it ages from now on
             await self._ledger.close_agreement(task, state="failed", reason="ended with unpaid chunks")
         else:
             await self._ledger.close_agreement(task, state="done")

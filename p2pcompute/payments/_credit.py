@@ -18,6 +18,7 @@ from p2pcompute_protocols.limits import MAX_CREDIT_WINDOW
 from p2pcompute_protocols.money import PUSD_PER_UUSD
 
 from ._api import CreditExhausted, PeerHistory
+from ._debts import Debts
 
 __all__ = ["CreditBook", "CreditLedger", "CreditPolicy", "CreditWindow", "MaxLoss", "max_loss", "subnet_of"]
 
@@ -135,6 +136,7 @@ class CreditBook:
         self.policy = policy
         self._ledger = ledger
         self._clock_ms = clock_ms
+        self.debts = Debts(clock_ms)
         self._spent: dict[PeerId, int] = {}  # by known peers on work without a result, in `_spent_hour`, in pico-USD
         self._spent_hour = 0
 
@@ -154,13 +156,21 @@ class CreditBook:
     def _is_known(self, history: PeerHistory) -> bool:
         return not history.banned and history.paid_uusd >= self.policy.known_uusd
 
-    def _known_limit_pusd(self, history: PeerHistory) -> int:
+    def _known_limit_pusd(self, history: PeerHistory, *, old_pusd: int = 0) -> int:
+        # What was never paid for takes from what was paid, or waiting a day would be as good as paying.
+        proven_pusd = max(0, history.paid_uusd * PUSD_PER_UUSD - old_pusd)
         # Never less than a newcomer may owe.
-        limit_uusd = max(history.paid_uusd * self.policy.known_percent // 100, self.policy.peer_uusd)
-        return limit_uusd * PUSD_PER_UUSD
+        return max(proven_pusd * self.policy.known_percent // 100, self.policy.peer_uusd * PUSD_PER_UUSD)
 
     async def charge(
-        self, peer: PeerId, *, subnet: str, pusd: int, unpaid_pusd: int, newcomer_pusd: int | None = None
+        self,
+        peer: PeerId,
+        *,
+        subnet: str,
+        pusd: int,
+        unpaid_pusd: int,
+        newcomer_pusd: int | None = None,
+        old_pusd: int = 0,
     ) -> int:
         """Take on `pusd` of unpaid work for `peer`; call it before the work starts.
 
@@ -172,6 +182,7 @@ class CreditBook:
             pusd: what the work will cost.
             unpaid_pusd: what the peer owes already over all its tasks, work under way included.
             newcomer_pusd: what a newcomer is charged at least, up to a quarter of its budget.
+            old_pusd: what it has owed for longer than a day (`Debts`), which `unpaid_pusd` leaves out.
 
         Returns:
             What was charged to the budgets, for `release`; 0 for a known peer.
@@ -184,7 +195,7 @@ class CreditBook:
             raise CreditExhausted(f"{peer} is banned: {history.banned}")
         if history is not None and history.paid_uusd >= self.policy.known_uusd:
             spent_pusd = self._spent_by(peer)
-            if unpaid_pusd + spent_pusd + pusd > self._known_limit_pusd(history):
+            if unpaid_pusd + spent_pusd + pusd > self._known_limit_pusd(history, old_pusd=old_pusd):
                 raise CreditExhausted(
                     f"{peer} owes {unpaid_pusd} pico-USD, and {spent_pusd} were computed for nothing this hour; it may "
                     "not owe more until it pays"
@@ -209,7 +220,8 @@ class CreditBook:
         """Work that was charged is over, and is owed by nobody: its charge becomes what it has cost this provider.
 
         What was charged too much comes back. What was charged too little is charged, whatever is left of the budgets,
-        since it is used; but no more for one piece of work than a newcomer may use in an hour.
+        since it is used; but no more for one piece of work than a newcomer may use in an hour, and of a known peer half
+        of what it may owe.
 
         Args:
             peer: who wanted it.
@@ -220,7 +232,10 @@ class CreditBook:
         """
         if not charged_pusd:
             if cost_pusd:  # else it is perhaps a stranger, of a provider that asks nothing
-                self._spent[peer] = self._spent_by(peer) + cost_pusd
+                history = await self._ledger.peer(peer)
+                limit_pusd = 0 if history is None else self._known_limit_pusd(history)
+                # One piece of work never shuts it out: what it cost may be this machine's fault.
+                self._spent[peer] = self._spent_by(peer) + min(cost_pusd, limit_pusd // 2)
             return
         cost_pusd = min(cost_pusd, self.policy.peer_uusd * PUSD_PER_UUSD)
         if cost_pusd <= charged_pusd:

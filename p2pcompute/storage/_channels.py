@@ -101,6 +101,22 @@ class ChannelsMixin:
 
         return await self._read(work)
 
+    async def work_since_pusd(self, peer: PeerId, channel: ChannelId, *, since_ms: int) -> int:
+        """What was receipted for a peer, and on `channel`, under agreements that ran at `since_ms` or later: no less
+        than what has been since then."""
+
+        def work(tx: Transaction) -> int:
+            row = tx.one(
+                "SELECT coalesce(sum(total_pusd), 0) FROM agreements WHERE role = 'provider'"
+                " AND (peer = :peer OR channel = :channel) AND deadline_ms >= :since_ms",
+                peer=peer,
+                channel=channel,
+                since_ms=since_ms,
+            )
+            return 0 if row is None else int(row[0])
+
+        return await self._read(work)
+
     async def open_channel_in(
         self, channel: ChannelId, *, payer: Address, signer: Address, peer: PeerId
     ) -> ChannelInRow:

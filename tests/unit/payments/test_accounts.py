@@ -21,6 +21,7 @@ from p2pcompute_protocols.negotiation import open_terms
 
 Run = Callable[..., None]
 NETWORK = "test"
+FAR_MS = 10**13  # when agreements end
 HOUR = 1_000_000 // 3_600_000
 
 
@@ -167,6 +168,173 @@ def test_what_a_known_peer_may_owe_counts_over_all_its_tasks(run: Run) -> None:
         await accounts[2].begin()
         for account in accounts:
             await account.close()
+
+    run(body)
+
+
+DAY_MS = 24 * 3_600_000
+
+
+async def _leave_unpaid(world: Any, books: ProviderLedgerBooks, units: int) -> None:
+    """A task that ends with so much receipted and not paid."""
+    task = await world.agree(price_pusd=1_000_000)
+    account = await books.open(world.last_agreement)
+    account._chunk_pusd = units * 1_000_000
+    await account.begin()
+    await account.issue(world.receipt(task, 0, units=units), world.sign_receipt)
+    await account.close()
+
+
+async def _may_owe(world: Any, books: ProviderLedgerBooks, units: int) -> bool:
+    await world.agree(price_pusd=1_000_000)
+    account = await books.open(world.last_agreement)
+    account._chunk_pusd = units * 1_000_000
+    refused = False
+    try:
+        await account.begin()
+    except LocalProtocolError as exc:
+        refused = exc.code == WireCode.CREDIT_EXHAUSTED
+    await account.close()
+    return not refused
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_debt_of_a_day_ago_lowers_what_a_known_peer_may_owe_and_shuts_it_out_no_longer(
+    run: Run, restarted: bool
+) -> None:
+    async def body(world: Any) -> None:
+        now_ms = FAR_MS - DAY_MS // 2
+
+        def opened() -> ProviderLedgerBooks:
+            policy = CreditPolicy(known_uusd=400, peer_uusd=0)
+            credit = CreditBook(ledger=world.payee_ledger, policy=policy, clock_ms=lambda: now_ms)
+            return ProviderLedgerBooks(world.payee_ledger, world.payee, credit, lambda _: "10.0.0.0/24")
+
+        first = await world.agree(price_pusd=1_000_000)
+        await world.payer.open_channels(world.need(10_000))
+        await world.work(first, 0, units=400)
+        await world.channel_out().pay()
+        books = opened()  # 200 may be owed
+        await _leave_unpaid(world, books, 200)
+        assert not await _may_owe(world, books, 1)
+        now_ms += DAY_MS - 1
+        assert not await _may_owe(world, books, 1)
+        now_ms += 1
+        if restarted:
+            assert not await _may_owe(world, opened(), 1)  # for all that it knows the work may be of this day
+            now_ms += DAY_MS  # the agreements were over by then
+            books = opened()
+        assert not await _may_owe(world, books, 101)
+        await _leave_unpaid(world, books, 100)
+        assert not await _may_owe(world, books, 1)
+        # However often it does this, it never gets more for nothing than it has paid.
+        for _ in range(20):
+            now_ms += DAY_MS
+            left = 400 - (await world.payee_ledger.channel_in(world.channel)).unpaid_pusd // 1_000_000
+            assert not await _may_owe(world, books, left // 2 + 1)
+            if left >= 2:
+                await _leave_unpaid(world, books, left // 2)
+        assert left == 1
+
+    run(body)
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_voucher_for_earlier_work_pays_for_no_later_work(run: Run, mended: bool) -> None:
+    async def body(world: Any) -> None:
+        await world.payer.open_channels(world.need(10_000))
+        books = provider_books(world)
+        task = await world.agree(price_pusd=1_000_000)
+        for index in range(5):  # receipted, accepted, and not paid when the link broke
+            await world.work(task, index, units=10)
+        task = await world.agree(price_pusd=1_000_000)
+        account = await books.open(world.last_agreement)
+        account._chunk_pusd = 10_000_000
+        if not mended:
+            account._note_paid_debt = trio.lowlevel.checkpoint
+        await world.channel_out().pay()
+        assert await world.payee_ledger.unpaid_pusd(world.requester.peer_id, world.channel) == 0
+        await account.begin()
+        receipt = world.receipt(task, 0, units=10)
+        envelope = await account.issue(receipt, world.sign_receipt)
+        with trio.move_on_after(0.1):
+            await account.wait_changed()
+        assert account.unpaid == (1 if mended else 0)
+        await world.channel_out().accept(task, [(receipt, envelope)], sampled=1)
+        await world.channel_out().pay()
+        if mended:
+            await account.wait_changed()
+        assert account.unpaid == 0
+        await account.close()
+
+    run(body)
+
+
+def test_a_debt_that_stays_is_left_out_of_what_a_task_has_to_have_paid(run: Run) -> None:
+    """A requester that lost results pays for what it gets from now on, and the task moves on."""
+
+    async def body(world: Any) -> None:
+        await world.payer.open_channels(world.need(10_000))
+        books = provider_books(world)
+        lost = await world.agree(price_pusd=1_000_000)
+        for index in range(5):
+            await world.payee_ledger.record_receipt(world.receipt(lost, index, units=10), sign=world.sign_receipt)
+        task = await world.agree(price_pusd=1_000_000)
+        account = await books.open(world.last_agreement)
+        account._chunk_pusd = 10_000_000
+        for index in range(8):
+            await account.begin()
+            receipt = world.receipt(task, index, units=10)
+            envelope = await account.issue(receipt, world.sign_receipt)
+            assert account.unpaid == 1
+            await world.channel_out().accept(task, [(receipt, envelope)], sampled=1)
+            await world.channel_out().pay()
+            await account.wait_changed()
+            assert account.unpaid == 0
+        await account.close()
+
+    run(body)
+
+
+def test_compiling_takes_from_what_a_known_peer_may_owe(run: Run) -> None:
+    async def body(world: Any) -> None:
+        task = await world.agree(price_pusd=14)
+        await world.payer.open_channels(world.need(10_000))
+        await world.work(task, 0, units=40_000_000)
+        await world.channel_out().pay()
+        books = provider_books(world, known_uusd=500, peer_uusd=400)  # may owe 400 micro-USD: 28 s of a core
+        compiled = 0
+        while True:
+            await world.agree(price_pusd=14)
+            account = await books.open(world.last_agreement)
+            if compiled == 6:
+                with pytest.raises(LocalProtocolError) as caught:
+                    await account.begin_compile()
+                assert caught.value.code == WireCode.CREDIT_EXHAUSTED
+                await account.close()
+                return
+            await account.begin_compile()
+            await account.end_compile(used_units=5_000_000)
+            await account.close()
+            compiled += 1
+
+    run(body)
+
+
+def test_what_is_issued_is_owed_whoever_cancels(run: Run) -> None:
+    """Without its shield the entry for the voucher is lost with the cancellation, after the receipt is stored."""
+
+    async def body(world: Any) -> None:
+        task = await world.agree()
+        account = await provider_books(world).open(world.last_agreement)
+        await account.begin()
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await account.issue(world.receipt(task, 0), world.sign_receipt)
+        assert len(await world.payee_ledger.receipts(task)) == 1
+        assert list(account._owed) == [1]
+        await account.close()
+        assert (await world.payee_ledger.agreement(task)).state == "failed"
 
     run(body)
 

@@ -19,6 +19,7 @@ from p2pcompute.payments import (
     max_loss,
     subnet_of,
 )
+from p2pcompute.payments._debts import OLD_DEBT_MS, Debts
 from p2pcompute.storage import InlineExecutor, Ledger, open_ledger
 
 CHUNK_PUSD = 10_000 * 1_000_000  # a cent
@@ -191,6 +192,47 @@ def test_work_without_a_result_takes_from_what_a_known_peer_may_owe() -> None:
         await book.charge(peer, subnet="a", pusd=10 * CHUNK_PUSD, unpaid_pusd=0)
 
     with_book(CreditPolicy(), body)
+
+
+def test_one_piece_of_work_does_not_shut_a_known_peer_out() -> None:
+    """A machine that slept in the middle of a chunk can say any cost of it."""
+
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        peer = PEERS[0]
+        await pay(ledger, peer, 200_000)
+        await book.settle(peer, subnet="a", charged_pusd=0, cost_pusd=10**15)
+        await book.charge(peer, subnet="a", pusd=5 * CHUNK_PUSD, unpaid_pusd=0)
+        await book.settle(peer, subnet="a", charged_pusd=0, cost_pusd=10**15)
+        with pytest.raises(CreditExhausted):
+            await book.charge(peer, subnet="a", pusd=1, unpaid_pusd=0)
+
+    with_book(CreditPolicy(), body)
+
+
+def test_a_debt_is_as_old_as_the_least_that_was_owed_all_day() -> None:
+    now_ms = 10 * OLD_DEBT_MS
+    debts = Debts(lambda: now_ms)
+    peer = PEERS[0]
+
+    def old(unpaid_pusd: int, worked_pusd: int = 0) -> int:
+        return debts.old_pusd(peer, unpaid_pusd=unpaid_pusd, worked_pusd=worked_pusd)
+
+    assert old(100, worked_pusd=60) == 40  # what was owed before this day, at the least
+    assert old(30) == 30
+    assert old(50) == 30
+    now_ms += OLD_DEBT_MS // 2
+    assert old(90) == 30
+    assert old(60) == 30
+    now_ms += OLD_DEBT_MS // 2
+    assert old(60) == 50
+    now_ms += OLD_DEBT_MS // 2
+    assert old(1_000) == 60
+    assert old(0) == 0
+    assert not debts.knows(peer)
+    assert old(70, worked_pusd=1_000) == 0
+    for hour in range(24):  # a window that is paid and owed again all day is never old
+        now_ms += 3_600_000
+        assert old(70 if hour % 2 else 10) == (10 if hour == 23 else 0)
 
 
 def test_credit_outlives_a_restart_and_old_hours_are_forgotten(tmp_path: Any) -> None:
