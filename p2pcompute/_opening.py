@@ -63,7 +63,10 @@ async def open_services(
             "`p2pcompute status` shows it where a node of it runs"
         )
     if chain_url is None:
-        raise NoProviderError(f"No provider fits: no network {network!r} is running here. {HOW_TO_GET_ONE}")
+        how = HOW_TO_GET_ONE
+        if network != "local":
+            how = how.replace("`p2pcompute up`", f"`p2pcompute up --network {network}`")
+        raise NoProviderError(f"No provider fits: no network {network!r} is running here. {how}")
     async with AsyncExitStack() as stack:
         place, ledger = await _open_profile(stack, profile, now_ms)
         key = NodeKey.load_or_create(place.node_key)
@@ -93,6 +96,7 @@ async def open_services(
             guess_milli=1_000 * len(os.sched_getaffinity(0)),
             fund_wallet=lambda amount_uusd: _fund_from_faucet(client, hub_client, wallet, amount_uusd),
         )
+        services.chain_url = chain_url
         try:
             await services.outbox.settle()
         except ChainError as exc:

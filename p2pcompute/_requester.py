@@ -13,7 +13,7 @@ import trio
 
 from p2pcompute._groups import single_error
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
-from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError
+from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError, TaskTimeout
 from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
@@ -58,6 +58,7 @@ _RESULT_S: Final = 10.0  # for a chunk, beside its own time
 _SETUP_BYTES_PER_S: Final = 1024 * 1024
 _MAX_BUDGET_UUSD: Final = (2**63 - 1) // _MAX_PROVIDERS  # each provider's channel may be funded with all of it
 _MAX_PRICE_UUSD: Final = 1_000_000 * 1_000_000  # an hour; keeps the price of a chunk within 64 bits
+_PRICE_STEP_UUSD: Final = 3_600  # an hour, for one pico-USD a unit
 _MAX_SAMPLES: Final = 2**20  # of `CheckPolicy`
 _DEFAULT_PRICE_LIMIT_PUSD: Final = 2_778  # 10 USD an hour of a reference core
 
@@ -139,7 +140,7 @@ class RunOptions:
         max_providers: how many providers at once, at most 64.
         deadline_s: seconds from now, at most 7 days.
         samples: private samples a chunk; 0 trusts providers and is visible in the agreement.
-        max_price: the most that an hour of a reference core may cost.
+        max_price: the most that an hour of a reference core may cost, in steps of 0.0036 USD.
         device: "cpu", "cuda" or "any".
         on_event: gets every `TaskEvent`; must not block.
 
@@ -160,7 +161,7 @@ class RunOptions:
         if parse_usd(self.budget) > _MAX_BUDGET_UUSD:
             raise AmountError(f"budget is {self.budget!r}; write at most {_MAX_BUDGET_UUSD // 1_000_000} USD")
         if self.max_price is not None:
-            price_per_unit_pusd(self.max_price)
+            price_per_unit_pusd(self.max_price, at_most=True)
         if self.chunks is not None:
             whole(self, "chunks", 1, MAX_CHUNKS, otherwise=", or None to have it chosen")
         whole(self, "max_providers", 1, _MAX_PROVIDERS)
@@ -262,13 +263,16 @@ class TaskRun:
         """Run the task; `deliver` gets each checked chunk. Errors as `Coordinator.run` and `BudgetError`."""
         options = self.options
         budget_uusd = parse_usd(options.budget)
+        deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
         requirement = Requirement(
             kinds=("cpu", "cuda") if options.device == "any" else (options.device,),
             memory_bytes=0,
             features=(),
             min_score_milli=0,
         )
-        limit = _DEFAULT_PRICE_LIMIT_PUSD if options.max_price is None else price_per_unit_pusd(options.max_price)
+        limit = _DEFAULT_PRICE_LIMIT_PUSD
+        if options.max_price is not None:
+            limit = price_per_unit_pusd(options.max_price, at_most=True)
         # A worker of our own starts meanwhile; where nobody is there, that ends with the error.
         with single_error(NoProviderError, P2PComputeError):
             async with trio.open_nursery() as nursery:
@@ -280,9 +284,15 @@ class TaskRun:
         pool = await self.pool()
         async with pool.session(tenant=_OWN) as worker:
             began = trio.current_time()
-            compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
-            compile_s = trio.current_time() - began
-            units_per_thread = await self._calibrate(worker, binding)
+            with trio.move_on_after((deadline_ms - self.now_ms()) / 1000) as patience:
+                compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
+                compile_s = trio.current_time() - began
+                units_per_thread = await self._calibrate(worker, binding)
+            if patience.cancelled_caught:
+                raise TaskTimeout(
+                    "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…). "
+                    "No money has moved."
+                )
             work, blobs = self._cut(binding, units_per_thread)
             found = await self.coordinator.candidates(
                 requirement,
@@ -327,7 +337,7 @@ class TaskRun:
                 check=CheckPolicy(kind="sample" if options.samples else "none", per_chunk=options.samples),
                 fp="strict",
                 language=LANGUAGE_VERSION,
-                deadline_ms=self.now_ms() + int(options.deadline_s * 1000),
+                deadline_ms=deadline_ms,
                 max_providers=min(options.max_providers, work.chunks),
                 setup_s=_SETUP_S + _SLOWER * compile_s + sum(map(len, blobs.values())) / _SETUP_BYTES_PER_S,
                 chunk_s=_RESULT_S + 2 * _SLOWER * work.units_per_chunk / 1e6,
@@ -434,16 +444,25 @@ class TaskRun:
             ) from exc
 
 
-def price_per_unit_pusd(price: str | float) -> int:
-    """Pico-USD per unit (a microsecond of a reference core) of a price per hour, rounded up: a price is never less
-    than what was asked for, and only 0 is free.
+def price_per_unit_pusd(price: str | float, *, at_most: bool = False) -> int:
+    """Pico-USD per unit (a microsecond of a reference core) of a price per hour.
+
+    Args:
+        price: an amount of money an hour. Prices go in steps of 0.0036 USD, one pico-USD a unit.
+        at_most: it is a limit, and is rounded down. Else it is rounded up: a price is never less than what was asked
+            for, and only 0 is free.
 
     Raises:
-        AmountError: it is not an amount, or is more than a million USD an hour.
+        AmountError: it is not an amount, is more than a million USD an hour, or is a limit below one step.
     """
-    if parse_usd(price) > _MAX_PRICE_UUSD:
+    uusd = parse_usd(price)
+    if uusd > _MAX_PRICE_UUSD:
         raise AmountError(f"{price!r} an hour is too much; write at most {_MAX_PRICE_UUSD // 1_000_000} USD")
-    return -(-parse_usd(price) * 1_000_000 // 3_600_000_000)
+    if not at_most:
+        return -(-uusd // _PRICE_STEP_UUSD)
+    if 0 < uusd < _PRICE_STEP_UUSD:
+        raise AmountError(f"{price!r} an hour is less than any price but 0; write at least 0.0036 USD")
+    return uusd // _PRICE_STEP_UUSD
 
 
 def _inputs(binding: Binding) -> dict[int, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -48,6 +49,7 @@ _log = logging.getLogger("p2pcompute.node")
 
 _SPARE_S: Final = 15.0
 _STOP_S: Final = 1.0
+_DESCRIPTORS: Final = 65_536
 # A signed batch is on disk before it is sent; what the chain has not mined by then is settled at the next start.
 _CHECKPOINT_S: Final = 1.5
 
@@ -78,6 +80,7 @@ class NodeServices:
     known_device: Callable[[], Device | None]
     guess_milli: int
     fund_wallet: Callable[[int], Awaitable[None]]
+    chain_url: str | None = None
 
 
 class Node:
@@ -119,11 +122,18 @@ class Node:
                 self._pool, self._pool_opened_with = pool, (threads, allow_unsandboxed)
             return self._pool
 
-    def _refuse_other_workers(self, threads: int | None, allow_unsandboxed: bool) -> None:
+    def _refuse_other_workers(self, terms: ProviderOptions) -> None:
         """Raise ConfigError where the workers that are open aren't as `serve` was told to have them."""
+        threads, allow_unsandboxed = terms.threads, terms.allow_unsandboxed
         had_threads, had_unsandboxed = self._pool_opened_with
         if self._pool is None:
             return
+        cores = len(os.sched_getaffinity(0))
+        if threads is None and terms.slots > 1 and (had_threads or cores) > max(1, cores // terms.slots):
+            raise ConfigError(
+                f"this node's workers are open already and have all cores each, which {terms.slots} slots would share; "
+                "serve before the first run, or open another node to serve"
+            )
         if (threads is not None and threads != had_threads) or (allow_unsandboxed and not had_unsandboxed):
             raise ConfigError(
                 "this node's workers are open already, with other threads or with the sandbox; serve before the first "
@@ -239,7 +249,8 @@ class Node:
         if self.provider is not None:
             raise ConfigError("this node serves already; open another one for other settings")
         terms = chosen(ProviderOptions, options)
-        self._refuse_other_workers(terms.threads, terms.allow_unsandboxed)
+        self._refuse_other_workers(terms)
+        _raise_descriptor_limit()
         threads = terms.threads or max(1, len(os.sched_getaffinity(0)) // terms.slots)
         pool = await self._worker_pool(threads, terms.allow_unsandboxed)
         measured = await self.device()
@@ -278,6 +289,14 @@ class Node:
         except ChainError as exc:
             _log.warning("no checkpoint: %s; vouchers are kept and claimed next time", exc)
             return {}
+
+
+def _raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as it may: each task holds some for its stream, worker and inputs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class ChunkStream:

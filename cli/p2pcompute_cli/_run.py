@@ -32,7 +32,7 @@ def _amount(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
 
 
 @click.command(
-    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    context_settings={"allow_interspersed_args": False},
     epilog="""\b
 Examples:
   p2pcompute run saxpy.py

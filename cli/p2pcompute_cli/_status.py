@@ -59,7 +59,8 @@ def drain(profile: str, as_json: bool, debug: bool) -> None:
     if as_json:
         json_line(**answer)
     else:
-        click.echo(f"draining: no more work is taken; tasks still running: {answer['active_tasks']}")
+        click.echo("draining: no more work is taken until the node is started anew")
+        click.echo(f"tasks still running: {answer['active_tasks']}")
 
 
 def _ask(profile: str, target: str, *, method: str = "GET", as_json: bool, debug: bool) -> Any:
@@ -113,10 +114,11 @@ def _show(answer: dict[str, Any]) -> None:
         _row("device", f"{device['name']}: {device['score_milli'] / 1000:.2f} reference cores a slot")
         _row("slots", f"{provider['busy_slots']} of {provider['slots']} busy")
         if provider["draining"]:
-            _row("draining", "no more work is taken")
+            _row("draining", "no more work is taken until it is started anew")
     _section("Wallet")
     _row("address", answer["wallet"])
-    _row("chain", f"id {answer['chain']['chain_id']}, hub {answer['chain']['hub']}")
+    chain = answer["chain"]
+    _row("chain", f"{chain['url'] + ', ' if chain['url'] else ''}id {chain['chain_id']}, hub {chain['hub']}")
     _row("earned", f"{usd(totals['earned_uusd'])}, of it claimed on chain {usd(totals['claimed_uusd'])}")
     _row("owed to us", usd(totals["owed_to_us_uusd"]))
     _row("spent", f"{usd(totals['spent_uusd'])} of {usd(totals['reserved_uusd'])} in channels")

@@ -184,10 +184,22 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
     import trio
 
     import p2pcompute as p2p
-    from p2pcompute._profile import Profile
+    from p2pcompute._profile import Profile, home_dir
     from p2pcompute.testing._output_faults import parse_fault
 
     show = _show_json if settings.as_json else _Lines().show
+    if not settings.as_json:
+        known = (home_dir() / "device.json").exists()
+        click.echo(
+            "starting" if known else "starting; this machine is tested and measured first: some seconds", err=True
+        )
+        for address in settings.listen:
+            if address.startswith(("/ip4/0.0.0.0/", "/ip6/::/")):
+                click.echo(
+                    f"warning: others are told to dial {address}, which no other machine can; name this machine's "
+                    "own address with --listen",
+                    err=True,
+                )
     fault = parse_fault(settings.fault) if settings.fault else None
     profile = Profile.named(settings.profile)
     async with p2p.open_node(
@@ -252,7 +264,7 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
         ("peer", node.peer_id),
         *(("address", address) for address in node.addresses),
         ("device", f"{role.device.name}: {score:.2f} reference cores a slot, slots: {role.device.slots}"),
-        ("price", f"{settings.price} an hour of a reference core; full, {usd(_full_hour(role))} an hour"),
+        ("price", f"{usd(role.price_pusd * 3_600)} an hour of a reference core; full, {usd(_full_hour(role))} an hour"),
         ("sandbox", _sandbox_text(layers)),
         ("chain", f"{chain}, id {terms.chain_id}, hub {hub} (development chain: test money)"),
         ("wallet", "0x" + wallet.hex()),

@@ -26,8 +26,8 @@ _COMMANDS: Final = {
 }
 # What is known to come with a plug-in, so that the list of commands needs none of their code.
 _PLUGIN_HELP: Final = {
-    "testnet": "Run many nodes on this machine: scenarios, faults, measurements.",
-    "demo": "Render a picture on a market of its own, with a cheat in it, in a minute.",
+    "testnet": "Run many nodes on this machine.",
+    "demo": "Render a picture on a market of its own, with a cheat and a crash in it.",
 }
 _GROUP: Final = "p2pcompute.commands"
 
@@ -76,7 +76,7 @@ class _LazyGroup(click.Group):
 )
 @click.version_option(p2pcompute.__version__, "-V", "--version", prog_name="p2pcompute")
 def cli() -> None:
-    """A peer-to-peer market of GPU compute: lend this machine, or have kernels run on others'.
+    """A peer-to-peer market of compute: lend this machine, or have kernels run on others'.
 
     \b
       p2pcompute doctor            # is this machine fit?

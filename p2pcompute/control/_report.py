@@ -40,7 +40,7 @@ async def node_status(node: Node) -> dict[str, Any]:
         "peer_count": len(services.overlay.peers()),
         "ads": sum(1 for _ in services.board.entries()),
         "wallet": "0x" + services.wallet.address.hex(),
-        "chain": {"chain_id": terms.chain_id, "hub": "0x" + bytes(terms.hub).hex()},
+        "chain": {"url": services.chain_url, "chain_id": terms.chain_id, "hub": "0x" + bytes(terms.hub).hex()},
         "provider": _provider(node, now_ms),
         "totals": {
             "earned_uusd": sum(row.paid_uusd for row in channels_in),

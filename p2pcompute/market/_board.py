@@ -72,8 +72,10 @@ class AdBoard:
         if held is not None and ad.sequence <= held.ad.sequence:
             raise LocalProtocolError("an ad that is not newer than the one we hold", code=WireCode.REPLAYED)
         gossiped_ms = self._gossiped_ms.get(envelope.signer)
+        # A node that leaves may say so at once: this once, since its next ad keeps the distance again.
+        leaves = ad.availability.draining and held is not None and not held.ad.availability.draining
         # A clock that was set back stops nobody's ads.
-        if gossiped_ms is not None and 0 <= self._now_ms() - gossiped_ms < spacing_ms:
+        if not leaves and gossiped_ms is not None and 0 <= self._now_ms() - gossiped_ms < spacing_ms:
             raise LocalProtocolError("too many ads of this peer; later", code=WireCode.NO_CAPACITY)
         self.prune()
         if held is None and len(self._entries) >= MAX_BOARD_ADS:
@@ -87,7 +89,8 @@ class AdBoard:
     def accepts(self, raw: bytes) -> bool:
         """Whether a gossiped ad is worth passing on: valid, newer than what we hold, and not gossiped in a flood.
 
-        Of ads of one peer within `GOSSIP_SPACING_MS` the first counts; the newest is taken when it is sent again.
+        Of ads of one peer within `GOSSIP_SPACING_MS` the first counts, and one that withdraws it; the newest is taken
+        when it is sent again.
         """
         try:
             entry = self.put(raw, spacing_ms=GOSSIP_SPACING_MS)

@@ -387,12 +387,17 @@ async def open_libp2p(
 
     Raises:
         PortInUse: a port is taken; nothing was started.
-        ConfigError: an address can't be listened on.
+        ConfigError: an address can't be listened on, or is none that can be dialled.
         OverlayError: libp2p itself failed while the context was open; the body is cancelled.
 
     Cancellation: leaving takes at most about a second, however it is left, and nothing remains.
     """
     tame_logging()
+    for address in bootstrap:
+        try:
+            _parse_dialable(address)
+        except DialError as exc:
+            raise ConfigError(f"bootstrap: {exc}") from exc
     listeners: list[Listener] = []
     try:
         for address in listen:

@@ -114,15 +114,13 @@ async def run_demo(options: DemoOptions, view: LiveView) -> dict[str, Any]:
 
 
 def _empty(out: Path) -> Path:
-    """The output directory without what an earlier demonstration left there."""
+    """The output directory, without the nodes of an earlier demonstration; its picture stays until there is another."""
     out = out.absolute()
     mark = out / f".{_MARK}"
     if out.exists() and any(out.iterdir()) and not mark.exists():
         raise ConfigError(f"{out} holds other files; name a directory that is empty or does not exist, with --out")
     for name in ("nodes", "chain", "logs"):
         shutil.rmtree(out / name, ignore_errors=True)
-    for name in ("render.png", "report.json"):
-        (out / name).unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     mark.touch()
     return out
@@ -168,6 +166,8 @@ class _Demo:
         options, view = self.options, self.view
         begun_s = time.monotonic()
         self._status("starting a development chain, a requester and the providers")
+        if not view.is_live:
+            view.say(view.status)
         async with DevChainProcess(self.directory / "chain") as chain:
             view.say(f"development chain at {chain.url}")
             async with (
@@ -311,6 +311,8 @@ class _Demo:
         match event:
             case Compiling():
                 self._status("the requester compiles the kernel, times it and prices the order")
+                if not self.view.is_live:
+                    say(self.view.status)
             case TaskStarted():
                 self._status("agreeing with providers, who compile the kernel")
                 say(

@@ -71,6 +71,10 @@ class LiveView:
     Args:
         console: where to; on a terminal the table below the messages is drawn anew in place.
         quiet: show nothing at all.
+
+    Attributes:
+        status: what goes on, beside the time.
+        is_live: whether there is a terminal to draw on.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
@@ -81,17 +85,17 @@ class LiveView:
         self._started_s = time.monotonic()
         # No thread of rich's: whoever owns the view calls `draw`.
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._is_live = self.console.is_terminal and not quiet
+        self.is_live = self.console.is_terminal and not quiet
 
     def __enter__(self) -> Self:
-        if self._is_live:
+        if self.is_live:
             self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._is_live:
+        if self.is_live:
             self._live.update(Text(""))
             self._live.stop()
 
@@ -112,7 +116,7 @@ class LiveView:
 
     def draw(self, tally: Tally | None) -> None:
         """Draw the table anew; does nothing where there is no terminal."""
-        if self._is_live:
+        if self.is_live:
             self._live.update(self._render(tally), refresh=True)
 
     def _render(self, tally: Tally | None) -> RenderableType:

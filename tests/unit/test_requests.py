@@ -7,7 +7,7 @@ import pytest
 
 import p2pcompute as p2p
 from p2pcompute import cuda
-from p2pcompute._requester import bound, parse_usd, price_per_unit_pusd
+from p2pcompute._requester import AmountError, bound, parse_usd, price_per_unit_pusd
 from p2pcompute.errors import ConfigError, KernelTypeError
 
 
@@ -43,6 +43,11 @@ def test_a_plain_function_is_told_to_be_decorated() -> None:
 
 def test_a_price_is_rounded_up_and_only_zero_is_free() -> None:
     assert price_per_unit_pusd("0.05 USD") == 14  # 13.9 exactly
+    assert price_per_unit_pusd("0.05 USD", at_most=True) == 13
+    assert price_per_unit_pusd("0.0036 USD", at_most=True) == price_per_unit_pusd("0.0036 USD") == 1
+    assert price_per_unit_pusd("0 USD", at_most=True) == 0
+    with pytest.raises(AmountError, match="write at least"):
+        price_per_unit_pusd("0.001 USD", at_most=True)
     assert price_per_unit_pusd("0.000001 USD") == 1
     assert price_per_unit_pusd(0) == 0
 

@@ -295,6 +295,31 @@ def test_who_was_paid_stands_before_strangers_and_every_fourth_is_one(board: AdB
     assert order == [paid[0], strangers[0], *paid[1:4], strangers[1], *paid[4:], strangers[2]]
 
 
+@pytest.mark.parametrize(
+    ("proven", "new", "is_newcomers"),
+    [(1, 0, True), (1, 1, False), (3, 0, True), (3, 1, False), (4, 1, True), (0, 5, False), (8, 2, False), (9, 2, True)],
+)
+def test_the_newcomers_share_holds_over_time(board: AdBoard, proven: int, new: int, is_newcomers: bool) -> None:
+    """A place that becomes free goes to whoever has less than its share, not to the proven each time."""
+    stranger, paid = put(board, price_pusd=1), put(board, price_pusd=50)
+    holders = [PeerId(f"proven {i}") for i in range(proven)] + [PeerId(f"new {i}") for i in range(new)]
+    standings = Standings()
+    for peer in (PeerId(paid), *holders[:proven]):
+        standings.paid(peer, 5)
+    order = ranked(board, standing=standings.of, holders=holders)
+    assert order == ([stranger, paid] if is_newcomers else [paid, stranger])
+
+
+def test_a_single_place_is_a_newcomers_where_the_caller_says_so(board: AdBoard) -> None:
+    stranger, paid, other = put(board, price_pusd=1), put(board, price_pusd=50), put(board, price_pusd=51)
+    standings = Standings()
+    for peer in (paid, other):
+        standings.paid(PeerId(peer), 5)
+    assert ranked(board, standing=standings.of) == [paid, stranger, other]
+    assert ranked(board, standing=standings.of, newcomer_first=True) == [stranger, paid, other]
+    assert ranked(board, newcomer_first=True) == ranked(board)  # newcomers only
+
+
 def test_who_failed_since_it_was_paid_stands_behind(board: AdBoard) -> None:
     first, second = put(board, price_pusd=10), put(board, price_pusd=15)
     stranger, failed = put(board, price_pusd=10), put(board, price_pusd=1)
@@ -320,3 +345,16 @@ def test_what_is_remembered_of_strangers_is_bounded() -> None:
     assert len(standings._strangers) == MAX_STRANGERS
     assert standings.of(PeerId("stranger 0")) == Standing()
     assert standings.of(PeerId(f"stranger {2 * MAX_STRANGERS - 1}")).failures == 1
+
+
+def test_a_node_that_leaves_may_say_so_at_once(board: AdBoard, seller: Seller, clock: Clock) -> None:
+    gone = Availability(idle_only=False, draining=True)
+    assert board.accepts(seller.raw(sequence=1))
+    clock.now_ms += 100
+    assert not board.accepts(seller.raw(sequence=2))  # too soon
+    assert board.accepts(seller.raw(sequence=3, availability=gone))
+    # Leaving and coming back in turns is no way around the distance.
+    assert not board.accepts(seller.raw(sequence=4, availability=gone))
+    assert not board.accepts(seller.raw(sequence=5))
+    clock.now_ms += 2_000
+    assert board.accepts(seller.raw(sequence=6))
