@@ -62,7 +62,7 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
         return trio.run(main)
     except P2PComputeError as exc:
         # Thirty lines of trio and contextlib say nothing about the caller's code, and the message is what helps.
-        raise exc.with_traceback(None) from exc.__cause__
+        raise exc.with_traceback(None) from None
     except BaseExceptionGroup as group:
         if group.subgroup(KeyboardInterrupt) is None:
             raise
