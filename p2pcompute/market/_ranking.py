@@ -8,8 +8,10 @@ make. So ads decide only among peers of the same tier, and only within bounds of
 3. *failed*: it has failed this node, and was not paid since.
 
 Places go to the proven first, but the second of every four to a newcomer (those of tier 2, then 3): without that no
-newcomer would ever be proven, and a dear acquaintance would keep its work for good against all cheaper ones. A
-newcomer that works once is proven, and competes by its price from then on.
+newcomer would ever be proven, and a dear acquaintance would keep its work for good against all cheaper ones. So that
+this holds over time, those that hold places already count. Of a single place there is no second one: there a newcomer
+comes first now and then, by a draw of the caller's. A newcomer that works once is proven, and competes by its price
+from then on.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from p2pcompute_protocols.negotiation import Requirement
 from ._board import BoardEntry, fits
 from ._standing import UNKNOWN, Standing
 
-__all__ = ["BELIEVED_SCORE_MILLI", "Candidate", "rank"]
+__all__ = ["BELIEVED_SCORE_MILLI", "NEWCOMERS_PLACE", "Candidate", "rank"]
 
 BELIEVED_SCORE_MILLI: Final = 1_000_000  # of all slots together: a thousand reference cores
 _LEAST_PRICE_PUSD: Final = 1  # a price below counts as this one
 _CONNECTED: Final = 4  # a newcomer that is connected already may be so many times worse: its address is no lie
 _PER_FAILURE: Final = 2  # each failure since the last payment makes a proven peer look so many times worse,
 _MOST_FAILURES: Final = 4  # up to this many
-_EVERY: Final = 4  # one place of so many is a newcomer's,
+NEWCOMERS_PLACE: Final = 4  # one place of so many is a newcomer's,
 _NEWCOMERS: Final = 1  # this one, counted from 0
 
 
@@ -65,6 +67,8 @@ def rank(
     standing: Callable[[PeerId], Standing] = lambda _: UNKNOWN,
     connected: Callable[[PeerId], bool] = lambda _: False,
     salt: bytes = b"",
+    holders: Iterable[PeerId] = (),
+    newcomer_first: bool = False,
 ) -> tuple[list[Candidate], dict[PeerId, str]]:
     """The candidates, best first, and why the others do not fit.
 
@@ -76,6 +80,8 @@ def rank(
         connected: whether there is a connection to it.
         salt: at most 64 bytes, this node's own and secret: decides between equals, so that nobody can make an
             identity that stands first at every node.
+        holders: who holds a place already: newcomers among them have had their share.
+        newcomer_first: let the first one be a newcomer, whoever holds places.
     """
     proven: list[tuple[tuple[float, int, bytes], Candidate]] = []
     newcomers: list[tuple[tuple[bool, float, int, bytes], Candidate]] = []
@@ -109,16 +115,38 @@ def rank(
             newcomers.append(((known.failures > 0, worth, option.price_pusd, tie), candidate))
     proven.sort(key=lambda pair: pair[0])
     newcomers.sort(key=lambda pair: pair[0])
-    return _interleaved([c for _, c in proven], [c for _, c in newcomers]), reasons
+    held = [standing(peer).paid_uusd > 0 for peer in holders]
+    found = _interleaved(
+        [candidate for _, candidate in proven],
+        [candidate for _, candidate in newcomers],
+        proven_hold=sum(held),
+        newcomers_hold=len(held) - sum(held),
+        newcomer_first=newcomer_first,
+    )
+    return found, reasons
 
 
-def _interleaved(proven: list[Candidate], newcomers: list[Candidate]) -> list[Candidate]:
-    """Both in their own order, one of every `_EVERY` a newcomer, until one list is used up."""
+def _interleaved(
+    proven: list[Candidate],
+    newcomers: list[Candidate],
+    *,
+    proven_hold: int,
+    newcomers_hold: int,
+    newcomer_first: bool,
+) -> list[Candidate]:
+    """Both in their own order; a newcomer wherever newcomers hold less than their share of the places so far."""
     found: list[Candidate] = []
     ours, theirs = iter(proven), iter(newcomers)
     while len(found) < len(proven) + len(newcomers):
-        first, second = (theirs, ours) if len(found) % _EVERY == _NEWCOMERS else (ours, theirs)
-        candidate = next(first, None) or next(second, None)
+        places = proven_hold + newcomers_hold
+        share = (places - _NEWCOMERS) // NEWCOMERS_PLACE + 1  # of the places up to the one that is given away now
+        is_theirs = newcomers_hold < share or (newcomer_first and not found)
+        candidate = next(theirs, None) if is_theirs else next(ours, None)
+        if candidate is None:
+            is_theirs = not is_theirs
+            candidate = next(theirs, None) if is_theirs else next(ours, None)
         assert candidate is not None
+        newcomers_hold += is_theirs
+        proven_hold += not is_theirs
         found.append(candidate)
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
@@ -27,6 +27,7 @@ from p2pcompute.errors import (
     TaskTimeout,
 )
 from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, rank
+from p2pcompute.market._ranking import NEWCOMERS_PLACE
 from p2pcompute.payments import max_loss
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
@@ -88,6 +89,7 @@ class Coordinator:
     books: RequesterBooks
     now_ms: Callable[[], int]
     is_banned: Callable[[PeerId], bool] = lambda _: False
+    draw: Callable[[int], int] = secrets.randbelow  # one of so many, from 0; a newcomer's chances are our own secret
     requeued: int = 0  # of the task that ended last
     _salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
 
@@ -265,6 +267,8 @@ class Coordinator:
                 or state.attempts.get(peer, 0) >= _ATTEMPTS
                 or state.ask_at.get(peer, 0.0) > now
             ),
+            holders=state.holders(now),
+            newcomer_first=state.most == 1 and self.draw(NEWCOMERS_PLACE) == 0,
         )
         state.reasons.update(reasons)
         # Who had no room comes last: those who only ever say so hold up nobody.
@@ -279,6 +283,8 @@ class Coordinator:
         language: str,
         max_price_pusd: int,
         excluded: Callable[[PeerId], bool],
+        holders: Collection[PeerId] = (),
+        newcomer_first: bool = False,
     ) -> tuple[list[Candidate], dict[PeerId, str]]:
         peers = self.overlay.peers()
         return rank(
@@ -293,6 +299,8 @@ class Coordinator:
             standing=self.books.standing,
             connected=peers.__contains__,
             salt=self._salt,
+            holders=holders,
+            newcomer_first=newcomer_first,
         )
 
     def _nobody(self, request: TaskRequest, state: RunState, orphans: list[int]) -> P2PComputeError:

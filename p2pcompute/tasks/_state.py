@@ -179,8 +179,11 @@ class RunState:
 
     def free(self, now: float) -> int:
         """How many more may be asked now."""
-        taken = sum(contact.agreed or now - contact.since < PLACE_S for contact in self.contacts.values())
-        return max(0, self.most - taken)
+        return max(0, self.most - len(self.holders(now)))
+
+    def holders(self, now: float) -> list[PeerId]:
+        """Who takes a place now."""
+        return [peer for peer, contact in self.contacts.items() if contact.agreed or now - contact.since < PLACE_S]
 
     def stalled(self, now: float, *, setup_s: float, chunk_s: float) -> list[tuple[float, Contact]]:
         """Who has agreed and then kept us waiting, for how many seconds, the longest first.

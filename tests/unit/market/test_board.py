@@ -297,7 +297,16 @@ def test_who_was_paid_stands_before_strangers_and_every_fourth_is_one(board: AdB
 
 @pytest.mark.parametrize(
     ("proven", "new", "is_newcomers"),
-    [(1, 0, True), (1, 1, False), (3, 0, True), (3, 1, False), (4, 1, True), (0, 5, False), (8, 2, False), (9, 2, True)],
+    [
+        (1, 0, True),
+        (1, 1, False),
+        (3, 0, True),
+        (3, 1, False),
+        (4, 1, True),
+        (0, 5, False),
+        (6, 2, False),
+        (7, 2, True),
+    ],
 )
 def test_the_newcomers_share_holds_over_time(board: AdBoard, proven: int, new: int, is_newcomers: bool) -> None:
     """A place that becomes free goes to whoever has less than its share, not to the proven each time."""

@@ -13,7 +13,7 @@ import trio
 
 from p2pcompute.errors import NoProviderError, TaskTimeout
 from p2pcompute.node import Node
-from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderRefused, _link, _state
+from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderReady, ProviderRefused, _link, _state
 from p2pcompute.tasks._places import Guest, Place
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.errors import WireCode
@@ -336,6 +336,7 @@ def test_a_place_is_a_newcomers_among_acquaintances() -> None:
         assert np.array_equal(await compute(requester, chunks=CHUNKS), Z)
         newcomer = await market.provider(price="1 USD")
         know(requester, newcomer)
+        requester.services.coordinator.draw = lambda _: 1
         async with crowd(market, requester, cannot_be_reached, many=20) as rogues:
             watch = Watch()
             assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS, max_providers=1), Z)
@@ -345,5 +346,60 @@ def test_a_place_is_a_newcomers_among_acquaintances() -> None:
         watch = Watch()
         assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS, max_providers=2), Z)
         assert {event.provider for event in watch.of(Agreed)} == {paid.peer_id, newcomer.peer_id}
+
+    in_memory(scenario)
+
+
+def test_a_single_place_is_a_newcomers_now_and_then() -> None:
+    """A task of one place, or of one chunk: whoever is first there for good needs no good price."""
+
+    async def scenario(market: Market) -> None:
+        dear = await market.provider(price="5 USD")
+        requester = await market.node(connect=(dear,))
+        assert np.array_equal(await compute(requester, chunks=CHUNKS), Z)
+        cheap = await market.provider(price="0.05 USD")
+        know(requester, cheap)
+        draws = iter([3, 0, 3])
+        drawn: list[int] = []
+
+        def draw(many: int) -> int:
+            drawn.append(many)
+            return next(draws)
+
+        requester.services.coordinator.draw = draw
+        for options, expected in (
+            ({"max_providers": 1}, dear),
+            ({"chunks": 1}, cheap),
+            ({"chunks": 1}, cheap),  # proven now, and by far the better offer
+        ):
+            watch = Watch()
+            assert np.array_equal(await compute(requester, watch=watch, **options), Z)
+            assert {event.provider for event in watch.of(Agreed)} == {expected.peer_id}
+        assert drawn == [4, 4, 4]
+
+    in_memory(scenario)
+
+
+def test_a_newcomers_place_that_becomes_free_is_the_next_newcomers() -> None:
+    async def scenario(market: Market) -> None:
+        paid = [await market.provider(price="5 USD") for _ in range(4)]
+        requester = await market.node(connect=tuple(paid))
+        for _ in range(4):  # until each has had its part
+            assert np.array_equal(await compute(requester, chunks=64, max_providers=4), Z)
+        standing = requester.services.books.standing
+        assert all(standing(provider.peer_id).paid_uusd for provider in paid)
+        newcomers = [await market.provider(price=price) for price in ("1 USD", "1.1 USD")]
+        for newcomer in newcomers:
+            know(requester, newcomer)
+
+        def react(event: Any) -> None:
+            if isinstance(event, ProviderReady) and event.provider == newcomers[0].peer_id:
+                market.kill(newcomers[0])
+
+        watch = Watch(react)
+        assert np.array_equal(await compute(requester, watch=watch, chunks=64, max_providers=3), Z)
+        agreed = [event.provider for event in watch.of(Agreed)]
+        assert agreed.index(newcomers[0].peer_id) < 3
+        assert agreed[3] == newcomers[1].peer_id
 
     in_memory(scenario)
