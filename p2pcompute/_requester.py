@@ -12,7 +12,7 @@ import numpy as np
 import trio
 
 from p2pcompute._groups import single_error
-from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport
+from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport, block_samples
 from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError, TaskTimeout
 from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
@@ -139,7 +139,8 @@ class RunOptions:
         chunks: how many chunks to cut it into; chosen from a calibration run where None.
         max_providers: how many providers at once, at most 64.
         deadline_s: seconds from now, at most 7 days.
-        samples: private samples a chunk; 0 trusts providers and is visible in the agreement.
+        samples: private samples a chunk, of threads; where those of a block work together, blocks are run again, an
+            eighth as many, and 8 at least; 0 trusts providers and is visible in the agreement.
         max_price: the most that an hour of a reference core may cost, in steps of 0.0036 USD.
         device: "cpu", "cuda" or "any".
         on_event: gets every `TaskEvent`; must not block.
@@ -187,7 +188,8 @@ class Chunk:
         index: which of `total` chunks. `replaces` says that this index was given before, by a provider that has
             since been caught lying: this one counts.
         first_block, blocks: the blocks of the launch that it covers.
-        rows: for each output, an array of shape ``(blocks * threads a block, *row)`` in thread order.
+        rows: for each output, an array of shape ``(blocks * threads a block, *row)`` in thread order; where the threads
+            of a block work together ``(blocks, threads a block, *row)``, or ``(blocks, *row)`` where rows are blocks'.
         provider: who computed it.
     """
 
@@ -287,13 +289,13 @@ class TaskRun:
             with trio.move_on_after((deadline_ms - self.now_ms()) / 1000) as patience:
                 compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
                 compile_s = trio.current_time() - began
-                units_per_thread = await self._calibrate(worker, binding)
+                units_per_item = await self._calibrate(worker, binding)
             if patience.cancelled_caught:
                 raise TaskTimeout(
                     "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…). "
                     "No money has moved."
                 )
-            work, blobs = self._cut(binding, units_per_thread)
+            work, blobs = self._cut(binding, units_per_item)
             found = await self.coordinator.candidates(
                 requirement,
                 units=work.units_per_chunk,
@@ -320,11 +322,13 @@ class TaskRun:
             )
             await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
             self.budget.start(budget_uusd)
+            together = binding.layout.together
             sampler = Sampler(
                 worker,
                 binding.layout.outputs,
                 compiled.row_shapes,
-                per_chunk=max(1, options.samples),
+                per_chunk=max(1, block_samples(options.samples) if together else options.samples),
+                per_probe=block_samples(DEFAULT_SAMPLES) if together else DEFAULT_SAMPLES,
             )
             request = TaskRequest(
                 work=work,
@@ -352,27 +356,27 @@ class TaskRun:
         sampler: Sampler,
         deliver: Callable[[Chunk], Awaitable[None]],
     ) -> None:
-        threads = binding.launch.threads_per_block
+        items = binding.layout.items_per_block
         seen: set[int] = set()
 
         async def check(index: int, output: memoryview) -> SampleReport:
             if request.check.kind == "none":
                 return SampleReport(checked=0, mismatched=0)
             first, blocks = work.chunk_range(index)
-            inside = binding.layout.threads_inside(first, blocks)
-            return await sampler.check(first * threads, blocks * threads, output, inside=inside)
+            inside = binding.layout.items_inside(first, blocks)
+            return await sampler.check(first * items, blocks * items, output, inside=inside)
 
         async def probe(index: int) -> bool:
             first, blocks = work.chunk_range(index)
-            inside = binding.layout.threads_inside(first, blocks)
-            return await sampler.probe(first * threads, blocks * threads, inside=inside)
+            inside = binding.layout.items_inside(first, blocks)
+            return await sampler.probe(first * items, blocks * items, inside=inside)
 
         async def hand_over(index: int, output: memoryview, provider: PeerId) -> None:
             first, blocks = work.chunk_range(index)
             rows: list[np.ndarray[Any, Any]] = []
             at = 0
             for spec, row in zip(binding.layout.outputs, binding.layout.row_shapes, strict=True):
-                shape = (blocks * threads, *row)
+                shape = (blocks * items, *row)
                 array = np.frombuffer(
                     output, dtype=np.dtype(spec.dtype).newbyteorder("<"), count=math.prod(shape), offset=at
                 ).reshape(shape)
@@ -395,12 +399,14 @@ class TaskRun:
         await self.coordinator.run(request, deliver=hand_over, check=check, probe=probe, emit=self._emit)
 
     async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
-        """Units (microseconds of a reference core) of one thread, from threads all over the launch.
+        """Units (microseconds of a reference core) of one item, from items all over the launch.
 
         What an empty run costs is taken off, and the sample grows until a run is long enough to be timed.
         """
         rng = np.random.default_rng()
-        total = binding.launch.threads
+        total = binding.launch.blocks * binding.layout.items_per_block
+        size = binding.launch.threads_per_block if binding.layout.together else 1  # threads of an item
+        most = min(total, max(1, _CALIBRATE_MOST // size))
 
         async def timed(count: int) -> int:
             picked = np.sort(rng.integers(0, total, size=count, dtype=np.int64))
@@ -408,21 +414,23 @@ class TaskRun:
 
         await timed(1)  # compiles
         empty_ns = min([await timed(1) for _ in range(3)])
-        count = min(_CALIBRATE_THREADS, total)
+        count = min(max(1, _CALIBRATE_THREADS // size), total)
         while True:
             spent_ns = min(await timed(count), await timed(count))
-            if spent_ns >= _CALIBRATE_NS or count >= min(total, _CALIBRATE_MOST):
+            if spent_ns >= _CALIBRATE_NS or count >= most:
                 break
-            count = min(count * 4, total, _CALIBRATE_MOST)
-        per_thread_ns = max(spent_ns - empty_ns, spent_ns / 100) / count
-        return per_thread_ns / 1_000 * await self.score_milli() / 1_000
+            count = min(count * 4, most)
+        # The empty run is one of one item, which is nearly nothing of a thread and may be much of a block.
+        others = count - 1 if size > 1 and count > 1 else count
+        per_item_ns = max(spent_ns - (empty_ns if count > 1 or size == 1 else 0), spent_ns / 100) / others
+        return per_item_ns / 1_000 * await self.score_milli() / 1_000
 
-    def _cut(self, binding: Binding, units_per_thread: float) -> tuple[ChunkWork, dict[bytes, bytes]]:
+    def _cut(self, binding: Binding, units_per_item: float) -> tuple[ChunkWork, dict[bytes, bytes]]:
         launch = binding.launch
         from p2pcompute.tasks._work import wire_args
 
-        block_units = units_per_thread * launch.threads_per_block
-        block_bytes = launch.threads_per_block * row_bytes(wire_args(binding)[0], binding.layout.row_shapes)
+        block_units = units_per_item * binding.layout.items_per_block
+        block_bytes = binding.layout.items_per_block * row_bytes(wire_args(binding)[0], binding.layout.row_shapes)
         if block_bytes > MAX_OUTPUT_BYTES:
             raise KernelTypeError(
                 f"one block writes {block_bytes} bytes", instead=f"use blocks that write at most {MAX_OUTPUT_BYTES}"

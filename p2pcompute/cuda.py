@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-__all__ = ["blockDim", "blockIdx", "grid", "gridDim", "gridsize", "threadIdx"]
+__all__ = [
+    "atomic",
+    "blockDim",
+    "blockIdx",
+    "const",
+    "grid",
+    "gridDim",
+    "gridsize",
+    "local",
+    "shared",
+    "syncthreads",
+    "threadIdx",
+]
 
 
 def _outside(name: str) -> NoReturn:
@@ -53,7 +65,84 @@ class _Triple:
         return f"<cuda.{self._name}>"
 
 
+def syncthreads() -> None:
+    """Wait until all threads of the block are here; what they stored into shared arrays is seen from then on."""
+    _outside("syncthreads()")
+
+
+class _Memory:
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def array(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        """An array of zeros. Shape and dtype are literals or globals."""
+        _outside(f"{self._name}.array({shape}, {dtype})")
+
+    def __repr__(self) -> str:
+        return f"<cuda.{self._name}>"
+
+
+class _Constant:
+    __slots__ = ("_name",)
+
+    def __init__(self) -> None:
+        self._name = "const"
+
+    def array_like(self, ary: Any) -> Any:
+        """The content of a global NumPy array, which becomes a part of the kernel."""
+        _outside(f"const.array_like(an array of {type(ary).__name__})")
+
+    def __repr__(self) -> str:
+        return "<cuda.const>"
+
+
+class _Atomic:
+    """Integer operations on elements of shared arrays that any number of threads may make at once. They give nothing
+    back: what they would is the order of threads."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self) -> None:
+        self._name = "atomic"
+
+    def _outside(self, name: str, *_: Any) -> NoReturn:
+        _outside(f"atomic.{name}")
+
+    def add(self, ary: Any, idx: Any, val: Any) -> None:
+        """``ary[idx] += val``"""
+        self._outside("add", ary, idx, val)
+
+    def max(self, ary: Any, idx: Any, val: Any) -> None:
+        """``ary[idx] = max(ary[idx], val)``"""
+        self._outside("max", ary, idx, val)
+
+    def min(self, ary: Any, idx: Any, val: Any) -> None:
+        """``ary[idx] = min(ary[idx], val)``"""
+        self._outside("min", ary, idx, val)
+
+    def and_(self, ary: Any, idx: Any, val: Any) -> None:
+        """``ary[idx] &= val``"""
+        self._outside("and_", ary, idx, val)
+
+    def or_(self, ary: Any, idx: Any, val: Any) -> None:
+        """``ary[idx] |= val``"""
+        self._outside("or_", ary, idx, val)
+
+    def xor(self, ary: Any, idx: Any, val: Any) -> None:
+        """``ary[idx] ^= val``"""
+        self._outside("xor", ary, idx, val)
+
+    def __repr__(self) -> str:
+        return "<cuda.atomic>"
+
+
 threadIdx = _Triple("threadIdx")  # noqa: N816 - the name in numba.cuda
 blockIdx = _Triple("blockIdx")  # noqa: N816 - the name in numba.cuda
 blockDim = _Triple("blockDim")  # noqa: N816 - the name in numba.cuda
 gridDim = _Triple("gridDim")  # noqa: N816 - the name in numba.cuda
+shared = _Memory("shared")
+local = _Memory("local")
+const = _Constant()
+atomic = _Atomic()

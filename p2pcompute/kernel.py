@@ -153,8 +153,9 @@ class Kernel:
     def launch_for(self, out_shape: Sequence[int]) -> Launch:
         """The default geometry for the kernel's first output of the global shape `out_shape`: blocks of 128, 16 x 16
         or 8 x 4 x 4 threads, as many as cover it. Grid axis x runs along the output's axis that the kernel indexes
-        by x."""
+        by x. Kernels whose threads work together have none."""
         mapping = self._admitted.grid.mapping[self._admitted.outputs[0]]
+        self._refuse_default()
         if len(out_shape) < len(mapping):
             raise KernelTypeError(
                 f"{self.name} indexes its output by {len(mapping)} grid axes and the shape is {tuple(out_shape)}"
@@ -173,6 +174,7 @@ class Kernel:
             KernelTypeError: the arguments don't fit; with the kernel's line where there is one.
         """
         self._count(args)
+        self._refuse_default()
         grid = [1, 1, 1]
         block = _BLOCKS[self._admitted.grid.dims]
         for name, value in zip(self.params, args, strict=True):
@@ -182,6 +184,15 @@ class Kernel:
                     grid[axis] = max(grid[axis], -(-length // block[axis]))
         launch = Launch(grid=(grid[0], grid[1], grid[2]), block=block, dims=self._admitted.grid.dims)
         return self._bind(launch, args)
+
+    def _refuse_default(self) -> None:
+        if self._admitted.plan is not None:
+            raise KernelTypeError(
+                f"the threads of a block of {self.name} work together, so how many they are is for you to say",
+                line=self._admitted.entry.node.lineno,
+                filename=self._admitted.entry.filename,
+                instead=f"start {self.name}[blocks, threads]",
+            )
 
     def _count(self, args: tuple[Any, ...]) -> None:
         if len(args) != len(self.params):

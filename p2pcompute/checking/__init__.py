@@ -10,5 +10,8 @@ from ._sampling import (
     SampleReport as SampleReport,
 )
 from ._sampling import (
+    block_samples as block_samples,
+)
+from ._sampling import (
     draw_threads as draw_threads,
 )

@@ -3,7 +3,8 @@
 Which threads is decided after the receipt came, from the operating system's randomness, so a provider can't know
 them. A provider that alters a share *p* of a chunk's rows escapes *n* samples with probability (1 - p)^n: 256
 samples miss 2 % with 0.6 %. Samples are drawn from the threads that own a row of an output; the rows of all others,
-which the kernel can't write, have to be zero.
+which the kernel can't write, have to be zero. Where the threads of a block work together, a sample is a whole block;
+there are fewer of them (`block_samples`), for what each costs.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from p2pcompute.errors import ExecutionError
 if TYPE_CHECKING:
     from p2pcompute.execution._api import OutputSpec
 
-__all__ = ["DEFAULT_SAMPLES", "SampleReport", "Sampler", "draw_threads"]
+__all__ = ["DEFAULT_SAMPLES", "SampleReport", "Sampler", "block_samples", "draw_threads"]
 
 DEFAULT_SAMPLES: Final = 256
 Threads = np.ndarray[Any, np.dtype[np.int64]]
+_LEAST_BLOCKS: Final = 8
 _RUN: Final = 8  # threads in a row: a part of the samples lies together, for faults that come in blocks
 _TIMEOUT_S: Final = 120.0
 
@@ -43,6 +45,11 @@ class SampleReport:
     def ok(self) -> bool:
         """Whether every sample was equal, bit for bit."""
         return self.mismatched == 0
+
+
+def block_samples(samples: int) -> int:
+    """How many blocks are run again where `samples` threads would be: an eighth, and 8 at least."""
+    return min(samples, max(_LEAST_BLOCKS, samples // 8))
 
 
 def draw_threads(first: int, count: int, samples: int, rng: np.random.Generator) -> Threads:
@@ -66,6 +73,9 @@ class Sampler:
         worker: a compiled worker session; its calls queue up, so several chunks may be checked at once.
         outputs: the outputs of the work, and `row_shapes` what one thread writes of each.
         per_chunk: samples a chunk.
+        per_probe: samples of a probe at least.
+
+    Where the threads of a block work together, blocks take the place of threads.
     """
 
     def __init__(
@@ -75,6 +85,7 @@ class Sampler:
         row_shapes: Sequence[tuple[int, ...]],
         *,
         per_chunk: int = DEFAULT_SAMPLES,
+        per_probe: int = DEFAULT_SAMPLES,
         rng: np.random.Generator | None = None,
     ) -> None:
         self._worker = worker
@@ -83,6 +94,7 @@ class Sampler:
             for out, shape in zip(outputs, row_shapes, strict=True)
         ]
         self._per_chunk = per_chunk
+        self._per_probe = per_probe
         self._rng = np.random.default_rng() if rng is None else rng  # seeded by the operating system
         self.checked = 0
         self.mismatched = 0
@@ -126,10 +138,10 @@ class Sampler:
     async def probe(self, first_thread: int, threads: int, *, inside: Threads | None = None) -> bool:
         """Whether samples of this range compute here at all: nobody's output is looked at.
 
-        As many are drawn as for a check, and `DEFAULT_SAMPLES` at least. Arguments as for `check`; where no thread
+        As many are drawn as for a check, and `per_probe` at least. Arguments as for `check`; where no thread
         owns a row, any of them are drawn.
         """
-        samples = max(self._per_chunk, DEFAULT_SAMPLES)
+        samples = max(self._per_chunk, self._per_probe)
         if inside is None or not len(inside):
             picked = draw_threads(first_thread, threads, samples, self._rng)
         else:

@@ -3,7 +3,8 @@
 A kernel is a pure function of (launch geometry, global thread index, arguments). A thread writes only its own
 row of each output, so a chunk's output is an array of shape ``(threads, *row_shape)`` in thread order
 (blocks ascending with x fastest, and inside a block threads with x fastest), and re-running any set of threads
-gives rows that must be equal, bit for bit.
+gives rows that must be equal, bit for bit. Where threads of a block work together, the block takes the thread's
+place: an *item*, the least that is run by itself, is a block, and its row holds the rows of its threads.
 """
 
 from __future__ import annotations
@@ -87,11 +88,11 @@ class CompiledKernel(Protocol):
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         """Run whole blocks. `args`: a NumPy scalar or array per scalar and input argument, in parameter order
-        with outputs left out. `outs[k]`: zeroed array of shape ``(blocks * threads_per_block, *row_shape_k)``."""
+        with outputs left out. `outs[k]`: zeroed array of shape ``(blocks * items_per_block, *row_shape_k)``."""
         ...
 
     def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
-        """Run single threads by linear id (int64, block-major as above). `outs[k]`: zeroed ``(len(threads), *row)``."""
+        """Run single items by linear id (int64, block-major as above). `outs[k]`: zeroed ``(len(threads), *row)``."""
         ...
 
 
@@ -105,5 +106,10 @@ class Backend(Protocol):
         ...
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
-        """For each output, the shape of one thread's row: the axes of the output beyond those the grid covers."""
+        """For each output, the shape of one item's row: the axes of the output beyond those the grid covers, behind
+        the number of threads where the item is a block and the output is not the block's own."""
+        ...
+
+    def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:
+        """Items of one block: its threads, or 1 where they work together."""
         ...

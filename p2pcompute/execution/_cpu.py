@@ -24,6 +24,8 @@ from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec,
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._lower import Lowered, Parameter, lower
+from p2pcompute.execution._lower_block import BlockCode
+from p2pcompute.execution._lower_scratch import constants, dtype_name
 from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._strict import helpers
 
@@ -61,7 +63,9 @@ class CpuBackend:
         admitted = self._admit(source)
         layout = Layout.of_admitted(admitted, launch, args)
         lowered = lower(admitted, launch, args)
-        key = _text(lowered) + repr([(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters])
+        types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
+        frozen = [(name, array.tobytes()) for name, array in constants(lowered).items()]
+        key = f"{types_of} {frozen} {_text(lowered)}"
         program = self._programs.get(key)
         if program is None:
             program = _Program(lowered, self._namespace)
@@ -72,8 +76,12 @@ class CpuBackend:
         return _Compiled(program, layout, lowered.parameters, self._crew)
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
-        """For each output, the shape of one thread's row."""
+        """For each output, the shape of one item's row."""
         return Layout.of_admitted(self._admit(source), launch, args).row_shapes
+
+    def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:
+        """Items of one block."""
+        return Layout.of_admitted(self._admit(source), launch, args).items_per_block
 
     def _admit(self, source: KernelSource) -> Admitted:
         known = self._admitted.get(source.digest)
@@ -88,9 +96,11 @@ class CpuBackend:
 
 
 def _text(lowered: Lowered) -> str:
-    """The whole program: device functions, the body, and the loops over blocks and over single threads."""
+    """The whole program: device functions, the body, and the loops over blocks and over single items."""
     dims, arguments = lowered.dims, ", ".join(lowered.arguments)
     geometry = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims))
+    if lowered.block is not None:
+        return _block_text(lowered, lowered.block)
     size = " * ".join(f"d_{axis}" for axis in range(dims))
     places = ", ".join(f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims))
     head = f"{geometry}, {arguments}"
@@ -98,24 +108,41 @@ def _text(lowered: Lowered) -> str:
         f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
         for axis in range(dims)
     )
-    blocks = f"def run_blocks(first, blocks, {head}):\n for k in range(blocks):\n  q = first + k\n{decode_block}"
+    made = "".join(f" l_{a.name} = np.empty({a.size}, {dtype_name(a.dtype)})\n" for a in lowered.locals)
+    local = "".join(f", l_{array.name}" for array in lowered.locals)
+    blocks = f"def run_blocks(first, blocks, {head}):\n{made} for k in range(blocks):\n  q = first + k\n{decode_block}"
     row = "0"
     for axis in reversed(range(dims)):
         depth = " " * (2 + dims - 1 - axis)
         blocks += f"{depth}for t_{axis} in range(min(d_{axis}, e_{axis} - b_{axis} * d_{axis})):\n"
         row = f"({row} * d_{axis} + t_{axis})" if row != "0" else f"t_{axis}"
-    blocks += " " * (2 + dims) + f"body({places}, uint64(k * ({size}) + {row}), {arguments})\n"
+    blocks += " " * (2 + dims) + f"body({places}, uint64(k * ({size}) + {row}), {arguments}{local})\n"
     decode_thread = "".join(
         f"  t_{axis} = w % d_{axis}\n  w = w // d_{axis}\n" if axis < dims - 1 else f"  t_{axis} = w\n"
         for axis in range(dims)
     )
     inside = " and ".join(f"b_{axis} * d_{axis} + t_{axis} < e_{axis}" for axis in range(dims))
     threads = (
-        f"def run_threads(threads, {head}):\n for k in range(threads.shape[0]):\n"
+        f"def run_threads(threads, {head}):\n{made} for k in range(threads.shape[0]):\n"
         f"  q = threads[k] // ({size})\n  w = threads[k] % ({size})\n{decode_block}{decode_thread}"
-        f"  if {inside}:\n   body({places}, uint64(k), {arguments})\n"
+        f"  if {inside}:\n   body({places}, uint64(k), {arguments}{local})\n"
     )
     return "\n".join([code for _, code in lowered.functions] + [lowered.body, blocks, threads])
+
+
+def _block_text(lowered: Lowered, code: BlockCode) -> str:
+    """The same where a block is what is run: by a run of blocks, and by single ones."""
+    dims, arguments = lowered.dims, ", ".join(lowered.arguments)
+    head = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims)) + f", {arguments}"
+    places = ", ".join(f"{letter}_{axis}" for letter in "bdn" for axis in range(dims))
+    decode = "".join(
+        f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
+        for axis in range(dims)
+    )
+    call = f"{decode}  block({places}, k, {arguments})\n"
+    blocks = f"def run_blocks(first, blocks, {head}):\n for k in range(blocks):\n  q = first + k\n{call}"
+    items = f"def run_threads(threads, {head}):\n for k in range(threads.shape[0]):\n  q = threads[k]\n{call}"
+    return "\n".join([text for _, text in (*lowered.functions, *code.functions)] + [code.block, blocks, items])
 
 
 class _Program:
@@ -123,12 +150,13 @@ class _Program:
 
     def __init__(self, lowered: Lowered, namespace: dict[str, Any]) -> None:
         text = _text(lowered)
-        names = dict(namespace)
+        names = {**namespace, "np": np, **constants(lowered)}
         exec(compile(text, "<kernel>", "exec"), names)
         inline = numba.njit(forceinline=True, **_OPTIONS)
-        for name, _ in lowered.functions:
+        for name, _ in (*lowered.functions, *(lowered.block.functions if lowered.block is not None else ())):
             names[name] = inline(names[name])
-        names["body"] = inline(names["body"])
+        entry = "body" if lowered.block is None else "block"
+        names[entry] = inline(names[entry])
         compiled = numba.njit(**_OPTIONS)
         self._blocks = compiled(names["run_blocks"])
         self._threads = compiled(names["run_threads"])
@@ -180,7 +208,7 @@ class _Compiled:
         launch = self._layout.launch
         if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
-        size = launch.threads_per_block
+        size = self._layout.items_per_block
         head, tail = self._arguments(args, outs, blocks * size)
 
         def part(start: int, count: int) -> None:
@@ -190,10 +218,10 @@ class _Compiled:
         self._crew.share(blocks, part)
 
     def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
-        launch = self._layout.launch
+        items = self._layout.launch.blocks * self._layout.items_per_block
         ids = np.array(threads, dtype=np.int64, order="C", ndmin=1)
-        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= launch.threads)):
-            raise ValueError(f"threads are not linear ids in a launch of {launch.threads}")
+        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= items)):
+            raise ValueError(f"threads are not linear ids in a launch of {items}")
         ids.flags.writeable = False
         head, tail = self._arguments(args, outs, ids.size)
         self._program.prepare_threads()
@@ -209,15 +237,15 @@ class _Compiled:
         launch, dims = self._layout.launch, self._layout.launch.dims
         head = [*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]]
         tail: list[Any] = []
-        given, written = iter(args), iter(outs)
+        given, written = iter(args), iter(zip(outs, self._layout.row_shapes, self._layout.by_block, strict=False))
         if len(args) + len(outs) != len(self._parameters) or len(outs) != len(self._layout.outputs):
             raise ValueError(f"{len(args)} arguments and {len(outs)} outputs are not what the kernel takes")
         for parameter in self._parameters:
             spec = parameter.spec
             dtype = np.dtype(spec.dtype)
             if isinstance(spec, OutputSpec):
-                out = next(written)
-                shape = (rows, *spec.shape[dims:])
+                out, row, by_block = next(written)
+                shape = (rows, *row)
                 flags = out.flags
                 if (
                     out.shape != shape
@@ -226,7 +254,7 @@ class _Compiled:
                 ):
                     raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
                 tail.extend(spec.shape)
-                tail.append(_Rows(out))
+                tail.append(_Rows(out, self._layout.together and not by_block))
             elif isinstance(spec, InputSpec):
                 value = np.require(next(given), requirements=["C", "A"]).view()
                 if value.shape != spec.shape or value.dtype != dtype:
@@ -239,16 +267,22 @@ class _Compiled:
 
 
 class _Rows:
-    """An output among the arguments."""
+    """An output among the arguments: items' rows. The code counts threads where the next axis of an item's row has
+    them (`by_thread`)."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "by_thread")
 
-    def __init__(self, array: Array) -> None:
+    def __init__(self, array: Array, by_thread: bool) -> None:
         self.array = array
+        self.by_thread = by_thread
+
+    def part(self, rows: slice) -> Array:
+        part = self.array[rows]
+        return part.reshape((part.shape[0] * part.shape[1], *part.shape[2:])) if self.by_thread else part
 
 
 def _sliced(tail: Sequence[Any], rows: slice) -> list[Any]:
-    return [value.array[rows] if isinstance(value, _Rows) else value for value in tail]
+    return [value.part(rows) if isinstance(value, _Rows) else value for value in tail]
 
 
 class _Crew:

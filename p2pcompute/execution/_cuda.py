@@ -14,13 +14,14 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from p2pcompute.errors import ExecutionError
+from p2pcompute.errors import ExecutionError, KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cuda_compile import CudaCompiler
 from p2pcompute.execution._cuda_device import CudaDevice, open_device
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._lower import Lowered, Parameter, lower
+from p2pcompute.execution._lower_scratch import constants, dtype_name
 from p2pcompute.execution._ptx_lint import check_ptx, entry_parameters
 from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._strict import helpers
@@ -99,8 +100,12 @@ class CudaBackend:
         return CudaProgram(blocks_ptx=program.ptx("run_blocks"), threads_ptx=program.ptx("run_threads"))
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
-        """For each output, the shape of one thread's row."""
+        """For each output, the shape of one item's row."""
         return Layout.of_admitted(self._admit(source), launch, args).row_shapes
+
+    def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:
+        """Items of one block."""
+        return Layout.of_admitted(self._admit(source), launch, args).items_per_block
 
     @property
     def device(self) -> CudaDevice:
@@ -125,9 +130,17 @@ class CudaBackend:
         admitted = self._admit(source)
         layout = Layout.of_admitted(admitted, launch, args)
         lowered = lower(admitted, launch, args)
+        if lowered.block is not None:
+            raise KernelError(
+                "this back end does not run kernels whose threads work together",
+                line=admitted.entry.node.lineno,
+                filename=admitted.entry.filename,
+                instead='run it on processors: device="cpu"',
+            )
         most = max(_THREADS, 1 << (launch.threads_per_block - 1).bit_length())
         text = _text(lowered)
-        key = f"{most} {[(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]} {text}"
+        types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
+        key = f"{most} {types_of} {[(array.dtype, array.values) for array in lowered.scratch]} {text}"
         program = self._programs.get(key)
         if program is None:
             program = _Program(self._compiler, self._namespace, lowered, text, most)
@@ -169,19 +182,21 @@ def _text(lowered: Lowered) -> str:
 
     # ids and sizes are never negative: unsigned, so that // and % are the machine's
     unsigned = "".join(f" {letter}_{axis} = uint64({letter}_{axis})\n" for letter in "dne" for axis in range(dims))
+    made = "".join(f" l_{a.name} = cuda.local.array({a.size}, {dtype_name(a.dtype)})\n" for a in lowered.locals)
+    local = "".join(f", l_{array.name}" for array in lowered.locals)
     call = ", ".join(f"int64({letter}_{axis})" for letter in "tbdn" for axis in range(dims))
     blocks = (
         f"def run_blocks(first, start, {geometry}, {arguments}):\n{unsigned}"
         f" k = uint64(start) + uint64(cuda.blockIdx.x)\n q = uint64(first) + k\n{decode('b', 'q', 'n')}"
         + "".join(f" t_{axis} = uint64(cuda.threadIdx.{'xyz'[axis]})\n" for axis in range(dims))
-        + f" if {inside}:\n  body({call}, k * ({size}) + {row}, {arguments})\n"
+        + f"{made} if {inside}:\n  body({call}, k * ({size}) + {row}, {arguments}{local})\n"
     )
     threads = (
         f"def run_threads(threads, {geometry}, {arguments}):\n{unsigned}"
         " k = uint64(cuda.blockIdx.x) * uint64(cuda.blockDim.x) + uint64(cuda.threadIdx.x)\n"
         f" if k >= uint64(threads.shape[0]):\n  return\n"
         f" q = uint64(threads[k]) // ({size})\n w = uint64(threads[k]) % ({size})\n"
-        f"{decode('b', 'q', 'n')}{decode('t', 'w', 'd')} if {inside}:\n  body({call}, k, {arguments})\n"
+        f"{decode('b', 'q', 'n')}{decode('t', 'w', 'd')}{made} if {inside}:\n  body({call}, k, {arguments}{local})\n"
     )
     return "\n".join([code for _, code in lowered.functions] + [lowered.body, blocks, threads])
 
@@ -192,7 +207,7 @@ class _Program:
     def __init__(
         self, compiler: CudaCompiler, namespace: dict[str, Any], lowered: Lowered, text: str, most_threads: int
     ) -> None:
-        names = {**namespace, "cuda": compiler.cuda}
+        names = {**namespace, "cuda": compiler.cuda, "np": np, **constants(lowered)}
         exec(compile(text, "<kernel>", "exec"), names)
         for name, _ in lowered.functions:
             names[name] = compiler.jit(names[name])

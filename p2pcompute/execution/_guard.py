@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._api import KernelSource
+from p2pcompute.execution._guard_block import BlockPlan, is_barrier, plan_block
 from p2pcompute.execution._guard_function import NAME, Function, FunctionCheck
 from p2pcompute.execution._guard_index import GridUse, grid_use
 from p2pcompute.execution._language_capture import source_digest
@@ -27,11 +28,13 @@ __all__ = ["Admitted", "Function", "admit", "admit_tree"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """An admitted source. `functions` come callees first; `grid` says how the kernel is indexed."""
+    """An admitted source. `functions` come callees first; `grid` says how the kernel is indexed. `plan` is there where
+    the threads of a block work together: then a block is the least that can be run by itself."""
 
     entry: Function
     functions: Mapping[str, Function]
     grid: GridUse
+    plan: BlockPlan | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -108,7 +111,14 @@ def admit_tree(tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Ad
             raise KernelError(
                 "a device function calls the kernel", line=function.node.lineno, filename=function.filename
             )
-    return Admitted(entry=kernel, functions=functions, grid=grid_use(kernel.node, kernel.params, kernel.filename))
+    grid = grid_use(kernel.node, kernel.params, kernel.filename, kernel.scratch)
+    together = (
+        bool(grid.by_block)
+        or any(array.kind == "shared" for array in kernel.scratch.values())
+        or any(is_barrier(node) for node in ast.walk(kernel.node))
+    )
+    plan = plan_block(kernel, frozenset(kernel.params) - frozenset(grid.mapping)) if together else None
+    return Admitted(entry=kernel, functions=functions, grid=grid, plan=plan)
 
 
 def _check_size(tree: ast.Module, filenames: Mapping[str, str]) -> None:

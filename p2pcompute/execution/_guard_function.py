@@ -8,10 +8,11 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
+from p2pcompute.execution._guard_scratch import Scratch, is_atomic, memory_call, scratch_arrays
 
 __all__ = ["NAME", "Function", "FunctionCheck"]
 
@@ -46,7 +47,8 @@ _REMEDY = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
-    """One function of an admitted source. `arrays` are the parameters that it uses as arrays."""
+    """One function of an admitted source. `arrays` are the parameters that it uses as arrays, `scratch` the arrays
+    that it declares."""
 
     name: str
     node: ast.FunctionDef
@@ -55,6 +57,7 @@ class Function:
     arrays: frozenset[str]
     names: frozenset[str]  # parameters and local variables
     calls: tuple[str, ...]  # device functions, once for each call
+    scratch: Mapping[str, Scratch] = field(default_factory=dict)
 
 
 class FunctionCheck:
@@ -96,7 +99,11 @@ class FunctionCheck:
             raise self.refuse(node, f"more than {lang.MAX_LOCALS} variables", "split the function")
         for name in sorted(self.names):
             self._check_name(name)
+        self._check_declarations()
+        self.scratch = scratch_arrays(node, self.refuse) if self.is_entry else {}
         self.arrays = self._arrays()
+        params = frozenset(self.arrays)
+        self.arrays |= set(self.scratch)
         self.block(node.body)
         returned = [inner for inner in ast.walk(node) if isinstance(inner, ast.Return)]
         if self.is_entry:
@@ -112,9 +119,10 @@ class FunctionCheck:
             node=node,
             filename=self.filename,
             params=self.params,
-            arrays=frozenset(self.arrays),
-            names=frozenset(self.names),
+            arrays=params,
+            names=frozenset(self.names - set(self.scratch)),
             calls=tuple(self.calls),
+            scratch=self.scratch,
         )
 
     def _params(self) -> tuple[str, ...]:
@@ -131,6 +139,21 @@ class FunctionCheck:
         if len(set(params)) != len(params):
             raise self.refuse(node, "two parameters have one name")
         return params
+
+    def _check_declarations(self) -> None:
+        """Arrays are declared at the top level of the kernel, each by an assignment of its own."""
+        good: set[int] = set()
+        for statement in self.node.body if self.is_entry else []:
+            if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+                good.add(id(statement.value))
+        for inner in ast.walk(self.node):
+            if (kind := memory_call(inner)) and id(inner) not in good:
+                where = "here" if self.is_entry else "in a device function"
+                raise self.refuse(
+                    inner,
+                    f"an array is declared {where}",
+                    f"declare it on a line of its own at the top level of the kernel: name = cuda.{kind}...",
+                )
 
     def _check_name(self, name: str) -> None:
         reason = remedy = ""
@@ -159,10 +182,12 @@ class FunctionCheck:
                 elif callee is not None:
                     used = [a for a, p in zip(inner.args, callee.params, strict=False) if p in callee.arrays]
             for base in used:
-                if isinstance(base, ast.Name) and base.id in self.names:
+                if isinstance(base, ast.Name) and base.id in self.names and base.id not in self.scratch:
                     if base.id not in self.params:
                         raise self.refuse(
-                            base, f"{base.id} is no array", "only parameters can be indexed; hold parts in scalars"
+                            base,
+                            f"{base.id} is no array",
+                            "only parameters and declared arrays can be indexed; hold parts in scalars",
                         )
                     found.add(base.id)
         return found
@@ -175,6 +200,10 @@ class FunctionCheck:
 
     def statement(self, node: ast.stmt) -> None:
         match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call) if (
+                name in self.scratch and memory_call(call)
+            ):
+                pass
             case ast.Assign(targets=targets, value=value):
                 for target in targets:
                     self.target(target, value)
@@ -209,8 +238,42 @@ class FunctionCheck:
                     raise self.refuse(node, "break and continue stand only in loops")
             case ast.Pass():
                 pass
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"), attr="syncthreads")) as call):
+                self.only_in_kernel(call, "cuda.syncthreads()")
+                self.count(call, "cuda.syncthreads", 0, 0)
+                if call.keywords:
+                    raise self.refuse(call, "cuda.syncthreads() takes no arguments")
+            case ast.Expr(value=ast.Call() as call) if is_atomic(call):
+                self.atomic(call)
             case _:
                 raise self.unknown(node)
+
+    def atomic(self, node: ast.Call) -> None:
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+        self.only_in_kernel(node, f"cuda.atomic.{name}")
+        if name not in lang.ATOMICS or len(node.args) != 3 or node.keywords:
+            raise self.refuse(
+                node,
+                f"cuda.atomic.{name} as it stands here is not in the kernel language",
+                f"write cuda.atomic.add(array, index, value); there are {', '.join(lang.ATOMICS)}",
+            )
+        array, index, value = node.args
+        scratch = self.scratch.get(array.id) if isinstance(array, ast.Name) else None
+        if scratch is None or scratch.kind != "shared":
+            raise self.refuse(
+                node,
+                "an atomic operation on what is no shared array",
+                "collect in a cuda.shared.array, and store its elements into an output behind a barrier",
+            )
+        if scratch.dtype not in lang.ATOMIC_DTYPES:
+            raise self.refuse(
+                node,
+                f"an atomic operation on {scratch.dtype}",
+                f"use {', '.join(lang.ATOMIC_DTYPES)}: sums of floats depend on the order of threads",
+            )
+        for part in index.elts if isinstance(index, ast.Tuple) else [index]:
+            self.expression(part)
+        self.expression(value)
 
     def loop(self, body: list[ast.stmt]) -> None:
         self.loops += 1
@@ -227,6 +290,8 @@ class FunctionCheck:
                 if name in self.arrays:
                     raise self.refuse(node, f"{name} is an array and can't be assigned to", f"write {name}[i] = ...")
             case ast.Subscript(value=ast.Name(id=name)) if name in self.arrays:
+                if name in self.scratch and self.scratch[name].kind == "const":
+                    raise self.refuse(node, f"{name} is constant", "copy it into a cuda.local.array first")
                 if not self.is_entry:
                     raise self.refuse(
                         node, "a device function stores into an array", "return the value and store it in the kernel"
@@ -391,6 +456,12 @@ class FunctionCheck:
                 self.calls.append(name)
                 self.count(node, name, len(callee.params), len(callee.params))
                 for argument, param in zip(node.args, callee.params, strict=True):
+                    if isinstance(argument, ast.Name) and argument.id in self.scratch:
+                        raise self.refuse(
+                            argument,
+                            f"the {self.scratch[argument.id].kind} array {argument.id} is passed to a function",
+                            "pass elements by their values: index it in the kernel",
+                        )
                     if isinstance(argument, ast.Name) and argument.id in self.arrays:
                         continue  # bare, to a device function: read-only there, whatever it does with it
                     if param in callee.arrays:
@@ -424,6 +495,10 @@ class FunctionCheck:
                 if not (isinstance(axes, ast.Constant) and type(axes.value) is int and 1 <= axes.value <= 3):
                     raise self.refuse(node, f"cuda.{name} takes the literal 1, 2 or 3")
                 return
+            case ast.Attribute() if is_atomic(node):
+                raise self.refuse(
+                    node, "the result of an atomic operation depends on the order of threads", "write it as a statement"
+                )
             case ast.Attribute(value=ast.Name(id="math" | "np" | "random" | "cuda" as module), attr=name):
                 raise self.refuse(
                     node,

@@ -8,8 +8,9 @@ known without looking at values, no two threads share one, and any set of thread
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._language import AXES
@@ -17,14 +18,19 @@ from p2pcompute.execution._language import AXES
 __all__ = ["GridUse", "grid_axis", "grid_use"]
 
 
+_Place: TypeAlias = Callable[[ast.expr, Mapping[str, int]], int | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GridUse:
     """`dims`: axes of launches that fit. `variables`: name -> grid axis (0 is x) that it holds for the kernel's whole
-    life. `mapping`: output -> grid axis of each leading position, so ``out[y, x, c]`` gives (1, 0)."""
+    life. `mapping`: output -> grid axis of each leading position, so ``out[y, x, c]`` gives (1, 0). `by_block`: outputs
+    whose leading positions are the block's place and not the thread's, so that a row is a block's."""
 
     dims: int
     variables: Mapping[str, int]
     mapping: Mapping[str, tuple[int, ...]]
+    by_block: frozenset[str] = frozenset()
 
 
 def grid_axis(node: ast.expr, variables: Mapping[str, int]) -> int | None:
@@ -55,13 +61,14 @@ def _triple(node: ast.expr, name: str) -> int | None:
             return None
 
 
-def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str) -> GridUse:
+def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, scratch: Collection[str] = ()) -> GridUse:
     """Work out the kernel's use of the grid. The tree has passed the guard's other checks.
 
     Raises:
         KernelError: an output is indexed by what may be another thread's place.
     """
-    variables = _variables(kernel, params)
+    variables = _variables(kernel, params, grid_axis)
+    blocks = _variables(kernel, params, _block_axis)
     dims = 0
     for node in ast.walk(kernel):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "grid":
@@ -77,13 +84,29 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str) ->
                 dims = argument.value
     stored: dict[str, ast.Subscript] = {}
     for node in ast.walk(kernel):
-        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store) and isinstance(node.value, ast.Name):
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.ctx, ast.Store)
+            and isinstance(node.value, ast.Name)
+            and node.value.id not in scratch
+        ):
             stored.setdefault(node.value.id, node)
     mapping: dict[str, tuple[int, ...]] = {}
+    owners: dict[str, str] = {}
     for node in ast.walk(kernel):
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in stored:
             name = node.value.id
-            found = _leading(node, variables)
+            found = _leading(node, variables, grid_axis)
+            whose = "a thread"
+            if not found and (found := _leading(node, blocks, _block_axis)):
+                whose = "a block"
+            if owners.setdefault(name, whose) != whose:
+                raise KernelError(
+                    f"{name} is indexed by the thread's place and by the block's",
+                    line=node.lineno,
+                    filename=filename,
+                    instead="index it by one of them, by a name set once: i = cuda.grid(1), or b = cuda.blockIdx.x",
+                )
             if not found or sorted(found) != list(range(len(found))):
                 raise _not_own(node, name, filename)
             if mapping.setdefault(name, found) != found:
@@ -122,11 +145,17 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str) ->
             filename=filename,
             instead="index each output by all axes of cuda.grid, or two threads would write one element",
         )
-    return GridUse(dims=sizes.pop(), variables=variables, mapping=mapping)
+    by_block = frozenset(name for name, whose in owners.items() if whose == "a block")
+    return GridUse(dims=sizes.pop(), variables=variables, mapping=mapping, by_block=by_block)
 
 
-def _variables(kernel: ast.FunctionDef, params: tuple[str, ...]) -> dict[str, int]:
-    """Names that are assigned once, at the top level of the kernel, and hold a grid index."""
+def _block_axis(node: ast.expr, variables: Mapping[str, int]) -> int | None:
+    """The grid axis along which `node` is the block's place, or None."""
+    return variables.get(node.id) if isinstance(node, ast.Name) else _triple(node, "blockIdx")
+
+
+def _variables(kernel: ast.FunctionDef, params: tuple[str, ...], place: _Place) -> dict[str, int]:
+    """Names that are assigned once, at the top level of the kernel, and hold a place."""
     stores: dict[str, int] = dict.fromkeys(params, 1)
     for node in ast.walk(kernel):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -136,15 +165,22 @@ def _variables(kernel: ast.FunctionDef, params: tuple[str, ...]) -> dict[str, in
     for statement in kernel.body:
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                axis = grid_axis(value, found)
+                axis = place(value, found)
                 if axis is not None and stores[name] == 1 and name not in seen:
                     found[name] = axis
+            case ast.Assign(targets=[ast.Tuple(elts=elements)], value=ast.Tuple(elts=values)):
+                for element, value in zip(elements, values, strict=True):
+                    axis = place(value, found)
+                    if axis is None or not isinstance(element, ast.Name):
+                        continue
+                    if stores[element.id] == 1 and element.id not in seen:
+                        found[element.id] = axis
             case ast.Assign(
                 targets=[ast.Tuple(elts=elements)],
                 value=ast.Call(
                     func=ast.Attribute(value=ast.Name(id="cuda"), attr="grid"), args=[ast.Constant(value=count)]
                 ),
-            ) if isinstance(count, int) and count == len(elements) and count > 1:
+            ) if isinstance(count, int) and count == len(elements) and count > 1 and place is grid_axis:
                 for axis, element in enumerate(elements):
                     if isinstance(element, ast.Name) and stores[element.id] == 1 and element.id not in seen:
                         found[element.id] = axis
@@ -154,12 +190,12 @@ def _variables(kernel: ast.FunctionDef, params: tuple[str, ...]) -> dict[str, in
     return found
 
 
-def _leading(node: ast.Subscript, variables: Mapping[str, int]) -> tuple[int, ...]:
+def _leading(node: ast.Subscript, variables: Mapping[str, int], place: _Place) -> tuple[int, ...]:
     """Grid axes in the leading positions: as many as are distinct. Later positions are the row's own."""
     indices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
     found: list[int] = []
     for index in indices:
-        axis = grid_axis(index, variables)
+        axis = place(index, variables)
         if axis is None or axis in found:
             break
         found.append(axis)
@@ -172,5 +208,5 @@ def _not_own(node: ast.Subscript, name: str, filename: str) -> KernelError:
         line=node.lineno,
         filename=filename,
         instead=f"index {name} first by names that are set once, at the top of the kernel: i = cuda.grid(1), or "
-        "x, y = cuda.grid(2); a thread reads and writes only its own row",
+        "x, y = cuda.grid(2), or by cuda.blockIdx; a thread reads and writes only its own row or its block's",
     )

@@ -16,7 +16,7 @@ RUN_THREADS             number of threads, arena bytes                          
 worker to node
 ======================= ============================================================
 READY (ID 0)            Landlock ABI, whether seccomp is on
-COMPILED                row shapes of the outputs
+COMPILED                row shapes of the outputs, items of a block
 DONE                    (nothing)
 FAILED                  kind, reason, line, filename, instead
 ======================= ============================================================

@@ -9,11 +9,14 @@ from typing import Final
 
 __all__ = [
     "ARITHMETIC",
+    "ATOMICS",
+    "ATOMIC_DTYPES",
     "AXES",
     "BUILTINS",
     "CASTS",
     "CUDA_CALLS",
     "CUDA_DIMS",
+    "CUDA_MEMORY",
     "CUDA_TRIPLES",
     "DTYPES",
     "LANGUAGE_VERSION",
@@ -21,15 +24,19 @@ __all__ = [
     "MATH_CONSTANTS",
     "MATH_FUNCTIONS",
     "MAX_ARRAY_AXES",
+    "MAX_BARRIERS",
+    "MAX_CONST_ELEMENTS",
     "MAX_EXPANDED_NODES",
     "MAX_FUNCTIONS",
     "MAX_INSTANCES",
     "MAX_LOCALS",
+    "MAX_LOCAL_BYTES",
     "MAX_NAME_LENGTH",
     "MAX_NESTING",
     "MAX_NODES",
     "MAX_PARAMS",
     "MAX_POWER",
+    "MAX_SHARED_BYTES",
     "MAX_SOURCE_BYTES",
     "MAX_TREE_DEPTH",
     "MAX_TUPLE",
@@ -53,6 +60,10 @@ MAX_TUPLE: Final = 32
 MAX_ARRAY_AXES: Final = 4
 MAX_POWER: Final = 64
 MAX_EXPANDED_NODES: Final = 100_000  # with every call replaced by the function's body, as an inliner would
+MAX_SHARED_BYTES: Final = 48 << 10  # a block; what every CUDA device has
+MAX_LOCAL_BYTES: Final = 4 << 10  # a thread
+MAX_CONST_ELEMENTS: Final = 1024  # of all constant arrays of a kernel
+MAX_BARRIERS: Final = 64  # places in the text
 MAX_INSTANCES: Final = 64  # functions after one copy is made for each combination of argument types
 
 DTYPES: Final = (
@@ -72,7 +83,11 @@ DTYPES: Final = (
 AXES: Final = ("x", "y", "z")
 CUDA_TRIPLES: Final = frozenset({"threadIdx", "blockIdx", "blockDim", "gridDim"})
 CUDA_DIMS: Final = frozenset({"grid", "gridsize"})
-CUDA_CALLS: Final = CUDA_DIMS | CUDA_TRIPLES
+CUDA_MEMORY: Final = frozenset({"shared", "local", "const"})
+CUDA_CALLS: Final = CUDA_DIMS | CUDA_TRIPLES | CUDA_MEMORY | {"atomic", "syncthreads"}
+
+ATOMICS: Final = {"add": "+", "max": "max", "min": "min", "and_": "&", "or_": "|", "xor": "^"}
+ATOMIC_DTYPES: Final = ("int32", "uint32", "int64", "uint64")  # what CUDA has atomics for
 
 # name -> number of arguments
 MATH_CALLS: Final = {

@@ -24,6 +24,9 @@ from p2pcompute.execution._language import (
     BUILTINS,
     CASTS,
     CUDA_CALLS,
+    DTYPES,
+    MAX_ARRAY_AXES,
+    MAX_CONST_ELEMENTS,
     MAX_FUNCTIONS,
     NUMPY_CALLS,
     NUMPY_SPELLINGS,
@@ -33,6 +36,7 @@ from p2pcompute.execution._language import (
 __all__ = ["Captured", "capture", "source_digest"]
 
 _CUDA_MODULES = ("p2pcompute.cuda", "numba.cuda", "numba_cuda", "numba_cuda_mlir")
+_NUMBA_TYPES = "numba.core.types"
 _RANDOM_MODULE = "p2pcompute.random"
 _MISSING = object()
 # These have names of their own; they are left as they are, and the guard refuses them with the line.
@@ -279,9 +283,84 @@ class _Normalise(ast.NodeTransformer):
             raise self.refuse(
                 node,
                 f"{spelled}.{path[0]} is not in the kernel language",
-                "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim and gridDim",
+                "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, "
+                "syncthreads and atomic",
             )
         return _dotted(node, "cuda", *path)
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        if isinstance(node.func, ast.Name | ast.Attribute):
+            node.func = self.visit(node.func)
+        match node.func:
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr="const"), attr="array_like"):
+                return self.constant_array(node)
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr="shared" | "local"), attr="array"):
+                self.positional(node, ("shape", "dtype"))
+                node.args = [self.shape_or_dtype(argument) for argument in node.args]
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr="atomic")):
+                self.positional(node, ("ary", "idx", "val"))
+            case _:
+                pass
+        node.args = [self.visit(argument) for argument in node.args]
+        for keyword in node.keywords:
+            keyword.value = self.visit(keyword.value)
+        return node
+
+    def positional(self, node: ast.Call, names: tuple[str, ...]) -> None:
+        """Give arguments that came by keyword their places; what does not fit is left to the guard."""
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        wanted = names[len(node.args) :]
+        if node.keywords and set(given) == set(wanted):
+            node.args = [*node.args, *(given[name] for name in wanted)]
+            node.keywords = []
+
+    def shape_or_dtype(self, node: ast.expr) -> ast.expr:
+        """A global tuple of integers, written out; anything else as it is."""
+        value = self.outside(node)
+        if isinstance(value, tuple) and all(isinstance(part, int | np.integer) for part in value):
+            return _at(node, ast.Tuple(elts=[_number(int(part)) for part in value], ctx=ast.Load()))
+        return node
+
+    def outside(self, node: ast.expr) -> Any:
+        """What a name, or an attribute of modules and objects, means outside the function; or nothing."""
+        path: list[str] = []
+        while isinstance(node, ast.Attribute):
+            path.insert(0, node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name) or node.id in self.locals:
+            return _MISSING
+        value = _lookup(self.fn, node.id)
+        for attribute in path:
+            value = getattr(value, attribute, _MISSING) if isinstance(value, types.ModuleType) else _MISSING
+        return value
+
+    def constant_array(self, node: ast.Call) -> ast.expr:
+        """``cuda.const.array_like(TABLE)`` with the content of TABLE written out."""
+        self.positional(node, ("ary",))
+        value = self.outside(node.args[0]) if len(node.args) == 1 and not node.keywords else _MISSING
+        if not isinstance(value, np.ndarray):
+            raise self.refuse(
+                node, "cuda.const.array_like takes one array from outside the kernel", "name a global NumPy array"
+            )
+        if value.dtype.name not in DTYPES or not 1 <= value.ndim <= MAX_ARRAY_AXES or not value.size:
+            raise self.refuse(node, f"no constant array is of {value.dtype} and shape {value.shape}")
+        if value.size > MAX_CONST_ELEMENTS:
+            raise self.refuse(
+                node,
+                f"a constant array of {value.size} elements, more than {MAX_CONST_ELEMENTS}",
+                "pass the array as an argument",
+            )
+        elements = [
+            ast.Constant(value=part) if isinstance(part, bool) else _number(part) for part in value.ravel().tolist()
+        ]
+        shape = ast.Tuple(elts=[ast.Constant(value=length) for length in value.shape], ctx=ast.Load())
+        dtype = _dotted(node, "np", "bool_" if value.dtype.name == "bool" else value.dtype.name)
+        made = ast.Call(
+            func=_dotted(node, "cuda", "const", "array"),
+            args=[shape, dtype, ast.Tuple(elts=elements, ctx=ast.Load())],
+            keywords=[],
+        )
+        return _at(node, made)
 
     def value(self, node: ast.expr, spelled: str, value: Any) -> ast.expr:
         """The node that stands for what a global or closure name means."""
@@ -293,13 +372,15 @@ class _Normalise(ast.NodeTransformer):
             name = self.owner.visit(inner, at=(self.fn.__code__.co_filename, node.lineno))
             return _dotted(node, name)
         module = getattr(value, "__module__", None) or ""
-        name = getattr(value, "__name__", "") or getattr(value, "_name", "")
+        name = getattr(value, "__name__", "") or getattr(value, "_name", "") or getattr(value, "name", "")
         if not isinstance(name, str) or not isinstance(module, str):
             module, name = "", ""
         if isinstance(value, types.ModuleType):
             raise self.refuse(node, f"{spelled} is a module and no value")
         if module.startswith(_CUDA_MODULES) and name in CUDA_CALLS:
             return _dotted(node, "cuda", name)
+        if module.startswith(_NUMBA_TYPES) and name in CASTS | {"bool"}:  # numba.float32 and the like
+            return _dotted(node, "np", "bool_" if name == "bool" else name)
         if module == "math":
             return _dotted(node, "math", name)
         if module == "numpy" and name in NUMPY_SPELLINGS:

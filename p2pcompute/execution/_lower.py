@@ -14,9 +14,14 @@ from dataclasses import dataclass, field
 
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._block_races import Races, find_races
 from p2pcompute.execution._guard import Admitted, Function
+from p2pcompute.execution._guard_scratch import Scratch, memory_call
+from p2pcompute.execution._index_values import Site, index_values
 from p2pcompute.execution._language import MAX_INSTANCES
+from p2pcompute.execution._lower_block import BlockCode
 from p2pcompute.execution._lower_expr import ExpressionLowering, widen
+from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
 from p2pcompute.execution._lower_types import (
     ArrayType,
     Expr,
@@ -32,7 +37,7 @@ from p2pcompute.execution._lower_types import (
 )
 from p2pcompute.execution._rows import extents
 
-__all__ = ["Lowered", "Parameter", "lower"]
+__all__ = ["FunctionLowering", "Lowered", "Parameter", "lower"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,10 @@ class Lowered:
             ``p_<name>``, in order.
         parameters: the kernel's parameters in order.
         dims: axes of the launch.
+        scratch: arrays that the kernel declares. The body takes its local ones last, in order, as ``l_<name>``: flat,
+            of `Scratch.size` elements, for one thread at a time; it zeroes them. Constant ones are global names
+            ``c_<name>``, flat.
+        block: where threads of a block work together, what runs a block; then `body` is empty.
     """
 
     functions: tuple[tuple[str, str], ...]
@@ -65,6 +74,13 @@ class Lowered:
     arguments: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     dims: int
+    scratch: tuple[Scratch, ...] = ()
+    block: BlockCode | None = None
+
+    @property
+    def locals(self) -> tuple[Scratch, ...]:
+        """The local arrays, in order."""
+        return tuple(array for array in self.scratch if array.kind == "local")
 
 
 @dataclass(slots=True)
@@ -91,11 +107,15 @@ class _Program:
         self.specs: dict[str, ArgSpec] = dict(zip(admitted.entry.params, args, strict=True))
         self.extents = extents(admitted, launch, args)
         self.instances: dict[tuple[str, tuple[Type, ...]], _Instance] = {}
+        scratch, plan = admitted.entry.scratch, admitted.plan
+        self.sites: dict[int, Site] = index_values(admitted, launch, args) if scratch or plan is not None else {}
+        self.races = Races() if plan is None else find_races(admitted, plan, self.sites, args, launch.dims)
+        self.scratch = ScratchLowering(scratch, self.sites, races=self.races, local_base=plan is not None)
 
     def run(self) -> Lowered:
         dims = self.launch.dims
         entry = self.admitted.entry
-        lowering = _Function(self, entry, tuple(_type(spec) for spec in self.specs.values()), is_entry=True)
+        lowering = FunctionLowering(self, entry, tuple(_type(spec) for spec in self.specs.values()), is_entry=True)
         lines = lowering.run()
         arguments: list[str] = []
         parameters: list[Parameter] = []
@@ -109,8 +129,12 @@ class _Program:
             arguments.append(f"p_{name}")
             parameters.append(Parameter(name=name, spec=spec, dtype=spec.dtype, ndim=ndim))
         places = [f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims)]
-        head = f"def body({', '.join([*places, 'r', *arguments])}):\n"
+        local = [array for array in entry.scratch.values() if array.kind == "local"]
+        made = [f"l_{array.name}" for array in local]
+        head = f"def body({', '.join([*places, 'r', *arguments, *made])}):\n"
         where = "".join(f" g{axis} = b_{axis} * d_{axis} + t_{axis}\n" for axis in range(dims))
+        for array in local:
+            where += f" for z in range({array.size}):\n  l_{array.name}[z] = {zero_of(array.dtype)}\n"
         used: list[str] = []
         by_name = {instance.name: instance for instance in self.instances.values()}
 
@@ -122,6 +146,11 @@ class _Program:
 
         for name in lowering.called:
             use(name)
+        block: BlockCode | None = None
+        if self.admitted.plan is not None:
+            from p2pcompute.execution._lower_fission import block_code
+
+            block = block_code(lowering, self.admitted.plan, self.races, arguments)
         if len(used) > MAX_INSTANCES:
             raise KernelError(
                 f"device functions are called with more than {MAX_INSTANCES} combinations of types",
@@ -131,10 +160,12 @@ class _Program:
             )
         return Lowered(
             functions=tuple((name, by_name[name].code) for name in used),
-            body=head + where + lines,
+            body=head + where + lines if block is None else "",
             arguments=tuple(arguments),
             parameters=tuple(parameters),
             dims=dims,
+            scratch=tuple(entry.scratch.values()),
+            block=block,
         )
 
     def instance(self, name: str, types: tuple[Type, ...]) -> _Instance:
@@ -143,7 +174,7 @@ class _Program:
         if found is None:
             if len(self.instances) > 8 * MAX_INSTANCES:
                 raise KernelError("device functions are called with too many combinations of types")
-            lowering = _Function(self, self.admitted.functions[name], types, is_entry=False)
+            lowering = FunctionLowering(self, self.admitted.functions[name], types, is_entry=False)
             lines = lowering.run()
             result = lowering.result
             found = _Instance(f"f{len(self.instances)}_{name}", Scalar.BOOL if result is None else result, "")
@@ -160,7 +191,7 @@ def _type(spec: ArgSpec) -> Type:
     return ArrayType(dtype=spec.dtype, ndim=len(spec.shape))
 
 
-class _Function:
+class FunctionLowering:
     """Lowers one function for one combination of argument types."""
 
     def __init__(self, program: _Program, function: Function, types: tuple[Type, ...], *, is_entry: bool) -> None:
@@ -169,6 +200,8 @@ class _Function:
         self.params = types
         self.is_entry = is_entry
         self.types: dict[str, Type] = dict(zip(function.params, types, strict=True))
+        for array in function.scratch.values():
+            self.types[array.name] = ArrayType(dtype=array.dtype, ndim=len(array.shape))
         self.result: Scalar | tuple[Scalar, ...] | None = None
         self.called: list[str] = []
         self.grid = program.admitted.grid.variables if is_entry else {}
@@ -206,6 +239,8 @@ class _Function:
 
     def axis_length(self, name: str, axis: int) -> str:
         """Code for a length: of an output, the global one."""
+        if name in self.function.scratch:
+            return str(self.function.scratch[name].shape[axis])
         if self.is_entry and isinstance(self.program.specs[name], OutputSpec):
             return f"s_{name}_{axis}"
         return f"p_{name}.shape[{axis}]"
@@ -217,13 +252,15 @@ class _Function:
             self.called.append(instance.name)
         return instance.name, instance.result
 
-    def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None]) -> str:
+    def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], key: ast.expr) -> str:
         """Code for an element, or for zero where an index is out of range."""
+        if name in self.function.scratch:
+            return self.program.scratch.load(self.expressions, name, indices, key)
         spec = self.program.specs.get(name) if self.is_entry else None
         places = [as_type(index, Scalar.UINT) for index in indices]  # negative ones become huge: one test does
         safe = False
         if isinstance(spec, OutputSpec):
-            places = ["r", *places[self.program.launch.dims :]]
+            places = [self.row(name), *places[self.program.launch.dims :]]
             safe = len(places) == 1
         elif isinstance(spec, InputSpec):
             # A thread runs only inside of some output, so its place is in range on an axis as long as all of them.
@@ -235,10 +272,14 @@ class _Function:
         if name not in self.unlike:
             return code
         lower, held = self.expressions, self.expressions.temp()
-        lower.emit(f"{held} = {_zero_of(kind.dtype)}")
+        lower.emit(f"{held} = {zero_of(kind.dtype)}")
         lower.emit(f"if in_{name}:")
         lower.emit(f" {held} = {code}")
         return held
+
+    def row(self, name: str) -> str:
+        """Code for the row of an output that this thread, or its block, owns."""
+        return "uint64(k)" if name in self.program.admitted.grid.by_block else "r"
 
     @property
     def unlike(self) -> frozenset[str]:
@@ -249,7 +290,10 @@ class _Function:
         for name, mapping in self.program.admitted.grid.mapping.items():
             shape = self.program.specs[name]
             assert isinstance(shape, OutputSpec)
-            if any(shape.shape[place] < self.program.extents[axis] for place, axis in enumerate(mapping)):
+            most = self.program.extents
+            if name in self.program.admitted.grid.by_block:
+                most = self.program.launch.grid
+            if any(shape.shape[place] < most[axis] for place, axis in enumerate(mapping)):
                 found.add(name)
         return frozenset(found)
 
@@ -258,11 +302,18 @@ class _Function:
     def top(self, body: list[ast.stmt]) -> None:
         self.expressions.depth = 0
         if self.is_entry:
-            for name in sorted(self.unlike):
-                mapping = self.program.admitted.grid.mapping[name]
-                test = " & ".join(f"(g{axis} < s_{name}_{place})" for place, axis in enumerate(mapping))
-                self.expressions.lines.append(f" in_{name} = {test}")
+            self.expressions.lines += [f" {line}" for line in self.thread_head()]
         self.block(body)
+
+    def thread_head(self) -> list[str]:
+        """Lines that say of which outputs this thread has a row."""
+        lines: list[str] = []
+        for name in sorted(self.unlike):
+            mapping = self.program.admitted.grid.mapping[name]
+            letter = "b_" if name in self.program.admitted.grid.by_block else "g"
+            test = " & ".join(f"({letter}{axis} < s_{name}_{place})" for place, axis in enumerate(mapping))
+            lines.append(f"in_{name} = {test}")
+        return lines
 
     def block(self, body: list[ast.stmt], first: tuple[ast.expr, Expr] | None = None) -> None:
         """A block one level deeper; `first` is assigned at its head."""
@@ -280,6 +331,8 @@ class _Function:
     def statement(self, node: ast.stmt) -> None:
         lower = self.expressions
         match node:
+            case ast.Assign(value=value) if memory_call(value):
+                pass  # declared before the code begins
             case ast.Assign(targets=targets, value=value):
                 self.assignment(targets, value)
             case ast.AugAssign(target=target, op=op, value=value):
@@ -305,8 +358,23 @@ class _Function:
                 lower.emit("continue")
             case ast.Pass():
                 pass
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=op), args=[ast.Name(id=name), index, value])):
+                self.atomic(op, name, index, value)
+            case ast.Expr():
+                pass  # a barrier: between segments
             case _:
                 raise lower.refuse(node, f"{type(node).__name__} is not in the kernel language")
+
+    def atomic(self, op: str, name: str, index: ast.expr, value: ast.expr) -> None:
+        lower = self.expressions
+        target = ast.copy_location(
+            ast.Subscript(value=ast.Name(id=name, ctx=ast.Load()), slice=index, ctx=ast.Store()), index
+        )
+        operand = lower.scalar(value)
+        if operand.type.is_float:
+            raise lower.refuse(value, f"an atomic operation with a {operand.type.title}", "convert it: int(...)")
+        indices = lower.indices(target, name, lower.array(target, name))
+        self.program.scratch.atomic(lower, name, indices, index, op, operand)
 
     def while_loop(self, test: ast.expr, body: list[ast.stmt]) -> None:
         lower = self.expressions
@@ -370,7 +438,10 @@ class _Function:
         name = target.value.id
         array = lower.array(target, name)
         indices = lower.indices(target, name, array)
-        places, tests = ["r"], [f"in_{name}"] if name in self.unlike else []
+        if name in self.function.scratch:
+            self.program.scratch.store(lower, name, indices, target.slice, value)
+            return
+        places, tests = [self.row(name)], [f"in_{name}"] if name in self.unlike else []
         for axis, index in enumerate(indices[self.program.launch.dims :]):
             place = lower.held(Expr(as_type(index, Scalar.UINT), Scalar.UINT)).code
             tests.append(f"({place} < uint64(p_{name}.shape[{axis + 1}]))")
@@ -435,7 +506,3 @@ def _load(target: ast.expr) -> ast.expr:
         return ast.Name(id=target.id, ctx=ast.Load())
     assert isinstance(target, ast.Subscript)
     return ast.copy_location(ast.Subscript(value=target.value, slice=target.slice, ctx=ast.Load()), target)
-
-
-def _zero_of(dtype: str) -> str:
-    return {"bool": "False", "int64": "0", "float64": "0.0"}.get(dtype, f"{dtype}(0)")

@@ -43,7 +43,7 @@ _DTYPE_OF_CAST = {"bool_": "bool"} | {name: name for name in DTYPES}
 class ArrayUse(Protocol):
     """What an expression must know about the arrays around it."""
 
-    def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None]) -> str:
+    def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], key: ast.expr) -> str:
         """Code for the element of an array, or zero where the indices are out of range."""
         ...
 
@@ -131,7 +131,7 @@ class ExpressionLowering:
             case ast.Subscript(value=ast.Name(id=name)):
                 kind = self.array(node, name)
                 indices = self.indices(node, name, kind)
-                code = self.arrays.load(name, kind, indices, self.index_axes(node))
+                code = self.arrays.load(name, kind, indices, self.index_axes(node), node.slice)
                 return widen(code, kind.dtype)
             case ast.Attribute():
                 return self.attribute(node)

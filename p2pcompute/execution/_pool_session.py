@@ -33,11 +33,14 @@ class CompileInfo:
 
     Attributes:
         compile_ms: wall time of the whole exchange, as the node measured it.
-        row_shapes: per output, the shape of one thread's row.
+        row_shapes: per output, the shape of one item's row.
+        items_per_block: how many a block has: its threads, or 1 where they work together and a block is the least
+            that can be run.
     """
 
     compile_ms: float
     row_shapes: tuple[tuple[int, ...], ...]
+    items_per_block: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +48,7 @@ class WorkResult:
     """What a run gave.
 
     Attributes:
-        outputs: per output, private bytes of an array of shape ``(threads, *row_shape)`` in C order.
+        outputs: per output, private bytes of an array of shape ``(items, *row_shape)`` in C order.
         cpu_ns: processor time of the worker over the exchange, all threads, as the kernel counted it.
         wall_ns: wall time of the exchange, copies left out, as the node measured it.
     """
@@ -134,10 +137,12 @@ class WorkerSession:
                 for fd in fds:
                     os.close(fd)
             outputs = [spec for spec in args if isinstance(spec, OutputSpec)]
-            self._rows = self._check_rows(packet, outputs)
+            self._rows, self._items = self._check_rows(packet, outputs, launch)
             self._outputs = outputs
             self._launch = launch
-            return CompileInfo(compile_ms=(time.perf_counter_ns() - started) / 1e6, row_shapes=self._rows)
+            return CompileInfo(
+                compile_ms=(time.perf_counter_ns() - started) / 1e6, row_shapes=self._rows, items_per_block=self._items
+            )
 
     def _count_inputs(self, fds: Sequence[int]) -> None:
         """A worker that was taken over keeps each input's descriptor: bound what it can hold on to."""
@@ -163,11 +168,11 @@ class WorkerSession:
                 raise ValueError(
                     f"blocks {first_block} to {first_block + blocks} lie outside a launch of {launch.blocks}"
                 )
-            plan = ipc.layout(self._outputs, self._rows, blocks * launch.threads_per_block, with_ids=False)
+            plan = ipc.layout(self._outputs, self._rows, blocks * self._items, with_ids=False)
             return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s)
 
     async def run_threads(self, threads: np.ndarray[Any, Any], *, timeout_s: float) -> WorkResult:
-        """Run single threads by linear id (a one-dimensional int64 array, any order) and copy their rows out.
+        """Run single items by linear id (a one-dimensional int64 array, any order) and copy their rows out.
 
         Raises `ValueError` for ids outside the launch, and as `run_blocks` does.
         """
@@ -175,8 +180,8 @@ class WorkerSession:
             launch = self._compiled()
             if threads.dtype != np.int64 or threads.ndim != 1 or threads.size == 0:
                 raise ValueError("threads must be a one-dimensional int64 array that is not empty")
-            if int(threads.min()) < 0 or int(threads.max()) >= launch.threads:
-                raise ValueError(f"a thread id lies outside a launch of {launch.threads}")
+            if int(threads.min()) < 0 or int(threads.max()) >= launch.blocks * self._items:
+                raise ValueError(f"a thread id lies outside a launch of {launch.blocks * self._items}")
             plan = ipc.layout(self._outputs, self._rows, int(threads.size), with_ids=True)
             return await self._run(ipc.RUN_THREADS, [int(threads.size)], plan, threads.tobytes(), timeout_s)
 
@@ -237,23 +242,29 @@ class WorkerSession:
                 f"this session's worker is gone: {self._why_dead or 'it was closed'}; open another session"
             )
 
-    def _check_rows(self, packet: list[Any], outputs: Sequence[OutputSpec]) -> tuple[tuple[int, ...], ...]:
-        """The row shapes that the worker claims: each has to be a tail of its output's shape, so a lie costs it
-        nothing but its own result."""
+    def _check_rows(
+        self, packet: list[Any], outputs: Sequence[OutputSpec], launch: Launch
+    ) -> tuple[tuple[tuple[int, ...], ...], int]:
+        """The row shapes and the items a block that the worker claims: a row has to be a tail of its output's shape,
+        or that for each thread of a block; so a lie costs it nothing but its own result."""
+        threads = launch.threads_per_block
         try:
-            (claimed,) = ipc.take_list(packet[2:], low=1, high=1)
+            claimed, items = ipc.take_list(packet[2:], low=2, high=2)
+            if ipc.take_int(items, low=1, high=threads) not in (1, threads):
+                raise ipc.FrameError(f"{items} items in a block of {threads} threads")
             rows = [
-                ipc.take_ints(row, count=(0, ipc.MAX_DIMENSIONS), low=0, high=ipc.MAX_EXTENT)
+                ipc.take_ints(row, count=(0, 1 + ipc.MAX_DIMENSIONS), low=0, high=ipc.MAX_EXTENT)
                 for row in ipc.take_list(claimed, low=len(outputs), high=len(outputs))
             ]
             for row, output in zip(rows, outputs, strict=True):
-                if row != output.shape[len(output.shape) - len(row) :]:
+                one = row[1:] if items == 1 and row[:1] == (threads,) else row
+                if not _is_tail(one, output.shape) and not _is_tail(row, output.shape):
                     raise ipc.FrameError(f"row shape {row} is not a tail of {output.shape}")
         except ipc.FrameError as error:
             self._process.kill()
             self._why_dead = f"it lied about its outputs: {error}"
             raise WorkerProtocolError(f"the worker lied about its outputs: {error}") from None
-        return tuple(rows)
+        return tuple(rows), items
 
     def close(self) -> None:
         """Give the node's memory back. The pool calls it and kills the worker."""
@@ -261,6 +272,10 @@ class WorkerSession:
         if self._arena is not None:
             self._arena.close()
             self._arena = None
+
+
+def _is_tail(row: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    return len(row) <= len(shape) and row == shape[len(shape) - len(row) :]
 
 
 def _check_arguments(

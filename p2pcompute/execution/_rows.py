@@ -76,8 +76,15 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
 
 
 def extents(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) -> tuple[int, int, int]:
-    """For each grid axis, the length of the longest output along it: threads beyond run nothing."""
+    """For each grid axis, the length of the longest output along it: threads beyond run nothing. Where threads of a
+    block work together all of them run."""
     found = [0, 0, 0]
+    if admitted.plan is not None:
+        return (
+            launch.grid[0] * launch.block[0],
+            launch.grid[1] * launch.block[1] if launch.dims > 1 else 1,
+            launch.grid[2] * launch.block[2] if launch.dims > 2 else 1,
+        )
     for name, spec in zip(admitted.entry.params, args, strict=True):
         mapping = admitted.grid.mapping.get(name)
         if mapping is not None and isinstance(spec, OutputSpec):
@@ -101,12 +108,19 @@ def thread_coordinates(launch: Launch, threads: Array) -> tuple[Array, Array, Ar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Where rows lie, for one kernel, launch and arguments. Build it once with `of` and use it for every chunk."""
+    """Where rows lie, for one kernel, launch and arguments. Build it once with `of` and use it for every chunk.
+
+    An *item* is the least that can be run by itself: a thread, or a block where its threads work together
+    (`together`). Items have linear ids, and one row of each output. In a block's row stand the rows of its threads,
+    in their order, unless the output is the block's own (`by_block`).
+    """
 
     launch: Launch
     outputs: tuple[OutputSpec, ...]
     mappings: tuple[tuple[int, ...], ...]
     extents: tuple[int, int, int]
+    together: bool = False
+    by_block: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> Layout:
@@ -132,12 +146,46 @@ class Layout:
             outputs=tuple(outputs),
             mappings=tuple(mappings),
             extents=extents(admitted, launch, args),
+            together=admitted.plan is not None,
+            by_block=tuple(
+                name in admitted.grid.by_block
+                for name, spec in zip(admitted.entry.params, args, strict=True)
+                if isinstance(spec, OutputSpec)
+            ),
         )
 
     @property
     def row_shapes(self) -> list[tuple[int, ...]]:
-        """For each output, the shape of one thread's row."""
-        return [spec.shape[self.launch.dims :] for spec in self.outputs]
+        """For each output, the shape of one item's row."""
+        threads = (self.launch.threads_per_block,) if self.together else ()
+        return [
+            (() if own else threads) + spec.shape[self.launch.dims :]
+            for spec, own in zip(self.outputs, self.by_block, strict=True)
+        ]
+
+    @property
+    def items_per_block(self) -> int:
+        """Items of one block."""
+        return 1 if self.together else self.launch.threads_per_block
+
+    def items_inside(self, first_block: int, blocks: int) -> Array:
+        """Linear ids (int64, ascending) of a chunk's items that own an element of at least one output."""
+        if not self.together:
+            return self.threads_inside(first_block, blocks)
+        self._check_chunk(first_block, blocks)
+        found = np.arange(first_block, first_block + blocks, dtype=np.int64)
+        places: list[Array] = []
+        rest = found
+        for axis in range(3):
+            rest, at = np.divmod(rest, self.launch.grid[axis])
+            places.append(at)
+        inside = np.zeros(blocks, dtype=np.bool_)
+        for spec, mapping, own in zip(self.outputs, self.mappings, self.by_block, strict=True):
+            this = np.ones(blocks, dtype=np.bool_)
+            for place, axis in enumerate(mapping):
+                this &= places[axis] * (1 if own else self.launch.block[axis]) < spec.shape[place]
+            inside |= this
+        return found[inside]
 
     def inside(self, threads: Array) -> Array:
         """Whether each thread (linear ids, int64) owns a row of at least one output. Bools of the same shape."""
@@ -164,7 +212,7 @@ class Layout:
             out_index: which output, among outputs.
             first_block: the chunk's first block.
             blocks: how many blocks it has.
-            rows: ``(blocks * threads_per_block, *row_shape)`` of the output's dtype.
+            rows: the chunk's items' rows, ``(blocks * items_per_block, *row_shape)`` of the output's dtype.
             target: the whole output, of its global shape; written in place.
 
         Raises:
@@ -172,21 +220,25 @@ class Layout:
         """
         self._check_chunk(first_block, blocks)
         spec, mapping, launch = self.outputs[out_index], self.mappings[out_index], self.launch
-        row_shape = spec.shape[launch.dims :]
-        if rows.shape != (blocks * launch.threads_per_block, *row_shape) or rows.dtype != np.dtype(spec.dtype):
+        due = (blocks * self.items_per_block, *self.row_shapes[out_index])
+        if rows.shape != due or rows.dtype != np.dtype(spec.dtype):
             raise ValueError(f"rows are {rows.dtype}{rows.shape}, not of this chunk")
         if target.shape != spec.shape or target.dtype != np.dtype(spec.dtype):
             raise ValueError(f"target is {target.dtype}{target.shape}, not {spec.dtype}{spec.shape}")
+        row_shape = spec.shape[launch.dims :]
+        block, size = launch.block, launch.threads_per_block
+        if self.by_block[out_index]:
+            block, size = (1, 1, 1), 1
+        rows = rows.reshape((blocks * size, *row_shape))
         axes = tuple(mapping.index(axis) for axis in reversed(range(launch.dims)))
         turned = target.transpose(axes + tuple(range(launch.dims, target.ndim)))  # (z, y, x, *row)
         turned = turned[(np.newaxis,) * (3 - launch.dims)]  # a view, whatever the strides
         done = 0
         for (x, y, z), (nx, ny, nz) in _boxes(launch.grid, first_block, blocks):
             count = nx * ny * nz
-            size = launch.threads_per_block
             part = rows[done * size : (done + count) * size]
             done += count
-            bx, by, bz = launch.block
+            bx, by, bz = block
             part = part.reshape((nz, ny, nx, bz, by, bx, *row_shape))
             order = (0, 3, 1, 4, 2, 5)
             part = part.transpose(order + tuple(range(6, part.ndim))).reshape((nz * bz, ny * by, nx * bx, *row_shape))

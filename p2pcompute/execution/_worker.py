@@ -23,7 +23,7 @@ import numpy as np
 
 from p2pcompute.errors import KernelError, KernelTypeError, SandboxError
 from p2pcompute.execution import _ipc as ipc
-from p2pcompute.execution._api import Backend, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._api import Backend, CompiledKernel, InputSpec, KernelSource, OutputSpec, ScalarSpec
 from p2pcompute.execution._sandbox import (
     SandboxPolicy,
     WorkerLimits,
@@ -85,10 +85,10 @@ class Worker:
         self._channel = channel
         self._backend = backend
         self._kernel: CompiledKernel | None = None
-        self._launch: Launch | None = None
         self._args: list[Any] = []
         self._outputs: list[OutputSpec] = []
         self._rows: list[tuple[int, ...]] = []
+        self._items = 1
         self._arena: mmap.mmap | None = None
 
     def serve(self) -> None:
@@ -121,7 +121,7 @@ class Worker:
         request = ipc.take_int(packet[1], low=1, high=ipc.MAX_EXTENT)
         try:
             if operation == ipc.COMPILE:
-                return [ipc.COMPILED, request, self._compile(packet[2:], fds)]
+                return [ipc.COMPILED, request, self._compile(packet[2:], fds), self._items]
             self._run(operation, packet[2:], fds)
         except KernelError as error:
             kind = ipc.Failure.KERNEL_TYPE if isinstance(error, KernelTypeError) else ipc.Failure.KERNEL
@@ -152,6 +152,7 @@ class Worker:
             raise ipc.FrameError("not one descriptor per input array")
         self._kernel = None
         rows = self._backend.row_shapes(source, launch, specs)
+        self._items = self._backend.items_per_block(source, launch, specs)
         kernel = self._backend.compile(source, launch, specs)
         inputs = iter(fds)
         values: list[Any] = []
@@ -160,21 +161,21 @@ class Worker:
                 values.append(_map_input(next(inputs), spec))
             elif isinstance(spec, ScalarSpec):
                 values.append(spec.value)
-        self._launch, self._args, self._rows = launch, values, rows
+        self._args, self._rows = values, rows
         self._outputs = [spec for spec in specs if isinstance(spec, OutputSpec)]
         self._kernel = kernel
         return [list(row) for row in rows]
 
     def _run(self, operation: int, fields: list[Any], fds: list[int]) -> None:
-        kernel, launch = self._kernel, self._launch
-        if kernel is None or launch is None:
+        kernel = self._kernel
+        if kernel is None:
             raise ipc.FrameError("a run before a kernel")
         numbers = ipc.take_ints(fields, count=(2, 3), low=0, high=ipc.MAX_EXTENT)
         if fds:
             self._map_arena(fds[0], numbers[-1])
         by_id = operation == ipc.RUN_THREADS
-        threads = numbers[0] if by_id else numbers[1] * launch.threads_per_block
-        plan = ipc.layout(self._outputs, self._rows, threads, with_ids=by_id)
+        items = numbers[0] if by_id else numbers[1] * self._items
+        plan = ipc.layout(self._outputs, self._rows, items, with_ids=by_id)
         arena = self._arena
         if arena is None or len(arena) < plan.total_bytes:
             raise ipc.FrameError("an arena that is too small")
@@ -182,9 +183,9 @@ class Worker:
         for output, row, (offset, size) in zip(self._outputs, self._rows, plan.spans, strict=True):
             raw = np.frombuffer(arena, dtype=np.uint8, count=size, offset=offset)
             raw[:] = 0
-            outs.append(raw.view(ipc.DTYPES[output.dtype]).reshape((threads, *row)))
+            outs.append(raw.view(ipc.DTYPES[output.dtype]).reshape((items, *row)))
         if by_id:
-            ids = np.frombuffer(arena, dtype=np.int64, count=threads).copy()
+            ids = np.frombuffer(arena, dtype=np.int64, count=items).copy()
             kernel.run_threads(ids, self._args, outs)
         else:
             kernel.run_blocks(numbers[0], numbers[1], self._args, outs)

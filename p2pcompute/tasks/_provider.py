@@ -391,7 +391,7 @@ class _Session:
             raise _RefuseError(WireCode.EXECUTION_FAILED, str(exc)) from exc
         from ._work import row_bytes
 
-        per_block = launch.threads_per_block * row_bytes(work.args, compiled.row_shapes)
+        per_block = compiled.items_per_block * row_bytes(work.args, compiled.row_shapes)
         if per_block * work.blocks_per_chunk != work.chunk_output_bytes:
             raise _RefuseError(WireCode.MALFORMED, "chunk_output_bytes does not fit what the kernel writes")
         return int(compiled.compile_ms)

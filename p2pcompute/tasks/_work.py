@@ -62,14 +62,16 @@ def chunk_work(
         launch=LaunchSpec(dims=launch.dims, grid=launch.grid, block=launch.block),
         args=args,
         blocks_per_chunk=blocks_per_chunk,
-        chunk_output_bytes=blocks_per_chunk * launch.threads_per_block * row_bytes(args, binding.layout.row_shapes),
+        chunk_output_bytes=blocks_per_chunk
+        * binding.layout.items_per_block
+        * row_bytes(args, binding.layout.row_shapes),
         units_per_chunk=units_per_chunk,
     )
     return work, {digest: text, **blobs}
 
 
 def row_bytes(args: Sequence[ScalarArg | ArrayArg | OutArg], row_shapes: Sequence[tuple[int, ...]]) -> int:
-    """Bytes that one thread writes, over all outputs."""
+    """Bytes that one item writes, over all outputs."""
     outs = [arg for arg in args if isinstance(arg, OutArg)]
     total = 0
     for arg, shape in zip(outs, row_shapes, strict=True):

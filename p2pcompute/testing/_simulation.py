@@ -78,6 +78,7 @@ class _Run:
 class _Compiled:
     compile_ms: float
     row_shapes: tuple[tuple[int, ...], ...]
+    items_per_block: int
 
 
 @dataclass(slots=True, kw_only=True)
@@ -119,7 +120,9 @@ async def _session(workers: InlineWorkers) -> AsyncGenerator[_InlineSession]:
     yield _InlineSession(workers)
 
 
-_compiled: dict[tuple[Any, ...], tuple[CompiledKernel, tuple[tuple[int, ...], ...]]] = {}  # by what it was made from
+_compiled: dict[
+    tuple[Any, ...], tuple[CompiledKernel, tuple[tuple[int, ...], ...], int]
+] = {}  # by what it was made from
 
 
 class _InlineSession:
@@ -138,9 +141,9 @@ class _InlineSession:
         if key not in _compiled:
             backend = CpuBackend()
             rows = tuple(backend.row_shapes(source, launch, args))
-            _compiled[key] = backend.compile(source, launch, args), rows
-        self._kernel, self._rows = _compiled[key]
-        self._launch = launch
+            items = backend.items_per_block(source, launch, args)
+            _compiled[key] = backend.compile(source, launch, args), rows, items
+        self._kernel, self._rows, self._items = _compiled[key]
         self._values: list[Any] = []
         for position, spec in enumerate(args):
             if isinstance(spec, ScalarSpec):
@@ -153,10 +156,10 @@ class _InlineSession:
                 self._values.append(array.reshape(spec.shape))
         self._dtypes = [spec.dtype for spec in args if isinstance(spec, OutputSpec)]
         await trio.sleep(self._workers.compile_s)
-        return _Compiled(compile_ms=self._workers.compile_s * 1000, row_shapes=self._rows)
+        return _Compiled(compile_ms=self._workers.compile_s * 1000, row_shapes=self._rows, items_per_block=self._items)
 
     async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> _Run:
-        count = blocks * self._launch.threads_per_block
+        count = blocks * self._items
         return await self._run(
             count, lambda outs: self._kernel.run_blocks(first_block, blocks, self._values, outs), first_block, timeout_s
         )

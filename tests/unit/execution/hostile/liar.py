@@ -5,6 +5,7 @@ A test makes a module whose ``main`` calls `run` with the name of a lie.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -34,6 +35,8 @@ ROWS: dict[str, Any] = {
     "rows_map": [{1: 2}],
     "rows_deep": [[[[[[[[[[3]]]]]]]]]],
 }
+# Claimed items of a block.
+ITEMS: dict[str, Any] = {"items_none": 0, "items_two": 2, "items_many": 1 << 40, "items_text": "1", "items_bool": True}
 
 
 class Liar:
@@ -62,7 +65,7 @@ class Liar:
             if packet[0] == COMPILE:
                 if self.lie.startswith("compile_"):
                     getattr(self, self.lie)(request)
-                self.send(COMPILED, request, self.rows)
+                self.send(COMPILED, request, self.rows, ITEMS.get(self.lie, math.prod(packet[6])))
                 if self.lie == "result_without_request":
                     self.send(DONE, request + 1)
             else:
@@ -127,7 +130,7 @@ class Liar:
         self.send(DONE, True)  # equal to 1, and no integer
 
     def wrong_operation(self, request: int) -> None:
-        self.send(COMPILED, request, [[3]])
+        self.send(COMPILED, request, [[3]], 1)
 
     def unknown_operation(self, request: int) -> None:
         self.send(77, request)

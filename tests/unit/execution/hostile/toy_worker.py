@@ -162,6 +162,9 @@ class ToyBackend:
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         return [spec.shape[launch.dims :] for spec in args if isinstance(spec, OutputSpec)]
 
+    def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:
+        return launch.threads_per_block
+
 
 def main(config: Mapping[str, Any]) -> None:
     run_worker(config, ToyBackend)

@@ -1,0 +1,432 @@
+"""Which elements of its own arrays a kernel's threads touch, worked out for all threads of a block before it runs.
+
+An index is known where it is made of threadIdx, sizes, literals, integer arguments, counters of loops over known
+ranges, and variables that are assigned once, before their use, from such. All else is unknown, and taken for any
+value. Conditions count likewise: what a thread surely does not reach, it does not touch.
+
+Values are int64 arrays whose first axis is the block's threads, with one more axis for each loop around.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from p2pcompute.execution._api import ArgSpec, Launch, ScalarSpec
+from p2pcompute.execution._guard import Admitted
+from p2pcompute.execution._language import AXES
+
+__all__ = ["THREADS", "Site", "Values", "index_values"]
+
+Values: TypeAlias = np.ndarray[Any, Any]
+THREADS: Final = 1024  # of a block at most
+_MOST: Final = 1 << 20  # values of one index: threads times steps of the loops around it
+_BOUND: Final = 1 << 40  # numbers beyond are taken for unknown, so that nothing here wraps
+_LOOP_STEPS: Final = 1 << 16
+_ENDS = ast.Return | ast.Break | ast.Continue
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One place that indexes an array. `indices`: values for each axis, or None where unknown. `reached`: whether
+    each thread may come there, in each step. All have as many axes as `reached`, and broadcast. `loops`: ids of the
+    for statements that the axes behind the first stand for."""
+
+    indices: tuple[Values | None, ...]
+    reached: Values
+    loops: tuple[int, ...]
+
+    def touches(self, shape: Sequence[int], apart: Collection[int] = ()) -> Values | None:
+        """What is touched within `shape`, as sorted numbers ``element * 1024 + thread``; None where that is unknown.
+
+        Args:
+            shape: lengths of the last axes that are indexed.
+            apart: ids of loops; elements touched in different steps of them count as different ones.
+        """
+        element: Values = np.zeros((1,) * self.reached.ndim, np.int64)
+        inside = self.reached
+        size = 1
+        for index, length in zip(self.indices[len(self.indices) - len(shape) :], shape, strict=True):
+            if index is None:
+                return None
+            element = element * length + index
+            inside = inside & (index >= 0) & (index < length)
+            size *= length
+        for axis, loop in enumerate(self.loops, start=1):
+            if loop in apart:
+                steps = inside.shape[axis]
+                step = np.arange(steps).reshape((-1,) + (1,) * (inside.ndim - 1 - axis))
+                element, size = element * steps + step, size * steps
+        if size >= _BOUND:
+            return None
+        threads = np.arange(inside.shape[0]).reshape((-1,) + (1,) * (inside.ndim - 1))
+        if np.prod(np.broadcast_shapes(element.shape, inside.shape), dtype=np.int64) > _MOST:
+            return None
+        element, inside, threads = np.broadcast_arrays(element, inside, threads)
+        return np.unique(element[inside] * THREADS + threads[inside])
+
+    def within(self, shape: Sequence[int]) -> bool:
+        """Whether every touch surely lies within `shape`."""
+        for index, length in zip(self.indices, shape, strict=True):
+            if index is None or bool((self.reached & ((index < 0) | (index >= length))).any()):
+                return False
+        return True
+
+
+def index_values(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) -> dict[int, Site]:
+    """What is known of every index into an array by name in the kernel. Keys are the ids of the index expressions
+    (``node.slice``; for an atomic operation its second argument)."""
+    walk = _Walk(admitted, launch, dict(zip(admitted.entry.params, args, strict=True)))
+    walk.block(admitted.entry.node.body, np.ones(launch.threads_per_block, np.bool_))
+    return walk.sites
+
+
+class _Walk:
+    def __init__(self, admitted: Admitted, launch: Launch, specs: Mapping[str, ArgSpec]) -> None:
+        self.entry = admitted.entry
+        self.launch = launch
+        self.specs = specs
+        self.sites: dict[int, Site] = {}
+        self.known: dict[str, Values] = {}
+        self.depth = 1
+        self.loops: list[int] = []
+        self.width = launch.threads_per_block  # values of what depends on the thread and on all loops around
+        self.stores: dict[str, int] = {}
+        for node in ast.walk(self.entry.node):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self.stores[node.id] = self.stores.get(node.id, 0) + 1
+        places = np.arange(launch.threads_per_block, dtype=np.int64)
+        self.threads: list[Values] = []
+        for axis in range(3):
+            places, inside = np.divmod(places, launch.block[axis])
+            self.threads.append(inside)
+        for name, spec in specs.items():
+            if not isinstance(spec, ScalarSpec) or spec.dtype in ("uint64", "float32", "float64"):
+                continue
+            if name not in self.stores and abs(int(spec.value)) < _BOUND:
+                self.known[name] = np.array([int(spec.value)], np.int64)
+
+    # Statements
+
+    def block(self, body: Sequence[ast.stmt], reached: Values) -> None:
+        mine: list[str] = []
+        for statement in body:
+            reached = self.statement(statement, reached, mine)
+        for name in mine:
+            self.known.pop(name, None)
+
+    def statement(self, node: ast.stmt, reached: Values, mine: list[str]) -> Values:
+        """Walk one statement; returns where threads may be behind it."""
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                self.expression(value, reached)
+                for target in targets:
+                    self.target(target, value, reached, mine)
+            case ast.AugAssign(target=target, value=value):
+                self.expression(value, reached)
+                self.touch(target, reached)
+            case ast.If(test=test, body=body, orelse=orelse):
+                self.expression(test, reached)
+                true, false = self.truth(test)
+                self.block(body, self.narrow(reached, true))
+                self.block(orelse, self.narrow(reached, false))
+                if isinstance(body[-1], _ENDS):
+                    reached = self.narrow(reached, false)
+                if orelse and isinstance(orelse[-1], _ENDS):
+                    reached = self.narrow(reached, true)
+            case ast.While(test=test, body=body):
+                self.expression(test, reached)
+                self.block(body, self.narrow(reached, self.truth(test)[0]))
+            case ast.For(target=ast.Name(id=name), iter=ast.Call(args=bounds), body=body):
+                for bound in bounds:
+                    self.expression(bound, reached)
+                self.loop(node, name, bounds, body, reached)
+            case ast.Expr(value=ast.Call(args=arguments)):  # a barrier, or an atomic operation
+                if len(arguments) == 3 and isinstance(arguments[0], ast.Name):
+                    self.record(arguments[1], reached)
+                    for argument in arguments[1:]:
+                        self.expression(argument, reached)
+            case _:
+                pass
+        return reached
+
+    def narrow(self, reached: Values, test: Values) -> Values:
+        dims = max(reached.ndim, test.ndim)
+        return _deep(reached, dims) & _deep(test, dims)
+
+    def target(self, target: ast.expr, value: ast.expr, reached: Values, mine: list[str]) -> None:
+        if isinstance(target, ast.Tuple):
+            parts = value.elts if isinstance(value, ast.Tuple) else [None] * len(target.elts)
+            for element, part in zip(target.elts, parts, strict=True):
+                if isinstance(element, ast.Subscript):
+                    self.touch(element, reached)
+                elif isinstance(element, ast.Name) and part is not None:
+                    self.learn(element.id, part, mine)
+        elif isinstance(target, ast.Name):
+            self.learn(target.id, value, mine)
+        else:
+            self.touch(target, reached)
+
+    def learn(self, name: str, value: ast.expr, mine: list[str]) -> None:
+        if self.stores.get(name) == 1 and name not in self.specs:
+            found = self.value(value)
+            if found is not None and found.dtype != np.bool_:
+                self.known[name] = found
+                mine.append(name)
+
+    def loop(self, node: ast.stmt, name: str, bounds: list[ast.expr], body: list[ast.stmt], reached: Values) -> None:
+        values = [self.value(bound) for bound in bounds]
+        start, step = np.array([0]), np.array([1])
+        steps = None
+        if all(value is not None for value in values):
+            numbers = [value for value in values if value is not None]
+            if len(numbers) > 1:
+                start = numbers[0]
+            stop = numbers[0] if len(numbers) == 1 else numbers[1]
+            if len(numbers) == 3:
+                step = numbers[2]
+            start, stop, step = (_deep(number, self.depth) for number in (start, stop, step))
+            safe = np.where(step == 0, 1, step)
+            steps = np.where(step == 0, 0, np.maximum(0, -((start - stop) // safe)))
+        single = name not in self.specs and not any(
+            isinstance(inner, ast.Name) and inner.id == name and isinstance(inner.ctx, ast.Store)
+            for statement in body
+            for inner in ast.walk(statement)
+        )
+        if steps is None or not single or int(steps.max()) > _LOOP_STEPS:
+            if steps is None or int(steps.max()) > 0:
+                self.block(body, reached)
+            return
+        most = int(steps.max())
+        if most == 0:
+            return
+        if self.width * most > _MOST:
+            self.block(body, reached)
+            return
+        count = np.arange(most, dtype=np.int64)
+        self.depth += 1
+        self.loops.append(id(node))
+        self.width *= most
+        self.known[name] = start[..., None] + count * step[..., None]
+        self.block(body, self.narrow(_deep(reached, self.depth), count < steps[..., None]))
+        self.known.pop(name, None)
+        self.loops.pop()
+        self.width //= most
+        self.depth -= 1
+
+    # Expressions
+
+    def expression(self, node: ast.expr, reached: Values) -> None:
+        """Find the loads in an expression."""
+        match node:
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                true, false = self.truth(test)
+                self.expression(test, reached)
+                self.expression(body, self.narrow(reached, true))
+                self.expression(orelse, self.narrow(reached, false))
+            case ast.Subscript():
+                self.touch(node, reached)
+            case _:
+                for child in ast.iter_child_nodes(node):
+                    if isinstance(child, ast.expr):
+                        self.expression(child, reached)
+
+    def touch(self, node: ast.expr, reached: Values) -> None:
+        if isinstance(node, ast.Subscript):
+            self.expression(node.slice, reached)
+            if isinstance(node.value, ast.Name):
+                self.record(node.slice, reached)
+
+    def record(self, index: ast.expr, reached: Values) -> None:
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        found = [self.value(part) for part in parts]
+        dims = self.depth
+        deep = tuple(None if value is None else _deep(value, dims) for value in found)
+        shape = np.broadcast_shapes(_deep(reached, dims).shape, *(value.shape for value in deep if value is not None))
+        if np.prod(shape, dtype=np.int64) > _MOST:
+            deep = (None,) * len(parts)
+        self.sites[id(index)] = Site(indices=deep, reached=_deep(reached, self.depth), loops=tuple(self.loops))
+
+    def truth(self, node: ast.expr) -> tuple[Values, Values]:
+        """Where a condition may be true, and where it may be false."""
+        match node:
+            case ast.BoolOp(op=op, values=values):
+                parts = [self.truth(value) for value in values]
+                true, false = parts[0]
+                for other_true, other_false in parts[1:]:
+                    dims = max(true.ndim, false.ndim, other_true.ndim, other_false.ndim)
+                    true, false, other_true, other_false = (
+                        _deep(one, dims) for one in (true, false, other_true, other_false)
+                    )
+                    if isinstance(op, ast.And):
+                        true, false = true & other_true, false | other_false
+                    else:
+                        true, false = true | other_true, false & other_false
+                return true, false
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                true, false = self.truth(operand)
+                return false, true
+            case _:
+                value = self.value(node)
+                if value is None:
+                    return np.array([True]), np.array([True])
+                return value != 0, value == 0
+
+    def value(self, node: ast.expr) -> Values | None:
+        """The values of an integer or bool expression over threads and steps, or None."""
+        found = self._value(node)
+        if found is None or found.size > _MOST or (found.size and np.abs(found).max() >= _BOUND):
+            return None
+        return found
+
+    def _value(self, node: ast.expr) -> Values | None:
+        match node:
+            case ast.Constant(value=bool() | int() as number):
+                return np.array([number], np.int64) if abs(number) < _BOUND else None
+            case ast.Name(id=name):
+                return self.known.get(name)
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr=triple), attr=axis):
+                return self.place(triple, AXES.index(axis))
+            case ast.Attribute(value=ast.Name(id=name), attr="size" | "ndim" as attr) if name != "cuda":
+                shape = self.shape(name)
+                return None if shape is None else np.array([len(shape) if attr == "ndim" else _product(shape)])
+            case ast.Subscript(value=ast.Attribute(value=ast.Name(id=name)), slice=ast.Constant(value=int() as place)):
+                shape = self.shape(name)
+                return None if shape is None or place >= len(shape) else np.array([shape[place]], np.int64)
+            case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id=name)]):
+                shape = self.shape(name)
+                return None if shape is None else np.array([shape[0]], np.int64)
+            case ast.Call(func=ast.Name(id="int" | "abs" | "min" | "max" as name), args=arguments):
+                return self.builtin(name, arguments)
+            case ast.UnaryOp(op=op, operand=operand):
+                value = self.value(operand)
+                if value is None or isinstance(op, ast.Invert):
+                    return None
+                if isinstance(op, ast.Not):
+                    return np.where(value == 0, 1, 0)
+                if isinstance(op, ast.USub):
+                    return np.negative(value)
+                return value
+            case ast.BinOp(left=left, op=op, right=right):
+                one, other = self.value(left), self.value(right)
+                return None if one is None or other is None else _binary(op, *_aligned(one, other))
+            case ast.Compare(left=left, ops=ops, comparators=comparators):
+                return self.compare(left, ops, comparators)
+            case ast.BoolOp():
+                true, false = self.truth(node)
+                return None if (true & false).any() else true.astype(np.int64)
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                true, false = self.truth(test)
+                one, other = self.value(body), self.value(orelse)
+                if one is None or other is None or (true & false).any():
+                    return None
+                dims = max(true.ndim, one.ndim, other.ndim)
+                return np.where(_deep(true, dims), _deep(one, dims), _deep(other, dims))
+            case _:
+                return None
+
+    def place(self, triple: str, axis: int) -> Values | None:
+        match triple:
+            case "threadIdx":
+                return self.threads[axis]
+            case "blockDim":
+                return np.array([self.launch.block[axis]], np.int64)
+            case "gridDim":
+                return np.array([self.launch.grid[axis]], np.int64)
+            case _:
+                return None
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        if name in self.entry.scratch:
+            return self.entry.scratch[name].shape
+        spec = self.specs.get(name)
+        return None if spec is None or isinstance(spec, ScalarSpec) else spec.shape
+
+    def builtin(self, name: str, arguments: list[ast.expr]) -> Values | None:
+        values = [self.value(argument) for argument in arguments]
+        numbers = [value for value in values if value is not None]
+        if len(numbers) != len(values):
+            return None
+        result = numbers[0]
+        if name == "abs":
+            return np.abs(result)
+        for other in numbers[1:]:
+            result, other = _aligned(result, other)
+            result = np.minimum(result, other) if name == "min" else np.maximum(result, other)
+        return result
+
+    def compare(self, left: ast.expr, ops: list[ast.cmpop], comparators: list[ast.expr]) -> Values | None:
+        values = [self.value(operand) for operand in (left, *comparators)]
+        numbers = [value for value in values if value is not None]
+        if len(numbers) != len(values):
+            return None
+        dims = max(number.ndim for number in numbers)
+        numbers = [_deep(number, dims) for number in numbers]
+        result: Values = np.ones((1,) * dims, np.bool_)
+        for op, one, other in zip(ops, numbers, numbers[1:], strict=False):
+            match op:
+                case ast.Lt():
+                    pair = one < other
+                case ast.LtE():
+                    pair = one <= other
+                case ast.Gt():
+                    pair = one > other
+                case ast.GtE():
+                    pair = one >= other
+                case ast.Eq():
+                    pair = one == other
+                case _:
+                    pair = one != other
+            result = result & pair
+        return result.astype(np.int64)
+
+
+def _deep(value: Values, dims: int) -> Values:
+    """With axes of length 1 for the loops further in."""
+    return value.reshape(value.shape + (1,) * (dims - value.ndim))
+
+
+def _aligned(one: Values, other: Values) -> tuple[Values, Values]:
+    dims = max(one.ndim, other.ndim)
+    return _deep(one, dims), _deep(other, dims)
+
+
+def _binary(op: ast.operator, one: Values, other: Values) -> Values | None:
+    if np.prod(np.broadcast_shapes(one.shape, other.shape), dtype=np.int64) > _MOST:
+        return None
+    match op:
+        case ast.Add():
+            return one + other
+        case ast.Sub():
+            return one - other
+        case ast.Mult():
+            if float(np.abs(one).max(initial=0)) * float(np.abs(other).max(initial=0)) >= _BOUND:
+                return None
+            return one * other
+        case ast.FloorDiv():
+            return np.where(other == 0, 0, one // np.where(other == 0, 1, other))
+        case ast.Mod():
+            return np.where(other == 0, 0, one % np.where(other == 0, 1, other))
+        case ast.BitAnd():
+            return one & other
+        case ast.BitOr():
+            return one | other
+        case ast.BitXor():
+            return one ^ other
+        case ast.LShift() | ast.RShift():
+            if other.size and (other.min() < 0 or other.max() > 20):
+                return None
+            return one << other if isinstance(op, ast.LShift) else one >> other
+        case _:
+            return None
+
+
+def _product(shape: Sequence[int]) -> int:
+    total = 1
+    for length in shape:
+        total *= length
+    return total

@@ -1,0 +1,122 @@
+"""Statements of a kernel whose threads work together: those of segments as ever, the block's own around them."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Sequence
+
+from p2pcompute.execution._block_races import Races
+from p2pcompute.execution._guard_block import BlockPlan
+from p2pcompute.execution._lower import FunctionLowering
+from p2pcompute.execution._lower_block import BlockCode, BlockEmitter
+from p2pcompute.execution._lower_expr import ExpressionLowering, widen
+from p2pcompute.execution._lower_scratch import dtype_name
+from p2pcompute.execution._lower_types import ArrayType, Expr, Scalar, as_type, truth
+
+__all__ = ["block_code"]
+
+
+def block_code(typed: FunctionLowering, plan: BlockPlan, races: Races, arguments: Sequence[str]) -> BlockCode:
+    """The code of a block, from the lowering of the kernel as if for one thread, which has settled the types.
+
+    Args:
+        typed: that lowering.
+        plan: how the kernel falls into segments.
+        races: which loads read snapshots.
+        arguments: names of the kernel's arguments in the code.
+    """
+    return _BlockLowering(typed, plan, races).code(arguments)
+
+
+class _BlockLowering(FunctionLowering):
+    def __init__(self, typed: FunctionLowering, plan: BlockPlan, races: Races) -> None:
+        super().__init__(typed.program, typed.function, typed.params, is_entry=True)
+        self.types = dict(typed.types)
+        self.dims = typed.program.launch.dims
+        self.races = races
+        names = frozenset(name for name in typed.function.names if not isinstance(self.types.get(name), ArrayType))
+        self.expressions = ExpressionLowering(self, self.types, self.grid, self.dims, self.function.filename)
+        self.expressions.depth = 0
+        self.emitter = BlockEmitter(
+            self,
+            plan,
+            races,
+            body=self.function.node.body,
+            names=names,
+            params=frozenset(self.function.params),
+            dims=self.dims,
+        )
+
+    def code(self, arguments: Sequence[str]) -> BlockCode:
+        self.block(self.function.node.body)
+        places = [f"{letter}_{axis}" for letter in "bdn" for axis in range(self.dims)]
+        made: list[str] = []
+        arrays: list[str] = []
+        for array in self.function.scratch.values():
+            dtype = dtype_name(array.dtype)
+            if array.kind == "shared":
+                made.append(f" m_{array.name} = np.zeros({array.size}, {dtype})")
+                arrays.append(f"m_{array.name}")
+                if array.name in self.races.marked:
+                    made.append(f" w_{array.name} = np.zeros({array.size}, {dtype})")
+                    arrays.append(f"w_{array.name}")
+            elif array.kind == "local":
+                made.append(f" l_{array.name} = np.zeros(size * {array.size}, {dtype})")
+                arrays.append(f"l_{array.name}")
+        call, functions = self.emitter.tail([*arguments, *arrays])
+        lines = [*self.emitter.state(), *made, *self.expressions.lines, *call]
+        head = f"def block({', '.join([*places, 'k', *arguments])}):\n"
+        return BlockCode(
+            functions=tuple(functions), block=head + "\n".join(lines) + "\n", vectors=tuple(self.races.vectors)
+        )
+
+    # What the emitter asks
+
+    def scalar_type(self, name: str) -> Scalar:
+        """A variable's type."""
+        kind = self.types.get(name, Scalar.BOOL)
+        assert isinstance(kind, Scalar)
+        return kind
+
+    def parameter(self, name: str) -> str | None:
+        """Code for the value of a scalar parameter, of the type of its variable."""
+        if name not in self.function.params:
+            return None
+        kind = self.params[self.function.params.index(name)]
+        if not isinstance(kind, Scalar):
+            return None
+        return as_type(widen(f"p_{name}", self.dtype(name, kind)), self.scalar_type(name))
+
+    # What differs from a thread by itself
+
+    def block(self, body: list[ast.stmt], first: tuple[ast.expr, Expr] | None = None) -> None:
+        """A block one level deeper: the block's own falls into parts."""
+        parts = self.emitter.parts_of(body)
+        if parts is None:
+            super().block(body, first)
+            return
+        lower = self.expressions
+        lower.depth += 1
+        start = len(lower.lines)
+        if first is not None:
+            self.assign(*first)
+            if isinstance(first[0], ast.Name):
+                self.emitter.target(first[0].id)
+        self.emitter.emit_parts(parts)
+        if len(lower.lines) == start:
+            lower.emit("pass")
+        lower.depth -= 1
+
+    def while_loop(self, test: ast.expr, body: list[ast.stmt]) -> None:
+        """A loop; the block's own reads what threads hold each time around."""
+        if self.emitter.parts_of(body) is None:
+            super().while_loop(test, body)
+            return
+        lower = self.expressions
+        lower.emit("while True:")
+        lower.depth += 1
+        self.emitter.fetch(test)
+        lower.emit(f"if not {truth(lower.scalar(test))}:")
+        lower.emit(" break")
+        lower.depth -= 1
+        self.block(body)
