@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import resource
 from typing import Any
 
 import numpy as np
@@ -376,6 +378,44 @@ def test_workers_that_are_open_are_not_quietly_served_with() -> None:
                 nursery.cancel_scope.cancel()
 
     in_memory(scenario)
+
+
+def test_workers_with_all_cores_each_are_not_shared_by_slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        node = await market.node(connect=(provider,))
+        await compute(node)  # its worker has all cores
+        with pytest.raises(ConfigError, match="2 slots would share"):
+            await node.serve(slots=2)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(node.serve)
+            nursery.cancel_scope.cancel()
+        fresh = await market.node()
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:
+                await nursery.start(functools.partial(fresh.serve, slots=2))
+                nursery.cancel_scope.cancel()
+
+    in_memory(scenario)
+
+
+def test_a_provider_takes_the_descriptors_that_it_may_have() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = min(256, before[0])
+
+    async def scenario(market: Market) -> None:
+        await market.provider()
+
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low, before[1]))
+    try:
+        in_memory(scenario)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == before[1]
+        assert soft == (65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_provider_of_many_slots_has_workers_for_its_tasks() -> None:

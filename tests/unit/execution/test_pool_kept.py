@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import trio
 from p2pcompute.errors import ConfigError, ExecutionError, WorkerTimeout
 from p2pcompute.execution import InputSpec, KernelSource, Launch, OutputSpec, SandboxPolicy, WorkerPool, open_pool
 from p2pcompute.execution import _pool_session as pool_session
-from p2pcompute.execution._pool_process import WorkerProgram
+from p2pcompute.execution._pool_process import WorkerProgram, readable_paths
+from p2pcompute.execution._sandbox_bwrap import probe_bwrap
 
 pytestmark = pytest.mark.net
 
@@ -59,6 +61,59 @@ def test_a_tenant_finds_its_worker_again_and_another_does_not() -> None:
             assert await use(pool, "a") == first
             assert await use(pool, None) != first
             assert pool.kept == 2
+
+    trio.run(main)
+
+
+def states(pid: int) -> set[str]:
+    """The states of all threads of a process, as the kernel has them: T is stopped."""
+    found = set()
+    for thread in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{thread}/stat") as stat:
+            found.add(stat.read().rpartition(")")[2].split()[0])
+    return found
+
+
+async def stopped(pid: int) -> None:
+    """Wait until the kernel has stopped all threads; who sent the signal does not."""
+    with trio.fail_after(30):
+        while states(pid) != {"T"}:  # noqa: ASYNC110
+            await trio.sleep(0.001)
+
+
+@pytest.mark.parametrize("layer", ["bare", "bubblewrap"])
+def test_one_that_waits_gets_no_time(layer: str) -> None:
+    policy = BARE
+    if layer == "bubblewrap":
+        bwrap, note = trio.run(probe_bwrap, sys.executable, readable_paths(TOY))
+        if bwrap is None:
+            pytest.skip(f"no bubblewrap here: {note}")
+        policy = SandboxPolicy(bwrap="require")
+
+    async def main() -> None:
+        async with open_pool(spare=0, keep=2, policy=policy, program=TOY) as pool:
+            pid = await use(pool, "a")
+            await stopped(pid)
+            other = await use(pool, "b")
+            assert states(pid) == {"T"}
+            assert await use(pool, "a") == pid  # it goes on
+            await stopped(pid)
+            await stopped(other)
+        assert not running(pid)
+        assert not running(other)
+
+    trio.run(main)
+
+
+def test_whether_one_is_kept_is_asked_at_the_end() -> None:
+    async def main() -> None:
+        async with open_pool(spare=0, keep=2, policy=BARE, program=TOY) as pool:
+            for has_paid in (False, True):
+                answer = not has_paid
+                async with pool.session(tenant="a", keep=lambda: answer) as session:  # noqa: B023
+                    await session.compile(kernel("Iota"), LAUNCH, [OUT], {})
+                    answer = has_paid
+                assert pool.kept == int(has_paid)
 
     trio.run(main)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcompute.errors import P2PComputeError, StreamError, WorkerTimeout
+from p2pcompute.errors import DiskFull, P2PComputeError, StreamError, WorkerTimeout
 from p2pcompute.market import OrderRefused, _bidding
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditPolicy
 from p2pcompute.tasks import _provider
 from p2pcompute.tasks._turns import Turns
-from p2pcompute.testing import InlineWorkers
+from p2pcompute.testing import InlineWorkers, virtual_clock_ms
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
-from p2pcompute_protocols.task import Assign, Cancel, ChunkError, Closed, Finish, Ready, Refused
+from p2pcompute_protocols.task import Assign, Cancel, ChunkError, Closed, Finish, Open, Ready, Refused
 
 from ..market._harness import Market, Z, compute, in_memory, until, virtually
 from ..market._rogues import Rogue, RogueTask, axpy_work, open_rogue
@@ -259,6 +260,156 @@ def test_newcomers_wait_a_little_for_a_known_peers_next_turn() -> None:
             assert trio.current_time() == began
 
     virtually(main)
+
+
+# What is charged to whom
+
+
+@pytest.mark.parametrize("capped", [True, False])
+def test_who_asked_does_not_pay_for_a_machine_that_slept(capped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider stands still for ten minutes in the middle of a chunk."""
+
+    async def sleeps(_first: int, _blocks: int, *, timeout_s: float) -> Any:
+        with trio.CancelScope(shield=True):  # nothing in a stopped process runs
+            await trio.sleep(600)
+        raise WorkerTimeout("it did not answer in time")
+
+    class Laptop(InlineWorkers):
+        armed = False
+
+        @asynccontextmanager
+        async def session(self, *, tenant: str | None = None, keep: Any = bool) -> Any:  # type: ignore[override]
+            async with super().session(tenant=tenant) as session:
+                if self.armed:
+                    self.armed = False
+                    session.run_blocks = sleeps  # type: ignore[method-assign]
+                yield session
+
+    if not capped:
+        real = _provider._Meter
+        monkeypatch.setattr(_provider, "_Meter", lambda score_milli, _limit_s: real(score_milli, 10**9))
+
+    async def scenario(market: Market) -> None:
+        workers = Laptop(chunk_s=0.1)
+        provider = await market.provider(workers=workers, credit=CreditPolicy(known_uusd=1))
+        customer = await market.node(connect=(provider,))
+        assert np.array_equal(await compute(customer), Z)
+        workers.armed = True
+        role = role_of(provider)
+        costs: list[int] = []
+        settle = role.credit.settle
+
+        async def watched(*args: Any, cost_pusd: int, **kwargs: Any) -> None:
+            costs.append(cost_pusd)
+            await settle(*args, cost_pusd=cost_pusd, **kwargs)
+
+        role.credit.settle = watched
+        with suppress(P2PComputeError):
+            await compute(customer, deadline_s=60)
+        await until(lambda: not role.tasks.active, within_s=700)
+        second_pusd = 1_000 * role.device.score_milli * role.price_pusd
+        assert max(costs) == (20 if capped else 600) * second_pusd
+
+    in_memory(scenario)
+
+
+def test_a_chunk_whose_receipt_can_not_be_stored_is_charged() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=market.workers(chunk_s=10.0))
+        ledger = provider.services.ledger
+        real = ledger.record_receipt
+
+        async def full(*_args: Any, **_kwargs: Any) -> bytes:
+            raise DiskFull("no room")
+
+        ledger.record_receipt = full  # type: ignore[method-assign]
+        async with open_rogue(market, connect=(provider,)) as rogue:
+            work, blobs = axpy_work(units_per_chunk=2_000_000)
+            opened = await rogue.open_task(provider, work)
+            opened.blobs = blobs
+            await opened.start()
+            await opened.dialogue.send(Assign(index=0))
+            assert (await opened.dialogue.expect(Refused)).code == WireCode.INTERNAL
+            await until(lambda: not role_of(provider).tasks.active)
+        ledger.record_receipt = real  # type: ignore[method-assign]
+        used_pusd = await ledger.credit_used_pusd(virtual_clock_ms() // 3_600_000)
+        role = role_of(provider)
+        assert used_pusd >= 10_000 * role.device.score_milli * role.price_pusd
+
+    in_memory(scenario)
+
+
+def test_a_worker_is_kept_for_who_has_paid() -> None:
+    kept: list[tuple[str | None, bool]] = []
+
+    class Watched(InlineWorkers):
+        @asynccontextmanager
+        async def session(self, *, tenant: str | None = None, keep: Any = bool) -> Any:  # type: ignore[override]
+            async with super().session(tenant=tenant) as session:
+                yield session
+            kept.append((tenant, keep()))
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=Watched(chunk_s=0.1))
+        customer = await market.node(connect=(provider,))
+        assert np.array_equal(await compute(customer), Z)
+        async with open_rogue(market, connect=(provider,)) as rogue:
+            opened = await rogue.open_task(provider)
+            await opened.start()
+            await opened.dialogue.send(Assign(index=0))
+            await opened.result()
+            await opened.dialogue.send(Finish(code=0, detail=""))
+            await opened.dialogue.expect(Closed)
+        assert kept == [(customer.peer_id, True), (rogue.key.peer_id, False)]
+
+    in_memory(scenario)
+
+
+def test_the_inputs_of_newcomers_are_bounded_together() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(slots=2)
+        tasks = role_of(provider).tasks
+        async with AsyncExitStack() as stack:
+            rogues = [await stack.enter_async_context(open_rogue(market, connect=(provider,))) for _ in range(2)]
+            first = await rogues[0].open_task(provider)
+            size = sum(first.connection.blob_sizes.values())
+            tasks.newcomers_bytes = 2 * size - 1
+            await first.start()
+            assert tasks.newcomers_hold == size
+            second = await rogues[1].open_task(provider)
+            await second.dialogue.send(Open(agreement=second.agreement.raw))
+            assert (await second.dialogue.expect(Refused)).code == WireCode.NO_CAPACITY
+            await first.dialogue.send(Finish(code=0, detail=""))
+            await first.dialogue.expect(Closed)
+            await until(lambda: not tasks.newcomers_hold)
+            third = await rogues[1].open_task(provider)
+            await third.start()
+            await third.stream.reset()
+
+    in_memory(scenario)
+
+
+def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() -> None:
+    small = _provider._SHARED_BYTES - 1
+    service = SimpleNamespace(newcomers_hold=0, newcomers_bytes=2**40)
+
+    def hold(sizes: list[int], *, known: bool) -> int:
+        """What is held meanwhile."""
+        session = SimpleNamespace(
+            service=service,
+            connection=SimpleNamespace(blob_sizes=dict(enumerate(sizes))),
+            place=SimpleNamespace(guest=SimpleNamespace(known=known)),
+        )
+        with _provider._Session._holding(session):  # type: ignore[arg-type]
+            return service.newcomers_hold
+
+    large = [_provider._SHARED_BYTES] * 8
+    assert hold([*large, small], known=False) == sum(large) + small
+    with pytest.raises(_provider._RefuseError) as caught:
+        hold([*large, small + 1], known=False)
+    assert caught.value.message.code == WireCode.OVERSIZED
+    assert hold(large * 4, known=True) == 0
+    assert service.newcomers_hold == 0
 
 
 # Who has left
