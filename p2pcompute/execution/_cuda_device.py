@@ -90,9 +90,11 @@ def open_device(ordinal: int = 0) -> CudaDevice:
 
 
 def _driver() -> Any:
-    driver: Any = import_module("cuda.bindings.driver")
     try:
+        driver: Any = import_module("cuda.bindings.driver")
         status = driver.cuInit(0)[0]
+    except ImportError as error:
+        raise CudaNotInstalled(f"cuda-bindings is installed and does not load: {error}") from error
     except RuntimeError as error:  # libcuda can't be loaded
         raise NoCudaDevice("no CUDA device: there is no NVIDIA driver here") from error
     if int(status) != 0:

@@ -290,6 +290,16 @@ def test_a_driver_without_a_device(
     assert find_devices() == []
 
 
+def test_bindings_that_do_not_load(monkeypatch: pytest.MonkeyPatch, gpu: CudaBackend) -> None:
+    def broken(name: str) -> object:
+        raise ImportError(name)
+
+    monkeypatch.setattr(device_module, "import_module", broken)
+    with pytest.raises(CudaNotInstalled, match="does not load"):
+        open_device()
+    assert find_devices() == []
+
+
 def test_the_interpreter_is_a_device() -> None:
     machine: CudaDevice = Machine()
     address = machine.allocate(16)

@@ -31,6 +31,7 @@ def test_the_self_test(gpu: CudaBackend, machine: Machine) -> None:
     assert digest == selftest.DIGEST
 
 
+@pytest.mark.timeout(600)  # four million instructions, each in Python
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_mathematical_functions(gpu: CudaBackend, machine: Machine, dtype: str) -> None:
     """All of them on 4096 operands; what the ISA leaves open is another value each time."""
