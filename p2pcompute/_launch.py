@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from p2pcompute._requester import RunOptions, parse_usd
 from p2pcompute.errors import ConfigError
+from p2pcompute.tasks._budget import TaskBudget
 
 if TYPE_CHECKING:
     from p2pcompute.node import Node
@@ -40,12 +41,29 @@ class Watcher(Protocol):
         ...
 
 
-@dataclass(slots=True, kw_only=True)
 class Launch:
-    """One script's run: who watches it, and what is left of its budget (None: no cap over all tasks)."""
+    """One script's run.
 
-    watcher: Watcher
-    left_uusd: int | None = None
+    Attributes:
+        watcher: who watches it.
+        cap_uusd: what all tasks together may cost; None for no cap.
+        budget: the same, which the budget of each task is a part of.
+
+    Args:
+        left_uusd: the cap over all tasks in micro-USD; None for none.
+    """
+
+    def __init__(self, *, watcher: Watcher, left_uusd: int | None = None) -> None:
+        self.watcher = watcher
+        self.cap_uusd = left_uusd
+        self.budget = TaskBudget()
+        if left_uusd is not None:
+            self.budget.start(left_uusd, name="the script's budget", how="raise it (p2pcompute run --budget)")
+
+    @property
+    def left_uusd(self) -> int | None:
+        """What is left of the cap over all tasks; None where there is none."""
+        return self.budget.left_uusd
 
 
 _LAUNCH: ContextVar[Launch | None] = ContextVar("p2pcompute_launch", default=None)
@@ -77,36 +95,37 @@ def default_network() -> str:
 
 
 @contextmanager
-def allowance(options: RunOptions, spent_uusd: Callable[[], int]) -> Generator[RunOptions]:
-    """The options of one task with its budget cut to what environment and launch leave.
+def allowance(options: RunOptions, budget: TaskBudget) -> Generator[RunOptions]:
+    """The options of one task with its budget cut to what environment and launch leave, and `budget` started.
 
-    The launch's share is set aside while the block runs, so that tasks at the same time can't spend it twice; what
-    `spent_uusd` does not report at the end goes back.
+    Nothing of the launch's is set aside: a task in a loop over another one's chunks would find nothing left. `budget`
+    becomes a part of it instead, so that no tasks at the same time can spend it twice.
 
     Raises:
         ConfigError: P2PCOMPUTE_BUDGET is not an amount.
     """
     launch = _LAUNCH.get()
     budget_uusd = parse_usd(options.budget)
+    budget.start(budget_uusd)
     if limit := os.environ.get("P2PCOMPUTE_BUDGET"):
         try:
-            budget_uusd = min(budget_uusd, parse_usd(limit))
+            limit_uusd = parse_usd(limit)
         except ValueError as exc:
             raise ConfigError(f"P2PCOMPUTE_BUDGET: {exc}") from exc
-    set_aside_uusd = 0
-    if launch is not None and launch.left_uusd is not None:
-        set_aside_uusd = budget_uusd = min(budget_uusd, launch.left_uusd)
-        launch.left_uusd -= set_aside_uusd
+        # A launcher sets its own cap there too, for child processes: here it counts over all tasks, which is tighter.
+        is_launchers = launch is not None and launch.cap_uusd == limit_uusd
+        if limit_uusd < budget_uusd and not is_launchers:
+            budget.start(limit_uusd, name="P2PCOMPUTE_BUDGET")
+    if launch is not None:
+        budget.parent = launch.budget
     error: BaseException | None = None
     try:
-        yield replace(options, budget=f"{budget_uusd} uusd", on_event=_both(options.on_event, launch))
+        yield replace(options, budget=f"{budget.left_uusd} uusd", on_event=_both(options.on_event, launch))
     except BaseException as exc:
         error = exc
         raise
     finally:
         if launch is not None:
-            if launch.left_uusd is not None:
-                launch.left_uusd += max(0, set_aside_uusd - spent_uusd())
             launch.watcher.task_ended(error)
 
 

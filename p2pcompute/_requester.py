@@ -251,7 +251,7 @@ class TaskRun:
     score_milli: Callable[[], Awaitable[int]]
     fund: Callable[[int], Awaitable[None]]
     now_ms: Callable[[], int]
-    budget: TaskBudget = field(default_factory=TaskBudget)
+    budget: TaskBudget = field(default_factory=TaskBudget)  # started, with what `options` say at most
 
     def bind(self) -> Binding:
         """Check kernel and arguments; raises `KernelError` before anything else happens."""
@@ -309,8 +309,8 @@ class TaskRun:
             estimate_uusd = owed_uusd(total_units, cheapest)
             if estimate_uusd > budget_uusd:
                 raise BudgetError(
-                    f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and the budget is "
-                    f"{budget_uusd / 1e6:.6f} USD; raise the budget, or cut the work. Nothing was paid for this task."
+                    f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and {self.budget.shortage()}, or cut the "
+                    "work. Nothing was paid for this task."
                 )
             self._emit(
                 TaskStarted(
@@ -321,7 +321,6 @@ class TaskRun:
                 )
             )
             await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
-            self.budget.start(budget_uusd)
             together = binding.layout.together
             sampler = Sampler(
                 worker,

@@ -36,7 +36,7 @@ from p2pcompute.tasks import Coordinator
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import ChannelId, PeerId
-from p2pcompute_protocols.money import ChainTerms, owed_uusd
+from p2pcompute_protocols.money import ChainTerms
 
 if TYPE_CHECKING:
     from p2pcompute.chain import ChainClient, HubClient
@@ -219,8 +219,7 @@ class Node:
         async with AsyncExitStack() as stack:
             if waits:
                 await stack.enter_async_context(self._turn)
-            spent = task.budget
-            task.options = stack.enter_context(allowance(task.options, lambda: owed_uusd(spent.accepted_pusd, 1)))
+            task.options = stack.enter_context(allowance(task.options, task.budget))
             with single_error(P2PComputeError):
                 await task.execute(binding, deliver)
 
