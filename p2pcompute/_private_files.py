@@ -61,7 +61,8 @@ def open_private(path: Path) -> tuple[int, bool]:
         The descriptor, and whether the file is new.
 
     Raises:
-        ConfigError: it is a link, no regular file, not ours, or can't be opened.
+        ConfigError: it is a link, no regular file, or can't be opened. Whose it is is not asked: in a directory that
+            passed `private_directory` nobody else can put one.
     """
     # O_NONBLOCK: opening a pipe that somebody put there must not hang.
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
