@@ -286,15 +286,16 @@ class TaskRun:
         pool = await self.pool()
         async with pool.session(tenant=_OWN) as worker:
             began = trio.current_time()
-            with trio.move_on_after((deadline_ms - self.now_ms()) / 1000) as patience:
-                compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
-                compile_s = trio.current_time() - began
-                units_per_item = await self._calibrate(worker, binding)
-            if patience.cancelled_caught:
+            try:
+                with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):
+                    compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
+                    compile_s = trio.current_time() - began
+                    units_per_item = await self._calibrate(worker, binding)
+            except trio.TooSlowError:
                 raise TaskTimeout(
                     "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…). "
                     "No money has moved."
-                )
+                ) from None
             work, blobs = self._cut(binding, units_per_item)
             found = await self.coordinator.candidates(
                 requirement,

@@ -156,7 +156,7 @@ class Coordinator:
             emit=emit,
             most=request.max_providers,
         )
-        seconds = (request.deadline_ms - self.now_ms()) / 1000
+        seconds = max(0.0, (request.deadline_ms - self.now_ms()) / 1000)  # it may have passed before this
         with trio.move_on_after(seconds) as deadline:
             async with trio.open_nursery() as nursery:
                 await self._manage(request, state, nursery)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import trio
 
-from p2pcompute.errors import ChunkFailed, NoProviderError, TaskError
+from p2pcompute.errors import ChunkFailed, NoProviderError, TaskError, TaskTimeout
 from p2pcompute.tasks import (
     Agreed,
     ChunkAssigned,
@@ -358,6 +358,20 @@ def test_a_partition_that_stays_ends_the_task_with_what_to_do() -> None:
             await compute(requester, watch=Watch(react), chunks=CHUNKS)
         assert trio.current_time() - began < 600
         market.memory.heal(provider.peer_id)
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("deadline_s", [0.001, 0.03, 0.3, 0.6, 1.0, 1.5, 2.0])
+def test_a_deadline_that_passes_before_anything_began_is_said(deadline_s: float) -> None:
+    """While providers are looked for, while the kernel is compiled here, or between the two."""
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=market.workers(chunk_s=5))
+        requester = await market.node(connect=(provider,))
+        requester.services.board.forget(provider.peer_id)
+        with pytest.raises(TaskTimeout, match="deadline passed"):
+            await compute(requester, deadline_s=deadline_s)
 
     in_memory(scenario)
 
