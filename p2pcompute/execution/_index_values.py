@@ -94,7 +94,6 @@ class _Walk:
         self.known: dict[str, Values] = {}
         self.depth = 1
         self.loops: list[int] = []
-        self.width = launch.threads_per_block  # values of what depends on the thread and on all loops around
         self.stores: dict[str, int] = {}
         for node in ast.walk(self.entry.node):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -156,7 +155,10 @@ class _Walk:
 
     def narrow(self, reached: Values, test: Values) -> Values:
         dims = max(reached.ndim, test.ndim)
-        return _deep(reached, dims) & _deep(test, dims)
+        reached, test = _deep(reached, dims), _deep(test, dims)
+        if test.all() or not _fit(reached, test):
+            return reached  # more than is reached does no harm
+        return reached & test
 
     def target(self, target: ast.expr, value: ast.expr, reached: Values, mine: list[str]) -> None:
         if isinstance(target, ast.Tuple):
@@ -197,25 +199,20 @@ class _Walk:
             for statement in body
             for inner in ast.walk(statement)
         )
-        if steps is None or not single or int(steps.max()) > _LOOP_STEPS:
+        if steps is None or not single or int(steps.max()) > _LOOP_STEPS or steps.size * int(steps.max()) > _MOST:
             if steps is None or int(steps.max()) > 0:
                 self.block(body, reached)
             return
         most = int(steps.max())
         if most == 0:
             return
-        if self.width * most > _MOST:
-            self.block(body, reached)
-            return
         count = np.arange(most, dtype=np.int64)
         self.depth += 1
         self.loops.append(id(node))
-        self.width *= most
         self.known[name] = start[..., None] + count * step[..., None]
         self.block(body, self.narrow(_deep(reached, self.depth), count < steps[..., None]))
         self.known.pop(name, None)
         self.loops.pop()
-        self.width //= most
         self.depth -= 1
 
     # Expressions
@@ -262,6 +259,8 @@ class _Walk:
                     true, false, other_true, other_false = (
                         _deep(one, dims) for one in (true, false, other_true, other_false)
                     )
+                    if not _fit(true, false, other_true, other_false):
+                        return np.array([True]), np.array([True])
                     if isinstance(op, ast.And):
                         true, false = true & other_true, false | other_false
                     else:
@@ -325,7 +324,8 @@ class _Walk:
                 if one is None or other is None or (true & false).any():
                     return None
                 dims = max(true.ndim, one.ndim, other.ndim)
-                return np.where(_deep(true, dims), _deep(one, dims), _deep(other, dims))
+                true, one, other = _deep(true, dims), _deep(one, dims), _deep(other, dims)
+                return np.where(true, one, other) if _fit(true, one, other) else None
             case _:
                 return None
 
@@ -356,6 +356,8 @@ class _Walk:
             return np.abs(result)
         for other in numbers[1:]:
             result, other = _aligned(result, other)
+            if not _fit(result, other):
+                return None
             result = np.minimum(result, other) if name == "min" else np.maximum(result, other)
         return result
 
@@ -366,6 +368,8 @@ class _Walk:
             return None
         dims = max(number.ndim for number in numbers)
         numbers = [_deep(number, dims) for number in numbers]
+        if not _fit(*numbers):
+            return None
         result: Values = np.ones((1,) * dims, np.bool_)
         for op, one, other in zip(ops, numbers, numbers[1:], strict=False):
             match op:
@@ -385,6 +389,11 @@ class _Walk:
         return result.astype(np.int64)
 
 
+def _fit(*values: Values) -> bool:
+    """Whether values of as many axes stay within bounds together."""
+    return int(np.prod(np.broadcast_shapes(*(value.shape for value in values)), dtype=np.int64)) <= _MOST
+
+
 def _deep(value: Values, dims: int) -> Values:
     """With axes of length 1 for the loops further in."""
     return value.reshape(value.shape + (1,) * (dims - value.ndim))
@@ -396,7 +405,7 @@ def _aligned(one: Values, other: Values) -> tuple[Values, Values]:
 
 
 def _binary(op: ast.operator, one: Values, other: Values) -> Values | None:
-    if np.prod(np.broadcast_shapes(one.shape, other.shape), dtype=np.int64) > _MOST:
+    if not _fit(one, other):
         return None
     match op:
         case ast.Add():
