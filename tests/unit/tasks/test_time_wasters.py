@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import trio
 
-from p2pcompute.errors import NoProviderError, TaskTimeout
+from p2pcompute.errors import NoProviderError, TaskError, TaskTimeout
 from p2pcompute.node import Node
 from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderReady, ProviderRefused, _link, _state
 from p2pcompute.tasks._places import Guest, Place
@@ -401,5 +402,52 @@ def test_a_newcomers_place_that_becomes_free_is_the_next_newcomers() -> None:
         agreed = [event.provider for event in watch.of(Agreed)]
         assert agreed.index(newcomers[0].peer_id) < 3
         assert agreed[3] == newcomers[1].peer_id
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize(("idle_s", "forgiven"), [(1.0, 2), (0.0, 0)])
+def test_a_provider_that_really_waited_for_us_is_asked_again(idle_s: float, forgiven: int) -> None:
+    """Its place was needed while it had nothing to do here; a later agreement with it brings the work to an end."""
+
+    async def scenario(market: Market) -> None:
+        requester = await market.node()
+        async with open_rogue(market, connect=(requester,)) as provider:
+            began: list[float] = []
+
+            async def handler(it: RogueTask) -> None:
+                began.append(trio.current_time())
+                if len(began) <= 1 + forgiven:
+                    await it.ready(task.Notice(kind="pause"))
+                    await trio.sleep(idle_s)
+                    await it.say(task.Refused(code=WireCode.STALLED, detail="the place was needed"))
+                else:
+                    await it.ready()
+                    while True:
+                        await it.dialogue.send(*it.answer(await it.assigned()))
+                await ended(it.stream)
+
+            provider.sell(handler)
+            requester.services.board.put(provider.sealed_ad())
+            watch = Watch()
+            with pytest.raises(TaskError, match="takes no voucher"):  # which only the last agreement comes to
+                await compute(requester, watch=watch, chunks=CHUNKS)
+            assert watch.of(ChunkDone)
+            assert len(began) == 2 + forgiven
+            assert all(later - earlier >= 2 for earlier, later in pairwise(began))
+
+    in_memory(scenario)
+
+
+def test_without_a_wait_there_are_two_agreements() -> None:
+    async def scenario(market: Market) -> None:
+        requester = await market.node()
+        async with open_rogue(market, connect=(requester,)) as rogue:
+            await refuses(WireCode.STALLED, idle_s=0.0)(market, rogue)
+            requester.services.board.put(rogue.sealed_ad())
+            watch = Watch()
+            with pytest.raises(TaskError, match="all providers are gone"):
+                await compute(requester, watch=watch, chunks=CHUNKS)
+            assert len(watch.of(Agreed)) == 2
 
     in_memory(scenario)
