@@ -71,7 +71,7 @@ class ProviderLedgerBooks:
         payer = agreement.terms.payer
         channel_ = channel_id(Address(payer.owner), Address(agreement.terms.payee), Address(payer.signer))
         channel = await self._ledger.channel_in(channel_)
-        return _ProviderAccount(
+        account = _ProviderAccount(
             ledger=self._ledger,
             payee=self._payee,
             credit=self._credit,
@@ -84,6 +84,8 @@ class ProviderLedgerBooks:
             debt_pusd=0 if channel is None else channel.unpaid_pusd,
             begun_pusd=self._begun_pusd,
         )
+        await account.look()
+        return account
 
 
 class _ProviderAccount:
@@ -124,11 +126,12 @@ class _ProviderAccount:
         self._extra_pusd = 0  # charged for receipted chunks above their price, not given back yet
         self._owed: deque[int] = deque()  # what the channel has to have paid for each unpaid chunk, ascending
         self._issued = trio.Event()
+        self._room = window.maximum  # chunks that may be unpaid here before the peer owes as much as it may
 
     @property
     def window(self) -> int:
-        """Chunks on credit, now."""
-        return self._window.size
+        """Chunks on credit, now: no more than what this peer may owe still."""
+        return min(self._window.size, self._room)
 
     @property
     def unpaid(self) -> int:
@@ -146,14 +149,13 @@ class _ProviderAccount:
         # Before anything is awaited: all tasks of a peer share what it may owe.
         self._begun_pusd[self._peer] += self._chunk_pusd
         try:
-            unpaid_pusd = await self._ledger.unpaid_pusd(self._peer, self._channel)
-            old_pusd = await self._old_debt(unpaid_pusd)
+            recent_pusd, old_pusd = await self._unpaid_pusd()
             charged = await self._credit.charge(
                 self._peer,
                 subnet=self._subnet,
                 pusd=self._chunk_pusd,
                 newcomer_pusd=max(self._chunk_pusd, price_pusd * _LEAST_UNITS),
-                unpaid_pusd=unpaid_pusd - old_pusd + self._begun_pusd[self._peer] - self._chunk_pusd,
+                unpaid_pusd=recent_pusd + self._begun_pusd[self._peer] - self._chunk_pusd,
                 old_pusd=old_pusd,
             )
         except CreditExhausted as exc:
@@ -173,17 +175,30 @@ class _ProviderAccount:
                 raise
             self._stored = True
 
-    async def _old_debt(self, unpaid_pusd: int) -> int:
-        """How much of what is unpaid has been so for longer than a day."""
+    async def look(self) -> None:
+        """See how much more the peer may owe. A window beyond that would have it wait for chunks that can't begin."""
+        recent_pusd, old_pusd = await self._unpaid_pusd()
+        room_pusd = await self._credit.room_pusd(
+            self._peer, unpaid_pusd=recent_pusd + self._begun_pusd.get(self._peer, 0), old_pusd=old_pusd
+        )
+        self._room = self._window.maximum
+        if room_pusd is not None and self._chunk_pusd:
+            self._room = max(1, self._window.unpaid + room_pusd // self._chunk_pusd)
+
+    async def _unpaid_pusd(self) -> tuple[int, int]:
+        """What the peer owes since less than a day, and what for longer."""
+        unpaid_pusd = await self._ledger.unpaid_pusd(self._peer, self._channel)
         debts = self._credit.debts
         if not await self._credit.is_known(self._peer):
-            return 0  # what a newcomer owes counts for the budgets of an hour, and nothing is remembered of strangers
+            # What a newcomer owes counts for the budgets of an hour, and nothing is remembered of strangers.
+            return unpaid_pusd, 0
         worked_pusd = 0
         if unpaid_pusd and not debts.knows(self._peer):
             worked_pusd = await self._ledger.work_since_pusd(
                 self._peer, self._channel, since_ms=debts.now_ms() - OLD_DEBT_MS
             )
-        return debts.old_pusd(self._peer, unpaid_pusd=unpaid_pusd, worked_pusd=worked_pusd)
+        old_pusd = debts.old_pusd(self._peer, unpaid_pusd=unpaid_pusd, worked_pusd=worked_pusd)
+        return unpaid_pusd - old_pusd, old_pusd
 
     def _end_begun(self) -> None:
         self._begun_pusd[self._peer] -= self._chunk_pusd
@@ -245,6 +260,7 @@ class _ProviderAccount:
         """
         if payload.code in _NOT_BEGUN or (payload.code != 0 and not self._stored):
             return sign(payload)  # owed to nobody; a chunk that was never charged leaves nothing on disk
+        envelope = b""
         with trio.CancelScope(shield=True):
             if payload.code == 0:
                 await self._note_paid_debt()
@@ -287,6 +303,7 @@ class _ProviderAccount:
             self._owed.popleft()
             covered += 1
         self._window.paid(covered)
+        await self.look()
 
     async def close(self) -> None:
         """Mark the agreement as ended."""
@@ -295,7 +312,7 @@ class _ProviderAccount:
             await self.drop()
         await self._give_back_extra()
         if self._owed:
-            await self._old_debt(await self._ledger.unpaid_pusd(self._peer, self._channel))  # it ages from now on
+            await self._unpaid_pusd()  # it ages from now on
             await self._ledger.close_agreement(task, state="failed", reason="ended with unpaid chunks")
         else:
             await self._ledger.close_agreement(task, state="done")

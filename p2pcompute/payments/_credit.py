@@ -216,6 +216,13 @@ class CreditBook:
             raise CreditExhausted(f"the free credit per {verdict} for newcomers is used up for this hour")
         return charged
 
+    async def room_pusd(self, peer: PeerId, *, unpaid_pusd: int, old_pusd: int = 0) -> int | None:
+        """How much more a known peer may owe now; None for a newcomer, who has the budgets. Arguments as `charge`."""
+        history = await self._ledger.peer(peer)
+        if history is None or not self._is_known(history):
+            return None
+        return max(0, self._known_limit_pusd(history, old_pusd=old_pusd) - unpaid_pusd - self._spent_by(peer))
+
     async def settle(self, peer: PeerId, *, subnet: str, charged_pusd: int, cost_pusd: int) -> None:
         """Work that was charged is over, and is owed by nobody: its charge becomes what it has cost this provider.
 

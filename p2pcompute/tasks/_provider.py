@@ -338,12 +338,14 @@ class _Session:
         """Compute with one worker until the task is finished; True when the worker was lost before that."""
         lost: str | None = None
         async with AsyncExitStack() as stack:
+            ready: tuple[TaskWorker, int] | None = None
             with trio.CancelScope() as self.running:
                 if self.finish.is_set():
                     self.running.cancel()
-                worker, compile_ms = await self._ready_worker(stack, work, account, blobs)
-            if self.running.cancelled_caught:
+                ready = await self._ready_worker(stack, work, account, blobs)
+            if ready is None:
                 return False
+            worker, compile_ms = ready
             if self.connection.state is TaskState.SETUP:
                 await self.dialogue.send(Ready(compile_ms=compile_ms))
             try:

@@ -239,6 +239,34 @@ def test_a_debt_of_a_day_ago_lowers_what_a_known_peer_may_owe_and_shuts_it_out_n
     run(body)
 
 
+def test_a_window_is_no_larger_than_what_a_known_peer_may_owe_still(run: Run) -> None:
+    """A requester waits for its window's results before it pays: those that can't begin would be waited for in vain."""
+
+    async def body(world: Any) -> None:
+        first = await world.agree(price_pusd=1_000_000)
+        await world.payer.open_channels(world.need(10_000))
+        await world.work(first, 0, units=400)
+        await world.channel_out().pay()
+        books = provider_books(world, known_uusd=400, peer_uusd=0)  # 200 may be owed
+        await _leave_unpaid(world, books, 150)
+        task = await world.agree(price_pusd=1_000_000)
+        account = await books.open(world.last_agreement)
+        account._chunk_pusd = 20_000_000
+        await account.look()
+        assert account.window == 2
+        for index in range(3):
+            await account.begin()
+            receipt = world.receipt(task, index, units=20)
+            envelope = await account.issue(receipt, world.sign_receipt)
+            await world.channel_out().accept(task, [(receipt, envelope)], sampled=1)
+            await world.channel_out().pay()
+            await account.wait_changed()
+            assert account.window == (60 + 10 * index) // 20  # it may owe half of what it pays
+        await account.close()
+
+    run(body)
+
+
 @pytest.mark.parametrize("mended", [True, False])
 def test_a_voucher_for_earlier_work_pays_for_no_later_work(run: Run, mended: bool) -> None:
     async def body(world: Any) -> None:
