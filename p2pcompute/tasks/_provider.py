@@ -186,6 +186,7 @@ class _Session:
         self._notice: Notice | None = None
         self.answered: Counter[int] = Counter()
         self.not_begun = 0
+        self.held_bytes = 0  # of a newcomer's inputs, among `newcomers_hold`
 
     async def run(self) -> None:
         """Serve; returns when the stream is closed."""
@@ -283,14 +284,25 @@ class _Session:
             raise _RefuseError(
                 WireCode.OVERSIZED, f"a newcomer's task has {_NEWCOMER_LARGE} inputs of a MiB and more at most"
             )
-        total = sum(sizes)
-        if service.newcomers_hold + total > service.newcomers_bytes:
-            raise _RefuseError(WireCode.NO_CAPACITY, "the inputs of newcomers take all that they may; try later")
-        service.newcomers_hold += total
+        if sum(sizes) > service.newcomers_bytes:
+            raise _RefuseError(WireCode.OVERSIZED, f"newcomers' inputs have {service.newcomers_bytes} bytes at most")
+        self._check_held(sum(sizes))
         try:
             yield
         finally:
-            service.newcomers_hold -= total
+            service.newcomers_hold -= self.held_bytes
+            self.held_bytes = 0
+
+    def _check_held(self, size: int) -> None:
+        if self.service.newcomers_hold + size > self.service.newcomers_bytes:
+            raise _RefuseError(WireCode.NO_CAPACITY, "the inputs of newcomers take all that they may; try later")
+
+    def _hold(self, size: int) -> None:
+        """So much more of its inputs has come. Not before: what is only announced costs nobody anything."""
+        if not self.place.guest.known:
+            self._check_held(size)
+            self.service.newcomers_hold += size
+            self.held_bytes += size
 
     async def _take(self, blobs: _Blobs) -> bool:
         """Take the blobs that were asked for; False when the requester finished instead."""
@@ -311,6 +323,7 @@ class _Session:
                     blobs.start(message.digest, message.size)
                 case BlobData():
                     self.place.moved(len(message.data))
+                    self._hold(len(message.data))
                     blobs.add(message.data)
                 case Finish():
                     return False

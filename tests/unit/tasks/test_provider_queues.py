@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,24 @@ from p2pcompute.market import OrderRefused, _bidding
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditPolicy
 from p2pcompute.tasks import _provider
+from p2pcompute.tasks._places import Guest, Place
 from p2pcompute.tasks._turns import Turns
 from p2pcompute.testing import InlineWorkers, virtual_clock_ms
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
-from p2pcompute_protocols.task import Assign, Cancel, ChunkError, Closed, Finish, Open, Ready, Refused
+from p2pcompute_protocols.task import (
+    Assign,
+    BlobData,
+    BlobStart,
+    Cancel,
+    ChunkError,
+    Closed,
+    Finish,
+    Open,
+    Opened,
+    Ready,
+    Refused,
+)
 
 from ..market._harness import Market, Z, compute, in_memory, until, virtually
 from ..market._rogues import Rogue, RogueTask, axpy_work, open_rogue
@@ -370,7 +382,11 @@ def test_the_inputs_of_newcomers_are_bounded_together() -> None:
         provider = await market.provider(slots=2)
         tasks = role_of(provider).tasks
         async with AsyncExitStack() as stack:
-            rogues = [await stack.enter_async_context(open_rogue(market, connect=(provider,))) for _ in range(2)]
+            rogues = [await stack.enter_async_context(open_rogue(market, connect=(provider,))) for _ in range(3)]
+            # Who only announces inputs takes nothing from others.
+            idle = await rogues[2].open_task(provider)
+            await idle.dialogue.send(Open(agreement=idle.agreement.raw))
+            await idle.dialogue.expect(Opened)
             first = await rogues[0].open_task(provider)
             size = sum(first.connection.blob_sizes.values())
             tasks.newcomers_bytes = 2 * size - 1
@@ -379,37 +395,48 @@ def test_the_inputs_of_newcomers_are_bounded_together() -> None:
             second = await rogues[1].open_task(provider)
             await second.dialogue.send(Open(agreement=second.agreement.raw))
             assert (await second.dialogue.expect(Refused)).code == WireCode.NO_CAPACITY
+            with suppress(StreamError):
+                for digest, data in idle.blobs.items():
+                    await idle.dialogue.send(BlobStart(digest=digest, size=len(data)), BlobData(data=data))
+            assert (await idle.dialogue.expect(Refused)).code == WireCode.NO_CAPACITY
             await first.dialogue.send(Finish(code=0, detail=""))
             await first.dialogue.expect(Closed)
             await until(lambda: not tasks.newcomers_hold)
             third = await rogues[1].open_task(provider)
             await third.start()
             await third.stream.reset()
+            tasks.newcomers_bytes = size - 1
+            large = await rogues[0].open_task(provider)
+            await large.dialogue.send(Open(agreement=large.agreement.raw))
+            assert (await large.dialogue.expect(Refused)).code == WireCode.OVERSIZED
 
     in_memory(scenario)
 
 
 def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() -> None:
-    small = _provider._SHARED_BYTES - 1
-    service = SimpleNamespace(newcomers_hold=0, newcomers_bytes=2**40)
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        tasks = role_of(provider).tasks
+        async with open_rogue(market, connect=(provider,)) as rogue:
+            opened = await rogue.open_task(provider)
+            session = _provider._Session(tasks, opened.stream)
+            sizes = [_provider._SHARED_BYTES] * 8 + [_provider._SHARED_BYTES - 1]
+            session.connection.blob_sizes = {bytes([n]): size for n, size in enumerate(sizes)}
+            session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=False))
+            with session._holding():
+                session._hold(5)
+                assert tasks.newcomers_hold == 5
+            assert tasks.newcomers_hold == 0
+            session.connection.blob_sizes[b"one more"] = _provider._SHARED_BYTES
+            with pytest.raises(_provider._RefuseError) as caught, session._holding():
+                pass
+            assert caught.value.message.code == WireCode.OVERSIZED
+            session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=True))
+            with session._holding():
+                session._hold(2**40)
+            await opened.stream.reset()
 
-    def hold(sizes: list[int], *, known: bool) -> int:
-        """What is held meanwhile."""
-        session = SimpleNamespace(
-            service=service,
-            connection=SimpleNamespace(blob_sizes=dict(enumerate(sizes))),
-            place=SimpleNamespace(guest=SimpleNamespace(known=known)),
-        )
-        with _provider._Session._holding(session):  # type: ignore[arg-type]
-            return service.newcomers_hold
-
-    large = [_provider._SHARED_BYTES] * 8
-    assert hold([*large, small], known=False) == sum(large) + small
-    with pytest.raises(_provider._RefuseError) as caught:
-        hold([*large, small + 1], known=False)
-    assert caught.value.message.code == WireCode.OVERSIZED
-    assert hold(large * 4, known=True) == 0
-    assert service.newcomers_hold == 0
+    in_memory(scenario)
 
 
 # Who has left
