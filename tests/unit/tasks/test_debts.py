@@ -60,7 +60,13 @@ def test_neither_waits_for_the_other_where_little_credit_is_left(
         async def with_older_debt(*args: Any) -> int:
             return await unpaid(*args) + 24 * chunk_pusd // 5
 
+        async def says_nothing_of_it(*_: Any, **__: Any) -> None:
+            await trio.lowlevel.checkpoint()
+
         monkeypatch.setattr(ledger, "unpaid_pusd", with_older_debt)
+        role = provider.provider
+        assert role is not None
+        monkeypatch.setattr(role.credit, "room_pusd", says_nothing_of_it)  # its window stays as large as ever
         watch = Watch()
         began = trio.current_time()
         if defended:
