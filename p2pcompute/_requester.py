@@ -322,13 +322,13 @@ class TaskRun:
                 )
             )
             await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
-            together = binding.layout.together
+            together, size = binding.layout.together, binding.launch.threads_per_block
             sampler = Sampler(
                 worker,
                 binding.layout.outputs,
                 compiled.row_shapes,
-                per_chunk=max(1, block_samples(options.samples) if together else options.samples),
-                per_probe=block_samples(DEFAULT_SAMPLES) if together else DEFAULT_SAMPLES,
+                per_chunk=max(1, block_samples(options.samples, size) if together else options.samples),
+                per_probe=block_samples(DEFAULT_SAMPLES, size) if together else DEFAULT_SAMPLES,
             )
             request = TaskRequest(
                 work=work,

@@ -47,9 +47,10 @@ class SampleReport:
         return self.mismatched == 0
 
 
-def block_samples(samples: int) -> int:
-    """How many blocks are run again where `samples` threads would be: an eighth, and 8 at least."""
-    return min(samples, max(_LEAST_BLOCKS, samples // 8))
+def block_samples(samples: int, threads: int) -> int:
+    """How many blocks of `threads` are run again where `samples` threads would be: an eighth as many and 8 at least,
+    and as many as hold so many threads."""
+    return max(min(samples, max(_LEAST_BLOCKS, samples // 8)), -(-samples // threads))
 
 
 def draw_threads(first: int, count: int, samples: int, rng: np.random.Generator) -> Threads:

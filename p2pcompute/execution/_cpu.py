@@ -150,7 +150,7 @@ class _Program:
 
     def __init__(self, lowered: Lowered, namespace: dict[str, Any]) -> None:
         text = _text(lowered)
-        names = {**namespace, "np": np, **constants(lowered)}
+        names: dict[str, Any] = {**namespace, "np": np, **constants(lowered)}
         exec(compile(text, "<kernel>", "exec"), names)
         inline = numba.njit(forceinline=True, **_OPTIONS)
         for name, _ in (*lowered.functions, *(lowered.block.functions if lowered.block is not None else ())):

@@ -207,7 +207,7 @@ class _Program:
     def __init__(
         self, compiler: CudaCompiler, namespace: dict[str, Any], lowered: Lowered, text: str, most_threads: int
     ) -> None:
-        names = {**namespace, "cuda": compiler.cuda, "np": np, **constants(lowered)}
+        names: dict[str, Any] = {**namespace, "cuda": compiler.cuda, "np": np, **constants(lowered)}
         exec(compile(text, "<kernel>", "exec"), names)
         for name, _ in lowered.functions:
             names[name] = compiler.jit(names[name])

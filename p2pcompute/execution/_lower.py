@@ -66,7 +66,10 @@ class Lowered:
         scratch: arrays that the kernel declares. The body takes its local ones last, in order, as ``l_<name>``: flat,
             of `Scratch.size` elements, for one thread at a time; it zeroes them. Constant ones are global names
             ``c_<name>``, flat.
-        block: where threads of a block work together, what runs a block; then `body` is empty.
+        block: where threads of a block work together, what runs a block by loops over its threads. Then `body` is for
+            a machine that runs them side by side: all of a block's threads call it, it takes the block's row ``k``
+            behind ``r``, and last ``m_<name>`` for each shared array, flat, followed by ``w_<name>`` of the same size
+            where that has a snapshot. It calls ``syncthreads()`` and ``atomic_<operation>(array, place, value)``.
     """
 
     functions: tuple[tuple[str, str], ...]
@@ -110,7 +113,7 @@ class _Program:
         scratch, plan = admitted.entry.scratch, admitted.plan
         self.sites: dict[int, Site] = index_values(admitted, launch, args) if scratch or plan is not None else {}
         self.races = Races() if plan is None else find_races(admitted, plan, self.sites, args, launch.dims)
-        self.scratch = ScratchLowering(scratch, self.sites, races=self.races, local_base=plan is not None)
+        self.scratch = ScratchLowering(scratch, self.sites, races=self.races)
 
     def run(self) -> Lowered:
         dims = self.launch.dims
@@ -131,10 +134,16 @@ class _Program:
         places = [f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims)]
         local = [array for array in entry.scratch.values() if array.kind == "local"]
         made = [f"l_{array.name}" for array in local]
-        head = f"def body({', '.join([*places, 'r', *arguments, *made])}):\n"
+        row = ["r"]
+        if self.admitted.plan is not None:
+            row.append("k")
+            made += self.shared()
+        head = f"def body({', '.join([*places, *row, *arguments, *made])}):\n"
         where = "".join(f" g{axis} = b_{axis} * d_{axis} + t_{axis}\n" for axis in range(dims))
         for array in local:
             where += f" for z in range({array.size}):\n  l_{array.name}[z] = {zero_of(array.dtype)}\n"
+        if self.admitted.plan is not None:
+            where += self.together_head()
         used: list[str] = []
         by_name = {instance.name: instance for instance in self.instances.values()}
 
@@ -160,13 +169,36 @@ class _Program:
             )
         return Lowered(
             functions=tuple((name, by_name[name].code) for name in used),
-            body=head + where + lines if block is None else "",
+            body=head + where + lines,
             arguments=tuple(arguments),
             parameters=tuple(parameters),
             dims=dims,
             scratch=tuple(entry.scratch.values()),
             block=block,
         )
+
+    def shared(self) -> list[str]:
+        """Names of the shared arrays, and of the snapshots of those that have one."""
+        names: list[str] = []
+        for array in self.admitted.entry.scratch.values():
+            if array.kind == "shared":
+                names.append(f"m_{array.name}")
+                if array.name in self.races.marked:
+                    names.append(f"w_{array.name}")
+        return names
+
+    def together_head(self) -> str:
+        """The thread's place in its block; then all threads zero what they share."""
+        dims = self.launch.dims
+        place = "t_0"
+        for axis in range(1, dims):
+            place = f"{place} + t_{axis} * {' * '.join(f'd_{lower}' for lower in range(axis))}"
+        size = " * ".join(f"d_{axis}" for axis in range(dims))
+        lines = f" size = {size}\n q = uint64({place})\n"
+        for name in self.shared():
+            array = self.admitted.entry.scratch[name[2:]]
+            lines += f" for z in range(int64(q), {array.size}, size):\n  {name}[z] = {zero_of(array.dtype)}\n"
+        return lines + " syncthreads()\n"
 
     def instance(self, name: str, types: tuple[Type, ...]) -> _Instance:
         key = (name, types)
@@ -205,6 +237,7 @@ class FunctionLowering:
         self.result: Scalar | tuple[Scalar, ...] | None = None
         self.called: list[str] = []
         self.grid = program.admitted.grid.variables if is_entry else {}
+        self.scratch = program.scratch
 
     def run(self) -> str:
         """Repeat until no type widens; types only ever widen along a chain of five, so it ends."""
@@ -255,7 +288,7 @@ class FunctionLowering:
     def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], key: ast.expr) -> str:
         """Code for an element, or for zero where an index is out of range."""
         if name in self.function.scratch:
-            return self.program.scratch.load(self.expressions, name, indices, key)
+            return self.scratch.load(self.expressions, name, indices, key)
         spec = self.program.specs.get(name) if self.is_entry else None
         places = [as_type(index, Scalar.UINT) for index in indices]  # negative ones become huge: one test does
         safe = False
@@ -361,9 +394,21 @@ class FunctionLowering:
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr=op), args=[ast.Name(id=name), index, value])):
                 self.atomic(op, name, index, value)
             case ast.Expr():
-                pass  # a barrier: between segments
+                self.barrier(node)
             case _:
                 raise lower.refuse(node, f"{type(node).__name__} is not in the kernel language")
+
+    def barrier(self, node: ast.stmt) -> None:
+        """A barrier, and the snapshots that are taken there: a second one keeps stores off until they are."""
+        lower, plan = self.expressions, self.program.admitted.plan
+        assert plan is not None
+        lower.emit("syncthreads()")
+        taken = sorted(self.program.races.refresh[plan.barrier_numbers[id(node)]])
+        for name in taken:
+            lower.emit(f"for z in range(int64(q), {self.function.scratch[name].size}, size):")
+            lower.emit(f" w_{name}[z] = m_{name}[z]")
+        if taken:
+            lower.emit("syncthreads()")
 
     def atomic(self, op: str, name: str, index: ast.expr, value: ast.expr) -> None:
         lower = self.expressions
@@ -374,7 +419,7 @@ class FunctionLowering:
         if operand.type.is_float:
             raise lower.refuse(value, f"an atomic operation with a {operand.type.title}", "convert it: int(...)")
         indices = lower.indices(target, name, lower.array(target, name))
-        self.program.scratch.atomic(lower, name, indices, index, op, operand)
+        self.scratch.atomic(lower, name, indices, index, op, operand)
 
     def while_loop(self, test: ast.expr, body: list[ast.stmt]) -> None:
         lower = self.expressions
@@ -439,7 +484,7 @@ class FunctionLowering:
         array = lower.array(target, name)
         indices = lower.indices(target, name, array)
         if name in self.function.scratch:
-            self.program.scratch.store(lower, name, indices, target.slice, value)
+            self.scratch.store(lower, name, indices, target.slice, value)
             return
         places, tests = [self.row(name)], [f"in_{name}"] if name in self.unlike else []
         for axis, index in enumerate(indices[self.program.launch.dims :]):

@@ -241,8 +241,9 @@ class BlockEmitter:
         use = self.uses[segment.number]
         outer = expressions.depth
         apart = segment.last
+        around = expressions.lines
         if apart:
-            held_lines, expressions.lines = expressions.lines, []
+            expressions.lines = []
             expressions.depth = 1
         else:
             place = "0"
@@ -274,7 +275,7 @@ class BlockEmitter:
         if apart:
             name = f"segment{segment.number}"
             self.functions.append((name, "\n".join(expressions.lines) + "\n"))
-            expressions.lines = held_lines
+            expressions.lines = around
 
     def tail(self, arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
         """Lines that call the last segment, where it is a function, and the function: there a thread may return."""

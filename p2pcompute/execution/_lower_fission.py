@@ -10,7 +10,7 @@ from p2pcompute.execution._guard_block import BlockPlan
 from p2pcompute.execution._lower import FunctionLowering
 from p2pcompute.execution._lower_block import BlockCode, BlockEmitter
 from p2pcompute.execution._lower_expr import ExpressionLowering, widen
-from p2pcompute.execution._lower_scratch import dtype_name
+from p2pcompute.execution._lower_scratch import ScratchLowering, dtype_name
 from p2pcompute.execution._lower_types import ArrayType, Expr, Scalar, as_type, truth
 
 __all__ = ["block_code"]
@@ -32,6 +32,7 @@ class _BlockLowering(FunctionLowering):
     def __init__(self, typed: FunctionLowering, plan: BlockPlan, races: Races) -> None:
         super().__init__(typed.program, typed.function, typed.params, is_entry=True)
         self.types = dict(typed.types)
+        self.scratch = ScratchLowering(typed.function.scratch, typed.program.sites, races=races, by_turns=True)
         self.dims = typed.program.launch.dims
         self.races = races
         names = frozenset(name for name in typed.function.names if not isinstance(self.types.get(name), ArrayType))

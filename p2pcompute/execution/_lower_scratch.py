@@ -34,7 +34,8 @@ class ScratchLowering:
         arrays: what the kernel declares.
         sites: what is known of their indices (`index_values`).
         races: which loads of shared arrays read a snapshot, ``w_<name>``.
-        local_base: whether the local arrays of a block's threads lie behind each other, by the thread's place ``q``.
+        by_turns: whether threads run one after the other: then the local arrays of a block's threads lie behind each
+            other, by the thread's place ``q``, and an atomic operation is a load and a store.
     """
 
     def __init__(
@@ -43,12 +44,12 @@ class ScratchLowering:
         sites: Mapping[int, Site],
         *,
         races: Races | None = None,
-        local_base: bool = False,
+        by_turns: bool = False,
     ) -> None:
         self.arrays = arrays
         self.sites = sites
         self.races = races or Races()
-        self.local_base = local_base
+        self.by_turns = by_turns
 
     def code_name(self, name: str) -> str:
         """The array's name in the code."""
@@ -66,7 +67,7 @@ class ScratchLowering:
                 code = lower.held(Expr(code, Scalar.UINT)).code
                 tests.append(f"({code} < uint64({length}))")
             place = f"({place} * uint64({length}) + {code})" if place else code
-        if array.kind == "local" and self.local_base:
+        if array.kind == "local" and self.by_turns:
             place = f"(q * uint64({array.size}) + {place})"
         return place, " & ".join(tests)
 
@@ -107,13 +108,16 @@ class ScratchLowering:
     def atomic(
         self, lower: ExpressionLowering, name: str, indices: list[Expr], key: ast.expr, op: str, value: Expr
     ) -> None:
-        """Emit an atomic operation as one thread after the other makes it."""
+        """Emit an atomic operation."""
         dtype = self.arrays[name].dtype
         operand = lower.held(to_dtype(value, dtype))
         place, test = self.place(lower, name, indices, key)
         if test:
             lower.emit(f"if {test}:")
         deep = " " if test else ""
+        if not self.by_turns:
+            lower.emit(f"{deep}atomic_{op.rstrip('_')}(m_{name}, {place}, {store_code(operand, dtype)})")
+            return
         at = lower.temp()
         lower.emit(f"{deep}{at} = {place}")
         have = widen(f"m_{name}[{at}]", dtype)

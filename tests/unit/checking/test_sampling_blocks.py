@@ -97,13 +97,24 @@ def test_a_block_is_run_again_as_a_whole() -> None:
     assert trio.run(lambda: sampler(worker, 8).check(0, BLOCKS, bytes(changed), inside=inside)).thread == 64
 
 
+@pytest.mark.parametrize(
+    ("samples", "threads", "due"),
+    [(256, 32, 32), (256, 1024, 32), (256, 4, 64), (256, 1, 256), (16, 64, 8), (3, 64, 3)],
+)
+def test_so_many_blocks_stand_for_threads(samples: int, threads: int, due: int) -> None:
+    assert block_samples(samples, threads) == due
+    assert block_samples(samples, threads) * threads >= samples
+
+
 def test_half_of_the_blocks_made_up_is_found() -> None:
     worker = _Worker()
     inside = worker.binding.layout.items_inside(0, BLOCKS)
     output = worker.output()
     rows = np.frombuffer(output, np.float32, BLOCKS * 32).reshape(BLOCKS, 32)
     rows[::2] += 1
-    assert not trio.run(lambda: sampler(worker, block_samples(256)).check(0, BLOCKS, bytes(output), inside=inside)).ok
+    assert not trio.run(
+        lambda: sampler(worker, block_samples(256, 32)).check(0, BLOCKS, bytes(output), inside=inside)
+    ).ok
 
 
 @pytest.mark.parametrize("chunks", [None, 1, 9])

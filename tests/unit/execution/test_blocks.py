@@ -415,6 +415,40 @@ def test_threads_that_return_behind_the_last_barrier(backend: CpuBackend) -> Non
 
 
 @kernel
+def volume(result, tops, a):
+    """Three axes; threads of blocks that overlap the array return behind the barrier."""
+    sm = cuda.shared.array((2, 3, 4), np.float64)
+    x, y, z = cuda.grid(3)
+    tx, ty, tz = cuda.threadIdx.x, cuda.threadIdx.y, cuda.threadIdx.z
+    sm[tz, ty, tx] = a[z, y, x]
+    cuda.syncthreads()
+    top = sm[0, 0, 0]
+    for k in range(2):
+        for j in range(3):
+            for i in range(4):
+                top = max(top, sm[k, j, i])
+    if tx + ty + tz == 0:
+        tops[cuda.blockIdx.z, cuda.blockIdx.y, cuda.blockIdx.x] = top
+    if sm[1 - tz, 2 - ty, 3 - tx] < 0:
+        return
+    result[z, y, x, 0] = top
+    result[z, y, x, 1] = sm[1 - tz, 2 - ty, 3 - tx]
+
+
+def test_three_axes(backend: CpuBackend) -> None:
+    a = np.random.default_rng(11).standard_normal((5, 8, 11))
+    wide = np.zeros((6, 9, 12))
+    wide[:5, :8, :11] = a
+    parts = wide.reshape(3, 2, 3, 3, 3, 4)
+    tops = parts.max(axis=(1, 3, 5))
+    turned = parts[:, ::-1, :, ::-1, :, ::-1].reshape(wide.shape)
+    largest = np.broadcast_to(tops[:, None, :, None, :, None], parts.shape).reshape(wide.shape)
+    due = np.stack([np.where(turned < 0, 0, largest), np.where(turned < 0, 0, turned)], axis=-1)
+    binding = volume[(3, 3, 3), (4, 3, 2)].bind(out((5, 8, 11, 2), np.float64), out((3, 3, 3), np.float64), a)
+    check(backend, binding, due[:5, :8, :11], tops)
+
+
+@kernel
 def many_barriers(result, n):
     sm = cuda.shared.array(4, np.int64)
     tx = cuda.threadIdx.x

@@ -339,6 +339,36 @@ def interpret(code: Lowered, threads: int, n: int, *, backwards: bool = False) -
     return out.tolist(), rows.tolist()
 
 
+def side_by_side(code: Lowered, threads: int, n: int) -> tuple[list[int], list[list[int]]]:
+    """Run the code for a machine that runs threads side by side: generators, which change at barriers."""
+
+    def add(array: Any, at: int, value: int) -> None:
+        array[at] += value
+
+    def most(array: Any, at: int, value: int) -> None:
+        array[at] = max(array[at], value)
+
+    names: dict[str, Any] = {**helpers(lambda function: function), "np": np, **constants(code)}
+    names.update(int64=_wrapped, uint64=lambda value: int(value) & (2**64 - 1), atomic_add=add, atomic_max=most)
+    for _, text in code.functions:
+        exec(text, names)
+    exec(code.body.replace("syncthreads()", "yield"), names)
+    last = code.body.split("(", 1)[1].split(")", 1)[0].split(", ")
+    out, rows = np.zeros(BLOCKS * threads, np.int64), np.zeros((BLOCKS, ROW), np.int64)
+    for block in range(BLOCKS):
+        given: dict[str, Any] = {"s_out_0": BLOCKS * threads, "s_blk_0": BLOCKS, "s_blk_1": ROW, "p_out": out}
+        given |= {"p_blk": rows, "p_x": X, "p_n": n, "b_0": block, "d_0": threads, "n_0": BLOCKS, "k": block}
+        # What the block shares is not zero before the code makes it so.
+        given |= {name: np.full(2 * threads + 4, 77, np.int64) for name in last if name[:2] in ("m_", "w_")}
+        running = []
+        for thread in range(threads):
+            given |= {"t_0": thread, "r": block * threads + thread, "l_mine": np.full(3, 77, np.int64)}
+            running.append(names["body"](*(given[name] for name in last)))
+        while running:
+            running = [generator for generator in running if next(generator, "end") != "end"]
+    return out.tolist(), rows.tolist()
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.randoms(use_true_random=False), st.sampled_from([3, 4, 8]), st.integers(-1, 3))
 def test_the_code_gives_what_the_rules_say(random: Random, threads: int, n: int) -> None:
@@ -354,6 +384,7 @@ def test_the_code_gives_what_the_rules_say(random: Random, threads: int, n: int)
         raise AssertionError(f"taken, and its threads meet or part:\n{text}") from None
     assert interpret(code, threads, n) == due, text
     assert interpret(code, threads, n, backwards=True) == due, text
+    assert side_by_side(code, threads, n) == due, text
 
 
 def test_most_of_these_kernels_are_taken() -> None:

@@ -33,6 +33,20 @@ SAXPY = """def saxpy(a, x, y, out):
     if i < out.size:
         out[i] = a * x[i] + y[i]
 """
+# A tile of the largest block, with local arrays of all that a thread may have: the address space has to hold it.
+TOGETHER = """def turned(x, out, sums):
+    tile = cuda.shared.array((32, 32), np.float64)
+    mine = cuda.local.array(1024, np.int32)
+    c, r = cuda.grid(2)
+    tx, ty = cuda.threadIdx.x, cuda.threadIdx.y
+    tile[ty, tx] = x[cuda.blockIdx.x * 32 + ty, cuda.blockIdx.y * 32 + tx]
+    mine[tx] = ty
+    cuda.syncthreads()
+    out[r, c] = tile[tx, ty] + mine[tx] - mine[1023]
+    if tx == 0 and ty == 0:
+        for k in range(32):
+            sums[cuda.blockIdx.y, cuda.blockIdx.x] += tile[k, k]
+"""
 ENDLESS = """def endless(out):
     i = cuda.grid(1)
     total = np.uint64(1)
@@ -81,6 +95,36 @@ def test_a_kernel_computes_inside_the_lock(threads: int) -> None:
                     async with pool.session() as session:
                         assert session.layers.seccomp
                         assert (await saxpy(session, shared, y))[: N * 4] == due
+
+    trio.run(main)
+
+
+def test_blocks_are_computed_inside_the_lock() -> None:
+    async def main() -> None:
+        x = np.random.default_rng(8).random((96, 64))
+        launch = Launch(grid=(3, 2, 1), block=(32, 32, 1), dims=2)
+        args: list[ArgSpec] = [
+            InputSpec(dtype="float64", shape=x.shape),
+            OutputSpec(dtype="float64", shape=(64, 96)),
+            OutputSpec(dtype="float64", shape=(2, 3)),
+        ]
+        async with open_pool(threads=2, policy=SandboxPolicy(bwrap="never")) as pool, pool.session() as session:
+            info = await session.compile(source(TOGETHER), launch, args, {0: x})
+            assert (info.row_shapes, info.items_per_block) == (((1024,), ()), 1)
+            whole = await session.run_blocks(0, 6, timeout_s=60)
+            rows = np.frombuffer(whole.outputs[0]).reshape(2, 3, 32, 32)
+            due = x.T.reshape(2, 32, 3, 32).transpose(0, 2, 1, 3) + np.arange(32.0)[:, None]
+            assert (rows == due).all()
+            again = await session.run_threads(np.array([4, 1], dtype=np.int64), timeout_s=60)
+            for one, other, size in zip(whole.outputs, again.outputs, (1024, 1), strict=True):
+                assert np.array_equal(
+                    np.frombuffer(one).reshape(6, size)[[4, 1]], np.frombuffer(other).reshape(2, size)
+                )
+            with pytest.raises(ValueError, match="launch of 6"):
+                await session.run_threads(np.array([6], dtype=np.int64), timeout_s=60)
+            text = TOGETHER.replace("tile[ty, tx] =", "tile[ty, 0] =")
+            with pytest.raises(KernelError, match="store to one element"):
+                await session.compile(source(text), launch, args, {0: x})
 
     trio.run(main)
 
