@@ -21,7 +21,7 @@ _REMEMBERED_S: Final = 600.0
 _MAX_IDLERS: Final = 4_096
 _LEFT_EMPTY: Final = 4  # departures without a chunk, after idling, that make an idler
 _NOWHERE: Final = "unknown"  # the subnet of all who come over relays
-_FAST_BYTES_PER_S: Final = 128 * 1024  # a slow uplink's megabit: who sends or takes bytes as fast as this is not idle
+_FAST_BYTES_PER_S: Final = 64 * 1024  # who sends or takes bytes as fast as this is not idle; a slower transfer stalls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,7 @@ def test_a_known_guest_stays_and_may_push_out() -> None:
     virtually(main)
 
 
-@pytest.mark.parametrize(("bytes_per_s", "stays"), [(2 * _MIB, True), (_MIB // 8, True), (_MIB // 16, False)])
+@pytest.mark.parametrize(("bytes_per_s", "stays"), [(2 * _MIB, True), (_MIB // 16, True), (_MIB // 32, False)])
 def test_inputs_that_come_at_a_good_speed_are_as_good_as_work(bytes_per_s: int, stays: bool) -> None:
     async def main() -> None:
         places = Places(1)
