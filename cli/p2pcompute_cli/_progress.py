@@ -29,6 +29,7 @@ from p2pcompute.tasks import (
     ProviderRefused,
     TaskEvent,
     TaskStarted,
+    WaitingForProviders,
 )
 
 from ._shared import count, seconds, short_peer, usd
@@ -104,6 +105,8 @@ class TaskView:
                 view = self.providers.setdefault(event.provider, ProviderView())
                 view.state = f"lost: {event.reason}"
                 view.busy.clear()
+            case WaitingForProviders():
+                self.state = "waiting for providers"
             case LiarCaught():
                 view = self.providers[event.provider]
                 view.state = f"caught lying in chunk {event.index}"
@@ -192,8 +195,13 @@ class Progress:
                 return Text(f"{short_peer(event.provider)} refused: {event.reason}", style="yellow")
             case ProviderLost():
                 lost = len(event.requeued)
-                moved = f"; {count(lost, 'chunk')} go{'es' if lost == 1 else ''} to others" if lost else ""
+                moved = f"; {count(lost, 'chunk')} {'is' if lost == 1 else 'are'} open again" if lost else ""
                 return Text(f"{short_peer(event.provider)} is lost: {event.reason}{moved}", style="yellow")
+            case WaitingForProviders():
+                return Text(
+                    f"nobody is left for {count(event.chunks, 'chunk')}; waiting {event.patience_s:.0f} s for one",
+                    style="yellow",
+                )
             case ChunkRejected():
                 return Text(f"{short_peer(event.provider)} failed chunk {event.index}: {event.reason}", style="yellow")
             case LiarCaught():

@@ -57,6 +57,9 @@ from ._events import (
 from ._events import (
     TaskStarted as TaskStarted,
 )
+from ._events import (
+    WaitingForProviders as WaitingForProviders,
+)
 from ._places import Guest as Guest
 from ._provider import (
     ActiveTask as ActiveTask,

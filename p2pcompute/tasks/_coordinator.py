@@ -50,6 +50,7 @@ from ._events import (
     ProviderReady,
     ProviderRefused,
     TaskEvent,
+    WaitingForProviders,
 )
 from ._link import LiarError, Link, LinkHooks, NoRoomNow, WaitedTooLong
 from ._scheduler import ChunkScheduler
@@ -70,8 +71,8 @@ _CHUNK_FAILURES: Final = 2  # providers at which a chunk may fail before the tas
 _BUSY_S: Final = 1.0
 
 HOW_TO_GET_ONE: Final = (
-    "Start one here with `p2pcompute up`, or point at a network with a provider: p2p.open_node(bootstrap=[…]) or "
-    "P2PCOMPUTE_BOOTSTRAP. No money has moved."
+    "Start one here with `p2pcompute up`, or point at a network with a provider: --bootstrap and --chain, "
+    "p2p.open_node(bootstrap=[…], chain=…), or P2PCOMPUTE_BOOTSTRAP and P2PCOMPUTE_CHAIN. No money has moved."
 )
 
 
@@ -217,6 +218,8 @@ class Coordinator:
             if not orphans:
                 stuck_since = None
             else:
+                if stuck_since is None and state.agreed:
+                    state.emit(WaitingForProviders(chunks=len(orphans), patience_s=_NOBODY_S))
                 stuck_since = trio.current_time() if stuck_since is None else stuck_since
                 nobody = not state.contacts and not state.agreed and not state.may_ask_later()
                 failing = not state.contacts and any(len(at) >= _CHUNK_FAILURES for at in state.failed_at.values())
@@ -316,7 +319,8 @@ class Coordinator:
             return _chunk_failed(failed[0], state)
         return TaskError(
             f"all providers are gone with {state.scheduler.done} of {request.work.chunks} chunks done ({why}); "
-            "what was paid is covered by receipts; run the task again when providers are back"
+            "what was paid is covered by receipts; run the task again when providers are back. node.map gives each "
+            "chunk as it comes, so that what is done by then is kept"
         )
 
     async def _work_with(self, request: TaskRequest, state: RunState, candidate: Candidate, contact: Contact) -> None:

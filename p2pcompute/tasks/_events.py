@@ -20,6 +20,7 @@ __all__ = [
     "ProviderRefused",
     "TaskEvent",
     "TaskStarted",
+    "WaitingForProviders",
 ]
 
 
@@ -122,6 +123,14 @@ class LiarCaught:
     paid_uusd: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingForProviders:
+    """Nobody is left who could compute `chunks` of the chunks; the task gives up after `patience_s` seconds."""
+
+    chunks: int
+    patience_s: float
+
+
 TaskEvent: TypeAlias = (
     Compiling
     | TaskStarted
@@ -134,4 +143,5 @@ TaskEvent: TypeAlias = (
     | Paid
     | ProviderLost
     | LiarCaught
+    | WaitingForProviders
 )

@@ -19,6 +19,7 @@ from p2pcompute.tasks import (
     ProviderRefused,
     TaskEvent,
     TaskStarted,
+    WaitingForProviders,
 )
 from p2pcompute_protocols.money import owed_uusd
 
@@ -147,6 +148,8 @@ class Tally:
                 self._done(event, now_s)
             case LiarCaught():
                 self._caught(event)
+            case WaitingForProviders():
+                pass  # the table shows that nobody works
             case _:
                 self._of_one(event, self.provider(event.provider))
 

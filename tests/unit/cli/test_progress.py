@@ -98,7 +98,7 @@ def test_lines_where_there_is_no_terminal() -> None:
         "1 of 4 chunks, paid 0.000000 USD",
         "LIED: 5 samples of chunk 3 differ; it gets nothing more, 1 chunk is computed anew",
         "failed chunk 2: timed_out: slow",
-        "is lost: the stream broke; 1 chunk goes to others",
+        "is lost: the stream broke; 1 chunk is open again",
         "done: 4 chunks from 1 provider in",
         "1 task in 12.5 s",
     ):

@@ -20,6 +20,7 @@ from p2pcompute.tasks import (
     Paid,
     ProviderReady,
     TaskStarted,
+    WaitingForProviders,
     _link,
 )
 from p2pcompute.tasks._link import LiarError
@@ -349,14 +350,20 @@ def test_a_partition_that_stays_ends_the_task_with_what_to_do() -> None:
         provider = await market.provider()
         requester = await market.node(connect=(provider,))
 
+        waits: list[WaitingForProviders] = []
+
         def react(event: Any) -> None:
             if isinstance(event, ChunkDone):
                 market.memory.partition(provider.peer_id)
+            if isinstance(event, WaitingForProviders):
+                waits.append(event)
 
         began = trio.current_time()
         with pytest.raises(TaskError, match="run the task again"):
             await compute(requester, watch=Watch(react), chunks=CHUNKS)
         assert trio.current_time() - began < 600
+        assert len(waits) == 1  # said once, and how long it takes
+        assert 0 < waits[0].chunks < CHUNKS
         market.memory.heal(provider.peer_id)
 
     in_memory(scenario)
