@@ -38,7 +38,7 @@ def descendants(pid: int) -> list[int]:
 @pytest.mark.parametrize(
     ("when", "how", "code"),
     [
-        ("development chain", signal.SIGINT, 130),
+        ("development chain at", signal.SIGINT, 130),
         ("agreed with", signal.SIGINT, 130),
         ("agreed with", signal.SIGKILL, -signal.SIGKILL),
     ],
