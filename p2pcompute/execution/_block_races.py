@@ -93,6 +93,7 @@ class _Finder:
                 self.shapes[name] = spec.shape[dims:]
                 self.outputs.add(name)
         self.total = 0
+        self.counted: frozenset[int] = frozenset()
         self.flat: dict[int, Values] = {}  # of stores
         self.keyed: dict[int, Values] = {}
         self.marked: dict[str, set[int]] = {}  # array -> segments with marked loads
@@ -142,6 +143,13 @@ class _Finder:
                         "between",
                         "put cuda.syncthreads() between them",
                     )
+        sites = [self.sites[id(touch.key)] for touch in found if id(touch.key) in self.sites]
+        # All places of an array have to count turns alike.
+        self.counted = frozenset(self.plan.loops & {loop for site in sites for loop in site.depends()})
+        for touch in stores:
+            site = self.sites.get(id(touch.key))
+            if site is not None and site.touches(self.shapes[name], self.apart(touch.segment)) is None:
+                self.counted = frozenset()
         for touch in stores:
             self.known(touch)
         segments: dict[int, list[_Touch]] = {}
@@ -162,13 +170,16 @@ class _Finder:
 
     def apart(self, segment: int) -> frozenset[int]:
         """Loops of the block whose steps a barrier surely separates, as far as one segment goes."""
-        return frozenset() if segment in self.plan.again else self.plan.loops
+        return frozenset() if segment in self.plan.again else self.counted
 
     def known(self, touch: _Touch) -> None:
         site, shape = self.sites.get(id(touch.key)), self.shapes[touch.name]
-        flat = None if site is None else site.touches(shape)
-        keyed = None if site is None else site.touches(shape, self.apart(touch.segment))
-        if site is not None and (flat is None or keyed is None):
+        if site is None:  # never reached
+            self.flat[id(touch.key)] = self.keyed[id(touch.key)] = np.zeros(0, np.int64)
+            return
+        flat = site.touches(shape)
+        keyed = site.touches(shape, self.apart(touch.segment))
+        if flat is None or keyed is None:
             # One thread alone may store anywhere.
             threads = np.flatnonzero(site.reached.any(axis=tuple(range(1, site.reached.ndim))))
             if threads.size <= 1 and math.prod(shape) <= _MOST_ELEMENTS:
@@ -199,7 +210,9 @@ class _Finder:
     def foreign(self, load: _Touch, stored: Values, apart: frozenset[int]) -> bool:
         """Whether a load may find what another thread stores, where steps of the loops `apart` are apart."""
         site = self.sites.get(id(load.key))
-        touched = None if site is None else site.touches(self.shapes[load.name], apart)
+        if site is None:  # never reached
+            return False
+        touched = site.touches(self.shapes[load.name], apart)
         if touched is None:
             return True
         elements, owners = stored // THREADS, stored % THREADS
@@ -220,6 +233,8 @@ class _Finder:
         vectors: list[tuple[int, ...]] = []
         for store in stores:
             touched = self.flat[id(store.key)]
+            if not touched.size:
+                continue
             threads = touched % THREADS
             if np.unique(threads).size != threads.size:
                 raise self.refuse(
@@ -233,6 +248,8 @@ class _Finder:
                 elements[pair % THREADS] = pair // THREADS
             if tuple(elements) not in vectors:
                 vectors.append(tuple(elements))
+        if not vectors:  # nobody stores
+            return
         if len(vectors) > _MOST_OWN:
             raise self.refuse(
                 load.line, f"what is loaded from {load.name} another thread may store, in too many places", instead

@@ -65,7 +65,7 @@ class BlockPlan:
         together: pairs of segments (numbers) between which no barrier need lie, both ways around.
         again: segments that may follow themselves without a barrier.
         after: for each barrier, the segments that may follow without another barrier.
-        loops: ids of the for statements that are not within a segment.
+        loops: ids of the loops that are not within a segment.
     """
 
     parts: dict[int, list[Part]] = field(default_factory=dict)
@@ -222,7 +222,9 @@ class _Cutter:
         if leaves and last and isinstance(last[0], Segment):
             last[0].last = True
         plan.loops = frozenset(
-            id(inner) for inner in ast.walk(node) if isinstance(inner, ast.For) and id(inner) in self.structured
+            id(inner)
+            for inner in ast.walk(node)
+            if isinstance(inner, ast.For | ast.While) and id(inner) in self.structured
         )
         _Flow(plan).run(node.body)
         return plan

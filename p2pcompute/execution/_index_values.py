@@ -1,8 +1,9 @@
 """Which elements of its own arrays a kernel's threads touch, worked out for all threads of a block before it runs.
 
 An index is known where it is made of threadIdx, sizes, literals, integer arguments, counters of loops over known
-ranges, and variables that are assigned once, before their use, from such. All else is unknown, and taken for any
-value. Conditions count likewise: what a thread surely does not reach, it does not touch.
+ranges, and variables that hold such. A loop that changes variables for all threads alike, as in ``s //= 2``, is gone
+through. All else is unknown, and taken for any value. Conditions count likewise: what a thread surely does not reach,
+it does not touch.
 
 Values are int64 arrays whose first axis is the block's threads, with one more axis for each loop around.
 """
@@ -27,6 +28,9 @@ THREADS: Final = 1024  # of a block at most
 _MOST: Final = 1 << 20  # values of one index: threads times steps of the loops around it
 _BOUND: Final = 1 << 40  # numbers beyond are taken for unknown, so that nothing here wraps
 _LOOP_STEPS: Final = 1 << 16
+_TURNS: Final = 256  # of a loop that is gone through
+_EFFORT: Final = 50_000  # assignments in all of them
+_TWO: Final = np.zeros(2, np.int64)
 _ENDS = ast.Return | ast.Break | ast.Continue
 
 
@@ -34,11 +38,18 @@ _ENDS = ast.Return | ast.Break | ast.Continue
 class Site:
     """One place that indexes an array. `indices`: values for each axis, or None where unknown. `reached`: whether
     each thread may come there, in each step. All have as many axes as `reached`, and broadcast. `loops`: ids of the
-    for statements that the axes behind the first stand for."""
+    loops that the axes behind the first stand for, `turns` how many each has; an axis on which nothing depends has the
+    length 1."""
 
     indices: tuple[Values | None, ...]
     reached: Values
     loops: tuple[int, ...]
+    turns: tuple[int, ...]
+
+    def depends(self) -> set[int]:
+        """The loops in whose turns different elements may be touched, or by different threads."""
+        shapes = [self.reached.shape, *(index.shape for index in self.indices if index is not None)]
+        return {loop for axis, loop in enumerate(self.loops, start=1) if any(shape[axis] > 1 for shape in shapes)}
 
     def touches(self, shape: Sequence[int], apart: Collection[int] = ()) -> Values | None:
         """What is touched within `shape`, as sorted numbers ``element * 1024 + thread``; None where that is unknown.
@@ -58,8 +69,10 @@ class Site:
             size *= length
         for axis, loop in enumerate(self.loops, start=1):
             if loop in apart:
-                steps = inside.shape[axis]
+                steps = self.turns[axis - 1]
                 step = np.arange(steps).reshape((-1,) + (1,) * (inside.ndim - 1 - axis))
+                if not _fit(element, step):
+                    return None
                 element, size = element * steps + step, size * steps
         if size >= _BOUND:
             return None
@@ -77,16 +90,37 @@ class Site:
         return True
 
 
-def index_values(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) -> dict[int, Site]:
-    """What is known of every index into an array by name in the kernel. Keys are the ids of the index expressions
-    (``node.slice``; for an atomic operation its second argument)."""
-    walk = _Walk(admitted, launch, dict(zip(admitted.entry.params, args, strict=True)))
+def index_values(
+    admitted: Admitted, launch: Launch, args: Sequence[ArgSpec], integers: Collection[str]
+) -> dict[int, Site]:
+    """What is known of every index into an array by name in the kernel.
+
+    Args:
+        admitted, launch, args: the kernel and what it is bound to.
+        integers: names of variables that are int64 or bool.
+
+    Returns:
+        By the ids of the index expressions (``node.slice``; for an atomic operation its second argument). What is in
+        none of the launch's threads reached is left out.
+    """
+    walk = _Walk(admitted, launch, dict(zip(admitted.entry.params, args, strict=True)), integers)
     walk.block(admitted.entry.node.body, np.ones(launch.threads_per_block, np.bool_))
     return walk.sites
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Counted:
+    """A loop whose turns are known: how many, what variables are in each, and what they are behind the last."""
+
+    turns: int
+    values: Mapping[str, list[int]]
+    last: Mapping[str, Values]
+
+
 class _Walk:
-    def __init__(self, admitted: Admitted, launch: Launch, specs: Mapping[str, ArgSpec]) -> None:
+    def __init__(
+        self, admitted: Admitted, launch: Launch, specs: Mapping[str, ArgSpec], integers: Collection[str]
+    ) -> None:
         self.entry = admitted.entry
         self.launch = launch
         self.specs = specs
@@ -94,10 +128,9 @@ class _Walk:
         self.known: dict[str, Values] = {}
         self.depth = 1
         self.loops: list[int] = []
-        self.stores: dict[str, int] = {}
-        for node in ast.walk(self.entry.node):
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                self.stores[node.id] = self.stores.get(node.id, 0) + 1
+        self.lengths: list[int] = []
+        self.integers = integers
+        self.effort = 0
         places = np.arange(launch.threads_per_block, dtype=np.int64)
         self.threads: list[Values] = []
         for axis in range(3):
@@ -106,40 +139,50 @@ class _Walk:
         for name, spec in specs.items():
             if not isinstance(spec, ScalarSpec) or spec.dtype in ("uint64", "float32", "float64"):
                 continue
-            if name not in self.stores and abs(int(spec.value)) < _BOUND:
+            if name in integers and abs(int(spec.value)) < _BOUND:
                 self.known[name] = np.array([int(spec.value)], np.int64)
 
     # Statements
 
     def block(self, body: Sequence[ast.stmt], reached: Values) -> None:
-        mine: list[str] = []
         for statement in body:
-            reached = self.statement(statement, reached, mine)
-        for name in mine:
-            self.known.pop(name, None)
+            reached = self.statement(statement, reached)
 
-    def statement(self, node: ast.stmt, reached: Values, mine: list[str]) -> Values:
+    def statement(self, node: ast.stmt, reached: Values) -> Values:
         """Walk one statement; returns where threads may be behind it."""
         match node:
             case ast.Assign(targets=targets, value=value):
                 self.expression(value, reached)
+                parts = value.elts if isinstance(value, ast.Tuple) else [value]
+                found = [self.value(part) for part in parts]  # all are read before one is written
                 for target in targets:
-                    self.target(target, value, reached, mine)
+                    if isinstance(target, ast.Tuple):
+                        for place, element in enumerate(target.elts):
+                            self.target(element, found[place] if len(found) == len(target.elts) else None, reached)
+                    else:
+                        self.target(target, found[0], reached)
+            case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
+                self.expression(value, reached)
+                have = ast.Name(id=name, ctx=ast.Load())
+                self.target(target, self.value(ast.BinOp(left=have, op=op, right=value)), reached)
             case ast.AugAssign(target=target, value=value):
                 self.expression(value, reached)
                 self.touch(target, reached)
             case ast.If(test=test, body=body, orelse=orelse):
                 self.expression(test, reached)
                 true, false = self.truth(test)
+                before = dict(self.known)
                 self.block(body, self.narrow(reached, true))
+                self.known = dict(before)
                 self.block(orelse, self.narrow(reached, false))
+                self.known = before
+                self.forget([*body, *orelse])
                 if isinstance(body[-1], _ENDS):
                     reached = self.narrow(reached, false)
                 if orelse and isinstance(orelse[-1], _ENDS):
                     reached = self.narrow(reached, true)
             case ast.While(test=test, body=body):
-                self.expression(test, reached)
-                self.block(body, self.narrow(reached, self.truth(test)[0]))
+                self.while_loop(node, test, body, reached)
             case ast.For(target=ast.Name(id=name), iter=ast.Call(args=bounds), body=body):
                 for bound in bounds:
                     self.expression(bound, reached)
@@ -153,6 +196,19 @@ class _Walk:
                 pass
         return reached
 
+    def target(self, target: ast.expr, value: Values | None, reached: Values) -> None:
+        if not isinstance(target, ast.Name):
+            self.touch(target, reached)
+        elif value is not None and target.id in self.integers:
+            self.known[target.id] = value
+        else:
+            self.known.pop(target.id, None)
+
+    def forget(self, body: Sequence[ast.stmt]) -> None:
+        """What is assigned in `body` is not known."""
+        for name in _stored(body):
+            self.known.pop(name, None)
+
     def narrow(self, reached: Values, test: Values) -> Values:
         dims = max(reached.ndim, test.ndim)
         reached, test = _deep(reached, dims), _deep(test, dims)
@@ -160,25 +216,102 @@ class _Walk:
             return reached  # more than is reached does no harm
         return reached & test
 
-    def target(self, target: ast.expr, value: ast.expr, reached: Values, mine: list[str]) -> None:
-        if isinstance(target, ast.Tuple):
-            parts = value.elts if isinstance(value, ast.Tuple) else [None] * len(target.elts)
-            for element, part in zip(target.elts, parts, strict=True):
-                if isinstance(element, ast.Subscript):
-                    self.touch(element, reached)
-                elif isinstance(element, ast.Name) and part is not None:
-                    self.learn(element.id, part, mine)
-        elif isinstance(target, ast.Name):
-            self.learn(target.id, value, mine)
+    def while_loop(self, node: ast.stmt, test: ast.expr, body: list[ast.stmt], reached: Values) -> None:
+        counted = self.counted(body, test=test)
+        self.forget(body)
+        self.expression(test, reached)
+        if counted is None:
+            self.block(body, self.narrow(reached, self.truth(test)[0]))
+            self.forget(body)
         else:
-            self.touch(target, reached)
+            self.turns(node, counted, body, reached)
 
-    def learn(self, name: str, value: ast.expr, mine: list[str]) -> None:
-        if self.stores.get(name) == 1 and name not in self.specs:
-            found = self.value(value)
-            if found is not None and found.dtype != np.bool_:
-                self.known[name] = found
-                mine.append(name)
+    def turns(self, node: ast.stmt, counted: _Counted, body: list[ast.stmt], reached: Values) -> None:
+        """Walk the body of a loop whose turns are known, with an axis for them."""
+        if counted.turns:
+            self.depth += 1
+            self.loops.append(id(node))
+            self.lengths.append(counted.turns)
+            for name, values in counted.values.items():
+                self.known[name] = np.array(values, np.int64).reshape((1,) * (self.depth - 1) + (-1,))
+            self.block(body, _deep(reached, self.depth))
+            self.loops.pop()
+            self.lengths.pop()
+            self.depth -= 1
+        self.forget(body)
+        if not _leaves(body):
+            self.known.update(counted.last)
+
+    def counted(self, body: list[ast.stmt], *, test: ast.expr | None = None, turns: int = 0) -> _Counted | None:
+        """Go through a loop's turns with the variables that it changes the same way for all threads: ``s //= 2``.
+
+        The loop ends when `test` fails, or after `turns`. None where that is not known, or there are no such variables.
+        """
+        before = self.known
+        changed = _stored(body)
+        base = {name: value for name, value in before.items() if name not in changed}
+        updates: list[tuple[str, ast.expr]] = []
+        for statement in body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    updates.append((name, value))
+                case ast.AugAssign(target=ast.Name(id=name), op=op, value=value):
+                    have = ast.Name(id=name, ctx=ast.Load())
+                    updates.append((name, ast.BinOp(left=have, op=op, right=value)))
+                case _:
+                    nested = _stored([statement])
+                    changed -= nested  # under a condition, or in a loop of its own
+        names = {
+            name
+            for name, _ in updates
+            if name in changed and name in self.integers and before.get(name, _TWO).size == 1
+        }
+        try:
+            while names and not _leaves(body, ast.Continue):
+                found = self.go_through(base, {name: before[name] for name in names}, updates, test, turns)
+                if not isinstance(found, str):
+                    return found
+                names.discard(found)
+                if not found:
+                    break
+        finally:
+            self.known = before
+        return None
+
+    def go_through(
+        self,
+        base: Mapping[str, Values],
+        state: dict[str, Values],
+        updates: Sequence[tuple[str, ast.expr]],
+        test: ast.expr | None,
+        turns: int,
+    ) -> _Counted | str:
+        """The turns, or the name of a variable that is not known in one of them, or nothing where the end is not."""
+        values: dict[str, list[int]] = {name: [] for name in state}
+        self.known = {**base, **state}
+        for turn in range(_TURNS + 1):
+            if test is None:
+                ended = turn == turns
+            else:
+                true, false = self.truth(test)
+                ended = not true.any()
+                if not ended and false.any():
+                    return ""
+            if ended:
+                last = {name: self.known[name] for name in values}
+                return _Counted(turns=turn, values=values, last=last)
+            for name, list_ in values.items():
+                list_.append(int(self.known[name].reshape(-1)[0]))
+            for name, update in updates:
+                self.effort += 1
+                if name in values:
+                    value = self.value(update)
+                    if value is None or value.size != 1:
+                        return name
+                    self.known[name] = value.reshape(-1)
+            if self.effort > _EFFORT:
+                return ""
+        return ""
 
     def loop(self, node: ast.stmt, name: str, bounds: list[ast.expr], body: list[ast.stmt], reached: Values) -> None:
         values = [self.value(bound) for bound in bounds]
@@ -194,26 +327,34 @@ class _Walk:
             start, stop, step = (_deep(number, self.depth) for number in (start, stop, step))
             safe = np.where(step == 0, 1, step)
             steps = np.where(step == 0, 0, np.maximum(0, -((start - stop) // safe)))
-        single = name not in self.specs and not any(
-            isinstance(inner, ast.Name) and inner.id == name and isinstance(inner.ctx, ast.Store)
-            for statement in body
-            for inner in ast.walk(statement)
-        )
-        if steps is None or not single or int(steps.max()) > _LOOP_STEPS or steps.size * int(steps.max()) > _MOST:
-            if steps is None or int(steps.max()) > 0:
-                self.block(body, reached)
-            return
-        most = int(steps.max())
-        if most == 0:
-            return
-        count = np.arange(most, dtype=np.int64)
-        self.depth += 1
-        self.loops.append(id(node))
-        self.known[name] = start[..., None] + count * step[..., None]
-        self.block(body, self.narrow(_deep(reached, self.depth), count < steps[..., None]))
+        most = -1 if steps is None else int(steps.max(initial=0))
+        inner: list[ast.stmt] = list(body)
+        single = name in self.integers and name not in _stored(inner)
+        known = steps is not None and single and most <= _LOOP_STEPS and steps.size * most <= _MOST
+        counted = None
         self.known.pop(name, None)
-        self.loops.pop()
-        self.depth -= 1
+        if steps is not None and steps.size == 1 and 0 < most <= _TURNS:
+            counted = self.counted(inner, turns=most)
+        self.forget(inner)
+        if steps is not None and known and most > 0:
+            count = np.arange(most, dtype=np.int64)
+            self.depth += 1
+            self.loops.append(id(node))
+            self.lengths.append(most)
+            self.known[name] = start[..., None] + count * step[..., None]
+            if counted is not None:
+                for other, values_ in counted.values.items():
+                    self.known[other] = np.array(values_, np.int64).reshape((1,) * (self.depth - 1) + (-1,))
+            self.block(inner, self.narrow(_deep(reached, self.depth), count < steps[..., None]))
+            self.loops.pop()
+            self.lengths.pop()
+            self.depth -= 1
+        elif most != 0:
+            self.block(inner, reached)
+        self.forget(inner)
+        self.known.pop(name, None)
+        if counted is not None and not _leaves(inner):
+            self.known.update(counted.last)
 
     # Expressions
 
@@ -246,7 +387,9 @@ class _Walk:
         shape = np.broadcast_shapes(_deep(reached, dims).shape, *(value.shape for value in deep if value is not None))
         if np.prod(shape, dtype=np.int64) > _MOST:
             deep = (None,) * len(parts)
-        self.sites[id(index)] = Site(indices=deep, reached=_deep(reached, self.depth), loops=tuple(self.loops))
+        self.sites[id(index)] = Site(
+            indices=deep, reached=_deep(reached, self.depth), loops=tuple(self.loops), turns=tuple(self.lengths)
+        )
 
     def truth(self, node: ast.expr) -> tuple[Values, Values]:
         """Where a condition may be true, and where it may be false."""
@@ -439,3 +582,19 @@ def _product(shape: Sequence[int]) -> int:
     for length in shape:
         total *= length
     return total
+
+
+def _stored(body: Sequence[ast.stmt]) -> set[str]:
+    """Names that are assigned in a list of statements."""
+    return {
+        inner.id
+        for statement in body
+        for inner in ast.walk(statement)
+        if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)
+    }
+
+
+def _leaves(body: Sequence[ast.stmt], *kinds: type[ast.stmt]) -> bool:
+    """Whether there is a break, or one of `kinds`, that may be this loop's. Those of loops in it count too."""
+    wanted = kinds or (ast.Break,)
+    return any(isinstance(inner, wanted) for statement in body for inner in ast.walk(statement))

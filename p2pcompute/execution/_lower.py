@@ -111,9 +111,22 @@ class _Program:
         self.extents = extents(admitted, launch, args)
         self.instances: dict[tuple[str, tuple[Type, ...]], _Instance] = {}
         scratch, plan = admitted.entry.scratch, admitted.plan
-        self.sites: dict[int, Site] = index_values(admitted, launch, args) if scratch or plan is not None else {}
-        self.races = Races() if plan is None else find_races(admitted, plan, self.sites, args, launch.dims)
-        self.scratch = ScratchLowering(scratch, self.sites, races=self.races)
+        self.sites: dict[int, Site] = {}
+        self.races = Races(refresh=[frozenset()] * (0 if plan is None else plan.barriers))
+        self.scratch = ScratchLowering(scratch, self.sites)
+        if scratch or plan is not None:
+            self.work_out_indices(args)
+
+    def work_out_indices(self, args: Sequence[ArgSpec]) -> None:
+        """Types first, without knowing indices: what is known of a variable is known of an integer."""
+        admitted, plan = self.admitted, self.admitted.plan
+        lowering = FunctionLowering(self, admitted.entry, tuple(map(_type, args)), is_entry=True)
+        lowering.run()
+        integers = {name for name, kind in lowering.types.items() if kind in (Scalar.BOOL, Scalar.INT)}
+        self.sites = index_values(admitted, self.launch, args, integers)
+        if plan is not None:
+            self.races = find_races(admitted, plan, self.sites, args, self.launch.dims)
+        self.scratch = ScratchLowering(admitted.entry.scratch, self.sites, races=self.races)
 
     def run(self) -> Lowered:
         dims = self.launch.dims

@@ -83,7 +83,8 @@ class Writer:
         if kind <= 2:
             self.lines.append(f"{indent}{self.pick('a', 'b', 'c')} = {self.varying()}")
         elif kind <= 5:
-            where = self.own[name] if self.random.random() < 0.9 else self.varying()
+            counted = self.pick("tx + u", "tx ^ w", "tx * u", f"tx + {self.threads} * (u & 1)", "tx * w + u")
+            where = self.random.choice([self.own[name]] * 6 + [counted] * 2 + [self.varying()])
             self.lines.append(f"{indent}{name}[{where}] {self.pick('=', '+=')} {self.varying()} % 1013")
         elif kind == 6:
             self.lines.append(f"{indent}mine[{self.varying(1)}] = {self.varying()}")

@@ -146,6 +146,23 @@ RACES = {
     "two atomic operations": "cuda.atomic.add(sm, 0, 1)\ncuda.atomic.max(sm, 0, 1)",
     "an atomic operation and a load around a loop": "for k in range(n):\n    v = sm[0]\n    cuda.syncthreads()\n"
     "    cuda.atomic.add(sm, 0, v)",
+    "by what a loop changes behind it": "u = 1\nfor m in range(n):\n    sm[tx * u] = 1\n"
+    "    cuda.syncthreads()\n    u = 0",
+    "by what a condition changes": "u = 1\nif n > 2:\n    u = 0\nsm[tx * u] = 1",
+    "by what the other arm changes": "u = 1\nif n > 2:\n    pass\nelse:\n    u = 2\nsm[tx * (u - 1)] = 1",
+    "by what one thread changes": "u = 1\nif tx == 3:\n    u = 0\nsm[tx * u] = 1",
+    "by what is counted until a break": "u = 0\nfor m in range(3):\n    if m == n - 4:\n        break\n"
+    "    u += 1\nsm[tx * (u - 1)] = 1",
+    "by what is counted with a continue": "u = 0\nfor m in range(3):\n    if m == 1:\n        continue\n"
+    "    u += 1\nsm[tx * (u - 2)] = 1",
+    "in the last turn": "u = 3\nwhile u > 0:\n    u -= 1\n    sm[tx * u] = 1\n    cuda.syncthreads()",
+    "behind the last turn": "u = 3\nwhile u > 0:\n    u -= 1\nsm[tx * u] = 1",
+    "by the counter of the loop around": "u = 1\nfor m in range(3):\n    u = m\n    sm[tx * u] = 1\n"
+    "    cuda.syncthreads()",
+    "by a counter of an earlier loop": "m = 2\nu = 5\nfor m in range(3):\n    u = m - 1\nsm[tx * (u - 1)] = 1",
+    "by an exchange": "a, b = 0, 1\na, b = b, a\nsm[tx * b] = 1",
+    "in one turn, and in each": "for m in range(3):\n    sm[tx] = 1\n    if tx == m:\n        sm[tx + 1] = 2\n"
+    "    cuda.syncthreads()",
     "a load of one of several": "for k in range(2):\n    sm[tx * 2 + k] = sm[63 - tx] + k",
 }
 
@@ -174,6 +191,14 @@ FREE = {
     "others, as they were": "sm[tx] += sm[tx ^ 1]",
     "others by data": "sm[tx] += sm[x[i]]",
     "several own, and others by data": "sm[2 * tx] = sm[x[i]]\nsm[2 * tx + 1] = 3",
+    "halved": "s = 16\nwhile s > 0:\n    if tx < s:\n        sm[tx] += sm[tx + s]\n    cuda.syncthreads()\n    s //= 2",
+    "doubled": "s = 1\nwhile s < 32:\n    k = 2 * s * tx\n    if k < 32:\n        sm[k] += sm[k + s]\n"
+    "    cuda.syncthreads()\n    s *= 2",
+    "counted by a for": "s = 1\nfor k in range(4):\n    sm[tx * s] = 1\n    cuda.syncthreads()\n    s = s * 2",
+    "before the last turn": "u = 3\nwhile u > 1:\n    u -= 1\nsm[tx * u] = 1",
+    "in one turn, and in each": "for m in range(3):\n    sm[tx] = 1\n    if tx == m:\n        sm[tx] = 2\n"
+    "    cuda.syncthreads()",
+    "never": "for k in range(0):\n    sm[0] = 1",
     "atomic operations by data": "cuda.atomic.add(sm, x[i], x[i])\ncuda.atomic.add(sm, tx, 1)",
 }
 
