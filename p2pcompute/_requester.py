@@ -6,6 +6,7 @@ import math
 import operator
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -76,6 +77,7 @@ class UnknownOption(ConfigError, TypeError):
 
 
 OptionsT = TypeVar("OptionsT")
+T = TypeVar("T")
 
 
 def chosen(kind: type[OptionsT], options: dict[str, Any]) -> OptionsT:
@@ -364,12 +366,12 @@ class TaskRun:
                 return SampleReport(checked=0, mismatched=0)
             first, blocks = work.chunk_range(index)
             inside = binding.layout.items_inside(first, blocks)
-            return await sampler.check(first * items, blocks * items, output, inside=inside)
+            return await _apart(checks, partial(sampler.check, first * items, blocks * items, output, inside=inside))
 
         async def probe(index: int) -> bool:
             first, blocks = work.chunk_range(index)
             inside = binding.layout.items_inside(first, blocks)
-            return await sampler.probe(first * items, blocks * items, inside=inside)
+            return await _apart(checks, partial(sampler.probe, first * items, blocks * items, inside=inside))
 
         async def hand_over(index: int, output: memoryview, provider: PeerId) -> None:
             first, blocks = work.chunk_range(index)
@@ -396,7 +398,15 @@ class TaskRun:
                 )
             )
 
-        await self.coordinator.run(request, deliver=hand_over, check=check, probe=probe, emit=self._emit)
+        failure: Exception | None = None
+        async with trio.open_nursery() as checks:
+            try:
+                await self.coordinator.run(request, deliver=hand_over, check=check, probe=probe, emit=self._emit)
+            except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
+                failure = exc
+                checks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
         """Units (microseconds of a reference core) of one item, from items all over the launch.
@@ -471,6 +481,27 @@ def price_per_unit_pusd(price: str | float, *, at_most: bool = False) -> int:
     if 0 < uusd < _PRICE_STEP_UUSD:
         raise AmountError(f"{price!r} an hour is less than any price but 0; write at least 0.0036 USD")
     return uusd // _PRICE_STEP_UUSD
+
+
+async def _apart(nursery: trio.Nursery, call: Callable[[], Awaitable[T]]) -> T:
+    """Await a call of our worker within `nursery`: a provider's link may be cut while its chunk is being checked, and
+    a call that is cancelled kills the worker, which checks the chunks of all the others too."""
+    over = trio.Event()
+    given: list[T] = []
+    failed: list[Exception] = []
+
+    async def work() -> None:
+        try:
+            given.append(await call())
+        except Exception as exc:  # noqa: BLE001  whoever waits gets it
+            failed.append(exc)
+        over.set()
+
+    nursery.start_soon(work)
+    await over.wait()
+    if failed:
+        raise failed[0]
+    return given[0]
 
 
 def _inputs(binding: Binding) -> dict[int, Any]:

@@ -185,7 +185,11 @@ class _InlineSession:
             # A check of the usual size takes a tenth of a chunk; a larger one, or a calibration, in proportion.
             share = 1.0 if first_block is not None else count / 2_560
             seconds = self._workers.chunk_s * share
-            await trio.sleep(seconds)
+            try:
+                await trio.sleep(seconds)
+            except trio.Cancelled:
+                self._dead = True  # as a real one: there is no other way to stop a kernel
+                raise
             outs = [np.zeros((count, *row), dtype) for row, dtype in zip(self._rows, self._dtypes, strict=True)]
             call(outs)
             nanoseconds = max(1, int(seconds * 1e9))
