@@ -26,6 +26,7 @@ __all__ = ["THREADS", "Site", "Values", "index_values"]
 Values: TypeAlias = np.ndarray[Any, Any]
 THREADS: Final = 1024  # of a block at most
 _MOST: Final = 1 << 20  # values of one index: threads times steps of the loops around it
+_ALL: Final = 1 << 29  # values of all expressions: a few seconds, which only an attack takes
 _BOUND: Final = 1 << 40  # numbers beyond are taken for unknown, so that nothing here wraps
 _LOOP_STEPS: Final = 1 << 16
 _TURNS: Final = 256  # of a loop that is gone through
@@ -131,6 +132,7 @@ class _Walk:
         self.lengths: list[int] = []
         self.integers = integers
         self.effort = 0
+        self.computed = 0
         places = np.arange(launch.threads_per_block, dtype=np.int64)
         self.threads: list[Values] = []
         for axis in range(3):
@@ -420,7 +422,10 @@ class _Walk:
 
     def value(self, node: ast.expr) -> Values | None:
         """The values of an integer or bool expression over threads and steps, or None."""
+        if self.computed > _ALL:
+            return None
         found = self._value(node)
+        self.computed += 0 if found is None else found.size
         if found is None or found.size > _MOST or (found.size and np.abs(found).max() >= _BOUND):
             return None
         return found
