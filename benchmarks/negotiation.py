@@ -53,6 +53,9 @@ async def provide(directory: Path) -> None:
     async def first_window(_peer: PeerId, _pusd: int) -> int:
         return 1
 
+    async def has_room(_peer: PeerId) -> bool:
+        return True
+
     async with open_ledger(directory / "ledger") as ledger, open_libp2p(key, record_validator=validator) as overlay:
         await ledger.bind_chain(CHAIN)
 
@@ -72,7 +75,7 @@ async def provide(directory: Path) -> None:
                 price_pusd=1,
                 max_window=8,
                 now_ms=now_ms,
-                has_room=lambda: True,
+                has_room=has_room,
                 first_window=first_window,
             ),
             agreed=agreed,

@@ -1,0 +1,26 @@
+"""The benchmarks run: few rounds of each, and no figure is asserted, since speed depends on the machine."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [("negotiation.py", "p50_ms"), ("task_latency.py", "p50_ms"), ("import_time.py", "bare")]
+)
+def test_it_prints_its_figures(name: str, field: str) -> None:
+    options = [] if name == "import_time.py" else ["--count", "2"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), *options], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert field in json.loads(done.stdout)
