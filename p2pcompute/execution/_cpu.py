@@ -21,8 +21,7 @@ from numba.core.errors import NumbaError
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
-from p2pcompute.execution._guard import Admitted, admit
-from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_block import BlockCode
 from p2pcompute.execution._lower_scratch import constants, dtype_name
@@ -49,7 +48,7 @@ class CpuBackend:
         self._crew = _Crew(threads)
         self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS))
         self._programs: OrderedDict[str, _Program] = OrderedDict()
-        self._admitted: OrderedDict[bytes, Admitted] = OrderedDict()
+        self._sources = AdmittedSources(_KEPT)
 
     def __enter__(self) -> Self:
         return self
@@ -60,7 +59,7 @@ class CpuBackend:
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
         """Admit, type and compile; see `Backend.compile`. Sizes and geometry are arguments of the compiled code, so
         another launch of the same kernel over the same types costs no compilation."""
-        admitted = self._admit(source)
+        admitted = self._sources.admit(source)
         layout = Layout.of_admitted(admitted, launch, args)
         lowered = lower(admitted, launch, args)
         types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
@@ -77,22 +76,11 @@ class CpuBackend:
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         """For each output, the shape of one item's row."""
-        return Layout.of_admitted(self._admit(source), launch, args).row_shapes
+        return Layout.of_admitted(self._sources.admit(source), launch, args).row_shapes
 
     def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:
         """Items of one block."""
-        return Layout.of_admitted(self._admit(source), launch, args).items_per_block
-
-    def _admit(self, source: KernelSource) -> Admitted:
-        known = self._admitted.get(source.digest)
-        # The digest says what the text should be, not what it is.
-        if known is not None and source_digest(source.entry, source.text) == source.digest:
-            return known
-        admitted = admit(source)
-        self._admitted[source.digest] = admitted
-        if len(self._admitted) > _KEPT:
-            self._admitted.popitem(last=False)
-        return admitted
+        return Layout.of_admitted(self._sources.admit(source), launch, args).items_per_block
 
 
 def _text(lowered: Lowered) -> str:

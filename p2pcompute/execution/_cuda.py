@@ -18,8 +18,7 @@ from p2pcompute.errors import ExecutionError, KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cuda_compile import CudaCompiler
 from p2pcompute.execution._cuda_device import CudaDevice, open_device
-from p2pcompute.execution._guard import Admitted, admit
-from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_scratch import constants, dtype_name
 from p2pcompute.execution._ptx_lint import check_ptx, entry_parameters
@@ -83,7 +82,7 @@ class CudaBackend:
         )
         self._blocks_a_launch = min(blocks_a_launch, _MOST_BLOCKS)
         self._programs: OrderedDict[str, _Program] = OrderedDict()
-        self._admitted: OrderedDict[bytes, Admitted] = OrderedDict()
+        self._sources = AdmittedSources(_KEPT)
 
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
         """Admit, type, compile and check; see `Backend.compile`. No device is needed until the result is run.
@@ -101,11 +100,11 @@ class CudaBackend:
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         """For each output, the shape of one item's row."""
-        return Layout.of_admitted(self._admit(source), launch, args).row_shapes
+        return Layout.of_admitted(self._sources.admit(source), launch, args).row_shapes
 
     def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:
         """Items of one block."""
-        return Layout.of_admitted(self._admit(source), launch, args).items_per_block
+        return Layout.of_admitted(self._sources.admit(source), launch, args).items_per_block
 
     @property
     def device(self) -> CudaDevice:
@@ -127,7 +126,7 @@ class CudaBackend:
     def _program(
         self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]
     ) -> tuple[_Program, Layout, Lowered]:
-        admitted = self._admit(source)
+        admitted = self._sources.admit(source)
         layout = Layout.of_admitted(admitted, launch, args)
         lowered = lower(admitted, launch, args)
         if lowered.block is not None:
@@ -149,17 +148,6 @@ class CudaBackend:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return program, layout, lowered
-
-    def _admit(self, source: KernelSource) -> Admitted:
-        known = self._admitted.get(source.digest)
-        # The digest says what the text should be, not what it is.
-        if known is not None and source_digest(source.entry, source.text) == source.digest:
-            return known
-        admitted = admit(source)
-        self._admitted[source.digest] = admitted
-        if len(self._admitted) > _KEPT:
-            self._admitted.popitem(last=False)
-        return admitted
 
 
 def _text(lowered: Lowered) -> str:

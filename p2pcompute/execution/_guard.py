@@ -12,6 +12,7 @@ thread's own place (`_guard_index`).
 from __future__ import annotations
 
 import ast
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from p2pcompute.execution._guard_function import NAME, Function, FunctionCheck
 from p2pcompute.execution._guard_index import GridUse, grid_use
 from p2pcompute.execution._language_capture import source_digest
 
-__all__ = ["Admitted", "Function", "admit", "admit_tree"]
+__all__ = ["Admitted", "AdmittedSources", "Function", "admit", "admit_tree"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,3 +195,23 @@ def _callees_first(nodes: Mapping[str, ast.FunctionDef], filenames: Mapping[str,
         if name not in state:
             visit(name)
     return order
+
+
+class AdmittedSources:
+    """The latest admitted sources of one back end, by digest, so that each is checked once."""
+
+    def __init__(self, keep: int) -> None:
+        self._keep = keep
+        self._known: OrderedDict[bytes, Admitted] = OrderedDict()
+
+    def admit(self, source: KernelSource) -> Admitted:
+        """What `admit` gives, or raises, for this source."""
+        known = self._known.get(source.digest)
+        # The digest says what the text should be, not what it is.
+        if known is not None and source_digest(source.entry, source.text) == source.digest:
+            return known
+        admitted = admit(source)
+        self._known[source.digest] = admitted
+        if len(self._known) > self._keep:
+            self._known.popitem(last=False)
+        return admitted
