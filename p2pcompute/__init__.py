@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .kernel import device as device
     from .kernel import kernel as kernel
     from .kernel import out as out
+    from .kernel import reduce as reduce
     from .node import Node as Node
     from .node import open_node as open_node
 
@@ -60,6 +61,7 @@ __all__ = [
     "open_node",
     "out",
     "random",
+    "reduce",
     "run",
 ]
 
@@ -78,6 +80,7 @@ _HOME = {
     "kernel": "kernel",
     "open_node": "node",
     "out": "kernel",
+    "reduce": "kernel",
     "run": "_sync",
 }
 _MODULES = frozenset({"cuda", "errors", "random"})

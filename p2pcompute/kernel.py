@@ -1,4 +1,4 @@
-"""What a user writes kernels with: the decorators `kernel` and `device`, and `out` for what comes back.
+"""What a user writes kernels with: the decorators `kernel` and `device`, and `out` and `reduce` for what comes back.
 
 A kernel is checked when it is decorated, without numba: what the language does not hold is refused there, with the
 line, the reason and what to write instead. docs/strict.md defines what every operation gives.
@@ -19,9 +19,11 @@ from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, 
 from p2pcompute.execution._guard import Admitted, admit_tree
 from p2pcompute.execution._language import DTYPES, MAX_SOURCE_BYTES
 from p2pcompute.execution._language_capture import capture
+from p2pcompute.execution._operations import defined_for, fold
 from p2pcompute.execution._rows import Layout
+from p2pcompute_protocols.work import can_reduce
 
-__all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out"]
+__all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out", "reduce"]
 
 Geometry: TypeAlias = int | Sequence[int]
 _BLOCKS = {1: (128, 1, 1), 2: (16, 16, 1), 3: (8, 4, 4)}
@@ -29,10 +31,12 @@ _BLOCKS = {1: (128, 1, 1), 2: (16, 16, 1), 3: (8, 4, 4)}
 
 @dataclass(frozen=True, slots=True)
 class Out:
-    """An output to be made: its global shape and dtype. Made by `out`."""
+    """An output to be made: its global shape and dtype. Made by `out`, or by `reduce` with the operation that combines
+    the values of all threads."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    reduce: str | None = None
 
 
 def out(shape: int | Sequence[int], dtype: Any) -> Out:
@@ -52,6 +56,32 @@ def out(shape: int | Sequence[int], dtype: Any) -> Out:
     if not lengths or any(length < 0 for length in lengths):
         raise KernelTypeError(f"no output has the shape {lengths}", instead="give a length for each axis")
     return Out(lengths, kind)
+
+
+def reduce(operation: str, shape: int | Sequence[int], dtype: Any) -> Out:
+    """Ask, in place of `out`, for what the values of all threads come to.
+
+    The kernel is the same as for `out`: each thread stores into its own place of an array of `shape`. What comes back
+    has the axes of `shape` beyond those that the kernel indexes by the grid; where there are none, it is one number.
+    Values are combined by a tree that the launch alone decides (docs/strict.md, section 13), so the bits are the same
+    on every machine and for any number of chunks; a `sum` of float32 differs from `numpy.sum` in the last places. A
+    thread that stores nothing gives the operation's identity.
+
+    Args:
+        operation: sum, prod, min, max; and, or, xor for integers and bools. Integers wrap; min and max give NaN where
+            there is one.
+        shape: the whole shape of what `out` would give, or its length.
+        dtype: as for `out`; values are combined in it.
+
+    Raises:
+        KernelTypeError: no kernel can give such an array, or values of this dtype are not combined so.
+    """
+    asked = out(shape, dtype)
+    if not can_reduce(operation, asked.dtype.name):
+        raise KernelTypeError(
+            f"values of {asked.dtype} are not combined by {operation!r}", instead=defined_for(asked.dtype.name)
+        )
+    return Out(asked.shape, asked.dtype, operation)
 
 
 class Device:
@@ -107,8 +137,19 @@ class Binding:
     layout: Layout = field(repr=False)
 
     def empty_outputs(self) -> list[np.ndarray[Any, Any]]:
-        """Zeroed arrays of the outputs' global shapes."""
-        return [np.zeros(spec.shape, spec.dtype) for spec in self.specs if isinstance(spec, OutputSpec)]
+        """Zeroed arrays to place chunks' rows in: the outputs, and for a combined one a partial for each block."""
+        return [
+            np.zeros(shape, spec.dtype)
+            for shape, spec in zip(self.layout.target_shapes, self.layout.outputs, strict=True)
+        ]
+
+    def results(self, placed: Sequence[np.ndarray[Any, Any]]) -> list[Any]:
+        """What a call gives, from the arrays of `empty_outputs` with every chunk in place: blocks' partials are
+        combined, to a NumPy scalar where no axis is left."""
+        return [
+            array if spec.reduce is None else fold(spec.reduce, array)[()]
+            for array, spec in zip(placed, self.layout.outputs, strict=True)
+        ]
 
 
 class Kernel:
@@ -249,7 +290,7 @@ def _triple(value: Geometry) -> tuple[tuple[int, int, int], int]:
 def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
     """The spec and the value of one argument. Python's floats are float32, as literals are; its ints are int64."""
     if isinstance(value, Out):
-        return OutputSpec(dtype=value.dtype.name, shape=value.shape), None
+        return OutputSpec(dtype=value.dtype.name, shape=value.shape, reduce=value.reduce), None
     if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, np.generic):

@@ -178,7 +178,8 @@ class Node:
 
         Args:
             kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``.
-            args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output.
+            args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` or `p2p.reduce(operation, shape, dtype)` for
+                each output.
             options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, max_price, device,
                 on_event.
 
@@ -207,7 +208,8 @@ class Node:
                 binding.layout.scatter(position, chunk.first_block, chunk.blocks, rows, target)
 
         await self._execute(task, binding, place, waits=not self._is_within_stream())
-        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+        results = binding.results(outputs)
+        return results[0] if len(results) == 1 else tuple(results)
 
     def _is_within_stream(self) -> bool:
         """Whether the calling task is in the body of a loop over chunks of this node, whose task goes on only once

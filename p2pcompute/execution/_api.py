@@ -3,8 +3,9 @@
 A kernel is a pure function of (launch geometry, global thread index, arguments). A thread writes only its own
 row of each output, so a chunk's output is an array of shape ``(threads, *row_shape)`` in thread order
 (blocks ascending with x fastest, and inside a block threads with x fastest), and re-running any set of threads
-gives rows that must be equal, bit for bit. Where threads of a block work together, the block takes the thread's
-place: an *item*, the least that is run by itself, is a block, and its row holds the rows of its threads.
+gives rows that must be equal, bit for bit. Where threads of a block work together, or an output is combined, the
+block takes the thread's place: an *item*, the least that is run by itself, is a block, and its row holds the rows of
+its threads, or of a combined output the one value that they give together.
 """
 
 from __future__ import annotations
@@ -62,10 +63,12 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputSpec:
-    """An output array. `shape` is the global one that the kernel sees as ``out.shape``."""
+    """An output array. `shape` is the global one that the kernel sees as ``out.shape``. `reduce` names the operation
+    by which the values of all threads are combined (`_reduce.OPERATIONS`); None where each stands for itself."""
 
     dtype: str
     shape: tuple[int, ...]
+    reduce: str | None = None
 
 
 ArgSpec: TypeAlias = ScalarSpec | InputSpec | OutputSpec
@@ -107,7 +110,7 @@ class Backend(Protocol):
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         """For each output, the shape of one item's row: the axes of the output beyond those the grid covers, behind
-        the number of threads where the item is a block and the output is not the block's own."""
+        the number of threads where the item is a block and the output is neither the block's own nor combined."""
         ...
 
     def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:

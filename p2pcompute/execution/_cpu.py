@@ -25,6 +25,7 @@ from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_block import BlockCode
 from p2pcompute.execution._lower_scratch import constants, dtype_name
+from p2pcompute.execution._reduce import plain_outputs, reducing
 from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._strict import helpers
 
@@ -60,6 +61,8 @@ class CpuBackend:
         """Admit, type and compile; see `Backend.compile`. Sizes and geometry are arguments of the compiled code, so
         another launch of the same kernel over the same types costs no compilation."""
         admitted = self._sources.admit(source)
+        given = Layout.of_admitted(admitted, launch, args)
+        args = plain_outputs(args)
         layout = Layout.of_admitted(admitted, launch, args)
         lowered = lower(admitted, launch, args)
         types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
@@ -72,7 +75,7 @@ class CpuBackend:
             if len(self._programs) > _KEPT:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
-        return _Compiled(program, layout, lowered.parameters, self._crew)
+        return reducing(_Compiled(program, layout, lowered.parameters, self._crew), layout, given)
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         """For each output, the shape of one item's row."""

@@ -22,6 +22,7 @@ from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_scratch import constants, dtype_name
 from p2pcompute.execution._ptx_lint import check_ptx, entry_parameters
+from p2pcompute.execution._reduce import plain_outputs, reducing
 from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._strict import helpers
 
@@ -90,12 +91,13 @@ class CudaBackend:
         Raises:
             PtxRefused: the compiler made what `_ptx_lint` does not let pass.
         """
-        program, layout, lowered = self._program(source, launch, args)
-        return _Compiled(self, program, layout, lowered.parameters)
+        given = Layout.of_admitted(self._sources.admit(source), launch, args)
+        program, layout, lowered = self._program(source, launch, plain_outputs(args))
+        return reducing(_Compiled(self, program, layout, lowered.parameters), layout, given)
 
     def ptx(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CudaProgram:
         """The checked PTX of both entries."""
-        program, _, _ = self._program(source, launch, args)
+        program, _, _ = self._program(source, launch, plain_outputs(args))
         return CudaProgram(blocks_ptx=program.ptx("run_blocks"), threads_ptx=program.ptx("run_threads"))
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:

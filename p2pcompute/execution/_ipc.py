@@ -38,6 +38,7 @@ import numpy as np
 
 from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._language import MAX_SOURCE_BYTES
+from p2pcompute.execution._operations import OPERATIONS
 
 __all__ = [
     "ALIGNMENT",
@@ -240,6 +241,8 @@ def encode_arguments(args: Sequence[ArgSpec]) -> list[Any]:
         if isinstance(arg, ScalarSpec):
             value = np.asarray(arg.value, dtype=DTYPES[arg.dtype])
             items.append([0, arg.dtype, value.tobytes()])
+        elif isinstance(arg, OutputSpec) and arg.reduce is not None:
+            items.append([3, arg.dtype, [arg.reduce, *arg.shape]])
         else:
             items.append([1 if isinstance(arg, InputSpec) else 2, arg.dtype, list(arg.shape)])
     return items
@@ -250,7 +253,7 @@ def decode_arguments(value: Any) -> list[ArgSpec]:
     args: list[ArgSpec] = []
     for item in take_list(value, high=MAX_ARGUMENTS):
         kind, dtype, rest = take_list(item, low=3, high=3)
-        take_int(kind, low=0, high=2)
+        take_int(kind, low=0, high=3)
         if take_text(dtype, limit=16) not in DTYPES:
             raise FrameError(f"unknown dtype {dtype!r}")
         if kind == 0:
@@ -258,6 +261,12 @@ def decode_arguments(value: Any) -> list[ArgSpec]:
             if len(raw) != DTYPES[dtype].itemsize:
                 raise FrameError("a scalar of the wrong width")
             args.append(ScalarSpec(dtype=dtype, value=np.frombuffer(raw, dtype=DTYPES[dtype])[0]))
+        elif kind == 3:
+            operation, *extents = take_list(rest, low=1, high=1 + MAX_DIMENSIONS)
+            if take_text(operation, limit=16) not in OPERATIONS:
+                raise FrameError(f"unknown operation {operation!r}")
+            shape = take_ints(extents, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
+            args.append(OutputSpec(dtype=dtype, shape=shape, reduce=operation))
         else:
             shape = take_ints(rest, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
             args.append(InputSpec(dtype=dtype, shape=shape) if kind == 1 else OutputSpec(dtype=dtype, shape=shape))

@@ -15,6 +15,8 @@ from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import ArgSpec, Array, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._language import DTYPES, MAX_ARRAY_AXES
+from p2pcompute.execution._operations import defined_for
+from p2pcompute_protocols.work import can_reduce
 
 __all__ = ["MAX_THREADS", "Layout", "check_launch", "extents", "scatter_rows", "thread_coordinates", "threads_inside"]
 
@@ -73,6 +75,8 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
             raise refuse(f"{name} is an output and the kernel never stores into it", "pass an array, or store into it")
         if mapping is not None and len(spec.shape) < len(mapping):
             raise refuse(f"{name} has fewer axes than the grid", f"give it at least {len(mapping)}")
+        if isinstance(spec, OutputSpec) and spec.reduce is not None and not can_reduce(spec.reduce, spec.dtype):
+            raise refuse(f"values of {spec.dtype} are not combined by {spec.reduce!r}", defined_for(spec.dtype))
 
 
 def extents(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) -> tuple[int, int, int]:
@@ -110,9 +114,9 @@ def thread_coordinates(launch: Launch, threads: Array) -> tuple[Array, Array, Ar
 class Layout:
     """Where rows lie, for one kernel, launch and arguments. Build it once with `of` and use it for every chunk.
 
-    An *item* is the least that can be run by itself: a thread, or a block where its threads work together
-    (`together`). Items have linear ids, and one row of each output. In a block's row stand the rows of its threads,
-    in their order, unless the output is the block's own (`by_block`).
+    An *item* is the least that can be run by itself: a thread, or a block (`together`) where its threads work
+    together or an output is combined. Items have linear ids, and one row of each output. In a block's row stand the
+    rows of its threads, in their order, unless the output is the block's own (`by_block`) or combined.
     """
 
     launch: Launch
@@ -146,7 +150,7 @@ class Layout:
             outputs=tuple(outputs),
             mappings=tuple(mappings),
             extents=extents(admitted, launch, args),
-            together=admitted.plan is not None,
+            together=admitted.plan is not None or any(spec.reduce is not None for spec in outputs),
             by_block=tuple(
                 name in admitted.grid.by_block
                 for name, spec in zip(admitted.entry.params, args, strict=True)
@@ -159,8 +163,16 @@ class Layout:
         """For each output, the shape of one item's row."""
         threads = (self.launch.threads_per_block,) if self.together else ()
         return [
-            (() if own else threads) + spec.shape[self.launch.dims :]
+            (() if own or spec.reduce is not None else threads) + spec.shape[self.launch.dims :]
             for spec, own in zip(self.outputs, self.by_block, strict=True)
+        ]
+
+    @property
+    def target_shapes(self) -> list[tuple[int, ...]]:
+        """For each output, the shape of what chunks are placed in: its own, or one partial for each block."""
+        return [
+            spec.shape if spec.reduce is None else (self.launch.blocks, *spec.shape[self.launch.dims :])
+            for spec in self.outputs
         ]
 
     @property
@@ -174,6 +186,8 @@ class Layout:
             return self.threads_inside(first_block, blocks)
         self._check_chunk(first_block, blocks)
         found = np.arange(first_block, first_block + blocks, dtype=np.int64)
+        if any(spec.reduce is not None for spec in self.outputs):
+            return found  # a block gives a value even where none of its threads stores one
         places: list[Array] = []
         rest = found
         for axis in range(3):
@@ -213,7 +227,7 @@ class Layout:
             first_block: the chunk's first block.
             blocks: how many blocks it has.
             rows: the chunk's items' rows, ``(blocks * items_per_block, *row_shape)`` of the output's dtype.
-            target: the whole output, of its global shape; written in place.
+            target: the whole output, of its `target_shapes`; written in place.
 
         Raises:
             ValueError: a shape or dtype is not as it has to be, or the chunk lies outside of the launch.
@@ -223,8 +237,12 @@ class Layout:
         due = (blocks * self.items_per_block, *self.row_shapes[out_index])
         if rows.shape != due or rows.dtype != np.dtype(spec.dtype):
             raise ValueError(f"rows are {rows.dtype}{rows.shape}, not of this chunk")
-        if target.shape != spec.shape or target.dtype != np.dtype(spec.dtype):
-            raise ValueError(f"target is {target.dtype}{target.shape}, not {spec.dtype}{spec.shape}")
+        shape = self.target_shapes[out_index]
+        if target.shape != shape or target.dtype != np.dtype(spec.dtype):
+            raise ValueError(f"target is {target.dtype}{target.shape}, not {spec.dtype}{shape}")
+        if spec.reduce is not None:
+            target[first_block : first_block + blocks] = rows
+            return
         row_shape = spec.shape[launch.dims :]
         block, size = launch.block, launch.threads_per_block
         if self.by_block[out_index]:

@@ -29,7 +29,7 @@ def wire_args(binding: Binding) -> tuple[tuple[ScalarArg | ArrayArg | OutArg, ..
     for spec in binding.specs:
         match spec:
             case OutputSpec():
-                wire.append(OutArg(dtype=spec.dtype, shape=spec.shape))
+                wire.append(OutArg(dtype=spec.dtype, shape=spec.shape, reduce=spec.reduce))
             case InputSpec():
                 data = _little(next(values)).tobytes()
                 digest = hashlib.sha256(data).digest()
@@ -122,7 +122,7 @@ def execution_args(
                 specs.append(InputSpec(dtype=arg.dtype, shape=arg.shape))
                 inputs[position] = blobs[arg.digest]
             case OutArg():
-                specs.append(OutputSpec(dtype=arg.dtype, shape=arg.shape))
+                specs.append(OutputSpec(dtype=arg.dtype, shape=arg.shape, reduce=arg.reduce))
     grid, block = work.launch.grid, work.launch.block
     launch = Launch(grid=(grid[0], grid[1], grid[2]), block=(block[0], block[1], block[2]), dims=work.launch.dims)
     return KernelSource(text=text, entry=work.entry, digest=digest), launch, specs, inputs

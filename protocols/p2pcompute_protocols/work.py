@@ -18,10 +18,11 @@ from .limits import (
     MAX_NAME,
     MAX_OUTPUT_BYTES,
 )
-from .wire import Array, Bytes, Choice, Nested, OneOf, Record, Text, Uint, record, wire
+from .wire import Array, Bytes, Choice, Nested, OneOf, Record, Text, Uint, optional, record, wire
 
 __all__ = [
     "DTYPES",
+    "REDUCE",
     "WORK",
     "ArrayArg",
     "BlobRef",
@@ -31,6 +32,7 @@ __all__ = [
     "ScalarArg",
     "Work",
     "WorkArg",
+    "can_reduce",
 ]
 
 # name -> bytes
@@ -47,8 +49,15 @@ DTYPES: Final = {
     "float32": 4,
     "float64": 8,
 }
+REDUCE: Final = ("sum", "prod", "min", "max", "and", "or", "xor")
 _DTYPE = Choice(*DTYPES)
 _SHAPE = Array(Uint(1, 2**40), MAX_DIMS, 1)
+
+
+def can_reduce(operation: str, dtype: str) -> bool:
+    """Whether values of `dtype` can be combined by `operation`: bitwise ones take no floats, and bools no others."""
+    bitwise = operation in ("and", "or", "xor")
+    return operation in REDUCE and (not dtype.startswith("float") if bitwise else dtype != "bool")
 
 
 def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
@@ -98,10 +107,16 @@ class ArrayArg(Record):
 
 @record
 class OutArg(Record):
-    """An output array, of which each thread writes its own row."""
+    """An output array, of which each thread writes its own row. `reduce` is the operation by which the rows of a
+    block's threads become one; without it each stands for itself."""
 
     dtype: str = wire(1, _DTYPE)
     shape: tuple[int, ...] = wire(2, _SHAPE)
+    reduce: str | None = optional(3, Choice(*REDUCE), default=None)
+
+    def validate(self) -> None:
+        if self.reduce is not None and not can_reduce(self.reduce, self.dtype):
+            raise LocalProtocolError(f"values of {self.dtype} are not combined by {self.reduce}")
 
     @property
     def nbytes(self) -> int:

@@ -12,11 +12,12 @@ import pytest
 import trio
 
 import p2pcompute as p2p
-from p2pcompute import ProviderOptions, RunOptions, _opening
+from p2pcompute import ProviderOptions, RunOptions, _opening, cuda
 from p2pcompute._requester import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
-from p2pcompute.tasks import Agreed, ChunkDone, TaskStarted
+from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught, TaskStarted
 from p2pcompute.testing import virtual_clock_ms
+from p2pcompute.testing._output_faults import lie
 
 from .market._harness import Market, Watch, X, Y, Z, axpy, compute, in_memory
 
@@ -424,5 +425,49 @@ def test_a_provider_of_many_slots_has_workers_for_its_tasks() -> None:
         assert provider.provider is not None
         pool = _opening._open_pool(1, True)
         assert 10 < provider.provider.tasks.max_tasks < pool._slots.value
+
+    in_memory(scenario)
+
+
+@p2p.kernel
+def terms(acc, x):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < x.size:
+        acc[i] = x[i] * x[i]
+
+
+def test_a_combined_output_has_the_same_bits_for_any_number_of_chunks_and_providers() -> None:
+    x = np.random.default_rng(11).standard_normal(50_000).astype(np.float32)
+
+    async def scenario(market: Market) -> None:
+        first, second = await market.provider(), await market.provider()
+        node = await market.node(connect=(first, second))
+        found = {
+            (await node.run(terms, p2p.reduce("sum", x.size, np.float32), x, chunks=chunks)).tobytes()
+            for chunks in (1, 7, 50)
+        }
+        assert len(found) == 1
+        got = np.frombuffer(found.pop(), np.float32)[0]
+        assert abs(got - (x.astype(np.float64) ** 2).sum()) < 1e-6 * got * np.log2(x.size)
+        rows = 0
+        async with node.map(terms, p2p.reduce("sum", x.size, np.float32), x, chunks=7) as chunks:
+            async for chunk in chunks:
+                assert chunk.rows[0].shape == (chunk.blocks,)
+                rows += chunk.blocks
+        assert rows == -(-x.size // 128)
+
+    in_memory(scenario)
+
+
+def test_a_lie_about_a_partial_is_caught_and_computed_anew() -> None:
+    x = np.arange(100_000, dtype=np.int64)
+
+    async def scenario(market: Market) -> None:
+        liar, honest = await market.provider(fault=lie(0.2, 8)), await market.provider()
+        node = await market.node(connect=(liar, honest))
+        watch = Watch()
+        total = await node.run(terms, p2p.reduce("sum", x.size, np.int64), x, chunks=16, on_event=watch)
+        assert total == (x * x).sum()
+        assert [event.provider for event in watch.of(LiarCaught)] == [liar.peer_id]
 
     in_memory(scenario)

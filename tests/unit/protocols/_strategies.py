@@ -111,6 +111,8 @@ def _array(draw: Any, v: Values) -> None:
 
 def _out(draw: Any, v: Values) -> None:
     v["shape"] = draw(_extents(2**30))
+    if v["reduce"] is not None and not work.can_reduce(v["reduce"], v["dtype"]):
+        v["reduce"] = None
 
 
 def _launch(draw: Any, v: Values) -> None:

@@ -10,6 +10,7 @@ import cbor2
 from p2pcompute_protocols import negotiation
 from p2pcompute_protocols.ids import peer_id_to_bytes
 from p2pcompute_protocols.wire import Record
+from p2pcompute_protocols.work import OutArg
 
 from ._material import (
     CHAIN,
@@ -144,6 +145,10 @@ def negotiation_vectors() -> Json:
 
     refusal = negotiation.RefusalPayload(order_digest=sha(order), code=13, detail="full", retry_after_ms=500)
     work_map = cbor2.loads(work().encode())
+    out_map = work_map[4][-1][1]
+    combined = an_order(
+        work=work(args=(*work().args, OutArg(dtype="float32", shape=(20, 3), reduce="sum")), chunk_output_bytes=32)
+    )
     swapped = cose("terms", made_terms.encode(), PROVIDER)
     dearer = order_bytes(an_order(max_price_pusd=1_499).encode())
     accept = [
@@ -228,6 +233,21 @@ def negotiation_vectors() -> Json:
             "round, work tag 3, is reserved", "order", order_bytes(edited(an_order(), k4=[3, work_map])), "UNSUPPORTED"
         ),
         refused("work tag 4 is unknown", "order", order_bytes(edited(an_order(), k4=[4, work_map])), "UNSUPPORTED"),
+        taken("an order whose output is combined", "order", order_bytes(combined.encode()), combined),
+        refused(
+            "an output combined by an unknown operation",
+            "order",
+            order_bytes(edited(an_order(), k4=[1, {**work_map, 4: [*work_map[4], [3, {**out_map, 3: "mean"}]]}])),
+            "MALFORMED",
+        ),
+        refused(
+            "bools that are summed",
+            "order",
+            order_bytes(
+                edited(an_order(), k4=[1, {**work_map, 4: [*work_map[4], [3, {**out_map, 1: "bool", 3: "sum"}]]}])
+            ),
+            "MALFORMED",
+        ),
         refused("a standing order that names work", "order", order_bytes(edited(an_order(), k14=True)), "MALFORMED"),
         refused("an order without work", "order", order_bytes(edited(an_order(), k4=None)), "MALFORMED"),
         refused(
