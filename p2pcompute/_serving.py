@@ -211,6 +211,7 @@ class ProviderRole:
             async with trio.open_nursery() as nursery:
                 await nursery.start(ad_service.sell)
                 await nursery.start(self.settler.serve)
+                await nursery.start(self.tasks.kept.serve)
                 task_status.started()
                 await trio.sleep_forever()
         finally:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,6 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.errors import ExecutionError, KernelError, StorageError, StreamError, WorkerTimeout
-from p2pcompute.execution import SharedInput
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.envelope import Signer
@@ -46,6 +45,7 @@ from p2pcompute_protocols.task import (
 from p2pcompute_protocols.work import ChunkWork
 
 from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
+from ._inputs import SHARED_BYTES, KeptInputs, TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._places import Guest, Place, Places
 from ._turns import Turns
@@ -62,7 +62,6 @@ _OPEN_S: Final = 10.0
 _BLOB_S: Final = 30.0  # between two pieces of a blob
 _IDLE_S: Final = 120.0  # with nothing to compute: nothing assigned, or no money for what was
 _COMPILE_S: Final = 60.0
-_SHARED_BYTES: Final = 1024 * 1024  # inputs of this size and above are kept in shared memory
 _CORE_MILLI: Final = 1_000  # of the reference core; compiling takes one core, whatever the device has
 _UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
 _UNDERPRICED_MIN_MS: Final = 2_000
@@ -114,6 +113,7 @@ class TaskService:
     places: Places = field(init=False)
     compilers: Turns = field(init=False)
     newcomers_hold: int = field(init=False, default=0)
+    kept: KeptInputs = field(default_factory=KeptInputs)
     _compiling: dict[PeerId, trio.Lock] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -257,12 +257,10 @@ class _Session:
         self.connection.chunks = work.chunks
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
-        with ExitStack() as kept:
-            kept.enter_context(self._holding())
-            await self.dialogue.send(
-                Opened(need=tuple(self.connection.blob_sizes), slots=agreement.terms.slots, window=account.window)
-            )
-            blobs = _Blobs(work, kept)
+        peer = self.stream.peer_id
+        with self._holding(), TaskInputs(work, service.kept, peer, keep=self._has_paid(account)) as blobs:
+            need = tuple(digest for digest in self.connection.blob_sizes if digest not in blobs.had)
+            await self.dialogue.send(Opened(need=need, slots=agreement.terms.slots, window=account.window))
             if not await self._take(blobs):
                 await self.dialogue.send(Closed(chunks=0))
                 return
@@ -275,12 +273,12 @@ class _Session:
     @contextmanager
     def _holding(self) -> Generator[None]:
         """The inputs of newcomers are bounded together, and each one's large ones are few: memory and descriptors are
-        this process's, and all tasks share them."""
+        this process's, and all tasks share them. What earlier tasks have left here counts as well."""
         service, sizes = self.service, list(self.connection.blob_sizes.values())
         if self.place.guest.known:
             yield
             return
-        if sum(size >= _SHARED_BYTES for size in sizes) > _NEWCOMER_LARGE:
+        if sum(size >= SHARED_BYTES for size in sizes) > _NEWCOMER_LARGE:
             raise _RefuseError(
                 WireCode.OVERSIZED, f"a newcomer's task has {_NEWCOMER_LARGE} inputs of a MiB and more at most"
             )
@@ -304,7 +302,7 @@ class _Session:
             self.service.newcomers_hold += size
             self.held_bytes += size
 
-    async def _take(self, blobs: _Blobs) -> bool:
+    async def _take(self, blobs: TaskInputs) -> bool:
         """Take the blobs that were asked for; False when the requester finished instead."""
         size = sum(self.connection.blob_sizes.values())
         try:
@@ -315,7 +313,7 @@ class _Session:
         self.place.overstayed = True
         raise RemoteProtocolError("the inputs came too slowly", code=WireCode.STALLED)
 
-    async def _take_at_any_speed(self, blobs: _Blobs) -> bool:
+    async def _take_at_any_speed(self, blobs: TaskInputs) -> bool:
         while self.connection.needed:
             message = await self.dialogue.receive(stall_s=_BLOB_S)
             match message:
@@ -331,7 +329,9 @@ class _Session:
                     raise StreamError("the requester left before its inputs had come")
         return True
 
-    async def _compute(self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: _Blobs) -> None:
+    async def _compute(
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: TaskInputs
+    ) -> None:
         # All the time, also while it waits for its turn to compile: a requester that has left waits for nothing.
         with single_error(_RefuseError, StorageError, ProtocolError, StreamError, ExecutionError):
             async with trio.open_nursery() as nursery:
@@ -346,7 +346,7 @@ class _Session:
             await self.dialogue.send(Closed(chunks=done))
 
     async def _with_worker(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: _Blobs
+        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: TaskInputs
     ) -> bool:
         """Compute with one worker until the task is finished; True when the worker was lost before that."""
         lost: str | None = None
@@ -370,7 +370,7 @@ class _Session:
         return lost is not None
 
     async def _ready_worker(
-        self, stack: AsyncExitStack, work: ChunkWork, account: ProviderAccount, blobs: _Blobs
+        self, stack: AsyncExitStack, work: ChunkWork, account: ProviderAccount, blobs: TaskInputs
     ) -> tuple[TaskWorker, int]:
         """A worker that has compiled the kernel, and how many milliseconds that took."""
         guest = self.place.guest
@@ -393,7 +393,7 @@ class _Session:
         """Whether its requester has paid anything, as far as this task knows: asked when the worker is left."""
         return lambda: self.place.guest.known or self.place.chunks > account.unpaid
 
-    async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: _Blobs) -> int:
+    async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: TaskInputs) -> int:
         source, launch, specs, inputs = execution_args(work, blobs.whole)
         try:
             with trio.fail_after(_COMPILE_S):
@@ -596,43 +596,6 @@ class _Session:
         await self.dialogue.send(ChunkError(index=index, receipt=receipt))
         if self.entry is not None:
             self.entry.chunks_failed += 1
-
-
-class _Blobs:
-    """The inputs of a task. Large ones lie in memory that its workers share with this process, and so only once.
-
-    They are kept until the task ends, since a worker that dies has a successor.
-    """
-
-    def __init__(self, work: ChunkWork, kept: ExitStack) -> None:
-        self.whole: dict[bytes, bytes | SharedInput] = dict.fromkeys(work.inputs, b"")
-        self._kernel = work.kernel.digest
-        self._kept = kept
-        self._digest = b""
-        self._left = 0
-        self._small = bytearray()
-        self._large: SharedInput | None = None
-
-    def start(self, digest: bytes, size: int) -> None:
-        """A blob begins; the connection has checked its size."""
-        self._digest, self._left = digest, size
-        self._small.clear()
-        # Each large one holds a file descriptor, of which a process has about a thousand.
-        large = size >= _SHARED_BYTES and digest != self._kernel
-        self._large = self._kept.enter_context(SharedInput(size)) if large else None
-
-    def add(self, data: bytes) -> None:
-        """More of it; the connection has checked that it is no more than announced, and at its end the hash."""
-        if self._large is None:
-            self._small += data
-        else:
-            self._large.write(self._large.nbytes - self._left, data)
-        self._left -= len(data)
-        if self._left:
-            return
-        if self._large is not None:
-            self._large.seal()
-        self.whole[self._digest] = bytes(self._small) if self._large is None else self._large
 
 
 class _Meter:

@@ -420,14 +420,14 @@ def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() 
         async with open_rogue(market, connect=(provider,)) as rogue:
             opened = await rogue.open_task(provider)
             session = _provider._Session(tasks, opened.stream)
-            sizes = [_provider._SHARED_BYTES] * 8 + [_provider._SHARED_BYTES - 1]
+            sizes = [_provider.SHARED_BYTES] * 8 + [_provider.SHARED_BYTES - 1]
             session.connection.blob_sizes = {bytes([n]): size for n, size in enumerate(sizes)}
             session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=False))
             with session._holding():
                 session._hold(5)
                 assert tasks.newcomers_hold == 5
             assert tasks.newcomers_hold == 0
-            session.connection.blob_sizes[b"one more"] = _provider._SHARED_BYTES
+            session.connection.blob_sizes[b"one more"] = _provider.SHARED_BYTES
             with pytest.raises(_provider._RefuseError) as caught, session._holding():
                 pass
             assert caught.value.message.code == WireCode.OVERSIZED
