@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PRICE", "ProviderOptions", "ProviderRole"]
 
 DEFAULT_PRICE: Final = "0.05 USD"
+_FAREWELL_S: Final = 0.5  # for telling requesters that this node stops
 _MAX_SLOTS: Final = 64
 _MAX_TASKS: Final = 62  # a worker each, of the pool's 64; two are left for what this node buys
 _MAX_WINDOW: Final = 64  # the protocol's bound is 256
@@ -236,9 +237,15 @@ class ProviderRole:
 
     async def stop(self) -> None:
         """End every task here: workers are killed, nothing more is billed, and agreements are closed in the ledger."""
-        self._stopped = self.tasks.draining = True
+        self._stopped = True
+        self.tasks.say_farewell()
+        with trio.move_on_after(_FAREWELL_S):
+            await self._wait_no_sessions()
         for scope in list(self._sessions):
             scope.cancel()
+        await self._wait_no_sessions()
+
+    async def _wait_no_sessions(self) -> None:
         while self._sessions:
             self._no_sessions = trio.Event()
             await self._no_sessions.wait()

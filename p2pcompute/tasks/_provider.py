@@ -115,6 +115,7 @@ class TaskService:
     newcomers_hold: int = field(init=False, default=0)
     kept: KeptInputs = field(default_factory=KeptInputs)
     _compiling: dict[PeerId, trio.Lock] = field(default_factory=dict)
+    _sessions: set[_Session] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.places = Places(self.max_tasks)
@@ -143,6 +144,7 @@ class TaskService:
 
     async def _serve(self, stream: OverlayStream) -> None:
         session = _Session(self, stream)
+        self._sessions.add(session)
         try:
             await session.run()
         except RemoteProtocolError as exc:
@@ -151,7 +153,15 @@ class TaskService:
         except StreamError as exc:
             _log.info("task with %s ended: the stream broke (%s)", stream.peer_id, exc)
         finally:
+            self._sessions.discard(session)
             session.leave()
+
+    def say_farewell(self) -> None:
+        """Take no more work, and end every task with the word that this provider leaves. What was computed stays
+        owed."""
+        self.draining = True
+        for session in self._sessions:
+            session.say_farewell()
 
 
 class _RefuseError(Exception):
@@ -183,6 +193,7 @@ class _Session:
         self.finish = trio.Event()
         self.running = trio.CancelScope()  # around the chunk that is computed; its successor makes its own
         self.deaths = 0
+        self.leaving = False
         self._notice: Notice | None = None
         self.answered: Counter[int] = Counter()
         self.not_begun = 0
@@ -208,6 +219,12 @@ class _Session:
                 if not farewell.cancelled_caught:
                     return
             await self.stream.reset()
+
+    def say_farewell(self) -> None:
+        """End the task, if it has begun, and say why."""
+        if self.entry is not None:
+            self.leaving = True
+            self.place.scope.cancel()
 
     def leave(self) -> None:
         """Give the task's place to others. Idempotent."""
@@ -248,6 +265,8 @@ class _Session:
             finally:
                 with trio.CancelScope(shield=True):
                     await account.close()
+        if self.leaving:
+            raise _RefuseError(WireCode.DRAINING, "the provider is being stopped")
         if self.place.scope.cancelled_caught:
             # STALLED and not NO_CAPACITY: it may come again at once, and finds out then whether there is room.
             raise _RefuseError(WireCode.STALLED, "the place was needed, and nothing was computed in it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +116,8 @@ async def run_testnet(options: TestnetOptions) -> None:
                 voice.say(
                     f"{options.providers} providers are ready; logs are in {cluster.logs}. In another terminal:\n"
                     f"    {where}python yourfile.py        {where}p2pcompute run yourfile.py\n"
+                    f"    P2PCOMPUTE_HOME={shlex.quote(str(first[0].home))} p2pcompute status --profile "
+                    f"{first[0].spec.name}\n"
                     "Ctrl-C stops them all",
                     event="testnet-ready",
                     providers=options.providers,

@@ -15,7 +15,7 @@ import p2pcompute as p2p
 from p2pcompute import ProviderOptions, RunOptions, _opening, cuda
 from p2pcompute._requester import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
-from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught, TaskStarted
+from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught, ProviderRefused, TaskStarted
 from p2pcompute.testing import virtual_clock_ms
 from p2pcompute.testing._output_faults import lie
 
@@ -469,5 +469,25 @@ def test_a_lie_about_a_partial_is_caught_and_computed_anew() -> None:
         total = await node.run(terms, p2p.reduce("sum", x.size, np.int64), x, chunks=16, on_event=watch)
         assert total == (x * x).sum()
         assert [event.provider for event in watch.of(LiarCaught)] == [liar.peer_id]
+
+    in_memory(scenario)
+
+
+def test_a_provider_that_is_stopped_says_so_and_the_others_go_on() -> None:
+    async def scenario(market: Market) -> None:
+        leaver, stayer = await market.provider(), await market.provider()
+        node = await market.node(connect=(leaver, stayer))
+
+        def react(event: Any) -> None:
+            if isinstance(event, ChunkDone) and event.provider == leaver.peer_id:
+                market._nurseries[leaver.peer_id].cancel_scope.cancel()
+                market.nodes.pop(leaver.peer_id, None)  # its ledger closes with it
+
+        watch = Watch(react)
+        assert (await compute(node, watch=watch) == Z).all()
+        (refused,) = watch.of(ProviderRefused)
+        assert refused.provider == leaver.peer_id
+        assert "draining" in refused.reason
+        assert "being stopped" in refused.reason
 
     in_memory(scenario)
