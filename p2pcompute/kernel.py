@@ -19,9 +19,8 @@ from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, 
 from p2pcompute.execution._guard import Admitted, admit_tree
 from p2pcompute.execution._language import DTYPES, MAX_SOURCE_BYTES
 from p2pcompute.execution._language_capture import capture
-from p2pcompute.execution._operations import defined_for, fold
+from p2pcompute.execution._operations import can_reduce, defined_for, fold
 from p2pcompute.execution._rows import Layout
-from p2pcompute_protocols.work import can_reduce
 
 __all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out", "reduce"]
 

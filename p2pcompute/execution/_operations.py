@@ -8,9 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from p2pcompute.execution._api import Array
-from p2pcompute_protocols.work import REDUCE, can_reduce
 
-__all__ = ["OPERATIONS", "defined_for", "fold", "identity"]
+__all__ = ["OPERATIONS", "can_reduce", "defined_for", "fold", "identity"]
 
 _CANONICAL: Final[dict[str, Any]] = {"float32": np.uint32(0x7FC00000), "float64": np.uint64(0x7FF8000000000000)}
 
@@ -39,8 +38,15 @@ _COMBINE: Final[dict[str, Callable[[Array, Array], Array]]] = {
     "or": np.bitwise_or,
     "xor": np.bitwise_xor,
 }
-OPERATIONS: Final = REDUCE
-assert set(_COMBINE) == set(OPERATIONS)
+OPERATIONS: Final = tuple(_COMBINE)
+
+
+def can_reduce(operation: str, dtype: str) -> bool:
+    """Whether values of `dtype` can be combined so: bitwise operations take no floats, and bools take no others."""
+    if operation not in _COMBINE:
+        return False
+    bitwise = operation in ("and", "or", "xor")
+    return not dtype.startswith("float") if bitwise else dtype != "bool"
 
 
 def defined_for(dtype: str) -> str:

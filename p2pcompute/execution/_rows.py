@@ -15,8 +15,7 @@ from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import ArgSpec, Array, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._language import DTYPES, MAX_ARRAY_AXES
-from p2pcompute.execution._operations import defined_for
-from p2pcompute_protocols.work import can_reduce
+from p2pcompute.execution._operations import can_reduce, defined_for
 
 __all__ = ["MAX_THREADS", "Layout", "check_launch", "extents", "scatter_rows", "thread_coordinates", "threads_inside"]
 

@@ -18,9 +18,10 @@ from p2pcompute import cuda
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._ipc import FrameError, decode_arguments, encode_arguments
-from p2pcompute.execution._operations import OPERATIONS, fold, identity
+from p2pcompute.execution._operations import OPERATIONS, can_reduce, fold, identity
 from p2pcompute.kernel import Binding, kernel, out, reduce
-from p2pcompute_protocols.work import DTYPES, can_reduce
+from p2pcompute_protocols import work
+from p2pcompute_protocols.work import DTYPES
 
 Array = np.ndarray[Any, Any]
 DEFINED = [(name, dtype) for name in OPERATIONS for dtype in DTYPES if can_reduce(name, dtype)]
@@ -241,6 +242,13 @@ def test_a_nan_shows(backend: CpuBackend) -> None:
     for operation in ("min", "max", "sum"):
         [got] = everywhere(backend, copied.bind(reduce(operation, x.shape, x.dtype), x))
         assert got.view(np.uint32) == 0x7FC00000
+
+
+def test_what_the_language_combines_is_what_the_wire_can_say() -> None:
+    assert OPERATIONS == work.REDUCE
+    for operation in (*OPERATIONS, "mean"):
+        for dtype in DTYPES:
+            assert can_reduce(operation, dtype) == work.can_reduce(operation, dtype)
 
 
 def test_refusals_say_what_to_write() -> None:
