@@ -30,7 +30,7 @@ from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdBoard, AdService
 from p2pcompute.overlay import Overlay
-from p2pcompute.payments import Hub, Outbox, Payer
+from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger
 from p2pcompute.tasks import Coordinator
 from p2pcompute_protocols._binding import SignerBinding
@@ -112,6 +112,13 @@ class Node:
     def addresses(self) -> tuple[str, ...]:
         """Multiaddrs that reach this node, each ending in ``/p2p/<peer id>``."""
         return self.services.overlay.addresses
+
+    @property
+    def money(self) -> Wallet:
+        """This node's account: balances, claiming, bringing in and taking out."""
+        services = self.services
+        settler = None if self.provider is None else self.provider.settler
+        return Wallet(ledger=services.ledger, hub=services.hub, outbox=services.outbox, settler=settler)
 
     async def _worker_pool(self, threads: int = 0, allow_unsandboxed: bool = False) -> WorkerPool:
         """The workers, opened on first use; 0 threads are all cores."""

@@ -21,6 +21,13 @@ _COMMANDS: Final = {
     "run": ("p2pcompute_cli._run", "run", "Run a Python script that uses p2p.run, and show its progress."),
     "status": ("p2pcompute_cli._status", "status", "Show what the running node does, earns and is owed."),
     "drain": ("p2pcompute_cli._status", "drain", "Have the running node take no more work."),
+    "wallet": ("p2pcompute_cli._money", "wallet", "Show where this profile's money lies."),
+    "channels": ("p2pcompute_cli._money", "channels", "Show the payment channels."),
+    "earnings": ("p2pcompute_cli._money", "earnings", "Show what was earned, by who paid it."),
+    "receipts": ("p2pcompute_cli._money", "receipts", "List the receipts of chunks that were done here or for us."),
+    "settle": ("p2pcompute_cli._money", "settle", "Claim on chain what our vouchers are worth."),
+    "fund": ("p2pcompute_cli._money", "fund", "Bring tokens into the hub, for channels."),
+    "withdraw": ("p2pcompute_cli._money", "withdraw", "Take what is free at the hub out of it."),
     "bench": ("p2pcompute_cli._bench", "bench", "Measure this machine as its ad will say it."),
     "doctor": ("p2pcompute_cli._doctor", "doctor", "Check this machine, and say what to do about what is missing."),
 }

@@ -11,21 +11,24 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+from urllib.parse import parse_qsl
 
 import h11
 import trio
 
-from p2pcompute.errors import ConfigError
+from p2pcompute.errors import ConfigError, P2PComputeError
 
 from ._metrics import metrics_text
+from ._money import MONEY_ANSWERS, ON_CHAIN, MoneyOnChain
 from ._report import node_status
 
 if TYPE_CHECKING:
     from p2pcompute.node import Node
 
-__all__ = ["Answer", "Routes", "node_routes", "serve_control", "serve_routes", "socket_address"]
+__all__ = ["Answer", "Fields", "Routes", "node_routes", "serve_control", "serve_routes", "socket_address"]
 
 _log = logging.getLogger("p2pcompute.control")
 
@@ -34,6 +37,7 @@ MAX_BODY_BYTES: Final = 64 * 1024
 MAX_CLIENTS: Final = 16
 REQUEST_S: Final = 5.0
 ANSWER_S: Final = 10.0
+CHAIN_S: Final = 150.0  # of what waits for a transaction
 _SUN_PATH: Final = 107  # sockaddr_un.sun_path less its closing NUL, Linux
 
 
@@ -51,27 +55,58 @@ class Answer:
         return cls(body=json.dumps(value, ensure_ascii=False).encode() + b"\n", status=status)
 
 
-Routes = Mapping[tuple[str, str], Callable[[], Awaitable[Answer]]]
+Fields = Mapping[str, Any]
+"""What a request says: the fields of its JSON body, and of its query, as text."""
+Routes = Mapping[tuple[str, str], Callable[[Fields], Awaitable[Answer]]]
 
 
 def node_routes(node: Node) -> Routes:
-    """GET /status, GET /metrics, POST /drain."""
+    """GET /status, GET /metrics, POST /drain, and those of `money_routes`."""
 
-    async def status() -> Answer:
+    async def status(_: Fields) -> Answer:
         return Answer.of(await node_status(node))
 
-    async def metrics() -> Answer:
+    async def metrics(_: Fields) -> Answer:
         text = metrics_text(await node_status(node))
         return Answer(body=text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def drain() -> Answer:
+    async def drain(_: Fields) -> Answer:
         role = node.provider
         if role is None:
             return Answer.of({"error": "this node lends nothing, so there is nothing to drain"}, status=409)
         role.drain(node.services.ad_service.changed)
         return Answer.of({"draining": True, "active_tasks": len(role.tasks.active)})
 
-    return {("GET", "/status"): status, ("GET", "/metrics"): metrics, ("POST", "/drain"): drain}
+    return {
+        ("GET", "/status"): status,
+        ("GET", "/metrics"): metrics,
+        ("POST", "/drain"): drain,
+        **{target: _answering(partial(answer, _money(node))) for target, answer in MONEY_ANSWERS.items()},
+    }
+
+
+def _money(node: Node) -> MoneyOnChain:
+    services, terms = node.services, node.services.hub.terms
+    return MoneyOnChain(
+        wallet=node.money,
+        ledger=services.ledger,
+        network=node.network,
+        chain_url=services.chain_url,
+        chain_id=terms.chain_id,
+        hub=bytes(terms.hub),
+    )
+
+
+def _answering(ask: Callable[[Fields], Awaitable[object]]) -> Callable[[Fields], Awaitable[Answer]]:
+    """A route of what gives plain values; what the asker can mend is said to it."""
+
+    async def answer(fields: Fields) -> Answer:
+        try:
+            return Answer.of(await ask(fields))
+        except P2PComputeError as exc:
+            return Answer.of({"error": str(exc), "kind": type(exc).__name__}, status=409)
+
+    return answer
 
 
 @contextlib.contextmanager
@@ -204,23 +239,23 @@ async def _serve_client(stream: trio.SocketStream, routes: Routes, request_s: fl
     answer: Answer | None = None
     try:
         with trio.fail_after(request_s):
-            request = await _read_request(stream, connection)
+            asked = await _read_request(stream, connection)
     except h11.RemoteProtocolError as exc:
         answer = _error(exc.error_status_hint, f"not a request: {exc}")
     except trio.TooSlowError:
         answer = _error(408, f"no whole request within {request_s:g} s")
     else:
-        if request is None:
+        if asked is None:
             return
-        answer = await _route(request, routes)
+        answer = await _route(*asked, routes)
     with trio.move_on_after(request_s):
         await _send(stream, connection, answer)
 
 
-async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
-    """The head of a request, once its body has been read and dropped; None where the client has left."""
+async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -> tuple[h11.Request, bytes] | None:
+    """The head of a request and its body; None where the client has left."""
     request: h11.Request | None = None
-    body = 0
+    body = bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
@@ -228,18 +263,32 @@ async def _read_request(stream: trio.SocketStream, connection: h11.Connection) -
         elif isinstance(event, h11.Request):
             request = event
         elif isinstance(event, h11.Data):
-            body += len(event.data)
-            if body > MAX_BODY_BYTES:
+            body += event.data
+            if len(body) > MAX_BODY_BYTES:
                 raise h11.RemoteProtocolError("the body is too long", error_status_hint=413)
         elif isinstance(event, h11.EndOfMessage):
-            return request
+            return None if request is None else (request, bytes(body))
         else:
             return None
 
 
-async def _route(request: h11.Request, routes: Routes) -> Answer:
+def _fields(query: str, body: bytes) -> dict[str, Any] | None:
+    """What a request says; None where its body is no JSON object."""
+    fields: dict[str, Any] = dict(parse_qsl(query))
+    if body:
+        try:
+            said = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(said, dict):
+            return None
+        fields.update(said)
+    return fields
+
+
+async def _route(request: h11.Request, body: bytes, routes: Routes) -> Answer:
     method = request.method.decode("ascii", "replace")
-    target = request.target.decode("ascii", "replace").partition("?")[0]
+    target, _, query = request.target.decode("ascii", "replace").partition("?")
     route = routes.get((method, target))
     if route is None:
         methods = sorted(other for other, path in routes if path == target)
@@ -247,11 +296,15 @@ async def _route(request: h11.Request, routes: Routes) -> Answer:
             return _error(405, f"{target} takes {', '.join(methods)}")
         known = ", ".join(f"{other} {path}" for other, path in sorted(routes))
         return _error(404, f"there is {known}")
+    fields = _fields(query, body)
+    if fields is None:
+        return _error(400, "the body is not a JSON object")
+    answer_s = CHAIN_S if target in ON_CHAIN else ANSWER_S
     try:
-        with trio.fail_after(ANSWER_S):
-            return await route()
+        with trio.fail_after(answer_s):
+            return await route(fields)
     except trio.TooSlowError:
-        return _error(503, f"no answer within {ANSWER_S:g} s; the node is busy")
+        return _error(503, f"no answer within {answer_s:g} s; the node is busy")
     except Exception:  # noqa: BLE001  a fault of one answer is not the node's end
         _log.warning("the control API failed at %s %s", method, target, exc_info=True)
         return _error(500, "the node failed at this request; its log says more")

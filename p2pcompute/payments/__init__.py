@@ -19,6 +19,7 @@ from ._api import HubCall as HubCall
 from ._api import Outcome as Outcome
 from ._api import SettlementPending as SettlementPending
 from ._api import Stream as Stream
+from ._api import Withdraw as Withdraw
 from ._chain_hub import ChainHub as ChainHub
 from ._credit import CreditBook as CreditBook
 from ._credit import CreditPolicy as CreditPolicy
@@ -36,9 +37,12 @@ from ._payer import ChannelOut as ChannelOut
 from ._payer import ChannelUnfundable as ChannelUnfundable
 from ._payer import Payer as Payer
 from ._settler import Settler as Settler
+from ._wallet import Balances as Balances
+from ._wallet import Wallet as Wallet
 
 __all__ = [
     "Approve",
+    "Balances",
     "ChainHub",
     "ChannelNeed",
     "ChannelOnChain",
@@ -66,6 +70,8 @@ __all__ = [
     "SettlementPending",
     "Settler",
     "Stream",
+    "Wallet",
+    "Withdraw",
     "max_loss",
     "subnet_of",
 ]

@@ -38,6 +38,7 @@ __all__ = [
     "SettlementPending",
     "Stream",
     "TxLedger",
+    "Withdraw",
 ]
 
 MAX_BATCH: Final = 256
@@ -130,7 +131,15 @@ class Claim:
     rows: tuple[ClaimRow, ...]
 
 
-HubCall: TypeAlias = Approve | Deposit | Fund | Claim
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw:
+    """Turn free balance of the account into tokens of `to`."""
+
+    amount_uusd: int
+    to: Address
+
+
+HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from p2pcompute.errors import ConfigError
 from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import ChainTerms
 
-from ._api import Approve, ChannelOnChain, Claim, Deposit, Fund, HubCall, Outcome
+from ._api import Approve, ChannelOnChain, Claim, Deposit, Fund, HubCall, Outcome, Withdraw
 
 if TYPE_CHECKING:
     from p2pcompute.chain import HubClient
@@ -115,6 +115,8 @@ class ChainHub:
                     for row in call.rows
                 ]
                 return self._client.hub, chain.encode_claim(call.payee, claims)
+            case Withdraw():
+                return self._client.hub, chain.encode_withdraw(call.amount_uusd, call.to)
 
     async def send(self, raw: bytes) -> None:
         """Broadcast signed bytes."""

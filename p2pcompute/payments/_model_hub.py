@@ -20,11 +20,11 @@ from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import ChainTerms
 
-from ._api import Approve, ChannelOnChain, Claim, ClaimRow, Deposit, Fund, FundRow, HubCall, Outcome
+from ._api import Approve, ChannelOnChain, Claim, ClaimRow, Deposit, Fund, FundRow, HubCall, Outcome, Withdraw
 
 __all__ = ["ModelChain", "ModelHub"]
 
-_CALLS: Final = {"approve": Approve, "deposit": Deposit, "fund": Fund, "claim": Claim}
+_CALLS: Final = {"approve": Approve, "deposit": Deposit, "fund": Fund, "claim": Claim, "withdraw": Withdraw}
 _ZERO: Final = ChannelOnChain(deposit_uusd=0, claimed_uusd=0, close_at_s=0)
 
 
@@ -106,6 +106,8 @@ class ModelChain:
                     self._fund(account, call.rows)
                 case Claim():
                     return Outcome(ok=True, claimed=self._claim(call))
+                case Withdraw():
+                    self._withdraw(account, call)
         except _Revert:
             return Outcome(ok=False)
         return Outcome(ok=True)
@@ -116,6 +118,12 @@ class ModelChain:
         self.tokens[account] -= amount
         self.allowances[account] -= amount
         self.free[account] = self.free.get(account, 0) + amount
+
+    def _withdraw(self, account: Address, call: Withdraw) -> None:
+        if not any(call.to) or call.to == self.terms.hub or self.free.get(account, 0) < call.amount_uusd:
+            raise _Revert
+        self.free[account] -= call.amount_uusd
+        self.tokens[call.to] = self.tokens.get(call.to, 0) + call.amount_uusd
 
     def _fund(self, account: Address, rows: tuple[FundRow, ...]) -> None:
         total = sum(row.amount_uusd for row in rows)

@@ -10,7 +10,7 @@ import trio
 from p2pcompute.errors import TransactionFailed
 from p2pcompute_protocols.ids import ChannelId
 
-from ._api import Hub, HubCall, Outcome, QueuedTx, SettlementPending, TxLedger
+from ._api import Approve, Deposit, Hub, HubCall, Outcome, QueuedTx, SettlementPending, TxLedger
 
 __all__ = ["Outbox"]
 
@@ -82,6 +82,16 @@ class Outbox:
                 "another try"
             )
         return outcome
+
+    async def deposit(self, amount_uusd: int) -> None:
+        """Bring tokens of the account into the hub, as free balance; the hub is let take them first where it may not.
+
+        Raises:
+            as `run`.
+        """
+        if await self._hub.allowance_uusd() < amount_uusd:
+            await self.run(Approve(amount_uusd=amount_uusd))
+        await self.run(Deposit(amount_uusd=amount_uusd))
 
     async def _deliver(self, queued: QueuedTx) -> Outcome:
         # It may have been mined before a crash.

@@ -37,7 +37,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError,
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.task import ReceiptPayload
 
-from ._api import MAX_BATCH, Approve, ChannelOutView, Deposit, Dial, Fund, FundRow, Hub, PayerLedger, Stream
+from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream
 from ._outbox import Outbox
 
 __all__ = ["ChannelNeed", "ChannelOut", "ChannelUnfundable", "Payer"]
@@ -214,9 +214,7 @@ class Payer:
                 "lower the budget"
             )
         amount = max(missing, min(deposit_uusd, tokens))
-        if await self.hub.allowance_uusd() < amount:
-            await self._outbox.run(Approve(amount_uusd=amount))
-        await self._outbox.run(Deposit(amount_uusd=amount))
+        await self._outbox.deposit(amount)
 
     async def refresh(self, channel: ChannelId) -> ChannelOutView:
         """Read where a channel stands on chain, and keep it."""

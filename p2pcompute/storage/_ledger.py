@@ -23,7 +23,7 @@ from ._executor import Executor, ThreadExecutor
 from ._lock import LedgerLock
 from ._outbox import OutboxMixin
 from ._peers import PeersMixin
-from ._rows import AgreementRow, AgreementState, ReceiptRow, RoleName, ceil_uusd
+from ._rows import AgreementRow, AgreementState, LoggedReceipt, ReceiptRow, RoleName, ceil_uusd
 from ._schema import MIGRATIONS
 from ._verify import LedgerReport, check_full, check_invariants, replay
 
@@ -335,6 +335,39 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
             )
 
         await self._write(work)
+
+    async def receipt_log(self, *, limit: int = 1_000, before_ms: int | None = None) -> list[LoggedReceipt]:
+        """Receipts of all tasks with whom they are between, those of the newest agreements first.
+
+        Args:
+            limit: how many at most.
+            before_ms: only of agreements recorded before this time.
+        """
+
+        def work(tx: Transaction) -> list[LoggedReceipt]:
+            rows = tx.all(
+                "SELECT r.task, r.idx, r.code, r.digest, r.units, r.pusd, r.envelope, r.verdict, r.sampled, r.reason,"
+                " a.role, a.peer, a.created_ms FROM ("
+                " SELECT task, idx, code, digest, units, pusd, envelope, '' AS verdict, 0 AS sampled, '' AS reason"
+                " FROM receipts_issued UNION ALL"
+                " SELECT task, idx, code, digest, units, pusd, envelope, verdict, sampled, reason FROM receipts_held"
+                ") r JOIN agreements a ON a.task = r.task WHERE :before IS NULL OR a.created_ms < :before"
+                " ORDER BY a.created_ms DESC, r.task, r.idx, r.code LIMIT :limit",
+                before=before_ms,
+                limit=limit,
+            )
+            names = list(ReceiptRow.__dataclass_fields__)
+            return [
+                LoggedReceipt(
+                    receipt=ReceiptRow(**dict(zip(names, row[: len(names)], strict=True))),
+                    role=row[-3],
+                    peer=PeerId(row[-2]),
+                    agreed_ms=row[-1],
+                )
+                for row in rows
+            ]
+
+        return await self._read(work)
 
     async def receipts(self, task: TaskId) -> list[ReceiptRow]:
         """Every receipt of a task, issued or held, by index."""

@@ -68,6 +68,16 @@ class ReceiptRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoggedReceipt:
+    """A receipt and its agreement: what this node was in it, with whom, and when it was recorded (UNIX ms)."""
+
+    receipt: ReceiptRow
+    role: RoleName
+    peer: PeerId
+    agreed_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelInRow:
     """A channel on which we are paid.
 

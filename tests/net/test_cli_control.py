@@ -16,18 +16,18 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcompute.control import Answer, NoNode, Routes, ask, metrics_text, serve_routes
+from p2pcompute.control import Answer, Fields, NoNode, Routes, ask, metrics_text, serve_routes
 from p2pcompute.control._server import MAX_BODY_BYTES, MAX_HEAD_BYTES, socket_address
 from p2pcompute.errors import ConfigError
 
 pytestmark = pytest.mark.net
 
 
-async def _hello() -> Answer:
+async def _hello(_: Fields) -> Answer:
     return Answer.of({"hello": "world"})
 
 
-async def _broken() -> Answer:
+async def _broken(_: Fields) -> Answer:
     raise ZeroDivisionError
 
 
@@ -150,6 +150,9 @@ def test_where_no_socket_can_be_made(tmp_path: Path) -> None:
         (b"\x00\xff\x16\x03\x01" * 50 + b"\r\n\r\n", b"400"),
         (b"GET /hello HTTP/1.1\r\nHost: a\r\nX: " + b"a" * (MAX_HEAD_BYTES + 1), b"431"),
         (b"GET /hello HTTP/1.1\r\n\r\n", b"400"),  # no Host
+        (b"POST /drain HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n[]", b"400"),
+        (b"POST /drain HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n{\xff}x", b"400"),
+        (b"POST /drain HTTP/1.1\r\nHost: a\r\nContent-Length: 60000\r\n\r\n" + b"[" * 60_000, b"400"),
         (b"GET /hello HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", b"400"),
         (b"GET /hello HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", b"400"),
         (

@@ -242,6 +242,23 @@ def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkey
     assert asked[0].lines[0]["pid"] == first.process.pid
     assert asked[0].lines[0]["peer_id"] == ready["peer_id"]
 
+    owner = "0x" + "5a" * 20
+    earned = asked[1].lines[0]["totals"]["earned_uusd"]
+    money = [start(*words, "--json", "--profile", "second") for words in (["wallet"], ["channels"], ["receipts"])]
+    assert [program.end() for program in money] == [0, 0, 0]
+    wallet, channels, receipts = (program.lines[0] for program in money)
+    assert wallet["unclaimed_uusd"] == earned
+    assert sum(row["voucher_uusd"] for row in channels["channels"]) == earned
+    assert len(receipts["receipts"]) == sum(
+        event["provider"] == ready_2["peer_id"] for event in script.events("chunk-done")
+    )
+    settle = start("settle", "--json", "--profile", "second")
+    assert settle.end() == 0
+    assert (settle.lines[0]["settled_uusd"], settle.lines[0]["free_uusd"]) == (earned, earned)
+    unasked = start("withdraw", "all", "--to", owner, "--json", "--profile", "second")
+    assert unasked.end() == 2  # nobody there to say yes
+    assert "add --yes" in unasked.said
+
     drain = start("drain", "--json", "--profile", "second")
     assert drain.end() == 0
     assert drain.lines == [{"draining": True, "active_tasks": 0}]
@@ -267,6 +284,14 @@ def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkey
     second.process.send_signal(signal.SIGTERM)
     assert second.end() == 0, second.said
     gone(family)
+    # Its money is there without it, and the chain with the money.
+    if earned:
+        out = start("withdraw", "all", "--to", owner, "--yes", "--json", "--profile", "second")
+        assert out.end() == 0, out.said
+        assert (out.lines[0]["withdrawn_uusd"], out.lines[0]["free_uusd"]) == (earned, 0)
+    empty = start("withdraw", "all", "--to", owner, "--yes", "--json", "--profile", "second")
+    assert empty.end() != 0
+    assert empty.events("error")[0]["error"] == "InsufficientFunds"
     for profile in ("default", "second", "mine"):
         verified(home, profile)
 

@@ -29,6 +29,7 @@ from p2pcompute.payments import (
     Payee,
     Payer,
     Settler,
+    Withdraw,
 )
 from p2pcompute.storage import InlineExecutor, open_ledger
 from p2pcompute_protocols.channel import Domain, Voucher, channel_id, voucher_digest
@@ -164,6 +165,11 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
         await do(1, Claim(payee=payee.address, rows=(row(90),)))  # above the deposit
         await do(0, Fund(rows=(dataclasses.replace(fund, amount_uusd=40),)))
         await do(1, Claim(payee=payee.address, rows=(row(90),)))  # good for the rest
+        await do(1, Withdraw(amount_uusd=91, to=payer.address))  # 90 are free
+        await do(1, Withdraw(amount_uusd=5, to=Address(bytes(20))))
+        await do(1, Withdraw(amount_uusd=5, to=Address(hubs[0].terms.hub)))
+        await do(1, Withdraw(amount_uusd=70, to=payer.address))
+        await do(1, Withdraw(amount_uusd=20, to=payee.address))
         return seen
 
     kept: list[Any] = []
@@ -191,6 +197,6 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
                         kept.extend((first, second))
                         results.append(await play(list(hubs), domain))
                 assert results[0] == results[1]
-                assert results[1].count("failed") == 2
+                assert results[1].count("failed") == 5
 
     trio.run(main)

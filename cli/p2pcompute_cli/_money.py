@@ -1,0 +1,323 @@
+"""`p2pcompute wallet`, `channels`, `earnings`, `receipts`, `settle`, `fund` and `withdraw`: a profile's money.
+
+A running node is asked, since it has the ledger; else the profile is opened here.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import click
+
+from ._shared import common_options, count, fail, hush_logs, json_line, profile_option, short_peer, usd
+
+__all__ = ["channels", "earnings", "fund", "receipts", "settle", "wallet", "withdraw"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+_ANSWER_S: Final = 160.0
+
+
+def _options(function: F) -> F:
+    for option in (
+        common_options,
+        click.option(
+            "--chain",
+            metavar="URL",
+            help="where the node does not run: JSON-RPC URL of its chain; this machine's development chain if none is "
+            "named",
+        ),
+        click.option(
+            "--network",
+            metavar="NAME",
+            envvar="P2PCOMPUTE_NETWORK",
+            default="local",
+            show_default=True,
+            help="where the node does not run: its network",
+        ),
+        profile_option,
+    ):
+        function = option(function)
+    return function
+
+
+class _Asker:
+    """Asks the profile's money, through its node where that runs."""
+
+    def __init__(self, profile: str, network: str, chain: str | None, *, as_json: bool, debug: bool) -> None:
+        self._profile = profile
+        self._network = network
+        self._chain = chain
+        self.as_json = as_json
+        self._debug = debug
+        hush_logs(debug)
+
+    def __call__(self, target: str, method: str = "GET", **fields: Any) -> dict[str, Any]:
+        import trio
+
+        try:
+            answer: dict[str, Any] = trio.run(partial(self._ask, target, method, fields))
+        except BaseException as exc:  # noqa: BLE001  said in one line
+            fail(exc, as_json=self.as_json, debug=self._debug)
+        return answer
+
+    async def _ask(self, target: str, method: str, fields: Mapping[str, Any]) -> Any:
+        from p2pcompute._profile import Profile
+        from p2pcompute.control import MONEY_ANSWERS, NoNode, ask
+
+        place = Profile.named(self._profile)
+        if place.control_socket.exists():
+            try:
+                return await ask(place.control_socket, target, method=method, fields=fields, timeout_s=_ANSWER_S)
+            except NoNode:
+                pass  # a dead one has left its socket behind, or it does not answer: then the ledger's lock says so
+        from p2pcompute.wallet import open_wallet
+
+        async with open_wallet(profile=place, network=self._network, chain=self._chain) as money:
+            return await MONEY_ANSWERS[method, target](money, fields)
+
+    def confirm(self, what: str, facts: Mapping[str, Any], *, yes: bool) -> None:
+        """Say what will be spent, and where, before it is; ask where somebody can answer."""
+        chain = facts["chain"]
+        where = f"network {facts['network']}, chain {chain['chain_id']}" + (
+            f" at {chain['url']}" if chain["url"] else ""
+        )
+        click.echo(f"{what} ({where}, account {facts['account']}, gas on top)", err=True)
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody can be asked here; add --yes to do it")
+        click.confirm("do it?", abort=True, err=True)
+
+
+def _amount(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    from p2pcompute._requester import parse_usd
+
+    if value is None or value == "all":
+        return None
+    try:
+        amount_uusd = parse_usd(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    if not amount_uusd:
+        raise click.BadParameter("write an amount of at least one micro-USD, such as '1.50 USD'")
+    return amount_uusd
+
+
+def _account(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    from p2pcompute.control import parse_address
+    from p2pcompute.errors import ConfigError
+
+    try:
+        parse_address(value)
+    except ConfigError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    return value
+
+
+def _row(name: str, text: str) -> None:
+    click.echo("  " + click.style(f"{name:<12}", fg="cyan") + text)
+
+
+def _show_wallet(answer: dict[str, Any]) -> None:
+    chain = answer["chain"]
+    _row("account", answer["account"])
+    _row("network", f"{answer['network']}: chain {chain['chain_id']}, hub {chain['hub']}")
+    _row("tokens", usd(answer["tokens_uusd"]))
+    _row("free", f"{usd(answer['free_uusd'])} at the hub, to withdraw or for channels")
+    _row("in channels", f"{usd(answer['reserved_uusd'])}, of it promised {usd(answer['promised_uusd'])}")
+    _row("unclaimed", f"{usd(answer['unclaimed_uusd'])} of vouchers that we hold; `p2pcompute settle` claims them")
+
+
+@click.command(epilog="\b\nExamples:\n  p2pcompute wallet\n  p2pcompute wallet --profile requester --json")
+@_options
+def wallet(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+    """Show where this profile's money lies."""
+    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/wallet")
+    if as_json:
+        json_line(**answer)
+    else:
+        _show_wallet(answer)
+
+
+@click.command(epilog="\b\nExamples:\n  p2pcompute channels\n  p2pcompute channels --profile requester --json")
+@_options
+def channels(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+    """Show the payment channels, those on which we are paid first."""
+    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/channels")
+    if as_json:
+        json_line(**answer)
+        return
+    if not answer["channels"]:
+        click.echo("no channels yet: one is opened with the first work for money")
+        return
+    click.echo(f"  {'':<3} {'deposit':>12} {'worked':>12} {'voucher':>12} {'claimed':>12}  (USD)")
+    for row in answer["channels"]:
+        amounts = "".join(
+            f" {row[name] / 1e6:>12.6f}" for name in ("deposit_uusd", "worked_uusd", "voucher_uusd", "claimed_uusd")
+        )
+        closing = f"  closing {_day(row['close_at_s'] * 1000)}" if row["close_at_s"] else ""
+        click.echo(f"  {row['direction']:<3}{amounts}  {row['channel'][:8]}  {short_peer(row['peer'])}{closing}")
+
+
+@click.command(epilog="\b\nExamples:\n  p2pcompute earnings\n  p2pcompute earnings --json | jq .earned_uusd")
+@_options
+def earnings(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+    """Show what was earned, by who paid it."""
+    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/channels")
+    payers: dict[str, dict[str, int]] = {}
+    for row in answer["channels"]:
+        if row["direction"] == "in":
+            total = payers.setdefault(row["peer"], dict.fromkeys(("earned_uusd", "claimed_uusd", "unclaimed_uusd"), 0))
+            total["earned_uusd"] += max(row["voucher_uusd"], row["claimed_uusd"])
+            total["claimed_uusd"] += row["claimed_uusd"]
+            total["unclaimed_uusd"] += row["unclaimed_uusd"]
+    ranked = sorted(payers.items(), key=lambda item: (-item[1]["earned_uusd"], item[0]))
+    earned, unclaimed = (sum(total[name] for _, total in ranked) for name in ("earned_uusd", "unclaimed_uusd"))
+    if as_json:
+        rows = [{"peer": peer, **total} for peer, total in ranked]
+        json_line(account=answer["account"], earned_uusd=earned, unclaimed_uusd=unclaimed, peers=rows)
+        return
+    click.echo(f"earned {usd(earned)}, of it not claimed on chain yet {usd(unclaimed)}")
+    for peer, total in ranked[:50]:
+        click.echo(f"  {total['earned_uusd'] / 1e6:>14.6f} USD  {short_peer(peer)}")
+    if len(ranked) > 50:
+        click.echo(f"  and {count(len(ranked) - 50, 'payer')} more; --json has all")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  p2pcompute receipts\n  p2pcompute receipts --csv --limit 10000 > receipts.csv\n\n"
+    "The newest tasks come first. `code` is 0 for a result; `verdict` is what this node found, where it bought."
+)
+@click.option("--csv", "as_csv", is_flag=True, help="one line each, for a spreadsheet")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=1_000, show_default=True, help="how many at most")
+@_options
+def receipts(
+    profile: str, network: str, chain: str | None, as_csv: bool, limit: int, as_json: bool, debug: bool
+) -> None:
+    """List the receipts of chunks that were done here or for us."""
+    if as_csv and as_json:
+        raise click.UsageError("--csv and --json exclude each other")
+    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/receipts", limit=limit)
+    rows = answer["receipts"]
+    if as_json:
+        json_line(**answer)
+    elif as_csv:
+        names = [
+            "agreed",
+            "role",
+            "peer",
+            "task",
+            "index",
+            "code",
+            "units",
+            "usd",
+            "verdict",
+            "sampled",
+            "digest",
+            "reason",
+        ]
+        out = csv.DictWriter(sys.stdout, names, extrasaction="ignore", lineterminator="\n")
+        out.writeheader()
+        for row in rows:
+            out.writerow(
+                {
+                    **row,
+                    "agreed": _day(row["agreed_ms"]),
+                    "usd": f"{row['pusd'] / 1e12:.12f}",
+                    "reason": _cell(row["reason"]),
+                }
+            )
+    elif not rows:
+        click.echo("no receipts yet")
+    else:
+        for row in rows:
+            said = row["verdict"] or ("done" if row["code"] == 0 else f"failed ({row['code']})")
+            did = "for" if row["role"] == "provider" else "by"
+            click.echo(
+                f"  {_day(row['agreed_ms'])}  task {row['task'][:8]} chunk {row['index']:>5}  "
+                f"{row['pusd'] / 1e12:>12.6f} USD  {did} {short_peer(row['peer'])}  {said}"
+            )
+        if len(rows) == limit:
+            click.echo(f"  the newest {limit}; --limit for more")
+
+
+def _cell(text: str) -> str:
+    """A peer's words: a spreadsheet takes what begins so for a formula."""
+    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
+def _day(at_ms: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(at_ms / 1000))
+
+
+@click.command(epilog="Channels stay open, and the node goes on. It does the same by itself, when much is unclaimed.")
+@_options
+def settle(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+    """Claim on chain what our vouchers are worth."""
+    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/settle", "POST")
+    if as_json:
+        json_line(**answer)
+        return
+    settled = answer["settled_uusd"]
+    click.echo(f"claimed {usd(settled)}" if settled else "there was nothing new to claim")
+    _show_wallet(answer)
+
+
+@click.command(
+    epilog="\b\nExamples:\n  p2pcompute fund '5 USD' --profile requester\n\n"
+    "A development chain's faucet funds by itself what a task needs."
+)
+@click.argument("amount", callback=_amount)
+@click.option("--yes", is_flag=True, help="do not ask")
+@_options
+def fund(
+    amount: int | None, profile: str, network: str, chain: str | None, yes: bool, as_json: bool, debug: bool
+) -> None:
+    """Bring AMOUNT of the account's tokens into the hub, for channels."""
+    if amount is None:
+        raise click.UsageError("write an amount, such as '5 USD'")
+    asker = _Asker(profile, network, chain, as_json=as_json, debug=debug)
+    asker.confirm(f"{usd(amount)} of tokens go into the hub", asker("/wallet"), yes=yes)
+    answer = asker("/fund", "POST", amount_uusd=amount)
+    if as_json:
+        json_line(**answer)
+    else:
+        click.echo(f"brought in {usd(amount)}")
+        _show_wallet(answer)
+
+
+@click.command(
+    epilog="\b\nExamples:\n  p2pcompute settle\n"
+    "  p2pcompute withdraw all --to 0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed"
+)
+@click.argument("amount", callback=_amount, metavar="AMOUNT|all")
+@click.option("--to", required=True, metavar="ACCOUNT", callback=_account, help="who gets the tokens: 0x and 40 digits")
+@click.option("--yes", is_flag=True, help="do not ask")
+@_options
+def withdraw(
+    amount: int | None, to: str, profile: str, network: str, chain: str | None, yes: bool, as_json: bool, debug: bool
+) -> None:
+    """Take AMOUNT of what is free at the hub out of it."""
+    asker = _Asker(profile, network, chain, as_json=as_json, debug=debug)
+    facts = asker("/wallet")
+    if not facts["free_uusd"]:
+        from p2pcompute.errors import InsufficientFunds
+
+        nothing = InsufficientFunds(
+            "nothing is free at the hub, so nothing was withdrawn; what was earned is free after `p2pcompute settle`"
+        )
+        fail(nothing, as_json=as_json, debug=debug)
+    what = usd(facts["free_uusd"] if amount is None else amount)
+    asker.confirm(f"{what} go to {to}", facts, yes=yes)
+    # Of what came in meanwhile nothing was said.
+    answer = asker("/withdraw", "POST", to=to, amount_uusd=facts["free_uusd"] if amount is None else amount)
+    if as_json:
+        json_line(**answer)
+    else:
+        click.echo(f"withdrew {usd(answer['withdrawn_uusd'])} to {answer['to']}")
+        _show_wallet(answer)

@@ -1,0 +1,157 @@
+"""What a running node, or a profile without one, answers about its money. Amounts are integers of micro-USD."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from p2pcompute.errors import ConfigError
+from p2pcompute.payments import Wallet
+from p2pcompute.storage import ChannelInRow, ChannelOutRow, Ledger
+from p2pcompute_protocols.ids import Address
+
+__all__ = ["MONEY_ANSWERS", "ON_CHAIN", "MoneyOnChain", "parse_address"]
+
+_MOST_RECEIPTS: Final = 10_000
+_DEFAULT_RECEIPTS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoneyOnChain:
+    """Whose money, and where. `chain_url` is None where it is not known."""
+
+    wallet: Wallet
+    ledger: Ledger
+    network: str
+    chain_url: str | None
+    chain_id: int
+    hub: bytes
+
+
+def parse_address(text: object) -> Address:
+    """An account as people write it: 0x and 40 hexadecimal digits.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if isinstance(text, str) and text.startswith("0x") and len(text) == 42:
+        try:
+            return Address(bytes.fromhex(text[2:]))
+        except ValueError:
+            pass
+    raise ConfigError(f"{text!r} is no account; write 0x and 40 hexadecimal digits")
+
+
+def _amount(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**63:
+        raise ConfigError(f"{value!r} is no amount; write a positive integer of micro-USD")
+    return value
+
+
+def _where(money: MoneyOnChain) -> dict[str, Any]:
+    return {
+        "network": money.network,
+        "account": "0x" + money.wallet.address.hex(),
+        "chain": {"url": money.chain_url, "chain_id": money.chain_id, "hub": "0x" + money.hub.hex()},
+    }
+
+
+async def _wallet(money: MoneyOnChain, _: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_where(money), **asdict(await money.wallet.balances())}
+
+
+def _incoming(row: ChannelInRow) -> dict[str, Any]:
+    return {
+        "channel": row.channel.hex(),
+        "direction": "in",
+        "peer": row.peer,
+        "account": "0x" + row.payer.hex(),
+        "deposit_uusd": row.deposit_uusd,
+        "voucher_uusd": row.best_uusd,
+        "claimed_uusd": row.claimed_uusd,
+        "unclaimed_uusd": row.unclaimed_uusd,
+        "worked_uusd": row.owed_uusd,
+        "close_at_s": row.close_at_s,
+    }
+
+
+def _outgoing(row: ChannelOutRow) -> dict[str, Any]:
+    return {
+        "channel": row.channel.hex(),
+        "direction": "out",
+        "peer": row.peer,
+        "account": "0x" + row.payee.hex(),
+        "deposit_uusd": row.deposit_uusd,
+        "voucher_uusd": row.voucher_uusd,
+        "claimed_uusd": row.claimed_uusd,
+        "unclaimed_uusd": max(0, row.voucher_uusd - row.claimed_uusd),
+        "worked_uusd": row.accepted_uusd,
+        "close_at_s": 0,
+    }
+
+
+async def _channels(money: MoneyOnChain, _: Mapping[str, Any]) -> dict[str, Any]:
+    incoming, outgoing = await money.ledger.channels_in(), await money.ledger.channels_out()
+    return {**_where(money), "channels": [*map(_incoming, incoming), *map(_outgoing, outgoing)]}
+
+
+async def _receipts(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
+    limit = str(fields.get("limit", _DEFAULT_RECEIPTS))
+    if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= _MOST_RECEIPTS:
+        raise ConfigError(f"limit is {limit!r}; write 1 to {_MOST_RECEIPTS}")
+    found = await money.ledger.receipt_log(limit=int(limit))
+    return {
+        **_where(money),
+        "receipts": [
+            {
+                "agreed_ms": row.agreed_ms,
+                "role": row.role,
+                "peer": row.peer,
+                "task": row.receipt.task.hex(),
+                "index": row.receipt.index,
+                "code": row.receipt.code,
+                "units": row.receipt.units,
+                "pusd": row.receipt.pusd,
+                "verdict": row.receipt.verdict,
+                "sampled": row.receipt.sampled,
+                "digest": row.receipt.digest.hex(),
+                "reason": row.receipt.reason,
+            }
+            for row in found
+        ],
+    }
+
+
+async def _settle(money: MoneyOnChain, _: Mapping[str, Any]) -> dict[str, Any]:
+    return {"settled_uusd": await money.wallet.settle(), **await _wallet(money, {})}
+
+
+async def _fund(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
+    amount_uusd = _amount(fields.get("amount_uusd"))
+    await money.wallet.fund(amount_uusd)
+    return {"funded_uusd": amount_uusd, **await _wallet(money, {})}
+
+
+async def _withdraw(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
+    asked = fields.get("amount_uusd")
+    to = parse_address(fields.get("to"))
+    taken = await money.wallet.withdraw(to, None if asked is None else _amount(asked))
+    return {"withdrawn_uusd": taken, "to": "0x" + to.hex(), **await _wallet(money, {})}
+
+
+MONEY_ANSWERS: Final[
+    Mapping[tuple[str, str], Callable[[MoneyOnChain, Mapping[str, Any]], Awaitable[dict[str, Any]]]]
+] = {
+    ("GET", "/wallet"): _wallet,
+    ("GET", "/channels"): _channels,
+    ("GET", "/receipts"): _receipts,
+    ("POST", "/settle"): _settle,
+    ("POST", "/fund"): _fund,
+    ("POST", "/withdraw"): _withdraw,
+}
+"""Routes about money: ``/fund`` takes ``amount_uusd``, ``/withdraw`` takes ``to`` and ``amount_uusd`` (all that is free
+where it is left out), ``/receipts`` takes ``limit``."""
+
+ON_CHAIN: Final = frozenset({"/wallet", "/settle", "/fund", "/withdraw"})
+"""Those of them that wait for the chain."""

@@ -1,0 +1,135 @@
+"""An account's money: where it lies, bringing it in, claiming what was earned, and taking it out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pcompute.errors import ConfigError, InsufficientFunds
+from p2pcompute_protocols.ids import Address
+
+from ._api import ChannelIn, ChannelOutView, Hub, PayeeLedger, Withdraw
+from ._outbox import Outbox
+from ._settler import Settler
+
+__all__ = ["Balances", "Wallet"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balances:
+    """Where an account's money lies, in micro-USD.
+
+    Attributes:
+        tokens_uusd: tokens of the account, outside of the hub.
+        free_uusd: free balance at the hub: for channels, or to withdraw.
+        reserved_uusd: in channels on which it pays, less what was claimed from them.
+        promised_uusd: the part of that for which vouchers are signed.
+        unclaimed_uusd: what the vouchers that it holds would bring now.
+    """
+
+    tokens_uusd: int
+    free_uusd: int
+    reserved_uusd: int
+    promised_uusd: int
+    unclaimed_uusd: int
+
+
+class WalletLedger(PayeeLedger, Protocol):
+    """What a wallet reads on disk."""
+
+    async def channels_out(self) -> Sequence[ChannelOutView]: ...
+
+
+class Wallet:
+    """The money of one account: what `p2pcompute wallet` and its like do.
+
+    Args:
+        ledger: of the profile.
+        hub: the account's view of the hub.
+        outbox: the only sender of the account's transactions.
+        settler: claims; it may be the running node's.
+    """
+
+    def __init__(self, *, ledger: WalletLedger, hub: Hub, outbox: Outbox, settler: Settler | None = None) -> None:
+        self._ledger = ledger
+        self._hub = hub
+        self._outbox = outbox
+        self._settler = settler or Settler(ledger=ledger, hub=hub, outbox=outbox, cap_uusd=0)
+
+    @property
+    def address(self) -> Address:
+        """The account."""
+        return self._hub.account
+
+    async def balances(self) -> Balances:
+        """Where the money lies, tokens and free balance read from the chain. Raises `ChainError`."""
+        incoming, outgoing = await self.channels()
+        return Balances(
+            tokens_uusd=await self._hub.tokens_uusd(),
+            free_uusd=await self._hub.free_uusd(),
+            reserved_uusd=sum(row.deposit_uusd - row.claimed_uusd for row in outgoing),
+            promised_uusd=sum(max(0, row.voucher_uusd - row.claimed_uusd) for row in outgoing),
+            unclaimed_uusd=sum(row.unclaimed_uusd for row in incoming),
+        )
+
+    async def channels(self) -> tuple[list[ChannelIn], list[ChannelOutView]]:
+        """Channels on which the account is paid, and those on which it pays, as the ledger has them."""
+        return list(await self._ledger.channels_in()), list(await self._ledger.channels_out())
+
+    async def settle(self) -> int:
+        """Claim on chain what vouchers are worth; channels stay open. What it brought, in micro-USD.
+
+        Raises:
+            SettlementPending, TransactionFailed, ChainError: see `Outbox.run`. Vouchers are kept either way.
+        """
+        before = await self._hub.free_uusd()
+        claimed = await self._settler.checkpoint()
+        return await self._hub.free_uusd() - before if claimed else 0
+
+    async def fund(self, amount_uusd: int) -> Balances:
+        """Bring tokens into the hub, as free balance for channels.
+
+        Raises:
+            InsufficientFunds: the account has fewer; nothing was sent.
+            SettlementPending, TransactionFailed, ChainError: see `Outbox.run`.
+        """
+        _positive(amount_uusd)
+        tokens = await self._hub.tokens_uusd()
+        if tokens < amount_uusd:
+            raise InsufficientFunds(
+                f"0x{self.address.hex()} has {tokens} micro-USD of tokens and {amount_uusd} were to be brought in; "
+                "send tokens there first"
+            )
+        await self._outbox.deposit(amount_uusd)
+        return await self.balances()
+
+    async def withdraw(self, to: Address, amount_uusd: int | None = None) -> int:
+        """Take free balance out of the hub, as tokens of `to`. What was taken, in micro-USD.
+
+        Args:
+            to: who gets them.
+            amount_uusd: how many; all that is free where None.
+
+        Raises:
+            InsufficientFunds: less is free; nothing was sent. What was earned is free once it is settled.
+            ConfigError: nobody could use tokens there.
+            SettlementPending, TransactionFailed, ChainError: see `Outbox.run`.
+        """
+        if len(to) != 20 or not any(to) or to in (self._hub.terms.hub, self._hub.terms.token):
+            raise ConfigError("tokens sent there would be lost; name an account of yours")
+        free = await self._hub.free_uusd()
+        amount_uusd = free if amount_uusd is None else amount_uusd
+        if free < amount_uusd or not free:
+            raise InsufficientFunds(
+                f"{free} micro-USD are free at the hub and {amount_uusd or 'some'} were to be withdrawn; what was "
+                "earned is free after `p2pcompute settle`"
+            )
+        _positive(amount_uusd)
+        await self._outbox.run(Withdraw(amount_uusd=amount_uusd, to=to))
+        return amount_uusd
+
+
+def _positive(amount_uusd: int) -> None:
+    if amount_uusd <= 0:
+        raise ConfigError("an amount of at least one micro-USD is wanted, such as '1.50 USD'")

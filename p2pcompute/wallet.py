@@ -1,0 +1,69 @@
+"""A profile's money without its node: what was earned is claimed, brought in and taken out.
+
+    async with open_wallet(profile="default") as money:
+        await money.wallet.settle()
+        await money.wallet.withdraw(to)
+
+A running node has the same as `Node.money`, and `p2pcompute wallet` and its like ask it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from p2pcompute._launch import default_network, default_profile
+from p2pcompute._profile import NetworkDir, Profile
+from p2pcompute.control import MoneyOnChain
+from p2pcompute.errors import ConfigError
+from p2pcompute.identity import WalletKey
+from p2pcompute.node import _local_chain, open_chain, wall_clock_ms
+from p2pcompute.payments import Balances, ChainHub, Outbox, Wallet
+from p2pcompute.storage import open_ledger
+
+__all__ = ["Balances", "MoneyOnChain", "Wallet", "open_wallet"]
+
+
+@asynccontextmanager
+async def open_wallet(
+    *, profile: str | Profile | None = None, network: str | None = None, chain: str | None = None
+) -> AsyncGenerator[MoneyOnChain]:
+    """Open the money of a profile whose node is not running.
+
+    Args:
+        profile, network, chain: as `open_node` takes them. Where no chain is named and this machine has the network's
+            development chain, that one runs while the context is open.
+
+    Raises:
+        ConfigError: the profile was never used; its ledger is of another chain.
+        ProfileInUse: another process has it open; a running node is asked by `p2pcompute wallet`.
+        ChainUnreachable: nothing answers there.
+    """
+    profile = default_profile() if profile is None else profile
+    network = default_network() if network is None else network
+    place = Profile.named(profile) if isinstance(profile, str) else profile
+    if not place.wallet_key.exists():
+        raise ConfigError(
+            f"there is no profile at {place.path}, so it has no money; --profile names another, and `p2pcompute up` "
+            "makes one"
+        )
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(open_ledger(place.path, clock_ms=wall_clock_ms))
+        url = chain or os.environ.get("P2PCOMPUTE_CHAIN") or NetworkDir.named(network).chain_url()
+        if url is None:
+            url = await stack.enter_async_context(_local_chain(network))
+        _, client, terms = await stack.enter_async_context(open_chain(url))
+        await ledger.bind_chain(terms)
+        key = WalletKey.load_or_create(place.wallet_key)
+        hub = ChainHub(client, terms=terms, private_key=key.private_key)
+        outbox = Outbox(ledger=ledger, hub=hub)
+        await outbox.settle()
+        yield MoneyOnChain(
+            wallet=Wallet(ledger=ledger, hub=hub, outbox=outbox),
+            ledger=ledger,
+            network=network,
+            chain_url=url,
+            chain_id=terms.chain_id,
+            hub=bytes(terms.hub),
+        )
