@@ -1,8 +1,9 @@
 """The CUDA back end: the same lowered code as on the CPU, compiled to PTX, checked there, and run on a device.
 
 A block of the language is a block of CUDA's and its threads are CUDA's; a chunk's first block is an argument. A
-thread calls the body, which is the text that the CPU runs, and writes its own rows. Nothing is fused: NVVM is told so,
-and `_ptx_lint` looks at what came out before it is loaded. Compiling needs no device.
+thread calls the body and writes its own rows. That is the text that the CPU runs, but where threads work together:
+there it is of the same lowering, with barriers in place of loops. Nothing is fused: NVVM is told so, and `_ptx_lint`
+looks at what came out before it is loaded. Compiling needs no device.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from typing import Any, Final, Self
 
 import numpy as np
 
-from p2pcompute.errors import ExecutionError, KernelError
+from p2pcompute.errors import ExecutionError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cuda_compile import CudaCompiler
 from p2pcompute.execution._cuda_device import CudaDevice, open_device
+from p2pcompute.execution._cuda_text import program_text, snapshots_outside
 from p2pcompute.execution._guard import AdmittedSources
+from p2pcompute.execution._language import ATOMICS
 from p2pcompute.execution._lower import Lowered, Parameter, lower
-from p2pcompute.execution._lower_scratch import constants, dtype_name
+from p2pcompute.execution._lower_scratch import constants
 from p2pcompute.execution._ptx_lint import check_ptx, entry_parameters
 from p2pcompute.execution._reduce import plain_outputs, reducing
 from p2pcompute.execution._rows import Layout
@@ -31,6 +34,7 @@ __all__ = ["CudaBackend", "CudaProgram"]
 _KEPT: Final = 64  # compiled and admitted kernels held by one back end
 _MOST_BLOCKS: Final = 2**31 - 1  # CUDA's bound along x
 _THREADS: Final = 128  # of a block, where single threads are run
+_SNAPSHOT_BYTES: Final = 64 << 20  # of a launch, for what a block's shared memory has no room for
 _SIZES: Final = {"b8": 1, "u8": 1, "s8": 1, "u16": 2, "s16": 2, "u32": 4, "s32": 4, "f32": 4, "u64": 8, "f64": 8}
 
 
@@ -40,7 +44,7 @@ class CudaProgram:
 
     Attributes:
         blocks_ptx: a module with the entry ``run_blocks``.
-        threads_ptx: a module with the entry ``run_threads``.
+        threads_ptx: a module with the entry ``run_threads``, which runs single items.
     """
 
     blocks_ptx: str
@@ -81,6 +85,8 @@ class CudaBackend:
             float_bits=compiler.float_bits,
             bits_float=compiler.bits_float,
         )
+        self._namespace |= {"cuda": compiler.cuda, "np": np, "syncthreads": compiler.cuda.syncthreads}
+        self._namespace |= {f"atomic_{name.rstrip('_')}": compiler.atomic(name) for name in ATOMICS}
         self._blocks_a_launch = min(blocks_a_launch, _MOST_BLOCKS)
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._sources = AdmittedSources(_KEPT)
@@ -93,7 +99,7 @@ class CudaBackend:
         """
         given = Layout.of_admitted(self._sources.admit(source), launch, args)
         program, layout, lowered = self._program(source, launch, plain_outputs(args))
-        return reducing(_Compiled(self, program, layout, lowered.parameters), layout, given)
+        return reducing(_Compiled(self, program, layout, lowered), layout, given)
 
     def ptx(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CudaProgram:
         """The checked PTX of both entries."""
@@ -131,15 +137,8 @@ class CudaBackend:
         admitted = self._sources.admit(source)
         layout = Layout.of_admitted(admitted, launch, args)
         lowered = lower(admitted, launch, args)
-        if lowered.block is not None:
-            raise KernelError(
-                "this back end does not run kernels whose threads work together",
-                line=admitted.entry.node.lineno,
-                filename=admitted.entry.filename,
-                instead='run it on processors: device="cpu"',
-            )
         most = max(_THREADS, 1 << (launch.threads_per_block - 1).bit_length())
-        text = _text(lowered)
+        text = program_text(lowered)
         types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
         key = f"{most} {types_of} {[(array.dtype, array.values) for array in lowered.scratch]} {text}"
         program = self._programs.get(key)
@@ -152,62 +151,32 @@ class CudaBackend:
         return program, layout, lowered
 
 
-def _text(lowered: Lowered) -> str:
-    """The whole program: device functions, the body, and an entry each for blocks and for single threads."""
-    dims, arguments = lowered.dims, ", ".join(lowered.arguments)
-    geometry = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims))
-    size = " * ".join(f"d_{axis}" for axis in range(dims))
-    inside = " & ".join(f"(b_{axis} * d_{axis} + t_{axis} < e_{axis})" for axis in range(dims))
-    row = "t_0"
-    for axis in range(1, dims):
-        row = f"{row} + t_{axis} * ({' * '.join(f'd_{lower}' for lower in range(axis))})"
-
-    def decode(letter: str, of: str, by: str) -> str:
-        return "".join(
-            f" {letter}_{axis} = {of} % {by}_{axis}\n {of} = {of} // {by}_{axis}\n"
-            if axis < dims - 1
-            else f" {letter}_{axis} = {of}\n"
-            for axis in range(dims)
-        )
-
-    # ids and sizes are never negative: unsigned, so that // and % are the machine's
-    unsigned = "".join(f" {letter}_{axis} = uint64({letter}_{axis})\n" for letter in "dne" for axis in range(dims))
-    made = "".join(f" l_{a.name} = cuda.local.array({a.size}, {dtype_name(a.dtype)})\n" for a in lowered.locals)
-    local = "".join(f", l_{array.name}" for array in lowered.locals)
-    call = ", ".join(f"int64({letter}_{axis})" for letter in "tbdn" for axis in range(dims))
-    blocks = (
-        f"def run_blocks(first, start, {geometry}, {arguments}):\n{unsigned}"
-        f" k = uint64(start) + uint64(cuda.blockIdx.x)\n q = uint64(first) + k\n{decode('b', 'q', 'n')}"
-        + "".join(f" t_{axis} = uint64(cuda.threadIdx.{'xyz'[axis]})\n" for axis in range(dims))
-        + f"{made} if {inside}:\n  body({call}, k * ({size}) + {row}, {arguments}{local})\n"
-    )
-    threads = (
-        f"def run_threads(threads, {geometry}, {arguments}):\n{unsigned}"
-        " k = uint64(cuda.blockIdx.x) * uint64(cuda.blockDim.x) + uint64(cuda.threadIdx.x)\n"
-        f" if k >= uint64(threads.shape[0]):\n  return\n"
-        f" q = uint64(threads[k]) // ({size})\n w = uint64(threads[k]) % ({size})\n"
-        f"{decode('b', 'q', 'n')}{decode('t', 'w', 'd')}{made} if {inside}:\n  body({call}, k, {arguments}{local})\n"
-    )
-    return "\n".join([code for _, code in lowered.functions] + [lowered.body, blocks, threads])
-
-
 class _Program:
     """Code for one text and one set of types. An entry is compiled when it is first asked for."""
 
     def __init__(
         self, compiler: CudaCompiler, namespace: dict[str, Any], lowered: Lowered, text: str, most_threads: int
     ) -> None:
-        names: dict[str, Any] = {**namespace, "cuda": compiler.cuda, "np": np, **constants(lowered)}
+        self.together = lowered.block is not None
+        frozen = {name: values for name, values in constants(lowered).items() if name.startswith("c_")}
+        names: dict[str, Any] = {**namespace, **frozen}
         exec(compile(text, "<kernel>", "exec"), names)
         for name, _ in lowered.functions:
             names[name] = compiler.jit(names[name])
         names["body"] = compiler.jit(names["body"])
         self._compiler = compiler
         self._entries: dict[str, Callable[..., Any]] = {name: names[name] for name in ("run_blocks", "run_threads")}
-        self._most = {"run_blocks": most_threads, "run_threads": _THREADS}
-        integers: list[Any] = ["int64"] * (3 * lowered.dims)
-        tail = [*integers, *(_type_of(name, lowered) for name in lowered.arguments)]
-        self._types = {"run_blocks": ["int64", "int64", *tail], "run_threads": [("int64", 1, False), *tail]}
+        self._most = {"run_blocks": most_threads, "run_threads": most_threads if self.together else _THREADS}
+        tail: list[_Kind] = ["int64"] * (3 * lowered.dims)
+        tail += [_type_of(name, lowered) for name in lowered.arguments]
+        if lowered.block is not None and lowered.block.vectors:
+            tail.append(("uint64", 1, False))
+        tail += [(array.dtype, 1, True) for array in snapshots_outside(lowered)]
+        ids = ("int64", 1, False)
+        self._types = {
+            "run_blocks": ["int64", "int64", *tail],
+            "run_threads": [ids, "int64", *tail] if self.together else [ids, *tail],
+        }
         self._ptx: dict[str, str] = {}
         self._loaded: dict[tuple[str, int], Any] = {}
         self.ptx("run_blocks")
@@ -218,7 +187,7 @@ class _Program:
         if found is None:
             types = self._types[entry]
             found = self._compiler.ptx(self._entries[entry], [_numba_type(kind) for kind in types], self._most[entry])
-            check_ptx(found)
+            check_ptx(found, together=self.together)
             due = [word for kind in types for word in _words(kind)]
             if [_SIZES.get(word, 0) for word in entry_parameters(found, entry)] != due:
                 raise ExecutionError(f"{entry} takes other parameters than it is given; numba-cuda has changed")
@@ -273,6 +242,10 @@ class _Parameters:
         for word in (0, 0, values.size, values.itemsize, address, *values.shape, *values.strides):
             self.scalar("int64", word)
 
+    def vector(self, address: int, size: int, itemsize: int) -> None:
+        for word in (0, 0, size, itemsize, address, size, itemsize):
+            self.scalar("int64", word)
+
 
 class _Memory:
     """What one run holds on a device; given back at its end."""
@@ -289,59 +262,79 @@ class _Memory:
             self._device.release(address)
 
     def put(self, values: Array) -> int:
-        address = self._device.allocate(max(values.nbytes, 1))
-        self._held.append(address)
+        address = self.room(values.nbytes)
         self._device.upload(address, values)
+        return address
+
+    def room(self, size: int) -> int:
+        """The address of `size` bytes that hold anything."""
+        address = self._device.allocate(max(size, 1))
+        self._held.append(address)
         return address
 
 
 class _Compiled:
-    def __init__(
-        self, backend: CudaBackend, program: _Program, layout: Layout, parameters: Sequence[Parameter]
-    ) -> None:
+    def __init__(self, backend: CudaBackend, program: _Program, layout: Layout, lowered: Lowered) -> None:
         self._backend = backend
         self._program = program
         self._layout = layout
-        self._parameters = parameters
+        self._parameters = lowered.parameters
+        vectors = () if lowered.block is None else lowered.block.vectors
+        self._vectors = np.array(vectors, np.uint64).ravel()
+        self._outside = snapshots_outside(lowered)
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
         if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
-        values = self._values(args, outs, blocks * launch.threads_per_block)
-        device = self._backend.device
-        with _Memory(device) as memory:
-            tail, written = self._place(memory, values)
-            most = self._backend.blocks_a_launch
-            for start in range(0, blocks, most):
-                head = _Parameters()
-                head.scalar("int64", first_block)
-                head.scalar("int64", start)
-                code = self._program.load("run_blocks", device)
-                grid = (min(most, blocks - start), 1, 1)
-                device.launch(code, "run_blocks", grid, launch.block, bytes(head.data + tail))
-            for address, out in written:
-                device.download(address, out)
+        values = self._values(args, outs, blocks * self._layout.items_per_block)
+        with _Memory(self._backend.device) as memory:
+            head = _Parameters()
+            head.scalar("int64", first_block)
+            self._launch(memory, "run_blocks", head, blocks, values)
 
     def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
+        items = launch.blocks * self._layout.items_per_block
         ids = np.array(threads, dtype=np.int64, order="C", ndmin=1)
-        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= launch.threads)):
-            raise ValueError(f"threads are not linear ids in a launch of {launch.threads}")
+        if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= items)):
+            raise ValueError(f"threads are not linear ids in a launch of {items}")
         values = self._values(args, outs, ids.size)
-        device = self._backend.device
-        with _Memory(device) as memory:
+        with _Memory(self._backend.device) as memory:
             head = _Parameters()
             head.array(memory.put(ids), ids)
-            tail, written = self._place(memory, values)
-            if ids.size:
-                code = self._program.load("run_threads", device)
-                grid = (-(-ids.size // _THREADS), 1, 1)
-                device.launch(code, "run_threads", grid, (_THREADS, 1, 1), bytes(head.data + tail))
-            for address, out in written:
-                device.download(address, out)
+            self._launch(memory, "run_threads", head, ids.size, values)
 
-    def _place(self, memory: _Memory, values: list[tuple[Parameter, Any]]) -> tuple[bytearray, list[tuple[int, Array]]]:
+    def _launch(
+        self, memory: _Memory, entry: str, head: _Parameters, items: int, values: list[tuple[Parameter, Any]]
+    ) -> None:
+        """Run `items` blocks, or single threads, and bring back what they wrote."""
+        device, block, most = self._backend.device, self._layout.launch.block, self._backend.blocks_a_launch
+        singly = entry == "run_threads" and not self._layout.together
+        tail, written = self._place(memory, values)
+        blocks = items
+        if singly:
+            blocks, block, most = -(-items // _THREADS), (_THREADS, 1, 1), _MOST_BLOCKS
+        if self._outside:
+            most = min(most, max(1, _SNAPSHOT_BYTES // sum(array.nbytes for array in self._outside)))
+        for array in self._outside:
+            room = min(most, items) * array.size
+            itemsize = array.nbytes // array.size
+            tail.vector(memory.room(room * itemsize), room, itemsize)
+        for start in range(0, blocks, most):
+            given = _Parameters()
+            given.data += head.data
+            if not singly:
+                given.scalar("int64", start)
+            code = self._program.load(entry, device)
+            grid = (min(most, blocks - start), 1, 1)
+            device.launch(code, entry, grid, block, bytes(given.data + tail.data))
+        for address, out in written:
+            device.download(address, out)
+
+    def _place(
+        self, memory: _Memory, values: list[tuple[Parameter, Any]]
+    ) -> tuple[_Parameters, list[tuple[int, Array]]]:
         """The parameters after an entry's own, and where the outputs lie. All before is a whole number of words."""
         launch, dims = self._layout.launch, self._layout.launch.dims
         tail = _Parameters()
@@ -358,11 +351,13 @@ class _Compiled:
                     tail.scalar("int64", length)
                 written.append((address, value))
             tail.array(address, value)
-        return tail.data, written
+        if self._vectors.size:
+            tail.array(memory.put(self._vectors), self._vectors)
+        return tail, written
 
     def _values(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> list[tuple[Parameter, Any]]:
-        dims = self._layout.launch.dims
-        given, written = iter(args), iter(outs)
+        layout = self._layout
+        given, written = iter(args), iter(zip(outs, layout.row_shapes, layout.by_block, strict=False))
         if len(args) + len(outs) != len(self._parameters) or len(outs) != len(self._layout.outputs):
             raise ValueError(f"{len(args)} arguments and {len(outs)} outputs are not what the kernel takes")
         values: list[tuple[Parameter, Any]] = []
@@ -370,10 +365,12 @@ class _Compiled:
             spec = parameter.spec
             dtype = np.dtype(spec.dtype)
             if isinstance(spec, OutputSpec):
-                out = next(written)
-                shape = (rows, *spec.shape[dims:])
+                out, row, by_block = next(written)
+                shape = (rows, *row)
                 if out.shape != shape or out.dtype != dtype or not (out.flags.c_contiguous and out.flags.writeable):
                     raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
+                if layout.together and not by_block:  # the code counts threads
+                    out = out.reshape((shape[0] * shape[1], *shape[2:]))
                 values.append((parameter, out))
             elif isinstance(spec, InputSpec):
                 value = np.require(next(given), requirements=["C", "A"])

@@ -97,6 +97,15 @@ class CudaCompiler:
         """The same for a long function: LLVM decides whether to inline it."""
         return self._dispatcher(function, targetoptions={**_OPTIONS, "forceinline": False})
 
+    def atomic(self, operation: str) -> Any:
+        """``operation(array, place, value)`` on an element of a one-dimensional array of integers, as a statement:
+        what was there before is the order of threads, and nobody's to see.
+
+        Args:
+            operation: add, max, min, and_, or_ or xor.
+        """
+        return _atomic(operation.rstrip("_"))
+
     def ptx(self, function: Callable[..., Any], types: Sequence[Any], most_threads: int) -> str:
         """PTX of a kernel whose ``.entry`` has the function's name.
 
@@ -224,5 +233,26 @@ def _bit_cast(have: str, to: str) -> Any:
             return builder.bitcast(args[0], target.get_value_type(signature.return_type))
 
         return getattr(types, to)(getattr(types, have)), code
+
+    return intrinsic(typed)
+
+
+def _atomic(operation: str) -> Any:
+    """numba-cuda's own atomic operations take an array's place modulo its length, and give the value before."""
+    intrinsic: Any = import_module("numba.cuda.extending").intrinsic
+    types: Any = import_module("numba.core.types")
+    arrays: Any = import_module("numba.cuda.np.arrayobj")
+    utilities: Any = import_module("numba.cuda.cgutils")
+
+    def typed(_context: Any, array: Any, place: Any, _value: Any) -> Any:
+        unsigned = "u" if operation in ("max", "min") and not array.dtype.signed else ""
+
+        def code(target: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            held = arrays.make_array(array)(target, builder, args[0])
+            element = utilities.get_item_pointer(target, builder, array, held, [args[1]], wraparound=False)
+            builder.atomic_rmw(unsigned + operation, element, args[2], "monotonic")
+            return target.get_dummy_value()
+
+        return types.none(array, place, array.dtype), code
 
     return intrinsic(typed)

@@ -69,7 +69,8 @@ class Lowered:
         block: where threads of a block work together, what runs a block by loops over its threads. Then `body` is for
             a machine that runs them side by side: all of a block's threads call it, it takes the block's row ``k``
             behind ``r``, and last ``m_<name>`` for each shared array, flat, followed by ``w_<name>`` of the same size
-            where that has a snapshot. It calls ``syncthreads()`` and ``atomic_<operation>(array, place, value)``.
+            where that has a snapshot; then ``o``, if `BlockCode.vectors` are not empty: they, behind each other. It
+            calls ``syncthreads()`` and ``atomic_<operation>(array, place, value)``.
     """
 
     functions: tuple[tuple[str, str], ...]
@@ -151,6 +152,8 @@ class _Program:
         if self.admitted.plan is not None:
             row.append("k")
             made += self.shared()
+            if self.races.vectors:
+                made.append("o")
         head = f"def body({', '.join([*places, *row, *arguments, *made])}):\n"
         where = "".join(f" g{axis} = b_{axis} * d_{axis} + t_{axis}\n" for axis in range(dims))
         for array in local:
@@ -210,7 +213,7 @@ class _Program:
         lines = f" size = {size}\n q = uint64({place})\n"
         for name in self.shared():
             array = self.admitted.entry.scratch[name[2:]]
-            lines += f" for z in range(int64(q), {array.size}, size):\n  {name}[z] = {zero_of(array.dtype)}\n"
+            lines += "".join(f" {line}\n" for line in _in_turn(name, zero_of(array.dtype), array.size))
         return lines + " syncthreads()\n"
 
     def instance(self, name: str, types: tuple[Type, ...]) -> _Instance:
@@ -418,8 +421,8 @@ class FunctionLowering:
         lower.emit("syncthreads()")
         taken = sorted(self.program.races.refresh[plan.barrier_numbers[id(node)]])
         for name in taken:
-            lower.emit(f"for z in range(int64(q), {self.function.scratch[name].size}, size):")
-            lower.emit(f" w_{name}[z] = m_{name}[z]")
+            for line in _in_turn(f"w_{name}", f"m_{name}[z]", self.function.scratch[name].size):
+                lower.emit(line)
         if taken:
             lower.emit("syncthreads()")
 
@@ -564,3 +567,8 @@ def _load(target: ast.expr) -> ast.expr:
         return ast.Name(id=target.id, ctx=ast.Load())
     assert isinstance(target, ast.Subscript)
     return ast.copy_location(ast.Subscript(value=target.value, slice=target.slice, ctx=ast.Load()), target)
+
+
+def _in_turn(array: str, value: str, size: int) -> list[str]:
+    """Lines by which the threads of a block set each element once: unsigned, so that nothing is asked of an index."""
+    return ["z = q", f"while z < uint64({size}):", f" {array}[z] = {value}", " z += uint64(size)"]

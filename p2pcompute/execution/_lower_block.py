@@ -42,11 +42,13 @@ class BlockCode:
             of the launch, the block's row, then the arguments that `Lowered` names. Rows of outputs that threads own
             are ``k * threads + place in the block``, of those that blocks own ``k``.
         vectors: global names ``o<n>`` of uint64 vectors, one element for each thread of the block.
+        snapshots: names of the shared arrays that have one.
     """
 
     functions: tuple[tuple[str, str], ...]
     block: str
     vectors: tuple[tuple[int, ...], ...]
+    snapshots: frozenset[str] = frozenset()
 
 
 class Statements(Protocol):

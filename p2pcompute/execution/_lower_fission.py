@@ -68,7 +68,10 @@ class _BlockLowering(FunctionLowering):
         lines = [*self.emitter.state(), *made, *self.expressions.lines, *call]
         head = f"def block({', '.join([*places, 'k', *arguments])}):\n"
         return BlockCode(
-            functions=tuple(functions), block=head + "\n".join(lines) + "\n", vectors=tuple(self.races.vectors)
+            functions=tuple(functions),
+            block=head + "\n".join(lines) + "\n",
+            vectors=tuple(self.races.vectors),
+            snapshots=self.races.marked,
         )
 
     # What the emitter asks

@@ -103,6 +103,8 @@ class ScratchLowering:
         # All that store keep one distance to their place. The others' elements no thread stores.
         if len(moved) == 1 and (by := moved.pop()) >= 0:
             return f"(q + uint64({by}))" if by else "q"
+        if not self.by_turns:  # of a block's thousand vectors, an argument: a compiler would freeze them
+            return f"o[uint64({number}) * uint64(size) + q]"
         return f"o{number}[q]"
 
     def atomic(

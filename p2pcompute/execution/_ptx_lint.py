@@ -4,6 +4,10 @@ A list of what is allowed, not of what is forbidden: an instruction, a modifier 
 is refused, so that a new compiler cannot bring one in unseen. What is allowed has one result on every device in
 NVIDIA's "Parallel Thread Execution ISA" for all operands that a strict kernel gives it: IEEE 754 operations that name
 their rounding, two's complement, conversions, comparisons, selection, branches, and loads and stores.
+
+Of a kernel whose threads work together more is allowed, and no more than it needs: the one barrier that all threads of
+a block reach, loads and stores of shared variables whose size is known, and operations on integers there whose order
+does not show. That its threads do not meet is proved before, from its text (`_block_races`).
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ _RULES: Final = {
     "extreme": "min or max of floats, which decides between zeros and NaNs in its own way",
     "half": "16-bit, 8-bit or tensor floats",
     "atomic": "an atomic operation: the order of threads would show",
-    "communication": "threads that talk to each other or wait for each other",
+    "communication": "threads that talk to each other or wait for each other, in a way that this kernel does not need",
     "call": "a call of a function that is not in this PTX, or by address",
     "unknown": "an instruction that is not on the list",
     "directive": "a directive that is not on the list",
@@ -103,6 +107,13 @@ _ALLOWED: Final = re.compile(
         ]
     )
 )
+# what a kernel adds whose threads work together
+_SHARED: Final = re.compile(rf"(?:ld|st)\.shared(?:\.v[24])?\.{_ANY}")
+_ATOMIC: Final = re.compile(
+    r"(?:atom|red)(?:\.relaxed)?(?:\.(?:cta|gpu|sys))?\.shared\."
+    r"(?:add\.(?:u32|s32|u64)|(?:min|max)\.[su](?:32|64)|(?:and|or|xor)\.b(?:32|64))"
+)
+_VARIABLE: Final = re.compile(r"(?:\.visible\s+|\.weak\s+)*\.shared\s+\.align\s+\d+\s+\.b8\s+[\w$]+\[[1-9]\d*\]$")
 _APPROXIMATE: Final = re.compile(r"(?:sin|cos|tanh|ex2|lg2|rsqrt)\b|.*\.(?:approx|full)\b")
 _HALF: Final = re.compile(r".*\.(?:f16x2|f16|bf16x2|bf16|tf32|e4m3\w*|e5m2\w*|e2m1\w*|ue8m0\w*)\b|(?:wmma|mma|wgmma)\b")
 _TALK: Final = re.compile(
@@ -123,16 +134,28 @@ _LABELS: Final = re.compile(r"\s*(?:[$%\w]+:\s*)*")
 _BODY: Final = re.compile(r"\.(?:entry|func)\b[^{};]*?([A-Za-z_$][\w$]*)\s*(?:\([^{};]*\))?[^{};()]*\{", re.DOTALL)
 
 
-def find_faults(ptx: str) -> list[PtxFault]:
-    """Every statement of a PTX module that is refused, in order."""
-    bodies = set(_BODY.findall(_blank(ptx)))
-    registers = _declared(ptx)
-    return [fault for line, text in _statements(ptx) if (fault := _judge(line, text, bodies, registers)) is not None]
+def find_faults(ptx: str, *, together: bool = False) -> list[PtxFault]:
+    """Every statement of a PTX module that is refused, in order.
+
+    Args:
+        ptx: the module.
+        together: whether the threads of a block work together.
+    """
+    text = _blank(ptx)
+    bodies, registers = set(_BODY.findall(text)), _declared(text)
+    faults: list[PtxFault] = []
+    for statement in _statements(text):
+        fault = _judge(statement, bodies, registers)
+        if together and fault is not None and _is_of_a_block(statement, text):
+            fault = None
+        if fault is not None:
+            faults.append(fault)
+    return faults
 
 
-def check_ptx(ptx: str) -> None:
+def check_ptx(ptx: str, *, together: bool = False) -> None:
     """Raises `PtxRefused` for a module that holds a refused statement; names the first of them."""
-    faults = find_faults(ptx)
+    faults = find_faults(ptx, together=together)
     if faults:
         first = faults[0]
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -163,9 +186,18 @@ def _blank(ptx: str) -> str:
     return re.sub(r"//[^\n]*", "", text)
 
 
-def _statements(ptx: str) -> Iterator[tuple[int, str]]:
-    """(line, text) of each directive and instruction, blanks made one, without label and guard."""
-    text = _blank(ptx)
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """A directive or an instruction, blanks made one, without label and guard; where it begins in the module."""
+
+    start: int
+    line: int
+    text: str
+    guarded: bool
+
+
+def _statements(text: str) -> Iterator[_Statement]:
+    """All of a module without comments."""
     start = 0
     for end in _END.finditer(text):
         if end[0].startswith("."):
@@ -185,18 +217,19 @@ def _in_braces(text: str, start: int, brace: int) -> bool:
     return bool(head) and not re.search(r"\.(?:entry|func)\b", head)
 
 
-def _one(text: str, start: int, end: int) -> Iterator[tuple[int, str]]:
+def _one(text: str, start: int, end: int) -> Iterator[_Statement]:
     found = _LABELS.match(text, start, end)
     start = found.end() if found is not None else start
-    statement = re.sub(r"^@!?%\w+\s+", "", " ".join(text[start:end].split()))
+    whole = " ".join(text[start:end].split())
+    statement = re.sub(r"^@!?%\w+\s+", "", whole)
     if statement:
-        yield text.count("\n", 0, start) + 1, statement
+        yield _Statement(start, text.count("\n", 0, start) + 1, statement, statement != whole)
 
 
 def _declared(ptx: str) -> set[str]:
     """Names of registers, of a numbered family without the number."""
     found: set[str] = set()
-    for names in re.findall(r"\.reg\s+\.\w+\s+([^;]*);", _blank(ptx)):
+    for names in re.findall(r"\.reg\s+\.\w+\s+([^;]*);", ptx):
         found |= {name.split("<")[0].strip() for name in names.split(",")}
     return found
 
@@ -207,9 +240,35 @@ def _reads_the_machine(text: str, registers: set[str]) -> bool:
     return any(name not in registers and name.rstrip("0123456789") not in registers for name in names)
 
 
-def _judge(line: int, text: str, bodies: set[str], registers: set[str]) -> PtxFault | None:
+def _is_of_a_block(statement: _Statement, ptx: str) -> bool:
+    """Whether a statement is one of those that threads need who work together."""
+    text = statement.text
+    if text.startswith("."):
+        return _VARIABLE.match(text) is not None
+    opcode, _, operands = text.partition(" ")
+    if opcode == "bar.sync":
+        return operands == "0" and not statement.guarded
+    if _SHARED.fullmatch(opcode):
+        return True
+    if not _ATOMIC.fullmatch(opcode):
+        return False
+    # What was there before depends on which thread came first: nothing may read it.
+    result = operands.split(",")[0].strip() if opcode.startswith("atom") else "_"
+    return result == "_" or len(re.findall(rf"{re.escape(result)}\b", _function_around(ptx, statement.start))) == 1
+
+
+def _function_around(ptx: str, at: int) -> str:
+    """The text of the function that holds a statement; names of registers are its own."""
+    heads = [found.start() for found in _BODY.finditer(ptx)]
+    first = max((head for head in heads if head <= at), default=0)
+    return ptx[first : min((head for head in heads if head > at), default=len(ptx))]
+
+
+def _judge(statement: _Statement, bodies: set[str], registers: set[str]) -> PtxFault | None:
+    text = statement.text
+
     def fault(rule: str) -> PtxFault:
-        return PtxFault(line=line, text=text if len(text) <= 120 else text[:117] + "...", rule=rule)
+        return PtxFault(line=statement.line, text=text if len(text) <= 120 else text[:117] + "...", rule=rule)
 
     if text.startswith("."):
         shared = re.search(r"\.(?:shared|extern|tex|surf|sampler|callprototype|alias|branchtargets)", text)
@@ -217,7 +276,7 @@ def _judge(line: int, text: str, bodies: set[str], registers: set[str]) -> PtxFa
     opcode = text.split(maxsplit=1)[0]
     name, *modifiers = opcode.split(".")
     floats = any(re.fullmatch(_FLOAT, modifier) for modifier in modifiers)
-    if name in ("atom", "red", "cas"):
+    if name in ("atom", "red", "cas"):  # of shared memory too, where threads run alone
         return fault("atomic")
     if _TALK.match(opcode) or _reads_the_machine(text, registers):
         return fault("communication")

@@ -361,6 +361,7 @@ def side_by_side(code: Lowered, threads: int, n: int) -> tuple[list[int], list[l
         given |= {"p_blk": rows, "p_x": X, "p_n": n, "b_0": block, "d_0": threads, "n_0": BLOCKS, "k": block}
         # What the block shares is not zero before the code makes it so.
         given |= {name: np.full(2 * threads + 4, 77, np.int64) for name in last if name[:2] in ("m_", "w_")}
+        given["o"] = np.array(code.block.vectors, np.uint64).ravel()
         running = []
         for thread in range(threads):
             given |= {"t_0": thread, "r": block * threads + thread, "l_mine": np.full(3, 77, np.int64)}

@@ -19,6 +19,7 @@ Block = Callable[[Registers, "Thread"], int]
 Machine = Any  # what has the memory and runs threads, in ptx_machine
 
 _RETURN = -1
+_WAITING = -2  # less the number of the next basic block: the thread stands at a barrier
 
 
 class PtxError(Exception):
@@ -38,15 +39,29 @@ class Function:
     instructions: list[int] = field(default_factory=list)
 
 
+class Module(dict[str, Function]):
+    """The functions of a module, and its shared variables: offset and size of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared: list[tuple[int, int]] = []
+
+
+def waiting_at(ended: int) -> int | None:
+    """Of what a basic block gives, the next one where it ended at a barrier."""
+    return _WAITING - ended if ended <= _WAITING else None
+
+
 @dataclass(slots=True)
 class Thread:
-    """What one thread sees beside its registers."""
+    """What one thread sees beside its registers. `number` counts the threads of a block."""
 
     machine: Machine
     module: dict[str, Function]
     special: dict[str, int]
     params: dict[str, bytearray]
     depot: int = 0
+    number: int = 0
 
 
 def strip(ptx: str) -> str:
@@ -57,10 +72,10 @@ _ORDERS = {"eq": (0,), "ne": (-1, 1), "lt": (-1,), "le": (-1, 0), "gt": (1,), "g
 _WIDTH = {"pred": 1} | {f"{kind}{width}": width for kind in "usbf" for width in (8, 16, 32, 64)}
 
 
-def translate(ptx: str, machine: Machine) -> dict[str, Function]:
-    """All functions of a module; its variables get memory of the machine."""
+def translate(ptx: str, machine: Machine) -> Module:
+    """All functions of a module; its variables get memory of the machine, and shared ones places in a block's."""
     text = strip(ptx)
-    module: dict[str, Function] = {}
+    module = Module()
     symbols: dict[str, int] = {}
     head = re.compile(
         r"\.(entry|func)\s*(?:\(([^)]*)\)\s*)?([\w$]+)\s*(?:\(([^)]*)\))?\s*((?:\.\w+[^{};\n]*\s*)*)\{", re.DOTALL
@@ -68,6 +83,7 @@ def translate(ptx: str, machine: Machine) -> dict[str, Function]:
     at = 0
     while found := head.search(text, at):
         _globals(text[at : found.start()], machine, symbols)
+        _shared(text[at : found.start()], module, symbols)
         end, depth = found.end(), 1
         while depth:
             depth += {"{": 1, "}": -1}.get(text[end], 0)
@@ -90,6 +106,15 @@ def _globals(text: str, machine: Machine, symbols: dict[str, int]) -> None:
         for place in range(count):  # a variable without a value starts as zero
             machine.write(address + size * place, size, values[place] if place < len(values) else 0)
         symbols[found[2]] = address
+
+
+def _shared(text: str, module: Module, symbols: dict[str, int]) -> None:
+    for found in re.finditer(r"\.shared\s+\.align\s+(\d+)\s+\.(\w+)\s+([\w$]+)(?:\[(\d+)\])?\s*;", text):
+        size = _WIDTH[found[2]] // 8 * int(found[4] or 1)
+        offset = sum(module.shared[-1]) + 64 if module.shared else 0  # what lies between is nobody's
+        offset += -offset % max(int(found[1]), 1)
+        module.shared.append((offset, size))
+        symbols[found[3]] = offset
 
 
 def _parameters(text: str | None) -> list[tuple[str, int, int]]:
@@ -164,7 +189,7 @@ class _Translation:
                 labels[label] = len(groups) - 1
                 continue
             groups[-1].append(text)
-            if re.match(r"(@!?%\w+ )?(bra|ret|exit)\b", text):
+            if re.match(r"(@!?%\w+ )?(bra|ret|exit|bar)\b", text):
                 groups.append([])
         names: dict[str, Any] = {
             "arith": arith, "F32": F32, "F64": F64, "PtxError": PtxError, "signed": arith.signed, "call": _call,
@@ -172,9 +197,12 @@ class _Translation:
         for place, group in enumerate(groups):
             lines = [f"def block{place}(R, T):"]
             ended = False
+            self.place = place
             for text in group:
                 guard = re.match(r"@(!?)(%\w+) ", text)
                 code = self._statement(text[guard.end() :] if guard else text, labels)
+                if guard and text[guard.end() :].startswith("bar"):
+                    raise PtxError("a barrier that not all threads need reach")
                 if guard:
                     lines.append(f" if {'not ' if guard[1] else ''}{self._get(guard[2])}:")
                     lines += [f"  {line}" for line in code]
@@ -227,6 +255,12 @@ class _Translation:
                 return [f"return {labels[args[0]]}"]
             case "ret" | "exit":
                 return [f"return {_RETURN}"]
+            case "bar":
+                if text != "bar.sync 0":
+                    raise PtxError(f"barrier {text!r}")
+                return [f"return {_WAITING - self.place - 1}"]
+            case "atom" | "red":
+                return self._atomic(name, mods, args)
             case "call":
                 return self._called(rest)
             case "ld":
@@ -264,8 +298,10 @@ class _Translation:
             if "param" in mods:
                 low = offset + step
                 value = f"int.from_bytes(T.params[{base!r}][{low}:{low + width // 8}], 'little')"
+            elif "shared" in mods:
+                value = f"T.machine.read_shared(T, at + {step}, {width // 8})"
             else:
-                value = f"T.machine.read(at + {step}, {width // 8})"
+                value = f"T.machine.read(at + {step}, {width // 8}, T)"
             if kind[0] == "s" and self.widths[target] > width:
                 value = f"signed({value}, {width}) & {(1 << self.widths[target]) - 1}"
             code.append(self._set(target, value))
@@ -282,8 +318,26 @@ class _Translation:
                 code.append(
                     f"T.params[{base!r}][{step}:{step + width // 8}] = ({value}).to_bytes({width // 8}, 'little')"
                 )
+            elif "shared" in mods:
+                code.append(f"T.machine.write_shared(T, {self._get(base)} + {step}, {width // 8}, {value})")
             else:
-                code.append(f"T.machine.write({self._get(base)} + {step}, {width // 8}, {value})")
+                code.append(f"T.machine.write({self._get(base)} + {step}, {width // 8}, {value}, T)")
+        return code
+
+    def _atomic(self, name: str, mods: list[str], args: list[str]) -> list[str]:
+        if mods[0] == "relaxed" and mods[1] in ("cta", "gpu", "sys"):
+            mods = mods[2:]
+        operations = {"add": ("u32", "s32", "u64"), "and": ("b32", "b64"), "or": ("b32", "b64"), "xor": ("b32", "b64")}
+        kinds = operations | dict.fromkeys(("min", "max"), ("u32", "s32", "u64", "s64"))
+        if len(mods) != 3 or mods[0] != "shared" or mods[2] not in kinds.get(mods[1], ()):
+            raise PtxError(f"{name} {mods}")
+        *result, place, operand = args
+        width = _WIDTH[mods[2]]
+        base, offset = self._address(place)
+        given = f"{self._get(base)} + {offset}, {width // 8}, {self._get(operand, width)}"
+        code = [f"T.machine.atomic(T, {mods[1]!r}, {given}, {mods[2][0] == 's'})"]
+        if result and result[0] != "_":  # what was there before is the order of threads
+            code.append(self._set(result[0], f"T.machine.open_value({width})"))
         return code
 
     def _do_mov(self, mods: list[str], args: list[str]) -> list[str]:
@@ -576,7 +630,7 @@ def _call(thread: Thread, name: str, results: list[str], given: list[str]) -> No
         own: bytearray(thread.params[theirs]) for (own, _, _), theirs in zip(function.parameters, given, strict=True)
     }
     params |= {own: bytearray(size) for own, size in function.results}
-    inner = Thread(thread.machine, thread.module, thread.special, params)
-    thread.machine.run(function, inner)
+    inner = Thread(thread.machine, thread.module, thread.special, params, number=thread.number)
+    thread.machine.call(function, inner)
     for (own, _), theirs in zip(function.results, results, strict=True):
         thread.params[theirs] = params[own]

@@ -78,7 +78,7 @@ def test_without_the_lint_a_fused_kernel_gives_other_bits(
     due = run(cpu, binding, 0, 10)
     assert run(gpu, binding, 0, 10).tobytes() == due.tobytes()
     backend = fusing(monkeypatch, gpu, machine)
-    monkeypatch.setattr("p2pcompute.execution._cuda.check_ptx", lambda ptx: None)
+    monkeypatch.setattr("p2pcompute.execution._cuda.check_ptx", lambda ptx, **_: None)
     fused = run(backend, binding, 0, 10)
     assert 0 < np.count_nonzero(fused != due) < 300
     assert np.allclose(fused, due, rtol=1e-5, atol=1e-6)
@@ -100,7 +100,7 @@ def test_a_choice_is_not_made_a_min(monkeypatch: pytest.MonkeyPatch, cpu: CpuBac
     monkeypatch.setattr(compile_module, "_EXTREME", re.compile("(?!)"))
     with pytest.raises(PtxRefused, match=r"min\.f32.*between zeros"):
         CudaBackend(choices[0]).compile(binding.source, binding.launch, binding.specs)
-    monkeypatch.setattr("p2pcompute.execution._cuda.check_ptx", lambda ptx: None)
+    monkeypatch.setattr("p2pcompute.execution._cuda.check_ptx", lambda ptx, **_: None)
     found = [run(CudaBackend(machine), binding, 0, 1) for machine in choices]
     assert sorted(np.signbit(values[0]) for values in found) == [False, True]
     assert all(values[1:].tobytes() == due[1:].tobytes() for values in found)
