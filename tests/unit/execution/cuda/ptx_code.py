@@ -238,6 +238,10 @@ class _Translation:
     def _set(self, operand: str, code: str) -> str:
         return f"R[{self.index[operand]}] = {code}"
 
+    def _at(self, base: str, offset: int) -> str:
+        """Code for an address: a sum that wraps."""
+        return f"({self._get(base)} + {offset} & {(1 << 64) - 1})" if offset else f"{self._get(base)} + 0"
+
     def _address(self, text: str) -> tuple[str, int]:
         found = re.fullmatch(r"\[\s*([\w$%.]+?)\s*(?:\+\s*(-?\d+))?\s*\]", text)
         if found is None:
@@ -290,7 +294,7 @@ class _Translation:
         base, offset = self._address(args[1])
         targets = re.findall(r"[%\w]+", args[0])
         code: list[str] = []
-        held = f"{self._get(base)} + {offset}" if "param" not in mods else ""
+        held = self._at(base, offset) if "param" not in mods else ""
         if held:
             code.append(f"at = {held}")
         for place, target in enumerate(targets):
@@ -319,9 +323,9 @@ class _Translation:
                     f"T.params[{base!r}][{step}:{step + width // 8}] = ({value}).to_bytes({width // 8}, 'little')"
                 )
             elif "shared" in mods:
-                code.append(f"T.machine.write_shared(T, {self._get(base)} + {step}, {width // 8}, {value})")
+                code.append(f"T.machine.write_shared(T, {self._at(base, step)}, {width // 8}, {value})")
             else:
-                code.append(f"T.machine.write({self._get(base)} + {step}, {width // 8}, {value}, T)")
+                code.append(f"T.machine.write({self._at(base, step)}, {width // 8}, {value}, T)")
         return code
 
     def _atomic(self, name: str, mods: list[str], args: list[str]) -> list[str]:
@@ -334,7 +338,7 @@ class _Translation:
         *result, place, operand = args
         width = _WIDTH[mods[2]]
         base, offset = self._address(place)
-        given = f"{self._get(base)} + {offset}, {width // 8}, {self._get(operand, width)}"
+        given = f"{self._at(base, offset)}, {width // 8}, {self._get(operand, width)}"
         code = [f"T.machine.atomic(T, {mods[1]!r}, {given}, {mods[2][0] == 's'})"]
         if result and result[0] != "_":  # what was there before is the order of threads
             code.append(self._set(result[0], f"T.machine.open_value({width})"))

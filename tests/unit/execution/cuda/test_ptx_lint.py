@@ -116,6 +116,8 @@ REFUSED = [
     ("atomic", "atom.global.cas.b32 %r1, [%rd1], %r2, %r3;"),
     ("communication", "bar.sync 0;"),
     ("communication", "barrier.sync 0;"),
+    ("communication", "cvta.shared.u64 %rd1, %rd2;"),
+    ("atomic", "atom.shared.add.u32 %r5, [%rd1], %r1;"),
     ("communication", "shfl.sync.bfly.b32 %r1, %r2, 1, 31, -1;"),
     ("communication", "vote.sync.any.pred %p1, %p2, -1;"),
     ("communication", "membar.gl;"),
@@ -160,6 +162,105 @@ def test_each_rule(rule: str, statement: str) -> None:
     assert fault.line == text[: text.index(last)].count("\n") + 1
     with pytest.raises(PtxRefused, match=f"line {fault.line} of the PTX"):
         check_ptx(text)
+
+
+SHARED = """.visible .shared .align 4 .b8 _cudapy_smem_1[1024];
+.shared .align 8 .b8 other[8];
+"""
+TOGETHER = [
+    "bar.sync 0;",
+    "ld.shared.f32 %f1, [%rd1+4];",
+    "ld.shared.v2.b32 {%r1, %r2}, [_cudapy_smem_1+8];",
+    "st.shared.u8 [%rd1], %rs1;",
+    "st.shared.b64 [_cudapy_smem_1], 9223372036854775807;",
+    "mov.u64 %rd1, _cudapy_smem_1;",
+    "atom.shared.add.u32 %r5, [%rd1], %r1;",
+    "@%p1 atom.shared.add.u64 %rd8, [%rd1+8], %rd2;",
+    "atom.relaxed.sys.shared.max.s32 %r5, [%rd1], %r1;",
+    "atom.relaxed.cta.shared.min.u64 %rd8, [%rd1], 7;",
+    "atom.shared.xor.b32 _, [%rd1], %r1;",
+    "red.shared.and.b32 [%rd1], %r1;",
+]
+NOT_EVEN_TOGETHER = [
+    ("communication", "bar.sync 1;"),
+    ("communication", "bar.sync 0, 64;"),
+    ("communication", "bar.sync %r1;"),
+    ("communication", "@%p1 bar.sync 0;"),
+    ("communication", "@!%p1 bar.sync 0;"),
+    ("communication", "bar.arrive 0, 64;"),
+    ("communication", "bar.red.popc.u32 %r1, 0, %p1;"),
+    ("communication", "bar.warp.sync -1;"),
+    ("communication", "barrier.sync 0;"),
+    ("communication", "barrier.cluster.arrive;"),
+    ("communication", "shfl.sync.bfly.b32 %r1, %r2, 1, 31, -1;"),
+    ("communication", "vote.sync.any.pred %p1, %p2, -1;"),
+    ("communication", "match.any.sync.b32 %r1, %r2, -1;"),
+    ("communication", "redux.sync.add.s32 %r1, %r2, -1;"),
+    ("communication", "activemask.b32 %r1;"),
+    ("communication", "membar.cta;"),
+    ("communication", "fence.acq_rel.cta;"),
+    ("communication", "mbarrier.init.shared.b64 [%rd1], 4;"),
+    ("communication", "ld.volatile.shared.u32 %r1, [%rd1];"),
+    ("communication", "ld.relaxed.cta.shared.u32 %r1, [%rd1];"),
+    ("communication", "st.shared::cluster.u32 [%rd1], %r1;"),
+    ("communication", "cvta.shared.u64 %rd1, %rd2;"),
+    ("communication", "cvta.to.shared.u64 %rd1, %rd2;"),
+    ("communication", "mov.u32 %r1, %laneid;"),
+    ("unknown", "cp.async.ca.shared.global [%rd1], [%rd2], 16;"),
+    ("atomic", "atom.shared.add.f32 %f1, [%rd1], %f2;"),
+    ("atomic", "red.shared.add.f64 [%rd1], %fd2;"),
+    ("atomic", "atom.shared.exch.b32 %r5, [%rd1], %r1;"),
+    ("atomic", "atom.shared.cas.b32 %r5, [%rd1], %r1, %r2;"),
+    ("atomic", "atom.shared.inc.u32 %r5, [%rd1], %r1;"),
+    ("atomic", "atom.acquire.cta.shared.add.u32 %r5, [%rd1], %r1;"),
+    ("atomic", "atom.add.u32 %r5, [%rd1], %r1;"),
+    ("atomic", "atom.global.add.u32 %r5, [%rd1], %r1;"),
+    ("atomic", "red.global.add.u32 [%rd1], %r1;"),
+    ("fused", "fma.rn.f32 %f1, %f2, %f3, %f4;"),
+]
+
+
+@pytest.mark.parametrize("statement", TOGETHER)
+def test_what_only_threads_that_work_together_need(statement: str) -> None:
+    text = HEAD + SHARED + FUNCTION + KERNEL % statement
+    assert find_faults(text, together=True) == []
+    check_ptx(text, together=True)
+    rules = [fault.rule for fault in find_faults(text)]
+    assert rules[:2] == ["directive", "directive"]  # threads that run alone share nothing
+    assert rules[2:] in ([], ["communication"], ["atomic"])
+    assert rules[2:] or statement.startswith("mov")
+
+
+@pytest.mark.parametrize(("rule", "statement"), NOT_EVEN_TOGETHER, ids=[text[:40] for _, text in NOT_EVEN_TOGETHER])
+def test_what_not_even_they_need(rule: str, statement: str) -> None:
+    faults = find_faults(HEAD + SHARED + FUNCTION + KERNEL % statement, together=True)
+    assert [fault.rule for fault in faults] == [rule]
+
+
+def test_what_an_atomic_operation_found_is_not_read() -> None:
+    atomic = "atom.shared.add.u32 %r5, [%rd1], %r1;"
+    for reads in ("add.s32 %r2, %r5, 1;", "st.shared.u32 [%rd1], %r5;", "setp.eq.s32 %p1, %r5, 0;"):
+        for statement in (f"{atomic} {reads}", f"{reads} {atomic}"):
+            (fault,) = find_faults(HEAD + SHARED + FUNCTION + KERNEL % statement, together=True)
+            assert (fault.rule, fault.text) == ("atomic", atomic[:-1])
+    # another function's register of that name, and one whose name only begins like it
+    other = FUNCTION.replace(".reg .f32 %f<2>;", ".reg .f32 %f<2>; .reg .b32 %r<9>; mov.u32 %r5, 1;")
+    text = HEAD + SHARED + other + KERNEL % f"{atomic} mov.u32 %r55, 1;"
+    assert find_faults(text, together=True) == []
+
+
+@pytest.mark.parametrize(
+    "directive",
+    [
+        ".extern .shared .align 16 .b8 buffer[];",
+        ".shared .align 16 .b8 buffer[0];",
+        ".shared .align 16 .b8 buffer[];",
+        ".shared .align 4 .u32 buffer = 7;",
+    ],
+)
+def test_shared_memory_has_a_size(directive: str) -> None:
+    faults = find_faults(HEAD + directive + "\n" + KERNEL % "mov.u32 %r1, 0;", together=True)
+    assert [fault.rule for fault in faults] == ["directive"]
 
 
 def test_the_first_fault_is_named_and_the_others_counted() -> None:

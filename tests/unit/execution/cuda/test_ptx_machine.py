@@ -164,6 +164,77 @@ def test_vectors_and_narrow_values() -> None:
     assert execute(body) == [0xFFFFFFFE_1122FE44]
 
 
+SHARED = ".shared .align 8 .b8 sm[64]; .shared .align 4 .b8 other[4];\n"
+MINE = "mov.u64 %rd3, sm; mul.wide.u32 %rd4, %r0, 8; add.s64 %rd3, %rd3, %rd4; cvt.u64.u32 %rd5, %r0;"
+
+
+def test_barriers_and_shared_memory() -> None:
+    body = MINE + "st.shared.u64 [%rd3], %rd5; bar.sync 0; mov.u64 %rd6, 56; sub.s64 %rd4, %rd6, %rd4;"
+    body += "mov.u64 %rd3, sm; add.s64 %rd3, %rd3, %rd4; ld.shared.u64 %rd2, [%rd3];" + STORE
+    assert execute(body, threads=8, head=SHARED) == list(range(7, -1, -1))
+
+
+def test_without_a_barrier_others_elements_are_anything() -> None:
+    body = MINE + "st.shared.u64 [%rd3], %rd5; mov.u64 %rd3, sm; ld.shared.u64 %rd2, [%rd3+24];" + STORE
+    found = execute(body, threads=8, head=SHARED)
+    assert found[3] == 3
+    assert found.count(3) == 1
+
+
+def test_shared_memory_holds_anything_and_is_the_blocks_own() -> None:
+    body = "ld.shared.u64 %rd2, [sm+8];" + STORE
+    one, other = execute(body, threads=2, head=SHARED)
+    assert one == other not in (0, 2**64 - 1)
+    assert execute(body, head=SHARED, machine=Machine(seed=2)) != [one]
+
+
+def test_atomic_operations() -> None:
+    body = """
+	setp.eq.u32 %p1, %r0, 0;
+	@%p1 st.shared.u64 [sm], -5;
+	bar.sync 0;
+	cvt.u64.u32 %rd5, %r0;
+	atom.shared.{0} %rd6, [sm], %rd5;
+	bar.sync 0;
+	ld.shared.u64 %rd2, [sm];
+	"""
+    due = {
+        "add.u64": 21 - 5,
+        "max.s64": 6,
+        "max.u64": 2**64 - 5,
+        "min.s64": 2**64 - 5,
+        "min.u64": 0,
+        "and.b64": 0,
+        "or.b64": 2**64 - 1,
+        "xor.b64": 2**64 - 5 ^ 0 ^ 1 ^ 2 ^ 3 ^ 4 ^ 5 ^ 6,
+    }
+    for operation, value in due.items():
+        assert execute(body.format(operation) + STORE, threads=7, head=SHARED) == [value] * 7, operation
+    body = "atom.relaxed.cta.shared.add.u32 %r1, [other], 1; bar.sync 0; ld.shared.u32 %rd2, [other];" + STORE
+    assert len(set(execute(body, threads=5, head=SHARED))) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("setp.eq.u32 %p1, %r0, 0; @%p1 bra $L1; bar.sync 0; $L1:", "a thread has ended while others"),
+        ("setp.eq.u32 %p1, %r0, 0; @%p1 bra $L1; bar.sync 0; bra $L2; $L1: bar.sync 0; $L2:", "different barriers"),
+        ("st.shared.u32 [sm], %r0;", "two threads store"),
+        ("st.global.u32 [%rd0], 1; sub.s64 %rd0, %rd0, %rd1; st.global.u32 [%rd0], %r0;", "two threads store"),
+        ("atom.shared.add.u32 %r1, [sm], 1; atom.shared.max.u32 %r1, [sm], 1;", "touched otherwise"),
+        ("atom.shared.add.u32 %r1, [sm], 1; ld.shared.u32 %r1, [sm];", "a load of what atomic"),
+        ("atom.shared.add.u32 %r1, [sm], 1; st.shared.u32 [sm], %r1;", "a store to what atomic"),
+        ("st.shared.u32 [sm], 1; atom.shared.add.u32 %r1, [sm], 1;", "touched otherwise"),
+        ("ld.shared.u32 %r1, [sm+64];", "outside of shared memory"),
+        ("ld.shared.u64 %rd2, [sm+60];", "not aligned"),
+        ("ld.global.u32 %r1, [sm];", "outside of all memory"),
+    ],
+)
+def test_faults_of_threads_that_work_together(body: str, message: str) -> None:
+    with pytest.raises(PtxError, match=message):
+        execute(body, threads=4, head=SHARED)
+
+
 def test_what_is_open_differs() -> None:
     body = "mov.u64 %rd3, 0; div.u64 %rd2, %rd0, %rd3;" + STORE
     assert execute(body, machine=Machine(lambda width: 77)) == [77]
