@@ -12,11 +12,16 @@ __all__ = [
     "atomic",
     "blockDim",
     "blockIdx",
+    "brev",
+    "clz",
     "const",
+    "ffs",
     "grid",
     "gridDim",
     "gridsize",
     "local",
+    "popc",
+    "selp",
     "shared",
     "syncthreads",
     "threadIdx",
@@ -38,6 +43,31 @@ def grid(ndim: int) -> Any:
 def gridsize(ndim: int) -> Any:
     """Threads of the launch along each axis: an int for 1, a tuple for 2 and 3."""
     _outside(f"gridsize({ndim})")
+
+
+def popc(x: int) -> int:
+    """Bits of `x` that are 1."""
+    _outside(f"popc({x})")
+
+
+def clz(x: int) -> int:
+    """Bits of `x` above the highest that is 1; all of them for 0."""
+    _outside(f"clz({x})")
+
+
+def ffs(x: int) -> int:
+    """The place of the lowest bit of `x` that is 1, counted from 1; 0 for 0."""
+    _outside(f"ffs({x})")
+
+
+def brev(x: int) -> int:
+    """The bits of `x` in reverse order."""
+    _outside(f"brev({x})")
+
+
+def selp(test: bool, a: Any, b: Any) -> Any:
+    """``a if test else b``"""
+    _outside(f"selp({test}, {a}, {b})")
 
 
 class _Triple:

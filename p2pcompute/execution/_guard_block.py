@@ -186,7 +186,7 @@ class _Uniformity:
                 return triple != "threadIdx"
             case ast.Attribute() | ast.Constant():
                 return True
-            case ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"), attr=attr)):
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"), attr="grid" | "gridsize" as attr)):
                 return attr == "gridsize"
             case ast.Call(args=arguments):
                 return all(self.uniform(argument) for argument in arguments)

@@ -495,6 +495,8 @@ class FunctionCheck:
                 if not (isinstance(axes, ast.Constant) and type(axes.value) is int and 1 <= axes.value <= 3):
                     raise self.refuse(node, f"cuda.{name} takes the literal 1, 2 or 3")
                 return
+            case ast.Attribute(value=ast.Name(id="cuda"), attr=name) if name in lang.BIT_CALLS:
+                self.count(node, f"cuda.{name}", 1, 1)
             case ast.Attribute() if is_atomic(node):
                 raise self.refuse(
                     node, "the result of an atomic operation depends on the order of threads", "write it as a statement"

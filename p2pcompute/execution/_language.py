@@ -12,6 +12,7 @@ __all__ = [
     "ATOMICS",
     "ATOMIC_DTYPES",
     "AXES",
+    "BIT_CALLS",
     "BUILTINS",
     "CASTS",
     "CUDA_CALLS",
@@ -46,7 +47,7 @@ __all__ = [
     "RESERVED",
 ]
 
-LANGUAGE_VERSION: Final = "strict-2"
+LANGUAGE_VERSION: Final = "strict-3"
 
 MAX_SOURCE_BYTES: Final = 65_536
 MAX_NODES: Final = 5_000  # statements and expressions
@@ -84,7 +85,8 @@ AXES: Final = ("x", "y", "z")
 CUDA_TRIPLES: Final = frozenset({"threadIdx", "blockIdx", "blockDim", "gridDim"})
 CUDA_DIMS: Final = frozenset({"grid", "gridsize"})
 CUDA_MEMORY: Final = frozenset({"shared", "local", "const"})
-CUDA_CALLS: Final = CUDA_DIMS | CUDA_TRIPLES | CUDA_MEMORY | {"atomic", "syncthreads"}
+BIT_CALLS: Final = ("popc", "clz", "ffs", "brev")  # of one integer, in as many bits as its width
+CUDA_CALLS: Final = CUDA_DIMS | CUDA_TRIPLES | CUDA_MEMORY | {"atomic", "syncthreads", "selp", *BIT_CALLS}
 
 ATOMICS: Final = {"add": "+", "max": "max", "min": "min", "and_": "&", "or_": "|", "xor": "^"}
 ATOMIC_DTYPES: Final = ("int32", "uint32", "int64", "uint64")  # what CUDA has atomics for

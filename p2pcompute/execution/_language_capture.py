@@ -284,7 +284,7 @@ class _Normalise(ast.NodeTransformer):
                 node,
                 f"{spelled}.{path[0]} is not in the kernel language",
                 "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, "
-                "syncthreads and atomic",
+                "syncthreads, atomic, popc, clz, ffs, brev and selp",
             )
         return _dotted(node, "cuda", *path)
 
@@ -299,6 +299,9 @@ class _Normalise(ast.NodeTransformer):
                 node.args = [self.shape_or_dtype(argument) for argument in node.args]
             case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr="atomic")):
                 self.positional(node, ("ary", "idx", "val"))
+            case ast.Attribute(value=ast.Name(id="cuda"), attr="selp") if len(node.args) == 3 and not node.keywords:
+                test, one, other = (self.visit(argument) for argument in node.args)
+                return ast.copy_location(ast.IfExp(test=test, body=one, orelse=other), node)
             case _:
                 pass
         node.args = [self.visit(argument) for argument in node.args]

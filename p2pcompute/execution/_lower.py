@@ -35,6 +35,7 @@ from p2pcompute.execution._lower_types import (
     wrapping,
     zero,
 )
+from p2pcompute.execution._lower_widths import Widths, counts_bits
 from p2pcompute.execution._rows import extents
 
 __all__ = ["FunctionLowering", "Lowered", "Parameter", "lower"]
@@ -110,7 +111,9 @@ class _Program:
         self.launch = launch
         self.specs: dict[str, ArgSpec] = dict(zip(admitted.entry.params, args, strict=True))
         self.extents = extents(admitted, launch, args)
-        self.instances: dict[tuple[str, tuple[Type, ...]], _Instance] = {}
+        self.instances: dict[tuple[str, tuple[Type, ...], tuple[str, ...]], _Instance] = {}
+        self.counts_bits = counts_bits(admitted.functions)
+        self.known_widths: dict[tuple[str, tuple[str, ...]], tuple[str | None, ...]] = {}
         scratch, plan = admitted.entry.scratch, admitted.plan
         self.sites: dict[int, Site] = {}
         self.races = Races(refresh=[frozenset()] * (0 if plan is None else plan.barriers))
@@ -216,13 +219,15 @@ class _Program:
             lines += "".join(f" {line}\n" for line in _in_turn(name, zero_of(array.dtype), array.size))
         return lines + " syncthreads()\n"
 
-    def instance(self, name: str, types: tuple[Type, ...]) -> _Instance:
-        key = (name, types)
+    def instance(self, name: str, types: tuple[Type, ...], widths: tuple[str, ...]) -> _Instance:
+        if name not in self.counts_bits:
+            widths = ("",) * len(types)
+        key = (name, types, widths)
         found = self.instances.get(key)
         if found is None:
             if len(self.instances) > 8 * MAX_INSTANCES:
                 raise KernelError("device functions are called with too many combinations of types")
-            lowering = FunctionLowering(self, self.admitted.functions[name], types, is_entry=False)
+            lowering = FunctionLowering(self, self.admitted.functions[name], types, widths, is_entry=False)
             lines = lowering.run()
             result = lowering.result
             found = _Instance(f"f{len(self.instances)}_{name}", Scalar.BOOL if result is None else result, "")
@@ -242,7 +247,15 @@ def _type(spec: ArgSpec) -> Type:
 class FunctionLowering:
     """Lowers one function for one combination of argument types."""
 
-    def __init__(self, program: _Program, function: Function, types: tuple[Type, ...], *, is_entry: bool) -> None:
+    def __init__(
+        self,
+        program: _Program,
+        function: Function,
+        types: tuple[Type, ...],
+        widths: tuple[str, ...] = (),
+        *,
+        is_entry: bool,
+    ) -> None:
         self.program = program
         self.function = function
         self.params = types
@@ -254,6 +267,10 @@ class FunctionLowering:
         self.called: list[str] = []
         self.grid = program.admitted.grid.variables if is_entry else {}
         self.scratch = program.scratch
+        if is_entry:
+            widths = tuple(spec.dtype for spec in program.specs.values())
+        given = [kind.dtype if isinstance(kind, ArrayType) else own for kind, own in zip(types, widths, strict=True)]
+        self.widths = Widths(program.admitted.functions, function, given, program.known_widths)
 
     def run(self) -> str:
         """Repeat until no type widens; types only ever widen along a chain of five, so it ends."""
@@ -294,12 +311,16 @@ class FunctionLowering:
             return f"s_{name}_{axis}"
         return f"p_{name}.shape[{axis}]"
 
-    def call(self, name: str, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
+    def call(self, name: str, node: ast.Call, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
         """The instance of a device function for these types."""
-        instance = self.program.instance(name, types)
+        instance = self.program.instance(name, types, tuple(map(self.widths.dtype, node.args)))
         if instance.name not in self.called:
             self.called.append(instance.name)
         return instance.name, instance.result
+
+    def bits(self, node: ast.expr) -> int:
+        """How many bits an integer has where they are counted."""
+        return self.widths.bits(node)
 
     def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], key: ast.expr) -> str:
         """Code for an element, or for zero where an index is out of range."""

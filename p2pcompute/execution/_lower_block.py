@@ -108,7 +108,7 @@ def _plain(node: ast.expr, known: set[str]) -> bool:
             return True
         case ast.Attribute():
             return True
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"))):
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"), attr="grid" | "gridsize")):
             return True
         case ast.Subscript(value=ast.Attribute(attr="shape")):
             return True

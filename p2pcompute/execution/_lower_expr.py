@@ -15,7 +15,16 @@ from typing import Protocol
 
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._guard_index import grid_axis
-from p2pcompute.execution._language import AXES, BUILTINS, CASTS, DTYPES, MATH_FUNCTIONS, MAX_POWER, RANDOM_CALLS
+from p2pcompute.execution._language import (
+    AXES,
+    BIT_CALLS,
+    BUILTINS,
+    CASTS,
+    DTYPES,
+    MATH_FUNCTIONS,
+    MAX_POWER,
+    RANDOM_CALLS,
+)
 from p2pcompute.execution._lower_types import (
     ArrayType,
     Expr,
@@ -51,8 +60,12 @@ class ArrayUse(Protocol):
         """Code for ``name.shape[axis]``."""
         ...
 
-    def call(self, name: str, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
+    def call(self, name: str, node: ast.Call, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
         """The compiled name and the result's type of a device function."""
+        ...
+
+    def bits(self, node: ast.expr) -> int:
+        """How many bits an integer has where they are counted."""
         ...
 
 
@@ -152,7 +165,8 @@ class ExpressionLowering:
                 axes = range(self.array(node, name).ndim)
                 return [Expr(self.arrays.axis_length(name, axis), Scalar.INT) for axis in axes]
             case ast.Call(
-                func=ast.Attribute(value=ast.Name(id="cuda"), attr=attr), args=[ast.Constant(value=int() as count)]
+                func=ast.Attribute(value=ast.Name(id="cuda"), attr="grid" | "gridsize" as attr),
+                args=[ast.Constant(value=int() as count)],
             ) if count > 1:
                 return [self.grid_value(attr, axis) for axis in range(count)]
             case ast.Call():
@@ -336,6 +350,9 @@ class ExpressionLowering:
     def call(self, node: ast.Call) -> tuple[str, Scalar | tuple[Scalar, ...]]:
         """A call: code and what it gives."""
         match node.func:
+            case ast.Attribute(value=ast.Name(id="cuda"), attr=name) if name in BIT_CALLS:
+                counted = self.count_bits(name, node.args[0])
+                return counted.code, counted.type
             case ast.Attribute(value=ast.Name(id="cuda"), attr=attr):
                 found = self.grid_value(attr, 0)
                 argument = node.args[0]
@@ -391,8 +408,25 @@ class ExpressionLowering:
                 value = self.scalar(argument)
                 codes.append(as_type(value, value.type))
                 types.append(value.type)
-        target, result = self.arrays.call(name, tuple(types))
+        target, result = self.arrays.call(name, node, tuple(types))
         return f"{target}({', '.join(codes)})", result
+
+    def count_bits(self, name: str, node: ast.expr) -> Expr:
+        """``cuda.popc``, ``clz``, ``ffs`` and ``brev``."""
+        value = self.scalar(node)
+        if value.type.is_float:
+            raise self.refuse(node, f"cuda.{name} of a {value.type.title}", "convert it: np.uint32(...)")
+        bits = self.arrays.bits(node)
+        if name == "brev":
+            bits = max(bits, 32)
+        code = as_type(value, Scalar.UINT)
+        if bits < 64:
+            code = f"({code} & uint64({(1 << bits) - 1}))"
+        if name == "brev":
+            code = f"brev({code})"
+            return Expr(code, Scalar.UINT) if bits == 64 else Expr(f"int64({code} >> uint64(32))", Scalar.INT)
+        code = f"{name}({code})"
+        return Expr(wrapping("-", code, str(64 - bits), Scalar.INT) if name == "clz" else code, Scalar.INT)
 
     def extreme(self, name: str, one: Expr, other: Expr) -> Expr:
         """``min`` and ``max`` as Python has them: the second where it is less (greater), else the first."""

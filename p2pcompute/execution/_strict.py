@@ -24,6 +24,10 @@ _SCALE = np.float32(2.0**-24)
 # Powers of two, so exact as float32 and as float64: one text serves both types of argument.
 _B7, _B8, _B15, _B16, _B31, _B32, _B63, _B64 = (np.float32(2.0**n) for n in (7, 8, 15, 16, 31, 32, 63, 64))
 _LOW = np.uint64(0xFFFFFFFF)
+# Every other bit, pair, four, eight and sixteen; and a one in each byte.
+_ODD, _PAIRS, _NIBBLES, _EIGHTS, _SIXTEENTHS, _BYTES = (
+    np.uint64(0xFFFFFFFFFFFFFFFF // divisor) for divisor in (0x3, 0x5, 0x11, 0x101, 0x10001, 0xFF)
+)
 
 
 def helpers(
@@ -157,6 +161,35 @@ def helpers(
     @jit
     def ushr(a: Any, n: Any) -> Any:
         return a >> n if n < uint64(64) else uint64(0)
+
+    @jit
+    def popc(x: Any) -> Any:
+        x = x - ((x >> uint64(1)) & _ODD)
+        x = (x & _PAIRS) + ((x >> uint64(2)) & _PAIRS)
+        x = (x + (x >> uint64(4))) & _NIBBLES
+        return int64((x * _BYTES) >> uint64(56))
+
+    @jit
+    def clz(x: Any) -> Any:
+        x = x | (x >> uint64(1))
+        x = x | (x >> uint64(2))
+        x = x | (x >> uint64(4))
+        x = x | (x >> uint64(8))
+        x = x | (x >> uint64(16))
+        return popc(~(x | (x >> uint64(32))))
+
+    @jit
+    def ffs(x: Any) -> Any:
+        return popc(x ^ (x - uint64(1))) if x != uint64(0) else int64(0)
+
+    @jit
+    def brev(x: Any) -> Any:
+        x = ((x >> uint64(1)) & _ODD) | ((x & _ODD) << uint64(1))
+        x = ((x >> uint64(2)) & _PAIRS) | ((x & _PAIRS) << uint64(2))
+        x = ((x >> uint64(4)) & _NIBBLES) | ((x & _NIBBLES) << uint64(4))
+        x = ((x >> uint64(8)) & _EIGHTS) | ((x & _EIGHTS) << uint64(8))
+        x = ((x >> uint64(16)) & _SIXTEENTHS) | ((x & _SIXTEENTHS) << uint64(16))
+        return (x >> uint64(32)) | (x << uint64(32))
 
     @jit
     def compare_iu(a: Any, b: Any) -> Any:
