@@ -56,7 +56,8 @@ class Races:
 
 @dataclass(frozen=True, slots=True)
 class _Touch:
-    """One place in the text. `kind`: load, store or the name of an atomic operation."""
+    """One place in the text. `kind`: load, store, pass (to a device function, which loads anywhere) or the name of an
+    atomic operation."""
 
     name: str
     kind: str
@@ -120,6 +121,10 @@ class _Finder:
                     yield _Touch(name, "load", key, segment, node.lineno)
                 case ast.Call(func=ast.Attribute(attr=kind), args=[ast.Name(id=name), key, _]) if is_atomic(node):
                     yield _Touch(name, kind, key, segment, node.lineno)
+                case ast.Call(args=arguments) if not is_atomic(node):
+                    for argument in arguments:
+                        if isinstance(argument, ast.Name) and argument.id in self.shapes:
+                            yield _Touch(argument.id, "pass", argument, segment, node.lineno)
                 case _:
                     pass
 
@@ -133,7 +138,8 @@ class _Finder:
     def array(self, name: str, found: Sequence[_Touch]) -> None:
         stores = [touch for touch in found if touch.kind == "store"]
         loads = [touch for touch in found if touch.kind == "load"]
-        atomics = [touch for touch in found if touch.kind not in ("load", "store")]
+        passes = [touch for touch in found if touch.kind == "pass"]
+        atomics = [touch for touch in found if touch.kind not in ("load", "store", "pass")]
         for touch in atomics:
             for other in found:
                 if other.kind != touch.kind and self.meets(touch, other):
@@ -142,6 +148,15 @@ class _Finder:
                         f"{name} is touched here and by cuda.atomic.{touch.kind} (line {touch.line}), with no barrier "
                         "between",
                         "put cuda.syncthreads() between them",
+                    )
+        for touch in passes:
+            for store in stores:
+                if self.meets(touch, store):
+                    raise self.refuse(
+                        touch.line,
+                        f"a device function loads from {name}, and threads store there (line {store.line}) with no "
+                        "barrier between",
+                        "put cuda.syncthreads() between them, or pass elements by their values",
                     )
         sites = [self.sites[id(touch.key)] for touch in found if id(touch.key) in self.sites]
         # All places of an array have to count turns alike.

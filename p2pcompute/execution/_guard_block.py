@@ -180,8 +180,8 @@ class _Uniformity:
     def uniform(self, node: ast.expr) -> bool:
         """Whether an expression is the same for all threads, where they are all at it."""
         match node:
-            case ast.Name(id=name):
-                return name not in self.varying
+            case ast.Name(id=name):  # or an array, for a device function
+                return name not in self.varying and (name not in self.kernel.scratch or name in self.readable)
             case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr=triple)):
                 return triple != "threadIdx"
             case ast.Attribute() | ast.Constant():

@@ -48,7 +48,8 @@ _REMEDY = {
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Function:
     """One function of an admitted source. `arrays` are the parameters that it uses as arrays, `scratch` the arrays
-    that it declares."""
+    that it declares. `stores` are the arrays that a device function stores into; one that `gives` nothing is called
+    for them only."""
 
     name: str
     node: ast.FunctionDef
@@ -58,6 +59,8 @@ class Function:
     names: frozenset[str]  # parameters and local variables
     calls: tuple[str, ...]  # device functions, once for each call
     scratch: Mapping[str, Scratch] = field(default_factory=dict)
+    stores: frozenset[str] = frozenset()
+    gives: bool = True
 
 
 class FunctionCheck:
@@ -79,6 +82,8 @@ class FunctionCheck:
         self.is_entry = is_entry
         self.calls: list[str] = []
         self.loops = 0
+        self.stores: set[str] = set()
+        self.may_store: set[int] = set()  # calls that are a statement, or all of its right side
 
     def refuse(self, node: ast.AST, reason: str, instead: str = "") -> KernelError:
         line = getattr(node, "lineno", self.node.lineno)
@@ -110,9 +115,13 @@ class FunctionCheck:
             for inner in returned:
                 if inner.value is not None:
                     raise self.refuse(inner, "a kernel returns nothing", "store into an output")
-        elif not _always_returns(node.body):
+        gives = any(inner.value is not None for inner in returned)
+        ends = _always_returns(node.body) and all(inner.value is not None for inner in returned)
+        if not self.is_entry and (gives or not self.stores) and not ends:
             raise self.refuse(
-                node.body[-1], f"{node.name} may end without a return", "end the function with a return of a value"
+                node.body[-1],
+                f"{node.name} may end without a return of a value",
+                "end the function with a return of a value in each case",
             )
         return Function(
             name=node.name,
@@ -123,6 +132,8 @@ class FunctionCheck:
             names=frozenset(self.names - set(self.scratch)),
             calls=tuple(self.calls),
             scratch=self.scratch,
+            stores=frozenset(self.stores),
+            gives=gives,
         )
 
     def _params(self) -> tuple[str, ...]:
@@ -207,6 +218,8 @@ class FunctionCheck:
             case ast.Assign(targets=targets, value=value):
                 for target in targets:
                     self.target(target, value)
+                if not any(isinstance(inner, ast.Subscript) for target in targets for inner in ast.walk(target)):
+                    self.may_store.add(id(value))
                 self.assigned(value, tuple_ok=all(isinstance(target, ast.Tuple) for target in targets))
             case ast.AugAssign(target=ast.Name() | ast.Subscript() as target, op=op, value=value):
                 if not isinstance(op, _BINARY):
@@ -214,6 +227,8 @@ class FunctionCheck:
                 self.target(target, value)
                 if isinstance(op, ast.Pow):
                     self.power(node, value)
+                if isinstance(target, ast.Name):
+                    self.may_store.add(id(value))
                 self.expression(value)
             case ast.If(test=test, body=body, orelse=orelse):
                 self.expression(test)
@@ -232,6 +247,7 @@ class FunctionCheck:
                 self.loop(body)
             case ast.Return(value=value):
                 if value is not None:
+                    self.may_store.add(id(value))
                     self.assigned(value, tuple_ok=True)
             case ast.Break() | ast.Continue():
                 if not self.loops:
@@ -245,6 +261,11 @@ class FunctionCheck:
                     raise self.refuse(call, "cuda.syncthreads() takes no arguments")
             case ast.Expr(value=ast.Call() as call) if is_atomic(call):
                 self.atomic(call)
+            case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.done:
+                if not self.done[name].stores:
+                    raise self.refuse(node, f"what {name} gives is not used", "assign it, or leave the call out")
+                self.may_store.add(id(call))
+                self.call(call, statement=True)
             case _:
                 raise self.unknown(node)
 
@@ -293,9 +314,7 @@ class FunctionCheck:
                 if name in self.scratch and self.scratch[name].kind == "const":
                     raise self.refuse(node, f"{name} is constant", "copy it into a cuda.local.array first")
                 if not self.is_entry:
-                    raise self.refuse(
-                        node, "a device function stores into an array", "return the value and store it in the kernel"
-                    )
+                    self.stores.add(name)
                 self.index(node)
             case ast.Tuple(elts=elements) if value is not None:
                 if not 1 <= len(elements) <= lang.MAX_TUPLE:
@@ -444,7 +463,29 @@ class FunctionCheck:
         if not self.is_entry:
             raise self.refuse(node, f"{what} in a device function", "take it in the kernel and pass it as an argument")
 
-    def call(self, node: ast.Call) -> None:
+    def pass_array(self, node: ast.Call, argument: ast.Name, callee: Function, param: str) -> None:
+        """An array as the argument of a device function."""
+        array = self.scratch.get(argument.id)
+        if param not in callee.stores:
+            return  # read-only there, whatever it does with it
+        if id(node) not in self.may_store:
+            raise self.refuse(
+                node,
+                f"{callee.name} stores into an array within an expression",
+                f"call it by itself: value = {callee.name}(...)",
+            )
+        if not self.is_entry:
+            self.stores.add(argument.id)
+        elif array is None or array.kind != "local":
+            kind = f"the {array.kind} array" if array is not None else "the argument"
+            raise self.refuse(
+                argument,
+                f"{callee.name} stores into {kind} {argument.id}",
+                "device functions store into a cuda.local.array of the kernel only; return the value and store it in "
+                "the kernel",
+            )
+
+    def call(self, node: ast.Call, *, statement: bool = False) -> None:
         if node.keywords:
             raise self.refuse(node, "keyword arguments are not in the kernel language", "pass them by position")
         for argument in node.args:
@@ -456,19 +497,16 @@ class FunctionCheck:
                 self.calls.append(name)
                 self.count(node, name, len(callee.params), len(callee.params))
                 for argument, param in zip(node.args, callee.params, strict=True):
-                    if isinstance(argument, ast.Name) and argument.id in self.scratch:
-                        raise self.refuse(
-                            argument,
-                            f"the {self.scratch[argument.id].kind} array {argument.id} is passed to a function",
-                            "pass elements by their values: index it in the kernel",
-                        )
                     if isinstance(argument, ast.Name) and argument.id in self.arrays:
-                        continue  # bare, to a device function: read-only there, whatever it does with it
+                        self.pass_array(node, argument, callee, param)
+                        continue
                     if param in callee.arrays:
                         raise self.refuse(
                             argument, f"{name} takes an array here", "pass an array parameter by its name"
                         )
                     self.expression(argument)
+                if not callee.gives and not statement:
+                    raise self.refuse(node, f"{name} gives no value", "call it on a line of its own")
                 return
             case ast.Name(id="len"):
                 self.count(node, "len", 1, 1)

@@ -19,6 +19,7 @@ import numpy as np
 
 from p2pcompute.execution._api import ArgSpec, Launch, ScalarSpec
 from p2pcompute.execution._guard import Admitted
+from p2pcompute.execution._guard_scratch import is_atomic
 from p2pcompute.execution._language import AXES
 
 __all__ = ["THREADS", "Site", "Values", "index_values"]
@@ -189,11 +190,11 @@ class _Walk:
                 for bound in bounds:
                     self.expression(bound, reached)
                 self.loop(node, name, bounds, body, reached)
-            case ast.Expr(value=ast.Call(args=arguments)):  # a barrier, or an atomic operation
-                if len(arguments) == 3 and isinstance(arguments[0], ast.Name):
+            case ast.Expr(value=ast.Call(args=arguments) as call):  # a barrier, an atomic operation, a device function
+                if is_atomic(call):
                     self.record(arguments[1], reached)
-                    for argument in arguments[1:]:
-                        self.expression(argument, reached)
+                for argument in arguments:
+                    self.expression(argument, reached)
             case _:
                 pass
         return reached

@@ -231,8 +231,12 @@ class _Program:
             lines = lowering.run()
             result = lowering.result
             found = _Instance(f"f{len(self.instances)}_{name}", Scalar.BOOL if result is None else result, "")
-            params = ", ".join(f"p_{param}" for param in self.admitted.functions[name].params)
-            found.code = f"def {found.name}({params}):\n{lines}"
+            params: list[str] = []
+            for param, kind in zip(self.admitted.functions[name].params, types, strict=True):
+                local = isinstance(kind, ArrayType) and kind.kind == "local"
+                if not (isinstance(kind, ArrayType) and kind.kind == "const"):
+                    params += [f"p_{param}", f"a_{param}"] if local else [f"p_{param}"]
+            found.code = f"def {found.name}({', '.join(params)}):\n{lines}"
             found.calls = lowering.called
             self.instances[key] = found
         return found
@@ -262,11 +266,17 @@ class FunctionLowering:
         self.is_entry = is_entry
         self.types: dict[str, Type] = dict(zip(function.params, types, strict=True))
         for array in function.scratch.values():
-            self.types[array.name] = ArrayType(dtype=array.dtype, ndim=len(array.shape))
+            self.types[array.name] = ArrayType(
+                dtype=array.dtype,
+                ndim=len(array.shape),
+                kind=array.kind,
+                shape=array.shape,
+                name=array.name if array.kind == "const" else "",
+            )
         self.result: Scalar | tuple[Scalar, ...] | None = None
         self.called: list[str] = []
         self.grid = program.admitted.grid.variables if is_entry else {}
-        self.scratch = program.scratch
+        self.scratch = program.scratch if is_entry else _passed_arrays(function, types)
         if is_entry:
             widths = tuple(spec.dtype for spec in program.specs.values())
         given = [kind.dtype if isinstance(kind, ArrayType) else own for kind, own in zip(types, widths, strict=True)]
@@ -305,8 +315,8 @@ class FunctionLowering:
 
     def axis_length(self, name: str, axis: int) -> str:
         """Code for a length: of an output, the global one."""
-        if name in self.function.scratch:
-            return str(self.function.scratch[name].shape[axis])
+        if name in self.scratch.arrays:
+            return str(self.scratch.arrays[name].shape[axis])
         if self.is_entry and isinstance(self.program.specs[name], OutputSpec):
             return f"s_{name}_{axis}"
         return f"p_{name}.shape[{axis}]"
@@ -322,9 +332,13 @@ class FunctionLowering:
         """How many bits an integer has where they are counted."""
         return self.widths.bits(node)
 
+    def passed(self, name: str) -> list[str]:
+        """Code for an array as an argument of a device function."""
+        return self.scratch.passed(name) if name in self.scratch.arrays else [f"p_{name}"]
+
     def load(self, name: str, kind: ArrayType, indices: list[Expr], axes: list[int | None], key: ast.expr) -> str:
         """Code for an element, or for zero where an index is out of range."""
-        if name in self.function.scratch:
+        if name in self.scratch.arrays:
             return self.scratch.load(self.expressions, name, indices, key)
         spec = self.program.specs.get(name) if self.is_entry else None
         places = [as_type(index, Scalar.UINT) for index in indices]  # negative ones become huge: one test does
@@ -430,6 +444,8 @@ class FunctionLowering:
                 pass
             case ast.Expr(value=ast.Call(func=ast.Attribute(attr=op), args=[ast.Name(id=name), index, value])):
                 self.atomic(op, name, index, value)
+            case ast.Expr(value=ast.Call(func=ast.Name()) as call):
+                lower.emit(lower.call(call)[0])
             case ast.Expr():
                 self.barrier(node)
             case _:
@@ -520,7 +536,7 @@ class FunctionLowering:
         name = target.value.id
         array = lower.array(target, name)
         indices = lower.indices(target, name, array)
-        if name in self.function.scratch:
+        if name in self.scratch.arrays:
             self.scratch.store(lower, name, indices, target.slice, value)
             return
         places, tests = [self.row(name)], [f"in_{name}"] if name in self.unlike else []
@@ -581,6 +597,20 @@ class FunctionLowering:
         return self.expressions.refuse(
             node, f"{self.function.name} returns different numbers of values", "return as many in each place"
         )
+
+
+def _passed_arrays(function: Function, types: tuple[Type, ...]) -> ScratchLowering:
+    """The arrays that the kernel declares and a device function is passed, under its names."""
+    arrays: dict[str, Scratch] = {}
+    names: dict[str, str] = {}
+    offsets: dict[str, str] = {}
+    for name, kind in zip(function.params, types, strict=True):
+        if isinstance(kind, ArrayType) and kind.kind:
+            arrays[name] = Scratch(name=name, kind=kind.kind, dtype=kind.dtype, shape=kind.shape, values=(), line=0)
+            names[name] = f"c_{kind.name}" if kind.kind == "const" else f"p_{name}"
+            if kind.kind == "local":
+                offsets[name] = f"a_{name}"
+    return ScratchLowering(arrays, {}, names=names, offsets=offsets)
 
 
 def _load(target: ast.expr) -> ast.expr:

@@ -68,6 +68,10 @@ class ArrayUse(Protocol):
         """How many bits an integer has where they are counted."""
         ...
 
+    def passed(self, name: str) -> list[str]:
+        """Code for an array as an argument of a device function."""
+        ...
+
 
 class ExpressionLowering:
     """Lowers the expressions of one function. `types` holds what is known of its names so far; a name that is not
@@ -402,7 +406,7 @@ class ExpressionLowering:
         for argument in node.args:
             kind = self.types.get(argument.id) if isinstance(argument, ast.Name) else None
             if isinstance(argument, ast.Name) and isinstance(kind, ArrayType):
-                codes.append(f"p_{argument.id}")
+                codes += self.arrays.passed(argument.id)
                 types.append(kind)
             else:
                 value = self.scalar(argument)

@@ -34,6 +34,7 @@ class ScratchLowering:
         arrays: what the kernel declares.
         sites: what is known of their indices (`index_values`).
         races: which loads of shared arrays read a snapshot, ``w_<name>``.
+        names, offsets: code for an array's name, and for where it begins, where a device function was passed it.
         by_turns: whether threads run one after the other: then the local arrays of a block's threads lie behind each
             other, by the thread's place ``q``, and an atomic operation is a load and a store.
     """
@@ -45,15 +46,37 @@ class ScratchLowering:
         *,
         races: Races | None = None,
         by_turns: bool = False,
+        names: Mapping[str, str] | None = None,
+        offsets: Mapping[str, str] | None = None,
     ) -> None:
         self.arrays = arrays
+        self.names = names or {}
+        self.offsets = offsets or {}
         self.sites = sites
         self.races = races or Races()
         self.by_turns = by_turns
 
     def code_name(self, name: str) -> str:
         """The array's name in the code."""
-        return f"{_LETTERS[self.arrays[name].kind]}_{name}"
+        return self.names.get(name) or f"{_LETTERS[self.arrays[name].kind]}_{name}"
+
+    def passed(self, name: str) -> list[str]:
+        """Code for an array as the argument of a device function: a constant one is known there by its name, a local
+        one may begin anywhere."""
+        match self.arrays[name].kind:
+            case "const":
+                return []
+            case "local":
+                return [self.code_name(name), self.offset(name) or "uint64(0)"]
+            case _:
+                return [self.code_name(name)]
+
+    def offset(self, name: str) -> str:
+        """Code for the place of the array's first element, or nothing where it is 0."""
+        if name in self.offsets:
+            return self.offsets[name]
+        array = self.arrays[name]
+        return f"q * uint64({array.size})" if array.kind == "local" and self.by_turns else ""
 
     def place(self, lower: ExpressionLowering, name: str, indices: list[Expr], key: ast.expr) -> tuple[str, str]:
         """Code for an element's place, and for the test that it is inside; no test where it surely is."""
@@ -67,8 +90,8 @@ class ScratchLowering:
                 code = lower.held(Expr(code, Scalar.UINT)).code
                 tests.append(f"({code} < uint64({length}))")
             place = f"({place} * uint64({length}) + {code})" if place else code
-        if array.kind == "local" and self.by_turns:
-            place = f"(q * uint64({array.size}) + {place})"
+        if offset := self.offset(name):
+            place = f"({offset} + {place})"
         return place, " & ".join(tests)
 
     def load(self, lower: ExpressionLowering, name: str, indices: list[Expr], key: ast.expr) -> str:

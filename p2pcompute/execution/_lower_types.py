@@ -48,10 +48,14 @@ class Scalar(IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayType:
-    """An array parameter."""
+    """An array. One that the kernel declares has a `kind` (shared, local or const) and a `shape`, a constant one its
+    `name`: code of device functions that it is passed to is its own."""
 
     dtype: str
     ndim: int
+    kind: str = ""
+    shape: tuple[int, ...] = ()
+    name: str = ""
 
 
 Type: TypeAlias = Scalar | tuple[Scalar, ...] | ArrayType

@@ -232,7 +232,6 @@ STATEMENTS = {
     "300 parts": ("if n:\n    return\nsm[tx] = 1\n" * 299 + "sm[tx] = 1", "parts"),
     "too much": ("b = cuda.shared.array(64 * 191 + 1, np.int32)", "49156 bytes"),
     "2^40": ("b = cuda.shared.array(1099511627776, np.int8)", "bytes"),
-    "passed on": ("v = device(sm, 1)", "passed to a function"),
     "two owners": ("out[cuda.blockIdx.x] = 1", "by the thread's place and by the block's"),
     "half a place": ("blocks[tx, 0] = 1", "another thread's"),
 }

@@ -1,4 +1,4 @@
-"""Counts of bits from PTX: the CPU's bits, whatever instructions the compiler takes for them."""
+"""What kernels say less often, from PTX: the CPU's bits, whatever instructions the compiler takes for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from p2pcompute.execution._cuda import CudaBackend
 from p2pcompute.kernel import out
 
 from ..test_bit_counts import counts, operands
+from ..test_scratch_passed import alone, alone_as_in_python
 from .ptx_machine import Machine
 from .test_cuda_bits import assert_same_bits
 
@@ -17,3 +18,12 @@ def test_counts_of_bits(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> 
     for dtype in ("int16", "uint32", "int64"):
         x = operands(dtype)
         assert_same_bits(cpu, gpu, machine, counts[4, 64].bind(out((len(x), 4), np.uint64), x), singles=False)
+
+
+def test_declared_arrays_in_device_functions(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
+    x = np.arange(-4, 6)
+    binding = alone[3, 4].bind(out((10, 6), np.int64), out(10, np.float64), x)
+    found, sums = assert_same_bits(cpu, gpu, machine, binding)
+    due, due_sums = alone_as_in_python(x)
+    assert np.array_equal(found[:10], due)
+    assert np.array_equal(sums[:10], due_sums)
