@@ -14,14 +14,15 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.execution._api import ArgSpec, OutputSpec
+from p2pcompute.execution._api import ArgSpec, Launch, OutputSpec
+from p2pcompute.execution._block_epochs import Place, apart_in_each_epoch
 from p2pcompute.execution._guard import Admitted
 from p2pcompute.execution._guard_block import BlockPlan
 from p2pcompute.execution._guard_scratch import is_atomic
@@ -67,20 +68,36 @@ class _Touch:
 
 
 def find_races(
-    admitted: Admitted, plan: BlockPlan, sites: Mapping[int, Site], args: Sequence[ArgSpec], dims: int
+    admitted: Admitted,
+    plan: BlockPlan,
+    sites: Mapping[int, Site],
+    launch: Launch,
+    args: Sequence[ArgSpec],
+    integers: Collection[str],
 ) -> Races:
     """Prove that the stores of a block's threads don't meet, and mark the loads that do.
 
     Raises:
         KernelTypeError: two threads may meet in an element; with the line.
     """
-    return _Finder(admitted, plan, sites, args, dims).run()
+    return _Finder(admitted, plan, sites, launch, args, integers).run()
 
 
 class _Finder:
     def __init__(
-        self, admitted: Admitted, plan: BlockPlan, sites: Mapping[int, Site], args: Sequence[ArgSpec], dims: int
+        self,
+        admitted: Admitted,
+        plan: BlockPlan,
+        sites: Mapping[int, Site],
+        launch: Launch,
+        args: Sequence[ArgSpec],
+        integers: Collection[str],
     ) -> None:
+        self.admitted = admitted
+        self.launch = launch
+        self.args = args
+        self.integers = integers
+        dims = launch.dims
         self.filename = admitted.entry.filename
         self.plan = plan
         self.sites = sites
@@ -98,6 +115,7 @@ class _Finder:
         self.flat: dict[int, Values] = {}  # of stores
         self.keyed: dict[int, Values] = {}
         self.marked: dict[str, set[int]] = {}  # array -> segments with marked loads
+        self.apart_by_epochs: frozenset[str] | None = None
 
     def run(self) -> Races:
         touches: dict[str, list[_Touch]] = {name: [] for name in self.shapes}
@@ -106,11 +124,27 @@ class _Finder:
                 for touch in self.touches(statement, segment.number):
                     touches[touch.name].append(touch)
         for name, found in touches.items():
-            self.array(name, found)
+            marked, own, vectors = dict(self.marked), dict(self.races.own), list(self.races.vectors)
+            try:
+                self.array(name, found)
+            except KernelTypeError:
+                if self.apart_by_epochs is None:
+                    self.apart_by_epochs = self.go_through(touches)
+                if name not in self.apart_by_epochs:
+                    raise
+                self.marked, self.races.own, self.races.vectors = marked, own, vectors
         for following in self.plan.after:
             self.races.refresh.append(frozenset(name for name, segments in self.marked.items() if segments & following))
         self.races.marked = frozenset(self.marked)
         return self.races
+
+    def go_through(self, touches: Mapping[str, Sequence[_Touch]]) -> frozenset[str]:
+        """The arrays that need no snapshot, and of which no two threads touch an element, in any turn of any loop."""
+        places: dict[int, Place] = {}
+        for touch in (touch for found in touches.values() for touch in found):
+            if touch.kind != "load" or id(touch.key) not in places:  # x[i] += 1 is both: as a store it meets more
+                places[id(touch.key)] = Place(name=touch.name, kind=touch.kind)
+        return apart_in_each_epoch(self.admitted, self.plan, self.launch, self.args, self.integers, places, self.shapes)
 
     def touches(self, statement: ast.stmt, segment: int) -> Iterator[_Touch]:
         for node in ast.walk(statement):
@@ -121,7 +155,7 @@ class _Finder:
                     yield _Touch(name, "load", key, segment, node.lineno)
                 case ast.Call(func=ast.Attribute(attr=kind), args=[ast.Name(id=name), key, _]) if is_atomic(node):
                     yield _Touch(name, kind, key, segment, node.lineno)
-                case ast.Call(args=arguments) if not is_atomic(node):
+                case ast.Call(func=ast.Name(id=called), args=arguments) if called != "len":
                     for argument in arguments:
                         if isinstance(argument, ast.Name) and argument.id in self.shapes:
                             yield _Touch(argument.id, "pass", argument, segment, node.lineno)

@@ -284,7 +284,9 @@ class FunctionCheck:
             raise self.refuse(
                 node,
                 "an atomic operation on what is no shared array",
-                "collect in a cuda.shared.array, and store its elements into an output behind a barrier",
+                "collect in a cuda.shared.array, and store its elements into an output by blocks behind a barrier; "
+                "blocks are added up behind the call, or with p2pcompute.reduce(op, shape, dtype) in place of "
+                "p2pcompute.out",
             )
         if scratch.dtype not in lang.ATOMIC_DTYPES:
             raise self.refuse(
@@ -514,7 +516,7 @@ class FunctionCheck:
                 return
             case ast.Name(id="min" | "max" as name):
                 self.count(node, name, 2, lang.MAX_TUPLE)
-            case ast.Name(id="int" | "float" | "bool" | "abs" as name):
+            case ast.Name(id="int" | "float" | "bool" | "abs" | "round" as name):
                 self.count(node, name, 1, 1)
             case ast.Name(id="range"):
                 raise self.refuse(node, "range() stands only in a for statement")

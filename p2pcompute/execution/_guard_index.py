@@ -8,17 +8,25 @@ known without looking at values, no two threads share one, and any set of thread
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from p2pcompute.errors import KernelError
-from p2pcompute.execution._language import AXES
+from p2pcompute.execution._guard_places import Places
 
-__all__ = ["GridUse", "grid_axis", "grid_use"]
+__all__ = ["GridUse", "Premise", "grid_use"]
 
 
-_Place: TypeAlias = Callable[[ast.expr, Mapping[str, int]], int | None]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Premise:
+    """What a launch has to be for an index to be the thread's place: of `block` threads a block along an axis, or,
+    where that is 0, as long there as the output's axis `place`."""
+
+    axis: int
+    line: int
+    block: int = 0
+    output: str = ""
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,34 +39,7 @@ class GridUse:
     variables: Mapping[str, int]
     mapping: Mapping[str, tuple[int, ...]]
     by_block: frozenset[str] = frozenset()
-
-
-def grid_axis(node: ast.expr, variables: Mapping[str, int]) -> int | None:
-    """The grid axis whose global index `node` is, or None if it may be anything else."""
-    match node:
-        case ast.Name(id=name):
-            return variables.get(name)
-        case ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"), attr="grid"), args=[ast.Constant(value=1)]):
-            return 0
-        case ast.BinOp(op=ast.Add(), left=left, right=right):
-            for product, thread in ((left, right), (right, left)):
-                axis = _triple(thread, "threadIdx")
-                if axis is None or not isinstance(product, ast.BinOp) or not isinstance(product.op, ast.Mult):
-                    continue
-                for one, other in ((product.left, product.right), (product.right, product.left)):
-                    if _triple(one, "blockIdx") == axis == _triple(other, "blockDim"):
-                        return axis
-        case _:
-            pass
-    return None
-
-
-def _triple(node: ast.expr, name: str) -> int | None:
-    match node:
-        case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr=attr), attr=axis) if attr == name:
-            return AXES.index(axis) if axis in AXES else None
-        case _:
-            return None
+    premises: tuple[Premise, ...] = ()
 
 
 def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, scratch: Collection[str] = ()) -> GridUse:
@@ -67,8 +48,7 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, sc
     Raises:
         KernelError: an output is indexed by what may be another thread's place.
     """
-    variables = _variables(kernel, params, grid_axis)
-    blocks = _variables(kernel, params, _block_axis)
+    places = Places(kernel, params)
     dims = 0
     for node in ast.walk(kernel):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "grid":
@@ -93,13 +73,15 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, sc
             stored.setdefault(node.value.id, node)
     mapping: dict[str, tuple[int, ...]] = {}
     owners: dict[str, str] = {}
+    premises: list[Premise] = []
     for node in ast.walk(kernel):
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in stored:
             name = node.value.id
-            found = _leading(node, variables, grid_axis)
+            found, needed = _leading(node, name, places)
             whose = "a thread"
-            if not found and (found := _leading(node, blocks, _block_axis)):
+            if not found and (found := _leading_blocks(node, places)):
                 whose = "a block"
+            premises += [premise for premise in needed if premise not in premises]
             if owners.setdefault(name, whose) != whose:
                 raise KernelError(
                     f"{name} is indexed by the thread's place and by the block's",
@@ -108,7 +90,7 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, sc
                     instead="index it by one of them, by a name set once: i = cuda.grid(1), or b = cuda.blockIdx.x",
                 )
             if not found or sorted(found) != list(range(len(found))):
-                raise _not_own(node, name, filename)
+                raise _not_own(node, name, places, filename)
             if mapping.setdefault(name, found) != found:
                 raise KernelError(
                     f"{name} is indexed in two orders",
@@ -146,67 +128,73 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, sc
             instead="index each output by all axes of cuda.grid, or two threads would write one element",
         )
     by_block = frozenset(name for name, whose in owners.items() if whose == "a block")
-    return GridUse(dims=sizes.pop(), variables=variables, mapping=mapping, by_block=by_block)
+    return GridUse(
+        dims=sizes.pop(), variables=places.threads, mapping=mapping, by_block=by_block, premises=tuple(premises)
+    )
 
 
-def _block_axis(node: ast.expr, variables: Mapping[str, int]) -> int | None:
-    """The grid axis along which `node` is the block's place, or None."""
-    return variables.get(node.id) if isinstance(node, ast.Name) else _triple(node, "blockIdx")
-
-
-def _variables(kernel: ast.FunctionDef, params: tuple[str, ...], place: _Place) -> dict[str, int]:
-    """Names that are assigned once, at the top level of the kernel, and hold a place."""
-    stores: dict[str, int] = dict.fromkeys(params, 1)
-    for node in ast.walk(kernel):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            stores[node.id] = stores.get(node.id, 0) + 1
-    found: dict[str, int] = {}
-    seen: set[str] = set()  # read before the assignment: may still be the zero that locals start with
-    for statement in kernel.body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                axis = place(value, found)
-                if axis is not None and stores[name] == 1 and name not in seen:
-                    found[name] = axis
-            case ast.Assign(targets=[ast.Tuple(elts=elements)], value=ast.Tuple(elts=values)):
-                for element, value in zip(elements, values, strict=True):
-                    axis = place(value, found)
-                    if axis is None or not isinstance(element, ast.Name):
-                        continue
-                    if stores[element.id] == 1 and element.id not in seen:
-                        found[element.id] = axis
-            case ast.Assign(
-                targets=[ast.Tuple(elts=elements)],
-                value=ast.Call(
-                    func=ast.Attribute(value=ast.Name(id="cuda"), attr="grid"), args=[ast.Constant(value=count)]
-                ),
-            ) if isinstance(count, int) and count == len(elements) and count > 1 and place is grid_axis:
-                for axis, element in enumerate(elements):
-                    if isinstance(element, ast.Name) and stores[element.id] == 1 and element.id not in seen:
-                        found[element.id] = axis
-            case _:
-                pass
-        seen.update(node.id for node in ast.walk(statement) if isinstance(node, ast.Name))
-    return found
-
-
-def _leading(node: ast.Subscript, variables: Mapping[str, int], place: _Place) -> tuple[int, ...]:
-    """Grid axes in the leading positions: as many as are distinct. Later positions are the row's own."""
-    indices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+def _leading(node: ast.Subscript, name: str, places: Places) -> tuple[tuple[int, ...], list[Premise]]:
+    """Grid axes in the leading positions, as many as are distinct, and what has to hold for them to be the thread's.
+    Later positions are the row's own."""
     found: list[int] = []
-    for index in indices:
-        axis = place(index, variables)
+    premises: list[Premise] = []
+    for index in _indices(node):
+        axis, premise = places.thread(index), None
+        if axis is None and (tiled := places.tiled(index)) is not None:
+            axis, block = tiled
+            premise = Premise(axis=axis, line=node.lineno, block=block)
+        if axis is None and (axis := places.strided(index, node)) is not None:
+            premise = Premise(axis=axis, line=node.lineno, output=name, place=len(found))
+        if axis is None or axis in found:
+            break
+        found.append(axis)
+        if premise is not None:
+            premises.append(premise)
+    return tuple(found), premises
+
+
+def _leading_blocks(node: ast.Subscript, places: Places) -> tuple[int, ...]:
+    """The same of the block's place."""
+    found: list[int] = []
+    for index in _indices(node):
+        axis = places.block(index)
         if axis is None or axis in found:
             break
         found.append(axis)
     return tuple(found)
 
 
-def _not_own(node: ast.Subscript, name: str, filename: str) -> KernelError:
+def _indices(node: ast.Subscript) -> list[ast.expr]:
+    return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+
+
+def _not_own(node: ast.Subscript, name: str, places: Places, filename: str) -> KernelError:
+    first = _indices(node)[0]
+    used = [inner for inner in ast.walk(first) if isinstance(inner, ast.expr) and places.thread(inner) is not None]
+    axes = {places.thread(inner) for inner in used}
+    if isinstance(first, ast.Constant):
+        instead = (
+            f"store a value for each thread or block, {name}[cuda.blockIdx.x] = ..., and add them up behind the call, "
+            "or with p2pcompute.reduce(op, shape, dtype) in place of p2pcompute.out"
+        )
+    elif len(axes) > 1:
+        instead = (
+            f"give {name} an axis for each grid axis, p2pcompute.out((height, width), dtype), and write {name}[y, x]: "
+            "reshaped behind the call it is the flat array"
+        )
+    elif used and isinstance(first, ast.BinOp):
+        instead = (
+            f"where a thread stores several elements, give {name} an axis for them, p2pcompute.out((n, 2), dtype), and "
+            f"write {name}[i, 0] and {name}[i, 1]; let a thread whose element is another's load it instead"
+        )
+    else:
+        instead = (
+            f"index {name} first by names that are set once, at the top of the kernel: i = cuda.grid(1), or "
+            "x, y = cuda.grid(2), or by cuda.blockIdx; a thread reads and writes only its own row or its block's"
+        )
     return KernelError(
         f"{name}[{ast.unparse(node.slice)[:60]}] may be another thread's element",
         line=node.lineno,
         filename=filename,
-        instead=f"index {name} first by names that are set once, at the top of the kernel: i = cuda.grid(1), or "
-        "x, y = cuda.grid(2), or by cuda.blockIdx; a thread reads and writes only its own row or its block's",
+        instead=instead,
     )

@@ -22,7 +22,7 @@ from p2pcompute.execution._guard import Admitted
 from p2pcompute.execution._guard_scratch import is_atomic
 from p2pcompute.execution._language import AXES
 
-__all__ = ["THREADS", "Site", "Values", "index_values"]
+__all__ = ["THREADS", "IndexWalk", "Site", "Values", "index_values"]
 
 Values: TypeAlias = np.ndarray[Any, Any]
 THREADS: Final = 1024  # of a block at most
@@ -105,7 +105,7 @@ def index_values(
         By the ids of the index expressions (``node.slice``; for an atomic operation its second argument). What is in
         none of the launch's threads reached is left out.
     """
-    walk = _Walk(admitted, launch, dict(zip(admitted.entry.params, args, strict=True)), integers)
+    walk = IndexWalk(admitted, launch, dict(zip(admitted.entry.params, args, strict=True)), integers)
     walk.block(admitted.entry.node.body, np.ones(launch.threads_per_block, np.bool_))
     return walk.sites
 
@@ -119,7 +119,12 @@ class _Counted:
     last: Mapping[str, Values]
 
 
-class _Walk:
+class IndexWalk:
+    """Goes through a kernel's statements with what is known of its variables. `only_needed`: whether a load counts
+    only where its value is needed, as that of ``b`` in ``a and b`` is not where a is false; code may load it there."""
+
+    only_needed = False
+
     def __init__(
         self, admitted: Admitted, launch: Launch, specs: Mapping[str, ArgSpec], integers: Collection[str]
     ) -> None:
@@ -371,6 +376,16 @@ class _Walk:
                 self.expression(orelse, self.narrow(reached, false))
             case ast.Subscript():
                 self.touch(node, reached)
+            case ast.BoolOp(op=op, values=values) if self.only_needed:
+                for value in values:
+                    self.expression(value, reached)
+                    true, false = self.truth(value)
+                    reached = self.narrow(reached, true if isinstance(op, ast.And) else false)
+            case ast.Call(func=ast.Name(id=name), args=arguments) if name != "len":
+                for argument in arguments:
+                    self.expression(argument, reached)
+                    if isinstance(argument, ast.Name) and argument.id in self.entry.scratch:  # a device function has it
+                        self.record(argument, reached)
             case _:
                 for child in ast.iter_child_nodes(node):
                     if isinstance(child, ast.expr):
@@ -390,9 +405,13 @@ class _Walk:
         shape = np.broadcast_shapes(_deep(reached, dims).shape, *(value.shape for value in deep if value is not None))
         if np.prod(shape, dtype=np.int64) > _MOST:
             deep = (None,) * len(parts)
-        self.sites[id(index)] = Site(
-            indices=deep, reached=_deep(reached, self.depth), loops=tuple(self.loops), turns=tuple(self.lengths)
-        )
+        reached = _deep(reached, self.depth)
+        self.found(index, Site(indices=deep, reached=reached, loops=tuple(self.loops), turns=tuple(self.lengths)))
+
+    def found(self, key: ast.expr, site: Site) -> None:
+        """Take in what is known of a touch of an array. Called once for each, but twice where a loop is gone through
+        in two ways: the last word counts."""
+        self.sites[id(key)] = site
 
     def truth(self, node: ast.expr) -> tuple[Values, Values]:
         """Where a condition may be true, and where it may be false."""

@@ -163,7 +163,7 @@ MATH_FUNCTIONS: Final = frozenset(MATH_CALLS) - {"sqrt", "floor", "ceil", "fabs"
     "rint"
 }
 RANDOM_CALLS: Final = {"philox": 6, "uniform": 3}
-BUILTINS: Final = frozenset({"int", "float", "bool", "min", "max", "abs", "len", "range"})
+BUILTINS: Final = frozenset({"int", "float", "bool", "min", "max", "abs", "round", "len", "range"})
 
 RESERVED: Final = BUILTINS | {"cuda", "math", "np", "random"}
 

@@ -36,9 +36,37 @@ from p2pcompute.execution._language import (
 __all__ = ["Captured", "capture", "source_digest"]
 
 _CUDA_MODULES = ("p2pcompute.cuda", "numba.cuda", "numba_cuda", "numba_cuda_mlir")
+_NUMBA = ("numba.", "numba_cuda")
 _NUMBA_TYPES = "numba.core.types"
 _RANDOM_MODULE = "p2pcompute.random"
 _MISSING = object()
+_OF_CUDA = (
+    "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, syncthreads, "
+    "atomic, popc, clz, ffs, brev and selp"
+)
+_WARP = {"laneid", "warpsize", "syncwarp", "activemask", "lanemask_lt", "shfl_sync", "shfl_up_sync", "shfl_down_sync"}
+_WARP |= {"shfl_xor_sync", "vote_sync_intrinsic", "all_sync", "any_sync", "eq_sync", "ballot_sync"}
+_WARP |= {"match_any_sync", "match_all_sync", "reduce_add_sync"}
+_INSTEAD_OF_CUDA = (
+    (_WARP, "pass values through a cuda.shared.array, with cuda.syncthreads() between: warps differ by device"),
+    ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),
+    (
+        {"syncthreads_count", "syncthreads_and", "syncthreads_or"},
+        "count in a cuda.shared.array with cuda.atomic.add, and read it behind cuda.syncthreads()",
+    ),
+    (
+        {"threadfence", "threadfence_block", "threadfence_system", "cg"},
+        "blocks do not wait for each other: start another kernel on what this one gives",
+    ),
+    ({"to_device", "device_array", "device_array_like", "mapped_array", "pinned_array"}, "pass NumPy arrays to run"),
+    ({"nanosleep", "clock", "clock64", "globaltimer"}, "nothing in a kernel depends on time"),
+)
+_INSTEAD_OF = (
+    ({"complex", "complex64", "complex128"}, "hold the real and the imaginary part in two variables"),
+    ({"print"}, "store what you want to see into an output"),
+    ({"sum", "any", "all", "sorted", "enumerate", "zip", "reversed", "map"}, "write a for loop over range()"),
+    ({"float16", "half"}, "use float32"),
+)
 # These have names of their own; they are left as they are, and the guard refuses them with the line.
 _OWN_NAMES = (
     ast.Lambda,
@@ -81,7 +109,7 @@ def capture(function: Callable[..., Any], *, unwrap_device: Callable[[object], A
 
 class _Capture:
     def __init__(self, unwrap_device: Callable[[object], Any]) -> None:
-        self.unwrap_device = unwrap_device
+        self.unwrap_device: Callable[[object], Any] = lambda value: unwrap_device(value) or _written(value)
         self.names: dict[types.FunctionType, str] = {}
         self.open: set[types.FunctionType] = set()
         self.done: list[tuple[types.FunctionType, ast.FunctionDef]] = []
@@ -149,7 +177,15 @@ class _Capture:
         return name
 
 
+def _written(value: object) -> Any:
+    """The Python function behind one that numba.cuda has decorated, or None."""
+    inner = getattr(value, "py_func", None)
+    from_numba = type(value).__module__.startswith(_NUMBA) and isinstance(inner, types.FunctionType)
+    return inner if from_numba else None
+
+
 def _plain(function: Callable[..., Any]) -> types.FunctionType:
+    function = _written(function) or function
     if not isinstance(function, types.FunctionType):
         raise KernelError(
             f"a {type(function).__name__} is no kernel", instead="decorate a plain function: def name(out, ...)"
@@ -280,15 +316,56 @@ class _Normalise(ast.NodeTransformer):
 
     def cuda(self, node: ast.expr, spelled: str, path: list[str]) -> ast.expr:
         if path[0] not in CUDA_CALLS:
-            raise self.refuse(
-                node,
-                f"{spelled}.{path[0]} is not in the kernel language",
-                "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, "
-                "syncthreads, atomic, popc, clz, ffs, brev and selp",
-            )
+            remedy = next((remedy for names, remedy in _INSTEAD_OF_CUDA if path[0] in names), _OF_CUDA)
+            raise self.refuse(node, f"{spelled}.{path[0]} is not in the kernel language", remedy)
         return _dotted(node, "cuda", *path)
 
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        """``x[i][j]`` is ``x[i, j]``."""
+        self.generic_visit(node)
+        base = node.value
+        if isinstance(base, ast.Subscript) and isinstance(base.value, ast.Name):
+            indices = [
+                part
+                for index in (base.slice, node.slice)
+                for part in (index.elts if isinstance(index, ast.Tuple) else [index])
+            ]
+            node.value, node.slice = base.value, _at(node, ast.Tuple(elts=indices, ctx=ast.Load()))
+        return node
+
+    def visit_For(self, node: ast.For) -> ast.stmt:
+        """A loop over numbers that stand in the text counts them: ``for step in (8, 4, 2, 1)``."""
+        self.generic_visit(node)
+        numbers = node.iter
+        if not isinstance(numbers, ast.Tuple | ast.List) or not isinstance(node.target, ast.Name):
+            return node
+        if not numbers.elts or not all(_is_number(element) for element in numbers.elts):
+            return node
+        counter = node.target.id
+        while counter in self.locals or counter in self.owner.taken or counter in self.fn.__globals__:
+            counter += "_"
+        self.locals.add(counter)
+        chosen = numbers.elts[-1]
+        for place, element in reversed(list(enumerate(numbers.elts[:-1]))):
+            test = ast.Compare(
+                left=ast.Name(id=counter, ctx=ast.Load()), ops=[ast.Eq()], comparators=[ast.Constant(value=place)]
+            )
+            chosen = ast.IfExp(test=test, body=element, orelse=chosen)
+        first = ast.Assign(targets=[node.target], value=_at(numbers, chosen), lineno=node.lineno)
+        node.target = _at(node.target, ast.Name(id=counter, ctx=ast.Store()))
+        node.iter = _at(
+            numbers,
+            ast.Call(
+                func=ast.Name(id="range", ctx=ast.Load()), args=[ast.Constant(value=len(numbers.elts))], keywords=[]
+            ),
+        )
+        node.body = [ast.copy_location(first, node), *node.body]
+        return node
+
     def visit_Call(self, node: ast.Call) -> ast.expr:
+        if len(node.args) == 2 and not node.keywords and self.outside(node.func) is pow:
+            base, exponent = (self.visit(argument) for argument in node.args)
+            return ast.copy_location(ast.BinOp(left=base, op=ast.Pow(), right=exponent), node)
         if isinstance(node.func, ast.Name | ast.Attribute):
             node.func = self.visit(node.func)
         match node.func:
@@ -388,8 +465,10 @@ class _Normalise(ast.NodeTransformer):
             return _dotted(node, "math", name)
         if module == "numpy" and name in NUMPY_SPELLINGS:
             return _dotted(node, "math", NUMPY_SPELLINGS[name])
-        if module == "numpy" and name in CASTS | NUMPY_CALLS.keys() | {"bool", "absolute"}:
-            return _dotted(node, "np", {"bool": "bool_", "absolute": "fabs"}.get(name, name))
+        if module == "numpy" and name in CASTS | NUMPY_CALLS.keys() | {"bool"}:
+            return _dotted(node, "np", {"bool": "bool_"}.get(name, name))
+        if module == "numpy" and name == "absolute":
+            return _dotted(node, "abs")
         if module == _RANDOM_MODULE:
             return _dotted(node, "random", name)
         if name in BUILTINS and getattr(builtins, name) is value:
@@ -400,16 +479,27 @@ class _Normalise(ast.NodeTransformer):
 def _why(spelled: str, value: Any) -> tuple[str, str]:
     if isinstance(value, np.ndarray):
         return f"{spelled} is an array from outside the kernel", "pass it as an argument"
-    if isinstance(value, types.FunctionType):
+    if isinstance(value, types.FunctionType) and not getattr(value, "__name__", "").startswith("xoroshiro128p"):
         return f"{spelled} is not a device function", "decorate it with @p2pcompute.device"
     if isinstance(value, str | bytes):
         return f"{spelled} is text", "kernels hold numbers only"
+    name = getattr(value, "__name__", None) or getattr(value, "name", "")
+    if isinstance(name, str) and name.startswith("xoroshiro128p"):
+        return f"{spelled} keeps a state", "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"
+    for names, remedy in _INSTEAD_OF:
+        if isinstance(name, str) and name in names:
+            return f"{spelled} is not in the kernel language", remedy
     if isinstance(value, list | tuple | dict | set):
         return f"{spelled} is a {type(value).__name__}", "pass an array, or name each number by itself"
     return (
         f"{spelled} is not in the kernel language",
         "use arithmetic, the functions of math, p2pcompute.random or a @p2pcompute.device function",
     )
+
+
+def _is_number(node: ast.expr) -> bool:
+    inner = node.operand if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub) else node
+    return isinstance(inner, ast.Constant) and isinstance(inner.value, int | float)
 
 
 def _dotted(like: ast.expr, root: str, *path: str) -> ast.expr:

@@ -16,6 +16,7 @@ from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._block_races import Races, find_races
 from p2pcompute.execution._guard import Admitted, Function
+from p2pcompute.execution._guard_places import grid_axis
 from p2pcompute.execution._guard_scratch import Scratch, memory_call
 from p2pcompute.execution._index_values import Site, index_values
 from p2pcompute.execution._language import MAX_INSTANCES
@@ -111,6 +112,7 @@ class _Program:
         self.launch = launch
         self.specs: dict[str, ArgSpec] = dict(zip(admitted.entry.params, args, strict=True))
         self.extents = extents(admitted, launch, args)
+        self.check_premises()
         self.instances: dict[tuple[str, tuple[Type, ...], tuple[str, ...]], _Instance] = {}
         self.counts_bits = counts_bits(admitted.functions)
         self.known_widths: dict[tuple[str, tuple[str, ...]], tuple[str | None, ...]] = {}
@@ -121,6 +123,28 @@ class _Program:
         if scratch or plan is not None:
             self.work_out_indices(args)
 
+    def check_premises(self) -> None:
+        """Indices that are a thread's own in some launches only."""
+        entry = self.admitted.entry
+        for premise in self.admitted.grid.premises:
+            axis, have = "xyz"[premise.axis], self.launch.block[premise.axis]
+            if premise.block:
+                reason = (
+                    f"this is a thread's own place in blocks of {premise.block} threads along {axis}, not of {have}"
+                )
+                instead = f"start it with {premise.block} threads a block along {axis}, or write cuda.blockDim.{axis}"
+                if have == premise.block:
+                    continue
+            else:
+                spec, threads = self.specs[premise.output], have * self.launch.grid[premise.axis]
+                assert isinstance(spec, OutputSpec)
+                length = spec.shape[premise.place]
+                if length <= threads:
+                    continue
+                reason = f"{threads} threads along {axis} would store {length} rows of {premise.output}, several each"
+                instead = f"start it with {-(-length // have)} blocks along {axis}, or leave out [blocks, threads]"
+            raise KernelTypeError(reason, line=premise.line, filename=entry.filename, instead=instead)
+
     def work_out_indices(self, args: Sequence[ArgSpec]) -> None:
         """Types first, without knowing indices: what is known of a variable is known of an integer."""
         admitted, plan = self.admitted, self.admitted.plan
@@ -129,7 +153,7 @@ class _Program:
         integers = {name for name, kind in lowering.types.items() if kind in (Scalar.BOOL, Scalar.INT)}
         self.sites = index_values(admitted, self.launch, args, integers)
         if plan is not None:
-            self.races = find_races(admitted, plan, self.sites, args, self.launch.dims)
+            self.races = find_races(admitted, plan, self.sites, self.launch, args, integers)
         self.scratch = ScratchLowering(admitted.entry.scratch, self.sites, races=self.races)
 
     def run(self) -> Lowered:
@@ -353,13 +377,25 @@ class FunctionLowering:
                 for length, grid in zip(spec.shape, axes, strict=True)
             )
         code = f"p_{name}[{', '.join(places)}]" if safe else f"load{len(places)}(p_{name}, {', '.join(places)})"
-        if name not in self.unlike:
+        tests = self.own_tests(name, indices, key) if isinstance(spec, OutputSpec) else []
+        if not tests:
             return code
         lower, held = self.expressions, self.expressions.temp()
         lower.emit(f"{held} = {zero_of(kind.dtype)}")
-        lower.emit(f"if in_{name}:")
+        lower.emit(f"if {' & '.join(tests)}:")
         lower.emit(f" {held} = {code}")
         return held
+
+    def own_tests(self, name: str, indices: list[Expr], key: ast.expr) -> list[str]:
+        """Code that says whether an element of an output is in a row of this thread's: there is one at all, and an
+        index that is its place in some launches, or in a loop's first turn, is that here."""
+        tests = [f"in_{name}"] if name in self.unlike else []
+        if name not in self.program.admitted.grid.by_block:
+            nodes = key.elts if isinstance(key, ast.Tuple) else [key]
+            for node, index, axis in zip(nodes, indices, self.program.admitted.grid.mapping[name], strict=False):
+                if grid_axis(node, self.grid) is None:
+                    tests.append(f"({as_type(index, Scalar.INT)} == g{axis})")
+        return tests
 
     def row(self, name: str) -> str:
         """Code for the row of an output that this thread, or its block, owns."""
@@ -539,7 +575,7 @@ class FunctionLowering:
         if name in self.scratch.arrays:
             self.scratch.store(lower, name, indices, target.slice, value)
             return
-        places, tests = [self.row(name)], [f"in_{name}"] if name in self.unlike else []
+        places, tests = [self.row(name)], self.own_tests(name, indices, target.slice)
         for axis, index in enumerate(indices[self.program.launch.dims :]):
             place = lower.held(Expr(as_type(index, Scalar.UINT), Scalar.UINT)).code
             tests.append(f"({place} < uint64(p_{name}.shape[{axis + 1}]))")

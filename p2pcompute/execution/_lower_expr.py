@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.execution._guard_index import grid_axis
+from p2pcompute.execution._guard_places import grid_axis
 from p2pcompute.execution._language import (
     AXES,
     BIT_CALLS,
@@ -438,13 +438,15 @@ class ExpressionLowering:
         return Expr(f"{name}imum({as_type(one, kind)}, {as_type(other, kind)})", kind)
 
     def builtin(self, name: str, value: Expr) -> Expr:
-        """``int``, ``float``, ``bool`` and ``abs``."""
+        """``int``, ``float``, ``bool``, ``abs`` and ``round``."""
         if name == "bool":
             return Expr(truth(value), Scalar.BOOL)
         if name == "float":
             kind = max(value.type, Scalar.F32)
             return Expr(as_type(value, kind), kind)
-        if name == "int":
+        if name == "round" and value.type.is_float:
+            value = self.function("np", "rint", [value])
+        if name in ("int", "round"):
             kind = Scalar.INT if value.type.is_float else max(value.type, Scalar.INT)
             return Expr(as_type(value, kind), kind)
         kind = max(value.type, Scalar.INT)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from p2pcompute.errors import KernelError
-from p2pcompute.execution import _block_races, _guard_block
+from p2pcompute.execution import _block_epochs, _block_races, _guard_block
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._guard import admit
@@ -427,6 +427,57 @@ def results(lines: str) -> set[str]:
     """What the code of a kernel gives, threads in one order and in the other."""
     code = lowered(FRAME + lines + END, 8, 3)[0]
     return {str(interpret(code, 8, 3, backwards=backwards)) for backwards in (False, True)}
+
+
+def exchanges(random: Random) -> str:
+    """A kernel in which each turn of loops in loops changes who touches what; some have races."""
+    partner = random.choice(["tx ^ j", "(tx + j) % 8", "tx + j", "7 - tx", "tx * 2 % 8 + j % 2", "2 * j * tx"])
+    test = random.choice(["p > tx", "p > tx and tx & k == 0", "tx < j", "tx % (2 * j) == 0", "p != tx"])
+    change = random.choice(["sm[tx], sm[p] = sm[p], sm[tx]", "sm[p] += sm[tx]", "sm[tx] += sm[p]", "sm[p] = k"])
+    barrier, other = random.choice([(12, 8), (12, 8), (12, 4), (8, 12)])
+    lines = [
+        "    sm[tx] = x[i]",
+        "    cuda.syncthreads()",
+        "    k = 2",
+        "    while k <= 8:",
+        "        j = k // 2",
+        "        while j > 0:",
+        f"            p = {partner}",
+        f"            if {test}:",
+        f"                {change}",
+        *([" " * barrier + "cuda.syncthreads()"] if barrier == 12 else []),
+        "            j //= 2",
+        *([" " * barrier + "cuda.syncthreads()"] if barrier == 8 else []),
+        *(["        sm[7 - tx] += k", " " * other + "cuda.syncthreads()"] if random.random() < 0.4 else []),
+        "        k *= 2",
+        *(["    cuda.syncthreads()"] if random.random() < 0.6 else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def test_what_is_gone_through_turn_by_turn_has_one_result() -> None:
+    taken = 0
+    for seed in range(300):
+        lines = exchanges(Random(seed))
+        try:
+            found = results(lines)
+        except KernelError:
+            continue
+        assert len(found) == 1, lines
+        taken += 1
+    assert taken > 60
+
+
+def test_without_the_look_at_each_epoch_a_race_has_two_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    race = (
+        "    sm[tx] = x[i]\n    cuda.syncthreads()\n    for k in range(3):\n        for j in range(k + 1):\n"
+        "            sm[tx ^ j] += tx\n            if k == 2:\n                sm[tx // 2] = tx\n"
+        "            cuda.syncthreads()\n"
+    )
+    with pytest.raises(KernelError, match="store to one element"):
+        results(race)
+    monkeypatch.setattr(_block_epochs._Epochs, "apart", lambda *_: True)
+    assert len(results(race)) == 2
 
 
 def test_without_the_proof_that_stores_do_not_meet_a_race_has_two_results(monkeypatch: pytest.MonkeyPatch) -> None:

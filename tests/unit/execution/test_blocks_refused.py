@@ -135,8 +135,8 @@ RACES = {
     "in both arms": "if tx < 16:\n    sm[tx] = 1\nelse:\n    sm[tx - 16] = 1",
     "under a test by data": "if x[i]:\n    sm[0] = 1",
     "around a loop of the block": "for k in range(n):\n    sm[tx] = 1\n    cuda.syncthreads()\n    sm[tx + 1] = 1",
-    "over a barrier that need not be": "sm[tx] = 1\nif n:\n    cuda.syncthreads()\nsm[tx + 1] = 2",
-    "over a loop that need not run": "sm[tx] = 1\nfor k in range(n):\n    cuda.syncthreads()\nsm[tx + 1] = 2",
+    "over a barrier that need not be": "sm[tx] = 1\nif x[0]:\n    cuda.syncthreads()\nsm[tx + 1] = 2",
+    "over a loop that need not run": "sm[tx] = 1\nfor k in range(x[0]):\n    cuda.syncthreads()\nsm[tx + 1] = 2",
     "in a block's output": "blocks[cuda.blockIdx.x, 7] = tx",
     "in a block's output by data": "blocks[cuda.blockIdx.x, x[i]] = tx",
     "a load of a block's output": "v = blocks[cuda.blockIdx.x, 32 - tx]\nblocks[cuda.blockIdx.x, 1 + tx] = v",
@@ -162,6 +162,25 @@ RACES = {
     "by an exchange": "a, b = 0, 1\na, b = b, a\nsm[tx * b] = 1",
     "in one turn, and in each": "for m in range(3):\n    sm[tx] = 1\n    if tx == m:\n        sm[tx + 1] = 2\n"
     "    cuda.syncthreads()",
+    "in one turn of loops in loops": "k = 2\nwhile k <= 32:\n    j = k // 2\n    while j > 0:\n"
+    "        sm[tx ^ j] += sm[tx]\n        if j == 4 and k == 8:\n            sm[tx // 2] = 1\n"
+    "        cuda.syncthreads()\n        j //= 2\n    k *= 2",
+    "between the turns of loops in loops": "k = 2\nwhile k <= 32:\n    j = k // 2\n    while j > 0:\n"
+    "        if tx ^ j > tx:\n            sm[tx], sm[tx ^ j] = sm[tx ^ j], sm[tx]\n        j //= 2\n"
+    "    cuda.syncthreads()\n    k *= 2",
+    "an exchange that both make": "j = 16\nwhile j > 0:\n    sm[tx], sm[tx ^ j] = sm[tx ^ j], sm[tx]\n"
+    "    cuda.syncthreads()\n    j //= 2",
+    "behind the last turn by another thread": "d = 32\no = 1\nwhile d > 0:\n    cuda.syncthreads()\n    if tx < d:\n"
+    "        sm[o * (2 * tx + 2) - 1] += sm[o * (2 * tx + 1) - 1]\n    o *= 2\n    d >>= 1\n"
+    "if tx == 1:\n    sm[63] = 0",
+    "a load behind the last turn": "d = 32\no = 1\nwhile d > 0:\n    cuda.syncthreads()\n    if tx < d:\n"
+    "        sm[o * (2 * tx + 2) - 1] += sm[o * (2 * tx + 1) - 1]\n    o *= 2\n    d >>= 1\nout[i] = sm[63]",
+    "in turns whose number is the block's": "j = cuda.blockIdx.x\nwhile j > 0:\n    if tx ^ j > tx:\n"
+    "        sm[tx], sm[tx ^ j] = sm[tx ^ j], sm[tx]\n    cuda.syncthreads()\n    j //= 2",
+    "in turns by data": "j = x[0]\nwhile j > 0:\n    if tx ^ j > tx:\n        sm[tx], sm[tx ^ j] = sm[tx ^ j], sm[tx]\n"
+    "    cuda.syncthreads()\n    j //= 2",
+    "an atomic operation in one turn": "for k in range(3):\n    for j in range(k + 1):\n        if j == 2:\n"
+    "            cuda.atomic.add(sm, tx, 1)\n        sm[tx ^ j] = k\n        cuda.syncthreads()",
     "a load of one of several": "for k in range(2):\n    sm[tx * 2 + k] = sm[63 - tx] + k",
 }
 
@@ -197,7 +216,23 @@ FREE = {
     "before the last turn": "u = 3\nwhile u > 1:\n    u -= 1\nsm[tx * u] = 1",
     "in one turn, and in each": "for m in range(3):\n    sm[tx] = 1\n    if tx == m:\n        sm[tx] = 2\n"
     "    cuda.syncthreads()",
+    "over a barrier under an argument": "sm[tx] = 1\nif n:\n    cuda.syncthreads()\nsm[tx + 1] = 2",
     "never": "for k in range(0):\n    sm[0] = 1",
+    "by exchanges in loops in loops": "k = 2\nwhile k <= 32:\n    j = k // 2\n    while j > 0:\n        p = tx ^ j\n"
+    "        if p > tx and (sm[tx] > sm[p]) == ((tx & k) == 0):\n            sm[tx], sm[p] = sm[p], sm[tx]\n"
+    "        cuda.syncthreads()\n        j //= 2\n    k *= 2",
+    "by exchanges in for loops": "for k in range(1, 6):\n    for j in range(k - 1, -1, -1):\n"
+    "        p = tx ^ (1 << j)\n        if p > tx and sm[p] < sm[tx]:\n            t = sm[tx]\n"
+    "            sm[tx] = sm[p]\n            sm[p] = t\n"
+    "        cuda.syncthreads()",
+    "up and down a tree": "d = 32\no = 1\nwhile d > 0:\n    cuda.syncthreads()\n    if tx < d:\n"
+    "        sm[o * (2 * tx + 2) - 1] += sm[o * (2 * tx + 1) - 1]\n    o *= 2\n    d >>= 1\n"
+    "if tx == 0:\n    sm[63] = 0\n"
+    "d = 1\nwhile d < 64:\n    o >>= 1\n    cuda.syncthreads()\n    if tx < d:\n        t = sm[o * (2 * tx + 1) - 1]\n"
+    "        sm[o * (2 * tx + 1) - 1] = sm[o * (2 * tx + 2) - 1]\n        sm[o * (2 * tx + 2) - 1] += t\n    d *= 2",
+    "by a thread's own in turns that are left": "for k in range(9):\n    if k == n:\n        break\n    if k == 1:\n"
+    "        cuda.syncthreads()\n        continue\n    if k % 2:\n        sm[tx ^ k] = k\n    cuda.syncthreads()\n"
+    "    sm[tx + k] = k\n    cuda.syncthreads()",
     "atomic operations by data": "cuda.atomic.add(sm, x[i], x[i])\ncuda.atomic.add(sm, tx, 1)",
 }
 

@@ -173,7 +173,27 @@ OTHERS_ROWS = {
     "index moved in place": "i += 1; out[i] = 2",
     "index as a loop variable": "for i in range(3): out[i] = 2",
     "index unpacked again": "i, j = 1, 2; out[i] = 2",
-    "grid stride": "for j in range(i, n, cuda.gridsize(1)): out[j] = 1",
+    "another stride": "for j in range(i, n, cuda.blockDim.x): out[j] = 1",
+    "a stride along another axis": "for j in range(i, n, cuda.gridDim.y * cuda.blockDim.y): out[j] = 1",
+    "a stride of two numbers": "for j in range(i, n, cuda.gridDim.x * cuda.gridDim.x): out[j] = 1",
+    "a stride from elsewhere": "for j in range(i + 1, n, cuda.gridsize(1)): out[j] = 1",
+    "a stride from nowhere": "for j in range(n, cuda.gridsize(1)): out[j] = 1",
+    "a stride and another loop": "for j in range(i, n, cuda.gridsize(1)): out[j] = 1\n    for j in range(3): pass",
+    "a stride and an assignment": "for j in range(i, n, cuda.gridsize(1)): j = 0; out[j] = 1",
+    "behind a stride": "for j in range(i, n, cuda.gridsize(1)): pass\n    out[j] = 1",
+    "a while by another stride": "j = cuda.grid(1)\n    while j < n: out[j] = 1; j += cuda.blockDim.x",
+    "a while that goes back": "j = cuda.grid(1)\n    while j < n: out[j] = 1; j -= cuda.gridsize(1)",
+    "a while from elsewhere": "j = n\n    while j < n: out[j] = 1; j += cuda.gridsize(1)",
+    "a while that starts again": "j = cuda.grid(1)\n    while j < n: out[j] = 1; j += cuda.gridsize(1); j = 3",
+    "behind a while": "j = cuda.grid(1)\n    while j < n: j += cuda.gridsize(1)\n    out[j] = 1",
+    "names along two axes": "a = cuda.threadIdx.y; j = cuda.blockIdx.x * cuda.blockDim.x + a; out[j] = 1",
+    "a name that changes": "a = cuda.threadIdx.x; j = cuda.blockIdx.x * cuda.blockDim.x + a; a = n; out[j] = 1",
+    "a name that is not set yet": "j = cuda.blockIdx.x * cuda.blockDim.x + a; a = cuda.threadIdx.x; out[j] = 1",
+    "a name of the same statement": "a, j = cuda.grid(1), a; out[j] = 1",
+    "tiles along two axes": "out[cuda.blockIdx.x * 16 + cuda.threadIdx.y] = 1",
+    "tiles of a variable": "out[cuda.blockIdx.x * n + cuda.threadIdx.x] = 1",
+    "tiles of nothing": "out[cuda.blockIdx.x * 0 + cuda.threadIdx.x] = 1",
+    "tiles and one more": "out[cuda.blockIdx.x * 16 + cuda.threadIdx.x + 1] = 1",
     "in another place": "out[n, i] = 1",
     "thread without block": "out[cuda.threadIdx.x] = 1",
     "block without thread": "out[cuda.blockIdx.x] = 1",
@@ -189,7 +209,23 @@ OTHERS_ROWS = {
 def test_a_thread_touches_only_its_own_row(name: str) -> None:
     with pytest.raises(KernelError, match=r"another thread's|assigned|by the block's") as caught:
         admitted(body(OTHERS_ROWS[name]))
-    assert "i = cuda.grid(1)" in caught.value.instead
+    assert caught.value.instead
+
+
+def test_what_to_write_instead_of_anothers_row() -> None:
+    for line, remedy in {
+        "out[n] = 1": "i = cuda.grid(1)",
+        "out[0] = 1": "p2pcompute.reduce",
+        "out[2 * i] = 1": "write out[i, 0] and out[i, 1]",
+        "cuda.atomic.add(out, 0, 1)": "p2pcompute.reduce",
+    }.items():
+        with pytest.raises(KernelError) as caught:
+            admitted(body(line))
+        assert remedy in caught.value.instead
+    flat = "def k(out, w):\n    x, y = cuda.grid(2)\n    out[y * w + x] = 1\n"
+    with pytest.raises(KernelError) as caught:
+        admitted(flat)
+    assert "write out[y, x]" in caught.value.instead
 
 
 def test_index_assigned_in_a_branch() -> None:
