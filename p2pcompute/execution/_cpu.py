@@ -21,17 +21,18 @@ from numba.core.errors import NumbaError
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
+from p2pcompute.execution._cpu_loops import memory, program_text
 from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
-from p2pcompute.execution._lower_block import BlockCode
-from p2pcompute.execution._lower_scratch import constants, dtype_name
+from p2pcompute.execution._lower_scratch import constants
 from p2pcompute.execution._reduce import plain_outputs, reducing
 from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._strict import helpers
 
 __all__ = ["CpuBackend"]
 
-_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "nogil": True}
+# Without numba's run time an array has no owner: with it each thread of a kernel would count references, atomically.
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "nogil": True, "_nrt": False}
 _KEPT = 64  # compiled and admitted kernels held by one back end
 
 
@@ -67,10 +68,11 @@ class CpuBackend:
         lowered = lower(admitted, launch, args)
         types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
         frozen = [(name, array.tobytes()) for name, array in constants(lowered).items()]
-        key = f"{types_of} {frozen} {_text(lowered)}"
+        text = program_text(lowered, launch)
+        key = f"{types_of} {frozen} {text}"
         program = self._programs.get(key)
         if program is None:
-            program = _Program(lowered, self._namespace)
+            program = _Program(lowered, text, self._namespace)
             self._programs[key] = program
             if len(self._programs) > _KEPT:
                 self._programs.popitem(last=False)
@@ -86,61 +88,10 @@ class CpuBackend:
         return Layout.of_admitted(self._sources.admit(source), launch, args).items_per_block
 
 
-def _text(lowered: Lowered) -> str:
-    """The whole program: device functions, the body, and the loops over blocks and over single items."""
-    dims, arguments = lowered.dims, ", ".join(lowered.arguments)
-    geometry = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims))
-    if lowered.block is not None:
-        return _block_text(lowered, lowered.block)
-    size = " * ".join(f"d_{axis}" for axis in range(dims))
-    places = ", ".join(f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims))
-    head = f"{geometry}, {arguments}"
-    decode_block = "".join(
-        f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
-        for axis in range(dims)
-    )
-    made = "".join(f" l_{a.name} = np.empty({a.size}, {dtype_name(a.dtype)})\n" for a in lowered.locals)
-    local = "".join(f", l_{array.name}" for array in lowered.locals)
-    blocks = f"def run_blocks(first, blocks, {head}):\n{made} for k in range(blocks):\n  q = first + k\n{decode_block}"
-    row = "0"
-    for axis in reversed(range(dims)):
-        depth = " " * (2 + dims - 1 - axis)
-        blocks += f"{depth}for t_{axis} in range(min(d_{axis}, e_{axis} - b_{axis} * d_{axis})):\n"
-        row = f"({row} * d_{axis} + t_{axis})" if row != "0" else f"t_{axis}"
-    blocks += " " * (2 + dims) + f"body({places}, uint64(k * ({size}) + {row}), {arguments}{local})\n"
-    decode_thread = "".join(
-        f"  t_{axis} = w % d_{axis}\n  w = w // d_{axis}\n" if axis < dims - 1 else f"  t_{axis} = w\n"
-        for axis in range(dims)
-    )
-    inside = " and ".join(f"b_{axis} * d_{axis} + t_{axis} < e_{axis}" for axis in range(dims))
-    threads = (
-        f"def run_threads(threads, {head}):\n{made} for k in range(threads.shape[0]):\n"
-        f"  q = threads[k] // ({size})\n  w = threads[k] % ({size})\n{decode_block}{decode_thread}"
-        f"  if {inside}:\n   body({places}, uint64(k), {arguments}{local})\n"
-    )
-    return "\n".join([code for _, code in lowered.functions] + [lowered.body, blocks, threads])
-
-
-def _block_text(lowered: Lowered, code: BlockCode) -> str:
-    """The same where a block is what is run: by a run of blocks, and by single ones."""
-    dims, arguments = lowered.dims, ", ".join(lowered.arguments)
-    head = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims)) + f", {arguments}"
-    places = ", ".join(f"{letter}_{axis}" for letter in "bdn" for axis in range(dims))
-    decode = "".join(
-        f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
-        for axis in range(dims)
-    )
-    call = f"{decode}  block({places}, k, {arguments})\n"
-    blocks = f"def run_blocks(first, blocks, {head}):\n for k in range(blocks):\n  q = first + k\n{call}"
-    items = f"def run_threads(threads, {head}):\n for k in range(threads.shape[0]):\n  q = threads[k]\n{call}"
-    return "\n".join([text for _, text in (*lowered.functions, *code.functions)] + [code.block, blocks, items])
-
-
 class _Program:
     """Compiled code for one text and one set of types. `run_threads` is compiled when it is first asked for."""
 
-    def __init__(self, lowered: Lowered, namespace: dict[str, Any]) -> None:
-        text = _text(lowered)
+    def __init__(self, lowered: Lowered, text: str, namespace: dict[str, Any]) -> None:
         names: dict[str, Any] = {**namespace, "np": np, **constants(lowered)}
         exec(compile(text, "<kernel>", "exec"), names)
         inline = numba.njit(forceinline=True, **_OPTIONS)
@@ -152,9 +103,17 @@ class _Program:
         self._blocks = compiled(names["run_blocks"])
         self._threads = compiled(names["run_threads"])
         integers = [types.int64] * (3 * lowered.dims)
-        self._tail = tuple(integers + [_numba_type(name, lowered) for name in lowered.arguments])
+        self._memory = [(np.dtype(array.dtype), array.size, array.by_thread) for array in memory(lowered)]
+        work = [types.Array(_numba_dtype(array.dtype), 1, "C") for array in memory(lowered)]
+        self._tail = (*integers, *(_numba_type(name, lowered) for name in lowered.arguments), *work)
         self._threads_ready = False
         _compile(self._blocks, (types.int64, types.int64, *self._tail))
+
+    def memory(self, threads_per_block: int) -> list[Array]:
+        """What a call of `blocks` or `threads` takes last; for one call at a time."""
+        return [
+            np.empty(size * threads_per_block if by_thread else size, dtype) for dtype, size, by_thread in self._memory
+        ]
 
     def blocks(self, *args: Any) -> None:
         self._blocks(*args)
@@ -182,10 +141,14 @@ def _numba_type(argument: str, lowered: Lowered) -> Any:
     if argument.startswith("s_"):
         return types.int64
     parameter = next(p for p in lowered.parameters if argument == f"p_{p.name}")
-    kind = types.boolean if parameter.dtype == "bool" else getattr(types, parameter.dtype)
+    kind = _numba_dtype(parameter.dtype)
     if parameter.ndim:
         return types.Array(kind, parameter.ndim, "C", readonly=isinstance(parameter.spec, InputSpec))
     return kind
+
+
+def _numba_dtype(dtype: str) -> Any:
+    return types.boolean if dtype == "bool" else getattr(types, dtype)
 
 
 class _Compiled:
@@ -204,7 +167,7 @@ class _Compiled:
 
         def part(start: int, count: int) -> None:
             rows = slice(start * size, (start + count) * size)
-            self._program.blocks(first_block + start, count, *head, *_sliced(tail, rows))
+            self._program.blocks(first_block + start, count, *head, *_sliced(tail, rows), *self._memory())
 
         self._crew.share(blocks, part)
 
@@ -219,9 +182,12 @@ class _Compiled:
 
         def part(start: int, count: int) -> None:
             rows = slice(start, start + count)
-            self._program.threads(ids[rows], *head, *_sliced(tail, rows))
+            self._program.threads(ids[rows], *head, *_sliced(tail, rows), *self._memory())
 
         self._crew.share(ids.size, part)
+
+    def _memory(self) -> list[Array]:
+        return self._program.memory(self._layout.launch.threads_per_block)
 
     def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> tuple[list[int], list[Any]]:
         """The geometry, and then what follows it, outputs marked as such: each call gets its own rows of them."""

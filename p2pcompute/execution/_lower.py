@@ -18,6 +18,7 @@ from p2pcompute.execution._block_races import Races, find_races
 from p2pcompute.execution._guard import Admitted, Function
 from p2pcompute.execution._guard_places import grid_axis
 from p2pcompute.execution._guard_scratch import Scratch, memory_call
+from p2pcompute.execution._index_ranges import IndexRanges, index_ranges
 from p2pcompute.execution._index_values import Site, index_values
 from p2pcompute.execution._language import MAX_INSTANCES
 from p2pcompute.execution._lower_block import BlockCode
@@ -120,8 +121,8 @@ class _Program:
         self.sites: dict[int, Site] = {}
         self.races = Races(refresh=[frozenset()] * (0 if plan is None else plan.barriers))
         self.scratch = ScratchLowering(scratch, self.sites)
-        if scratch or plan is not None:
-            self.work_out_indices(args)
+        self.ranges = IndexRanges()
+        self.work_out_indices(args)
 
     def check_premises(self) -> None:
         """Indices that are a thread's own in some launches only."""
@@ -151,6 +152,9 @@ class _Program:
         lowering = FunctionLowering(self, admitted.entry, tuple(map(_type, args)), is_entry=True)
         lowering.run()
         integers = {name for name, kind in lowering.types.items() if kind in (Scalar.BOOL, Scalar.INT)}
+        self.ranges = index_ranges(admitted, self.launch, args, self.extents, integers)
+        if not admitted.entry.scratch and plan is None:
+            return
         self.sites = index_values(admitted, self.launch, args, integers)
         if plan is not None:
             self.races = find_races(admitted, plan, self.sites, self.launch, args, integers)
@@ -305,6 +309,7 @@ class FunctionLowering:
             widths = tuple(spec.dtype for spec in program.specs.values())
         given = [kind.dtype if isinstance(kind, ArrayType) else own for kind, own in zip(types, widths, strict=True)]
         self.widths = Widths(program.admitted.functions, function, given, program.known_widths)
+        self.ranges = program.ranges
 
     def run(self) -> str:
         """Repeat until no type widens; types only ever widen along a chain of five, so it ends."""
@@ -368,13 +373,14 @@ class FunctionLowering:
         places = [as_type(index, Scalar.UINT) for index in indices]  # negative ones become huge: one test does
         safe = False
         if isinstance(spec, OutputSpec):
-            places = [self.row(name), *places[self.program.launch.dims :]]
-            safe = len(places) == 1
+            dims = self.program.launch.dims
+            places = [self.row(name), *places[dims:]]
+            safe = all(self.ranges.inside(key, axis, spec.shape[axis]) for axis in range(dims, len(spec.shape)))
         elif isinstance(spec, InputSpec):
             # A thread runs only inside of some output, so its place is in range on an axis as long as all of them.
             safe = all(
-                grid is not None and length >= self.program.extents[grid]
-                for length, grid in zip(spec.shape, axes, strict=True)
+                (grid is not None and length >= self.program.extents[grid]) or self.ranges.inside(key, axis, length)
+                for axis, (length, grid) in enumerate(zip(spec.shape, axes, strict=True))
             )
         code = f"p_{name}[{', '.join(places)}]" if safe else f"load{len(places)}(p_{name}, {', '.join(places)})"
         tests = self.own_tests(name, indices, key) if isinstance(spec, OutputSpec) else []
@@ -400,6 +406,16 @@ class FunctionLowering:
     def row(self, name: str) -> str:
         """Code for the row of an output that this thread, or its block, owns."""
         return "uint64(k)" if name in self.program.admitted.grid.by_block else "r"
+
+    def output(self, name: str) -> OutputSpec:
+        """What an output is bound to."""
+        spec = self.program.specs[name]
+        assert isinstance(spec, OutputSpec)
+        return spec
+
+    def always(self, node: ast.Compare) -> bool:
+        """Whether a comparison is true for every thread that comes there."""
+        return self.is_entry and self.ranges.holds(node)
 
     @property
     def unlike(self) -> frozenset[str]:
@@ -578,8 +594,10 @@ class FunctionLowering:
         places, tests = [self.row(name)], self.own_tests(name, indices, target.slice)
         for axis, index in enumerate(indices[self.program.launch.dims :]):
             place = lower.held(Expr(as_type(index, Scalar.UINT), Scalar.UINT)).code
-            tests.append(f"({place} < uint64(p_{name}.shape[{axis + 1}]))")
             places.append(place)
+            whole = self.program.launch.dims + axis
+            if not self.ranges.inside(target.slice, whole, self.output(name).shape[whole]):
+                tests.append(f"({place} < uint64(p_{name}.shape[{axis + 1}]))")
         stored = (
             lower.held(Expr(store_code(value, array.dtype), value.type)).code
             if tests

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 from p2pcompute.execution._block_races import Races
 from p2pcompute.execution._guard_block import Barrier, BlockPlan, Part, Segment, Whole
 from p2pcompute.execution._guard_scratch import memory_call
-from p2pcompute.execution._lower_scratch import dtype_name
 from p2pcompute.execution._lower_types import Scalar, zero
 
 if TYPE_CHECKING:
     from p2pcompute.execution._lower_expr import ExpressionLowering
 
-__all__ = ["BlockCode", "BlockEmitter", "Statements", "repeatable"]
+__all__ = ["BlockCode", "BlockEmitter", "BlockMemory", "Statements", "repeatable"]
 
 _DTYPES = {
     Scalar.BOOL: "bool",
@@ -33,21 +32,33 @@ _DTYPES = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BlockMemory:
+    """A flat array that a block's code is given to work in: of `size` elements, or so many for each thread."""
+
+    name: str
+    dtype: str
+    size: int
+    by_thread: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BlockCode:
     """Code of a kernel that is run by blocks.
 
     Attributes:
         functions: (name, code) of the functions that `block` calls.
-        block: code of ``block(b_0.., d_0.., n_0.., k, <arguments>)``: block index, block and grid size along each axis
-            of the launch, the block's row, then the arguments that `Lowered` names. Rows of outputs that threads own
-            are ``k * threads + place in the block``, of those that blocks own ``k``.
+        block: code of ``block(b_0.., d_0.., n_0.., k, <arguments>, <memory>)``: block index, block and grid size along
+            each axis of the launch, the block's row, then the arguments that `Lowered` names, and what `memory` names.
+            Rows of outputs that threads own are ``k * threads + place in the block``, of those that blocks own ``k``.
         vectors: global names ``o<n>`` of uint64 vectors, one element for each thread of the block.
         snapshots: names of the shared arrays that have one.
+        memory: flat arrays that one block at a time works in. The code zeroes them.
     """
 
     functions: tuple[tuple[str, str], ...]
     block: str
     vectors: tuple[tuple[int, ...], ...]
+    memory: tuple[BlockMemory, ...]
     snapshots: frozenset[str] = frozenset()
 
 
@@ -180,20 +191,26 @@ class BlockEmitter:
         return None if self.in_segment else self.plan.parts.get(id(body))
 
     def state(self) -> list[str]:
-        """Lines that make the arrays of variables that threads hold, and set variables of the block."""
+        """Lines that set what threads hold, and variables of the block."""
         lines = [" size = " + " * ".join(f"d_{axis}" for axis in range(self.dims))]
         for name in sorted(self.names):
             kind = self.lower.scalar_type(name)
             start = self.lower.parameter(name)
             if name in self.held:
-                lines.append(f" x_{name} = np.zeros(size, {dtype_name(_DTYPES[kind])})")
-                if start is not None:
-                    lines.append(f" x_{name}[:] = {start}")
+                lines.append(" for z in range(size):")
+                lines.append(f"  x_{name}[z] = {zero(kind) if start is None else start}")
             elif start is not None:
                 lines.append(f" v_{name} = {start}")
             elif name in self.plan.block_names:
                 lines.append(f" v_{name} = {zero(kind)}")
         return lines
+
+    def memory(self) -> list[BlockMemory]:
+        """The arrays of variables that threads hold."""
+        return [
+            BlockMemory(name=f"x_{name}", dtype=_DTYPES[self.lower.scalar_type(name)], size=1, by_thread=True)
+            for name in self.held
+        ]
 
     def emit_parts(self, parts: Sequence[Part]) -> None:
         """Emit a list of the block's."""
@@ -204,7 +221,8 @@ class BlockEmitter:
                     self.segment(part)
                 case Barrier(number=number):
                     for name in sorted(self.races.refresh[number]):
-                        expressions.emit(f"w_{name}[:] = m_{name}")
+                        expressions.emit(f"for z in range(m_{name}.shape[0]):")
+                        expressions.emit(f" w_{name}[z] = m_{name}[z]")
                 case Whole(statement=statement):
                     match statement:
                         case ast.If(test=head) | ast.For(iter=head):
@@ -222,7 +240,8 @@ class BlockEmitter:
     def target(self, name: str) -> None:
         """The block has set a loop's variable that threads hold."""
         if name in self.held:
-            self.lower.expressions.emit(f"x_{name}[:] = v_{name}")
+            self.lower.expressions.emit("for z in range(size):")
+            self.lower.expressions.emit(f" x_{name}[z] = v_{name}")
 
     def repeat(self, wanted: set[str]) -> None:
         """Emit the statements that compute `wanted` anew, and what they need."""

@@ -60,6 +60,10 @@ class ArrayUse(Protocol):
         """Code for ``name.shape[axis]``."""
         ...
 
+    def always(self, node: ast.Compare) -> bool:
+        """Whether a comparison is known to be true."""
+        ...
+
     def call(self, name: str, node: ast.Call, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
         """The compiled name and the result's type of a device function."""
         ...
@@ -316,6 +320,8 @@ class ExpressionLowering:
 
     def compare(self, node: ast.Compare) -> Expr:
         """A comparison, chained or not. Each pair is compared in the wider of its two types."""
+        if self.arrays.always(node):
+            return Expr("True", Scalar.BOOL)
         parts: list[str] = []
         left = self.scalar(node.left)
         for place, (op, comparator) in enumerate(zip(node.ops, node.comparators, strict=True)):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from p2pcompute.execution._block_races import Races
 from p2pcompute.execution._guard_block import BlockPlan
 from p2pcompute.execution._lower import FunctionLowering
-from p2pcompute.execution._lower_block import BlockCode, BlockEmitter
+from p2pcompute.execution._lower_block import BlockCode, BlockEmitter, BlockMemory
 from p2pcompute.execution._lower_expr import ExpressionLowering, widen
-from p2pcompute.execution._lower_scratch import ScratchLowering, dtype_name
+from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
 from p2pcompute.execution._lower_types import ArrayType, Expr, Scalar, as_type, truth
 
 __all__ = ["block_code"]
@@ -51,26 +51,26 @@ class _BlockLowering(FunctionLowering):
     def code(self, arguments: Sequence[str]) -> BlockCode:
         self.block(self.function.node.body)
         places = [f"{letter}_{axis}" for letter in "bdn" for axis in range(self.dims)]
-        made: list[str] = []
-        arrays: list[str] = []
+        made: list[BlockMemory] = []
         for array in self.function.scratch.values():
-            dtype = dtype_name(array.dtype)
             if array.kind == "shared":
-                made.append(f" m_{array.name} = np.zeros({array.size}, {dtype})")
-                arrays.append(f"m_{array.name}")
+                made.append(BlockMemory(name=f"m_{array.name}", dtype=array.dtype, size=array.size))
                 if array.name in self.races.marked:
-                    made.append(f" w_{array.name} = np.zeros({array.size}, {dtype})")
-                    arrays.append(f"w_{array.name}")
+                    made.append(BlockMemory(name=f"w_{array.name}", dtype=array.dtype, size=array.size))
             elif array.kind == "local":
-                made.append(f" l_{array.name} = np.zeros(size * {array.size}, {dtype})")
-                arrays.append(f"l_{array.name}")
-        call, functions = self.emitter.tail([*arguments, *arrays])
-        lines = [*self.emitter.state(), *made, *self.expressions.lines, *call]
-        head = f"def block({', '.join([*places, 'k', *arguments])}):\n"
+                made.append(BlockMemory(name=f"l_{array.name}", dtype=array.dtype, size=array.size, by_thread=True))
+        call, functions = self.emitter.tail([*arguments, *(array.name for array in made)])
+        lines = self.emitter.state()
+        for array in made:
+            lines.append(f" for z in range({f'size * {array.size}' if array.by_thread else array.size}):")
+            lines.append(f"  {array.name}[z] = {zero_of(array.dtype)}")
+        memory = (*made, *self.emitter.memory())
+        head = f"def block({', '.join([*places, 'k', *arguments, *(array.name for array in memory)])}):\n"
         return BlockCode(
             functions=tuple(functions),
-            block=head + "\n".join(lines) + "\n",
+            block=head + "\n".join([*lines, *self.expressions.lines, *call]) + "\n",
             vectors=tuple(self.races.vectors),
+            memory=memory,
             snapshots=self.races.marked,
         )
 

@@ -1,0 +1,459 @@
+"""Bounds of a kernel's integers, worked out from its text and what it is bound to: which loads surely stay inside.
+
+An interval for each integer variable at each place, from the launch, the arguments, ranges of loops and the conditions
+that the place stands under (Cousot and Cousot, "Abstract interpretation", 1977, without widening: what a loop assigns
+is any number within it). What is proved needs no test in the code; a load of which nothing is proved keeps its own.
+Nothing here decides what a kernel gives.
+
+Operands of ``and`` and ``or`` are not taken to stand under each other: lowered code evaluates both.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from p2pcompute.execution._api import ArgSpec, Launch, ScalarSpec
+from p2pcompute.execution._guard import Admitted
+from p2pcompute.execution._guard_index import grid_axis
+from p2pcompute.execution._language import AXES
+
+__all__ = ["IndexRanges", "index_ranges"]
+
+Interval: TypeAlias = tuple[int, int]
+Known: TypeAlias = dict[str, Interval]
+
+_MIN: Final = -(2**63)
+_MAX: Final = 2**63 - 1
+_ANY: Final = (_MIN, _MAX)
+_BOOL: Final = (0, 1)
+_ELEMENTS: Final[Mapping[str, Interval]] = {
+    "bool": _BOOL,
+    "int8": (-(2**7), 2**7 - 1),
+    "int16": (-(2**15), 2**15 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+    "int64": _ANY,
+    "uint8": (0, 2**8 - 1),
+    "uint16": (0, 2**16 - 1),
+    "uint32": (0, 2**32 - 1),
+}
+_SWAPPED: Final[Mapping[type[ast.cmpop], type[ast.cmpop]]] = {
+    ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq,
+}  # fmt: skip
+_OPPOSITE: Final[Mapping[type[ast.cmpop], type[ast.cmpop]]] = {
+    ast.Lt: ast.GtE, ast.LtE: ast.Gt, ast.Gt: ast.LtE, ast.GtE: ast.Lt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+}  # fmt: skip
+
+
+class IndexRanges:
+    """What is known: of every index in the kernel, and of its comparisons. Made by `index_ranges`."""
+
+    def __init__(self) -> None:
+        self.sites: dict[int, tuple[Interval | None, ...]] = {}
+        self.always: dict[int, bool] = {}
+
+    def inside(self, key: ast.expr, axis: int, length: int) -> bool:
+        """Whether index number `axis` of the index expression `key` (``node.slice``) is surely from 0 to `length`."""
+        found = self.sites.get(id(key))
+        interval = found[axis] if found is not None and axis < len(found) else None
+        return interval is not None and interval[0] >= 0 and interval[1] < length
+
+    def holds(self, node: ast.Compare) -> bool:
+        """Whether a comparison of what differs from thread to thread is surely true."""
+        return self.always.get(id(node), False)
+
+
+def index_ranges(
+    admitted: Admitted,
+    launch: Launch,
+    args: Sequence[ArgSpec],
+    extents: tuple[int, int, int],
+    integers: Collection[str],
+) -> IndexRanges:
+    """Go through the kernel once.
+
+    Args:
+        admitted, launch, args: the kernel and what it is bound to.
+        extents: for each grid axis, how many places along it run.
+        integers: names of variables that are int64 or bool.
+    """
+    walk = _Walk(admitted, launch, dict(zip(admitted.entry.params, args, strict=True)), extents, frozenset(integers))
+    walk.block(admitted.entry.node.body)
+    return walk.found
+
+
+class _Walk:
+    def __init__(
+        self,
+        admitted: Admitted,
+        launch: Launch,
+        specs: Mapping[str, ArgSpec],
+        extents: tuple[int, int, int],
+        integers: frozenset[str],
+    ) -> None:
+        self.found = IndexRanges()
+        self.scratch = admitted.entry.scratch
+        self.grid = admitted.grid.variables
+        self.launch = launch
+        self.specs = specs
+        self.extents = extents
+        self.integers = integers
+        self.known: Known = {}
+        for name, spec in specs.items():
+            if isinstance(spec, ScalarSpec) and name in integers and spec.dtype in _ELEMENTS:
+                self.known[name] = (int(spec.value), int(spec.value))
+
+    # Statements
+
+    def block(self, body: Sequence[ast.stmt]) -> bool:
+        """Go through statements; whether what comes behind them may be reached."""
+        through = True
+        for statement in body:
+            if not self.statement(statement):
+                through = False
+        return through
+
+    def statement(self, node: ast.stmt) -> bool:
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                self.expression(value)
+                intervals = self.several(value)
+                for target in targets:
+                    elements = target.elts if isinstance(target, ast.Tuple) else [target]
+                    for place, element in enumerate(elements):
+                        self.target(element, intervals[place] if len(intervals) == len(elements) else None)
+            case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
+                self.expression(value)
+                have = ast.Name(id=name, ctx=ast.Load())
+                self.target(target, self.value(ast.BinOp(left=have, op=op, right=value)))
+            case ast.AugAssign(target=target, value=value):
+                self.expression(value)
+                self.target(target, None)
+            case ast.If(test=test, body=body, orelse=orelse):
+                return self.branch(test, body, orelse)
+            case ast.While(test=test, body=body):
+                self.forget(body)
+                before = dict(self.known)
+                self.expression(test)
+                self.narrow(test, True)
+                self.block(body)
+                self.known = before
+            case ast.For(target=ast.Name(id=name), iter=ast.Call(args=bounds), body=body):
+                self.range_loop(name, bounds, body)
+            case ast.Return(value=value):
+                if value is not None:
+                    self.expression(value)
+                return False
+            case ast.Break() | ast.Continue():
+                return False
+            case ast.Expr(value=ast.Call(args=arguments)):  # a barrier, or an atomic operation
+                for argument in arguments[1:]:
+                    self.expression(argument)
+            case _:
+                pass
+        return True
+
+    def branch(self, test: ast.expr, body: Sequence[ast.stmt], orelse: Sequence[ast.stmt]) -> bool:
+        self.expression(test)
+        before = dict(self.known)
+        self.narrow(test, True)
+        one_through = self.block(body)
+        one, self.known = self.known, before
+        self.narrow(test, False)
+        other_through = self.block(orelse)
+        if one_through and other_through:
+            both = self.known.keys() & one.keys()
+            self.known = {name: _hull(one[name], self.known[name]) for name in both}
+        elif one_through:
+            self.known = one
+        return one_through or other_through
+
+    def range_loop(self, name: str, bounds: Sequence[ast.expr], body: Sequence[ast.stmt]) -> None:
+        for bound in bounds:
+            self.expression(bound)
+        numbers = [self.value(bound) or _ANY for bound in bounds]
+        start, stop = ((0, 0), numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
+        step = numbers[2] if len(numbers) == 3 else (1, 1)
+        self.forget(body)
+        self.known.pop(name, None)
+        before = dict(self.known)
+        if name in self.integers:
+            if step[0] > 0:
+                self.known[name] = (start[0], max(start[0], stop[1] - 1))
+            elif step[1] < 0:
+                self.known[name] = (min(start[1], stop[0] + 1), start[1])
+        self.block(body)
+        self.known = before
+
+    def target(self, target: ast.expr, value: Interval | None) -> None:
+        if isinstance(target, ast.Subscript):
+            self.expression(target.slice)
+            self.record(target.slice)
+        elif isinstance(target, ast.Name):
+            if value is not None and target.id in self.integers:
+                self.known[target.id] = value
+            else:
+                self.known.pop(target.id, None)
+
+    def forget(self, body: Sequence[ast.stmt]) -> None:
+        """What is assigned in `body` may be any number."""
+        for statement in body:
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                    self.known.pop(node.id, None)
+
+    # Conditions
+
+    def narrow(self, test: ast.expr, true: bool) -> None:
+        """Take into account that `test` is true, or is not."""
+        match test:
+            case ast.UnaryOp(op=ast.Not(), operand=operand):
+                self.narrow(operand, not true)
+            case ast.BoolOp(op=op, values=values) if isinstance(op, ast.And) is true:
+                for value in values:  # all are true, or none is
+                    self.narrow(value, true)
+            case ast.Compare(left=left, ops=ops, comparators=comparators) if true or len(ops) == 1:
+                for op, one, other in zip(ops, [left, *comparators], comparators, strict=False):
+                    kind = type(op) if true else _OPPOSITE[type(op)]
+                    self.bound(one, kind, other)
+                    self.bound(other, _SWAPPED[kind], one)
+            case _:
+                pass
+
+    def bound(self, node: ast.expr, kind: type[ast.cmpop], other: ast.expr) -> None:
+        """``node kind other`` is true: bound the name in `node`, which may stand beside a number that is added."""
+        limit = self.value(other)
+        moved: Interval | None = (0, 0)
+        match node:
+            case ast.BinOp(left=ast.Name() as name, op=ast.Add() | ast.Sub() as op, right=right):
+                moved = self.value(right)
+                if moved is not None and isinstance(op, ast.Sub):
+                    moved = (-moved[1], -moved[0])
+                have = self.value(name)
+                if have is None or moved is None or _sure((have[0] + moved[0], have[1] + moved[1])) == _ANY:
+                    return  # the sum may wrap
+            case ast.Name() as name:
+                pass
+            case _:
+                return
+        if limit is None or moved is None or (name.id not in self.integers and name.id not in self.grid):
+            return
+        low, high = self.value(name) or _ANY
+        if kind in (ast.Lt, ast.LtE, ast.Eq):
+            high = min(high, limit[1] - (kind is ast.Lt) - moved[0])
+        if kind in (ast.Gt, ast.GtE, ast.Eq):
+            low = max(low, limit[0] + (kind is ast.Gt) - moved[1])
+        if low <= high:  # else it is not reached
+            self.known[name.id] = (low, high)
+
+    # Expressions
+
+    def expression(self, node: ast.expr) -> None:
+        """Note the loads and comparisons in an expression."""
+        match node:
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                self.expression(test)
+                before = dict(self.known)
+                self.narrow(test, True)
+                self.expression(body)
+                self.known = dict(before)
+                self.narrow(test, False)
+                self.expression(orelse)
+                self.known = before
+                return
+            case ast.Subscript(value=ast.Name(), slice=index):
+                self.record(index)
+            case ast.Compare():
+                sure = self.surely(node)
+                self.found.always[id(node)] = sure and self.found.always.get(id(node), True)
+            case _:
+                pass
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                self.expression(child)
+
+    def record(self, index: ast.expr) -> None:
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        intervals = tuple(self.value(part) for part in parts)
+        have = self.found.sites.get(id(index))
+        if have is not None:
+            intervals = tuple(
+                None if one is None or other is None else _hull(one, other)
+                for one, other in zip(have, intervals, strict=True)
+            )
+        self.found.sites[id(index)] = intervals
+
+    def surely(self, node: ast.Compare) -> bool:
+        operands = [self.value(operand) for operand in (node.left, *node.comparators)]
+        if any(one is None for one in operands) or all(one is not None and one[0] == one[1] for one in operands):
+            return False  # what is the same for all threads stays in the code: other arguments need no other
+        for op, one, other in zip(node.ops, operands, operands[1:], strict=False):
+            if one is None or other is None:
+                return False
+            match op:
+                case ast.Lt():
+                    sure = one[1] < other[0]
+                case ast.LtE():
+                    sure = one[1] <= other[0]
+                case ast.Gt():
+                    sure = one[0] > other[1]
+                case ast.GtE():
+                    sure = one[0] >= other[1]
+                case _:
+                    sure = False
+            if not sure:
+                return False
+        return True
+
+    def several(self, node: ast.expr) -> list[Interval | None]:
+        """Intervals of the values that a right side gives."""
+        match node:
+            case ast.Tuple(elts=elements):
+                return [self.value(element) for element in elements]
+            case ast.Attribute(value=ast.Name(id=name), attr="shape"):
+                return [(length, length) for length in self.shape(name) or ()]
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="cuda"), attr=attr), args=[ast.Constant(value=int() as count)]
+            ) if count > 1:
+                return [self.place(attr, axis) for axis in range(count)]
+            case _:
+                return [self.value(node)]
+
+    def value(self, node: ast.expr) -> Interval | None:
+        """The interval of an int64 or bool expression; None for any other."""
+        found = self._value(node)
+        return None if found is None else _sure(found)
+
+    def _value(self, node: ast.expr) -> Interval | None:
+        if not isinstance(node, ast.Name):
+            axis = grid_axis(node, self.grid)
+            if axis is not None:
+                return self.place("grid", axis)
+        match node:
+            case ast.Constant(value=bool() | int() as number):
+                return (int(number), int(number)) if number <= _MAX else None
+            case ast.Name(id=name):
+                if name in self.known:
+                    return self.known[name]
+                if name in self.grid:
+                    return self.place("grid", self.grid[name])
+                return _ANY if name in self.integers else None
+            case ast.Attribute(value=ast.Attribute(value=ast.Name(id="cuda"), attr=triple), attr=axis_name):
+                return self.place(triple, AXES.index(axis_name))
+            case ast.Attribute(value=ast.Name(id=name), attr="size" | "ndim" as attr) if name != "cuda":
+                shape = self.shape(name)
+                if shape is None:
+                    return None
+                total = 1
+                for length in shape:
+                    total *= length
+                return (len(shape),) * 2 if attr == "ndim" else (total, total)
+            case ast.Subscript(value=ast.Attribute(value=ast.Name(id=name)), slice=ast.Constant(value=int() as place)):
+                shape = self.shape(name)
+                return None if shape is None or place >= len(shape) else (shape[place], shape[place])
+            case ast.Subscript(value=ast.Name(id=name)):
+                return self.element(name)
+            case ast.Call(func=ast.Name(id="len"), args=[ast.Name(id=name)]):
+                shape = self.shape(name)
+                return None if shape is None else (shape[0], shape[0])
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"), attr="gridsize")):
+                return self.place("gridsize", 0)
+            case ast.Call(func=ast.Name(id="int" | "abs" | "min" | "max" as name), args=arguments):
+                return self.builtin(name, [self.value(argument) for argument in arguments])
+            case ast.UnaryOp(op=ast.USub() | ast.UAdd() | ast.Not() as op, operand=operand):
+                value = self.value(operand)
+                if isinstance(op, ast.Not):
+                    return _BOOL
+                return value if value is None or isinstance(op, ast.UAdd) else (-value[1], -value[0])
+            case ast.BinOp(left=left, op=op, right=right):
+                one, other = self.value(left), self.value(right)
+                return None if one is None or other is None else _binary(op, one, other)
+            case ast.Compare() | ast.BoolOp():
+                return _BOOL
+            case ast.IfExp(body=body, orelse=orelse):
+                one, other = self.value(body), self.value(orelse)
+                return None if one is None or other is None else _hull(one, other)
+            case _:
+                return None
+
+    def element(self, name: str) -> Interval | None:
+        array = self.scratch.get(name)
+        if array is not None:
+            return _ELEMENTS.get(array.dtype)
+        spec = self.specs.get(name)
+        return None if spec is None or isinstance(spec, ScalarSpec) else _ELEMENTS.get(spec.dtype)
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        if name in self.scratch:
+            return self.scratch[name].shape
+        spec = self.specs.get(name)
+        return None if spec is None or isinstance(spec, ScalarSpec) else spec.shape
+
+    def place(self, what: str, axis: int) -> Interval | None:
+        """A number of the launch."""
+        block, grid = self.launch.block[axis], self.launch.grid[axis]
+        match what:
+            case "grid":
+                return 0, max(0, min(self.extents[axis], block * grid) - 1)
+            case "threadIdx":
+                return 0, block - 1
+            case "blockIdx":
+                return 0, grid - 1
+            case "blockDim":
+                return block, block
+            case "gridDim":
+                return grid, grid
+            case "gridsize":
+                return block * grid, block * grid
+            case _:
+                return None
+
+    def builtin(self, name: str, values: Sequence[Interval | None]) -> Interval | None:
+        numbers = [value for value in values if value is not None]
+        if len(numbers) != len(values):
+            return None
+        low, high = numbers[0]
+        if name == "abs":
+            if low == _MIN:
+                return _ANY
+            return (0 if low <= 0 <= high else min(abs(low), abs(high))), max(abs(low), abs(high))
+        for other in numbers[1:]:
+            low = min(low, other[0]) if name == "min" else max(low, other[0])
+            high = min(high, other[1]) if name == "min" else max(high, other[1])
+        return low, high
+
+
+def _sure(interval: Interval) -> Interval:
+    """Where arithmetic may have wrapped, any number."""
+    return interval if interval[0] >= _MIN and interval[1] <= _MAX else _ANY
+
+
+def _hull(one: Interval, other: Interval) -> Interval:
+    return min(one[0], other[0]), max(one[1], other[1])
+
+
+def _binary(op: ast.operator, one: Interval, other: Interval) -> Interval | None:
+    match op:
+        case ast.Add():
+            return one[0] + other[0], one[1] + other[1]
+        case ast.Sub():
+            return one[0] - other[1], one[1] - other[0]
+        case ast.Mult():
+            corners = [a * b for a in one for b in other]
+            return min(corners), max(corners)
+        case ast.FloorDiv() if other[0] > 0:
+            corners = [a // b for a in one for b in other]
+            return min(corners), max(corners)
+        case ast.Mod() if other[0] > 0:
+            return one if 0 <= one[0] and one[1] < other[0] else (0, other[1] - 1)
+        case ast.BitAnd() if one[0] >= 0 or other[0] >= 0:
+            return 0, min(side[1] for side in (one, other) if side[0] >= 0)
+        case ast.LShift() if other[0] == other[1] and 0 <= other[0] < 63:
+            return one[0] << other[0], one[1] << other[0]
+        case ast.RShift() if other[0] == other[1] and 0 <= other[0] < 64:
+            return one[0] >> other[0], one[1] >> other[0]
+        case ast.FloorDiv() | ast.Mod() | ast.BitAnd() | ast.BitOr() | ast.BitXor() | ast.LShift() | ast.RShift():
+            return _ANY
+        case _:
+            return None  # true division and powers
