@@ -105,6 +105,24 @@ def make(functions: Mapping[str, Any], *, parallel: bool = True) -> dict[str, Ca
                 out[i, width - 1] = x[i, width - 1]
 
     @loop
+    def blur(out: Any, x: Any) -> None:
+        height, width = out.shape
+        for i in prange(height):
+            if i in (0, height - 1):
+                for j in range(width):
+                    above = x[i - 1, j] if i > 0 else ZERO
+                    below = x[i + 1, j] if i < height - 1 else ZERO
+                    before = x[i, j - 1] if j > 0 else ZERO
+                    behind = x[i, j + 1] if j < width - 1 else ZERO
+                    out[i, j] = QUARTER * (above + below + before + behind)
+            else:
+                last = width - 1
+                out[i, 0] = QUARTER * (x[i - 1, 0] + x[i + 1, 0] + ZERO + x[i, 1])
+                for j in range(1, last):
+                    out[i, j] = QUARTER * (x[i - 1, j] + x[i + 1, j] + x[i, j - 1] + x[i, j + 1])
+                out[i, last] = QUARTER * (x[i - 1, last] + x[i + 1, last] + x[i, last - 1] + ZERO)
+
+    @loop
     def gather(out: Any, index: Any, x: Any) -> None:
         for i in prange(out.size):
             k = index[i]
@@ -136,15 +154,16 @@ def make(functions: Mapping[str, Any], *, parallel: bool = True) -> dict[str, Ca
             right = np.zeros((TILE, TILE), np.float32)
             for k0 in range(0, depth, TILE):
                 deep = min(TILE, depth - k0)
-                if deep < TILE:
+                if height == TILE and width == TILE and deep == TILE:
+                    for i in range(TILE):
+                        for j in range(TILE):
+                            left[i, j] = a[y0 + i, k0 + j]
+                            right[i, j] = b[k0 + i, x0 + j]
+                else:
                     left[:] = ZERO
                     right[:] = ZERO
-                for y in range(height):
-                    for k in range(deep):
-                        left[y, k] = a[y0 + y, k0 + k]
-                for k in range(deep):
-                    for x in range(width):
-                        right[k, x] = b[k0 + k, x0 + x]
+                    left[:height, :deep] = a[y0 : y0 + height, k0 : k0 + deep]
+                    right[:deep, :width] = b[k0 : k0 + deep, x0 : x0 + width]
                 add_product(total, left, right)
             for y in range(height):
                 for x in range(width):
@@ -221,6 +240,7 @@ def make(functions: Mapping[str, Any], *, parallel: bool = True) -> dict[str, Ca
         "mandelbrot": mandelbrot,
         "black_scholes": black_scholes,
         "stencil": stencil,
+        "blur": blur,
         "gather": gather,
         "gemm": gemm,
         "path_trace": path_trace,

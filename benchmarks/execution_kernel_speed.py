@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 from execution_hand import OPTIONS, libm_functions, make, strict_functions
-from execution_kernels import TILE, black_scholes, gather, gemm, mandelbrot, path_trace, saxpy, stencil
+from execution_kernels import TILE, black_scholes, blur, gather, gemm, mandelbrot, path_trace, saxpy, stencil
 
 import p2pcompute as p2p
 from p2pcompute.execution._cpu import CpuBackend
@@ -29,16 +29,22 @@ class Case:
     Attributes:
         binding: kernel, geometry and arguments.
         outputs: the whole outputs by hand, which come first among `arguments`.
-        indices: "proved" where no load has a test left, "affine" or "data" for what the tested indices are.
-        same_bits: whether the loop by hand with our functions has to give our bits.
+        hand: name of the same kernel by hand.
+        indices: "affine" or "data": what its indices are made of.
+        leaves: whether an index does leave its array, so that the tests can't be taken out.
+        libm: whether it calls mathematical functions, so that libm's are worth a look.
+        blas: the same by BLAS.
     """
 
     name: str
+    hand: str
     binding: Binding
     outputs: tuple[Array, ...]
     arguments: tuple[Any, ...]
-    indices: str
+    indices: str = "affine"
+    leaves: bool = False
     libm: bool = False
+    blas: Callable[[], object] | None = None
 
     def rows(self) -> list[Array]:
         """Rows of all items, zeroed."""
@@ -72,19 +78,19 @@ def cases(scale: float) -> Iterator[Case]:
     x, y = random(n), random(n)
     yield Case(
         name="SAXPY",
+        hand="saxpy",
         binding=saxpy.bind(p2p.out(n, f32), f32(2.5), x, y),
         outputs=(np.zeros(n, f32),),
         arguments=(f32(2.5), x, y),
-        indices="proved",
     )
     side = length(512, 16)
     step = f32(3.0 / side)
     yield Case(
         name="Mandelbrot",
+        hand="mandelbrot",
         binding=mandelbrot.bind(p2p.out((side, side), np.int32), f32(-2.25), f32(-1.5), step, 256),
         outputs=(np.zeros((side, side), np.int32),),
         arguments=(f32(-2.25), f32(-1.5), step, 256),
-        indices="proved",
     )
     height, width = length(180, 16), length(320, 16)
     spheres = np.array(
@@ -92,6 +98,7 @@ def cases(scale: float) -> Iterator[Case]:
     )
     yield Case(
         name="path tracing",
+        hand="path_trace",
         binding=path_trace.bind(p2p.out((height, width), f32), spheres, 8, 4, 7),
         outputs=(np.zeros((height, width), f32),),
         arguments=(spheres, 8, 4, 7),
@@ -102,26 +109,35 @@ def cases(scale: float) -> Iterator[Case]:
     market = (50 + 100 * random(n), 50 + 100 * random(n), f32(0.1) + 2 * random(n), f32(0.03), f32(0.25))
     yield Case(
         name="Black-Scholes",
+        hand="black_scholes",
         binding=black_scholes.bind(p2p.out(n, f32), p2p.out(n, f32), *market),
         outputs=(np.zeros(n, f32), np.zeros(n, f32)),
         arguments=market,
-        indices="proved",
         libm=True,
     )
     side = length(2048, 16)
     grid = random(side, side)
     yield Case(
         name="stencil",
+        hand="stencil",
         binding=stencil.bind(p2p.out((side, side), f32), grid),
         outputs=(np.zeros((side, side), f32),),
         arguments=(grid,),
-        indices="affine",
+    )
+    yield Case(
+        name="stencil over the border",
+        hand="blur",
+        leaves=True,
+        binding=blur.bind(p2p.out((side, side), f32), grid),
+        outputs=(np.zeros((side, side), f32),),
+        arguments=(grid,),
     )
     n = length(1 << 20)
     index = rng.integers(0, n - 1, n)
     x = random(n)
     yield Case(
         name="gather",
+        hand="gather",
         binding=gather.bind(p2p.out(n, f32), index, x),
         outputs=(np.zeros(n, f32),),
         arguments=(index, x),
@@ -132,10 +148,11 @@ def cases(scale: float) -> Iterator[Case]:
     blocks = side // TILE
     yield Case(
         name="tiled GEMM",
+        hand="gemm",
         binding=gemm[(blocks, blocks), (TILE, TILE)].bind(p2p.out((side, side), f32), a, b),
         outputs=(np.zeros((side, side), f32),),
         arguments=(a, b),
-        indices="affine",
+        blas=lambda: a @ b,
     )
 
 

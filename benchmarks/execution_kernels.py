@@ -10,7 +10,7 @@ import numpy as np
 import p2pcompute as p2p
 from p2pcompute import cuda, random
 
-__all__ = ["TILE", "black_scholes", "gather", "gemm", "mandelbrot", "path_trace", "saxpy", "stencil"]
+__all__ = ["TILE", "black_scholes", "blur", "gather", "gemm", "mandelbrot", "path_trace", "saxpy", "stencil"]
 
 TILE = 32
 FAR = 1e30
@@ -74,6 +74,14 @@ def stencil(out: Any, x: Any) -> None:
             out[i, j] = 0.25 * (x[i - 1, j] + x[i + 1, j] + x[i, j - 1] + x[i, j + 1])
         else:
             out[i, j] = x[i, j]
+
+
+@p2p.kernel
+def blur(out: Any, x: Any) -> None:
+    """The mean of the four neighbours, zero beyond the border."""
+    j, i = cuda.grid(2)
+    if i < out.shape[0] and j < out.shape[1]:
+        out[i, j] = 0.25 * (x[i - 1, j] + x[i + 1, j] + x[i, j - 1] + x[i, j + 1])
 
 
 @p2p.kernel

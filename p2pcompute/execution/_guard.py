@@ -23,6 +23,7 @@ from p2pcompute.execution._guard_block import BlockPlan, is_barrier, plan_block
 from p2pcompute.execution._guard_function import NAME, Function, FunctionCheck
 from p2pcompute.execution._guard_index import GridUse, grid_use
 from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._tree import LEAF, leaves, parts, walk
 
 __all__ = ["Admitted", "AdmittedSources", "Function", "admit", "admit_tree"]
 
@@ -97,7 +98,7 @@ def admit_tree(tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Ad
         check = FunctionCheck(nodes[name], nodes, functions, filenames.get(name, "<kernel>"), is_entry=name == entry)
         function = check.run()
         functions[name] = function
-        size = sum(1 for _ in ast.walk(nodes[name])) + sum(expanded[callee] for callee in function.calls)
+        size = sum(1 + leaves(node) for node in function.nodes) + sum(expanded[callee] for callee in function.calls)
         if size > lang.MAX_EXPANDED_NODES:
             raise KernelError(
                 f"{name} with all that it calls is larger than {lang.MAX_EXPANDED_NODES} nodes",
@@ -112,11 +113,11 @@ def admit_tree(tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Ad
             raise KernelError(
                 "a device function calls the kernel", line=function.node.lineno, filename=function.filename
             )
-    grid = grid_use(kernel.node, kernel.params, kernel.filename, kernel.scratch)
+    grid = grid_use(kernel.node, kernel.nodes, kernel.params, kernel.filename, kernel.scratch)
     together = (
         bool(grid.by_block)
         or any(array.kind == "shared" for array in kernel.scratch.values())
-        or any(is_barrier(node) for node in ast.walk(kernel.node))
+        or any(is_barrier(node) for node in kernel.nodes)
     )
     plan = plan_block(kernel, frozenset(kernel.params) - frozenset(grid.mapping)) if together else None
     return Admitted(entry=kernel, functions=functions, grid=grid, plan=plan)
@@ -150,12 +151,11 @@ def _check_size(tree: ast.Module, filenames: Mapping[str, str]) -> None:
 
 def _children(node: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
     """Children, and whether one only goes on with a chain (a sum's left side, an elif) and nests nothing."""
-    for field, value in ast.iter_fields(node):
+    for field in parts(node):
+        value = getattr(node, field, None)
         several = value if isinstance(value, list) else [value]
         for child in several:
-            if isinstance(child, ast.expr_context | ast.operator | ast.cmpop | ast.boolop | ast.unaryop):
-                continue
-            if isinstance(child, ast.AST):
+            if isinstance(child, ast.AST) and not isinstance(child, LEAF):
                 left = isinstance(node, ast.BinOp) and field == "left" and isinstance(child, ast.BinOp)
                 ladder = (
                     isinstance(node, ast.If) and field == "orelse" and len(several) == 1 and isinstance(child, ast.If)
@@ -166,7 +166,7 @@ def _children(node: ast.AST) -> Iterator[tuple[ast.AST, bool]]:
 def _called(node: ast.FunctionDef, nodes: Mapping[str, ast.FunctionDef]) -> list[ast.Call]:
     return [
         call
-        for call in ast.walk(node)
+        for call in walk(node)
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in nodes
     ]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._guard_scratch import Scratch, is_atomic, memory_call, scratch_arrays
+from p2pcompute.execution._tree import walk
 
 __all__ = ["NAME", "Function", "FunctionCheck"]
 
@@ -58,6 +59,7 @@ class Function:
     arrays: frozenset[str]
     names: frozenset[str]  # parameters and local variables
     calls: tuple[str, ...]  # device functions, once for each call
+    nodes: tuple[ast.AST, ...] = field(repr=False)  # of `node`, as `walk` finds them
     scratch: Mapping[str, Scratch] = field(default_factory=dict)
     stores: frozenset[str] = frozenset()
     gives: bool = True
@@ -97,7 +99,8 @@ class FunctionCheck:
         node = self.node
         self.params = self._params()
         self.names = set(self.params)
-        for inner in ast.walk(node):
+        self.inner = walk(node)
+        for inner in self.inner:
             if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
                 self.names.add(inner.id)
         if len(self.names) > lang.MAX_LOCALS:
@@ -110,7 +113,7 @@ class FunctionCheck:
         params = frozenset(self.arrays)
         self.arrays |= set(self.scratch)
         self.block(node.body)
-        returned = [inner for inner in ast.walk(node) if isinstance(inner, ast.Return)]
+        returned = [inner for inner in self.inner if isinstance(inner, ast.Return)]
         if self.is_entry:
             for inner in returned:
                 if inner.value is not None:
@@ -131,6 +134,7 @@ class FunctionCheck:
             arrays=params,
             names=frozenset(self.names - set(self.scratch)),
             calls=tuple(self.calls),
+            nodes=tuple(self.inner),
             scratch=self.scratch,
             stores=frozenset(self.stores),
             gives=gives,
@@ -157,7 +161,7 @@ class FunctionCheck:
         for statement in self.node.body if self.is_entry else []:
             if isinstance(statement, ast.Assign) and len(statement.targets) == 1:
                 good.add(id(statement.value))
-        for inner in ast.walk(self.node):
+        for inner in self.inner:
             if (kind := memory_call(inner)) and id(inner) not in good:
                 where = "here" if self.is_entry else "in a device function"
                 raise self.refuse(
@@ -176,13 +180,13 @@ class FunctionCheck:
         elif name.startswith("__"):
             reason, remedy = f"{name}: names that begin with __ are not taken", "rename the variable"
         if reason:
-            named = (node for node in ast.walk(self.node) if isinstance(node, ast.Name) and node.id == name)
+            named = (node for node in self.inner if isinstance(node, ast.Name) and node.id == name)
             raise self.refuse(next(named, self.node), reason, remedy)
 
     def _arrays(self) -> set[str]:
         """Parameters that are used as arrays anywhere in the function."""
         found: set[str] = set()
-        for inner in ast.walk(self.node):
+        for inner in self.inner:
             used: list[ast.expr] = []
             if isinstance(inner, ast.Subscript | ast.Attribute):
                 used = [inner.value]

@@ -8,7 +8,7 @@ known without looking at values, no two threads share one, and any set of thread
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from p2pcompute.errors import KernelError
@@ -42,15 +42,21 @@ class GridUse:
     premises: tuple[Premise, ...] = ()
 
 
-def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, scratch: Collection[str] = ()) -> GridUse:
-    """Work out the kernel's use of the grid. The tree has passed the guard's other checks.
+def grid_use(
+    kernel: ast.FunctionDef,
+    nodes: Sequence[ast.AST],
+    params: tuple[str, ...],
+    filename: str,
+    scratch: Collection[str] = (),
+) -> GridUse:
+    """Work out the kernel's use of the grid. The tree has passed the guard's other checks; `nodes` are all of it.
 
     Raises:
         KernelError: an output is indexed by what may be another thread's place.
     """
     places = Places(kernel, params)
     dims = 0
-    for node in ast.walk(kernel):
+    for node in nodes:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "grid":
             argument = node.args[0]
             if isinstance(argument, ast.Constant) and isinstance(argument.value, int):
@@ -63,7 +69,7 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, sc
                     )
                 dims = argument.value
     stored: dict[str, ast.Subscript] = {}
-    for node in ast.walk(kernel):
+    for node in nodes:
         if (
             isinstance(node, ast.Subscript)
             and isinstance(node.ctx, ast.Store)
@@ -74,7 +80,7 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, sc
     mapping: dict[str, tuple[int, ...]] = {}
     owners: dict[str, str] = {}
     premises: list[Premise] = []
-    for node in ast.walk(kernel):
+    for node in nodes:
         if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id in stored:
             name = node.value.id
             found, needed = _leading(node, name, places)
@@ -98,7 +104,7 @@ def grid_use(kernel: ast.FunctionDef, params: tuple[str, ...], filename: str, sc
                     filename=filename,
                     instead=f"index {name} by the same grid variables in the same order everywhere",
                 )
-    for call in ast.walk(kernel):
+    for call in nodes:
         if isinstance(call, ast.Call):
             for argument in call.args:
                 called = call.func.id if isinstance(call.func, ast.Name) else ""

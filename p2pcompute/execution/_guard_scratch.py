@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
+from p2pcompute.execution._tree import walk
 
 __all__ = ["ITEM_BYTES", "Scratch", "is_atomic", "memory_call", "scratch_arrays"]
 
@@ -90,8 +91,8 @@ def scratch_arrays(kernel: ast.FunctionDef, refuse: Refuse) -> dict[str, Scratch
                 pass
     _check_sizes(kernel, found, refuse)
     seen: set[str] = set()
-    for statement in kernel.body:
-        for node in ast.walk(statement):
+    for statement in kernel.body if found else ():
+        for node in walk(statement):
             if isinstance(node, ast.Name):
                 if node.id in found and node.id not in seen and not _declares(statement, node.id):
                     raise refuse(node, f"{node.id} is used before it is declared", "declare arrays at the top")

@@ -446,7 +446,7 @@ def _binary(op: ast.operator, one: Interval, other: Interval) -> Interval | None
             corners = [a // b for a in one for b in other]
             return min(corners), max(corners)
         case ast.Mod() if other[0] > 0:
-            return one if 0 <= one[0] and one[1] < other[0] else (0, other[1] - 1)
+            return one if one[0] >= 0 and one[1] < other[0] else (0, other[1] - 1)
         case ast.BitAnd() if one[0] >= 0 or other[0] >= 0:
             return 0, min(side[1] for side in (one, other) if side[0] >= 0)
         case ast.LShift() if other[0] == other[1] and 0 <= other[0] < 63:

@@ -25,7 +25,7 @@ from p2pcompute.execution._pool_failure import failure_of, printable
 from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
 from p2pcompute.execution._sandbox_bwrap import Bwrap
 
-__all__ = ["CPU_WORKER", "WorkerProcess", "WorkerProgram", "readable_paths"]
+__all__ = ["CPU_WORKER", "WorkerProcess", "WorkerProgram", "readable_paths", "take"]
 
 _START_TIMEOUT_S: Final = 120.0
 """Import and warm-up take 2 s on an idle machine; a crowded small one may need many times that."""
@@ -117,6 +117,15 @@ def _environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "2",  # each arena takes 64 MiB of the address space
     }
+
+
+async def take(lock: trio.Lock) -> None:
+    """Acquire `lock`, at once where it is free: a checkpoint for cancellation, and for scheduling where it waits."""
+    await trio.lowlevel.checkpoint_if_cancelled()
+    try:
+        lock.acquire_nowait()
+    except trio.WouldBlock:
+        await lock.acquire()
 
 
 class WorkerProcess:
@@ -236,8 +245,11 @@ class WorkerProcess:
         Raises what a FAILED reply means (`KernelError`, `ExecutionError`), with the worker alive. Raises
         `WorkerTimeout`, `WorkerDied` or `WorkerProtocolError` with it dead. Cancellation kills it too.
         """
-        async with self._busy:
+        await take(self._busy)
+        try:
             return await self._exchange(operation, fields, fds, timeout_s=timeout_s)
+        finally:
+            self._busy.release()
 
     async def _exchange(
         self, operation: int, fields: Sequence[Any], fds: Sequence[int], *, timeout_s: float
@@ -253,7 +265,7 @@ class WorkerProcess:
                     (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds))
                 ]
                 try:
-                    await self._channel.sendmsg([frame], ancillary if fds else [])
+                    await self._send(frame, ancillary if fds else [])
                 except (BrokenPipeError, ConnectionResetError):
                     raise WorkerDied(await self._obituary()) from None
                 packet = await self._receive(request)
@@ -271,6 +283,14 @@ class WorkerProcess:
         if failure is not None:
             raise failure
         return packet
+
+    async def _send(self, frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
+        # Each turn of the event loop costs as much as all that a small chunk needs here: there is one in a call, for
+        # the reply, and a packet goes out without.
+        try:
+            self._raw_channel.sendmsg([frame], ancillary, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            await self._channel.sendmsg([frame], ancillary)
 
     def _refuse_early_reply(self) -> None:
         try:
@@ -292,6 +312,8 @@ class WorkerProcess:
             raise WorkerProtocolError("the worker sent descriptors")
         if not frame:
             raise WorkerDied(await self._obituary())
+        if frame == ipc.encode([ipc.DONE, request]):  # the usual one, and no byte of it needs a look
+            return [ipc.DONE, request]
         try:
             packet = ipc.decode(frame, limit=ipc.MAX_REPLY_BYTES)
             ipc.take_int(packet[0], low=ipc.READY, high=ipc.FAILED)

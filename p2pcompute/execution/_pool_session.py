@@ -15,7 +15,7 @@ from p2pcompute.errors import ExecutionError, KernelError, KernelTypeError, Work
 from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._pool_memory import Arena, SharedInput
-from p2pcompute.execution._pool_process import WorkerProcess
+from p2pcompute.execution._pool_process import WorkerProcess, take
 from p2pcompute.execution._sandbox import Layers, WorkerLimits
 
 __all__ = ["DEFAULT_COMPILE_TIMEOUT_S", "CompileInfo", "InputContent", "WorkResult", "WorkerSession"]
@@ -162,7 +162,8 @@ class WorkerSession:
         Raises `ValueError` for blocks outside the launch, `ExecutionError` where the outputs would be over the
         worker's limit, and what the class names.
         """
-        async with self._turn:
+        await take(self._turn)
+        try:
             launch = self._compiled()
             if not (first_block >= 0 and blocks >= 1 and first_block + blocks <= launch.blocks):
                 raise ValueError(
@@ -170,13 +171,16 @@ class WorkerSession:
                 )
             plan = ipc.layout(self._outputs, self._rows, blocks * self._items, with_ids=False)
             return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s)
+        finally:
+            self._turn.release()
 
     async def run_threads(self, threads: np.ndarray[Any, Any], *, timeout_s: float) -> WorkResult:
         """Run single items by linear id (a one-dimensional int64 array, any order) and copy their rows out.
 
         Raises `ValueError` for ids outside the launch, and as `run_blocks` does.
         """
-        async with self._turn:
+        await take(self._turn)
+        try:
             launch = self._compiled()
             if threads.dtype != np.int64 or threads.ndim != 1 or threads.size == 0:
                 raise ValueError("threads must be a one-dimensional int64 array that is not empty")
@@ -184,6 +188,8 @@ class WorkerSession:
                 raise ValueError(f"a thread id lies outside a launch of {launch.blocks * self._items}")
             plan = ipc.layout(self._outputs, self._rows, int(threads.size), with_ids=True)
             return await self._run(ipc.RUN_THREADS, [int(threads.size)], plan, threads.tobytes(), timeout_s)
+        finally:
+            self._turn.release()
 
     async def _run(
         self, operation: int, fields: list[int], plan: ipc.Layout, ids: bytes | None, timeout_s: float

@@ -90,6 +90,7 @@ class Worker:
         self._rows: list[tuple[int, ...]] = []
         self._items = 1
         self._arena: mmap.mmap | None = None
+        self._buffer = memoryview(bytearray(ipc.MAX_PACKET_BYTES + 1))
 
     def serve(self) -> None:
         """Answer requests until the node closes its end or sends what it can't have meant."""
@@ -106,14 +107,13 @@ class Worker:
             _send(self._channel, reply)
 
     def _receive(self) -> tuple[bytes, list[int]]:
-        frame, ancillary, _, _ = self._channel.recvmsg(
-            ipc.MAX_PACKET_BYTES + 1, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
-        )
+        # Into a buffer of our own: room for the largest packet is a mapping made and undone each time.
+        size, ancillary, _, _ = self._channel.recvmsg_into([self._buffer], _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC)
         fds = array.array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-        return frame, list(fds)
+        return bytes(self._buffer[:size]), list(fds)
 
     def _answer(self, frame: bytes, fds: list[int]) -> list[Any]:
         packet = ipc.decode(frame, limit=ipc.MAX_PACKET_BYTES)
@@ -182,7 +182,8 @@ class Worker:
         outs: list[np.ndarray[Any, Any]] = []
         for output, row, (offset, size) in zip(self._outputs, self._rows, plan.spans, strict=True):
             raw = np.frombuffer(arena, dtype=np.uint8, count=size, offset=offset)
-            raw[:] = 0
+            if not fds:  # a new arena is zeros
+                raw[:] = 0
             outs.append(raw.view(ipc.DTYPES[output.dtype]).reshape((items, *row)))
         if by_id:
             ids = np.frombuffer(arena, dtype=np.int64, count=items).copy()
