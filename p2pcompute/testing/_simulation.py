@@ -22,6 +22,7 @@ import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -42,6 +43,7 @@ from ._memory_overlay import MemoryNetwork, open_memory_overlay
 
 if TYPE_CHECKING:
     from p2pcompute.execution import ArgSpec, CompiledKernel, KernelSource, Launch, SharedInput
+    from p2pcompute.execution._cpu import CpuBackend
 
 __all__ = ["InlineWorkers", "WorkerFaults", "open_simulated_node", "simulated_chain", "virtual_clock_ms"]
 
@@ -125,6 +127,14 @@ _compiled: dict[
 ] = {}  # by what it was made from
 
 
+@cache
+def _backend() -> CpuBackend:
+    """One for all: what differs in sizes, geometry and numbers only is compiled once."""
+    from p2pcompute.execution._cpu import CpuBackend
+
+    return CpuBackend()
+
+
 class _InlineSession:
     def __init__(self, workers: InlineWorkers) -> None:
         self._workers = workers
@@ -135,11 +145,10 @@ class _InlineSession:
         self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec], inputs: Mapping[int, Any]
     ) -> _Compiled:
         from p2pcompute.execution import InputSpec, OutputSpec, ScalarSpec, SharedInput
-        from p2pcompute.execution._cpu import CpuBackend
 
         key = (source.text, source.entry, launch, tuple(repr(arg) for arg in args))
         if key not in _compiled:
-            backend = CpuBackend()
+            backend = _backend()
             rows = tuple(backend.row_shapes(source, launch, args))
             items = backend.items_per_block(source, launch, args)
             _compiled[key] = backend.compile(source, launch, args), rows, items
