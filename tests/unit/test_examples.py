@@ -146,3 +146,24 @@ def test_sweep() -> None:
             score = held_x @ weights + bias
             due = np.mean(np.logaddexp(0, score) - score * held_y)
             assert loss[row, column] == pytest.approx(due, rel=2e-3)
+
+
+def test_gemm() -> None:
+    program = example("gemm")
+    rng = np.random.default_rng(2)
+    a, b = rng.standard_normal((40, 70), dtype=np.float32), rng.standard_normal((70, 23), dtype=np.float32)
+    c = on_a_network(lambda node: program.multiply(node, a, b))
+    assert c.tobytes() == program.in_order(a, b).tobytes()
+    error = np.abs(c - a.astype(np.float64) @ b.astype(np.float64))
+    assert (error <= program.error_bound(a, b)).all()
+    assert error.any()
+
+
+def test_radix_sort() -> None:
+    program = example("radix_sort")
+    keys = program.bell(2_500)  # the last tile is not full
+    keys[:3] = 0, 2**32 - 1, 2**32 - 1
+    ordered, histogram = on_a_network(lambda node: program.radix_sort(node, keys))
+    assert np.array_equal(ordered, np.sort(keys))
+    assert np.array_equal(histogram, np.bincount(keys >> 24, minlength=256))
+    assert len(program.bars(histogram).splitlines()) == 32
