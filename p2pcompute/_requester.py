@@ -50,6 +50,8 @@ _CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
 _CALIBRATE_THREADS: Final = 1_024
 _CALIBRATE_MOST: Final = 262_144
 _CALIBRATE_NS: Final = 10_000_000
+_CALIBRATE_LONG_NS: Final = 200_000_000
+_CALIBRATE_FEW: Final = 8
 _CALIBRATE_S: Final = 30.0
 _MAX_PROVIDERS: Final = 64
 _OWN: Final = "our own kernels"  # the tenant of this node's workers that its own tasks are; no peer ID is like it
@@ -411,7 +413,8 @@ class TaskRun:
     async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
         """Units (microseconds of a reference core) of one item, from items all over the launch.
 
-        What an empty run costs is taken off, and the sample grows until a run is long enough to be timed.
+        What an empty run costs is taken off, and the sample grows until a run is long enough to be timed. Of items
+        that take long each, few are run: a thousand would be more work here than the network is asked for.
         """
         rng = np.random.default_rng()
         total = binding.launch.blocks * binding.layout.items_per_block
@@ -423,16 +426,18 @@ class TaskRun:
             return int((await worker.run_threads(picked, timeout_s=_CALIBRATE_S)).wall_ns)
 
         await timed(1)  # compiles
-        empty_ns = min([await timed(1) for _ in range(3)])
-        count = min(max(1, _CALIBRATE_THREADS // size), total)
+        single_ns = [await timed(1) for _ in range(3)]
+        empty_ns = min(single_ns)
+        longest_ns = max(1, *single_ns)
+        few = min(_CALIBRATE_FEW, max(2, int(_CALIBRATE_S * 1e9) // (4 * longest_ns)))
+        count = min(max(1, _CALIBRATE_THREADS // size), max(few, _CALIBRATE_LONG_NS // longest_ns), total)
         while True:
             spent_ns = min(await timed(count), await timed(count))
             if spent_ns >= _CALIBRATE_NS or count >= most:
                 break
             count = min(count * 4, most)
-        # The empty run is one of one item, which is nearly nothing of a thread and may be much of a block.
-        others = count - 1 if size > 1 and count > 1 else count
-        per_item_ns = max(spent_ns - (empty_ns if count > 1 or size == 1 else 0), spent_ns / 100) / others
+        # The empty run is one of one item: so it has what all runs cost, and an item, which may be long.
+        per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / (count - 1) if count > 1 else spent_ns
         return per_item_ns / 1_000 * await self.score_milli() / 1_000
 
     def _cut(self, binding: Binding, units_per_item: float) -> tuple[ChunkWork, dict[bytes, bytes]]:
