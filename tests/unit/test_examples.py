@@ -167,3 +167,84 @@ def test_radix_sort() -> None:
     assert np.array_equal(ordered, np.sort(keys))
     assert np.array_equal(histogram, np.bincount(keys >> 24, minlength=256))
     assert len(program.bars(histogram).splitlines()) == 32
+
+
+def test_cart_pole() -> None:
+    program = example("cart_pole")
+    episodes, limit = 24, 60
+    policies = np.random.default_rng(3).normal(0, 1, (6, 4)).astype(np.float32)
+    learned = np.array([0.15, 1.2, 1.7, 2.1], np.float32)
+    lines: list[tuple[int, float, float]] = []
+
+    async def work(node: p2p.Node) -> tuple[Array, Array]:
+        steps = await program.scores(node, np.stack([*policies, learned]), episodes, 11, limit)
+        policy = await program.learn(
+            node, generations=4, candidates=16, episodes=16, limit=120, report=lambda *line: lines.append(line)
+        )
+        return steps, await program.scores(node, policy[None], 64, 99, 500)
+
+    steps, after = on_a_network(work)
+
+    # The same episodes in NumPy, all at once, in float32; sines are rounded once, as they are in a kernel.
+    f, every = np.float32, np.concatenate([policies, learned[None]])
+    start = [f(0.1) * (f(2) * random.uniform(11, np.arange(episodes), k) - f(1)) for k in range(4)]
+    x, speed, angle, turn = (np.tile(part, (len(every), 1)) for part in start)
+    due, alive = np.zeros_like(steps), np.ones(steps.shape, bool)
+    for _ in range(limit):
+        alive &= (np.abs(x) < f(2.4)) & (np.abs(angle) < f(np.pi / 15))
+        due += alive
+        wish = every[:, :1] * x + every[:, 1:2] * speed + every[:, 2:3] * angle + every[:, 3:] * turn
+        sin, cos = (wave(angle.astype(np.float64)).astype(f) for wave in (np.sin, np.cos))
+        arm, mass = f(0.1) * f(0.5), f(1.0) + f(0.1)
+        thrust = (np.where(wish > 0, f(10), f(-10)) + arm * turn * turn * sin) / mass
+        fall = (f(9.8) * sin - cos * thrust) / (f(0.5) * (f(4) / f(3) - f(0.1) * cos * cos / mass))
+        push = thrust - arm * fall * cos / mass
+        x, speed, angle, turn = (
+            x + f(0.02) * speed,
+            speed + f(0.02) * push,
+            angle + f(0.02) * turn,
+            turn + f(0.02) * fall,
+        )
+    assert np.array_equal(steps, due)
+    assert steps[:-1].min() < 30
+    assert steps[-1].min() == limit  # it is known to balance
+    assert lines[-1][1] > 3 * lines[0][1]
+    assert after.mean() > 400
+
+
+def test_local_sgd() -> None:
+    program = example("local_sgd")
+    shards, rows, steps, rate = 6, 64, 150, np.float32(0.05)
+    losses: list[float] = []
+    weights = on_a_network(
+        lambda node: program.fit(
+            node, shards=shards, rows=rows, rounds=4, steps=steps, report=lambda _, loss: losses.append(loss)
+        )
+    )
+    x, y = (part.astype(np.float64) for part in program.moons(shards * rows, seed=1))
+    x, y = x.reshape(shards, rows, 2), y.reshape(shards, rows)
+    due = np.random.default_rng(2).normal(0, 0.5, program.WEIGHTS).astype(np.float32).astype(np.float64)
+    shard = np.arange(shards)
+    for number in range(4):
+        mine = np.tile(due, (shards, 1))
+        hidden, bias = mine[:, :-1].reshape(shards, program.HIDDEN, 4), mine[:, -1]
+        total = 0.0
+        for step in range(steps):
+            row = (random.uniform(number, shard, step) * np.float32(rows)).astype(int)
+            place, label = x[shard, row], y[shard, row]
+            unit = np.tanh(np.einsum("shk,sk->sh", hidden[..., :2], place) + hidden[..., 2])
+            score = (unit * hidden[..., 3]).sum(axis=1) + bias
+            total += float((np.logaddexp(0, score) - label * score).mean())
+            error = 0.5 + 0.5 * np.tanh(score / 2) - label
+            back = error[:, None] * hidden[..., 3] * (1 - unit * unit)
+            bias -= rate * error
+            hidden[..., 3] -= rate * error[:, None] * unit
+            hidden[..., :2] -= rate * back[..., None] * place[:, None]
+            hidden[..., 2] -= rate * back
+        due = mine.mean(axis=0)
+        assert losses[number] == pytest.approx(total / steps, rel=1e-4)
+    assert weights == pytest.approx(due, abs=1e-4)
+    held, label = program.moons(2_000, seed=3)
+    assert np.mean((program.chance(weights, held) > 0.5) == (label > 0.5)) > 0.85
+    assert losses[-1] < 0.7 * losses[0]
+    assert {"x", "o", "▓"} <= set(program.field(weights))
