@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -248,3 +249,31 @@ def test_local_sgd() -> None:
     assert np.mean((program.chance(weights, held) > 0.5) == (label > 0.5)) > 0.85
     assert losses[-1] < 0.7 * losses[0]
     assert {"x", "o", "▓"} <= set(program.field(weights))
+
+
+def test_transformer() -> None:
+    program = example("transformer")
+    asked = program.questions(6)
+    written, scores = on_a_network(lambda node: program.complete(node, asked))
+    assert [again + rest for (_, again), rest in zip(asked, written, strict=True)] == [word for word, _ in asked]
+
+    codes, places, looks, attends, up, down, reads = (part.astype(np.float64) for part in program.weights())
+    erf = np.vectorize(math.erf)
+
+    def normal(x: Array) -> Array:
+        scaled: Array = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + 1e-5)
+        return scaled
+
+    for (word, again), found in zip(asked, scores, strict=True):
+        text = f"{word} {again}".rjust(program.PROMPT)
+        for due in found:
+            x = codes[[program.LETTERS.index(c) for c in text]] + places[: len(text)]
+            for layer in range(2):
+                query, key, value = (normal(x) @ look.T for look in looks[layer])
+                alike = np.where(np.tri(len(text), dtype=bool), query @ key.T / np.sqrt(program.SLOT), -np.inf)
+                share = np.exp(alike - alike.max(axis=1, keepdims=True))
+                x = x + share / share.sum(axis=1, keepdims=True) @ value @ attends[layer]
+                inner = normal(x) @ up[layer].T
+                x = x + 0.5 * inner * (1 + erf(inner / np.sqrt(2))) @ down[layer]
+            assert due == pytest.approx(reads @ x[-1], abs=2e-4)
+            text += program.LETTERS[int(due.argmax())]
