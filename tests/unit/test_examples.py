@@ -277,3 +277,62 @@ def test_transformer() -> None:
                 x = x + 0.5 * inner * (1 + erf(inner / np.sqrt(2))) @ down[layer]
             assert due == pytest.approx(reads @ x[-1], abs=2e-4)
             text += program.LETTERS[int(due.argmax())]
+
+
+def federation(program: ModuleType, count: int) -> tuple[list[Any], Array]:
+    clients = [program.Client(k, *program.samples(12, [k % 10, (k + 3) % 10], seed=50 + k)) for k in range(count)]
+    return clients, np.random.default_rng(1).normal(0, 0.01, (program.CLASSES, program.FEATURES))
+
+
+def test_federated() -> None:
+    program = example("federated")
+    clients, model = federation(program, 6)
+    updates = {client.number: client.update(model) for client in clients}
+
+    async def work(node: p2p.Node) -> list[tuple[Array, int]]:
+        whole = await program.one_round(node, clients, set(), model, 0)
+        part = await program.one_round(node, clients, {1, 4}, model, 1)
+        lines: list[tuple[Any, ...]] = []
+        await program.federate(node, clients=8, rounds=3, report=lambda *line: lines.append(line))
+        assert [line[:2] for line in lines] == [(0, 7), (1, 7), (2, 7)]
+        assert lines[-1][2] > 0.5
+        assert all(line[3] > 0 for line in lines)
+        return [whole, part]
+
+    (whole, paid), (part, paid_part) = on_a_network(work)
+    assert paid > 0
+    assert paid_part > 0
+    for found, numbers in ((whole, range(6)), (part, (0, 2, 3, 5))):
+        total = sum(updates[k] for k in numbers)
+        assert np.array_equal(found, model + total[:-1].reshape(model.shape) / (program.ONE * total[-1]))
+
+
+def test_masks_of_federated_clients_cancel_and_nothing_less_takes_them_off() -> None:
+    program = example("federated")
+    clients, model = federation(program, 4)
+    invited = {client.number: client.public for client in clients}
+    uploads = [client.upload(model, invited, 7) for client in clients]
+    updates = [client.update(model) for client in clients]
+    own = [program.mask(client.own, uploads[0].size) for client in clients]
+    assert np.array_equal(sum(uploads) - sum(own), sum(updates))
+
+    # What the server is told of one client while all are there: its own mask, which is not all that hides its update.
+    assert clients[2].reveal(invited, {0, 1, 2, 3}, 7) == [(clients[2].own, 1)]
+    assert np.abs(uploads[2] - own[2] - updates[2]).min() > 0
+
+    # Where one drops out, its peers' masks are left in the sum until they say by which seeds.
+    present = [0, 1, 3]
+    seeds = [pair for k in present for pair in clients[k].reveal(invited, set(present), 7)]
+    rest = sum(uploads[k] - own[k] for k in present)
+    assert np.abs(rest - sum(updates[k] for k in present)).min() > 0
+    total = sum(uploads[k] for k in present)
+    for seed, sign in seeds:
+        total = total - sign * program.mask(seed, total.size)
+    assert np.array_equal(total, sum(updates[k] for k in present))
+    # Its upload, should it come late, is still hidden by its own mask; in another round seeds are others.
+    shared = sum(sign * program.mask(seed, total.size) for seed, sign in seeds[1::2])
+    assert np.array_equal(uploads[2] + shared, updates[2] + own[2])
+    assert clients[0].reveal(invited, {0, 1, 3}, 8)[1] != clients[0].reveal(invited, {0, 1, 3}, 7)[1]
+    # Who says that nearly all are missing would learn the update of the one that is not.
+    with pytest.raises(ValueError, match="half of the updates"):
+        clients[0].reveal(invited, {0, 1}, 7)
