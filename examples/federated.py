@@ -28,8 +28,7 @@ import trio
 from nacl.bindings import crypto_scalarmult, crypto_scalarmult_base
 
 import p2pcompute as p2p
-from p2pcompute import cuda, random
-from p2pcompute.tasks import Paid
+from p2pcompute import cuda, events, random
 
 Array = np.ndarray[Any, Any]
 FEATURES, CLASSES = 1_024, 10
@@ -131,8 +130,8 @@ async def one_round(
     seeds, signs = np.array(left, np.int64).T
     paid: dict[str, int] = {}
 
-    def count(event: object) -> None:
-        if isinstance(event, Paid):
+    def count(event: events.TaskEvent) -> None:
+        if isinstance(event, events.Paid):
             paid[event.provider] = event.paid_uusd  # all of it so far
 
     total = await node.run(

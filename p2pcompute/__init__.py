@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import cuda as cuda
     from . import errors as errors
+    from . import events as events
     from . import random as random
     from ._requester import Chunk as Chunk
     from ._requester import RunOptions as RunOptions
@@ -57,6 +58,7 @@ __all__ = [
     "cuda",
     "device",
     "errors",
+    "events",
     "kernel",
     "open_node",
     "out",
@@ -83,7 +85,7 @@ _HOME = {
     "reduce": "kernel",
     "run": "_sync",
 }
-_MODULES = frozenset({"cuda", "errors", "random"})
+_MODULES = frozenset({"cuda", "errors", "events", "random"})
 
 
 def __getattr__(name: str) -> Any:

@@ -147,7 +147,7 @@ class RunOptions:
             eighth as many, and 8 at least; 0 trusts providers and is visible in the agreement.
         max_price: the most that an hour of a reference core may cost, in steps of 0.0036 USD.
         device: "cpu", "cuda" or "any".
-        on_event: gets every `TaskEvent`; must not block.
+        on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block.
 
     Raises:
         OptionError: one of them is out of its range; says which range it has. Also a ValueError.

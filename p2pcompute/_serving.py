@@ -54,7 +54,7 @@ class ProviderOptions:
         credit: limits of what strangers may owe.
         region: free text for requesters that ask for one.
         fault: alters outputs, for tests and demonstrations of what checking catches.
-        on_event: gets every `ProviderEvent`; must not block.
+        on_event: gets every `ProviderEvent` (`p2pcompute.events`); must not block.
 
     Raises:
         OptionError: one of them is out of its range; says which range it has. Also a ValueError.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -31,6 +32,7 @@ def test_the_package_pulls_nothing_heavy() -> None:
         "import p2pcompute as p2p; p2p.kernel",
         "from p2pcompute import cuda",
         "import p2pcompute as p2p; p2p.NoProviderError; p2p.errors",
+        "from p2pcompute import events",
         "import p2pcompute.testing",
     ],
 )
@@ -66,3 +68,12 @@ def test_the_simulation_is_exported_by_testing() -> None:
         assert getattr(testing, name) is not None
     with pytest.raises(AttributeError):
         _ = testing.nothing
+
+
+def test_every_event_that_can_be_watched_has_a_public_name() -> None:
+    from p2pcompute import events
+
+    for union in (events.TaskEvent, events.ProviderEvent):
+        for event in get_args(union):
+            assert getattr(events, event.__name__) is event
+            assert event.__name__ in events.__all__
