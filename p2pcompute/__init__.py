@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
     from . import random as random
+    from ._program import Program as Program
+    from ._program import program as program
     from ._requester import Chunk as Chunk
     from ._requester import RunOptions as RunOptions
     from ._serving import ProviderOptions as ProviderOptions
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import KernelError as KernelError
     from .errors import NoProviderError as NoProviderError
     from .errors import P2PComputeError as P2PComputeError
+    from .errors import ProgramError as ProgramError
     from .errors import TaskError as TaskError
     from .kernel import Kernel as Kernel
     from .kernel import device as device
@@ -51,6 +54,8 @@ __all__ = [
     "NoProviderError",
     "Node",
     "P2PComputeError",
+    "Program",
+    "ProgramError",
     "ProviderOptions",
     "RunOptions",
     "TaskError",
@@ -62,6 +67,7 @@ __all__ = [
     "kernel",
     "open_node",
     "out",
+    "program",
     "random",
     "reduce",
     "run",
@@ -75,6 +81,8 @@ _HOME = {
     "NoProviderError": "errors",
     "Node": "node",
     "P2PComputeError": "errors",
+    "Program": "_program",
+    "ProgramError": "errors",
     "ProviderOptions": "_serving",
     "RunOptions": "_requester",
     "TaskError": "errors",
@@ -82,6 +90,7 @@ _HOME = {
     "kernel": "kernel",
     "open_node": "node",
     "out": "kernel",
+    "program": "_program",
     "reduce": "kernel",
     "run": "_sync",
 }

@@ -19,7 +19,6 @@ from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import PUSD_PER_UUSD
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
-from p2pcompute_protocols.work import ChunkWork
 
 if TYPE_CHECKING:
     from p2pcompute.payments import ChannelOut, CreditBook, Payee, Payer
@@ -37,7 +36,7 @@ _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in 
 
 def _chunk_pusd(agreement: Agreement) -> int:
     work = agreement.terms.work
-    return work.units_per_chunk * agreement.terms.price_pusd if isinstance(work, ChunkWork) else 0
+    return work.units_per_chunk * agreement.terms.price_pusd if work is not None else 0
 
 
 class ProviderLedgerBooks:

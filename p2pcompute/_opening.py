@@ -30,6 +30,7 @@ from p2pcompute_protocols.ids import PeerId
 if TYPE_CHECKING:
     from p2pcompute.chain import ChainClient, HubClient
     from p2pcompute.execution import Benchmark, WorkerPool
+    from p2pcompute.execution._program_files import InstalledProgram
 
 __all__ = ["measure_device", "open_services", "wire_services"]
 
@@ -94,6 +95,7 @@ async def open_services(
             measure=measure_device,
             known_device=lambda: known_device(len(os.sched_getaffinity(0))),
             guess_milli=1_000 * len(os.sched_getaffinity(0)),
+            cores=len(os.sched_getaffinity(0)),
             fund_wallet=lambda amount_uusd: _fund_from_faucet(client, hub_client, wallet, amount_uusd),
         )
         services.chain_url = chain_url
@@ -140,8 +142,14 @@ def wire_services(
     known_device: Callable[[], Device | None],
     guess_milli: int,
     fund_wallet: Callable[[int], Awaitable[None]],
+    open_program_pool: Callable[[InstalledProgram, int, bool], Any] | None = None,
+    cores: int = 1,
 ) -> NodeServices:
-    """Connect given parts to each other; the same for real and for simulated ones."""
+    """Connect given parts to each other; the same for real and for simulated ones.
+
+    `open_program_pool` opens the workers of a program, with so many in reserve; real ones where None. `cores` is what
+    `guess_milli` is of.
+    """
 
     def bind() -> SignerBinding:
         now = now_ms()
@@ -186,9 +194,11 @@ def wire_services(
         books=books,
         coordinator=coordinator,
         open_pool=open_pool,
+        open_program_pool=open_program_pool or _open_program_pool,
         measure=measure,
         known_device=known_device,
         guess_milli=guess_milli,
+        cores=cores,
         fund_wallet=fund_wallet,
     )
 
@@ -204,6 +214,21 @@ def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
         keep=_KEPT_WORKERS,
         max_sessions=MAX_WORKERS,  # tasks at once are bounded by the provider's slots
         policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
+    )
+
+
+def _open_program_pool(program: InstalledProgram, spare: int, allow_unsandboxed: bool) -> WorkerPool:
+    from p2pcompute.execution import SandboxPolicy, WorkerPool
+    from p2pcompute.execution._pool import MAX_WORKERS
+    from p2pcompute.execution._pool_program import program_worker
+
+    return WorkerPool(
+        threads=1,
+        spare=spare,
+        keep=_KEPT_WORKERS,
+        max_sessions=MAX_WORKERS,
+        policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
+        program=program_worker(program),
     )
 
 

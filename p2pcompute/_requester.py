@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -13,24 +14,42 @@ import numpy as np
 import trio
 
 from p2pcompute._groups import single_error
+from p2pcompute._program_run import (
+    PROGRAM_SETUP_S,
+    calibrate_program,
+    check_installed,
+    explained,
+    is_program,
+    program_samples,
+)
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport, block_samples
-from p2pcompute.errors import BudgetError, ConfigError, KernelTypeError, NoProviderError, P2PComputeError, TaskTimeout
+from p2pcompute.errors import (
+    BudgetError,
+    ConfigError,
+    KernelTypeError,
+    NoProviderError,
+    P2PComputeError,
+    TaskTimeout,
+)
 from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._budget import TaskBudget
-from p2pcompute.tasks._work import chunk_work, row_bytes
+from p2pcompute.tasks._work import chunk_work, program_work, row_bytes
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_CHUNKS, MAX_OUTPUT_BYTES
 from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import Work
 
 if TYPE_CHECKING:
+    from p2pcompute._program import ConfiguredProgram, Program
     from p2pcompute.execution import WorkerSession
     from p2pcompute.kernel import Binding, ConfiguredKernel, Kernel
+
+    Runnable = Kernel | ConfiguredKernel | Program | ConfiguredProgram
 
 __all__ = [
     "AmountError",
@@ -58,6 +77,7 @@ _OWN: Final = "our own kernels"  # the tenant of this node's workers that its ow
 _SETUP_S: Final = 3.0  # of a provider; what it has to compile and receive comes on top:
 _SLOWER: Final = 8  # its compiler may be so many times slower than ours
 _RESULT_S: Final = 10.0  # for a chunk, beside its own time
+_MAX_ITEM_S: Final = 600.0  # the longest that a chunk may take, see the market's bidding
 _SETUP_BYTES_PER_S: Final = 1024 * 1024
 _MAX_BUDGET_UUSD: Final = (2**63 - 1) // _MAX_PROVIDERS  # each provider's channel may be funded with all of it
 _MAX_PRICE_UUSD: Final = 1_000_000 * 1_000_000  # an hour; keeps the price of a chunk within 64 bits
@@ -144,7 +164,11 @@ class RunOptions:
         max_providers: how many providers at once, at most 64.
         deadline_s: seconds from now, at most 7 days.
         samples: private samples a chunk, of threads; where those of a block work together, blocks are run again, an
-            eighth as many, and 8 at least; 0 trusts providers and is visible in the agreement.
+            eighth as many, and 8 at least; of a program items, an eighth of a chunk's where this is left out; 0 trusts
+            providers and is visible in the agreement.
+        check: "sample", or "none": trust providers, as where nobody else has the data. Visible in the agreement.
+        item_s: of a program, how many seconds one item takes on a reference core; measured here where None. With
+            check="none" the program need not be installed here then.
         max_price: the most that an hour of a reference core may cost, in steps of 0.0036 USD.
         device: "cpu", "cuda" or "any".
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block.
@@ -158,6 +182,8 @@ class RunOptions:
     max_providers: int = 8
     deadline_s: float = 3_600.0
     samples: int = DEFAULT_SAMPLES
+    check: str = "sample"
+    item_s: float | None = None
     max_price: str | int | float | None = None
     device: str = "any"
     on_event: Callable[[TaskEvent], None] | None = None
@@ -171,6 +197,16 @@ class RunOptions:
             whole(self, "chunks", 1, MAX_CHUNKS, otherwise=", or None to have it chosen")
         whole(self, "max_providers", 1, _MAX_PROVIDERS)
         whole(self, "samples", 0, _MAX_SAMPLES)
+        if self.check not in ("sample", "none"):
+            raise OptionError(f'check is {self.check!r}; write "sample" or "none"')
+        if self.item_s is not None and (
+            isinstance(self.item_s, bool)
+            or not isinstance(self.item_s, int | float)
+            or not 0 < self.item_s <= _MAX_ITEM_S
+        ):
+            raise OptionError(
+                f"item_s is {self.item_s!r}; write seconds, more than 0 and at most {_MAX_ITEM_S:.0f}, or None"
+            )
         if (
             isinstance(self.deadline_s, bool)
             or not isinstance(self.deadline_s, int | float)
@@ -183,6 +219,11 @@ class RunOptions:
         if self.device not in ("cpu", "cuda", "any"):
             raise OptionError(f'device is {self.device!r}; write "cpu", "cuda" or "any"')
 
+    @property
+    def checks(self) -> bool:
+        """Whether samples are run again here."""
+        return self.check == "sample" and self.samples > 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
@@ -191,7 +232,7 @@ class Chunk:
     Attributes:
         index: which of `total` chunks. `replaces` says that this index was given before, by a provider that has
             since been caught lying: this one counts.
-        first_block, blocks: the blocks of the launch that it covers.
+        first_block, blocks: the blocks of the launch that it covers; of a program, the items.
         rows: for each output, an array of shape ``(blocks * threads a block, *row)`` in thread order; where the threads
             of a block work together ``(blocks, threads a block, *row)``, or ``(blocks, *row)`` where rows are blocks'.
         provider: who computed it.
@@ -210,22 +251,35 @@ class _Pool(Protocol):
     def session(self, *, tenant: str | None = None) -> Any: ...
 
 
-def bound(kernel: object, args: tuple[Any, ...]) -> Binding:
-    """Check kernel and arguments together.
+def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = None) -> Binding:
+    """Check kernel or program, arguments and options together.
 
     Raises:
         KernelError: it is no kernel, the arguments do not fit it, or they are over what one task may send.
+        ProgramError: what `options` ask for takes a program that is not installed here.
     """
+    from p2pcompute._program import ConfiguredProgram, Program
     from p2pcompute.execution import InputSpec
     from p2pcompute.kernel import ConfiguredKernel, Kernel
 
-    if not isinstance(kernel, Kernel | ConfiguredKernel):
+    if not isinstance(kernel, Kernel | ConfiguredKernel | Program | ConfiguredProgram):
         name = getattr(kernel, "__name__", type(kernel).__name__)
-        raise KernelTypeError(f"{name} is not a kernel", instead="decorate the function with @p2p.kernel")
+        raise KernelTypeError(
+            f"{name} is not a kernel",
+            instead="decorate the function with @p2p.kernel; an installed program is p2p.program(name)",
+        )
+    if isinstance(kernel, Program | ConfiguredProgram) and options is not None:
+        check_installed(kernel if isinstance(kernel, Program) else kernel.program, options)
     binding = kernel.bind(*args)
+    if isinstance(kernel, Kernel):
+        names = kernel.params
+    elif isinstance(kernel, ConfiguredKernel):
+        names = kernel.kernel.params
+    else:
+        names = tuple(f"argument {place}" for place in range(1, len(args) + 1))
     values = iter(binding.values)
     size = 0
-    for name, spec in zip((kernel if isinstance(kernel, Kernel) else kernel.kernel).params, binding.specs, strict=True):
+    for name, spec in zip(names, binding.specs, strict=True):
         if isinstance(spec, OutputSpec):
             if 0 in spec.shape:
                 raise KernelTypeError(f"{name} has the shape {spec.shape}", instead="ask for at least one element")
@@ -247,7 +301,7 @@ def bound(kernel: object, args: tuple[Any, ...]) -> Binding:
 class TaskRun:
     """One task of this node, from arguments to chunks."""
 
-    kernel: Kernel | ConfiguredKernel
+    kernel: Runnable
     args: tuple[Any, ...]
     options: RunOptions
     coordinator: Coordinator
@@ -259,7 +313,7 @@ class TaskRun:
 
     def bind(self) -> Binding:
         """Check kernel and arguments; raises `KernelError` before anything else happens."""
-        return bound(self.kernel, self.args)
+        return bound(self.kernel, self.args, self.options)
 
     def _emit(self, event: TaskEvent) -> None:
         if self.options.on_event is not None:
@@ -267,13 +321,19 @@ class TaskRun:
 
     async def execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]]) -> None:
         """Run the task; `deliver` gets each checked chunk. Errors as `Coordinator.run` and `BudgetError`."""
+        try:
+            await self._execute(binding, deliver)
+        except NoProviderError as exc:
+            raise exc if binding.program is None else explained(exc, binding.program) from None
+
+    async def _execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]]) -> None:
         options = self.options
         budget_uusd = parse_usd(options.budget)
         deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
         requirement = Requirement(
             kinds=("cpu", "cuda") if options.device == "any" else (options.device,),
             memory_bytes=0,
-            features=(),
+            features=() if binding.program is None else (binding.program.feature,),
             min_score_milli=0,
         )
         limit = _DEFAULT_PRICE_LIMIT_PUSD
@@ -282,17 +342,17 @@ class TaskRun:
         # A worker of our own starts meanwhile; where nobody is there, that ends with the error.
         with single_error(NoProviderError, P2PComputeError):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.pool)
+                if self._needs_worker:
+                    nursery.start_soon(self.pool)
                 await self.coordinator.candidates(
                     requirement, units=1, fp="strict", language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
                 )
                 self._emit(Compiling())
-        pool = await self.pool()
-        async with pool.session(tenant=_OWN) as worker:
+        async with self._worker() as worker:
             began = trio.current_time()
             try:
                 with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):
-                    compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
+                    row_shapes = await self._compile(worker, binding)
                     compile_s = trio.current_time() - began
                     units_per_item = await self._calibrate(worker, binding)
             except trio.TooSlowError:
@@ -327,13 +387,18 @@ class TaskRun:
             )
             await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
             together, size = binding.layout.together, binding.launch.threads_per_block
-            sampler = Sampler(
-                worker,
-                binding.layout.outputs,
-                compiled.row_shapes,
-                per_chunk=max(1, block_samples(options.samples, size) if together else options.samples),
-                per_probe=block_samples(DEFAULT_SAMPLES, size) if together else DEFAULT_SAMPLES,
-            )
+            samples, per_probe = options.samples, DEFAULT_SAMPLES
+            if binding.program is not None:
+                samples = per_probe = program_samples(options.samples, work.chunk_range(0)[1])
+            sampler: Sampler | None = None
+            if worker is not None:
+                sampler = Sampler(
+                    worker,
+                    binding.layout.outputs,
+                    row_shapes,
+                    per_chunk=max(1, block_samples(samples, size) if together else samples),
+                    per_probe=max(1, block_samples(per_probe, size) if together else per_probe),
+                )
             request = TaskRequest(
                 work=work,
                 blobs=blobs,
@@ -342,12 +407,16 @@ class TaskRun:
                 max_price_pusd=min(limit, budget_uusd * PUSD_PER_UUSD // total_units),
                 ceiling_uusd=budget_uusd,
                 budget=self.budget,
-                check=CheckPolicy(kind="sample" if options.samples else "none", per_chunk=options.samples),
+                check=CheckPolicy(
+                    kind="sample" if options.checks else "none", per_chunk=samples if options.checks else 0
+                ),
                 fp="strict",
                 language=LANGUAGE_VERSION,
                 deadline_ms=deadline_ms,
                 max_providers=min(options.max_providers, work.chunks),
-                setup_s=_SETUP_S + _SLOWER * compile_s + sum(map(len, blobs.values())) / _SETUP_BYTES_PER_S,
+                setup_s=(_SETUP_S if binding.program is None else PROGRAM_SETUP_S)
+                + _SLOWER * compile_s
+                + sum(map(len, blobs.values())) / _SETUP_BYTES_PER_S,
                 chunk_s=_RESULT_S + 2 * _SLOWER * work.units_per_chunk / 1e6,
             )
             await self._coordinate(request, work, binding, sampler, deliver)
@@ -355,22 +424,24 @@ class TaskRun:
     async def _coordinate(
         self,
         request: TaskRequest,
-        work: ChunkWork,
+        work: Work,
         binding: Binding,
-        sampler: Sampler,
+        sampler: Sampler | None,
         deliver: Callable[[Chunk], Awaitable[None]],
     ) -> None:
         items = binding.layout.items_per_block
         seen: set[int] = set()
 
         async def check(index: int, output: memoryview) -> SampleReport:
-            if request.check.kind == "none":
+            if sampler is None or request.check.kind == "none":
                 return SampleReport(checked=0, mismatched=0)
             first, blocks = work.chunk_range(index)
             inside = binding.layout.items_inside(first, blocks)
             return await _apart(checks, partial(sampler.check, first * items, blocks * items, output, inside=inside))
 
         async def probe(index: int) -> bool:
+            if sampler is None:
+                return False  # nobody here can say whether it computes
             first, blocks = work.chunk_range(index)
             inside = binding.layout.items_inside(first, blocks)
             return await _apart(checks, partial(sampler.probe, first * items, blocks * items, inside=inside))
@@ -410,12 +481,37 @@ class TaskRun:
         if failure is not None:
             raise failure
 
-    async def _calibrate(self, worker: WorkerSession, binding: Binding) -> float:
+    @property
+    def _needs_worker(self) -> bool:
+        """Whether anything is run here: samples, or a calibration."""
+        return self.options.checks or self.options.item_s is None or not is_program(self.kernel)
+
+    @asynccontextmanager
+    async def _worker(self) -> AsyncGenerator[WorkerSession | None]:
+        if not self._needs_worker:
+            yield None
+            return
+        pool = await self.pool()
+        async with pool.session(tenant=_OWN) as worker:
+            yield worker
+
+    async def _compile(self, worker: WorkerSession | None, binding: Binding) -> Sequence[tuple[int, ...]]:
+        """The shapes of rows, of what our worker has compiled."""
+        if worker is None:
+            return binding.layout.row_shapes
+        compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
+        return compiled.row_shapes
+
+    async def _calibrate(self, worker: WorkerSession | None, binding: Binding) -> float:
         """Units (microseconds of a reference core) of one item, from items all over the launch.
 
         What an empty run costs is taken off, and the sample grows until a run is long enough to be timed. Of items
         that take long each, few are run: a thousand would be more work here than the network is asked for.
         """
+        if worker is None or (binding.program is not None and self.options.item_s is not None):
+            return (self.options.item_s or 0.0) * 1e6
+        if binding.program is not None:
+            return await calibrate_program(worker, binding) * await self.score_milli() / 1_000
         rng = np.random.default_rng()
         total = binding.launch.blocks * binding.layout.items_per_block
         size = binding.launch.threads_per_block if binding.layout.together else 1  # threads of an item
@@ -440,15 +536,16 @@ class TaskRun:
         per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / (count - 1) if count > 1 else spent_ns
         return per_item_ns / 1_000 * await self.score_milli() / 1_000
 
-    def _cut(self, binding: Binding, units_per_item: float) -> tuple[ChunkWork, dict[bytes, bytes]]:
+    def _cut(self, binding: Binding, units_per_item: float) -> tuple[Work, dict[bytes, bytes]]:
         launch = binding.launch
         from p2pcompute.tasks._work import wire_args
 
         block_units = units_per_item * binding.layout.items_per_block
         block_bytes = binding.layout.items_per_block * row_bytes(wire_args(binding)[0], binding.layout.row_shapes)
+        unit = "block" if binding.program is None else "item"
         if block_bytes > MAX_OUTPUT_BYTES:
             raise KernelTypeError(
-                f"one block writes {block_bytes} bytes", instead=f"use blocks that write at most {MAX_OUTPUT_BYTES}"
+                f"one {unit} writes {block_bytes} bytes", instead=f"use {unit}s that write at most {MAX_OUTPUT_BYTES}"
             )
         if self.options.chunks is not None:
             per_chunk = -(-launch.blocks // max(1, self.options.chunks))
@@ -457,9 +554,10 @@ class TaskRun:
             per_chunk = min(per_chunk, max(1, _CHUNK_TARGET_BYTES // block_bytes), launch.blocks)
         per_chunk = min(per_chunk, max(1, MAX_OUTPUT_BYTES // block_bytes))
         try:
-            return chunk_work(
-                binding, blocks_per_chunk=per_chunk, units_per_chunk=max(1, math.ceil(block_units * per_chunk))
-            )
+            units = max(1, math.ceil(block_units * per_chunk))
+            if binding.program is not None:
+                return program_work(binding, items_per_chunk=per_chunk, units_per_chunk=units)
+            return chunk_work(binding, blocks_per_chunk=per_chunk, units_per_chunk=units)
         except LocalProtocolError as exc:
             raise KernelTypeError(
                 f"the call is over a bound of the protocol: {exc}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,6 +19,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_NAME
 from p2pcompute_protocols.money import PUSD_PER_UUSD
+from p2pcompute_protocols.work import ProgramRef
 
 from ._books import ProviderLedgerBooks
 from ._provider_events import ProviderEvent, WatchedBooks
@@ -38,6 +39,7 @@ _FAREWELL_S: Final = 0.5  # for telling requesters that this node stops
 _MAX_SLOTS: Final = 64
 _MAX_TASKS: Final = 62  # a worker each, of the pool's 64; two are left for what this node buys
 _MAX_WINDOW: Final = 64  # the protocol's bound is 256
+_MAX_PROGRAMS: Final = 16  # each has a worker in reserve, and a feature in the ad, which holds 32
 _NEWCOMERS_MIN_BYTES: Final = 64 * 1024 * 1024  # of inputs that newcomers' tasks may hold on the smallest machine
 
 
@@ -53,6 +55,8 @@ class ProviderOptions:
         allow_unsandboxed: run strangers' kernels although this kernel has neither Landlock nor seccomp.
         credit: limits of what strangers may owe.
         region: free text for requesters that ask for one.
+        programs: programs of installed distributions that requesters may have run, by name or ``distribution:name``;
+            none where nothing is said.
         fault: alters outputs, for tests and demonstrations of what checking catches.
         on_event: gets every `ProviderEvent` (`p2pcompute.events`); must not block.
 
@@ -67,6 +71,7 @@ class ProviderOptions:
     allow_unsandboxed: bool = False
     credit: CreditPolicy = CreditPolicy()  # noqa: RUF009  frozen
     region: str | None = None
+    programs: Sequence[str] = ()
     fault: OutputFault | None = None
     claim_above_uusd: int = 1_000_000
     on_event: Callable[[ProviderEvent], None] | None = None
@@ -83,16 +88,34 @@ class ProviderOptions:
             not isinstance(region, str) or not region.isprintable() or not 1 <= len(region.encode()) <= MAX_NAME
         ):
             raise OptionError(f"region is {region!r}; write 1 to {MAX_NAME} bytes of printable text, or None")
+        programs = self.programs
+        if (
+            isinstance(programs, str)
+            or not isinstance(programs, Sequence)
+            or not all(isinstance(name, str) for name in programs)
+            or len(programs) > _MAX_PROGRAMS
+        ):
+            raise OptionError(f"programs is {programs!r}; write a list of at most {_MAX_PROGRAMS} names")
+        object.__setattr__(self, "programs", tuple(programs))
 
 
 class ProviderRole:
     """Everything that a node does as a provider, composed in one nursery by `serve`."""
 
-    def __init__(self, node: Node, options: ProviderOptions, pool: WorkerPool, device: Device) -> None:
+    def __init__(
+        self,
+        node: Node,
+        options: ProviderOptions,
+        pool: WorkerPool,
+        device: Device,
+        programs: Mapping[ProgramRef, WorkerPool],
+    ) -> None:
         self.node = node
         self.options = options
         self.device = device
+        self.programs = programs
         self.price_pusd = price_per_unit_pusd(options.price)
+        thread_milli = max(1, device.score_milli // pool.threads)
         services = node.services
         self._sessions: set[trio.CancelScope] = set()
         self._stopped = False
@@ -123,6 +146,8 @@ class ProviderRole:
             guest=self._guest,
             max_tasks=min(options.slots * 4, _MAX_TASKS),
             score_milli=device.score_milli,
+            thread_milli=thread_milli,
+            programs=programs,
             newcomers_bytes=max(_NEWCOMERS_MIN_BYTES, device.memory_bytes // 4),
             fault=options.fault,
         )
@@ -142,6 +167,8 @@ class ProviderRole:
                 has_room=self.tasks.has_room,
                 first_window=self._first_window,
                 proven_ms=self._proven_ms,
+                programs=frozenset(programs),
+                thread_milli=thread_milli,
                 region=options.region,
             ),
             agreed=self.tasks.books.agreed,
@@ -188,7 +215,7 @@ class ProviderRole:
             addresses=services.overlay.addresses[:8],
             devices=(self.device,),
             resources=((2, self.device.slots), (3, self.device.memory_bytes)),
-            features=(),
+            features=tuple(sorted(program.feature for program in self.programs)),
             options=(
                 PricedOption(work=1, fp="strict", price_pusd=self.price_pusd, max_window=self.options.max_window),
             ),

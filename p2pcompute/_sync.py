@@ -10,18 +10,18 @@ import trio
 from .errors import ConfigError, P2PComputeError
 
 if TYPE_CHECKING:
-    from .kernel import ConfiguredKernel, Kernel
+    from ._requester import Runnable
 
 __all__ = ["run"]
 
 _NODE_OPTIONS = frozenset({"bootstrap", "chain", "listen", "network", "profile"})
 
 
-def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
+def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
     """Run a kernel on the network, from synchronous code.
 
     Args:
-        kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``.
+        kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``; or a program: ``p2p.program(name)[items]``.
         args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output.
         options: those of `Node.run` (budget, chunks, max_providers, deadline_s, samples, …) and those of `open_node`
             (profile, network, bootstrap, chain, listen).
@@ -50,9 +50,8 @@ def run(kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
         )
         raise ConfigError(f"p2p.run was called from {library} code; {instead}")
     # What is wrong with the kernel or an option is said before anything is opened.
-    bound(kernel, args)
     node_options = {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
-    chosen(RunOptions, options)
+    bound(kernel, args, chosen(RunOptions, options))
 
     async def main() -> Any:
         async with open_node(**node_options) as node:

@@ -6,7 +6,8 @@
     │   ├── IdentityError            the key file is unreadable, malformed or open to others
     │   └── PortInUse                the listen port is taken
     ├── KernelError                  a kernel is refused; has file, line, reason and what to write instead
-    │   └── KernelTypeError          arguments do not fit the kernel
+    │   └── KernelTypeError          arguments do not fit the kernel or the program
+    ├── ProgramError                 a program is not installed here, can't be pinned, or is needed and is not there
     ├── NoProviderError              nobody on the network fits the order; no money has moved
     ├── BudgetError                  the work costs more than the budget, before or while it is done
     ├── TaskError                    a task ended without a full result
@@ -67,6 +68,7 @@ __all__ = [
     "PaymentError",
     "PortInUse",
     "ProfileInUse",
+    "ProgramError",
     "RecordRefused",
     "RpcError",
     "SandboxError",
@@ -130,7 +132,13 @@ class KernelError(P2PComputeError):
 
 
 class KernelTypeError(KernelError):
-    """Arguments do not fit the kernel."""
+    """Arguments do not fit the kernel or the program."""
+
+
+class ProgramError(P2PComputeError):
+    """A program is not installed here, is not what was expected, or is needed here and is not there."""
+
+    exit_code = 4
 
 
 class NoProviderError(P2PComputeError):

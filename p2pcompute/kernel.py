@@ -21,6 +21,7 @@ from p2pcompute.execution._language import DTYPES, MAX_SOURCE_BYTES
 from p2pcompute.execution._language_capture import capture
 from p2pcompute.execution._operations import can_reduce, defined_for, fold
 from p2pcompute.execution._rows import Layout
+from p2pcompute_protocols.work import ProgramRef
 
 __all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out", "reduce"]
 
@@ -123,10 +124,11 @@ def kernel(function: Callable[..., Any]) -> Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binding:
-    """A kernel with its geometry and arguments: what a task is made from.
+    """A kernel or a program with its geometry and arguments: what a task is made from.
 
-    `specs` has one entry for each parameter. `values` has what `run_blocks` takes: a NumPy scalar or a C-contiguous
-    array for each parameter that is no output, in order.
+    `program` says which, where it is one; `source` is what `program_source` gives then. `specs` has one entry for each
+    parameter. `values` has what `run_blocks` takes: a NumPy scalar or a C-contiguous array for each parameter that is
+    no output, in order.
     """
 
     source: KernelSource
@@ -134,6 +136,7 @@ class Binding:
     specs: tuple[ArgSpec, ...]
     values: tuple[Any, ...] = field(repr=False)
     layout: Layout = field(repr=False)
+    program: ProgramRef | None = None
 
     def empty_outputs(self) -> list[np.ndarray[Any, Any]]:
         """Zeroed arrays to place chunks' rows in: the outputs, and for a combined one a partial for each block."""

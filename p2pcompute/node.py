@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 import trio
@@ -23,6 +24,7 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._profile import Profile
+from p2pcompute._program_run import installed_program, look_up, program_ref
 from p2pcompute._provider_events import Checkpointed
 from p2pcompute._requester import Chunk, RunOptions, TaskRun, chosen
 from p2pcompute._serving import ProviderOptions, ProviderRole
@@ -37,11 +39,13 @@ from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import ChannelId, PeerId
 from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.work import ProgramRef
 
 if TYPE_CHECKING:
+    from p2pcompute._requester import Runnable
     from p2pcompute.chain import ChainClient, HubClient
     from p2pcompute.execution import Layers, WorkerPool
-    from p2pcompute.kernel import ConfiguredKernel, Kernel
+    from p2pcompute.execution._program_files import InstalledProgram
 
 __all__ = ["Node", "NodeServices", "compose_node", "open_chain", "open_node"]
 
@@ -76,9 +80,11 @@ class NodeServices:
     books: RequesterLedgerBooks
     coordinator: Coordinator
     open_pool: Callable[[int, bool], WorkerPool]
+    open_program_pool: Callable[[InstalledProgram, int, bool], WorkerPool]
     measure: Callable[[WorkerPool], Awaitable[Device]]
     known_device: Callable[[], Device | None]
     guess_milli: int
+    cores: int
     fund_wallet: Callable[[int], Awaitable[None]]
     chain_url: str | None = None
 
@@ -105,6 +111,7 @@ class Node:
         self._pool_opened_with: tuple[int, bool] = (0, False)
         self._device: Device | None = None
         self._pool_lock = trio.Lock()
+        self._program_pools: dict[ProgramRef, WorkerPool] = {}
         self._turn = trio.Lock()
         self._feeds: set[_Feed] = set()
 
@@ -128,6 +135,19 @@ class Node:
                 await self._nursery.start(pool.serve)
                 self._pool, self._pool_opened_with = pool, (threads, allow_unsandboxed)
             return self._pool
+
+    async def _program_pool(
+        self, program: InstalledProgram, *, spare: int = 0, allow_unsandboxed: bool = False
+    ) -> WorkerPool:
+        """The workers that have loaded a program, opened on first use."""
+        ref = program_ref(program)
+        async with self._pool_lock:
+            pool = self._program_pools.get(ref)
+            if pool is None:
+                pool = self.services.open_program_pool(program, spare, allow_unsandboxed)
+                await self._nursery.start(pool.serve)
+                self._program_pools[ref] = pool
+            return pool
 
     def _refuse_other_workers(self, terms: ProviderOptions) -> None:
         """Raise ConfigError where the workers that are open aren't as `serve` was told to have them."""
@@ -168,27 +188,33 @@ class Node:
             self._device = self.services.known_device()
         return self._device.score_milli if self._device is not None else self.services.guess_milli
 
-    def _task(self, kernel: Kernel | ConfiguredKernel, args: tuple[Any, ...], options: RunOptions) -> TaskRun:
+    async def _thread_milli(self) -> int:
+        """The same for one thread, which is what a program runs on."""
+        threads = self._pool.threads if self._pool is not None else self.services.cores
+        return max(1, await self._score_milli() // threads)
+
+    def _task(self, kernel: Runnable, args: tuple[Any, ...], options: RunOptions) -> TaskRun:
+        program = installed_program(kernel)
         return TaskRun(
             kernel=kernel,
             args=args,
             options=options,
             coordinator=self.services.coordinator,
-            pool=self._worker_pool,
-            score_milli=self._score_milli,
+            pool=self._worker_pool if program is None else partial(self._program_pool, program),
+            score_milli=self._score_milli if program is None else self._thread_milli,
             fund=self.services.fund_wallet,
             now_ms=self.now_ms,
         )
 
-    async def run(self, kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> Any:
-        """Run a kernel on the network and give its outputs.
+    async def run(self, kernel: Runnable, *args: Any, **options: Any) -> Any:
+        """Run a kernel or a program on the network and give its outputs.
 
         Args:
-            kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``.
+            kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``; or a program: ``p2p.program(name)[items]``.
             args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` or `p2p.reduce(operation, shape, dtype)` for
                 each output.
-            options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, max_price, device,
-                on_event.
+            options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, check, item_s,
+                max_price, device, on_event.
 
         Returns:
             The output array, or a tuple of them where there are several.
@@ -196,6 +222,7 @@ class Node:
         Raises:
             ConfigError: an option is unknown or out of its range; nothing was sent.
             KernelError: the kernel or an argument is refused; nothing was sent.
+            ProgramError: the program is not installed here, and has to be checked or timed here; nothing was sent.
             NoProviderError: no money has moved.
             BudgetError: the estimate is over the budget and no money has moved, or the budget is used up.
             ChunkFailed, TaskTimeout, TaskError, PaymentError: what was paid is covered by checked receipts.
@@ -232,7 +259,7 @@ class Node:
             with single_error(P2PComputeError):
                 await task.execute(binding, deliver)
 
-    def map(self, kernel: Kernel | ConfiguredKernel, *args: Any, **options: Any) -> ChunkStream:
+    def map(self, kernel: Runnable, *args: Any, **options: Any) -> ChunkStream:
         """Run a kernel and iterate over its checked chunks as they come, in no order.
 
         ``async for chunk in node.map(…)``; leave early with ``async with node.map(…) as chunks``. Arguments and
@@ -247,9 +274,10 @@ class Node:
         """Be a provider until cancelled; then end the tasks and claim what was earned, in one checkpoint.
 
         Args:
-            options: fields of `ProviderOptions`: price, slots, threads, max_window, region, credit, …
+            options: fields of `ProviderOptions`: price, slots, threads, max_window, region, programs, credit, …
 
         Raises:
+            ProgramError: a program that is allowed is not installed, or can't be pinned.
             SandboxError: strangers' kernels can't be locked in here; says what is missing.
             ConfigError: this node serves already, its workers are open with other settings, or an option is unknown or
                 out of its range.
@@ -257,6 +285,7 @@ class Node:
         if self.provider is not None:
             raise ConfigError("this node serves already; open another one for other settings")
         terms = chosen(ProviderOptions, options)
+        allowed = [look_up(name) for name in dict.fromkeys(terms.programs)]
         self._refuse_other_workers(terms)
         _raise_descriptor_limit()
         threads = terms.threads or max(1, len(os.sched_getaffinity(0)) // terms.slots)
@@ -270,8 +299,12 @@ class Node:
             score_milli=measured.score_milli,
             scores=measured.scores,
         )
+        programs = {
+            program_ref(program): await self._program_pool(program, spare=1, allow_unsandboxed=terms.allow_unsandboxed)
+            for program in allowed
+        }
         await self.services.fund_wallet(0)
-        role = self.provider = ProviderRole(self, terms, pool, device)
+        role = self.provider = ProviderRole(self, terms, pool, device, programs)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(role.serve, self.services.ad_service)

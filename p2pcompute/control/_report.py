@@ -77,6 +77,15 @@ def _provider(node: Node, now_ms: int) -> dict[str, Any] | None:
         "busy_slots": role.tasks.slots.borrowed_tokens,
         "price_pusd": role.price_pusd,
         "draining": role.tasks.draining,
+        "programs": [
+            {
+                "name": program.name,
+                "distribution": program.distribution,
+                "version": program.version,
+                "digest": program.digest.hex(),
+            }
+            for program in role.programs
+        ],
         "tasks": [
             {
                 "task": entry.task_id.hex(),

@@ -35,8 +35,9 @@ _INFO_BYTES: Final = 4096
 _INFO_TIMEOUT_S: Final = 5.0
 """Bubblewrap says whom it has started some milliseconds after its own start."""
 
-# -I leaves out the user's site directory and PYTHONPATH, where the packages may well be, so the roots come as an
-# argument. This package is taken from where the node has it, even if another copy stands earlier on the path.
+# -P and -s leave out the user's site directory, where the packages may well be, and the environment is ours and has no
+# PYTHONPATH, so the roots come as an argument. This package is taken from where the node has it, even if another copy
+# stands earlier on the path.
 _BOOT: Final = (
     "import sys, json, importlib; c = json.loads(sys.argv[1]); "
     "sys.path.insert(0, c['home']); import p2pcompute; del sys.path[0]; "
@@ -65,10 +66,12 @@ class WorkerProgram:
     Attributes:
         module: its ``main(config)`` is called.
         roots: more directories to import from, and to read.
+        argument: more for its configuration, as it understands it.
     """
 
     module: str
     roots: tuple[str, ...] = ()
+    argument: str = ""
 
 
 CPU_WORKER: Final = WorkerProgram(module="p2pcompute.execution._worker")
@@ -109,12 +112,14 @@ def _environment() -> dict[str, str]:
     return {
         "PATH": "/usr/bin:/bin",
         "HOME": "/nonexistent",
+        "PYTHONHASHSEED": "0",  # sets and dicts of texts have one order in all workers: programs may go through them
         "LANG": "C.UTF-8",
         "NUMBA_NUM_THREADS": "1",  # threads are the back end's own
         "NUMBA_CACHE_DIR": "/nonexistent",  # a cache entry is a pickle
         "NUMBA_DISABLE_INTEL_SVML": "1",  # results must not depend on what else is installed
         "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "2",  # each arena takes 64 MiB of the address space
     }
 
@@ -175,6 +180,7 @@ class WorkerProcess:
         package, roots = _import_roots()
         config: dict[str, Any] = {
             "module": program.module,
+            "argument": program.argument,
             "home": os.path.dirname(package),
             "roots": [*roots, *program.roots],
             "readable": readable,
@@ -447,7 +453,17 @@ def _spawn(
         if bwrap is not None:
             info_read, info_write = os.pipe()
             pass_fds.append(info_write)
-        argv = [sys.executable, "-I", "-B", "-W", "ignore", "-c", _BOOT, json.dumps({**config, "fd": theirs.fileno()})]
+        argv = [
+            sys.executable,
+            "-P",
+            "-s",
+            "-B",
+            "-W",
+            "ignore",
+            "-c",
+            _BOOT,
+            json.dumps({**config, "fd": theirs.fileno()}),
+        ]
         if bwrap is not None:
             argv = [*bwrap.command(readable, info_fd=info_write), *argv]
         popen = subprocess.Popen(

@@ -13,6 +13,9 @@ from ._ads import (
     Discovery as Discovery,
 )
 from ._bidding import FixedPricePolicy as FixedPricePolicy
+from ._bidding import (
+    check_program as check_program,
+)
 from ._board import (
     AdBoard as AdBoard,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,9 +13,9 @@ from p2pcompute_protocols.ids import Address, PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.money import PUSD_PER_UUSD, ChainTerms
 from p2pcompute_protocols.negotiation import BidPayload, OrderPayload
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import ProgramRef, ProgramWork, Work
 
-__all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy"]
+__all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy", "check_program"]
 
 MAX_DEADLINE_MS: Final = 7 * 24 * 3_600_000  # from the order; a task is the provider's promise until then
 _MAX_LEDGER_INT: Final = 2**63 - 1  # what SQLite can hold
@@ -24,6 +24,7 @@ _BID_LIFETIME_MS: Final = 30_000
 _CHUNK_SLACK: Final = 8  # a chunk may take so many times its estimate
 _CHUNK_MIN_MS: Final = 20_000
 _CHUNK_MAX_MS: Final = 10 * 60_000
+_SAID: Final = 4  # programs of one name in a refusal
 _NEWCOMER_CHUNK_MS: Final = 30_000  # and as long again as what a newcomer has paid for
 
 
@@ -34,7 +35,8 @@ class FixedPricePolicy:
     `first_window` gives how many chunks a peer may owe at first (its credit); `has_room` whether another task of
     a peer would be admitted; `proven_ms` how long this device has computed for a peer's money, None for a known peer.
     How long a chunk may hold a slot is the requester's own figure, so a newcomer's holds it for half a minute, and for
-    as long again as it has paid for.
+    as long again as it has paid for. `programs` are those that the owner of this node allows; each runs on one thread,
+    whose part of the device's score is `thread_milli`.
     """
 
     device: Device
@@ -47,7 +49,8 @@ class FixedPricePolicy:
     has_room: Callable[[PeerId], Awaitable[bool]]
     first_window: Callable[[PeerId, int], Awaitable[int]]
     proven_ms: Callable[[PeerId], Awaitable[int | None]] | None = None
-    features: frozenset[str] = frozenset()
+    programs: Collection[ProgramRef] = ()
+    thread_milli: int = 1_000
     region: str | None = None
 
     async def bid(self, requester: PeerId, order: Envelope, payload: OrderPayload) -> BidPayload:
@@ -60,12 +63,13 @@ class FixedPricePolicy:
             raise LocalProtocolError("no place is free; try later", code=WireCode.NO_CAPACITY)
         self._check(payload)
         work = payload.work
-        if not isinstance(work, ChunkWork):
+        if work is None:
             raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
+        speed_milli = self.thread_milli if isinstance(work, ProgramWork) else self.device.score_milli
         if work.units_per_chunk * self.price_pusd > _MAX_LEDGER_INT:
             raise LocalProtocolError("a chunk of so many units has no price here", code=WireCode.OVERSIZED)
         window = await self.first_window(requester, work.units_per_chunk * self.price_pusd)
-        estimate_ms = work.units_per_chunk * 1_000 // self.device.score_milli // 1_000
+        estimate_ms = work.units_per_chunk * 1_000 // speed_milli // 1_000
         limit_ms = await self._longest_ms(requester)
         if limit_ms < _CHUNK_MAX_MS and estimate_ms > limit_ms:
             raise LocalProtocolError(
@@ -80,7 +84,7 @@ class FixedPricePolicy:
             credit_window=min(window, self.max_window),
             max_window=self.max_window,
             payee=bytes(self.payee),
-            score_milli=self.device.score_milli,
+            score_milli=speed_milli,
             valid_until_ms=now + _BID_LIFETIME_MS,
             chunk_timeout_ms=min(limit_ms, max(_CHUNK_MIN_MS, estimate_ms * _CHUNK_SLACK)),
             timeout_payer="provider",
@@ -106,7 +110,9 @@ class FixedPricePolicy:
             or self.device.score_milli < requirement.min_score_milli
         ):
             raise LocalProtocolError("no device of ours is as required", code=WireCode.UNSUPPORTED)
-        if missing := set(requirement.features) - self.features:
+        if payload.work is not None:
+            check_program(payload.work, self.programs)  # first: it says what we have instead
+        if missing := set(requirement.features) - {program.feature for program in self.programs}:
             raise LocalProtocolError(f"we lack {', '.join(sorted(missing))}", code=WireCode.UNSUPPORTED)
         if requirement.region not in (None, self.region):
             raise LocalProtocolError("we are not in that region", code=WireCode.UNSUPPORTED)
@@ -116,3 +122,24 @@ class FixedPricePolicy:
             raise LocalProtocolError("the deadline has passed", code=WireCode.EXPIRED)
         if payload.deadline_ms > self.now_ms() + MAX_DEADLINE_MS + MAX_CLOCK_SKEW_MS:
             raise LocalProtocolError("the deadline is more than 7 days ahead", code=WireCode.UNSUPPORTED)
+
+
+def check_program(work: Work, programs: Collection[ProgramRef]) -> None:
+    """Refuse work on a program that is not among `programs`, to the last byte of its files.
+
+    Raises:
+        LocalProtocolError: UNSUPPORTED; says what is asked for and what there is.
+    """
+    if not isinstance(work, ProgramWork) or work.program in programs:
+        return
+    alike = [program for program in programs if program.name == work.program.name]
+    if not alike:
+        raise LocalProtocolError(f"we run no program {work.program.name}", code=WireCode.UNSUPPORTED)
+    raise LocalProtocolError(
+        f"you ask for {_said(work.program)} and we run {' and '.join(map(_said, alike[:_SAID]))}; install the same one",
+        code=WireCode.UNSUPPORTED,
+    )
+
+
+def _said(program: ProgramRef) -> str:
+    return f"{program.name} of {program.distribution} {program.version} (files {program.digest.hex()[:16]})"

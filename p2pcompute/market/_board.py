@@ -136,7 +136,7 @@ def fits(
     if requirement.region is not None and ad.region != requirement.region:
         return f"it is not in {requirement.region}"
     if missing := set(requirement.features) - set(ad.features):
-        return f"it lacks {', '.join(sorted(missing))}"
+        return _lacks(sorted(missing), ad.features)
     devices = [
         device
         for device in ad.devices
@@ -153,6 +153,19 @@ def fits(
     if option.price_pusd > max_price_pusd:
         return f"it asks {_per_hour(option.price_pusd)} USD an hour and the limit is {_per_hour(max_price_pusd)}"
     return max(devices, key=lambda d: d.score_milli), option
+
+
+def _lacks(missing: list[str], features: tuple[str, ...]) -> str:
+    """Why features that are missing are: a program of the same name may be there, with other files."""
+    for feature in missing:
+        stem, _, pinned = feature.rpartition(":")
+        if stem.startswith("program:"):
+            name = stem.removeprefix("program:")
+            others = [held.rpartition(":")[2] for held in features if held.rpartition(":")[0] == stem]
+            if others:
+                return f"its program {name} is another one ({', '.join(others)} and not {pinned}), or another version"
+            return f"it does not offer the program {name}"
+    return f"it lacks {', '.join(missing)}"
 
 
 def _per_hour(price_pusd: int) -> str:

@@ -35,7 +35,6 @@ from p2pcompute_protocols.errors import ProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Agreement, Requirement
-from p2pcompute_protocols.work import ChunkWork
 
 from ._api import RequesterBooks
 from ._dialling import Dialler, NoPlaceError
@@ -403,7 +402,7 @@ class Coordinator:
     def _announce(self, state: RunState, agreement: Agreement, seconds: float) -> None:
         terms = agreement.terms
         work = terms.work
-        assert isinstance(work, ChunkWork)
+        assert work is not None  # standing agreements are not made
         loss = max_loss(
             chunk_pusd=work.units_per_chunk * terms.price_pusd,
             window=terms.max_window,

@@ -18,7 +18,7 @@ import trio
 
 from p2pcompute.execution import SharedInput
 from p2pcompute_protocols.ids import PeerId
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import ChunkWork, Work
 
 __all__ = ["SHARED_BYTES", "Input", "KeptInputs", "TaskInputs"]
 
@@ -150,10 +150,10 @@ class TaskInputs:
         kept: where they may have been left, and are left at the end if `keep` says so.
     """
 
-    def __init__(self, work: ChunkWork, kept: KeptInputs, peer: PeerId, *, keep: Callable[[], bool]) -> None:
+    def __init__(self, work: Work, kept: KeptInputs, peer: PeerId, *, keep: Callable[[], bool]) -> None:
         self.whole: dict[bytes, Input] = dict.fromkeys(work.inputs, b"")
         self.had: set[bytes] = set()
-        self._kernel = work.kernel.digest
+        self._kernel = work.kernel.digest if isinstance(work, ChunkWork) else None
         self._kept = kept
         self._peer = peer
         self._keep = keep

@@ -49,7 +49,6 @@ from p2pcompute_protocols.task import (
     TaskConnection,
     TaskState,
 )
-from p2pcompute_protocols.work import ChunkWork
 
 from ._api import RequesterAccount
 from ._scheduler import ChunkScheduler
@@ -132,7 +131,7 @@ class Link:
         hooks: LinkHooks,
     ) -> None:
         work = agreement.terms.work
-        assert isinstance(work, ChunkWork)
+        assert work is not None  # standing agreements are not made
         self.overlay = overlay
         self.agreement = agreement
         self.account = account

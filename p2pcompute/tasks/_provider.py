@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -15,6 +15,7 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.errors import ExecutionError, KernelError, StorageError, StreamError, WorkerTimeout
+from p2pcompute.market import check_program
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.envelope import Signer
@@ -42,7 +43,7 @@ from p2pcompute_protocols.task import (
     TaskConnection,
     TaskState,
 )
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import ProgramRef, ProgramWork, Work
 
 from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
 from ._inputs import SHARED_BYTES, KeptInputs, TaskInputs
@@ -93,7 +94,8 @@ class TaskService:
     """Serves task streams. `slots` chunks are computed at once over all tasks; `guest` says who a peer is.
 
     Known peers are computed for first, and their compilations wait for no newcomer's. `newcomers_bytes` is what the
-    tasks of newcomers may hold of inputs, all together.
+    tasks of newcomers may hold of inputs, all together. `programs` are those that this node's owner allows, each with
+    the workers that have it loaded; a program runs on one thread, whose part of `score_milli` is `thread_milli`.
     """
 
     overlay: Overlay
@@ -106,6 +108,8 @@ class TaskService:
     guest: Callable[[PeerId], Awaitable[Guest]]
     max_tasks: int = 16
     score_milli: int = 1_000
+    thread_milli: int = 1_000
+    programs: Mapping[ProgramRef, Workers] = field(default_factory=dict)
     newcomers_bytes: int = _NEWCOMERS_BYTES
     fault: OutputFault | None = None
     draining: bool = False
@@ -120,6 +124,14 @@ class TaskService:
     def __post_init__(self) -> None:
         self.places = Places(self.max_tasks)
         self.compilers = Turns(self.slots.total, apart=True)
+
+    def workers_for(self, work: Work) -> Workers:
+        """Where the work is done."""
+        return self.programs[work.program] if isinstance(work, ProgramWork) else self.workers
+
+    def speed_milli(self, work: Work) -> int:
+        """What the work may use of a slot, in thousandths of a reference core."""
+        return self.thread_milli if isinstance(work, ProgramWork) else self.score_milli
 
     @asynccontextmanager
     async def compile_turn(self, guest: Guest) -> AsyncGenerator[None]:
@@ -233,7 +245,7 @@ class _Session:
             self.service.places.leave(self.place)
             self.entry = None
 
-    async def _admit(self, opening: Open) -> tuple[Agreement, ChunkWork]:
+    async def _admit(self, opening: Open) -> tuple[Agreement, Work]:
         service = self.service
         agreement = negotiation.open_agreement(
             opening.agreement,
@@ -251,6 +263,7 @@ class _Session:
             raise LocalProtocolError("this task has a stream already", code=WireCode.REPLAYED)
         if agreement.terms.work is None:
             raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
+        check_program(agreement.terms.work, service.programs)  # its owner may have taken it back since it was agreed
         self.place = service.places.take(guest)
         self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
         service.active[agreement.task_id] = self.entry
@@ -271,7 +284,7 @@ class _Session:
             # STALLED and not NO_CAPACITY: it may come again at once, and finds out then whether there is room.
             raise _RefuseError(WireCode.STALLED, "the place was needed, and nothing was computed in it")
 
-    async def _with_account(self, agreement: Agreement, work: ChunkWork, account: ProviderAccount) -> None:
+    async def _with_account(self, agreement: Agreement, work: Work, account: ProviderAccount) -> None:
         service = self.service
         self.connection.chunks = work.chunks
         self.connection.chunk_bytes = chunk_bytes(work)
@@ -348,9 +361,7 @@ class _Session:
                     raise StreamError("the requester left before its inputs had come")
         return True
 
-    async def _compute(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: TaskInputs
-    ) -> None:
+    async def _compute(self, agreement: Agreement, work: Work, account: ProviderAccount, blobs: TaskInputs) -> None:
         # All the time, also while it waits for its turn to compile: a requester that has left waits for nothing.
         with single_error(_RefuseError, StorageError, ProtocolError, StreamError, ExecutionError):
             async with trio.open_nursery() as nursery:
@@ -364,9 +375,7 @@ class _Session:
             done = self.entry.chunks_done if self.entry is not None else 0
             await self.dialogue.send(Closed(chunks=done))
 
-    async def _with_worker(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, blobs: TaskInputs
-    ) -> bool:
+    async def _with_worker(self, agreement: Agreement, work: Work, account: ProviderAccount, blobs: TaskInputs) -> bool:
         """Compute with one worker until the task is finished; True when the worker was lost before that."""
         lost: str | None = None
         async with AsyncExitStack() as stack:
@@ -389,7 +398,7 @@ class _Session:
         return lost is not None
 
     async def _ready_worker(
-        self, stack: AsyncExitStack, work: ChunkWork, account: ProviderAccount, blobs: TaskInputs
+        self, stack: AsyncExitStack, work: Work, account: ProviderAccount, blobs: TaskInputs
     ) -> tuple[TaskWorker, int]:
         """A worker that has compiled the kernel, and how many milliseconds that took."""
         guest = self.place.guest
@@ -399,7 +408,7 @@ class _Session:
                 used = _Meter(min(self.service.score_milli, _CORE_MILLI), _COMPILE_S)
                 try:
                     worker = await stack.enter_async_context(
-                        self.service.workers.session(tenant=self.stream.peer_id, keep=self._has_paid(account))
+                        self.service.workers_for(work).session(tenant=self.stream.peer_id, keep=self._has_paid(account))
                     )
                     with used.running():
                         compile_ms = await self._compile(worker, work, blobs)
@@ -412,7 +421,7 @@ class _Session:
         """Whether its requester has paid anything, as far as this task knows: asked when the worker is left."""
         return lambda: self.place.guest.known or self.place.chunks > account.unpaid
 
-    async def _compile(self, worker: TaskWorker, work: ChunkWork, blobs: TaskInputs) -> int:
+    async def _compile(self, worker: TaskWorker, work: Work, blobs: TaskInputs) -> int:
         source, launch, specs, inputs = execution_args(work, blobs.whole)
         try:
             with trio.fail_after(_COMPILE_S):
@@ -471,9 +480,7 @@ class _Session:
                 window = account.window
                 self._notice = Notice(kind="window", window=window)
 
-    async def _chunks(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker
-    ) -> None:
+    async def _chunks(self, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker) -> None:
         """Compute what is queued, one after the other, while there is credit; returns when finished."""
         starved = False  # of credit, until the next voucher
         while not self.finish.is_set():
@@ -506,7 +513,7 @@ class _Session:
             self.cancelled.discard(index)  # it came too late
 
     async def _one(
-        self, agreement: Agreement, work: ChunkWork, account: ProviderAccount, worker: TaskWorker, index: int
+        self, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker, index: int
     ) -> bool:
         """Compute, sign and send a chunk, or say why not; False when it has to wait for a voucher first."""
         service, terms = self.service, agreement.terms
@@ -520,7 +527,8 @@ class _Session:
             return True
         run: ChunkRun | None = None
         limit_s = terms.chunk_timeout_ms / 1000
-        used = _Meter(service.score_milli, limit_s)
+        speed_milli = service.speed_milli(work)
+        used = _Meter(speed_milli, limit_s)
         try:
             with trio.CancelScope() as self.running:
                 if self.finish.is_set():
@@ -575,11 +583,11 @@ class _Session:
         self.answered[index] += 1
         if self.entry is not None:
             self.entry.chunks_done += 1
-        # Wall time, since the score is of the whole device.
+        # Wall time, since the speed is that of all threads which the work may have.
         spent_ms = min(run.wall_ns // 1_000_000, terms.chunk_timeout_ms)
-        paid_ms = _units(work, blocks) * 1_000 // max(1, service.score_milli) // 1_000
+        paid_ms = _units(work, blocks) * 1_000 // max(1, speed_milli) // 1_000
         if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
-            await account.drop(used_units=spent_ms * service.score_milli)
+            await account.drop(used_units=spent_ms * speed_milli)
             raise _RefuseError(
                 WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
             )
@@ -643,6 +651,6 @@ class _WorkerGoneError(Exception):
     """The worker was lost with a chunk; the session goes on with a new one."""
 
 
-def _units(work: ChunkWork, blocks: int) -> int:
+def _units(work: Work, blocks: int) -> int:
     """Units of a chunk of `blocks` blocks: the last one costs its share, rounded up."""
     return -(-work.units_per_chunk * blocks // work.blocks_per_chunk)

@@ -12,7 +12,7 @@ from p2pcompute.checking import SampleReport
 from p2pcompute.errors import P2PComputeError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import Work
 
 from ._budget import TaskBudget
 from ._events import TaskEvent
@@ -41,7 +41,7 @@ class TaskRequest:
     others wait that were never asked. Where nobody does it has as long as was agreed.
     """
 
-    work: ChunkWork
+    work: Work
     blobs: Mapping[bytes, bytes]
     requirement: Requirement
     max_price_pusd: int

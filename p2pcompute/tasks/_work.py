@@ -1,4 +1,4 @@
-"""From a kernel and arguments to wire work and back to what execution takes."""
+"""From a kernel or a program and arguments to wire work, and back to what execution takes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
-from p2pcompute_protocols.work import DTYPES, ArrayArg, BlobRef, ChunkWork, LaunchSpec, OutArg, ScalarArg
+from p2pcompute_protocols.work import (
+    DTYPES,
+    ArrayArg,
+    BlobRef,
+    ChunkWork,
+    LaunchSpec,
+    OutArg,
+    ProgramWork,
+    ScalarArg,
+    Work,
+)
 
 if TYPE_CHECKING:
     from p2pcompute.execution import SharedInput
     from p2pcompute.execution._api import ArgSpec, KernelSource, Launch
     from p2pcompute.kernel import Binding
 
-__all__ = ["chunk_bytes", "chunk_work", "execution_args", "row_bytes", "wire_args"]
+__all__ = ["chunk_bytes", "chunk_work", "execution_args", "program_work", "row_bytes", "wire_args"]
 
 
 def wire_args(binding: Binding) -> tuple[tuple[ScalarArg | ArrayArg | OutArg, ...], dict[bytes, bytes]]:
@@ -70,6 +80,26 @@ def chunk_work(
     return work, {digest: text, **blobs}
 
 
+def program_work(
+    binding: Binding, *, items_per_chunk: int, units_per_chunk: int
+) -> tuple[ProgramWork, dict[bytes, bytes]]:
+    """The wire form of calls of a program, and every blob that it names.
+
+    Raises:
+        LocalProtocolError: over a bound of the protocol (OVERSIZED).
+    """
+    assert binding.program is not None
+    args, blobs = wire_args(binding)
+    work = ProgramWork(
+        program=binding.program,
+        items=binding.launch.blocks,
+        args=args,
+        items_per_chunk=items_per_chunk,
+        units_per_chunk=units_per_chunk,
+    )
+    return work, blobs
+
+
 def row_bytes(args: Sequence[ScalarArg | ArrayArg | OutArg], row_shapes: Sequence[tuple[int, ...]]) -> int:
     """Bytes that one item writes, over all outputs."""
     outs = [arg for arg in args if isinstance(arg, OutArg)]
@@ -82,7 +112,7 @@ def row_bytes(args: Sequence[ScalarArg | ArrayArg | OutArg], row_shapes: Sequenc
     return total
 
 
-def chunk_bytes(work: ChunkWork) -> tuple[int, int]:
+def chunk_bytes(work: Work) -> tuple[int, int]:
     """Output bytes of a whole chunk and of the last one.
 
     Raises:
@@ -95,22 +125,24 @@ def chunk_bytes(work: ChunkWork) -> tuple[int, int]:
 
 
 def execution_args(
-    work: ChunkWork, blobs: Mapping[bytes, bytes | SharedInput]
+    work: Work, blobs: Mapping[bytes, bytes | SharedInput]
 ) -> tuple[KernelSource, Launch, list[ArgSpec], dict[int, bytes | SharedInput]]:
     """What a provider's worker takes, from the work of an agreement and the blobs that came; the kernel's are bytes.
 
     Raises:
         LocalProtocolError: the source is not UTF-8.
     """
-    from p2pcompute.execution._api import InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+    from p2pcompute.execution._api import InputSpec, Launch, OutputSpec, ScalarSpec
+    from p2pcompute.execution._program import program_launch, program_source
 
-    try:
-        kernel = blobs[work.kernel.digest]
-        assert isinstance(kernel, bytes)
-        text = kernel.decode()
-    except UnicodeDecodeError:
-        raise LocalProtocolError("the kernel is not UTF-8", code=WireCode.KERNEL_REFUSED) from None
-    digest = hashlib.sha256(work.entry.encode() + b"\0" + text.encode()).digest()
+    source: KernelSource
+    launch: Launch
+    if isinstance(work, ProgramWork):
+        source, launch = program_source(work.program), program_launch(work.items)
+    else:
+        grid, block = work.launch.grid, work.launch.block
+        launch = Launch(grid=(grid[0], grid[1], grid[2]), block=(block[0], block[1], block[2]), dims=work.launch.dims)
+        source = _kernel_source(work, blobs)
     specs: list[ArgSpec] = []
     inputs: dict[int, bytes | SharedInput] = {}
     for position, arg in enumerate(work.args):
@@ -123,6 +155,17 @@ def execution_args(
                 inputs[position] = blobs[arg.digest]
             case OutArg():
                 specs.append(OutputSpec(dtype=arg.dtype, shape=arg.shape, reduce=arg.reduce))
-    grid, block = work.launch.grid, work.launch.block
-    launch = Launch(grid=(grid[0], grid[1], grid[2]), block=(block[0], block[1], block[2]), dims=work.launch.dims)
-    return KernelSource(text=text, entry=work.entry, digest=digest), launch, specs, inputs
+    return source, launch, specs, inputs
+
+
+def _kernel_source(work: ChunkWork, blobs: Mapping[bytes, bytes | SharedInput]) -> KernelSource:
+    from p2pcompute.execution._api import KernelSource
+
+    try:
+        kernel = blobs[work.kernel.digest]
+        assert isinstance(kernel, bytes)
+        text = kernel.decode()
+    except UnicodeDecodeError:
+        raise LocalProtocolError("the kernel is not UTF-8", code=WireCode.KERNEL_REFUSED) from None
+    digest = hashlib.sha256(work.entry.encode() + b"\0" + text.encode()).digest()
+    return KernelSource(text=text, entry=work.entry, digest=digest)

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,7 +29,7 @@ import numpy as np
 import trio
 
 from p2pcompute._opening import wire_services
-from p2pcompute.errors import WorkerDied, WorkerTimeout
+from p2pcompute.errors import ExecutionError, WorkerDied, WorkerTimeout
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdRecordValidator
 from p2pcompute.node import Node, compose_node
@@ -42,8 +42,9 @@ from p2pcompute_protocols.money import ChainTerms
 from ._memory_overlay import MemoryNetwork, open_memory_overlay
 
 if TYPE_CHECKING:
-    from p2pcompute.execution import ArgSpec, CompiledKernel, KernelSource, Launch, SharedInput
+    from p2pcompute.execution import ArgSpec, Backend, CompiledKernel, KernelSource, Launch, SharedInput
     from p2pcompute.execution._cpu import CpuBackend
+    from p2pcompute.execution._program_files import InstalledProgram
 
 __all__ = ["InlineWorkers", "WorkerFaults", "open_simulated_node", "simulated_chain", "virtual_clock_ms"]
 
@@ -86,12 +87,14 @@ class _Compiled:
 @dataclass(slots=True, kw_only=True)
 class InlineWorkers:
     """Workers in this process. `chunk_s` and `compile_s` are how long a chunk and a compilation take, in seconds of
-    the run's clock; equal kernels are compiled once for all of them."""
+    the run's clock; equal kernels are compiled once for all of them. `backend` is asked for kernels, or for the
+    program that it has; the CPU's where None."""
 
     chunk_s: float = 0.1
     compile_s: float = 0.5
     faults: WorkerFaults = field(default_factory=WorkerFaults)
     threads: int = 1
+    backend: Backend | None = None
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Nothing has to run beside the sessions."""
@@ -146,13 +149,18 @@ class _InlineSession:
     ) -> _Compiled:
         from p2pcompute.execution import InputSpec, OutputSpec, ScalarSpec, SharedInput
 
-        key = (source.text, source.entry, launch, tuple(repr(arg) for arg in args))
-        if key not in _compiled:
-            backend = _backend()
+        def compiled(backend: Backend) -> tuple[CompiledKernel, tuple[tuple[int, ...], ...], int]:
             rows = tuple(backend.row_shapes(source, launch, args))
             items = backend.items_per_block(source, launch, args)
-            _compiled[key] = backend.compile(source, launch, args), rows, items
-        self._kernel, self._rows, self._items = _compiled[key]
+            return backend.compile(source, launch, args), rows, items
+
+        if self._workers.backend is not None:
+            self._kernel, self._rows, self._items = compiled(self._workers.backend)
+        else:
+            key = (source.text, source.entry, launch, tuple(repr(arg) for arg in args))
+            if key not in _compiled:
+                _compiled[key] = compiled(_backend())
+            self._kernel, self._rows, self._items = _compiled[key]
         self._values: list[Any] = []
         for position, spec in enumerate(args):
             if isinstance(spec, ScalarSpec):
@@ -200,9 +208,20 @@ class _InlineSession:
                 self._dead = True  # as a real one: there is no other way to stop a kernel
                 raise
             outs = [np.zeros((count, *row), dtype) for row, dtype in zip(self._rows, self._dtypes, strict=True)]
-            call(outs)
+            try:
+                call(outs)
+            except Exception as error:  # what a program raises; a real worker says it as it is said here
+                raise ExecutionError(f"{type(error).__name__}: {error}") from error
             nanoseconds = max(1, int(seconds * 1e9))
             return _Run(outputs=tuple(out.tobytes() for out in outs), cpu_ns=nanoseconds, wall_ns=nanoseconds)
+
+
+def _program_workers(kernels: InlineWorkers, program: InstalledProgram) -> InlineWorkers:
+    """Workers in this process for a program, which is imported into it."""
+    from p2pcompute.execution._program import ProgramBackend
+    from p2pcompute.execution._program_worker import load
+
+    return replace(kernels, backend=ProgramBackend(load(program), program))
 
 
 @asynccontextmanager
@@ -262,5 +281,6 @@ async def open_simulated_node(
             known_device=lambda: None,
             guess_milli=score_milli,
             fund_wallet=fund,
+            open_program_pool=lambda program, _spare, _unsandboxed: _program_workers(pool, program),
         )
         yield await stack.enter_async_context(compose_node(services, network=network_id, now_ms=now_ms))

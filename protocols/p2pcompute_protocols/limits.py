@@ -35,6 +35,7 @@ __all__ = [
     "MAX_OPTIONS",
     "MAX_ORDER_LIFETIME_MS",
     "MAX_OUTPUT_BYTES",
+    "MAX_PROGRAM_NAME",
     "MAX_RESOURCES",
     "MAX_SLOTS",
     "MAX_TEXT",
@@ -75,6 +76,7 @@ MAX_NEGOTIATION_ROUNDS: Final = 3
 MAX_ARBITERS: Final = 16
 MAX_ARGS: Final = 32
 MAX_DIMS: Final = 4
+MAX_PROGRAM_NAME: Final = 32  # its name has to fit into a feature of an ad
 
 # Tasks
 MAX_BLOB_BYTES: Final = 64 * 1024 * 1024

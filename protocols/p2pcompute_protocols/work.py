@@ -1,11 +1,13 @@
 """What can be worked on: a union from the start, so that ticks and rounds need no new agreement.
 
-`ChunkWork` is a kernel launch cut into block-aligned chunks. Tags 2 (tick: metered time of a lease or service)
-and 3 (round: state digest in, state digest out) are reserved and refused as unsupported.
+`ChunkWork` is a kernel launch cut into block-aligned chunks, `ProgramWork` calls of an installed program cut into runs
+of items. Tags 2 (tick: metered time of a lease or service) and 3 (round: state digest in, state digest out) are
+reserved and refused as unsupported.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Final, TypeAlias
 
 from .errors import LocalProtocolError, WireCode
@@ -17,6 +19,7 @@ from .limits import (
     MAX_KERNEL_BYTES,
     MAX_NAME,
     MAX_OUTPUT_BYTES,
+    MAX_PROGRAM_NAME,
 )
 from .wire import Array, Bytes, Choice, Nested, OneOf, Record, Text, Uint, optional, record, wire
 
@@ -29,6 +32,8 @@ __all__ = [
     "ChunkWork",
     "LaunchSpec",
     "OutArg",
+    "ProgramRef",
+    "ProgramWork",
     "ScalarArg",
     "Work",
     "WorkArg",
@@ -171,17 +176,17 @@ class ChunkWork(Record):
             raise LocalProtocolError("work without an output")
         if not 1 <= self.kernel.size <= MAX_KERNEL_BYTES:
             raise LocalProtocolError(f"a kernel of {self.kernel.size} bytes", code=WireCode.OVERSIZED)
-        if self.chunks > MAX_CHUNKS:
-            raise LocalProtocolError(f"{self.chunks} chunks", code=WireCode.OVERSIZED)
-        if sum(arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)) > MAX_BLOB_BYTES:
-            raise LocalProtocolError("inputs above the bound of a task", code=WireCode.OVERSIZED)
-        if sum(arg.nbytes for arg in self.args if isinstance(arg, OutArg)) > MAX_CHUNKS * MAX_OUTPUT_BYTES:
-            raise LocalProtocolError("outputs above what all chunks can hold", code=WireCode.OVERSIZED)
+        _check_sizes(self.args, self.chunks)
         # Whoever maps a blob by its digest must be able to trust the size that an argument gives it.
         if any(self.inputs[arg.digest] != arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)) or (
             self.inputs[self.kernel.digest] != self.kernel.size
         ):
             raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the launch."""
+        return self.launch.blocks
 
     @property
     def chunks(self) -> int:
@@ -201,5 +206,100 @@ class ChunkWork(Record):
         return blobs
 
 
-Work: TypeAlias = ChunkWork
-WORK: Final = OneOf({1: ChunkWork}, reserved=(2, 3))
+@record
+class ProgramRef(Record):
+    """A program: a function of an installed distribution, found by the name of its entry point and pinned by content.
+
+    `digest` is over the distribution's files as the specification of negotiation says.
+    """
+
+    distribution: str = wire(1, Text(MAX_NAME, 1))
+    version: str = wire(2, Text(MAX_NAME, 1))
+    name: str = wire(3, Text(MAX_PROGRAM_NAME, 1))
+    digest: bytes = wire(4, Bytes(32))
+
+    @property
+    def feature(self) -> str:
+        """What the ad of a provider that runs it has among its features: its name, and 8 bytes of SHA-256 over this
+        record. A hint: the whole record is compared when an order comes."""
+        return f"{self.feature_stem}{hashlib.sha256(self.encode()).digest()[:8].hex()}"
+
+    @property
+    def feature_stem(self) -> str:
+        """What features of all programs of this name begin with, whatever they are pinned to."""
+        return f"program:{self.name}:"
+
+
+@record
+class ProgramWork(Record):
+    """Calls of a program for the items 0 to `items` - 1, in chunks of `items_per_chunk`; the last may be shorter.
+
+    The first axis of each `OutArg` counts the items: item *i* writes row *i* of each. A chunk's output is, for each
+    `OutArg` in order, the rows of its items; its digest is SHA-256 over those bytes, one output after the other.
+    `units_per_chunk` prices a chunk as in `ChunkWork`.
+    """
+
+    program: ProgramRef = wire(1, Nested(ProgramRef))
+    items: int = wire(2, Uint(1, 2**40))
+    args: tuple[WorkArg, ...] = wire(3, Array(OneOf({1: ScalarArg, 2: ArrayArg, 3: OutArg}), MAX_ARGS, 1))
+    items_per_chunk: int = wire(4, Uint(1, 2**40))
+    units_per_chunk: int = wire(5, Uint(1, 2**53))
+
+    def validate(self) -> None:
+        outs = [arg for arg in self.args if isinstance(arg, OutArg)]
+        if not outs:
+            raise LocalProtocolError("work without an output")
+        if any(arg.reduce is not None for arg in outs):
+            raise LocalProtocolError("outputs of a program are not combined")
+        if any(arg.shape[0] != self.items for arg in outs):
+            raise LocalProtocolError("the first axis of a program's outputs counts its items")
+        if self.items_per_chunk > self.items:
+            raise LocalProtocolError("a chunk has more items than there are")
+        if self.chunk_output_bytes > MAX_OUTPUT_BYTES:
+            raise LocalProtocolError(f"{self.chunk_output_bytes} bytes a chunk", code=WireCode.OVERSIZED)
+        _check_sizes(self.args, self.chunks)
+        if any(self.inputs[arg.digest] != arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)):
+            raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
+
+    @property
+    def blocks(self) -> int:
+        """What chunks are made of, under the name that it has in `ChunkWork`: items."""
+        return self.items
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        """The same of a chunk."""
+        return self.items_per_chunk
+
+    @property
+    def chunk_output_bytes(self) -> int:
+        """Output bytes of a whole chunk, all outputs together."""
+        return self.items_per_chunk * sum(arg.nbytes // self.items for arg in self.args if isinstance(arg, OutArg))
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the work has."""
+        return -(-self.items // self.items_per_chunk)
+
+    def chunk_range(self, index: int) -> tuple[int, int]:
+        """First item and number of items of chunk `index`."""
+        first = index * self.items_per_chunk
+        return first, min(self.items_per_chunk, self.items - first)
+
+    @property
+    def inputs(self) -> dict[bytes, int]:
+        """Digest to size of each distinct blob that the work needs."""
+        return {arg.digest: arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)}
+
+
+def _check_sizes(args: tuple[WorkArg, ...], chunks: int) -> None:
+    if chunks > MAX_CHUNKS:
+        raise LocalProtocolError(f"{chunks} chunks", code=WireCode.OVERSIZED)
+    if sum(arg.nbytes for arg in args if isinstance(arg, ArrayArg)) > MAX_BLOB_BYTES:
+        raise LocalProtocolError("inputs above the bound of a task", code=WireCode.OVERSIZED)
+    if sum(arg.nbytes for arg in args if isinstance(arg, OutArg)) > MAX_CHUNKS * MAX_OUTPUT_BYTES:
+        raise LocalProtocolError("outputs above what all chunks can hold", code=WireCode.OVERSIZED)
+
+
+Work: TypeAlias = ChunkWork | ProgramWork
+WORK: Final = OneOf({1: ChunkWork, 4: ProgramWork}, reserved=(2, 3))

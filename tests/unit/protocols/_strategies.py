@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 
 from p2pcompute_protocols import ads, channel, negotiation, task, wire, work
 from p2pcompute_protocols.ids import peer_id_from_public_key
-from p2pcompute_protocols.limits import MAX_AD_LIFETIME_MS, MAX_BLOB_BYTES, MAX_ORDER_LIFETIME_MS, UINT64_MAX
+from p2pcompute_protocols.limits import (
+    MAX_AD_LIFETIME_MS,
+    MAX_BLOB_BYTES,
+    MAX_ORDER_LIFETIME_MS,
+    MAX_OUTPUT_BYTES,
+    UINT64_MAX,
+)
 from p2pcompute_protocols.task import ReceiptPayload
 from p2pcompute_protocols.wire import Record
 
@@ -128,9 +134,18 @@ def _chunk_work(draw: Any, v: Values) -> None:
     v["blocks_per_chunk"] = draw(st.integers(max(1, -(-blocks // 1_048_576)), 2**40))
 
 
+def _program_work(draw: Any, v: Values) -> None:
+    items = v["items"] = draw(st.integers(1, 2**12))
+    outs = [a for a in v["args"][:3] if isinstance(a, work.OutArg)] + [draw(records(work.OutArg))]
+    rest = [a for a in v["args"][:3] if not isinstance(a, work.OutArg)]
+    v["args"] = (*rest, *(dataclasses.replace(out, shape=(items, *out.shape[1:3])) for out in outs[:2]))
+    row_bytes = sum(arg.nbytes // items for arg in v["args"] if isinstance(arg, work.OutArg))
+    v["items_per_chunk"] = draw(st.integers(1, max(1, min(items, MAX_OUTPUT_BYTES // row_bytes))))
+
+
 def _sized(draw: Any, v: Values) -> None:
     # Drawn digests are all but always distinct; shrinking makes them equal, which valid work may not have.
-    seen: set[bytes] = {v["kernel"].digest}
+    seen: set[bytes] = {v["kernel"].digest} if "kernel" in v else set()
     args: list[Any] = []
     for n, arg in enumerate(v["args"]):
         if isinstance(arg, work.ArrayArg) and arg.digest in seen:
@@ -161,7 +176,7 @@ def _times(early: str, late: str, span: int) -> Callable[[Any, Values], None]:
 
 def _standing(draw: Any, v: Values) -> None:
     v["standing"] = draw(st.booleans())
-    v["work"] = None if v["standing"] else draw(records(work.ChunkWork))
+    v["work"] = None if v["standing"] else draw(field(work.WORK))
 
 
 def _windows(draw: Any, v: Values) -> None:
@@ -201,6 +216,7 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     work.OutArg: _out,
     work.LaunchSpec: _launch,
     work.ChunkWork: _both(_chunk_work, _sized),
+    work.ProgramWork: _both(_program_work, _sized),
     ads.CapabilityAd: _both(_times("issued_ms", "expires_ms", MAX_AD_LIFETIME_MS), _own_binding("peer_id", "binding")),
     negotiation.OrderPayload: _both(_times("created_ms", "expires_ms", MAX_ORDER_LIFETIME_MS), _standing),
     negotiation.BidPayload: _windows,

@@ -13,7 +13,16 @@ from p2pcompute_protocols.connection import Connection
 from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.wire import Record
-from p2pcompute_protocols.work import ArrayArg, BlobRef, ChunkWork, LaunchSpec, OutArg, ScalarArg
+from p2pcompute_protocols.work import (
+    ArrayArg,
+    BlobRef,
+    ChunkWork,
+    LaunchSpec,
+    OutArg,
+    ProgramRef,
+    ProgramWork,
+    ScalarArg,
+)
 
 from ._docs import ROOT, code_rows, fields, limit_rows, readme, table_after, transitions
 from ._strategies import PAYLOADS, PROTOCOLS
@@ -30,6 +39,8 @@ INNER: dict[str, list[type[Record]]] = {
         negotiation.Requirement,
         negotiation.CheckPolicy,
         ChunkWork,
+        ProgramWork,
+        ProgramRef,
         BlobRef,
         LaunchSpec,
         ScalarArg,

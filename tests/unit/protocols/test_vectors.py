@@ -17,6 +17,7 @@ from p2pcompute_protocols.envelope import open_envelope
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId, TaskId
 from p2pcompute_protocols.wire import decode_message
+from p2pcompute_protocols.work import ProgramWork
 
 from .vectors import build
 from .vectors._material import plain
@@ -75,7 +76,11 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
         return decode_message(data, CONNECTIONS[protocol].messages, max_bytes=CONNECTIONS[protocol].max_frame_bytes)
 
     def order() -> Any:
-        return negotiation.open_order(data, **both, now_ms=now_ms)[1]
+        found = negotiation.open_order(data, **both, now_ms=now_ms)[1]
+        if "feature" in vector:
+            assert isinstance(found.work, ProgramWork)
+            assert found.work.program.feature == vector["feature"]
+        return found
 
     def bid() -> Any:
         return negotiation.open_bid(data, **both)[1]

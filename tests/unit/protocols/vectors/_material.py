@@ -17,7 +17,16 @@ from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.ids import Address, PeerId, peer_id_from_public_key, peer_id_to_bytes
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.wire import Record
-from p2pcompute_protocols.work import ArrayArg, BlobRef, ChunkWork, LaunchSpec, OutArg, ScalarArg
+from p2pcompute_protocols.work import (
+    ArrayArg,
+    BlobRef,
+    ChunkWork,
+    LaunchSpec,
+    OutArg,
+    ProgramRef,
+    ProgramWork,
+    ScalarArg,
+)
 
 NETWORK: Final = "vectors"
 NOW: Final = 1_800_000_000_000  # ms; every vector is judged at this time
@@ -157,6 +166,22 @@ def work(**changes: object) -> ChunkWork:
         ),
         blocks_per_chunk=2,
         chunk_output_bytes=8,
+        units_per_chunk=1_000,
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def program_work(**changes: object) -> ProgramWork:
+    made = ProgramWork(
+        program=ProgramRef(distribution="soft-steps", version="1.2", name="step", digest=sha(b"files")),
+        items=20,
+        args=(
+            OutArg(dtype="float32", shape=(20, 3)),
+            ScalarArg(dtype="float64", value=bytes.fromhex("000000000000f03f")),
+            ArrayArg(dtype="uint8", shape=(16,), digest=sha(DATA)),
+            OutArg(dtype="uint8", shape=(20,)),
+        ),
+        items_per_chunk=8,
         units_per_chunk=1_000,
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]

@@ -29,6 +29,7 @@ from ._material import (
     edited,
     message,
     plain,
+    program_work,
     provider_binding,
     sha,
     transcript,
@@ -149,6 +150,14 @@ def negotiation_vectors() -> Json:
     combined = an_order(
         work=work(args=(*work().args, OutArg(dtype="float32", shape=(20, 3), reduce="sum")), chunk_output_bytes=32)
     )
+    program_map = cbor2.loads(program_work().encode())
+    ordered = an_order(
+        work=program_work(),
+        requirement=negotiation.Requirement(
+            kinds=("cpu",), memory_bytes=0, features=(program_work().program.feature,), min_score_milli=0
+        ),
+        check=negotiation.CheckPolicy(kind="none", per_chunk=0),
+    )
     swapped = cose("terms", made_terms.encode(), PROVIDER)
     dearer = order_bytes(an_order(max_price_pusd=1_499).encode())
     accept = [
@@ -164,6 +173,13 @@ def negotiation_vectors() -> Json:
             an_order(created_ms=NOW + 120_000, expires_ms=NOW + 120_001),
         ),
         taken("an order with an extension", "order", order_bytes(edited(an_order(), k1234={5: [True]})), an_order()),
+        taken(
+            "an order for calls of a program",
+            "order",
+            order_bytes(ordered.encode()),
+            ordered,
+            feature=program_work().program.feature,
+        ),
         taken("a bid", "bid", bid, a_bid(order)),
         taken(
             "a bid that holds nothing",
@@ -232,7 +248,32 @@ def negotiation_vectors() -> Json:
         refused(
             "round, work tag 3, is reserved", "order", order_bytes(edited(an_order(), k4=[3, work_map])), "UNSUPPORTED"
         ),
-        refused("work tag 4 is unknown", "order", order_bytes(edited(an_order(), k4=[4, work_map])), "UNSUPPORTED"),
+        refused("work tag 5 is unknown", "order", order_bytes(edited(an_order(), k4=[5, work_map])), "UNSUPPORTED"),
+        *(
+            refused(name, "order", order_bytes(edited(an_order(), k4=[4, {**program_map, **changes}])), code)
+            for name, changes, code in (
+                ("a program without an output", {3: program_map[3][1:3]}, "MALFORMED"),
+                ("a program whose output counts something else", {2: 21}, "MALFORMED"),
+                ("chunks of more items than there are", {4: 21}, "MALFORMED"),
+                (
+                    "a program with 64 MiB and a byte a chunk",
+                    {2: 1, 3: [[3, {1: "uint8", 2: [1, 2**26 + 1]}]], 4: 1},
+                    "OVERSIZED",
+                ),
+                (
+                    "a program in more than 1048576 chunks",
+                    {2: 2**20 + 1, 3: [[3, {1: "uint8", 2: [2**20 + 1]}]], 4: 1},
+                    "OVERSIZED",
+                ),
+                (
+                    "a program whose inputs have one digest and two sizes",
+                    {3: [*program_map[3], [2, {1: "uint8", 2: [17], 3: sha(DATA)}]]},
+                    "BAD_DIGEST",
+                ),
+                ("a program that is not pinned", {1: {1: "soft-steps", 2: "1.2", 3: "step"}}, "MALFORMED"),
+                ("a program with a name of 33 bytes", {1: {**program_map[1], 3: "s" * 33}}, "OVERSIZED"),
+            )
+        ),
         taken("an order whose output is combined", "order", order_bytes(combined.encode()), combined),
         refused(
             "an output combined by an unknown operation",

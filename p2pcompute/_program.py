@@ -1,0 +1,162 @@
+"""Programs as users name them: `program` finds one, ``program[items]`` is what is run.
+
+    infer = p2p.program("infer")
+    label, scores = p2p.run(infer[n], p2p.out(n, np.uint8), p2p.out((n, 5), np.int32), images, weights)
+
+A program is a function of a distribution that is installed where it runs, under a name in the entry-point group
+``p2pcompute.programs``; docs/programs.md says how to write one. It is pinned: a provider runs the same files, or
+refuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from p2pcompute._program_run import program_ref
+from p2pcompute.errors import KernelTypeError, ProgramError
+from p2pcompute.execution._api import ArgSpec
+from p2pcompute.execution._program import program_launch, program_layout, program_source
+from p2pcompute.execution._program_files import InstalledProgram, installed_programs, look_up, normalised
+from p2pcompute.kernel import Binding, Out, _argument
+from p2pcompute_protocols.errors import LocalProtocolError
+from p2pcompute_protocols.work import ProgramRef
+
+__all__ = ["ConfiguredProgram", "Program", "program"]
+
+
+def program(what: str | Callable[..., Any], *, version: str | None = None, digest: str | None = None) -> Program:
+    """A program that is installed here, or one that is named by what it is pinned to.
+
+    Args:
+        what: its name, ``distribution:name``, or the function that the entry point names.
+        version: with `digest`, of a program that need not be installed here: `what` is ``distribution:name`` then.
+            Its results can't be checked here, so `run` takes it with ``check="none"`` only. Of one that is installed,
+            what it has to be.
+        digest: of its files, 64 hex digits, as ``p2pcompute programs`` shows it where it is installed.
+
+    Raises:
+        ProgramError: there is none, there are several, it is not the one that `version` and `digest` name, or its
+            files can't be pinned.
+    """
+    if (version is None) != (digest is None):
+        raise ProgramError("a program is pinned by version and digest together; give both, or none")
+    name = what if isinstance(what, str) else _name_of(what)
+    if version is None or digest is None:
+        installed = look_up(name)
+        return Program(program_ref(installed), installed)
+    wanted = _pinned(name, version, digest)
+    try:
+        found = look_up(name)
+    except ProgramError:
+        return Program(wanted, None)
+    if program_ref(found) != wanted:
+        raise ProgramError(
+            f"{name} {version} with files {digest[:16]} is asked for, and {found.version} with files "
+            f"{found.digest.hex()[:16]} is installed here; install the one that is asked for, or leave out version and "
+            "digest"
+        )
+    return Program(wanted, found)
+
+
+def _pinned(name: str, version: str, digest: str) -> ProgramRef:
+    distribution, _, point = name.rpartition(":")
+    try:
+        if not distribution:
+            raise ProgramError(f"{name} is pinned and has no distribution; write distribution:name")
+        return ProgramRef(
+            distribution=normalised(distribution), version=version, name=point, digest=bytes.fromhex(digest)
+        )
+    except (ValueError, LocalProtocolError) as error:
+        raise ProgramError(
+            f"{name} can't be pinned so: {error}; a digest has 64 hex digits, as `p2pcompute programs` shows it"
+        ) from None
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    where = (getattr(function, "__module__", ""), getattr(function, "__qualname__", ""))
+    for found in installed_programs():
+        if isinstance(found, InstalledProgram) and (found.module, found.attribute) == where:
+            return found.label
+    raise ProgramError(
+        f"no installed distribution names {where[0]}:{where[1]} as a program; add it to "
+        '[project.entry-points."p2pcompute.programs"] of its pyproject.toml, and install that'
+    )
+
+
+class Program:
+    """A program. Made by `program`.
+
+    Attributes:
+        ref: what it is pinned to: distribution, version, name and digest of the files.
+        installed: how it is installed here; None where it is not.
+    """
+
+    def __init__(self, ref: ProgramRef, installed: InstalledProgram | None) -> None:
+        self.ref = ref
+        self.installed = installed
+        self.name: str = ref.name
+        self.__name__ = ref.name
+
+    def __repr__(self) -> str:
+        pinned = f"{self.ref.distribution}:{self.name} {self.ref.version}, files {self.ref.digest.hex()[:16]}"
+        return f"<p2pcompute.program {pinned}{'' if self.installed else ', not installed here'}>"
+
+    def __call__(self, *_: Any) -> NoReturn:
+        """Programs are not called: says how to start one."""
+        raise TypeError(f"start {self.name} with p2pcompute.run({self.name}[items], ...)")
+
+    def __getitem__(self, items: int) -> ConfiguredProgram:
+        """The program, for the items 0 to `items` - 1."""
+        if isinstance(items, bool) or not isinstance(items, int | np.integer) or not 1 <= items <= 2**40:
+            raise KernelTypeError(f"{items!r} is no number of items", instead="give a whole number from 1")
+        return ConfiguredProgram(self, int(items))
+
+    def bind(self, *args: Any) -> Binding:
+        """Bind arguments; as many items as the first output has rows."""
+        rows = next((value.shape[0] for value in args if isinstance(value, Out)), None)
+        if rows is None:
+            raise KernelTypeError(
+                f"{self.name} has no output", instead="pass p2pcompute.out(shape, dtype) for each output"
+            )
+        return self[max(rows, 1)].bind(*args)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfiguredProgram:
+    """A program and how many items it is called for: ``program[items]``."""
+
+    program: Program
+    items: int
+
+    def bind(self, *args: Any) -> Binding:
+        """Bind arguments. Python's floats are float64, as in the program's own code, and its ints int64.
+
+        Raises:
+            KernelTypeError: one of them is neither an array, a number nor an output, or an output has not as many rows
+                as there are items.
+        """
+        specs: list[ArgSpec] = []
+        values: list[Any] = []
+        for place, value in enumerate(args, 1):
+            if isinstance(value, Out) and value.reduce is not None:
+                raise KernelTypeError(
+                    f"argument {place} is to be combined, and outputs of programs are not",
+                    instead="pass p2pcompute.out(shape, dtype) and combine what comes back",
+                )
+            spec, taken = _argument(f"argument {place}", np.float64(value) if isinstance(value, float) else value)
+            specs.append(spec)
+            if taken is not None:
+                values.append(taken)
+        launch = program_launch(self.items)
+        return Binding(
+            source=program_source(self.program.ref),
+            launch=launch,
+            specs=tuple(specs),
+            values=tuple(values),
+            layout=program_layout(launch, specs),
+            program=self.program.ref,
+        )
