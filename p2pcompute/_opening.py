@@ -142,13 +142,13 @@ def wire_services(
     known_device: Callable[[], Device | None],
     guess_milli: int,
     fund_wallet: Callable[[int], Awaitable[None]],
-    open_program_pool: Callable[[InstalledProgram, int, bool], Any] | None = None,
+    open_program_pool: Callable[[InstalledProgram, str | None, int, bool], Any] | None = None,
     cores: int = 1,
 ) -> NodeServices:
     """Connect given parts to each other; the same for real and for simulated ones.
 
-    `open_program_pool` opens the workers of a program, with so many in reserve; real ones where None. `cores` is what
-    `guess_milli` is of.
+    `open_program_pool` opens the workers of a program, with the directory that they may read, and so many in reserve;
+    real ones where None. `cores` is what `guess_milli` is of.
     """
 
     def bind() -> SignerBinding:
@@ -217,7 +217,7 @@ def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
     )
 
 
-def _open_program_pool(program: InstalledProgram, spare: int, allow_unsandboxed: bool) -> WorkerPool:
+def _open_program_pool(program: InstalledProgram, data: str | None, spare: int, allow_unsandboxed: bool) -> WorkerPool:
     from p2pcompute.execution import SandboxPolicy, WorkerPool
     from p2pcompute.execution._pool import MAX_WORKERS
     from p2pcompute.execution._pool_program import program_worker
@@ -228,7 +228,7 @@ def _open_program_pool(program: InstalledProgram, spare: int, allow_unsandboxed:
         keep=_KEPT_WORKERS,
         max_sessions=MAX_WORKERS,
         policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
-        program=program_worker(program),
+        program=program_worker(program, data=data),
     )
 
 

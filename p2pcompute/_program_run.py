@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from p2pcompute._profile import home_dir
 from p2pcompute.checking import DEFAULT_SAMPLES
-from p2pcompute.errors import ExecutionError, NoProviderError, ProgramError
-from p2pcompute.execution._program_files import InstalledProgram
-from p2pcompute.execution._program_files import look_up as look_up
+from p2pcompute.errors import ConfigError, ExecutionError, NoProviderError, ProgramError
+from p2pcompute.execution._program_files import InstalledProgram, look_up
 from p2pcompute_protocols.work import ProgramRef
 
 if TYPE_CHECKING:
@@ -20,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROGRAM_SETUP_S",
+    "allowed_programs",
     "calibrate_program",
     "check_installed",
     "explained",
     "installed_program",
     "is_program",
-    "look_up",
     "program_ref",
     "program_samples",
 ]
@@ -57,6 +59,39 @@ def program_ref(installed: InstalledProgram) -> ProgramRef:
     return ProgramRef(
         distribution=installed.distribution, version=installed.version, name=installed.name, digest=installed.digest
     )
+
+
+def allowed_programs(names: Iterable[str], data: Mapping[str, str]) -> list[tuple[InstalledProgram, str | None]]:
+    """The programs that a provider's owner allows, each once, with the directory that it may read.
+
+    Raises:
+        ProgramError: one is not installed, or can't be pinned.
+        ConfigError: what it is to read is no directory, or holds this node's own keys.
+    """
+    found: dict[str, tuple[InstalledProgram, str | None]] = {}
+    for name in names:
+        program = look_up(name)
+        where = None if name not in data else _data_directory(name, data[name])
+        if where is not None or program.label not in found:
+            found[program.label] = program, where
+    return list(found.values())
+
+
+def _data_directory(name: str, directory: str) -> str:
+    """The directory under its real name. It must not hold what makes this node: what a program may read, whoever has
+    it run may be told."""
+    where = Path(directory).expanduser()
+    if not str(directory) or not where.is_dir():
+        raise ConfigError(f"the data of the program {name} is to be in {directory}, which is no directory")
+    where = where.resolve()
+    for own in (home_dir().resolve(), Path.home().resolve()):
+        if own.is_relative_to(where):
+            raise ConfigError(
+                f"the program {name} would read {where}, and {own} is in there; give it a directory of its own"
+            )
+    if where.is_relative_to(home_dir().resolve()):
+        raise ConfigError(f"the program {name} would read {where}, which holds this node's files; give it another one")
+    return str(where)
 
 
 def check_installed(program: Program, options: RunOptions) -> None:

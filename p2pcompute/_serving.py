@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .node import Node
 
-__all__ = ["DEFAULT_PRICE", "ProviderOptions", "ProviderRole"]
+__all__ = ["DEFAULT_PRICE", "AllowedProgram", "ProviderOptions", "ProviderRole"]
 
 DEFAULT_PRICE: Final = "0.05 USD"
 _FAREWELL_S: Final = 0.5  # for telling requesters that this node stops
@@ -57,6 +57,7 @@ class ProviderOptions:
         region: free text for requesters that ask for one.
         programs: programs of installed distributions that requesters may have run, by name or ``distribution:name``;
             none where nothing is said.
+        program_data: by the name of a program, written as in `programs`, a directory of this machine that it may read.
         fault: alters outputs, for tests and demonstrations of what checking catches.
         on_event: gets every `ProviderEvent` (`p2pcompute.events`); must not block.
 
@@ -72,6 +73,7 @@ class ProviderOptions:
     credit: CreditPolicy = CreditPolicy()  # noqa: RUF009  frozen
     region: str | None = None
     programs: Sequence[str] = ()
+    program_data: Mapping[str, str] = field(default_factory=dict[str, str])
     fault: OutputFault | None = None
     claim_above_uusd: int = 1_000_000
     on_event: Callable[[ProviderEvent], None] | None = None
@@ -97,6 +99,20 @@ class ProviderOptions:
         ):
             raise OptionError(f"programs is {programs!r}; write a list of at most {_MAX_PROGRAMS} names")
         object.__setattr__(self, "programs", tuple(programs))
+        if not isinstance(self.program_data, Mapping) or (unknown := set(self.program_data) - set(programs)):
+            what = "" if isinstance(self.program_data, Mapping) else repr(self.program_data)
+            raise OptionError(
+                f"program_data names {what or ', '.join(map(repr, unknown))}; write {{name: directory}} for names that "
+                "are among programs"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllowedProgram:
+    """The workers of a program that requesters may have run, and the directory that it may read, if any."""
+
+    pool: WorkerPool
+    data: str | None
 
 
 class ProviderRole:
@@ -108,7 +124,7 @@ class ProviderRole:
         options: ProviderOptions,
         pool: WorkerPool,
         device: Device,
-        programs: Mapping[ProgramRef, WorkerPool],
+        programs: Mapping[ProgramRef, AllowedProgram],
     ) -> None:
         self.node = node
         self.options = options
@@ -147,7 +163,7 @@ class ProviderRole:
             max_tasks=min(options.slots * 4, _MAX_TASKS),
             score_milli=device.score_milli,
             thread_milli=thread_milli,
-            programs=programs,
+            programs={program: allowed.pool for program, allowed in programs.items()},
             newcomers_bytes=max(_NEWCOMERS_MIN_BYTES, device.memory_bytes // 4),
             fault=options.fault,
         )
@@ -168,6 +184,7 @@ class ProviderRole:
                 first_window=self._first_window,
                 proven_ms=self._proven_ms,
                 programs=frozenset(programs),
+                private=frozenset(program for program, allowed in programs.items() if allowed.data is not None),
                 thread_milli=thread_milli,
                 region=options.region,
             ),

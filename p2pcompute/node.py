@@ -24,10 +24,10 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._profile import Profile
-from p2pcompute._program_run import installed_program, look_up, program_ref
+from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
 from p2pcompute._requester import Chunk, RunOptions, TaskRun, chosen
-from p2pcompute._serving import ProviderOptions, ProviderRole
+from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdBoard, AdService
@@ -80,7 +80,7 @@ class NodeServices:
     books: RequesterLedgerBooks
     coordinator: Coordinator
     open_pool: Callable[[int, bool], WorkerPool]
-    open_program_pool: Callable[[InstalledProgram, int, bool], WorkerPool]
+    open_program_pool: Callable[[InstalledProgram, str | None, int, bool], WorkerPool]
     measure: Callable[[WorkerPool], Awaitable[Device]]
     known_device: Callable[[], Device | None]
     guess_milli: int
@@ -111,7 +111,7 @@ class Node:
         self._pool_opened_with: tuple[int, bool] = (0, False)
         self._device: Device | None = None
         self._pool_lock = trio.Lock()
-        self._program_pools: dict[ProgramRef, WorkerPool] = {}
+        self._program_pools: dict[tuple[ProgramRef, str | None], WorkerPool] = {}  # by program and its data
         self._turn = trio.Lock()
         self._feeds: set[_Feed] = set()
 
@@ -137,16 +137,16 @@ class Node:
             return self._pool
 
     async def _program_pool(
-        self, program: InstalledProgram, *, spare: int = 0, allow_unsandboxed: bool = False
+        self, program: InstalledProgram, *, data: str | None = None, spare: int = 0, allow_unsandboxed: bool = False
     ) -> WorkerPool:
-        """The workers that have loaded a program, opened on first use."""
-        ref = program_ref(program)
+        """The workers that have loaded a program and may read `data`, opened on first use."""
+        key = (program_ref(program), data)
         async with self._pool_lock:
-            pool = self._program_pools.get(ref)
+            pool = self._program_pools.get(key)
             if pool is None:
-                pool = self.services.open_program_pool(program, spare, allow_unsandboxed)
+                pool = self.services.open_program_pool(program, data, spare, allow_unsandboxed)
                 await self._nursery.start(pool.serve)
-                self._program_pools[ref] = pool
+                self._program_pools[key] = pool
             return pool
 
     def _refuse_other_workers(self, terms: ProviderOptions) -> None:
@@ -285,7 +285,7 @@ class Node:
         if self.provider is not None:
             raise ConfigError("this node serves already; open another one for other settings")
         terms = chosen(ProviderOptions, options)
-        allowed = [look_up(name) for name in dict.fromkeys(terms.programs)]
+        allowed = allowed_programs(terms.programs, terms.program_data)
         self._refuse_other_workers(terms)
         _raise_descriptor_limit()
         threads = terms.threads or max(1, len(os.sched_getaffinity(0)) // terms.slots)
@@ -300,8 +300,11 @@ class Node:
             scores=measured.scores,
         )
         programs = {
-            program_ref(program): await self._program_pool(program, spare=1, allow_unsandboxed=terms.allow_unsandboxed)
-            for program in allowed
+            program_ref(program): AllowedProgram(
+                pool=await self._program_pool(program, data=data, spare=1, allow_unsandboxed=terms.allow_unsandboxed),
+                data=data,
+            )
+            for program, data in allowed
         }
         await self.services.fund_wallet(0)
         role = self.provider = ProviderRole(self, terms, pool, device, programs)

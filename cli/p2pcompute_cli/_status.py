@@ -113,6 +113,10 @@ def _show(answer: dict[str, Any]) -> None:
         device = provider["device"]
         _row("device", f"{device['name']}: {device['score_milli'] / 1000:.2f} reference cores a slot")
         _row("slots", f"{provider['busy_slots']} of {provider['slots']} busy")
+        for program in provider["programs"]:
+            label = f"{program['distribution']}:{program['name']}"
+            data = f", reads {program['data']}" if program["data"] else ""
+            _row("program", f"{label} {program['version']}, files {program['digest'][:16]}{data}")
         if provider["draining"]:
             _row("draining", "no more work is taken until it is started anew")
     _section("Wallet")

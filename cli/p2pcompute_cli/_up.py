@@ -32,6 +32,7 @@ Examples:
   p2pcompute up
   p2pcompute up --price "0.08 USD" --region eu-west --threads 4
   p2pcompute up --profile second --listen /ip4/192.0.2.7/tcp/4001
+  p2pcompute up --allow-program tiny-learner:infer
   p2pcompute up --network mynet --bootstrap /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…
 
 Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a second one leaves at once.
@@ -56,6 +57,20 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     default=8,
     show_default=True,
     help="chunks that a requester who pays may owe",
+)
+@click.option(
+    "--allow-program",
+    "allow_programs",
+    metavar="[DIST:]NAME",
+    multiple=True,
+    help="let requesters run this program of a distribution that is installed here; may be repeated. `p2pcompute "
+    "programs` lists them",
+)
+@click.option(
+    "--program-data",
+    metavar="NAME=DIR",
+    multiple=True,
+    help="a directory that an allowed program may read; may be repeated",
 )
 @click.option(
     "--allow-unsandboxed",
@@ -96,6 +111,8 @@ class Settings:
     threads: int | None
     region: str | None
     max_window: int
+    allow_programs: tuple[str, ...]
+    program_data: tuple[str, ...]
     allow_unsandboxed: bool
     fault: str | None
     as_json: bool
@@ -201,6 +218,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
                     err=True,
                 )
     fault = parse_fault(settings.fault) if settings.fault else None
+    data = {name: directory for name, _, directory in (text.partition("=") for text in settings.program_data)}
     profile = Profile.named(settings.profile)
     async with p2p.open_node(
         profile=profile,
@@ -219,6 +237,8 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
                     threads=settings.threads,
                     region=settings.region,
                     max_window=settings.max_window,
+                    programs=settings.allow_programs,
+                    program_data=data,
                     allow_unsandboxed=settings.allow_unsandboxed,
                     fault=fault,
                     on_event=show,
@@ -249,6 +269,10 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
         "device": {"kind": role.device.kind, "name": role.device.name, "score_milli": role.device.score_milli},
         "slots": role.device.slots,
         "price_pusd": role.price_pusd,
+        "programs": [
+            {"name": program.name, "distribution": program.distribution, "version": program.version}
+            for program in role.programs
+        ],
         "sandbox": None if layers is None else asdict(layers),
         "chain": {"url": chain, "chain_id": terms.chain_id, "hub": hub},
         "wallet": "0x" + wallet.hex(),
@@ -265,6 +289,7 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
         *(("address", address) for address in node.addresses),
         ("device", f"{role.device.name}: {score:.2f} reference cores a slot, slots: {role.device.slots}"),
         ("price", f"{usd(role.price_pusd * 3_600)} an hour of a reference core; full, {usd(_full_hour(role))} an hour"),
+        *(("program", f"{p.distribution}:{p.name} {p.version}, files {p.digest.hex()[:16]}") for p in role.programs),
         ("sandbox", _sandbox_text(layers)),
         ("chain", f"{chain}, id {terms.chain_id}, hub {hub} (development chain: test money)"),
         ("wallet", "0x" + wallet.hex()),

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "settle": ("p2pcompute_cli._money", "settle", "Claim on chain what our vouchers are worth."),
     "fund": ("p2pcompute_cli._money", "fund", "Bring tokens into the hub, for channels."),
     "withdraw": ("p2pcompute_cli._money", "withdraw", "Take what is free at the hub out of it."),
+    "programs": ("p2pcompute_cli._programs", "programs", "List the programs that are installed here."),
     "bench": ("p2pcompute_cli._bench", "bench", "Measure this machine as its ad will say it."),
     "doctor": ("p2pcompute_cli._doctor", "doctor", "Check this machine, and say what to do about what is missing."),
 }

@@ -83,8 +83,9 @@ def _provider(node: Node, now_ms: int) -> dict[str, Any] | None:
                 "distribution": program.distribution,
                 "version": program.version,
                 "digest": program.digest.hex(),
+                "data": allowed.data,
             }
-            for program in role.programs
+            for program, allowed in role.programs.items()
         ],
         "tasks": [
             {

@@ -66,11 +66,13 @@ class WorkerProgram:
     Attributes:
         module: its ``main(config)`` is called.
         roots: more directories to import from, and to read.
+        readable: more directories to read, and nothing else.
         argument: more for its configuration, as it understands it.
     """
 
     module: str
     roots: tuple[str, ...] = ()
+    readable: tuple[str, ...] = ()
     argument: str = ""
 
 
@@ -105,7 +107,7 @@ def readable_paths(program: WorkerProgram = CPU_WORKER) -> list[str]:
             raise SandboxError(
                 f"Python lies right in {path}, so a worker could read all of it; use a virtual environment"
             )
-    return [*_SYSTEM_PATHS, *paths]
+    return [*_SYSTEM_PATHS, *paths, *program.readable]
 
 
 def _environment() -> dict[str, str]:

@@ -10,8 +10,9 @@ from p2pcompute.execution._program_files import InstalledProgram
 __all__ = ["program_worker"]
 
 
-def program_worker(program: InstalledProgram) -> WorkerProgram:
-    """What a pool of workers for `program` starts. They can read what it is imported from, and nothing more."""
+def program_worker(program: InstalledProgram, *, data: str | None = None) -> WorkerProgram:
+    """What a pool of workers for `program` starts. They can read what it is imported from, and the directory `data`,
+    whose name is in their environment as `DATA_VARIABLE`; nothing more."""
     pinned = {
         "distribution": program.distribution,
         "version": program.version,
@@ -22,5 +23,8 @@ def program_worker(program: InstalledProgram) -> WorkerProgram:
         "site": program.site,
     }
     return WorkerProgram(
-        module="p2pcompute.execution._program_worker", roots=program.roots, argument=json.dumps(pinned)
+        module="p2pcompute.execution._program_worker",
+        roots=program.roots,
+        readable=() if data is None else (data,),
+        argument=json.dumps({"program": pinned, "data": data}),
     )

@@ -18,9 +18,19 @@ from typing import Final
 
 from p2pcompute.errors import ProgramError
 
-__all__ = ["GROUP", "InstalledProgram", "content_digest", "installed_programs", "look_up", "normalised"]
+__all__ = [
+    "DATA_VARIABLE",
+    "GROUP",
+    "InstalledProgram",
+    "content_digest",
+    "installed_programs",
+    "look_up",
+    "normalised",
+]
 
 GROUP: Final = "p2pcompute.programs"
+DATA_VARIABLE: Final = "P2PCOMPUTE_PROGRAM_DATA"
+"""Where a program finds the directory that the owner of the machine gives it to read, if any."""
 _DOMAIN: Final = b"p2pcompute program 1\0"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")  # it stands in a feature of an ad
 _REQUIREMENT: Final = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)([^;]*)(;.*)?")

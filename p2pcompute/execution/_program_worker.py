@@ -18,7 +18,7 @@ from typing import Any
 from p2pcompute.errors import ProgramError, SandboxError
 from p2pcompute.execution._api import Backend
 from p2pcompute.execution._program import ProgramBackend
-from p2pcompute.execution._program_files import InstalledProgram, content_digest, normalised
+from p2pcompute.execution._program_files import DATA_VARIABLE, InstalledProgram, content_digest, normalised
 from p2pcompute.execution._worker import run_worker
 
 __all__ = ["load", "main"]
@@ -26,7 +26,10 @@ __all__ = ["load", "main"]
 
 def main(config: Mapping[str, Any]) -> None:
     """Entry point of the process that the pool starts."""
-    fields: dict[str, Any] = json.loads(config["argument"])
+    argument: dict[str, Any] = json.loads(config["argument"])
+    if argument["data"] is not None:
+        os.environ[DATA_VARIABLE] = argument["data"]
+    fields: dict[str, Any] = argument["program"]
     fields["digest"] = bytes.fromhex(fields["digest"])
     program = InstalledProgram(**fields, roots=())
     run_worker(config, functools.partial(_make_backend, program))

@@ -12,7 +12,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.money import PUSD_PER_UUSD, ChainTerms
-from p2pcompute_protocols.negotiation import BidPayload, OrderPayload
+from p2pcompute_protocols.negotiation import BidPayload, CheckPolicy, OrderPayload
 from p2pcompute_protocols.work import ProgramRef, ProgramWork, Work
 
 __all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy", "check_program"]
@@ -36,7 +36,8 @@ class FixedPricePolicy:
     a peer would be admitted; `proven_ms` how long this device has computed for a peer's money, None for a known peer.
     How long a chunk may hold a slot is the requester's own figure, so a newcomer's holds it for half a minute, and for
     as long again as it has paid for. `programs` are those that the owner of this node allows; each runs on one thread,
-    whose part of the device's score is `thread_milli`.
+    whose part of the device's score is `thread_milli`. Those that are `private` read data of the owner's, so that
+    nobody else gets what they give.
     """
 
     device: Device
@@ -50,6 +51,7 @@ class FixedPricePolicy:
     first_window: Callable[[PeerId, int], Awaitable[int]]
     proven_ms: Callable[[PeerId], Awaitable[int | None]] | None = None
     programs: Collection[ProgramRef] = ()
+    private: Collection[ProgramRef] = ()
     thread_milli: int = 1_000
     region: str | None = None
 
@@ -112,6 +114,7 @@ class FixedPricePolicy:
             raise LocalProtocolError("no device of ours is as required", code=WireCode.UNSUPPORTED)
         if payload.work is not None:
             check_program(payload.work, self.programs)  # first: it says what we have instead
+            self._check_private(payload.work, payload.check)
         if missing := set(requirement.features) - {program.feature for program in self.programs}:
             raise LocalProtocolError(f"we lack {', '.join(sorted(missing))}", code=WireCode.UNSUPPORTED)
         if requirement.region not in (None, self.region):
@@ -122,6 +125,15 @@ class FixedPricePolicy:
             raise LocalProtocolError("the deadline has passed", code=WireCode.EXPIRED)
         if payload.deadline_ms > self.now_ms() + MAX_DEADLINE_MS + MAX_CLOCK_SKEW_MS:
             raise LocalProtocolError("the deadline is more than 7 days ahead", code=WireCode.UNSUPPORTED)
+
+    def _check_private(self, work: Work, check: CheckPolicy) -> None:
+        """Whoever repeats items of a program without the data that it reads here would take us for a liar."""
+        if isinstance(work, ProgramWork) and work.program in self.private and check.kind != "none":
+            raise LocalProtocolError(
+                f"{work.program.name} reads data that only we have, so its results can't be checked; order it with "
+                'check="none"',
+                code=WireCode.UNSUPPORTED,
+            )
 
 
 def check_program(work: Work, programs: Collection[ProgramRef]) -> None:

@@ -217,7 +217,7 @@ class _InlineSession:
 
 
 def _program_workers(kernels: InlineWorkers, program: InstalledProgram) -> InlineWorkers:
-    """Workers in this process for a program, which is imported into it."""
+    """Workers in this process for a program, which is imported into it, and has no directory of data."""
     from p2pcompute.execution._program import ProgramBackend
     from p2pcompute.execution._program_worker import load
 
@@ -281,6 +281,6 @@ async def open_simulated_node(
             known_device=lambda: None,
             guess_milli=score_milli,
             fund_wallet=fund,
-            open_program_pool=lambda program, _spare, _unsandboxed: _program_workers(pool, program),
+            open_program_pool=lambda program, _data, _spare, _unsandboxed: _program_workers(pool, program),
         )
         yield await stack.enter_async_context(compose_node(services, network=network_id, now_ms=now_ms))

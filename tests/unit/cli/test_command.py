@@ -81,7 +81,7 @@ def test_help_imports_nothing_heavy(args: list[str]) -> None:
 def test_help_lists_the_commands_of_plug_ins(tmp_path: Path) -> None:
     code, output = invoke("--help", home=tmp_path)
     assert code == 0
-    for name in ("up", "run", "status", "drain", "doctor", "testnet", "demo"):
+    for name in ("up", "run", "status", "drain", "programs", "doctor", "testnet", "demo"):
         assert f"\n  {name} " in output
     assert "\x1b" not in output  # no colours where there is no terminal
 

@@ -299,6 +299,48 @@ def test_the_attacks_work_where_there_is_no_lock(site: Path, home: Path) -> None
     assert done.stdout.split() == [attack.__name__ for attack in hostile_program.ATTACKS], done.stderr
 
 
+READER = """
+import os
+
+
+def step(index, out):
+    where = os.environ["P2PCOMPUTE_PROGRAM_DATA"]
+    names = sorted(os.listdir(where))
+    with open(os.path.join(where, names[index])) as file:
+        out[...] = int(file.read())
+"""
+
+
+def test_a_program_reads_the_directory_that_it_was_given_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path / "site", "reader", "1", {"reader.py": READER}, {"step": "reader:step"})
+    on_path(monkeypatch, tmp_path / "site")
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a").write_text("17")
+    (data / "b").write_text("4")
+    (tmp_path / "secret").write_text("99")
+    (data / "c").symlink_to(tmp_path / "secret")
+    program = look_up("step")
+
+    async def main() -> None:
+        specs = [OutputSpec(dtype="int64", shape=(3,))]
+        worker = program_worker(program, data=str(data))
+        async with open_pool(program=worker, policy=BARE, spare=0) as pool, pool.session() as session:
+            await session.compile(program_source(program), program_launch(3), specs, {})
+            result = await session.run_blocks(0, 2, timeout_s=20)
+            assert np.frombuffer(result.outputs[0], np.int64).tolist() == [17, 4]
+            with pytest.raises(ExecutionError, match="item 2: PermissionError"):
+                await session.run_blocks(2, 1, timeout_s=20)
+        async with pool_of("step") as pool, pool.session() as session:
+            await session.compile(program_source(program), program_launch(3), specs, {})
+            with pytest.raises(ExecutionError, match="item 0: KeyError"):
+                await session.run_blocks(0, 1, timeout_s=20)
+
+    trio.run(main)
+
+
 # -- the back end by itself --------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ import trio
 
 import p2pcompute as p2p
 from p2pcompute._dialogue import Dialogue
+from p2pcompute._program_run import allowed_programs
 from p2pcompute.errors import ChunkFailed, ConfigError, KernelTypeError, NoProviderError, ProgramError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
@@ -427,6 +428,8 @@ def test_outputs_have_a_row_for_each_item() -> None:
     [
         ({"programs": "infer"}, "write a list"),
         ({"programs": [7]}, "write a list"),
+        ({"programs": ["infer"], "program_data": {"other": "/srv"}}, "program_data names 'other'; write"),
+        ({"programs": ["infer"], "program_data": ["/srv"]}, "program_data names"),
         ({"programs": [f"p{k}" for k in range(17)]}, "at most 16 names"),
     ],
 )
@@ -459,10 +462,55 @@ def test_status_names_what_is_allowed() -> None:
         ref = p2p.program("infer").ref
         status = await node_status(provider)
         assert status["provider"]["programs"] == [
-            {"name": "infer", "distribution": "tiny-learner", "version": "1.0", "digest": ref.digest.hex()}
+            {
+                "name": "infer",
+                "distribution": "tiny-learner",
+                "version": "1.0",
+                "digest": ref.digest.hex(),
+                "data": None,
+            }
         ]
         entry = provider.services.board.get(provider.peer_id)
         assert entry is not None
         assert entry.ad.features == (ref.feature,)
 
     in_memory(scenario)
+
+
+def test_what_reads_the_providers_data_is_not_sold_to_be_sampled(tmp_path: Path) -> None:
+    """Whoever repeated an item without the data would take the provider for a liar."""
+    (tmp_path / "data").mkdir()
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(programs=["infer"], program_data={"infer": str(tmp_path / "data")})
+        node = await market.node(connect=(provider,))
+        with pytest.raises(NoProviderError, match="infer reads data that only we have"):
+            await infer(node)
+        assert right(await infer(node, check="none"))
+
+    in_memory(scenario)
+
+
+def test_a_program_is_given_no_directory_that_holds_the_nodes_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "files" / "p2p"
+    (home / "profiles").mkdir(parents=True)
+    (tmp_path / "files" / "data").mkdir()
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(home))
+    (tmp_path / "link").symlink_to(home)
+    for directory, match in (
+        (tmp_path / "files", "p2p is in there; give it a directory of its own"),
+        (home, "is in there"),
+        (home / "profiles", "holds this node's files"),
+        (tmp_path / "link" / "profiles", "holds this node's files"),
+        (Path.home(), "is in there"),
+        ("/", "is in there"),
+        (tmp_path / "nothing", "is no directory"),
+        ("", "is no directory"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            allowed_programs(["infer"], {"infer": str(directory)})
+    data = str(tmp_path / "files" / "data")
+    ((program, given),) = allowed_programs(["tiny-learner:infer", "infer"], {"infer": data})
+    assert (program.label, given) == ("tiny-learner:infer", data)
