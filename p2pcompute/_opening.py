@@ -225,7 +225,7 @@ def _open_program_pool(program: InstalledProgram, data: str | None, spare: int, 
     return WorkerPool(
         threads=1,
         spare=spare,
-        keep=_KEPT_WORKERS,
+        keep=1,  # one in reserve has imported it already
         max_sessions=MAX_WORKERS,
         policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
         program=program_worker(program, data=data),

@@ -138,7 +138,7 @@ class KernelTypeError(KernelError):
 class ProgramError(P2PComputeError):
     """A program is not installed here, is not what was expected, or is needed here and is not there."""
 
-    exit_code = 4
+    exit_code = 13
 
 
 class NoProviderError(P2PComputeError):

@@ -407,9 +407,13 @@ class _Session:
                 await account.begin_compile()
                 used = _Meter(min(self.service.score_milli, _CORE_MILLI), _COMPILE_S)
                 try:
-                    worker = await stack.enter_async_context(
-                        self.service.workers_for(work).session(tenant=self.stream.peer_id, keep=self._has_paid(account))
-                    )
+                    workers = self.service.workers_for(work)
+                    try:
+                        worker = await stack.enter_async_context(
+                            workers.session(tenant=self.stream.peer_id, keep=self._has_paid(account))
+                        )
+                    except ExecutionError as exc:
+                        raise _RefuseError(WireCode.EXECUTION_FAILED, f"no worker can be had: {exc}") from exc
                     with used.running():
                         compile_ms = await self._compile(worker, work, blobs)
                 finally:

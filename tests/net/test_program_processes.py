@@ -117,5 +117,5 @@ def test_one_allows_a_program_and_another_has_it_run(start: Callable[..., Progra
     assert (told["infer"]["data"], told["total"]["data"]) == (None, str(data.resolve()))
 
     refused = start("up", "--json", "--profile", "second", "--allow-program", "infer")
-    assert refused.end() == 4
+    assert refused.end() == 13
     assert [event["error"] for event in refused.events("error")] == ["ProgramError"]

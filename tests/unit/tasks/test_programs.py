@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import trio
 import p2pcompute as p2p
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._program_run import allowed_programs
-from p2pcompute.errors import ChunkFailed, ConfigError, KernelTypeError, NoProviderError, ProgramError
+from p2pcompute.errors import ChunkFailed, ConfigError, KernelTypeError, NoProviderError, ProgramError, SandboxError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
 from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught, ProviderRefused, TaskStarted
+from p2pcompute.testing import InlineWorkers
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import WireCode
@@ -27,7 +29,7 @@ from p2pcompute_protocols.task import Open, TaskConnection
 from p2pcompute_protocols.work import OutArg, ProgramWork
 
 from ..execution._program_site import install, install_example, on_path
-from ..market._harness import Market, Watch, in_memory
+from ..market._harness import Market, Watch, Z, compute, in_memory
 from ..market._rogues import NETWORK, open_rogue
 from ._attacks import refused
 
@@ -361,6 +363,42 @@ def test_a_program_that_is_far_costlier_than_said_is_underpriced(site: Path) -> 
             await node.run(
                 p2p.program("step"), p2p.out(3, np.int32), check="none", item_s=0.001, chunks=3, on_event=watch
             )
+
+    in_memory(scenario)
+
+
+@dataclass(slots=True, kw_only=True)
+class Changed(InlineWorkers):
+    """As a pool whose program was upgraded while the node runs: no further worker loads it."""
+
+    def session(self, **_: Any) -> Any:
+        if self.backend is not None:
+            raise SandboxError("the files of tiny-learner 1.0 have changed since the node looked at them")
+        return InlineWorkers.session(self)
+
+
+def test_a_provider_whose_program_was_changed_meanwhile_says_so() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(programs=["infer"], workers=Changed())
+        node = await market.node(connect=(provider,))
+        watch = Watch()
+        with pytest.raises(p2p.TaskError, match="no worker can be had: the files of tiny-learner"):
+            await infer(node, on_event=watch)
+        assert watch.of(ProviderRefused)
+        await node.services.overlay.connect((await market.provider(programs=["infer"])).addresses[0])
+        assert right(await infer(node))
+
+    in_memory(scenario)
+
+
+def test_kernels_can_go_unchecked_by_the_same_word() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        node = await market.node(connect=(provider,))
+        watch = Watch()
+        assert np.array_equal(await compute(node, watch=watch, check="none"), Z)
+        assert {event.checked for event in watch.of(ChunkDone)} == {0}
+        assert [terms.check.kind for terms in await terms_of(node, watch)] == ["none"]
 
     in_memory(scenario)
 
