@@ -25,17 +25,22 @@ __all__ = [
     "MAX_DATA_FRAME_BYTES",
     "MAX_DEVICES",
     "MAX_DIMS",
+    "MAX_DISPUTE_QUESTIONS",
     "MAX_ENVELOPE_BYTES",
+    "MAX_EVIDENCE_BLOBS",
+    "MAX_EVIDENCE_BYTES",
     "MAX_FEATURES",
     "MAX_FRAME_BYTES",
     "MAX_INFLIGHT_CHUNKS",
     "MAX_KERNEL_BYTES",
+    "MAX_LEAVES",
     "MAX_NAME",
     "MAX_NEGOTIATION_ROUNDS",
     "MAX_OPTIONS",
     "MAX_ORDER_LIFETIME_MS",
     "MAX_OUTPUT_BYTES",
     "MAX_PROGRAM_NAME",
+    "MAX_PROOF_DIGESTS",
     "MAX_RESOURCES",
     "MAX_SLOTS",
     "MAX_TEXT",
@@ -85,3 +90,10 @@ MAX_KERNEL_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 1_048_576
 MAX_INFLIGHT_CHUNKS: Final = 256
 MAX_CREDIT_WINDOW: Final = 256  # chunks
+
+# Proofs and disputes
+MAX_LEAVES: Final = MAX_CHUNKS
+MAX_PROOF_DIGESTS: Final = 20  # of one of MAX_LEAVES
+MAX_DISPUTE_QUESTIONS: Final = 32  # two, and one for each halving
+MAX_EVIDENCE_BLOBS: Final = MAX_ARGS + 1  # each input of a kernel, and its source
+MAX_EVIDENCE_BYTES: Final = 2 * MAX_BLOB_BYTES + 256 * 1024  # inputs, the state of a round, and what is signed

@@ -55,7 +55,13 @@ from ._messages import (
     ResultStart as ResultStart,
 )
 from ._receipt import (
+    open_proven_receipt as open_proven_receipt,
+)
+from ._receipt import (
     open_receipt as open_receipt,
+)
+from ._receipt import (
+    receipts_tree as receipts_tree,
 )
 from ._receipt import (
     seal_receipt as seal_receipt,

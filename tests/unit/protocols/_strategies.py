@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from p2pcompute_protocols import ads, channel, negotiation, task, wire, work
+from p2pcompute_protocols import ads, channel, merkle, negotiation, task, wire, work
 from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
@@ -38,8 +38,9 @@ PROTOCOLS: dict[str, dict[int, type[Record]]] = {
     "negotiation": dict(negotiation.MESSAGES),
     "task": dict(task.MESSAGES),
     "channel": dict(channel.MESSAGES),
+    "merkle": {},
 }
-# What travels inside of envelopes.
+# What travels inside of envelopes, in files, or in other records.
 PAYLOADS: dict[str, list[type[Record]]] = {
     "ads": [ads.CapabilityAd],
     "negotiation": [
@@ -50,6 +51,7 @@ PAYLOADS: dict[str, list[type[Record]]] = {
     ],
     "task": [ReceiptPayload],
     "channel": [],
+    "merkle": [merkle.InclusionProof],
 }
 
 _CHARACTERS = st.characters(exclude_categories=("Cs", "Cc"))
@@ -203,6 +205,12 @@ def _notice(draw: Any, v: Values) -> None:
     v["window"] = draw(st.integers(1, 256)) if v["kind"] == "window" else None
 
 
+def _inclusion(draw: Any, v: Values) -> None:
+    v["index"] = draw(st.integers(0, v["leaves"] - 1))
+    due = merkle._path_length(v["index"], v["leaves"])
+    v["path"] = tuple(draw(st.lists(st.binary(min_size=32, max_size=32), min_size=due, max_size=due)))
+
+
 def _sync(draw: Any, v: Values) -> None:
     held = v["amount_uusd"] > 0
     v["memo"] = draw(st.binary(min_size=32, max_size=32)) if held else None
@@ -226,6 +234,7 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     ReceiptPayload: _receipt,
     task.Notice: _notice,
     channel.ChannelSync: _sync,
+    merkle.InclusionProof: _inclusion,
 }
 
 

@@ -80,7 +80,7 @@ def test_rules_of_one_name_are_the_same_everywhere() -> None:
             seen[name] = (protocol, body)
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", [name for name, messages in PROTOCOLS.items() if messages])
 def test_a_frame_is_one_of_the_messages(protocol: str) -> None:
     rules = {rule_of(cls) for cls in PROTOCOLS[protocol].values()}
     match = re.search(rf"^{protocol}-message = ([^\n]*)", read_schema(protocol), re.MULTILINE)

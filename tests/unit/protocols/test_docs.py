@@ -88,14 +88,14 @@ def test_every_wire_code_has_a_row() -> None:
 
 
 def test_limits_that_a_specification_names_are_limits() -> None:
-    for protocol in ("", "envelope", *CONNECTIONS):
+    for protocol in ("", "envelope", *PROTOCOLS):
         named = set(re.findall(r"\b(?:MAX|UINT)[0-9]*_[A-Z0-9_]+\b", readme(protocol)))
         assert named <= limit_rows().keys(), f"{protocol}: {named - limit_rows().keys()}"
 
 
 def test_wire_codes_that_a_specification_names_are_codes() -> None:
     words = set(code_rows())
-    for protocol in ("envelope", *CONNECTIONS):
+    for protocol in ("envelope", *PROTOCOLS):
         text = readme(protocol)
         for table in ("Verification", "Taking an ad", "Taking a voucher"):
             if f"## {table}\n" in text:
@@ -112,7 +112,7 @@ def test_protocol_ids(protocol: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    for protocol in ("", "envelope", *CONNECTIONS):
+    for protocol in ("", "envelope", *PROTOCOLS):
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", readme(protocol)):
             assert (ROOT / protocol / target).exists(), f"{protocol}: {target}"
 

@@ -16,6 +16,7 @@ from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.envelope import open_envelope
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId, TaskId
+from p2pcompute_protocols.merkle import InclusionProof, verify_inclusion
 from p2pcompute_protocols.wire import decode_message
 from p2pcompute_protocols.work import ProgramWork
 
@@ -23,7 +24,7 @@ from .vectors import build
 from .vectors._material import plain
 
 ROOT = Path(__file__).parents[3] / "protocols"
-NAMES = ("envelope", "ads", "negotiation", "task", "channel")
+NAMES = ("envelope", "ads", "negotiation", "task", "channel", "merkle")
 CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "ads": ads.AdsConnection,
     "negotiation": negotiation.NegotiationConnection,
@@ -137,6 +138,11 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
             "digest": channel.voucher_digest(domain, made).hex(),
         }
 
+    def inclusion() -> Any:
+        found = InclusionProof.decode(data)
+        verify_inclusion(bytes.fromhex(context["leaf"]), found, bytes.fromhex(context["root"]))
+        return found
+
     ops: dict[str, Callable[[], Any]] = {
         "envelope": envelope,
         "message": message,
@@ -151,6 +157,7 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
         "binding": binding,
         "receipt": receipt,
         "voucher": voucher,
+        "inclusion": inclusion,
     }
     result = ops[vector["op"]]()
     if "type" in vector:

@@ -13,6 +13,7 @@ from ._ads import ads_vectors
 from ._channel import channel_vectors
 from ._envelope import envelope_vectors
 from ._material import KEYS, NETWORK, NOW
+from ._merkle import merkle_vectors
 from ._negotiation import negotiation_vectors
 from ._task import task_vectors
 
@@ -29,6 +30,7 @@ def build() -> dict[Path, str]:
         "negotiation": negotiation_vectors(),
         "task": task_vectors(),
         "channel": channel_vectors(),
+        "merkle": merkle_vectors(),
     }
     files: dict[Path, str] = {}
     for name, vectors in made.items():

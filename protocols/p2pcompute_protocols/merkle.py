@@ -1,0 +1,131 @@
+"""Merkle trees over bytes, and proofs that a leaf belongs to a root: `protocols/merkle/README.md` specifies them.
+
+The tree and its inclusion proofs are those of RFC 9162 §2.1 (and RFC 6962 §2.1) with SHA-256: a leaf is hashed with a
+zero byte before it and a node with a one byte, so that neither can be shown as the other; where the number of leaves
+is no power of two, the left subtree is the largest power of two below it.
+
+    tree = MerkleTree(receipts)                        # envelopes, chunk by chunk
+    proof = tree.proof(7)                              # at most 20 digests, for a million leaves
+    verify_inclusion(receipts[7], proof, tree.root)    # by whoever knows the root
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Final
+
+from .errors import LocalProtocolError, WireCode
+from .ids import Digest
+from .limits import MAX_LEAVES, MAX_PROOF_DIGESTS
+from .wire import Array, Bytes, Record, Uint, record, wire
+
+__all__ = ["EMPTY_ROOT", "InclusionProof", "MerkleTree", "leaf_hash", "node_hash", "verify_inclusion"]
+
+EMPTY_ROOT: Final = Digest(hashlib.sha256(b"").digest())
+"""The root of a tree without leaves, as RFC 9162 has it."""
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """SHA-256 of a zero byte and the leaf's bytes."""
+    return hashlib.sha256(b"\x00" + data).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256 of a one byte and the two hashes below."""
+    return hashlib.sha256(b"\x01" + left + right).digest()
+
+
+def _path_length(index: int, leaves: int) -> int:
+    """How many digests the path of a leaf has: none at levels where its node is the last and has no neighbour."""
+    length, last = 0, leaves - 1
+    while last:
+        length += index != last or bool(index & 1)
+        index, last = index >> 1, last >> 1
+    return length
+
+
+@record
+class InclusionProof(Record):
+    """That a leaf is number `index` of `leaves`: the neighbours of its node at each level, from the leaf up."""
+
+    index: int = wire(1, Uint(0, MAX_LEAVES - 1))
+    leaves: int = wire(2, Uint(1, MAX_LEAVES))
+    path: tuple[bytes, ...] = wire(3, Array(Bytes(32), MAX_PROOF_DIGESTS))
+
+    def validate(self) -> None:
+        if self.index >= self.leaves:
+            raise LocalProtocolError(f"leaf {self.index} of {self.leaves}")
+        due = _path_length(self.index, self.leaves)
+        if len(self.path) != due:
+            raise LocalProtocolError(f"a path of {len(self.path)} digests where leaf and tree give {due}")
+
+
+def verify_inclusion(leaf: bytes, proof: InclusionProof, root: bytes) -> None:
+    """Check that `leaf` is where `proof` says, in the tree of this root (RFC 9162 §2.1.3.2).
+
+    Raises:
+        LocalProtocolError: BAD_DIGEST, it is not.
+    """
+    found, index, last = leaf_hash(leaf), proof.index, proof.leaves - 1
+    path = iter(proof.path)
+    while last:
+        if index & 1:
+            found = node_hash(next(path), found)
+        elif index != last:
+            found = node_hash(found, next(path))
+        index, last = index >> 1, last >> 1
+    if found != root:
+        raise LocalProtocolError("the leaf does not belong to this root", code=WireCode.BAD_DIGEST)
+
+
+class MerkleTree:
+    """All levels of a tree, so that every proof is a look-up: 64 bytes a leaf.
+
+    Args:
+        leaves: the bytes of each leaf, in order.
+
+    Raises:
+        LocalProtocolError: OVERSIZED, more than MAX_LEAVES.
+    """
+
+    __slots__ = ("_levels",)
+
+    def __init__(self, leaves: Iterable[bytes]) -> None:
+        level: list[bytes] = []
+        for leaf in leaves:
+            if len(level) == MAX_LEAVES:
+                raise LocalProtocolError(f"a tree of more than {MAX_LEAVES} leaves", code=WireCode.OVERSIZED)
+            level.append(leaf_hash(leaf))
+        self._levels = [level]
+        while len(level) > 1:
+            above = [node_hash(level[at], level[at + 1]) for at in range(0, len(level) - 1, 2)]
+            if len(level) & 1:
+                above.append(level[-1])  # without a neighbour: it stands for the subtree as it is
+            self._levels.append(above)
+            level = above
+
+    def __len__(self) -> int:
+        return len(self._levels[0])
+
+    @property
+    def root(self) -> Digest:
+        """32 bytes; `EMPTY_ROOT` without leaves."""
+        return Digest(self._levels[-1][0]) if self._levels[0] else EMPTY_ROOT
+
+    def proof(self, index: int) -> InclusionProof:
+        """The proof for leaf `index`.
+
+        Raises:
+            LocalProtocolError: there is no such leaf.
+        """
+        if not 0 <= index < len(self):
+            raise LocalProtocolError(f"no leaf {index} in a tree of {len(self)}")
+        path: list[bytes] = []
+        at = index
+        for level in self._levels[:-1]:
+            neighbour = at ^ 1
+            if neighbour < len(level):
+                path.append(level[neighbour])
+            at >>= 1
+        return InclusionProof(index=index, leaves=len(self), path=tuple(path))
