@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from p2pcompute_protocols import ads, channel, merkle, negotiation, task, wire, work
+from p2pcompute_protocols import ads, channel, dispute, evidence, merkle, negotiation, task, wire, work
 from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
@@ -39,6 +39,8 @@ PROTOCOLS: dict[str, dict[int, type[Record]]] = {
     "task": dict(task.MESSAGES),
     "channel": dict(channel.MESSAGES),
     "merkle": {},
+    "dispute": dict(dispute.MESSAGES),
+    "evidence": {},
 }
 # What travels inside of envelopes, in files, or in other records.
 PAYLOADS: dict[str, list[type[Record]]] = {
@@ -52,6 +54,8 @@ PAYLOADS: dict[str, list[type[Record]]] = {
     "task": [ReceiptPayload],
     "channel": [],
     "merkle": [merkle.InclusionProof],
+    "dispute": [dispute.RoundsPayload, dispute.StateClaim],
+    "evidence": [evidence.EvidenceFile, evidence.Accusation],
 }
 
 _CHARACTERS = st.characters(exclude_categories=("Cs", "Cc"))
@@ -217,6 +221,20 @@ def _sync(draw: Any, v: Values) -> None:
     v["signature"] = draw(st.binary(min_size=65, max_size=65)) if held else None
 
 
+def _rounds(draw: Any, v: Values) -> None:
+    v["out"] = draw(st.integers(0, 31).filter(lambda n: n != v["state"]))
+
+
+def _accusation(draw: Any, v: Values) -> None:
+    rounds = v["kind"] == "round"
+    v["index"] = None if rounds else draw(st.integers(0, 1_048_575))
+    v["round"] = draw(st.integers(0, 1_048_575)) if rounds else None
+    v["item"] = draw(st.none() | st.integers(0, UINT64_MAX)) if v["kind"] == "result" else None
+    count = 2 if v["kind"] == "equivocation" else 1
+    digests = st.binary(min_size=32, max_size=32)
+    v["statements"] = tuple(draw(st.lists(digests, min_size=count, max_size=count, unique=True)))
+
+
 # What `validate` asks for across fields.
 _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     work.ScalarArg: _scalar,
@@ -235,6 +253,8 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     task.Notice: _notice,
     channel.ChannelSync: _sync,
     merkle.InclusionProof: _inclusion,
+    dispute.RoundsPayload: _rounds,
+    evidence.Accusation: _accusation,
 }
 
 

@@ -133,7 +133,8 @@ def wrong_for(of: Any) -> tuple[list[Any], list[Any]]:
             return WRONG["uint"], past
         case wire.Bytes():
             high = of.low if of.high < 0 else of.high
-            return WRONG["bstr"], [bytes(high + 1)] + ([bytes(of.low - 1)] if of.low else [])
+            long = [bytes(high + 1)] if high < 1 << 20 else []  # a blob above 64 MiB is refused for the file's size
+            return WRONG["bstr"], long + ([bytes(of.low - 1)] if of.low else [])
         case wire.Text():
             return WRONG["tstr"], ["x" * (of.high + 1), "é" * (of.high // 2 + 1)] + ([""] if of.low else [])
         case wire.Choice():

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols import ads, channel, dispute, negotiation, task
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.wire import Record
 
 from .test_tables import BLOB, DIGEST, MESSAGES, memory
+from .vectors._material import NETWORK, PROVIDER
 
 QUEUE = 3
 CONNECTIONS = list(MESSAGES)
@@ -57,6 +58,8 @@ def fresh(cls: type[Connection[Any]], role: Role) -> Connection[Any]:
     conn = cls(role)
     if isinstance(conn, task.TaskConnection):
         conn.chunks, conn.chunk_bytes, conn.blob_sizes = 1, (1, 1), {DIGEST: 3}
+    if isinstance(conn, dispute.DisputeConnection):
+        conn.network, conn.provider = NETWORK, PROVIDER.peer_id
     return conn
 
 

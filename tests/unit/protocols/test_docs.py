@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import _binding, ads, channel, negotiation, task
+from p2pcompute_protocols import _binding, ads, channel, dispute, negotiation, task
 from p2pcompute_protocols._evm import keccak256
 from p2pcompute_protocols.connection import Connection
 from p2pcompute_protocols.ids import peer_id_from_public_key
@@ -32,6 +32,7 @@ CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "negotiation": negotiation.NegotiationConnection,
     "task": task.TaskConnection,
     "channel": channel.ChannelConnection,
+    "dispute": dispute.DisputeConnection,
 }
 INNER: dict[str, list[type[Record]]] = {
     "ads": [ads.Device, ads.PricedOption, ads.Availability, ChainTerms, _binding.SignerBinding],
@@ -105,7 +106,7 @@ def test_wire_codes_that_a_specification_names_are_codes() -> None:
 
 @pytest.mark.parametrize("protocol", CONNECTIONS)
 def test_protocol_ids(protocol: str) -> None:
-    module = {"ads": ads, "negotiation": negotiation, "task": task, "channel": channel}[protocol]
+    module = {"ads": ads, "negotiation": negotiation, "task": task, "channel": channel, "dispute": dispute}[protocol]
     assert f"\n    {module.PROTOCOL_ID}\n" in readme(protocol)
     assert f"`{module.PROTOCOL_ID}`" in readme("")
     assert "| 1A | Working Draft | Active |" in readme(protocol)

@@ -15,12 +15,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols import ads, channel, dispute, negotiation, task
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.wire import Record
 
 from .test_tables import BINDING, CHAIN, memory
+from .vectors._dispute import ROUNDS, TASK_ID, a_claim, rounds_bytes
+from .vectors._material import NETWORK, PROVIDER
 
 BLOBS = {hashlib.sha256(blob).digest(): blob for blob in (b"kernel", b"input of a task", b"x" * 700)}
 CHUNKS, WHOLE, LAST = 6, 40, 7
@@ -164,6 +166,40 @@ class ChannelDialogue(Dialogue):
         assert acked == sorted(set(acked))
 
 
+class DisputeDialogue(Dialogue):
+    kind = dispute.DisputeConnection
+
+    def fresh(self, role: Role) -> Connection[Any]:
+        conn = dispute.DisputeConnection(role)
+        conn.network, conn.provider = NETWORK, PROVIDER.peer_id
+        return conn
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        state = st.integers(0, ROUNDS + 1)
+        if conn.role is Role.REQUESTER:
+            return st.one_of(
+                st.sampled_from([dispute.Challenge(task=TASK_ID), dispute.Challenge(task=bytes(32))]),
+                st.builds(dispute.Ask, state=state),
+                st.builds(dispute.Ask, state=state),
+                st.integers(0, 9).map(lambda n: dispute.Ask(state=0) if n else dispute.Settle(round=1)),
+            )
+        asked = getattr(conn, "asked", 0)
+        return st.one_of(
+            st.sampled_from([dispute.Commitment(rounds=rounds_bytes()), dispute.Commitment(rounds=b"r")]),
+            st.integers(0, ROUNDS).map(lambda n: dispute.Claim(claim=a_claim(n))),
+            st.just(dispute.Claim(claim=a_claim(asked))),
+            st.integers(0, 9).map(
+                lambda n: dispute.Claim(claim=a_claim(asked)) if n else dispute.DisputeRefusal(code=9, detail="no")
+            ),
+        )
+
+    @invariant()
+    def every_claim_was_asked_for(self) -> None:
+        asked = [m.state for m in self.said[Role.REQUESTER] if isinstance(m, dispute.Ask)]
+        claimed = [m.claim.proof.index for m in self.said[Role.PROVIDER] if isinstance(m, dispute.Claim)]
+        assert claimed == asked[: len(claimed)]
+
+
 class TaskDialogue(Dialogue):
     kind = task.TaskConnection
 
@@ -299,8 +335,10 @@ SETTINGS = settings(
 AdsDialogue.TestCase.settings = SETTINGS
 NegotiationDialogue.TestCase.settings = SETTINGS
 ChannelDialogue.TestCase.settings = SETTINGS
+DisputeDialogue.TestCase.settings = SETTINGS
 TaskDialogue.TestCase.settings = settings(SETTINGS, max_examples=80, stateful_step_count=12)
 TestAds = AdsDialogue.TestCase
 TestNegotiation = NegotiationDialogue.TestCase
 TestChannel = ChannelDialogue.TestCase
+TestDispute = DisputeDialogue.TestCase
 TestTask = TaskDialogue.TestCase

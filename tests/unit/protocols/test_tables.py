@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols import ads, channel, dispute, negotiation, task
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.framing import frame
-from p2pcompute_protocols.ids import peer_id_from_public_key
+from p2pcompute_protocols.ids import TaskId, peer_id_from_public_key
 from p2pcompute_protocols.limits import MAX_NEGOTIATION_ROUNDS
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.wire import Record, record, wire
+
+from .vectors._dispute import TASK_ID, a_claim, rounds_bytes, some_rounds
+from .vectors._material import NETWORK, PROVIDER
 
 BLOB = b"abc"
 DIGEST = hashlib.sha256(BLOB).digest()
@@ -63,6 +66,14 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
         channel.VoucherAck(amount_uusd=4),
         channel.VoucherRefusal(code=19, detail="no", best_uusd=0),
     ],
+    dispute.DisputeConnection: [
+        dispute.Challenge(task=TASK_ID),
+        dispute.Ask(state=3),
+        dispute.Settle(round=3),
+        dispute.Commitment(rounds=rounds_bytes()),
+        dispute.Claim(claim=a_claim(3)),
+        dispute.DisputeRefusal(code=9, detail="no"),
+    ],
 }
 CONNECTIONS = list(MESSAGES)
 
@@ -72,6 +83,9 @@ def arrange(conn: Connection[Any], state: enum.Enum, message: Record) -> None:
     conn.state = state
     if isinstance(conn, channel.ChannelConnection):
         conn.best_uusd, conn._offered_uusd = 3, 4
+    if isinstance(conn, dispute.DisputeConnection):
+        conn.network, conn.provider, conn.task = NETWORK, PROVIDER.peer_id, TaskId(TASK_ID)
+        conn.rounds, conn.asked = some_rounds(), 3
     if isinstance(conn, task.TaskConnection):
         conn.chunks, conn.chunk_bytes, conn.blob_sizes = 4, (8, 2), {DIGEST: 3}
         conn.outstanding = {0, 2}

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, negotiation, task
+from p2pcompute_protocols import ads, channel, dispute, negotiation, task
 from p2pcompute_protocols._binding import SignerBinding, verify_binding
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.envelope import open_envelope
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.evidence import open_evidence
 from p2pcompute_protocols.ids import Address, PeerId, TaskId
 from p2pcompute_protocols.merkle import InclusionProof, verify_inclusion
 from p2pcompute_protocols.wire import decode_message
@@ -24,12 +25,13 @@ from .vectors import build
 from .vectors._material import plain
 
 ROOT = Path(__file__).parents[3] / "protocols"
-NAMES = ("envelope", "ads", "negotiation", "task", "channel", "merkle")
+NAMES = ("envelope", "ads", "negotiation", "task", "channel", "merkle", "dispute", "evidence")
 CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "ads": ads.AdsConnection,
     "negotiation": negotiation.NegotiationConnection,
     "task": task.TaskConnection,
     "channel": channel.ChannelConnection,
+    "dispute": dispute.DisputeConnection,
 }
 
 
@@ -143,6 +145,22 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
         verify_inclusion(bytes.fromhex(context["leaf"]), found, bytes.fromhex(context["root"]))
         return found
 
+    def rounds() -> Any:
+        return dispute.open_rounds(
+            data, network=network, provider=PeerId(context["provider"]), task=TaskId(bytes.fromhex(context["task"]))
+        )[1]
+
+    def evidence() -> Any:
+        found = open_evidence(data)
+        assert found.needs.keys() == found.blobs.keys() | found.missing.keys()
+        return {
+            "accuser": found.accuser,
+            "provider": found.provider,
+            "task": found.agreement.task_id.hex(),
+            "kind": found.accusation.kind,
+            "missing": sorted(digest.hex() for digest in found.missing),
+        }
+
     ops: dict[str, Callable[[], Any]] = {
         "envelope": envelope,
         "message": message,
@@ -158,6 +176,8 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
         "receipt": receipt,
         "voucher": voucher,
         "inclusion": inclusion,
+        "rounds": rounds,
+        "evidence": evidence,
     }
     result = ops[vector["op"]]()
     if "type" in vector:
@@ -185,6 +205,8 @@ def players(protocol: str, setup: dict[str, Any]) -> dict[str, Connection[Any]]:
         if isinstance(conn, task.TaskConnection):
             conn.chunks, conn.chunk_bytes = setup["chunks"], (setup["chunk_bytes"], setup["last_chunk_bytes"])
             conn.blob_sizes = {bytes.fromhex(digest): size for digest, size in setup["blobs"].items()}
+        if isinstance(conn, dispute.DisputeConnection):
+            conn.network, conn.provider = load(protocol)["network"], peer(protocol, "provider")
         found[role.value] = conn
     return found
 

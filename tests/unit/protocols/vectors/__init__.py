@@ -11,7 +11,9 @@ from typing import Final
 
 from ._ads import ads_vectors
 from ._channel import channel_vectors
+from ._dispute import dispute_vectors
 from ._envelope import envelope_vectors
+from ._evidence import evidence_vectors
 from ._material import KEYS, NETWORK, NOW
 from ._merkle import merkle_vectors
 from ._negotiation import negotiation_vectors
@@ -31,6 +33,8 @@ def build() -> dict[Path, str]:
         "task": task_vectors(),
         "channel": channel_vectors(),
         "merkle": merkle_vectors(),
+        "dispute": dispute_vectors(),
+        "evidence": evidence_vectors(),
     }
     files: dict[Path, str] = {}
     for name, vectors in made.items():

@@ -1,0 +1,184 @@
+"""Opening a file of evidence: all that can be said of it without computing anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..dispute import RoundsPayload, StateClaim, check_claim, check_rounds_fit, open_rounds
+from ..envelope import Envelope, open_envelope
+from ..errors import LocalProtocolError, WireCode
+from ..ids import PeerId
+from ..limits import MAX_EVIDENCE_BYTES
+from ..negotiation import Agreement, Terms, open_agreement
+from ..negotiation._messages import ACCEPT_KIND, TERMS_KIND
+from ..task import ReceiptPayload, open_receipt
+from ..work import ArrayArg, ChunkWork
+from ._messages import ACCUSATION_KIND, Accusation, EvidenceFile
+
+__all__ = ["Evidence", "open_evidence"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """A file whose signatures, digests and proofs all hold together. What it accuses somebody of may still be false.
+
+    Attributes:
+        accuser: who signed the accusation.
+        provider: who is accused, the provider of the agreement.
+        statements: the provider's signed statements that are disputed: one receipt, two of them, or one commitment.
+        receipts: payloads of the receipts; none for a round.
+        rounds: the commitment's payload; None for a chunk.
+        claims: for a round, the committed states before and after it; for round 0 the first state alone.
+        blobs: bytes by digest, each named by the work, or the state before the round.
+        missing: digests and sizes of what is needed to compute it again and is not in the file.
+    """
+
+    network: str
+    accusation: Accusation
+    accuser: PeerId
+    agreement: Agreement
+    work: ChunkWork
+    statements: tuple[Envelope, ...]
+    receipts: tuple[ReceiptPayload, ...]
+    rounds: RoundsPayload | None
+    claims: tuple[StateClaim, ...]
+    blobs: Mapping[bytes, bytes]
+    missing: Mapping[bytes, int]
+
+    @property
+    def provider(self) -> PeerId:
+        """Who is accused."""
+        return PeerId(self.agreement.terms.provider)
+
+    @property
+    def needs(self) -> Mapping[bytes, int]:
+        """Digest to size of all that computing it again takes; nothing where signatures alone decide."""
+        return _needs(self.accusation, self.work, self.rounds, self.claims)
+
+
+def _needs(
+    accusation: Accusation, work: ChunkWork, rounds: RoundsPayload | None, claims: tuple[StateClaim, ...]
+) -> dict[bytes, int]:
+    if accusation.kind == "equivocation" or accusation.round == 0:
+        return {}
+    needs = {work.kernel.digest: work.kernel.size}
+    for position, arg in enumerate(work.args):
+        if isinstance(arg, ArrayArg) and (rounds is None or position != rounds.state):
+            needs[arg.digest] = arg.nbytes
+    if rounds is not None:
+        state = check_rounds_fit(rounds, work)
+        if needs.get(claims[0].digest, state.nbytes) != state.nbytes:
+            raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
+        needs[claims[0].digest] = state.nbytes
+    return needs
+
+
+def _open_agreement(raw: bytes, network: str) -> Agreement:
+    """Both signatures, by those whom the terms name."""
+    outer = open_envelope(raw, kind=ACCEPT_KIND, network=network)
+    inner = open_envelope(outer.payload, kind=TERMS_KIND, network=network)
+    terms = Terms.decode(inner.payload)
+    return open_agreement(raw, network=network, requester=PeerId(terms.requester), provider=PeerId(terms.provider))
+
+
+def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> Evidence:
+    """Read a file of evidence, and verify that it is of one piece.
+
+    Args:
+        data: the file.
+        more: blobs by digest that the file names and does not hold; others are ignored.
+
+    Raises:
+        LocalProtocolError: it is no evidence, with the code that says why: MALFORMED or OVERSIZED for its form,
+            BAD_SIGNATURE, WRONG_PEER or WRONG_NETWORK for who signed what, REPLAYED for a receipt of another task or
+            chunk, BAD_DIGEST for statements that are not those accused, blobs that nobody named, or states that were
+            not committed to.
+    """
+    file = EvidenceFile.decode(data, max_bytes=MAX_EVIDENCE_BYTES)
+    signed = open_envelope(file.accusation, kind=ACCUSATION_KIND, network=file.network)
+    accusation = Accusation.decode(signed.payload)
+    agreement = _open_agreement(file.agreement, file.network)
+    if accusation.task != agreement.task_id:
+        raise LocalProtocolError("the accusation is about another task", code=WireCode.REPLAYED)
+    if tuple(hashlib.sha256(raw).digest() for raw in file.statements) != accusation.statements:
+        raise LocalProtocolError("the statements are not those that are accused", code=WireCode.BAD_DIGEST)
+    work = agreement.terms.work
+    if not isinstance(work, ChunkWork):
+        raise LocalProtocolError("the agreement names no work", code=WireCode.UNSUPPORTED)
+    provider = PeerId(agreement.terms.provider)
+    statements: list[Envelope] = []
+    receipts: list[ReceiptPayload] = []
+    rounds: RoundsPayload | None = None
+    for raw in file.statements:
+        if accusation.index is None:
+            envelope, rounds = open_rounds(raw, network=file.network, provider=provider, task=agreement.task_id)
+            _check_claims(file.claims, rounds, work, accusation)
+        else:
+            envelope, receipt = open_receipt(
+                raw, network=file.network, provider=provider, task=agreement.task_id, index=accusation.index
+            )
+            _check_receipt(receipt, file.claims, work)
+            receipts.append(receipt)
+        statements.append(envelope)
+    if accusation.kind == "equivocation" and receipts[0].output == receipts[1].output:
+        raise LocalProtocolError("two receipts for one output are no contradiction", code=WireCode.REPLAYED)
+    blobs, missing = _take_blobs(file, _needs(accusation, work, rounds, file.claims), more or {})
+    return Evidence(
+        network=file.network,
+        accusation=accusation,
+        accuser=signed.signer,
+        agreement=agreement,
+        work=work,
+        statements=tuple(statements),
+        receipts=tuple(receipts),
+        rounds=rounds,
+        claims=file.claims,
+        blobs=blobs,
+        missing=missing,
+    )
+
+
+def _check_receipt(receipt: ReceiptPayload, claims: tuple[StateClaim, ...], work: ChunkWork) -> None:
+    if claims:
+        raise LocalProtocolError("claims about states of a chunk")
+    if receipt.code:
+        raise LocalProtocolError("a receipt for a failure claims no output", code=WireCode.UNSUPPORTED)
+    if receipt.index >= work.chunks:
+        raise LocalProtocolError(f"chunk {receipt.index} of {work.chunks}", code=WireCode.UNKNOWN_CHUNK)
+
+
+def _check_claims(
+    claims: tuple[StateClaim, ...], rounds: RoundsPayload, work: ChunkWork, accusation: Accusation
+) -> None:
+    check_rounds_fit(rounds, work)
+    after = accusation.round
+    assert after is not None  # of this kind, as the accusation's own rules have it
+    if after > rounds.rounds:
+        raise LocalProtocolError(f"round {after} of {rounds.rounds}", code=WireCode.UNKNOWN_CHUNK)
+    states = (after - 1, after) if after else (0,)
+    if len(claims) != len(states):
+        raise LocalProtocolError(f"{len(claims)} claims where the round has {len(states)}")
+    for claim, state in zip(claims, states, strict=True):
+        check_claim(claim, rounds, state)
+
+
+def _take_blobs(
+    file: EvidenceFile, needs: Mapping[bytes, int], more: Mapping[bytes, bytes]
+) -> tuple[dict[bytes, bytes], dict[bytes, int]]:
+    blobs: dict[bytes, bytes] = {}
+    for blob in file.blobs:
+        digest = hashlib.sha256(blob).digest()
+        if digest not in needs or digest in blobs:
+            raise LocalProtocolError("a blob that nothing names, or one twice", code=WireCode.BAD_DIGEST)
+        blobs[digest] = blob
+    for digest, blob in more.items():
+        if digest in needs and digest not in blobs:
+            if hashlib.sha256(blob).digest() != digest:
+                raise LocalProtocolError("a blob's bytes do not hash to its digest", code=WireCode.BAD_DIGEST)
+            blobs[digest] = blob
+    for digest, blob in blobs.items():
+        if len(blob) != needs[digest]:
+            raise LocalProtocolError("a blob of another size than the work says", code=WireCode.BAD_DIGEST)
+    return blobs, {digest: size for digest, size in needs.items() if digest not in blobs}
