@@ -35,10 +35,11 @@
     │   ├── WrongChain               it serves another chain ID than the one asked for
     │   ├── RpcError                 it answered with a JSON-RPC error; has code and message
     │   └── TransactionFailed        a transaction was mined and reverted, or can never be mined
-    └── StorageError                 storage.AmountOutOfRange, .ReceiptConflict, .UnknownAgreement
-        ├── DiskFull                 no room; what was committed before is safe
-        ├── storage.LedgerFailed     the disk failed; restart the node
-        └── LedgerCorrupt            a check of the ledger's own invariants failed
+    ├── StorageError                 storage.AmountOutOfRange, .ReceiptConflict, .UnknownAgreement
+    │   ├── DiskFull                 no room; what was committed before is safe
+    │   ├── storage.LedgerFailed     the disk failed; restart the node
+    │   └── LedgerCorrupt            a check of the ledger's own invariants failed
+    └── EvidenceError                a file of evidence is none, and says nothing of anybody
 
 What peers do wrong on the wire is in `p2pcompute_protocols.errors` (`LocalProtocolError`, `RemoteProtocolError`).
 Each message says what to do next. `exit_code` is what the command returns for it.
@@ -56,6 +57,7 @@ __all__ = [
     "ConfigError",
     "DialError",
     "DiskFull",
+    "EvidenceError",
     "ExecutionError",
     "IdentityError",
     "InsufficientFunds",
@@ -267,3 +269,9 @@ class DiskFull(StorageError):
 
 class LedgerCorrupt(StorageError):
     """A check of the ledger's own invariants failed."""
+
+
+class EvidenceError(P2PComputeError):
+    """A file of evidence is none: it says nothing of anybody. The message says what is wrong with it."""
+
+    exit_code = 14

@@ -1,5 +1,23 @@
-"""Checking results of peers: private samples now; quorum and bisection share this place."""
+"""Checking results of peers: private samples, what they find, and evidence of what was found."""
 
+from ._evidence import (
+    EVIDENCE_SUFFIX as EVIDENCE_SUFFIX,
+)
+from ._evidence import (
+    EvidenceStore as EvidenceStore,
+)
+from ._evidence import (
+    read_evidence as read_evidence,
+)
+from ._evidence import (
+    result_evidence as result_evidence,
+)
+from ._evidence import (
+    round_evidence as round_evidence,
+)
+from ._evidence import (
+    two_results_evidence as two_results_evidence,
+)
 from ._power import (
     chance_over_chunks as chance_over_chunks,
 )
@@ -29,4 +47,10 @@ from ._sampling import (
 )
 from ._sampling import (
     draw_threads as draw_threads,
+)
+from ._verdict import (
+    Verdict as Verdict,
+)
+from ._verdict import (
+    verify_evidence as verify_evidence,
 )

@@ -25,8 +25,7 @@ class Evidence:
     """A file whose signatures, digests and proofs all hold together. What it accuses somebody of may still be false.
 
     Attributes:
-        accuser: who signed the accusation.
-        provider: who is accused, the provider of the agreement.
+        signed: the accusation's envelope.
         statements: the provider's signed statements that are disputed: one receipt, two of them, or one commitment.
         receipts: payloads of the receipts; none for a round.
         rounds: the commitment's payload; None for a chunk.
@@ -37,7 +36,7 @@ class Evidence:
 
     network: str
     accusation: Accusation
-    accuser: PeerId
+    signed: Envelope
     agreement: Agreement
     work: ChunkWork
     statements: tuple[Envelope, ...]
@@ -48,8 +47,13 @@ class Evidence:
     missing: Mapping[bytes, int]
 
     @property
+    def accuser(self) -> PeerId:
+        """Who signed the accusation."""
+        return self.signed.signer
+
+    @property
     def provider(self) -> PeerId:
-        """Who is accused."""
+        """Who is accused: the provider of the agreement."""
         return PeerId(self.agreement.terms.provider)
 
     @property
@@ -128,7 +132,7 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
     return Evidence(
         network=file.network,
         accusation=accusation,
-        accuser=signed.signer,
+        signed=signed,
         agreement=agreement,
         work=work,
         statements=tuple(statements),
