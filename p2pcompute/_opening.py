@@ -10,8 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
+import trio
+
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
+from p2pcompute.checking import EvidenceStore
 from p2pcompute.errors import ChainError, ConfigError, InsufficientFunds, NoProviderError, ProfileInUse
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.identity import NodeKey, WalletKey
@@ -97,6 +100,7 @@ async def open_services(
             guess_milli=1_000 * len(os.sched_getaffinity(0)),
             cores=len(os.sched_getaffinity(0)),
             fund_wallet=lambda amount_uusd: _fund_from_faucet(client, hub_client, wallet, amount_uusd),
+            evidence=EvidenceStore(directory=place.evidence, run_sync=trio.to_thread.run_sync),
         )
         services.chain_url = chain_url
         try:
@@ -144,6 +148,7 @@ def wire_services(
     fund_wallet: Callable[[int], Awaitable[None]],
     open_program_pool: Callable[[InstalledProgram, str | None, int, bool], Any] | None = None,
     cores: int = 1,
+    evidence: EvidenceStore | None = None,
 ) -> NodeServices:
     """Connect given parts to each other; the same for real and for simulated ones.
 
@@ -179,6 +184,7 @@ def wire_services(
         books=books,
         now_ms=now_ms,
         is_banned=books.banned.__contains__,
+        evidence=evidence,
     )
     return NodeServices(
         key=key,

@@ -103,6 +103,11 @@ class Profile:
         return self.path / "wallet.key"
 
     @property
+    def evidence(self) -> Path:
+        """The directory of what liars have signed; `p2pcompute evidence list` shows it."""
+        return self.path / "evidence"
+
+    @property
     def control_socket(self) -> Path:
         """Where a running node answers `p2pcompute status`."""
         return self.path / "control.sock"

@@ -208,7 +208,8 @@ class Progress:
                 again = len(event.revoked)
                 return Text(
                     f"{short_peer(event.provider)} LIED: {event.mismatched} samples of chunk {event.index} differ; it "
-                    f"gets nothing more, {count(again, 'chunk')} {'is' if again == 1 else 'are'} computed anew",
+                    f"gets nothing more, {count(again, 'chunk')} {'is' if again == 1 else 'are'} computed anew"
+                    + (f"; evidence: {event.evidence}" if event.evidence else ""),
                     style="bold red",
                 )
             case ChunkDone() if not self._console.is_terminal and task.chunks:

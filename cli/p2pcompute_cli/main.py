@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "fund": ("p2pcompute_cli._money", "fund", "Bring tokens into the hub, for channels."),
     "withdraw": ("p2pcompute_cli._money", "withdraw", "Take what is free at the hub out of it."),
     "programs": ("p2pcompute_cli._programs", "programs", "List the programs that are installed here."),
+    "evidence": ("p2pcompute_cli._evidence", "evidence", "Check files that show who lied, and list those kept here."),
     "bench": ("p2pcompute_cli._bench", "bench", "Measure this machine as its ad will say it."),
     "doctor": ("p2pcompute_cli._doctor", "doctor", "Check this machine, and say what to do about what is missing."),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.checking import SampleReport
+from p2pcompute.checking import EvidenceStore, SampleReport, result_evidence
 from p2pcompute.errors import (
     BudgetError,
     ChainError,
@@ -89,6 +89,7 @@ class Coordinator:
     books: RequesterBooks
     now_ms: Callable[[], int]
     is_banned: Callable[[PeerId], bool] = lambda _: False
+    evidence: EvidenceStore | None = None  # where what liars have signed is kept for others to check
     draw: Callable[[int], int] = secrets.randbelow  # one of so many, from 0; a newcomer's chances are our own secret
     requeued: int = 0  # of the task that ended last
     _salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
@@ -440,8 +441,30 @@ class Coordinator:
                 mismatched=lie.report.mismatched,
                 revoked=tuple(revoked),
                 paid_uusd=link.account.paid_uusd,
+                evidence=await self._keep_evidence(link, lie),
             )
         )
+
+    async def _keep_evidence(self, link: Link, lie: LiarError) -> str | None:
+        """Write what the liar has signed into a file that anybody can check."""
+        receipt = next((received.receipt for received in link.rejected if received.index == lie.index), None)
+        if self.evidence is None or receipt is None:
+            return None
+        try:
+            made = result_evidence(
+                link.agreement,
+                receipt,
+                lie.index,
+                blobs=link.blobs,
+                signer=self.signer,
+                now_ms=self.now_ms(),
+                report=lie.report,
+            )
+        except ProtocolError as exc:
+            _log.warning("evidence against %s can't be made: %s", lie.provider, exc)
+            return None
+        path = await self.evidence.save(link.agreement, f"chunk-{lie.index}", made)
+        return None if path is None else str(path)
 
     def _hooks(self, state: RunState) -> LinkHooks:
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:

@@ -114,13 +114,15 @@ class ProviderLost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiarCaught:
-    """A sample differed: nothing more is paid, and every chunk of it is computed anew."""
+    """A sample differed: nothing more is paid, and every chunk of it is computed anew. `evidence` is the path of a file
+    that shows it to anybody (`verify_evidence`); None where none is kept."""
 
     provider: PeerId
     index: int
     mismatched: int
     revoked: tuple[int, ...]
     paid_uusd: int
+    evidence: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

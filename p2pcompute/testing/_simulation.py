@@ -23,12 +23,14 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import trio
 
 from p2pcompute._opening import wire_services
+from p2pcompute.checking import EvidenceStore
 from p2pcompute.errors import ExecutionError, WorkerDied, WorkerTimeout
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdRecordValidator
@@ -234,6 +236,7 @@ async def open_simulated_node(
     score_milli: int = 1_000,
     network_id: str = DEFAULT_NETWORK,
     now_ms: Callable[[], int] = virtual_clock_ms,
+    evidence: Path | None = None,
 ) -> AsyncGenerator[Node]:
     """A node on a network in memory, or on any overlay that is open already.
 
@@ -245,6 +248,7 @@ async def open_simulated_node(
         score_milli: what it says of its speed.
         network_id: the network's ID; peers of another one refuse it.
         now_ms: its wall clock.
+        evidence: a directory for what liars have signed; None to keep none.
     """
     key = key or NodeKey.generate()
     pool = workers or InlineWorkers()
@@ -282,5 +286,6 @@ async def open_simulated_node(
             guess_milli=score_milli,
             fund_wallet=fund,
             open_program_pool=lambda program, _data, _spare, _unsandboxed: _program_workers(pool, program),
+            evidence=None if evidence is None else EvidenceStore(directory=evidence, run_sync=InlineExecutor()),
         )
         yield await stack.enter_async_context(compose_node(services, network=network_id, now_ms=now_ms))

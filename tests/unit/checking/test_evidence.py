@@ -23,7 +23,7 @@ from p2pcompute.checking import (
 )
 from p2pcompute.errors import EvidenceError
 from p2pcompute.execution import KernelSource
-from p2pcompute.execution._language import source_digest
+from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.storage import InlineExecutor
 from p2pcompute.testing import InlineWorkers, WorkerFaults
 from p2pcompute_protocols import dispute
