@@ -1,5 +1,20 @@
 """Checking results of peers: private samples, what they find, and evidence of what was found."""
 
+from ._bisection import (
+    Bisection as Bisection,
+)
+from ._bisection import (
+    Challenger as Challenger,
+)
+from ._bisection import (
+    Defender as Defender,
+)
+from ._bisection import (
+    Finding as Finding,
+)
+from ._bisection import (
+    SearchState as SearchState,
+)
 from ._evidence import (
     EVIDENCE_SUFFIX as EVIDENCE_SUFFIX,
 )
