@@ -48,6 +48,18 @@ from ._power import (
 from ._power import (
     samples_for as samples_for,
 )
+from ._quorum import (
+    ChunkState as ChunkState,
+)
+from ._quorum import (
+    Quorum as Quorum,
+)
+from ._quorum import (
+    Ruling as Ruling,
+)
+from ._quorum import (
+    draw_doubled as draw_doubled,
+)
 from ._sampling import (
     DEFAULT_SAMPLES as DEFAULT_SAMPLES,
 )
