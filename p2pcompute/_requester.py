@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import operator
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -72,6 +73,7 @@ _CALIBRATE_NS: Final = 10_000_000
 _CALIBRATE_LONG_NS: Final = 200_000_000
 _CALIBRATE_FEW: Final = 8
 _CALIBRATE_S: Final = 30.0
+_RECOMPUTE_S: Final = 300.0  # a chunk that providers differ about, or that no second one has
 _MAX_PROVIDERS: Final = 64
 _OWN: Final = "our own kernels"  # the tenant of this node's workers that its own tasks are; no peer ID is like it
 _SETUP_S: Final = 3.0  # of a provider; what it has to compile and receive comes on top:
@@ -166,10 +168,13 @@ class RunOptions:
         samples: private samples a chunk, of threads; where those of a block work together, blocks are run again, an
             eighth as many, and 8 at least; of a program items, an eighth of a chunk's where this is left out; 0 trusts
             providers and is visible in the agreement.
-        check: "sample", or "none": trust providers, as where nobody else has the data. Visible in the agreement.
         item_s: of a program, how many seconds one item takes on a reference core; measured here where None. With
             check="none" the program need not be installed here then.
         max_price: the most that an hour of a reference core may cost, in steps of 0.0036 USD.
+        check: "sample" re-runs the private samples; "quorum" also has chunks done by two providers, which may cost
+            twice as much, and compares them. Where they differ, and where no second provider is to be had, we compute
+            the whole chunk here. "none" trusts providers, as where nobody else has the data. Visible in the agreement.
+        quorum_share: the share of chunks that "quorum" has done twice, from 0 to 1; which ones is our own secret.
         device: "cpu", "cuda" or "any".
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block.
 
@@ -185,6 +190,7 @@ class RunOptions:
     check: str = "sample"
     item_s: float | None = None
     max_price: str | int | float | None = None
+    quorum_share: float = 1.0
     device: str = "any"
     on_event: Callable[[TaskEvent], None] | None = None
 
@@ -197,8 +203,8 @@ class RunOptions:
             whole(self, "chunks", 1, MAX_CHUNKS, otherwise=", or None to have it chosen")
         whole(self, "max_providers", 1, _MAX_PROVIDERS)
         whole(self, "samples", 0, _MAX_SAMPLES)
-        if self.check not in ("sample", "none"):
-            raise OptionError(f'check is {self.check!r}; write "sample" or "none"')
+        if self.check not in ("sample", "quorum", "none"):
+            raise OptionError(f'check is {self.check!r}; write "sample", "quorum" or "none"')
         if self.item_s is not None and (
             isinstance(self.item_s, bool)
             or not isinstance(self.item_s, int | float)
@@ -216,13 +222,19 @@ class RunOptions:
                 f"deadline_s is {self.deadline_s!r}; write seconds from now, more than 0 and at most "
                 f"{MAX_DEADLINE_MS // 1000} (7 days)"
             )
+        if isinstance(self.quorum_share, bool) or not isinstance(self.quorum_share, int | float):
+            raise OptionError(f"quorum_share is {self.quorum_share!r}; write a share from 0 to 1")
+        if not 0 <= self.quorum_share <= 1:
+            raise OptionError(f"quorum_share is {self.quorum_share!r}; write a share from 0 to 1")
+        if self.check == "quorum" and self.max_providers < 2:
+            raise OptionError('max_providers is 1; check="quorum" takes at least 2')
         if self.device not in ("cpu", "cuda", "any"):
             raise OptionError(f'device is {self.device!r}; write "cpu", "cuda" or "any"')
 
     @property
     def checks(self) -> bool:
-        """Whether samples are run again here."""
-        return self.check == "sample" and self.samples > 0
+        """Whether anything is computed again here."""
+        return self.check == "quorum" or (self.check == "sample" and self.samples > 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,15 +373,18 @@ class TaskRun:
                     "No money has moved."
                 ) from None
             work, blobs = self._cut(binding, units_per_item)
+            copies = 2 if options.check == "quorum" else 1
             found = await self.coordinator.candidates(
                 requirement,
                 units=work.units_per_chunk,
                 fp="strict",
                 language=LANGUAGE_VERSION,
                 max_price_pusd=limit,
-                wanted=min(4, options.max_providers, work.chunks),
+                wanted=min(4, options.max_providers, copies * work.chunks),
             )
-            total_units = math.ceil(work.units_per_chunk * binding.launch.blocks / work.blocks_per_chunk)
+            doubled = options.quorum_share if options.check == "quorum" else 0.0
+            once = work.units_per_chunk * binding.launch.blocks / work.blocks_per_chunk
+            total_units = math.ceil(once * (1 + doubled))
             cheapest = min(candidate.option.price_pusd for candidate in found)
             estimate_uusd = owed_uusd(total_units, cheapest)
             if estimate_uusd > budget_uusd:
@@ -385,7 +400,7 @@ class TaskRun:
                     ceiling_uusd=budget_uusd,
                 )
             )
-            await self.fund(budget_uusd * min(options.max_providers, work.chunks, max(len(found), 1)))
+            await self.fund(budget_uusd * min(options.max_providers, copies * work.chunks, max(len(found), 1)))
             together, size = binding.layout.together, binding.launch.threads_per_block
             samples, per_probe = options.samples, DEFAULT_SAMPLES
             if binding.program is not None:
@@ -407,19 +422,18 @@ class TaskRun:
                 max_price_pusd=min(limit, budget_uusd * PUSD_PER_UUSD // total_units),
                 ceiling_uusd=budget_uusd,
                 budget=self.budget,
-                check=CheckPolicy(
-                    kind="sample" if options.checks else "none", per_chunk=samples if options.checks else 0
-                ),
+                check=_policy(options, samples),
+                doubled=doubled,
                 fp="strict",
                 language=LANGUAGE_VERSION,
                 deadline_ms=deadline_ms,
-                max_providers=min(options.max_providers, work.chunks),
+                max_providers=min(options.max_providers, copies * work.chunks),
                 setup_s=(_SETUP_S if binding.program is None else PROGRAM_SETUP_S)
                 + _SLOWER * compile_s
                 + sum(map(len, blobs.values())) / _SETUP_BYTES_PER_S,
                 chunk_s=_RESULT_S + 2 * _SLOWER * work.units_per_chunk / 1e6,
             )
-            await self._coordinate(request, work, binding, sampler, deliver)
+            await self._coordinate(request, work, binding, sampler, worker, deliver)
 
     async def _coordinate(
         self,
@@ -427,13 +441,14 @@ class TaskRun:
         work: Work,
         binding: Binding,
         sampler: Sampler | None,
+        worker: WorkerSession | None,
         deliver: Callable[[Chunk], Awaitable[None]],
     ) -> None:
         items = binding.layout.items_per_block
         seen: set[int] = set()
 
         async def check(index: int, output: memoryview) -> SampleReport:
-            if sampler is None or request.check.kind == "none":
+            if sampler is None or not request.check.per_chunk:
                 return SampleReport(checked=0, mismatched=0)
             first, blocks = work.chunk_range(index)
             inside = binding.layout.items_inside(first, blocks)
@@ -445,6 +460,15 @@ class TaskRun:
             first, blocks = work.chunk_range(index)
             inside = binding.layout.items_inside(first, blocks)
             return await _apart(checks, partial(sampler.probe, first * items, blocks * items, inside=inside))
+
+        async def recompute(index: int) -> bytes:
+            assert worker is not None  # what is done twice is computed here too, if it has to be
+            call = partial(worker.run_blocks, *work.chunk_range(index), timeout_s=_RECOMPUTE_S)
+            run = await _apart(checks, call)
+            digest = hashlib.sha256()
+            for output in run.outputs:
+                digest.update(output)
+            return digest.digest()
 
         async def hand_over(index: int, output: memoryview, provider: PeerId) -> None:
             first, blocks = work.chunk_range(index)
@@ -474,7 +498,9 @@ class TaskRun:
         failure: Exception | None = None
         async with trio.open_nursery() as checks:
             try:
-                await self.coordinator.run(request, deliver=hand_over, check=check, probe=probe, emit=self._emit)
+                await self.coordinator.run(
+                    request, deliver=hand_over, check=check, probe=probe, emit=self._emit, recompute=recompute
+                )
             except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
                 failure = exc
                 checks.cancel_scope.cancel()
@@ -563,6 +589,11 @@ class TaskRun:
                 f"the call is over a bound of the protocol: {exc}",
                 instead="send less input (at most 64 MiB) or cut the launch into several calls",
             ) from exc
+
+
+def _policy(options: RunOptions, samples: int) -> CheckPolicy:
+    kind = "quorum" if options.check == "quorum" else "sample" if options.checks else "none"
+    return CheckPolicy(kind=kind, per_chunk=0 if kind == "none" else samples)
 
 
 def price_per_unit_pusd(price: str | float, *, at_most: bool = False) -> int:

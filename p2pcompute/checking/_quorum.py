@@ -66,6 +66,7 @@ class _Chunk:
     state: ChunkState = ChunkState.OPEN
     holders: set[PeerId] = field(default_factory=set)  # computing it now
     claims: dict[PeerId, bytes] = field(default_factory=dict)
+    gone: set[PeerId] = field(default_factory=set)  # who claimed something whose bytes are lost
     digest: bytes | None = None  # what settled it
     by_us: bool = False
 
@@ -135,19 +136,31 @@ class Quorum:
         if chunk.state in (ChunkState.SETTLED, ChunkState.OURS):
             return 0
         due = _COPIES if chunk.state is ChunkState.OPEN else _WITH_ARBITER
-        return max(0, due - len(chunk.holders | chunk.claims.keys()))
+        return max(0, due - len(self._present(chunk)))
+
+    @staticmethod
+    def _present(chunk: _Chunk) -> set[PeerId]:
+        return chunk.holders | (chunk.claims.keys() - chunk.gone)
+
+    def bars(self, provider: PeerId, index: int) -> bool:
+        """Whether a doubled chunk is kept from this provider: it was convicted, or has or had the chunk itself, or its
+        kin has. A settled one is kept from the convicted only: its result is judged at once."""
+        chunk = self._chunks[index]
+        if provider in self._convicted:
+            return True
+        if chunk.state is ChunkState.SETTLED:
+            return False
+        return self._kin(provider) in {self._kin(other) for other in self._present(chunk)}
 
     def may_take(self, provider: PeerId, index: int) -> bool:
-        """Whether a doubled chunk is to be given to this provider: it is wanted, and none of its kin has had it."""
-        chunk = self._chunks[index]
-        if provider in self._convicted or not self.wants(index):
-            return False
-        return self._kin(provider) not in {self._kin(other) for other in (*chunk.holders, *chunk.claims)}
+        """Whether a doubled chunk is to be given to this provider: it is wanted, and nothing bars it."""
+        return bool(self.wants(index)) and not self.bars(provider, index)
 
-    def seconds(self, provider: PeerId) -> int | None:
-        """The first chunk that somebody else has begun and that wants this provider too."""
+    def seconds(self, provider: PeerId, *, refused: Callable[[int], bool] = lambda _: False) -> int | None:
+        """The first chunk that somebody else has begun and that wants this provider too; `refused` says of which
+        it is known that it can't have them."""
         for index, chunk in self._chunks.items():
-            if (chunk.holders or chunk.claims) and self.may_take(provider, index):
+            if self._present(chunk) and self.may_take(provider, index) and not refused(index):
                 return index
         return None
 
@@ -156,9 +169,17 @@ class Quorum:
         self._chunks[index].holders.add(provider)
 
     def drop(self, provider: PeerId, index: int) -> None:
-        """The provider has it no more, and gave no result."""
+        """The provider has it no more. What it claimed, if anything, still speaks for or against it, but the bytes are
+        lost, and others may have the chunk."""
         if index in self._chunks:
-            self._chunks[index].holders.discard(provider)
+            chunk = self._chunks[index]
+            chunk.holders.discard(provider)
+            if provider in chunk.claims:
+                chunk.gone.add(provider)
+
+    def ruling(self, index: int) -> Ruling:
+        """What is known of a doubled chunk now."""
+        return self._ruling(index)
 
     def came(self, provider: PeerId, index: int, digest: bytes) -> Ruling:
         """A provider's result: its receipt is right, and its samples, if any, were equal.
@@ -168,6 +189,7 @@ class Quorum:
         chunk = self._chunks[index]
         chunk.holders.discard(provider)
         chunk.claims.setdefault(provider, digest)
+        chunk.gone.discard(provider)
         if chunk.state is ChunkState.SETTLED:
             return self._ruling(index)
         agreed = self._agreed(chunk)
@@ -201,13 +223,15 @@ class Quorum:
         """A provider was caught lying, here or elsewhere: what it said counts no more, and it is given nothing more.
 
         Returns:
-            The chunks that were settled with its word and are open again. Those that we have computed stay settled.
+            The chunks that were settled with its word and are open again. What we have computed, and what two others
+            agree on, stays settled.
         """
         self._convicted.add(provider)
         reopened: list[int] = []
         for index, chunk in self._chunks.items():
             chunk.holders.discard(provider)
             claimed = chunk.claims.pop(provider, None)
+            chunk.gone.discard(provider)
             if claimed is None or chunk.by_us:
                 continue
             if chunk.state is not ChunkState.SETTLED:
@@ -215,6 +239,7 @@ class Quorum:
                     chunk.state = ChunkState.OPEN
             elif claimed == chunk.digest and self._agreed(chunk) is None:
                 chunk.state, chunk.digest = ChunkState.OPEN, None
+                chunk.gone.update(chunk.claims)  # who was right with it may compute it again, and be right again
                 reopened.append(index)
         return reopened
 

@@ -6,12 +6,12 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.checking import EvidenceStore, SampleReport, result_evidence
+from p2pcompute.checking import EvidenceStore, Quorum, SampleReport, draw_doubled, result_evidence
 from p2pcompute.errors import (
     BudgetError,
     ChainError,
@@ -28,7 +28,7 @@ from p2pcompute.errors import (
 )
 from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, rank
 from p2pcompute.market._ranking import NEWCOMERS_PLACE
-from p2pcompute.payments import max_loss
+from p2pcompute.payments import max_loss, subnet_of
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
 from p2pcompute_protocols.errors import ProtocolError, WireCode
@@ -38,6 +38,7 @@ from p2pcompute_protocols.negotiation import Agreement, Requirement
 
 from ._api import RequesterBooks
 from ._dialling import Dialler, NoPlaceError
+from ._doubling import DoublingScheduler, QuorumDesk
 from ._events import (
     Agreed,
     ChunkAssigned,
@@ -68,6 +69,7 @@ _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
 _FAILING_S: Final = 2.0  # the same where a chunk has failed at several: others are hardly going to come for it
 _CHUNK_FAILURES: Final = 2  # providers at which a chunk may fail before the task does
 _BUSY_S: Final = 1.0
+_SECOND_S: Final = 20.0  # a result waits for another provider's: less than the provider waits for its first money
 
 HOW_TO_GET_ONE: Final = (
     "Start one here with `p2pcompute up`, or point at a network with a provider: --bootstrap and --chain, "
@@ -133,13 +135,15 @@ class Coordinator:
         check: Callable[[int, memoryview], Awaitable[SampleReport]],
         probe: Callable[[int], Awaitable[bool]],
         emit: Callable[[TaskEvent], None],
+        recompute: Callable[[int], Awaitable[bytes]] | None = None,
     ) -> None:
         """Compute all chunks of `request`.
 
         `deliver` gets each checked chunk (index, output bytes, provider); the same index comes again when the
         provider that computed it was later caught lying: the newer one counts. `check` draws samples of a chunk's
         output; `probe` says whether a chunk's samples compute here, where it failed elsewhere. `emit` gets every
-        `TaskEvent` of this task; it must not block.
+        `TaskEvent` of this task; it must not block. `recompute` computes a whole chunk here and gives the digest of
+        its output; it is wanted where a share of the chunks is `doubled`.
 
         Raises:
             NoProviderError: nobody took the order; no money has moved.
@@ -157,6 +161,8 @@ class Coordinator:
             emit=emit,
             most=request.max_providers,
         )
+        if request.doubled and recompute is not None:
+            self._double(request, state, recompute)
         seconds = max(0.0, (request.deadline_ms - self.now_ms()) / 1000)  # it may have passed before this
         with trio.move_on_after(seconds) as deadline:
             async with trio.open_nursery() as nursery:
@@ -169,6 +175,41 @@ class Coordinator:
         if state.fatal is not None:
             raise state.fatal
         self.requeued = state.scheduler.requeued
+
+    def _double(self, request: TaskRequest, state: RunState, recompute: Callable[[int], Awaitable[bytes]]) -> None:
+        """Have some chunks done by two providers, which are not in one subnet as far as we can see."""
+        places: dict[PeerId, str] = {}
+
+        def kin(provider: PeerId) -> str:
+            address = self.overlay.remote_address(provider)
+            if address is not None:
+                places.setdefault(provider, subnet_of(address, provider))
+            return places.get(provider, f"peer:{provider}")
+
+        def others(provider: PeerId, index: int) -> bool:
+            return any(
+                other != provider and (scheduler.ran_at(index, other) or quorum.may_take(other, index))
+                for other in state.hopes()
+                if other not in scheduler.refused_at(index)
+            )
+
+        async def blame(provider: PeerId, index: int) -> None:
+            state.excluded.add(provider)
+            state.reasons[provider] = f"its result of chunk {index} was wrong, and it had left"
+            scheduler.revoke(provider)
+            await self.books.failed(provider, state.reasons[provider], ban=True)
+
+        quorum = Quorum(draw_doubled(request.work.chunks, request.doubled), kin=kin)
+        scheduler = state.scheduler = DoublingScheduler(request.work.chunks, quorum)
+        state.desk = QuorumDesk(
+            quorum=quorum,
+            sample=state.check,
+            recompute=recompute,
+            others=others,
+            blame=blame,
+            wake=state.wake,
+            patience_s=min(_SECOND_S, request.chunk_s),
+        )
 
     @cached_property
     def _dialler(self) -> Dialler:
@@ -388,7 +429,8 @@ class Coordinator:
         reason = "cancelled"
         account = await self.books.open(agreement, request.budget)
         try:
-            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, self._hooks(state))
+            hooks = self._hooks(state, candidate.peer_id)
+            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, hooks)
             contact.link = link
             await link.run()
             reason = ""
@@ -466,7 +508,12 @@ class Coordinator:
         path = await self.evidence.save(link.agreement, f"chunk-{lie.index}", made)
         return None if path is None else str(path)
 
-    def _hooks(self, state: RunState) -> LinkHooks:
+    def _hooks(self, state: RunState, checked: PeerId) -> LinkHooks:
+        def assigned(provider: PeerId, index: int) -> None:
+            state.emit(ChunkAssigned(provider=provider, index=index))
+            if state.desk is not None and index in state.desk.quorum:
+                state.wake()  # somebody who has nothing to do may be wanted for it too
+
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
             cancelled = code is WireCode.CANCELLED
             ran_s = state.scheduler.ran(index, provider, trio.current_time())
@@ -494,8 +541,8 @@ class Coordinator:
 
         return LinkHooks(
             ready=lambda provider, ms: state.emit(ProviderReady(provider=provider, compile_ms=ms)),
-            assigned=lambda provider, index: state.emit(ChunkAssigned(provider=provider, index=index)),
-            check=state.check,
+            assigned=assigned,
+            check=state.check if state.desk is None else partial(state.desk.check, checked),
             done=done,
             failed=failed,
             paid=lambda provider, amount: state.emit(Paid(provider=provider, paid_uusd=amount)),

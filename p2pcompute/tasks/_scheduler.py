@@ -18,7 +18,7 @@ from typing import Final
 
 from p2pcompute_protocols.ids import PeerId
 
-__all__ = ["ChunkScheduler"]
+__all__ = ["ChunkScheduler", "Running"]
 
 _HEDGE_FACTOR: Final = 3.0  # a chunk is late when it runs so many times as long as the median
 _HEDGE_MIN_S: Final = 1.0
@@ -27,7 +27,9 @@ _MAX_COPIES: Final = 8  # each further one only after twice the wait, so that tw
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
+    """Who has a chunk, and since when; `inf` where the result is here."""
+
     since: dict[PeerId, float] = field(default_factory=dict)
 
 
@@ -39,7 +41,7 @@ class ChunkScheduler:
         self.requeued = 0
         self._pending = list(range(chunks))
         heapq.heapify(self._pending)
-        self._running: dict[int, _Running] = {}
+        self._running: dict[int, Running] = {}
         self._done: dict[int, PeerId] = {}
         self._refused: dict[int, set[PeerId]] = {}
         self._durations: deque[float] = deque(maxlen=64)
@@ -72,9 +74,18 @@ class ChunkScheduler:
         run = self._running.get(index)
         return max(0.0, now - run.since[provider]) if run is not None and provider in run.since else 0.0
 
+    def ran_at(self, index: int, provider: PeerId) -> bool:
+        """Whether `provider` has the chunk now."""
+        run = self._running.get(index)
+        return run is not None and provider in run.since
+
     def refused_at(self, index: int) -> set[PeerId]:
         """The providers that may not have the chunk."""
         return set(self._refused.get(index, ()))
+
+    def _is_kept_from(self, provider: PeerId, index: int) -> bool:
+        """Whether the chunk is not for this provider."""
+        return provider in self._refused.get(index, ())
 
     def orphans(self, providers: Iterable[PeerId]) -> list[int]:
         """The pending chunks that failed for good at every one of `providers`."""
@@ -95,7 +106,7 @@ class ChunkScheduler:
         chosen = None
         while self._pending:
             index = heapq.heappop(self._pending)
-            if provider in self._refused.get(index, ()):
+            if self._is_kept_from(provider, index):
                 skipped.append(index)
                 continue
             chosen = index
@@ -105,7 +116,7 @@ class ChunkScheduler:
         if chosen is None:
             chosen = self._late(provider, now)
         if chosen is not None:
-            self._running.setdefault(chosen, _Running()).since[provider] = now
+            self._running.setdefault(chosen, Running()).since[provider] = now
         return chosen
 
     def hedge_at(self, provider: PeerId) -> float | None:
@@ -113,17 +124,15 @@ class ChunkScheduler:
         times = [max(run.since.values()) + self._patience(run) for _, run in self._hedgeable(provider)]
         return min((time for time in times if time < math.inf), default=None)
 
-    def _patience(self, run: _Running) -> float:
+    def _patience(self, run: Running) -> float:
         once = _UNKNOWN_S if not self._durations else _HEDGE_FACTOR * statistics.median(self._durations)
         return max(_HEDGE_MIN_S, once) * 2.0 ** (len(run.since) - 1)
 
-    def _hedgeable(self, provider: PeerId) -> list[tuple[int, _Running]]:
+    def _hedgeable(self, provider: PeerId) -> list[tuple[int, Running]]:
         return [
             (index, run)
             for index, run in self._running.items()
-            if provider not in run.since
-            and len(run.since) < _MAX_COPIES
-            and provider not in self._refused.get(index, ())
+            if provider not in run.since and len(run.since) < _MAX_COPIES and not self._is_kept_from(provider, index)
         ]
 
     def _late(self, provider: PeerId, now: float) -> int | None:
@@ -148,7 +157,7 @@ class ChunkScheduler:
         """A checked result came. The providers to cancel it at, or None where it was done already."""
         if index in self._done:
             return None
-        run = self._running.pop(index, _Running())
+        run = self._running.pop(index, Running())
         if provider in run.since:
             if run.since[provider] < math.inf:
                 self._durations.append(now - run.since[provider])

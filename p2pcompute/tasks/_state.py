@@ -15,6 +15,7 @@ from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
 from p2pcompute_protocols.work import Work
 
 from ._budget import TaskBudget
+from ._doubling import QuorumDesk
 from ._events import TaskEvent
 from ._link import Link
 from ._scheduler import ChunkScheduler
@@ -52,6 +53,7 @@ class TaskRequest:
     language: str
     deadline_ms: int
     max_providers: int = 8
+    doubled: float = 0.0  # the share of chunks that two providers do
     setup_s: float = 10.0
     chunk_s: float = 20.0
 
@@ -100,6 +102,7 @@ class RunState:
     probe: Callable[[int], Awaitable[bool]]
     emit: Callable[[TaskEvent], None]
     most: int
+    desk: QuorumDesk | None = None  # where some chunks are done by two
     contacts: dict[PeerId, Contact] = field(default_factory=dict)
     attempts: dict[PeerId, int] = field(default_factory=dict)
     excluded: set[PeerId] = field(default_factory=set)

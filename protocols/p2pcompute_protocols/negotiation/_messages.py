@@ -64,10 +64,11 @@ class Requirement(Record):
 
 @record
 class CheckPolicy(Record):
-    """How results are checked: `sample` re-runs at least `per_chunk` private elements of each chunk."""
+    """How results are checked: `sample` re-runs at least `per_chunk` private elements of each chunk; `quorum` does so
+    too, and may have another provider do the same chunk, whose result has to be equal to be paid."""
 
     extensible = True
-    kind: str = wire(1, Choice("sample", "none"))
+    kind: str = wire(1, Choice("sample", "none", "quorum"))
     per_chunk: int = wire(2, Uint(0, 2**20))
 
 

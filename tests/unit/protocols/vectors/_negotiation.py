@@ -137,6 +137,7 @@ def negotiation_vectors() -> Json:
     agreement = agreement_bytes()
     made_terms = some_terms(order, bid)
     standing = an_order(work=None, standing=True)
+    quorum = negotiation.CheckPolicy(kind="quorum", per_chunk=0)
 
     def taken(name: str, op: str, data: bytes, record: Record, **more: object) -> Json:
         return vector(name, op, data, expect=plain(record), **more)
@@ -189,6 +190,12 @@ def negotiation_vectors() -> Json:
         ),
         taken("a refusal", "refusal", cose("refusal", refusal.encode(), PROVIDER, aad=TO_REQUESTER), refusal),
         taken("terms", "terms", terms, made_terms),
+        taken(
+            "an order whose results are compared",
+            "order",
+            order_bytes(an_order(check=quorum).encode()),
+            an_order(check=quorum),
+        ),
         taken("an agreement", "agreement", agreement, made_terms, task_id=sha(agreement).hex()),
         taken("a bid for this order", "bid-answers-order", bid, a_bid(order), context={"order": order.hex()}),
         taken(
