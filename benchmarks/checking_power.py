@@ -5,7 +5,9 @@ by one unit in the last place (`p2pcompute.testing`'s fault, at other places in 
 checks it chunk by chunk on the same back end, until it finds a mismatch. Cost is what was run again of what was
 computed, in elements and in processor time, of runs without a fault. Prints tables, or JSON.
 
-python benchmarks/checking_power.py [--count 1000] [--json]
+python benchmarks/checking_power.py [--count 1000] [--json | --write]
+
+--write puts the tables into docs/checking.md, between its two marks.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -41,6 +44,9 @@ SAMPLES: Final = (32, 64, 128, 256, 512, 1024)
 TABLE_ELEMENTS: Final = 131_072
 SHARE: Final = 0.01
 STEPS: Final = np.int64(256)
+PAGE: Final = Path(__file__).resolve().parents[1] / "docs" / "checking.md"
+BEGIN: Final = "<!-- figures: python benchmarks/checking_power.py --write -->\n"
+END: Final = "<!-- end of figures -->\n"
 
 
 @p2p.kernel
@@ -148,9 +154,10 @@ def needed() -> list[dict[str, Any]]:
     return found
 
 
-def show(found: dict[str, Any]) -> None:
+def show(found: dict[str, Any]) -> str:
     """The tables of docs/checking.md."""
-    write = sys.stdout.write
+    lines: list[str] = []
+    write = lines.append
     write(f"| samples | cost | {' | '.join(f'{share:.1%} faked' for share in SHARES)} |\n")
     write("|---" * (len(SHARES) + 2) + "|\n")
     for row in found["table"]:
@@ -167,13 +174,16 @@ def show(found: dict[str, Any]) -> None:
             f"{row['caught']} of {row['runs']} | {row['expected']} | {row['mean_chunks_computed']} | "
             f"{row['cost_elements']:.2%} | {row['cost_time']:.2%} |\n"
         )
+    return "".join(lines)
 
 
 def main() -> None:
     """Work it out, inject, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000, help="injected runs of each task")
-    parser.add_argument("--json", action="store_true", dest="as_json")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--json", action="store_true", dest="as_json")
+    how.add_argument("--write", action="store_true", help="put the tables into docs/checking.md")
     options = parser.parse_args()
     count = max(1, min(options.count, 100_000))
     one_chunk = samples_for(TABLE_ELEMENTS, SHARE, 0.99)
@@ -199,8 +209,12 @@ def main() -> None:
     }
     if options.as_json:
         sys.stdout.write(json.dumps(found) + "\n")
-    else:
-        show(found)
+        return
+    tables = show(found)
+    sys.stdout.write(tables)
+    if options.write:
+        head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+        PAGE.write_text(f"{head}{BEGIN}\n{tables}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,18 @@ pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [("negotiation.py", "p50_ms"), ("task_latency.py", "p50_ms"), ("import_time.py", "bare")]
+    ("name", "field"),
+    [
+        ("negotiation.py", "p50_ms"),
+        ("task_latency.py", "p50_ms"),
+        ("import_time.py", "bare"),
+        ("checking_power.py", "injected"),
+    ],
 )
 def test_it_prints_its_figures(name: str, field: str) -> None:
     options = [] if name == "import_time.py" else ["--count", "2"]
+    if name == "checking_power.py":
+        options.append("--json")
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), *options], capture_output=True, text=True, timeout=180, check=False
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trio
 
 import p2pcompute as p2p
 from p2pcompute.errors import ConfigError, TaskError
@@ -155,6 +156,34 @@ def test_providers_that_leave_or_fail_hold_up_nobody() -> None:
         assert np.array_equal(await compute(requester, watch=watch, check="quorum", samples=0, chunks=32), Z)
         assert sorted(done) == list(range(32))
         assert not watch.of(LiarCaught)
+
+    in_memory(scenario)
+
+
+def test_who_leaves_while_results_are_compared_is_judged_all_the_same() -> None:
+    async def scenario(market: Market) -> None:
+        liar = await market.provider(fault=one_bit)
+        honest = await market.provider(workers=market.workers(chunk_s=2.0))
+        requester = await market.node(connect=(liar, honest))
+        begun = trio.Event()
+
+        def react(event: object) -> None:
+            if isinstance(event, ChunkAssigned) and event.provider == liar.peer_id:
+                begun.set()
+
+        async def leave() -> None:
+            await begun.wait()
+            await trio.sleep(1.0)  # its result has come, and waits for the honest one's
+            market.kill(liar)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leave)
+            watch = Watch(react)
+            assert np.array_equal(await compute(requester, watch=watch, check="quorum", samples=0, chunks=4), Z)
+        known = await requester.services.ledger.peer(liar.peer_id)
+        assert known is not None
+        assert "had left" in known.banned
+        assert liar.peer_id not in paid_by(watch)
 
     in_memory(scenario)
 
