@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 from p2pcompute.execution._api import ArgSpec, Launch, ScalarSpec
 from p2pcompute.execution._guard import Admitted
-from p2pcompute.execution._guard_index import grid_axis
+from p2pcompute.execution._guard_places import grid_axis
 from p2pcompute.execution._language import AXES
 
 __all__ = ["IndexRanges", "index_ranges"]
