@@ -1,10 +1,16 @@
 """Kernels whose threads work together on CUDA, with one defence less each: the interpreter shows what it is for. And
-what is at the bounds: shared memory that is full, snapshots that have no room there, every generation of devices."""
+what is at the bounds: shared memory that is full, snapshots that have no room there, every generation of devices.
+
+To look at more random kernels than the tests do, one after each seed:
+``PYTHONPATH=. python -m tests.unit.execution.cuda.test_cuda_block_attacks 100 200``.
+"""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -131,8 +137,6 @@ def test_a_kernel_whose_threads_run_alone_may_not_share(gpu: CudaBackend) -> Non
 
 def compare(gpu: CudaBackend, seed: int, threads: int, n: int) -> str:
     """The text of the first kernel from the seed on that is taken, if its bits are not what the rules say; or "" ."""
-    from random import Random
-
     while True:
         text = random_blocks.Writer(Random(seed), threads).text()
         try:
@@ -157,6 +161,11 @@ def test_random_kernels_whose_snapshots_lie_outside(
 ) -> None:
     monkeypatch.setattr(_cuda_text, "_SHARED_BYTES", 0)
     assert compare(gpu, seed, 4, 3) == ""
+
+
+@pytest.mark.parametrize("seed", [200, 210])
+def test_random_kernels_on_the_newest_generation(gpu: CudaBackend, seed: int) -> None:
+    assert compare(CudaBackend(Machine(capability=(12, 0))), seed, 3, 2) == ""
 
 
 # Bounds
@@ -240,7 +249,10 @@ def everything(result, sums, x, n):
     result[j, i] = mine[tx % 5]
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)])
+GENERATIONS = [(7, 5), (8, 0), (9, 0), (10, 0), (12, 0)]
+
+
+@pytest.mark.parametrize("capability", GENERATIONS)
 def test_ptx_and_machine_code_for_each_generation(
     cpu: CpuBackend, gpu: CudaBackend, capability: tuple[int, int]
 ) -> None:
@@ -248,14 +260,18 @@ def test_ptx_and_machine_code_for_each_generation(
     backend = CudaBackend(machine)
     x = np.random.default_rng(4).standard_normal((7, 15), dtype=np.float32) * 9
     binding = everything[(2, 2), (8, 4)].bind(out((7, 15), np.float64), out((2, 2, 3), np.int32), x, 4)
-    assert_same_bits(cpu, backend, machine, binding)
+    assert_same_bits(cpu, backend, machine, binding, singles=False)
     program = backend.ptx(binding.source, binding.launch, binding.specs)
     for ptx in (program.blocks_ptx, program.threads_ptx):
         assert "bar.sync" in ptx
         assert re.search(r"atom\.(?:relaxed\.\w+\.)?shared\.add\.u64", ptx)
         assert link_cubin(ptx, capability)[:4] == b"\x7fELF"
+
+
+@pytest.mark.parametrize("capability", GENERATIONS)
+def test_all_of_shared_memory_for_each_generation(gpu: CudaBackend, capability: tuple[int, int]) -> None:
     full = large[2, 16].bind(out(30, np.float64), np.zeros(30))
-    ptx = backend.ptx(full.source, full.launch, full.specs).blocks_ptx
+    ptx = CudaBackend(capability=capability).ptx(full.source, full.launch, full.specs).blocks_ptx
     assert link_cubin(ptx, capability)[:4] == b"\x7fELF"
 
 
@@ -288,3 +304,11 @@ def leaking(module: Any) -> Callable[..., Any]:
         return module.atomic.add(array, place, value)
 
     return operate
+
+
+if __name__ == "__main__":
+    backends = [CudaBackend(Machine(capability=capability)) for capability in ((8, 0), (12, 0))]
+    for number in range(int(sys.argv[1]), int(sys.argv[2])):
+        for backend in backends:
+            if said := compare(backend, number, (3, 4, 8)[number % 3], number % 5 - 1):
+                sys.stdout.write(said + "\n")
