@@ -186,11 +186,17 @@ class Coordinator:
                 places.setdefault(provider, subnet_of(address, provider))
             return places.get(provider, f"peer:{provider}")
 
+        patience_s = min(_SECOND_S, request.chunk_s)
+
         def others(provider: PeerId, index: int) -> bool:
+            now, refused = trio.current_time(), scheduler.refused_at(index)
             return any(
-                other != provider and (scheduler.ran_at(index, other) or quorum.may_take(other, index))
+                other != provider
+                and other not in refused
+                and (scheduler.ran_at(index, other) or quorum.may_take(other, index))
+                and state.contacts[other].waited(now) < patience_s  # once for each that keeps us waiting, not a chunk
+                and not state.contacts[other].draining
                 for other in state.hopes()
-                if other not in scheduler.refused_at(index)
             )
 
         async def blame(provider: PeerId, index: int) -> None:
@@ -208,7 +214,7 @@ class Coordinator:
             others=others,
             blame=blame,
             wake=state.wake,
-            patience_s=min(_SECOND_S, request.chunk_s),
+            patience_s=patience_s,
         )
 
     @cached_property

@@ -74,6 +74,11 @@ class Contact:
         """Whether it may have been given work."""
         return self.link is not None and self.link.ready
 
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more work."""
+        return self.link is not None and self.link.draining
+
     def waited(self, now: float) -> float:
         """For how many seconds it has owed us set-up or a result; 0 where it owes nothing."""
         if self.link is None or not self.link.ready:

@@ -271,3 +271,21 @@ def test_a_history_that_begins_elsewhere_or_only_ends_rightly(truth: tuple[Case,
     assert settle(case, states, elsewhere) == (0, "provider")
     detour = [*states[:3], *map(spoiled, states[3:-1]), states[-1]]
     assert settle(case, states, detour) == (None, "nobody")
+
+
+def test_a_referee_between_two_providers_asks_both_and_believes_neither(truth: tuple[Case, list[bytes]]) -> None:
+    """Two that have committed themselves to unlike histories: each is held against the other's, and computing one
+    round convicts whoever is wrong, both if need be."""
+    case, states = truth
+
+    def held_against(theirs: list[bytes], others: list[bytes]) -> str:
+        return settle(case, others, theirs)[1]
+
+    one = [*states[:5], *map(spoiled, states[5:])]
+    other = [*states[:9], *(bytes(len(state)) for state in states[9:])]
+    assert held_against(one, states) == "provider"
+    assert held_against(states, one) == "accuser"  # who brings the wrong history loses
+    # Both are wrong, the one from round 5 on, the other from round 9 on: they part at 5, where the other is right.
+    assert held_against(one, other) == "provider"
+    assert held_against(other, one) == "accuser"
+    assert held_against(other, states) == "provider"

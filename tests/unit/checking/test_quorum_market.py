@@ -160,6 +160,22 @@ def test_providers_that_leave_or_fail_hold_up_nobody() -> None:
     in_memory(scenario)
 
 
+def test_who_keeps_a_second_copy_is_waited_for_once() -> None:
+    """The attack: take the second copy of a chunk and never give it, so that every chunk waits for it."""
+
+    async def scenario(market: Market) -> None:
+        honest = await market.provider()
+        sits = [await market.provider(workers=market.workers(chunk_s=100_000.0)) for _ in range(2)]
+        requester = await market.node(connect=(honest, *sits))
+        watch = Watch()
+        began = trio.current_time()
+        assert np.array_equal(await compute(requester, watch=watch, check="quorum", samples=0), Z)
+        assert {event.provider for event in watch.of(ChunkDone)} == {honest.peer_id}
+        assert trio.current_time() - began < 3 * 20  # virtual seconds; 16 chunks that wait 20 s each are 320
+
+    in_memory(scenario)
+
+
 def test_who_leaves_while_results_are_compared_is_judged_all_the_same() -> None:
     async def scenario(market: Market) -> None:
         liar = await market.provider(fault=one_bit)
