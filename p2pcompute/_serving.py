@@ -99,11 +99,13 @@ class ProviderOptions:
         ):
             raise OptionError(f"programs is {programs!r}; write a list of at most {_MAX_PROGRAMS} names")
         object.__setattr__(self, "programs", tuple(programs))
-        if not isinstance(self.program_data, Mapping) or (unknown := set(self.program_data) - set(programs)):
-            what = "" if isinstance(self.program_data, Mapping) else repr(self.program_data)
+        given: object = self.program_data
+        unknown = (
+            [repr(name) for name in given if name not in programs] if isinstance(given, Mapping) else [repr(given)]
+        )
+        if unknown:
             raise OptionError(
-                f"program_data names {what or ', '.join(map(repr, unknown))}; write {{name: directory}} for names that "
-                "are among programs"
+                f"program_data names {', '.join(unknown)}; write {{name: directory}} for names that are among programs"
             )
 
 

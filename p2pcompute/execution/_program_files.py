@@ -24,6 +24,7 @@ __all__ = [
     "InstalledProgram",
     "content_digest",
     "installed_programs",
+    "is_unchanged",
     "look_up",
     "normalised",
 ]
@@ -35,7 +36,6 @@ _DOMAIN: Final = b"p2pcompute program 1\0"
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")  # it stands in a feature of an ad
 _REQUIREMENT: Final = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)([^;]*)(;.*)?")
 _MAX_VERSION: Final = 64
-_BINARY: Final = (".so", ".pyd")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +107,14 @@ def installed_programs() -> list[InstalledProgram | ProgramError]:
     return [program for _, program in sorted(found, key=lambda pair: pair[0])]
 
 
+def is_unchanged(program: InstalledProgram) -> bool:
+    """Whether the same version, with the same files, still lies where `program` was found."""
+    for distribution in metadata.distributions(path=[program.site]):
+        if _name_of(distribution) == program.distribution and distribution.version == program.version:
+            return content_digest(distribution, module=program.module) == program.digest
+    return False
+
+
 def content_digest(distribution: metadata.Distribution, *, module: str) -> bytes:
     """SHA-256 over a distribution's files as they lie on the disk, whatever RECORD says of them.
 
@@ -130,7 +138,7 @@ def content_digest(distribution: metadata.Distribution, *, module: str) -> bytes
     paths = sorted({row[0] for row in csv.reader(record.splitlines()) if row and _is_covered(row[0])}, key=str.encode)
     stem = module.replace(".", "/")
     if not any(
-        path in (f"{stem}.py", f"{stem}/__init__.py") or (path.startswith(f"{stem}.") and path.endswith(_BINARY))
+        path in (f"{stem}.py", f"{stem}/__init__.py") or (path.startswith(f"{stem}.") and path.endswith(".so"))
         for path in paths
     ):
         raise ProgramError(
@@ -184,13 +192,17 @@ def _describe(distribution: metadata.Distribution, point: metadata.EntryPoint) -
         raise ProgramError(
             f"{name} calls a program {point.name!r}; a name has at most 32 letters, digits, dots, hyphens or _"
         )
-    if not 1 <= len(name) <= _MAX_VERSION or not 1 <= len(distribution.version) <= _MAX_VERSION:
-        raise ProgramError(f"the name or the version of {name} is longer than {_MAX_VERSION} characters")
+    version = distribution.metadata["Version"]  # None where it is missing, whatever the types say
+    if not isinstance(version, str) or not 1 <= len(version) <= _MAX_VERSION or not 1 <= len(name) <= _MAX_VERSION:
+        raise ProgramError(
+            f"the distribution {name!r} of the program {point.name} has no name and version of 1 to {_MAX_VERSION} "
+            "characters; install it again"
+        )
     if not point.attr:
         raise ProgramError(f"{name}:{point.name} names the module {point.value} and no function; write module:function")
     return InstalledProgram(
         distribution=name,
-        version=distribution.version,
+        version=version,
         name=point.name,
         digest=content_digest(distribution, module=point.module),
         module=point.module,

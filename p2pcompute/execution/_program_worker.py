@@ -12,13 +12,12 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from typing import Any
 
 from p2pcompute.errors import ProgramError, SandboxError
 from p2pcompute.execution._api import Backend
 from p2pcompute.execution._program import ProgramBackend
-from p2pcompute.execution._program_files import DATA_VARIABLE, InstalledProgram, content_digest, normalised
+from p2pcompute.execution._program_files import DATA_VARIABLE, InstalledProgram, is_unchanged
 from p2pcompute.execution._worker import run_worker
 
 __all__ = ["load", "main"]
@@ -49,12 +48,7 @@ def load(program: InstalledProgram) -> Callable[..., Any]:
         ProgramError: its files are other ones than the node has seen, it can't be imported in here, or it is imported
             from elsewhere.
     """
-    found = [
-        distribution
-        for distribution in metadata.distributions(path=[program.site])
-        if normalised(distribution.metadata["Name"]) == program.distribution and distribution.version == program.version
-    ]
-    if not found or content_digest(found[0], module=program.module) != program.digest:
+    if not is_unchanged(program):
         raise ProgramError(
             f"the files of {program.distribution} {program.version} have changed since the node looked at them; start "
             "the node again"

@@ -123,6 +123,15 @@ def test_entry_points_that_are_none_are_said(
         look_up(next(iter(programs)))
 
 
+def test_a_distribution_without_a_version_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (put(tmp_path) / "Soft_Steps-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: soft-steps\n")
+    (tmp_path / "nameless-1.dist-info").mkdir()
+    (tmp_path / "nameless-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\n")
+    on_path(monkeypatch, tmp_path)
+    with pytest.raises(ProgramError, match="has no name and version"):
+        look_up("step")
+
+
 def test_who_is_not_there_is_said_and_who_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ProgramError, match="no installed distribution has programs"):
         look_up("step")
