@@ -186,6 +186,12 @@ class Progress:
                     f"{count(event.chunks, 'chunk')}, about {usd(event.estimate_uusd)}; this task spends "
                     f"{usd(event.ceiling_uusd)} at most"
                 )
+            case Agreed() if event.check == "none":
+                return Text(
+                    f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; nothing that it gives "
+                    f"is checked, and a lie can cost {usd(event.requester_max_loss_uusd)} at most",
+                    style="yellow",
+                )
             case Agreed() if not self._console.is_terminal:
                 return (
                     f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; a lie that sampling "

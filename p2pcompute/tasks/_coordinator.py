@@ -465,8 +465,10 @@ class Coordinator:
                 credit_window=terms.credit_window,
                 max_window=terms.max_window,
                 negotiation_ms=seconds * 1000,
-                requester_max_loss_uusd=loss.requester_uusd,
+                # Where nothing is checked, a lie is never found, and all that is paid can be paid for lies.
+                requester_max_loss_uusd=loss.requester_uusd if terms.check.kind == "sample" else loss.locked_uusd,
                 provider_max_loss_uusd=loss.provider_uusd,
+                check=terms.check.kind,
             )
         )
 

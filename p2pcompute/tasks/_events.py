@@ -41,7 +41,8 @@ class TaskStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreed:
-    """Both signed. `negotiation_ms` runs from the order to the agreement."""
+    """Both signed. `negotiation_ms` runs from the order to the agreement; `check` is "sample", or "none" where results
+    are taken unchecked."""
 
     provider: PeerId
     task: TaskId
@@ -51,6 +52,7 @@ class Agreed:
     negotiation_ms: float
     requester_max_loss_uusd: int
     provider_max_loss_uusd: int
+    check: str = "sample"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from p2pcompute.errors import TaskError
@@ -105,6 +107,17 @@ def test_lines_where_there_is_no_terminal() -> None:
         assert part in text
     total = next(line for line in lines if line.startswith("total"))
     assert total.split() == ["total", "4", "0.000050", "USD"]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_that_nothing_is_checked_is_said_wherever_one_looks(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, _environ={"TERM": "xterm"})
+    progress = Progress(console, requested_profile="default")
+    progress.task_event(STORY[1])
+    progress.task_event(dataclasses.replace(agreed(HONEST), check="none"))
+    progress.task_ended(None)
+    assert isinstance(console.file, io.StringIO)
+    assert "nothing that it gives is checked, and a lie can cost 0.000004 USD at most" in console.file.getvalue()
 
 
 def test_a_terminal_gets_a_live_display_that_leaves_nothing_behind() -> None:

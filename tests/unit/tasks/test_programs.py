@@ -125,7 +125,11 @@ def test_more_samples_and_none_stand_in_the_agreement() -> None:
             watch = Watch()
             assert right(await infer(node, on_event=watch, **options))
             assert {event.checked for event in watch.of(ChunkDone)} == {checked}
-            assert [terms.check for terms in await terms_of(node, watch)] == [policy]
+            (terms,) = await terms_of(node, watch)
+            assert terms.check == policy
+            (agreed,) = watch.of(Agreed)
+            assert agreed.check == policy.kind
+            assert (agreed.requester_max_loss_uusd == terms.ceiling_uusd) == (policy.kind == "none")
 
     in_memory(scenario)
 
