@@ -244,6 +244,9 @@ class _Walk:
             high = min(high, limit[1] - (kind is ast.Lt) - moved[0])
         if kind in (ast.Gt, ast.GtE, ast.Eq):
             low = max(low, limit[0] + (kind is ast.Gt) - moved[1])
+        if kind is ast.NotEq and limit[0] == limit[1] and moved[0] == moved[1]:
+            low += low == limit[0] - moved[0]
+            high -= high == limit[0] - moved[0]
         if low <= high:  # else it is not reached
             self.known[name.id] = (low, high)
 
