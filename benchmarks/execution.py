@@ -139,7 +139,7 @@ def workers(options: argparse.Namespace, threads: int) -> Iterator[Figure]:
     yield figure("chunk that does nothing, to a warm worker and back, median", small.median_us, "µs", 100.0)
     yield figure("the same, least", small.best_us, "µs")
     name = f"{large.nbytes >> 20} MiB in and {large.nbytes >> 20} MiB out"
-    yield figure(f"{name} / loop by hand and copies there is no way around", large.worker_s / large.copies_s, "ratio", 2.0)
+    yield figure(f"{name} / loop by hand and needful copies", large.worker_s / large.copies_s, "ratio", 2.0)
     yield figure(name, large.worker_s * 1000, "ms")
     yield figure("guard on a kernel of 100 lines", guard, "ms", 5.0)
     yield figure("end of an endless kernel after the grace period, process gone, median", end_ms, "ms", 100.0)

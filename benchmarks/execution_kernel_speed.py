@@ -10,7 +10,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from execution_hand import OPTIONS, libm_functions, make, strict_functions
+from execution_hand import OPTIONS
 from execution_kernels import TILE, black_scholes, blur, gather, gemm, mandelbrot, path_trace, saxpy, stencil
 
 import p2pcompute as p2p
@@ -51,8 +51,7 @@ class Case:
         layout = self.binding.layout
         items = self.binding.launch.blocks * layout.items_per_block
         return [
-            np.zeros((items, *row), spec.dtype)
-            for row, spec in zip(layout.row_shapes, layout.outputs, strict=True)
+            np.zeros((items, *row), spec.dtype) for row, spec in zip(layout.row_shapes, layout.outputs, strict=True)
         ]
 
     def whole(self, rows: list[Array]) -> list[Array]:

@@ -19,9 +19,9 @@ TAIL = """
 ## What stands beside what
 
 **Kernels.** `benchmarks/execution_kernels.py` has them as a user writes them, `execution_hand.py` as somebody writes
-them by hand for numba: `njit(parallel=True)` over rows, the inner loop over neighbours in memory, float32 throughout, no
-test that the loops make needless, NumPy's error model, arrays that are there already. Both are warm and have as many
-threads as there are cores. The back end writes rows in the order of blocks, by hand they lie in the whole array.
+them by hand for numba: `njit(parallel=True)` over rows, the inner loop over neighbours in memory, float32 throughout,
+no test that the loops make needless, NumPy's error model, arrays that are there already. Both are warm and have as
+many threads as there are cores. The back end writes rows in the order of blocks, by hand they lie in the whole array.
 
 - *By hand* calls the language's own `exp`, `log`, `erfc`, `sin` and `cos` (`docs/strict.md`), and gives the same bits,
   which is checked in each run. This is what a figure is held against: it leaves nothing that differs but the back end.
@@ -29,20 +29,20 @@ threads as there are cores. The back end writes rows in the order of blocks, by 
   definition costs is in there.
 - Loads are always tested for leaving their array, and give zero then. Where it is proved from the text and the sizes
   that they don't, no test is in the code; a row without further words is such a kernel. Where tests are left, the row
-  *without index tests* is the same code with bare loads, which only this benchmark makes; the row below it is what runs.
-  Indices are *affine* (sums of the thread's place and numbers) or *by data*.
+  *without index tests* is the same code with bare loads, which only this benchmark makes; the row below it is what
+  runs. Indices are *affine* (sums of the thread's place and numbers) or *by data*.
 - The tiled product is the one of the CUDA programming guide: tiles in shared memory, barriers, one thread an element.
   By hand, tiles are copied into local arrays and multiplied there.
-- NumPy's BLAS is free to fuse multiplications with additions and to add in any order; the strict product is not: each of
-  its sums goes from the first term to the last and rounds each time.
+- NumPy's BLAS is free to fuse multiplications with additions and to add in any order; the strict product is not: each
+  of its sums goes from the first term to the last and rounds each time.
 
 **A chunk that does nothing** is one block, from the call in the node to the result in the node's own memory: event
 loop, packet to the sandboxed worker, run, packet back, copy.
 
-**Copies that there is no way around**: the input goes into sealed memory, which is new each time, since what is sealed
+**Needful copies**: the input goes into sealed memory, which is new each time, since what is sealed
 stays; the loop reads one array and writes the other; the result goes to memory that the worker can't write, and is the
 caller's. They are made with the same system calls, without a worker, and with the loop by hand. The other side of that
-ratio is the sealing of a new input, its compilation, which finds the kernel compiled already, and the run of all blocks.
+ratio is the sealing of a new input, a compilation that finds the kernel compiled already, and the run of all blocks.
 
 **The guard** admits a kernel's text: parsing, the list of what may stand there, how it uses the grid.
 

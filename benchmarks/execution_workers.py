@@ -1,4 +1,4 @@
-"""The part of `execution.py` that times workers: a small chunk, a large one, the guard, and the end of what never ends."""
+"""The part of `execution.py` that times workers: a small chunk, a large one, the guard, the end of what never ends."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class _Walk:
         match test:
             case ast.UnaryOp(op=ast.Not(), operand=operand):
                 self.narrow(operand, not true)
-            case ast.BoolOp(op=op, values=values) if isinstance(op, ast.And) is true:
+            case ast.BoolOp(op=word, values=values) if isinstance(word, ast.And) is true:
                 for value in values:  # all are true, or none is
                     self.narrow(value, true)
             case ast.Compare(left=left, ops=ops, comparators=comparators) if true or len(ops) == 1:

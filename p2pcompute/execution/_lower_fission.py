@@ -61,9 +61,9 @@ class _BlockLowering(FunctionLowering):
                 made.append(BlockMemory(name=f"l_{array.name}", dtype=array.dtype, size=array.size, by_thread=True))
         call, functions = self.emitter.tail([*arguments, *(array.name for array in made)])
         lines = self.emitter.state()
-        for array in made:
-            lines.append(f" for z in range({f'size * {array.size}' if array.by_thread else array.size}):")
-            lines.append(f"  {array.name}[z] = {zero_of(array.dtype)}")
+        for flat in made:
+            lines.append(f" for z in range({f'size * {flat.size}' if flat.by_thread else flat.size}):")
+            lines.append(f"  {flat.name}[z] = {zero_of(flat.dtype)}")
         memory = (*made, *self.emitter.memory())
         head = f"def block({', '.join([*places, 'k', *arguments, *(array.name for array in memory)])}):\n"
         return BlockCode(

@@ -47,7 +47,7 @@ def looped_image(result, step):
     x, y = cuda.grid(2)
     total = 0
     for k in range(y):
-        total += step
+        total += step + k - k
     result[y, x] = total + x
 
 
@@ -125,7 +125,13 @@ def test_two_axes(backend: CpuBackend, shape: tuple[int, int]) -> None:
 
 def test_blocks_of_several_sizes_in_one_back_end(backend: CpuBackend) -> None:
     y, x = np.indices((30, 45))
-    for block, grid in (((16, 16), (3, 2)), ((7, 3), (7, 10)), ((64, 1), (1, 30)), ((1, 32), (45, 1)), ((16, 8), (3, 4))):
+    for block, grid in (
+        ((16, 16), (3, 2)),
+        ((7, 3), (7, 10)),
+        ((64, 1), (1, 30)),
+        ((1, 32), (45, 1)),
+        ((16, 8), (3, 4)),
+    ):
         check(backend, flat_image[grid, block].bind(out((30, 45), np.int64), 5), y * 5 + x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import random
 from collections.abc import Callable
@@ -158,7 +159,8 @@ class _Writer:
             return f"(not {found})" if self.rng.random() < 0.3 else found
         sign = self.rng.choice(["<", "<=", ">", ">=", "==", "!="])
         if self.rng.random() < 0.3:
-            return f"({self.rng.choice(['0', '-1', 'a'])} <= {self.rng.choice(['a', 'b', 'i'])} {sign} {self.expression(1)})"
+            low, name = self.rng.choice(["0", "-1", "a"]), self.rng.choice("abi")
+            return f"({low} <= {name} {sign} {self.expression(1)})"
         return f"({self.rng.choice(['a', 'b', 'c', 'i', 'a + 1', 'b - n', 'x[i]'])} {sign} {self.expression(1)})"
 
     def block(self, depth: int, indent: str) -> list[str]:
@@ -189,7 +191,8 @@ class _Writer:
     def loop(self, depth: int, indent: str) -> list[str]:
         lines = self.block(depth - 1, indent + "    ")
         if self.rng.random() < 0.4:
-            lines += [f"{indent}    if {self.condition()}:", f"{indent}        {self.rng.choice(['break', 'continue'])}"]
+            word = self.rng.choice(["break", "continue"])
+            lines += [f"{indent}    if {self.condition()}:", f"{indent}        {word}"]
         return lines
 
     def kernel(self) -> str:
@@ -347,10 +350,8 @@ def check_threads(admitted: Admitted, found: IndexRanges, x: np.ndarray[Any, Any
     for place in range(SIZE):
         steps = 0
         names["cuda"] = Cuda(place)
-        try:
+        with contextlib.suppress(_Enough):
             names["f"](np.zeros(SIZE, np.int64), x, y, 7)
-        except _Enough:
-            pass
     return proved
 
 
