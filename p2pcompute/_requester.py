@@ -71,7 +71,7 @@ _CALIBRATE_THREADS: Final = 1_024
 _CALIBRATE_MOST: Final = 262_144
 _CALIBRATE_NS: Final = 10_000_000
 _CALIBRATE_LONG_NS: Final = 200_000_000
-_CALIBRATE_FEW: Final = 8
+_CALIBRATE_FEW: Final = 4
 _CALIBRATE_S: Final = 30.0
 _RECOMPUTE_S: Final = 300.0  # a chunk that providers differ about, or that no second one has
 _MAX_PROVIDERS: Final = 64
@@ -162,7 +162,8 @@ class RunOptions:
 
     Attributes:
         budget: the most it may cost, such as "0.01 USD".
-        chunks: how many chunks to cut it into; chosen from a calibration run where None.
+        chunks: how many chunks to cut it into; chosen from a calibration run where None. A chunk is of whole blocks:
+            few threads that each take long are spread by ``kernel[threads, 1]``.
         max_providers: how many providers at once, at most 64.
         deadline_s: seconds from now, at most 7 days.
         samples: private samples a chunk, of threads; where those of a block work together, blocks are run again, an
@@ -260,6 +261,9 @@ class Chunk:
 
 
 class _Pool(Protocol):
+    @property
+    def threads(self) -> int: ...
+
     def session(self, *, tenant: str | None = None) -> Any: ...
 
 
@@ -538,6 +542,7 @@ class TaskRun:
             return (self.options.item_s or 0.0) * 1e6
         if binding.program is not None:
             return await calibrate_program(worker, binding) * await self.score_milli() / 1_000
+        threads = (await self.pool()).threads
         rng = np.random.default_rng()
         total = binding.launch.blocks * binding.layout.items_per_block
         size = binding.launch.threads_per_block if binding.layout.together else 1  # threads of an item
@@ -548,18 +553,19 @@ class TaskRun:
             return int((await worker.run_threads(picked, timeout_s=_CALIBRATE_S)).wall_ns)
 
         await timed(1)  # compiles
-        single_ns = [await timed(1) for _ in range(3)]
-        empty_ns = min(single_ns)
-        longest_ns = max(1, *single_ns)
-        few = min(_CALIBRATE_FEW, max(2, int(_CALIBRATE_S * 1e9) // (4 * longest_ns)))
-        count = min(max(1, _CALIBRATE_THREADS // size), max(few, _CALIBRATE_LONG_NS // longest_ns), total)
+        single_ns = max(1, min([await timed(1) for _ in range(3)]))
+        # So many at once as our worker has threads; of long ones few for each.
+        few = min(_CALIBRATE_FEW, max(1, int(_CALIBRATE_S * 1e9) // (4 * single_ns)))
+        affordable = max(few, _CALIBRATE_LONG_NS // single_ns) * threads
+        count = min(max(1, _CALIBRATE_THREADS // size), affordable, total)
         while True:
             spent_ns = min(await timed(count), await timed(count))
             if spent_ns >= _CALIBRATE_NS or count >= most:
                 break
             count = min(count * 4, most)
-        # The empty run is one of one item: so it has what all runs cost, and an item, which may be long.
-        per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / (count - 1) if count > 1 else spent_ns
+        # A run of one item has what every run costs, and an item: nearly nothing beside many, much beside few.
+        empty_ns = single_ns if count >= 16 * threads and single_ns < _CALIBRATE_NS else 0
+        per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / count
         return per_item_ns / 1_000 * await self.score_milli() / 1_000
 
     def _cut(self, binding: Binding, units_per_item: float) -> tuple[Work, dict[bytes, bytes]]:
