@@ -32,4 +32,8 @@ def single_error(*kinds: type[Exception]) -> Generator[None]:
                 chosen = leaf
                 break
     if chosen is not None:
-        raise chosen
+        context = chosen.__context__
+        try:
+            raise chosen
+        finally:  # a traceback would first show the whole group, in which the error is, as what it came from
+            chosen.__context__ = context
