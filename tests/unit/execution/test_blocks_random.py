@@ -333,10 +333,14 @@ def interpret(code: Lowered, threads: int, n: int, *, backwards: bool = False) -
     assert "for t_0 in range(d_0):" in code.block.block
     exec(code.block.block.replace("for t_0 in range(d_0):", f"for t_0 in {order}:"), names)
     out, rows = np.zeros(BLOCKS * threads, np.int64), np.zeros((BLOCKS, ROW), np.int64)
+    # What is left in it from another block does not count.
+    memory = [
+        np.full(threads * each.size if each.by_thread else each.size, 77, each.dtype) for each in code.block.memory
+    ]
     for block in range(BLOCKS):
         given = {"s_out_0": BLOCKS * threads, "s_blk_0": BLOCKS, "s_blk_1": ROW, "p_out": out, "p_blk": rows}
         given |= {"p_x": X, "p_n": n}
-        names["block"](block, threads, BLOCKS, block, *(given[name] for name in code.arguments))
+        names["block"](block, threads, BLOCKS, block, *(given[name] for name in code.arguments), *memory)
     return out.tolist(), rows.tolist()
 
 
