@@ -23,6 +23,7 @@ from p2pcompute.execution._index_values import THREADS, IndexWalk, Site, Values
 __all__ = ["Place", "apart_in_each_epoch"]
 
 _MOST_STEPS: Final = 20_000  # statements: a second or two, which only an attack takes
+_MOST_TOUCHES: Final = 1 << 25  # of elements by threads, in all: a few seconds, likewise
 _MOST_IN_EPOCH: Final = 4_096
 
 
@@ -91,6 +92,7 @@ class _Epochs(IndexWalk):
         self.good = set(shapes)
         self.epoch: list[tuple[Place, Site]] = []
         self.steps = 0
+        self.touched = 0
 
     def run(self) -> frozenset[str]:
         try:
@@ -206,6 +208,10 @@ class _Epochs(IndexWalk):
         loaded: list[Values] = []
         anywhere: set[int] = set()  # threads that touch elements that are not known
         for place, site in touches:
+            sizes = [site.reached.shape, *(index.shape for index in site.indices if index is not None)]
+            self.touched += int(np.prod(np.broadcast_shapes(*sizes), dtype=np.int64))
+            if self.touched > _MOST_TOUCHES:
+                raise _NotKnown
             pairs = site.touches(shape) if place.kind != "pass" else None
             if pairs is None:
                 reached = site.reached.any(axis=tuple(range(1, site.reached.ndim)))

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core.errors import NumbaError
+from numba.extending import intrinsic
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
@@ -48,7 +49,9 @@ class CpuBackend:
 
     def __init__(self, threads: int = 1) -> None:
         self._crew = _Crew(threads)
-        self._namespace = helpers(numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS))
+        self._namespace = helpers(
+            numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS), apart=_apart
+        )
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._sources = AdmittedSources(_KEPT)
 
@@ -127,6 +130,32 @@ class _Program:
 
     def threads(self, *args: Any) -> None:
         self._threads(*args)
+
+
+def _apart(function: Any) -> Any:
+    """A function of floats that LLVM does not copy into its callers. numba has no option for that: the call says it."""
+
+    def called(context: Any, kinds: tuple[Any, ...]) -> tuple[Any, Any]:
+        signature = types.Dispatcher(function).get_call_type(context, kinds, {})
+
+        def code(target: Any, builder: Any, _signature: Any, values: Any) -> Any:
+            compiled = function.overloads[tuple(signature.args)]
+            target.active_code_library.add_linking_library(compiled.library)
+            callee = target.declare_function(builder.module, compiled.fndesc)
+            _, value = target.call_conv.call_function(  # nothing in the language raises: there is no status to look at
+                builder, callee, signature.return_type, signature.args, values, attrs=("noinline",)
+            )
+            return value
+
+        return signature, code
+
+    def one(context: Any, x: Any) -> tuple[Any, Any]:
+        return called(context, (x,))
+
+    def two(context: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        return called(context, (x, y))
+
+    return intrinsic(one if function.py_func.__code__.co_argcount == 1 else two)
 
 
 def _compile(function: Any, signature: tuple[Any, ...]) -> None:

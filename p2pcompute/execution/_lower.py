@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
@@ -21,6 +21,7 @@ from p2pcompute.execution._guard_scratch import Scratch, memory_call
 from p2pcompute.execution._index_ranges import IndexRanges, index_ranges
 from p2pcompute.execution._index_values import Site, index_values
 from p2pcompute.execution._language import MAX_INSTANCES
+from p2pcompute.execution._lower_apart import apart, renamed
 from p2pcompute.execution._lower_block import BlockCode
 from p2pcompute.execution._lower_expr import ExpressionLowering, widen
 from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
@@ -214,9 +215,18 @@ class _Program:
                 filename=entry.filename,
                 instead="call each with the same types",
             )
+        functions = [(name, by_name[name].code) for name in used]
+        body = head + where + lines
+        blocks = [] if block is None else ["\n".join([block.block, *(code for _, code in block.functions)])]
+        if far := apart(functions, [body, *blocks]):
+            functions = [(name, renamed(code, far)) for name, code in functions]
+            body = renamed(body, far)
+            if block is not None:
+                parts = tuple((name, renamed(code, far)) for name, code in block.functions)
+                block = replace(block, block=renamed(block.block, far), functions=parts)
         return Lowered(
-            functions=tuple((name, by_name[name].code) for name in used),
-            body=head + where + lines,
+            functions=tuple(functions),
+            body=body,
             arguments=tuple(arguments),
             parameters=tuple(parameters),
             dims=dims,

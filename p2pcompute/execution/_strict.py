@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numba import float32, float64, int8, int16, int32, int64, uint8, uint16, uint32, uint64
 
+from p2pcompute.execution._lower_apart import APART
 from p2pcompute.execution._strict_math import math_helpers
 
 __all__ = ["helpers"]
@@ -38,6 +39,7 @@ def helpers(
     math_jit: Callable[[Any], Any] | None = None,
     float_bits: Any = None,
     bits_float: Any = None,
+    apart: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
     """The names that lowered code may use, each function compiled by `jit` when it is first called.
 
@@ -48,6 +50,8 @@ def helpers(
         math_jit: `jit` for the mathematical functions, which are long: a copy at each call is rarely wanted.
         float_bits: see `math_helpers`.
         bits_float: see `math_helpers`.
+        apart: of a mathematical function that `math_jit` has compiled, one that `jit` can call and that stays out of
+            line. Without it the function itself is called.
     """
     outer = frozenset(locals()) | {"outer"}
 
@@ -296,5 +300,6 @@ def helpers(
     functions = {name: value for name, value in locals().items() if name not in outer}
     sized = (int8, int16, int32, int64, uint8, uint16, uint32, uint64, float32, float64)
     constants = {"NAN32": _NAN32, "NAN64": _NAN64, "INF32": np.float32(np.inf), "INF64": np.float64(np.inf)}
-    functions |= math_helpers(math_jit or jit, float_bits=float_bits, bits_float=bits_float)
+    long = math_helpers(math_jit or jit, float_bits=float_bits, bits_float=bits_float)
+    functions |= long | {f"{name}{APART}": apart(value) if apart else value for name, value in long.items()}
     return functions | {kind.name: kind for kind in sized} | constants
