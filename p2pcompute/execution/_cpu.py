@@ -136,7 +136,7 @@ def _apart(function: Any) -> Any:
     """A function of floats that LLVM does not copy into its callers. numba has no option for that: the call says it."""
 
     def called(context: Any, kinds: tuple[Any, ...]) -> tuple[Any, Any]:
-        signature = types.Dispatcher(function).get_call_type(context, kinds, {})
+        signature: Any = types.Dispatcher(function).get_call_type(context, kinds, {})
 
         def code(target: Any, builder: Any, _signature: Any, values: Any) -> Any:
             compiled = function.overloads[tuple(signature.args)]

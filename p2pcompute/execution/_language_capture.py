@@ -178,10 +178,11 @@ class _Capture:
 
 
 def _written(value: object) -> Any:
-    """The Python function behind one that numba.cuda has decorated, or None."""
+    """The Python function behind one that its author has decorated with numba.cuda, or None."""
     inner = getattr(value, "py_func", None)
-    from_numba = type(value).__module__.startswith(_NUMBA) and isinstance(inner, types.FunctionType)
-    return inner if from_numba else None
+    if not isinstance(inner, types.FunctionType) or not type(value).__module__.startswith(_NUMBA):
+        return None
+    return None if (inner.__module__ or "").startswith(_NUMBA) else inner
 
 
 def _plain(function: Callable[..., Any]) -> types.FunctionType:

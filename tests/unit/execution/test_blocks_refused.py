@@ -317,3 +317,7 @@ def test_what_is_worked_out_of_indices_is_bounded() -> None:
     assert lowered(f"for k in range(1000):\n{loads}    sm[tx] = v", threads=64).block is not None
     with pytest.raises(KernelTypeError, match="not known"):
         lowered(f"for k in range(1000):\n{loads}    sm[tx] = v", threads=1024)
+    turns = "for a in range(100000):\n    for b in range(100000):\n        sm[(tx * a + b) % 63] = 1\n"
+    turns += "        cuda.syncthreads()"
+    with pytest.raises(KernelTypeError, match="not known"):
+        lowered(turns, threads=1024)
