@@ -84,6 +84,7 @@ class CudaBackend:
             math_jit=compiler.jit_apart,
             float_bits=compiler.float_bits,
             bits_float=compiler.bits_float,
+            apart=compiler.apart,
         )
         self._namespace |= {"cuda": compiler.cuda, "np": np, "syncthreads": compiler.cuda.syncthreads}
         self._namespace |= {f"atomic_{name.rstrip('_')}": compiler.atomic(name) for name in ATOMICS}

@@ -106,6 +106,10 @@ class CudaCompiler:
         """
         return _atomic(operation.rstrip("_"))
 
+    def apart(self, function: Any) -> Any:
+        """A function of floats that `jit_apart` made, called where it is: NVVM does not copy it into its callers."""
+        return _out_of_line(function)
+
     def ptx(self, function: Callable[..., Any], types: Sequence[Any], most_threads: int) -> str:
         """PTX of a kernel whose ``.entry`` has the function's name.
 
@@ -220,6 +224,36 @@ def _rounding(operation: str) -> Any:
         return value(value), code
 
     return intrinsic(typed)
+
+
+def _out_of_line(function: Any) -> Any:
+    """A call of a device function that says not to inline it, which numba-cuda has no option for."""
+    intrinsic: Any = import_module("numba.cuda.extending").intrinsic
+    kinds: Any = import_module("numba.cuda.types")
+
+    def called(context: Any, given: tuple[Any, ...]) -> tuple[Any, Any]:
+        signature: Any = kinds.Dispatcher(function).get_call_type(context, given, {})
+
+        def code(target: Any, builder: Any, _signature: Any, values: Any) -> Any:
+            compiled = function.overloads[tuple(signature.args)]
+            target.active_code_library.add_linking_library(compiled.library)
+            callee = compiled.fndesc.declare_function(builder.module)
+            convention = compiled.fndesc.call_conv
+            _, value = convention.call_function(builder, callee, signature.return_type, signature.args, values)
+            for instruction in builder.block.instructions:
+                if getattr(instruction, "callee", None) is callee:
+                    instruction.attributes.add("noinline")
+            return value
+
+        return signature, code
+
+    def one(context: Any, x: Any) -> tuple[Any, Any]:
+        return called(context, (x,))
+
+    def two(context: Any, x: Any, y: Any) -> tuple[Any, Any]:
+        return called(context, (x, y))
+
+    return intrinsic(one if function.py_func.__code__.co_argcount == 1 else two)
 
 
 def _bit_cast(have: str, to: str) -> Any:

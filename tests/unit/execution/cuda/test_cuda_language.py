@@ -9,6 +9,7 @@ from p2pcompute.execution._cuda import CudaBackend
 from p2pcompute.kernel import out
 
 from ..test_bit_counts import counts, operands
+from ..test_lower_apart import many
 from ..test_scratch_passed import alone, alone_as_in_python
 from .ptx_machine import Machine
 from .test_cuda_bits import assert_same_bits
@@ -27,3 +28,14 @@ def test_declared_arrays_in_device_functions(cpu: CpuBackend, gpu: CudaBackend, 
     due, due_sums = alone_as_in_python(x)
     assert np.array_equal(found[:10], due)
     assert np.array_equal(sums[:10], due_sums)
+
+
+def test_functions_out_of_line(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
+    """Nine calls of each: those whose copies are worth little are calls in the PTX too, and give the same bits."""
+    x, y = np.random.default_rng(1).standard_normal((2, 60)).astype(np.float32) * 3
+    x[:4] = [0, -0.0, np.inf, np.nan]
+    binding = many[2, 32].bind(out(60, np.float32), out(60, np.float64), x, y)
+    assert_same_bits(cpu, gpu, machine, binding, singles=False)
+    text = gpu.ptx(binding.source, binding.launch, binding.specs).blocks_ptx
+    calls = [line for line in text.splitlines() if "call" in line or "pow" in line]
+    assert sum("call" in line for line in calls) >= 18
