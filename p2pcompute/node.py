@@ -213,8 +213,8 @@ class Node:
             kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``; or a program: ``p2p.program(name)[items]``.
             args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` or `p2p.reduce(operation, shape, dtype)` for
                 each output.
-            options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, check, item_s,
-                max_price, device, on_event.
+            options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, check, quorum_share,
+                item_s, max_price, device, on_event.
 
         Returns:
             The output array, or a tuple of them where there are several.

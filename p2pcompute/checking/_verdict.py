@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from p2pcompute.errors import EvidenceError, ExecutionError, KernelError
+from p2pcompute.errors import EvidenceError, ExecutionError, KernelError, SandboxError
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.evidence import Evidence, open_evidence
 from p2pcompute_protocols.ids import PeerId
@@ -151,6 +151,8 @@ async def _compute(found: Evidence, workers: Workers | None, timeout_s: float) -
                     computed = await _digest_of(found, worker, timeout_s)
             except KernelError as exc:
                 why = f"the kernel is refused here: {exc}"
+            except SandboxError:
+                raise  # a stranger's kernel is not run unlocked, and that says nothing of the evidence
             except ExecutionError as exc:
                 why = f"it can't be computed here: {exc}"
     if computed is None:

@@ -21,7 +21,7 @@ from p2pcompute.checking import (
     two_results_evidence,
     verify_evidence,
 )
-from p2pcompute.errors import EvidenceError
+from p2pcompute.errors import EvidenceError, SandboxError
 from p2pcompute.execution import KernelSource
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.storage import InlineExecutor
@@ -311,6 +311,15 @@ def test_a_third_party_with_nothing_but_the_file_runs_it_in_a_locked_worker(case
 
     lie, honest = trio.run(main)
     assert (lie.wrong, honest.wrong) == ("provider", "accuser")
+
+
+def test_where_nothing_can_be_locked_nothing_is_run_and_nothing_is_said(case: Case, truth: list[bytes]) -> None:
+    class Unlocked(InlineWorkers):
+        def session(self, **options: Any) -> Any:
+            raise SandboxError("no Landlock here")
+
+    with pytest.raises(SandboxError):
+        judge(against(case, case.receipt(0, truth[0]), 0), workers=Unlocked())
 
 
 # Files that are kept
