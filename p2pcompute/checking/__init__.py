@@ -22,6 +22,9 @@ from ._evidence import (
     EvidenceStore as EvidenceStore,
 )
 from ._evidence import (
+    can_be_judged as can_be_judged,
+)
+from ._evidence import (
     read_evidence as read_evidence,
 )
 from ._evidence import (

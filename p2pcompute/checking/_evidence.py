@@ -31,6 +31,7 @@ from ._sampling import SampleReport
 __all__ = [
     "EVIDENCE_SUFFIX",
     "EvidenceStore",
+    "can_be_judged",
     "read_evidence",
     "result_evidence",
     "round_evidence",
@@ -76,6 +77,12 @@ def _file(
         claims=tuple(claims),
     )
     return made.encode()
+
+
+def can_be_judged(agreement: Agreement) -> bool:
+    """Whether a file about this work can decide: it has to be a kernel's, whose source goes into the file. Of other work
+    nobody could say from the file alone what it gives."""
+    return isinstance(agreement.terms.work, ChunkWork)
 
 
 def result_evidence(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.checking import EvidenceStore, Quorum, SampleReport, draw_doubled, result_evidence
+from p2pcompute.checking import EvidenceStore, Quorum, SampleReport, can_be_judged, draw_doubled, result_evidence
 from p2pcompute.errors import (
     BudgetError,
     ChainError,
@@ -498,7 +498,7 @@ class Coordinator:
     async def _keep_evidence(self, link: Link, lie: LiarError) -> str | None:
         """Write what the liar has signed into a file that anybody can check."""
         receipt = next((received.receipt for received in link.rejected if received.index == lie.index), None)
-        if self.evidence is None or receipt is None:
+        if self.evidence is None or receipt is None or not can_be_judged(link.agreement):
             return None
         try:
             made = result_evidence(

@@ -44,7 +44,7 @@ def check_rounds_fit(rounds: RoundsPayload, work: ChunkWork) -> ArrayArg:
     state, out = work.args[rounds.state], work.args[rounds.out]
     if not isinstance(state, ArrayArg) or not isinstance(out, OutArg):
         raise LocalProtocolError("a state is an input array, and the next one an output")
-    if (state.dtype, state.shape) != (out.dtype, out.shape):
+    if out != OutArg(dtype=state.dtype, shape=state.shape):  # like it, and nothing more than an array
         raise LocalProtocolError("an output that can't take the state's place")
     return state
 

@@ -110,7 +110,7 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
         raise LocalProtocolError("the statements are not those that are accused", code=WireCode.BAD_DIGEST)
     work = agreement.terms.work
     if not isinstance(work, ChunkWork):
-        raise LocalProtocolError("the agreement names no work", code=WireCode.UNSUPPORTED)
+        raise LocalProtocolError("the agreement is not about a kernel's launch", code=WireCode.UNSUPPORTED)
     provider = PeerId(agreement.terms.provider)
     statements: list[Envelope] = []
     receipts: list[ReceiptPayload] = []

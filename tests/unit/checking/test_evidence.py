@@ -15,6 +15,7 @@ from p2pcompute.checking import (
     EvidenceStore,
     SampleReport,
     Verdict,
+    can_be_judged,
     read_evidence,
     result_evidence,
     round_evidence,
@@ -311,6 +312,11 @@ def test_a_third_party_with_nothing_but_the_file_runs_it_in_a_locked_worker(case
 
     lie, honest = trio.run(main)
     assert (lie.wrong, honest.wrong) == ("provider", "accuser")
+
+
+def test_work_without_a_kernel_is_not_for_files(case: Case) -> None:
+    assert can_be_judged(case.agreement)
+    assert not can_be_judged(case_of(work=None, standing=True).agreement)
 
 
 def test_where_nothing_can_be_locked_nothing_is_run_and_nothing_is_said(case: Case, truth: list[bytes]) -> None:
