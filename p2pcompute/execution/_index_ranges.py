@@ -224,20 +224,20 @@ class _Walk:
     def bound(self, node: ast.expr, kind: type[ast.cmpop], other: ast.expr) -> None:
         """``node kind other`` is true: bound the name in `node`, which may stand beside a number that is added."""
         limit = self.value(other)
-        moved: Interval | None = (0, 0)
+        moved: Interval = (0, 0)
         match node:
             case ast.BinOp(left=ast.Name() as name, op=ast.Add() | ast.Sub() as op, right=right):
-                moved = self.value(right)
-                if moved is not None and isinstance(op, ast.Sub):
-                    moved = (-moved[1], -moved[0])
-                have = self.value(name)
-                if have is None or moved is None or _sure((have[0] + moved[0], have[1] + moved[1])) == _ANY:
+                have, by = self.value(name), self.value(right)
+                if have is None or by is None:
+                    return
+                moved = (-by[1], -by[0]) if isinstance(op, ast.Sub) else by
+                if _sure((have[0] + moved[0], have[1] + moved[1])) == _ANY:
                     return  # the sum may wrap
             case ast.Name() as name:
                 pass
             case _:
                 return
-        if limit is None or moved is None or (name.id not in self.integers and name.id not in self.grid):
+        if limit is None or (name.id not in self.integers and name.id not in self.grid):
             return
         low, high = self.value(name) or _ANY
         if kind in (ast.Lt, ast.LtE, ast.Eq):
@@ -351,7 +351,7 @@ class _Walk:
                 total = 1
                 for length in shape:
                     total *= length
-                return (len(shape),) * 2 if attr == "ndim" else (total, total)
+                return (len(shape), len(shape)) if attr == "ndim" else (total, total)
             case ast.Subscript(value=ast.Attribute(value=ast.Name(id=name)), slice=ast.Constant(value=int() as place)):
                 shape = self.shape(name)
                 return None if shape is None or place >= len(shape) else (shape[place], shape[place])
