@@ -7,7 +7,7 @@ CUDA   := $(VENV)/.installed-cuda
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install cuda-compile demo test lint contracts check-system clean
+.PHONY: install cuda-compile demo test lint contracts bench-execution check-system clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	@sh scripts/compile-contracts.sh --venv
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# docs/benchmarks/execution.md and benchmarks/results/execution.json; three minutes on a quiet machine
+bench-execution: $(STAMP)
+	@$(BIN)/python benchmarks/execution.py --write
 
 contracts:
 	@sh scripts/compile-contracts.sh

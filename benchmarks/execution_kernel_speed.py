@@ -73,7 +73,7 @@ def cases(scale: float) -> Iterator[Case]:
     def random(*shape: int) -> Array:
         return rng.random(shape, dtype=np.float32)
 
-    n = length(1 << 22)
+    n = length(1 << 24)
     x, y = random(n), random(n)
     yield Case(
         name="SAXPY",
@@ -104,7 +104,7 @@ def cases(scale: float) -> Iterator[Case]:
         indices="data",
         libm=True,
     )
-    n = length(1 << 19)
+    n = length(1 << 20)
     market = (50 + 100 * random(n), 50 + 100 * random(n), f32(0.1) + 2 * random(n), f32(0.03), f32(0.25))
     yield Case(
         name="Black-Scholes",
@@ -114,7 +114,7 @@ def cases(scale: float) -> Iterator[Case]:
         arguments=market,
         libm=True,
     )
-    side = length(2048, 16)
+    side = length(4096, 16)
     grid = random(side, side)
     yield Case(
         name="stencil",
@@ -131,7 +131,7 @@ def cases(scale: float) -> Iterator[Case]:
         outputs=(np.zeros((side, side), f32),),
         arguments=(grid,),
     )
-    n = length(1 << 20)
+    n = length(1 << 22)
     index = rng.integers(0, n - 1, n)
     x = random(n)
     yield Case(
@@ -169,13 +169,16 @@ def unchecked_backend(threads: int) -> Iterator[CpuBackend]:
         yield backend
 
 
-def alternate(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Run each once to warm up, then all in turn `rounds` times; the least time of each, in seconds."""
+def alternate(variants: dict[str, Callable[[], object]], rounds: int, spend_s: float) -> dict[str, float]:
+    """Run each once to warm up, then all in turn `rounds` times, and on until `spend_s` seconds are spent: a short
+    one needs more rounds to be left alone once. The least time of each, in seconds."""
     for variant in variants.values():
         variant()
     best = dict.fromkeys(variants, float("inf"))
     order = list(variants)
-    for turn in range(rounds):
+    turn, end = 0, time.perf_counter() + spend_s
+    while turn < rounds or time.perf_counter() < end:
+        turn += 1
         for name in order[turn % len(order) :] + order[: turn % len(order)]:
             began = time.perf_counter_ns()
             variants[name]()

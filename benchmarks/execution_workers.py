@@ -177,13 +177,13 @@ async def _kill(pool: WorkerPool) -> float:
 
 
 def guard_ms(rounds: int) -> float:
-    """Milliseconds that the guard takes for a kernel of 100 lines, the least of `rounds`."""
+    """Milliseconds of processor time that the guard takes for a kernel of 100 lines, the least of `rounds`."""
     source = hundred_lines()
     best = float("inf")
     for _ in range(rounds):
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         admit(source)
-        best = min(best, (time.perf_counter_ns() - began) / 1e6)
+        best = min(best, (time.thread_time_ns() - began) / 1e6)
     return best
 
 
