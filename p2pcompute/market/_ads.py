@@ -260,13 +260,13 @@ class Discovery:
             _log.debug("no ads from %s: %s", peer, exc)
         return new
 
-    async def refresh(self, *, kinds: tuple[str, ...], fp: str, enough: Callable[[], bool], timeout_s: float) -> None:
-        """Fill the board until `enough()`, everybody was asked, or `timeout_s` seconds have passed."""
-        with trio.move_on_after(timeout_s):
+    async def refresh(self, *, kinds: tuple[str, ...], fp: str, enough: Callable[[], bool], timeout_s: float) -> bool:
+        """Fill the board until `enough()`, everybody was asked, or `timeout_s` seconds have passed, which is False."""
+        with trio.move_on_after(timeout_s) as limit:
             query = AdQuery(limit=MAX_ADS_PER_REPLY, fp=fp)
             await self._each(self.overlay.peers(), lambda peer: self.ask(peer, query))
             if enough():
-                return
+                return True
             epoch = self.now_ms() // _EPOCH_MS
             hinted: dict[PeerId, tuple[str, ...]] = {}
             for kind in kinds:
@@ -288,6 +288,7 @@ class Discovery:
 
             unknown = frozenset(peer for peer in hinted if self.board.get(peer) is None)
             await self._each(unknown, fetch)
+        return not limit.cancelled_caught
 
     async def _from_dht(self, peer: PeerId) -> int:
         """The signed ad that a peer which can't be asked has left in the DHT."""

@@ -64,6 +64,7 @@ __all__ = ["DISCOVERY_S", "HOW_TO_GET_ONE", "Coordinator", "Deliver", "TaskReque
 _log = logging.getLogger("p2pcompute.tasks")
 
 DISCOVERY_S: Final = 1.5
+_LATE_S: Final = 10.0  # for the first answer of all, on machines that are busy
 _ATTEMPTS: Final = 2  # agreements with one provider, when the earlier one broke
 _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
 _FAILING_S: Final = 2.0  # the same where a chunk has failed at several: others are hardly going to come for it
@@ -102,7 +103,8 @@ class Coordinator:
         """The providers that fit, best first.
 
         Raises:
-            NoProviderError: nobody does, after at most `DISCOVERY_S` seconds of asking; says why and what to do.
+            NoProviderError: nobody does, after at most `DISCOVERY_S` seconds of asking, or some more where those who
+                were asked have not answered; says why and what to do.
         """
 
         def look() -> tuple[list[Candidate], dict[PeerId, str]]:
@@ -117,10 +119,15 @@ class Coordinator:
 
         found, reasons = look()
         if len(found) < wanted:
-            await self.discovery.refresh(
+            answered = await self.discovery.refresh(
                 kinds=requirement.kinds, fp=fp, enough=lambda: len(look()[0]) >= wanted, timeout_s=DISCOVERY_S
             )
             found, reasons = look()
+            if not answered and not reasons and not found:
+                await self.discovery.refresh(
+                    kinds=requirement.kinds, fp=fp, enough=lambda: bool(look()[0]), timeout_s=_LATE_S
+                )
+                found, reasons = look()
         if not found:
             seen = "; ".join(f"{peer[:16]}…: {why}" for peer, why in list(reasons.items())[:4])
             known = f"{len(reasons)} known, none fits ({seen})" if reasons else "none is known"

@@ -14,7 +14,7 @@ import trio
 import p2pcompute as p2p
 from p2pcompute import ProviderOptions, RunOptions, _opening, cuda
 from p2pcompute._requester import parse_usd
-from p2pcompute.errors import ConfigError, KernelError
+from p2pcompute.errors import ConfigError, KernelError, NoProviderError
 from p2pcompute.execution import _cpu
 from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught, ProviderRefused, TaskStarted
 from p2pcompute.testing import virtual_clock_ms
@@ -519,3 +519,16 @@ def test_simulated_nodes_compile_a_kernel_once_for_all_its_sizes(monkeypatch: py
     monkeypatch.setattr(_cpu, "_Program", counted)
     in_memory(scenario)
     assert len(programs) == 1
+
+
+def test_a_provider_that_answers_late_is_found_and_nobody_is_waited_for_where_there_is_nobody() -> None:
+    async def scenario(market: Market) -> None:
+        alone = await market.node()
+        began = trio.current_time()
+        with pytest.raises(NoProviderError, match="none is known"):
+            await compute(alone)
+        assert trio.current_time() - began < 3
+        node = await market.node(connect=(await market.provider(),))
+        assert np.array_equal(await compute(node), Z)
+
+    in_memory(scenario, latency_s=0.8)
