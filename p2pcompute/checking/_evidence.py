@@ -80,8 +80,8 @@ def _file(
 
 
 def can_be_judged(agreement: Agreement) -> bool:
-    """Whether a file about this work can decide: it has to be a kernel's, whose source goes into the file. Of other work
-    nobody could say from the file alone what it gives."""
+    """Whether a file about this work can decide: it has to be a kernel's, whose source goes into the file. Of other
+    work nobody could say from the file alone what it gives."""
     return isinstance(agreement.terms.work, ChunkWork)
 
 
