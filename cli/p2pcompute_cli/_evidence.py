@@ -32,7 +32,7 @@ Examples:
   p2pcompute evidence verify case.p2pevidence --json | jq -r .wrong
 
 Exit code 0: it is the provider that has signed something false. 1: it is the accuser, or it can't be told here.
-13: the file is no evidence.
+A file that is no evidence says nothing of anybody, and is an error with a code of its own.
 """
 )
 @click.argument("file", type=click.Path(path_type=Path))

@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from p2pcompute.checking import result_evidence
+from p2pcompute.errors import EvidenceError
 from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught
 from p2pcompute_cli.main import cli, main
 
@@ -98,11 +99,11 @@ def test_the_command_says_who_is_wrong(files: dict[str, Path], capsys: pytest.Ca
     words = capsys.readouterr().out
     assert words.startswith("the accuser is wrong: the chunk was computed rightly")
     assert REQUESTER.peer_id in words
-    assert main(["evidence", "verify", str(files["broken"])]) == 13
+    assert main(["evidence", "verify", str(files["broken"])]) == EvidenceError.exit_code
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("error: this is no evidence (malformed)")
-    assert main(["evidence", "verify", str(files["lie"].with_name("none"))]) == 13
+    assert main(["evidence", "verify", str(files["lie"].with_name("none"))]) == EvidenceError.exit_code
 
 
 def test_the_command_lists_what_is_kept(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
