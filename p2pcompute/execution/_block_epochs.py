@@ -140,7 +140,10 @@ class _Epochs(IndexWalk):
                 numbers = [self.number(bound) for bound in bounds]
                 for number in range(*numbers) if len(numbers) < 3 or numbers[2] else ():
                     self.step()
-                    self.known[name] = np.array([number], np.int64)
+                    if name in self.integers:  # a float would be rounded
+                        self.known[name] = np.array([number], np.int64)
+                    else:
+                        self.known.pop(name, None)
                     if not self.turn(body):
                         break
             case ast.If(test=test, body=body, orelse=orelse):

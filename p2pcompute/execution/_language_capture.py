@@ -44,9 +44,11 @@ _OF_CUDA = (
     "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, syncthreads, "
     "atomic, popc, clz, ffs, brev and selp"
 )
-_WARP = {"laneid", "warpsize", "syncwarp", "activemask", "lanemask_lt", "shfl_sync", "shfl_up_sync", "shfl_down_sync"}
-_WARP |= {"shfl_xor_sync", "vote_sync_intrinsic", "all_sync", "any_sync", "eq_sync", "ballot_sync"}
-_WARP |= {"match_any_sync", "match_all_sync", "reduce_add_sync"}
+_WARP = {
+    "laneid", "warpsize", "syncwarp", "activemask", "lanemask_lt", "shfl_sync", "shfl_up_sync", "shfl_down_sync",
+    "shfl_xor_sync", "all_sync", "any_sync", "eq_sync", "ballot_sync", "match_any_sync", "match_all_sync",
+    "vote_sync_intrinsic", "reduce_add_sync",
+}  # fmt: skip
 _INSTEAD_OF_CUDA = (
     (_WARP, "pass values through a cuda.shared.array, with cuda.syncthreads() between: warps differ by device"),
     ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),

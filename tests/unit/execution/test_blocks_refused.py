@@ -179,6 +179,8 @@ RACES = {
     "        sm[tx], sm[tx ^ j] = sm[tx ^ j], sm[tx]\n    cuda.syncthreads()\n    j //= 2",
     "in turns by data": "j = x[0]\nwhile j > 0:\n    if tx ^ j > tx:\n        sm[tx], sm[tx ^ j] = sm[tx ^ j], sm[tx]\n"
     "    cuda.syncthreads()\n    j //= 2",
+    "by a counter that is a float": "for k in range(16777217, 16777218):\n    sm[tx * (int(k) - 16777216)] = 1\n"
+    "    cuda.syncthreads()\nk = 0.5",
     "an atomic operation in one turn": "for k in range(3):\n    for j in range(k + 1):\n        if j == 2:\n"
     "            cuda.atomic.add(sm, tx, 1)\n        sm[tx ^ j] = k\n        cuda.syncthreads()",
     "a load of one of several": "for k in range(2):\n    sm[tx * 2 + k] = sm[63 - tx] + k",
