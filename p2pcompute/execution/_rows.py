@@ -68,7 +68,9 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
         mapping = admitted.grid.mapping.get(name)
         if isinstance(spec, InputSpec) and mapping is not None:
             raise refuse(
-                f"the kernel stores into {name}, which is an input", "pass p2pcompute.out(shape, dtype) for it"
+                f"the kernel stores into {name}, which is an input",
+                "pass p2pcompute.out(shape, dtype) for it; that starts as zeros: load what is changed in place from an "
+                "input of another name",
             )
         if isinstance(spec, OutputSpec) and mapping is None:
             raise refuse(f"{name} is an output and the kernel never stores into it", "pass an array, or store into it")

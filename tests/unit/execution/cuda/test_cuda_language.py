@@ -10,6 +10,7 @@ from p2pcompute.kernel import out
 
 from ..test_bit_counts import counts, operands
 from ..test_lower_apart import many
+from ..test_places import image, later_turns
 from ..test_scratch_passed import alone, alone_as_in_python
 from .ptx_machine import Machine
 from .test_cuda_bits import assert_same_bits
@@ -39,3 +40,10 @@ def test_functions_out_of_line(cpu: CpuBackend, gpu: CudaBackend, machine: Machi
     text = gpu.ptx(binding.source, binding.launch, binding.specs).blocks_ptx
     calls = [line for line in text.splitlines() if "call" in line or "pow" in line]
     assert sum("call" in line for line in calls) >= 18
+
+
+def test_loops_by_strides(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
+    binding = later_turns[2, 4].bind(out(8, np.int64), np.arange(1, 25))
+    assert_same_bits(cpu, gpu, machine, binding, singles=False)
+    binding = image[(4, 3), (5, 4)].bind(out((11, 19, 2), np.int64), np.arange(209).reshape(11, 19))
+    assert_same_bits(cpu, gpu, machine, binding)
