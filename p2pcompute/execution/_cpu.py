@@ -9,6 +9,7 @@ compile. Nothing is cached on disk: numba's cache is pickle.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,7 @@ __all__ = ["CpuBackend"]
 # Without numba's run time an array has no owner: with it each thread of a kernel would count references, atomically.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "nogil": True, "_nrt": False}
 _KEPT = 64  # compiled and admitted kernels held by one back end
+_ALONE_NS = 50_000  # after which other threads are woken
 
 
 class CpuBackend:
@@ -290,16 +292,31 @@ class _Crew:
         if self._pool is None or portion >= total:
             part(0, total)
             return
-        starts = iter(range(0, total, portion))  # shared by all: the interpreter's lock makes each step one
+        # One of few items may take as long as it likes: the others are not to wait for it.
+        done = self._alone(total, total // 8, part) if total >= 64 * self._threads else 0
+        if done == total:
+            return
+        starts = iter(range(done, total, portion))  # shared by all: the interpreter's lock makes each step one
 
         def work() -> None:
             for start in starts:
                 part(start, min(portion, total - start))
 
-        others = [self._pool.submit(work) for _ in range(min(self._threads, -(-total // portion)) - 1)]
+        others = [self._pool.submit(work) for _ in range(min(self._threads, -(-(total - done) // portion)) - 1)]
         work()
         for other in others:
             other.result()
+
+    def _alone(self, total: int, most: int, part: Callable[[int, int], None]) -> int:
+        """Begin without the others: to wake them takes longer than all of a small launch. How much is done; what
+        comes first says little of what follows, so no portion is larger than `most`."""
+        done, size, end = 0, 1, time.perf_counter_ns() + _ALONE_NS
+        while done < total and time.perf_counter_ns() < end:
+            size = min(size, total - done)
+            part(done, size)
+            done += size
+            size = min(2 * size, most)
+        return done
 
     def close(self) -> None:
         """End the threads."""
