@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from p2pcompute import cuda
-from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute.execution._cpu import CpuBackend, _Crew
 from p2pcompute.execution._cpu_loops import memory, program_text
 from p2pcompute.execution._guard import admit
 from p2pcompute.execution._lower import lower
@@ -152,3 +152,15 @@ def test_arrays_to_work_in_begin_with_zeros_for_each_thread_and_block(backend: C
     check(backend, binding, x.reshape(4, 64)[:, ::-1].ravel())
     lowered = lower(admit(binding.source), binding.launch, binding.specs)
     assert [(array.name, array.size) for array in memory(lowered)] == [("m_part", 64)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_portions_cover_a_launch_once(threads: int) -> None:
+    crew = _Crew(threads)
+    try:
+        for total in (0, 1, 2, 31, 64 * threads - 1, 64 * threads, 5_000):
+            taken: list[tuple[int, int]] = []
+            crew.share(total, lambda start, count, taken=taken: taken.append((start, count)))
+            assert sorted(at for start, count in taken for at in range(start, start + count)) == list(range(total))
+    finally:
+        crew.close()
