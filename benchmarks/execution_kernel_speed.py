@@ -114,7 +114,7 @@ def cases(scale: float) -> Iterator[Case]:
         arguments=market,
         libm=True,
     )
-    side = length(4096, 16)
+    side = length(2048, 16)
     grid = random(side, side)
     yield Case(
         name="stencil",

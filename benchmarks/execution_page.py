@@ -22,9 +22,11 @@ TAIL = """
 them by hand for numba: `njit(parallel=True)` over rows, the inner loop over neighbours in memory, float32 throughout,
 no test that the loops make needless, NumPy's error model, arrays that are there already. Both are warm and have as
 many threads as there are cores. The back end writes rows in the order of blocks, by hand they lie in the whole array.
-SAXPY and the gather take 16 and 4 million elements, options are a million, stencils run over 4096 × 4096, the
+SAXPY and the gather take 16 and 4 million elements, options are a million, stencils run over 2048 × 2048, the
 Mandelbrot set is 512 × 512 at up to 256 iterations, paths are of 320 × 180 pixels with 8 samples of up to 4 bounces,
 and matrices have a side of 1024.
+Beyond the caches both sides wait for memory, and how long depends on where pages lie, so stencils have a size that
+caches hold.
 
 - *By hand* calls the language's own `exp`, `log`, `erfc`, `sin` and `cos` (`docs/strict.md`), and gives the same bits,
   which is checked in each run. This is what a figure is held against: it leaves nothing that differs but the back end.
