@@ -55,19 +55,23 @@ async def half_a_reference_core() -> int:
 
 
 def calibrated(kernel: Any, item_ns: int, cores: int) -> tuple[float, Model]:
+    async def pool() -> Any:
+        await trio.lowlevel.checkpoint()
+        return SimpleNamespace(threads=cores)
+
     task = TaskRun(
         kernel=kernel,
         args=(),
         options=RunOptions(),
         coordinator=cast("Any", None),
-        pool=cast("Any", None),
+        pool=pool,
         score_milli=half_a_reference_core,
         fund=cast("Any", None),
         now_ms=cast("Any", None),
     )
     worker = Model(item_ns, cores)
     binding = kernel.bind(p2p.out(kernel.launch.threads, np.float32), np.ones(1, np.float32))
-    return trio.run(task._calibrate, cast("Any", worker), binding, cores), worker
+    return trio.run(task._calibrate, cast("Any", worker), binding), worker
 
 
 @pytest.mark.parametrize("cores", [1, 2, 16])

@@ -174,6 +174,7 @@ def negotiation_vectors() -> Json:
             an_order(created_ms=NOW + 120_000, expires_ms=NOW + 120_001),
         ),
         taken("an order with an extension", "order", order_bytes(edited(an_order(), k1234={5: [True]})), an_order()),
+        taken("an order whose output is combined", "order", order_bytes(combined.encode()), combined),
         taken(
             "an order for calls of a program",
             "order",
@@ -277,16 +278,20 @@ def negotiation_vectors() -> Json:
                     {3: [*program_map[3], [2, {1: "uint8", 2: [17], 3: sha(DATA)}]]},
                     "BAD_DIGEST",
                 ),
+                (
+                    "a program whose output is combined",
+                    {3: [[3, {**out[1], 3: "sum"}] if out[0] == 3 else out for out in program_map[3]]},
+                    "MALFORMED",
+                ),
                 ("a program that is not pinned", {1: {1: "soft-steps", 2: "1.2", 3: "step"}}, "MALFORMED"),
                 ("a program with a name of 33 bytes", {1: {**program_map[1], 3: "s" * 33}}, "OVERSIZED"),
             )
         ),
-        taken("an order whose output is combined", "order", order_bytes(combined.encode()), combined),
         refused(
             "an output combined by an unknown operation",
             "order",
             order_bytes(edited(an_order(), k4=[1, {**work_map, 4: [*work_map[4], [3, {**out_map, 3: "mean"}]]}])),
-            "MALFORMED",
+            "UNSUPPORTED",
         ),
         refused(
             "bools that are summed",
