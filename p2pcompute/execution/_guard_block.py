@@ -209,7 +209,7 @@ class _Cutter:
     def run(self) -> BlockPlan:
         node, plan = self.kernel.node, self.plan
         plan.uniform = self.kernel.names - self.varying
-        self.find_structure(node.body, [])
+        self.find_structure(node.body)
         self.check(node)
         tail = max((at + 1 for at, statement in enumerate(node.body) if id(statement) in self.structured), default=0)
         leaves = any(isinstance(inner, ast.Return) for part in node.body[tail:] for inner in ast.walk(part))
@@ -232,19 +232,19 @@ class _Cutter:
     def refuse(self, node: ast.AST, reason: str, instead: str) -> KernelError:
         return KernelError(reason, line=getattr(node, "lineno", 0), filename=self.kernel.filename, instead=instead)
 
-    def find_structure(self, body: Sequence[ast.stmt], loops: list[ast.stmt]) -> bool:
+    def find_structure(self, body: Sequence[ast.stmt]) -> bool:
         """Mark the statements that hold a barrier or a return that all threads take, and the breaks and continues of
         loops that do. Returns whether there is one."""
         found = False
         for statement in body:
             match statement:
                 case ast.If(body=inner, orelse=orelse):
-                    one = self.find_structure(inner, loops)
-                    here = self.find_structure(orelse, loops) or one
+                    one = self.find_structure(inner)
+                    here = self.find_structure(orelse) or one
                 case ast.While(body=inner) | ast.For(body=inner):
-                    here = self.find_structure(inner, [*loops, statement])
-                    if here and self.mark_exits(inner):
-                        self.find_structure(inner, [*loops, statement])
+                    here = self.find_structure(inner)
+                    if here:
+                        self.mark_exits(inner)
                 case ast.Return():
                     here = id(statement) not in self.uniformity.parted
                 case _:

@@ -198,8 +198,7 @@ class IndexWalk:
             case ast.Expr(value=ast.Call(args=arguments) as call):  # a barrier, an atomic operation, a device function
                 if is_atomic(call):
                     self.record(arguments[1], reached)
-                for argument in arguments:
-                    self.expression(argument, reached)
+                self.expression(call, reached)
             case _:
                 pass
         return reached

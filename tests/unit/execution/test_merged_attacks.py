@@ -1,0 +1,61 @@
+"""Kernels that were written to deceive: each of these once passed where it must not, or took a machine's time."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pcompute.errors import KernelTypeError
+from p2pcompute.execution._api import KernelSource, Launch, OutputSpec
+from p2pcompute.execution._guard import Admitted, admit
+from p2pcompute.execution._guard_block import _Cutter
+from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._lower import lower
+
+LAUNCH = Launch(grid=(2, 1, 1), block=(32, 1, 1), dims=1)
+OUT = OutputSpec(dtype="int64", shape=(64,))
+
+
+def admitted(text: str) -> Admitted:
+    return admit(KernelSource(text=text, entry="f", digest=source_digest("f", text)))
+
+
+PASSED = """
+def push(mine, shared, k):
+    mine[0] = shared[k]
+def f(out):
+    sm = cuda.shared.array(32, np.int64)
+    mine = cuda.local.array(1, np.int64)
+    tx = cuda.threadIdx.x
+    sm[tx] = tx + 1{between}
+    push(mine, sm, tx + 1)
+    out[cuda.grid(1)] = mine[0]
+"""
+
+
+def test_a_function_that_is_called_for_what_it_stores_loads_what_others_store() -> None:
+    """Threads one after the other find zeros, and side by side anything: who ran it could be framed."""
+    with pytest.raises(KernelTypeError, match="a device function loads from sm"):
+        lower(admitted(PASSED.format(between="")), LAUNCH, [OUT])
+    assert lower(admitted(PASSED.format(between="\n    cuda.syncthreads()")), LAUNCH, [OUT]).block is not None
+
+
+def test_loops_in_loops_around_a_barrier_are_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each level with a way out once doubled the time: 28 levels, half an hour, and before a worker was asked."""
+    text = "def f(out, n):\n"
+    for level in range(28):
+        deep = "    " * (level + 1)
+        text += f"{deep}for a{level} in range(n):\n{deep}    if n > 3:\n{deep}        break\n"
+    text += "    " * 29 + "cuda.syncthreads()\n    out[cuda.grid(1)] = 1\n"
+    calls = 0
+    plain = _Cutter.find_structure
+
+    def counted(*args: object) -> bool:
+        nonlocal calls
+        calls += 1
+        assert calls < 1000
+        return plain(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Cutter, "find_structure", counted)
+    plan = admitted(text).plan
+    assert plan is not None
+    assert len(plan.loops) == 28
