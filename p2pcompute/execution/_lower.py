@@ -9,6 +9,7 @@ one compilation serves all sizes; only facts that decide which bounds checks are
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -41,7 +42,9 @@ from p2pcompute.execution._lower_types import (
 from p2pcompute.execution._lower_widths import Widths, counts_bits
 from p2pcompute.execution._rows import extents
 
-__all__ = ["FunctionLowering", "Lowered", "Parameter", "lower"]
+__all__ = ["FunctionLowering", "Lowered", "Parameter", "going_on", "lower"]
+
+_NAME = re.compile(r"\b(?!not\b)[a-z]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -540,11 +543,11 @@ class FunctionLowering:
         lower = self.expressions
         condition, lines = lower.apart(test)
         if not lines:
-            lower.emit(f"while {truth(condition)}:")
+            lower.emit(f"while {going_on(condition)}:")
         else:  # the condition needs statements of its own, each time around
             lower.emit("while True:")
             lower.lines += lines
-            lower.emit(f" if not {truth(condition)}:")
+            lower.emit(f" if not {going_on(condition)}:")
             lower.emit("  break")
         self.block(body)
 
@@ -661,6 +664,13 @@ class FunctionLowering:
         return self.expressions.refuse(
             node, f"{self.function.name} returns different numbers of values", "return as many in each place"
         )
+
+
+def going_on(test: Expr) -> str:
+    """Code for the test of a while loop. Where it holds no name Python would leave it out, and numba does not compile
+    a loop without an end: a call is none that either looks into."""
+    code = truth(test)
+    return code if _NAME.search(code) else f"({code} & (uint64(1) == uint64(1)))"
 
 
 def _passed_arrays(function: Function, types: tuple[Type, ...]) -> ScratchLowering:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from p2pcompute.execution._block_races import Races
 from p2pcompute.execution._guard_block import BlockPlan
-from p2pcompute.execution._lower import FunctionLowering
+from p2pcompute.execution._lower import FunctionLowering, going_on
 from p2pcompute.execution._lower_block import BlockCode, BlockEmitter, BlockMemory
 from p2pcompute.execution._lower_expr import ExpressionLowering, widen
 from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
-from p2pcompute.execution._lower_types import ArrayType, Expr, Scalar, as_type, truth
+from p2pcompute.execution._lower_types import ArrayType, Expr, Scalar, as_type
 
 __all__ = ["block_code"]
 
@@ -120,7 +120,7 @@ class _BlockLowering(FunctionLowering):
         lower.emit("while True:")
         lower.depth += 1
         self.emitter.fetch(test)
-        lower.emit(f"if not {truth(lower.scalar(test))}:")
+        lower.emit(f"if not {going_on(lower.scalar(test))}:")
         lower.emit(" break")
         lower.depth -= 1
         self.block(body)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.execution._api import KernelSource, Launch, OutputSpec
+from p2pcompute.execution._api import KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._guard_block import _Cutter
 from p2pcompute.execution._language_capture import source_digest
@@ -59,3 +61,24 @@ def test_loops_in_loops_around_a_barrier_are_gone_through_once(monkeypatch: pyte
     plan = admitted(text).plan
     assert plan is not None
     assert len(plan.loops) == 28
+
+
+@pytest.mark.parametrize("test", ["k < 4 + k * 0 and t < 16", "t < 16", "True", "not False", "1 < 2", "1"])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_loop_without_an_end_that_nobody_enters_compiles(test: str, alone: bool) -> None:
+    """A requester's types are right, and it was the provider's compiler that failed."""
+    lines = ["t = cuda.threadIdx.x", "k = 0", "if n > 9:", f"    while {test}:", "        k += 1"]
+    if not alone:
+        lines = ["sm = cuda.shared.array(16, np.int64)", *lines, "        cuda.syncthreads()", "sm[t] = k"]
+        if "t < 16" in test:  # not the same for all: no barrier within
+            lines.remove("        cuda.syncthreads()")
+    lines += ["for t in range(k):", "    k += 2", "out[cuda.grid(1)] = k + 5"]
+    text = "def f(out, n):\n" + "".join(f"    {line}\n" for line in lines)
+    launch = Launch(grid=(2, 1, 1), block=(16, 1, 1), dims=1)
+    specs = [OutputSpec(dtype="int64", shape=(32,)), ScalarSpec(dtype="int64", value=np.int64(3))]
+    lower(admitted(text), launch, specs)
+    with CpuBackend() as backend:
+        compiled = backend.compile(KernelSource(text=text, entry="f", digest=source_digest("f", text)), launch, specs)
+        rows = np.zeros((32,) if alone else (2, 16), np.int64)
+        compiled.run_blocks(0, 2, [np.int64(3)], [rows])
+    assert (rows == 5).all()
