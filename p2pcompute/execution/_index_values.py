@@ -32,6 +32,7 @@ _BOUND: Final = 1 << 40  # numbers beyond are taken for unknown, so that nothing
 _LOOP_STEPS: Final = 1 << 16
 _TURNS: Final = 256  # of a loop that is gone through
 _EFFORT: Final = 50_000  # assignments in all of them
+_NODES: Final = 1_000_000  # of the expressions that are worked out there: a few seconds, likewise
 _TWO: Final = np.zeros(2, np.int64)
 _ENDS = ast.Return | ast.Break | ast.Continue
 
@@ -138,6 +139,7 @@ class IndexWalk:
         self.lengths: list[int] = []
         self.integers = integers
         self.effort = 0
+        self.nodes = 0
         self.computed = 0
         places = np.arange(launch.threads_per_block, dtype=np.int64)
         self.threads: list[Values] = []
@@ -296,7 +298,12 @@ class IndexWalk:
         """The turns, or the name of a variable that is not known in one of them, or nothing where the end is not."""
         values: dict[str, list[int]] = {name: [] for name in state}
         self.known = {**base, **state}
+        looked_at = [update for name, update in updates if name in values] + ([] if test is None else [test])
+        nodes = sum(1 for expression in looked_at for _ in ast.walk(expression))
         for turn in range(_TURNS + 1):
+            self.nodes += nodes
+            if self.nodes > _NODES:
+                return ""
             if test is None:
                 ended = turn == turns
             else:

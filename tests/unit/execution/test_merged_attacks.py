@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
+
 import numpy as np
 import pytest
 
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.execution._api import KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution import _index_values
+from p2pcompute.execution._api import ArgSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._guard_block import _Cutter
@@ -75,10 +78,30 @@ def test_a_loop_without_an_end_that_nobody_enters_compiles(test: str, alone: boo
     lines += ["for t in range(k):", "    k += 2", "out[cuda.grid(1)] = k + 5"]
     text = "def f(out, n):\n" + "".join(f"    {line}\n" for line in lines)
     launch = Launch(grid=(2, 1, 1), block=(16, 1, 1), dims=1)
-    specs = [OutputSpec(dtype="int64", shape=(32,)), ScalarSpec(dtype="int64", value=np.int64(3))]
+    specs: list[ArgSpec] = [OutputSpec(dtype="int64", shape=(32,)), ScalarSpec(dtype="int64", value=np.int64(3))]
     lower(admitted(text), launch, specs)
     with CpuBackend() as backend:
         compiled = backend.compile(KernelSource(text=text, entry="f", digest=source_digest("f", text)), launch, specs)
         rows = np.zeros((32,) if alone else (2, 16), np.int64)
         compiled.run_blocks(0, 2, [np.int64(3)], [rows])
     assert (rows == 5).all()
+
+
+def test_a_loop_with_a_long_test_is_not_gone_through_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that are lost one after the other, each after many turns: once a minute and more."""
+    text = "def f(out, n):\n    m = cuda.local.array(4, np.int64)\n    s = 0\n"
+    text += "".join(f"    a{at} = {at}\n" for at in range(12))
+    text += f"    while s < 250 and {' and '.join(['(' + ' + '.join(['n'] * 100) + ') > 0'] * 20)}:\n        s += 1\n"
+    text += "".join(f"        a{at} += {4_400_000_000 + at * 1_000_000}\n" for at in range(12))
+    text += "        m[s & 3] = 1\n    out[cuda.grid(1)] = m[0]\n"
+    calls = 0
+    plain = _index_values.IndexWalk.value
+
+    def counted(walk: _index_values.IndexWalk, node: ast.expr) -> object:
+        nonlocal calls
+        calls += 1
+        return plain(walk, node)
+
+    monkeypatch.setattr(_index_values.IndexWalk, "value", counted)
+    lower(admitted(text), LAUNCH, [OUT, ScalarSpec(dtype="int64", value=np.int64(1))])
+    assert 1000 < calls < 1_000_000
