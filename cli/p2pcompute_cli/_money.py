@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import sys
-import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -227,7 +227,7 @@ def receipts(
             out.writerow(
                 {
                     **row,
-                    "agreed": _day(row["agreed_ms"]),
+                    "agreed": _day(row["agreed_ms"], offset=True),
                     "usd": f"{row['pusd'] / 1e12:.12f}",
                     "reason": _cell(row["reason"]),
                 }
@@ -251,11 +251,16 @@ def _cell(text: str) -> str:
     return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def _day(at_ms: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(at_ms / 1000))
+def _day(at_ms: int, *, offset: bool = False) -> str:
+    """This machine's time; `offset` adds that of its zone, for who reads it elsewhere."""
+    at = datetime.fromtimestamp(at_ms // 1000).astimezone()
+    return (at if offset else at.replace(tzinfo=None)).isoformat()
 
 
-@click.command(epilog="Channels stay open, and the node goes on. It does the same by itself, when much is unclaimed.")
+@click.command(
+    epilog="\b\nExamples:\n  p2pcompute settle\n  p2pcompute settle --json | jq .settled_uusd\n\n"
+    "Channels stay open, and the node goes on. It does the same by itself, when much is unclaimed."
+)
 @_options
 def settle(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
     """Claim on chain what our vouchers are worth."""

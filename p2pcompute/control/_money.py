@@ -32,15 +32,30 @@ class MoneyOnChain:
 def parse_address(text: object) -> Address:
     """An account as people write it: 0x and 40 hexadecimal digits.
 
+    Digits in both cases are a checksum (EIP-55), which has to hold; in one case there is none.
+
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is none, or its checksum does not hold.
     """
     if isinstance(text, str) and text.startswith("0x") and len(text) == 42:
+        digits = text[2:]
         try:
-            return Address(bytes.fromhex(text[2:]))
+            address = Address(bytes.fromhex(digits))
         except ValueError:
-            pass
+            address = Address(b"")
+        if len(address) == 20:  # fromhex skips blanks
+            if digits not in (digits.lower(), digits.upper(), _checksummed(digits.lower())):
+                raise ConfigError(f"the checksum of {text} does not hold: a digit is wrong; copy the account again")
+            return address
     raise ConfigError(f"{text!r} is no account; write 0x and 40 hexadecimal digits")
+
+
+def _checksummed(digits: str) -> str:
+    """Lower-case digits in EIP-55's cases."""
+    from Crypto.Hash import keccak
+
+    marks = keccak.new(digest_bits=256, data=digits.encode("ascii")).hexdigest()
+    return "".join(digit.upper() if int(mark, 16) >= 8 else digit for digit, mark in zip(digits, marks, strict=False))
 
 
 def _amount(value: object) -> int:
