@@ -373,8 +373,8 @@ class TaskRun:
                     units_per_item = await self._calibrate(worker, binding)
             except trio.TooSlowError:
                 raise TaskTimeout(
-                    "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…). "
-                    "No money has moved."
+                    "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…), "
+                    "or see whether a loop of it never ends. No money has moved."
                 ) from None
             work, blobs = self._cut(binding, units_per_item)
             copies = 2 if options.check == "quorum" else 1

@@ -43,6 +43,42 @@ _REMEDY = {
     "Global": "a kernel's names are its own",
     "Nonlocal": "a kernel's names are its own",
     "Expr": "nothing in the language has an effect but an assignment",
+    "SetComp": "write a for loop over range()",
+    "DictComp": "write a for loop over range()",
+    "Dict": "use scalars, or an input array",
+    "Set": "use scalars, or an input array",
+    "With": "a kernel opens nothing",
+    "Delete": "nothing needs to be freed",
+}
+# What ast calls otherwise than people do.
+_SPELLED = {
+    "ListComp": "a list comprehension",
+    "SetComp": "a set comprehension",
+    "DictComp": "a dict comprehension",
+    "GeneratorExp": "a generator expression",
+    "JoinedStr": "an f-string",
+    "NamedExpr": "the walrus operator :=",
+    "AnnAssign": "an annotated assignment",
+    "ImportFrom": "an import",
+    "Import": "an import",
+    "FunctionDef": "a function within a function",
+    "Starred": "unpacking with a star",
+    "Lambda": "lambda",
+    "List": "a list",
+    "Tuple": "a tuple here",
+    "Dict": "a dict",
+    "Set": "a set",
+    "Slice": "a slice",
+    "Expr": "a line that stores nothing",
+    "Try": "try",
+    "Raise": "raise",
+    "Assert": "assert",
+    "With": "with",
+    "Delete": "del",
+    "Global": "global",
+    "Nonlocal": "nonlocal",
+    "Await": "await",
+    "Yield": "yield",
 }
 
 
@@ -93,7 +129,7 @@ class FunctionCheck:
 
     def unknown(self, node: ast.AST) -> KernelError:
         kind = type(node).__name__
-        return self.refuse(node, f"{kind} is not in the kernel language", _REMEDY.get(kind, ""))
+        return self.refuse(node, f"{_SPELLED.get(kind, kind)} is not in the kernel language", _REMEDY.get(kind, ""))
 
     def run(self) -> Function:
         node = self.node
@@ -557,7 +593,12 @@ class FunctionCheck:
                     node, f"the call of {name}", "call @p2pcompute.device functions and the language's own only"
                 )
             case _:
-                raise self.refuse(node, "the call of what is no name", "call @p2pcompute.device functions by name")
+                method = f".{node.func.attr}()" if isinstance(node.func, ast.Attribute) else "the call of an expression"
+                raise self.refuse(
+                    node,
+                    f"{method} is not in the kernel language",
+                    "call @p2pcompute.device functions by name; np.float32(x) and its like convert numbers",
+                )
         for argument in node.args:
             self.expression(argument)
 

@@ -180,8 +180,9 @@ def _not_own(node: ast.Subscript, name: str, places: Places, filename: str) -> K
     axes = {places.thread(inner) for inner in used}
     if isinstance(first, ast.Constant):
         instead = (
-            f"store a value for each thread or block, {name}[cuda.blockIdx.x] = ..., and add them up behind the call, "
-            "or with p2pcompute.reduce(op, shape, dtype) in place of p2pcompute.out"
+            f"store each thread's own value, {name}[i] = ..., and pass p2pcompute.reduce(op, shape, dtype), which "
+            "combines them, in place of p2pcompute.out; or store one for each block, "
+            f"{name}[cuda.blockIdx.x] = ..., and add them up behind the call"
         )
     elif len(axes) > 1:
         instead = (

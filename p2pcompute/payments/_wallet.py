@@ -98,8 +98,8 @@ class Wallet:
         tokens = await self._hub.tokens_uusd()
         if tokens < amount_uusd:
             raise InsufficientFunds(
-                f"0x{self.address.hex()} has {tokens / 1e6:.6f} USD of tokens and {amount_uusd / 1e6:.6f} USD were to be brought in; "
-                "send tokens there first"
+                f"0x{self.address.hex()} has {tokens / 1e6:.6f} USD of tokens and {amount_uusd / 1e6:.6f} USD were to "
+                "be brought in; send tokens there first"
             )
         await self._outbox.deposit(amount_uusd)
         return await self.balances()

@@ -27,7 +27,7 @@ def test_an_account_is_taken_with_its_checksum_and_without_one(text: str) -> Non
 
 def test_an_account_whose_checksum_does_not_hold_is_refused() -> None:
     for wrong in ("0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAee", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1Beaed"):
-        with pytest.raises(ConfigError, match="checksum .* copy the account again"):
+        with pytest.raises(ConfigError, match=r"checksum .* copy the account again"):
             parse_address(wrong)
 
 

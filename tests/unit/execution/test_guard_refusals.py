@@ -163,6 +163,27 @@ def test_refused(name: str) -> None:
     assert caught.value.line in (1, 3, 4), str(caught.value)
 
 
+TOLD = {
+    "v = [a for a in range(3)]": "a list comprehension is not in the kernel language; write a for loop over range()",
+    "v = f'{n}'": "an f-string is not in the kernel language; kernels hold numbers only",
+    "v = (a := n)": "the walrus operator := is not in the kernel language; assign on a line of its own",
+    "v = x[i].astype(n)": ".astype() is not in the kernel language; call @p2pcompute.device functions by name; "
+    "np.float32(x) and its like convert numbers",
+    "v = {n: n}": "a dict is not in the kernel language; use scalars, or an input array",
+    "assert n": "assert is not in the kernel language; nothing in a kernel raises; store a flag in an output",
+    "out[0] = n": "out[0] may be another thread's element; store each thread's own value, out[i] = ..., and pass "
+    "p2pcompute.reduce(op, shape, dtype), which combines them, in place of p2pcompute.out; or store one for each "
+    "block, out[cuda.blockIdx.x] = ..., and add them up behind the call",
+}
+
+
+@pytest.mark.parametrize("line", TOLD)
+def test_what_is_refused_is_called_as_people_call_it(line: str) -> None:
+    with pytest.raises(KernelError) as caught:
+        admitted(body(line))
+    assert str(caught.value).endswith(f":3: {TOLD[line]}")
+
+
 OTHERS_ROWS = {
     "another index": "out[n] = 1",
     "the neighbour's": "out[i + 1] = 1",
