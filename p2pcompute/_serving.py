@@ -105,7 +105,9 @@ class ProviderOptions:
         )
         if unknown:
             raise OptionError(
-                f"program_data names {', '.join(unknown)}; write {{name: directory}} for names that are among programs"
+                f"program_data names {', '.join(unknown)}, which is not among the programs allowed "
+                f"({', '.join(programs) or 'none'}); name one as it is written there: {{name: directory}}, or "
+                "--program-data NAME=DIR"
             )
 
 

@@ -54,7 +54,14 @@ Examples:
 Exit code 1: at least one check failed. A warning does not stop the node.
 """
 )
-@click.option("--network", envvar="P2PCOMPUTE_NETWORK", default="local", show_default=True, help="whose chain to ask")
+@click.option(
+    "--network",
+    metavar="NAME",
+    envvar="P2PCOMPUTE_NETWORK",
+    default="local",
+    show_default=True,
+    help="whose chain to ask",
+)
 @click.option("--chain", metavar="URL", envvar="P2PCOMPUTE_CHAIN", help="chain to ask [the network's]")
 @click.option(
     "--listen",

@@ -18,13 +18,15 @@ __all__ = ["evidence"]
 
 @click.group(
     epilog="A requester that catches a provider lying writes a file; anybody who is given it can check it. Nobody has "
-    "to be believed: the parties' signatures are in it, and what is disputed is computed again."
+    "to be believed: the parties' signatures are in it, and what is disputed is computed again. "
+    "`p2pcompute evidence COMMAND --help` has examples."
 )
 def evidence() -> None:
     """Check files that show who lied, and list those kept here."""
 
 
 @evidence.command(
+    short_help="Compute what FILE disputes again; say who is wrong.",
     epilog="""\b
 Examples:
   p2pcompute evidence verify 3f9c01d2a4b5e6f7-chunk-3.p2pevidence
@@ -33,7 +35,7 @@ Examples:
 
 Exit code 0: it is the provider that has signed something false. 1: it is the accuser, or it can't be told here.
 A file that is no evidence says nothing of anybody, and is an error with a code of its own.
-"""
+""",
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
@@ -98,7 +100,11 @@ def _show(found: Verdict) -> None:
         click.echo(f"  {name:<10} {text}")
 
 
-@evidence.command(name="list")
+@evidence.command(
+    name="list",
+    short_help="List the files that this profile keeps.",
+    epilog="\b\nExamples:\n  p2pcompute evidence list\n  p2pcompute evidence list --json | jq -r .evidence[].file",
+)
 @partial(profile_option, default="requester")
 @common_options
 def list_(profile: str, as_json: bool, debug: bool) -> None:
@@ -119,7 +125,11 @@ def list_(profile: str, as_json: bool, debug: bool) -> None:
             continue
         what = f"chunk {row['index']}" if row["index"] is not None else f"round {row['round']}"
         click.echo(f"{row['file']}  {row['kind']} of {what} against {short_peer(row['provider'])}")
-    click.echo(f"{count(len(rows), 'file')}; check one with `p2pcompute evidence verify FILE`" if rows else "none")
+    click.echo(
+        f"{count(len(rows), 'file')}; check one with `p2pcompute evidence verify FILE`"
+        if rows
+        else f"profile {profile} keeps no evidence"
+    )
 
 
 def _rows(directory: Path) -> list[dict[str, Any]]:

@@ -192,6 +192,11 @@ class Progress:
                     f"is checked, and a lie can cost {usd(event.requester_max_loss_uusd)} at most",
                     style="yellow",
                 )
+            case Agreed() if event.check == "quorum" and not self._console.is_terminal:
+                return (
+                    f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; two providers that "
+                    f"lie alike can cost {usd(event.requester_max_loss_uusd)} at most"
+                )
             case Agreed() if not self._console.is_terminal:
                 return (
                     f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; a lie that sampling "
@@ -221,7 +226,11 @@ class Progress:
             case ChunkDone() if not self._console.is_terminal and task.chunks:
                 # Ten lines a task, however many chunks.
                 before, now = (task.done - 1) * 10 // task.chunks, task.done * 10 // task.chunks
-                return f"{task.done} of {task.chunks} chunks, paid {usd(task.paid_uusd)}" if now > before else None
+                return (
+                    f"{task.done} of {count(task.chunks, 'chunk')}, paid {usd(task.paid_uusd)}"
+                    if now > before
+                    else None
+                )
             case _:
                 return None
 
@@ -234,10 +243,10 @@ class Progress:
             return Group(Text(f"{task.state}…  {elapsed}", style="cyan"))
         head = Table.grid(padding=(0, 1))
         head.add_row(
-            ProgressBar(total=task.chunks, completed=task.done, width=32),
+            ProgressBar(total=task.chunks, completed=task.done, width=24),
             f"{task.done}/{task.chunks}",
             elapsed,
-            f"paid {usd(task.paid_uusd)} of {usd(task.ceiling_uusd)} at most",
+            f"paid {usd(task.paid_uusd)} of {usd(task.ceiling_uusd)}",
         )
         table = Table.grid(padding=(0, 2))
         for peer, view in list(task.providers.items())[:12]:

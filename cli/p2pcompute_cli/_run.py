@@ -206,5 +206,7 @@ def _say(error: BaseException, *, as_json: bool, debug: bool) -> None:
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_globals.get("__name__") != "__main__":
         frames = frames.tb_next
-    traceback.print_exception(error.with_traceback(frames if frames is not None else error.__traceback__))
+    # A file that does not even parse has no frame of its own.
+    ours = frames is None and not isinstance(error, SyntaxError)
+    traceback.print_exception(error.with_traceback(error.__traceback__ if ours else frames))
     raise click.exceptions.Exit(1)

@@ -50,7 +50,10 @@ def status(profile: str, metrics: bool, watch: float | None, as_json: bool, debu
         time.sleep(watch)
 
 
-@click.command(epilog="Tasks that run go on; `p2pcompute status` shows how many. Stop the node with Ctrl-C or SIGTERM.")
+@click.command(
+    epilog="\b\nExamples:\n  p2pcompute drain\n  p2pcompute drain --profile second\n\n"
+    "Tasks that run go on; `p2pcompute status` shows how many. Stop the node with Ctrl-C or SIGTERM."
+)
 @profile_option
 @common_options
 def drain(profile: str, as_json: bool, debug: bool) -> None:

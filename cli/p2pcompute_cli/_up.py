@@ -26,6 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["up"]
 
 
+def _price(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    from p2pcompute._requester import OptionError, price_per_unit_pusd
+
+    try:
+        price_per_unit_pusd(value)
+    except OptionError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    return value
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -47,7 +57,14 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     show_default=True,
     help="where to listen; may be repeated",
 )
-@click.option("--price", default="0.05 USD", show_default=True, help="for an hour of a reference core")
+@click.option(
+    "--price",
+    metavar="AMOUNT",
+    default="0.05 USD",
+    show_default=True,
+    callback=_price,
+    help="for an hour of a reference core; rounded up to steps of 0.0036 USD",
+)
 @click.option("--slots", type=click.IntRange(1, 64), default=1, show_default=True, help="chunks computed at once")
 @click.option("--threads", type=click.IntRange(1, 1024), help="processor threads a slot [all cores over the slots]")
 @click.option("--region", metavar="NAME", help="for requesters that ask for one")

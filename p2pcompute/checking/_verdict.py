@@ -99,7 +99,8 @@ async def verify_evidence(
     try:
         found = open_evidence(data, more={hashlib.sha256(blob).digest(): blob for blob in blobs})
     except LocalProtocolError as exc:
-        raise EvidenceError(f"this is no evidence ({exc.code.name.lower()}): {exc}") from exc
+        name = "this" if isinstance(evidence, bytes) else str(evidence)
+        raise EvidenceError(f"{name} is no evidence ({exc.code.name.lower()}): {exc}") from exc
     match found.accusation.kind:
         case "equivocation":
             return _against_provider(found, "it has signed two results for one chunk", claimed=found.receipts[0].output)

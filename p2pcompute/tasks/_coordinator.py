@@ -129,7 +129,7 @@ class Coordinator:
                 )
                 found, reasons = look()
         if not found:
-            seen = "; ".join(f"{peer[:16]}…: {why}" for peer, why in list(reasons.items())[:4])
+            seen = "; ".join(f"…{peer[-8:]}: {why}" for peer, why in list(reasons.items())[:4])
             known = f"{len(reasons)} known, none fits ({seen})" if reasons else "none is known"
             raise NoProviderError(f"No provider fits this order: {known}. {HOW_TO_GET_ONE}")
         return found
@@ -361,7 +361,7 @@ class Coordinator:
         )
 
     def _nobody(self, request: TaskRequest, state: RunState, orphans: list[int]) -> P2PComputeError:
-        why = "; ".join(f"{peer[:16]}…: {reason}" for peer, reason in list(state.reasons.items())[:4])
+        why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(state.reasons.items())[:4])
         if not state.agreed:
             return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
         failed = [index for index in orphans if index in state.failures]

@@ -69,7 +69,8 @@ class _Voice:
             case "task-started":
                 self.say(f"{node.spec.name}: a task of …{str(event.get('requester', ''))[-8:]} has begun")
             case "task-ended":
-                self.say(f"{node.spec.name}: it has ended, {event.get('chunks', 0)} chunks done")
+                chunks = event.get("chunks", 0)
+                self.say(f"{node.spec.name}: it has ended, {chunks} chunk{'' if chunks == 1 else 's'} done")
             case "checkpoint":
                 self.say(f"{node.spec.name}: claimed on chain what it earned")
             case _:

@@ -96,11 +96,11 @@ Examples:
     show_default=True,
     help="directory for render.png, report.json and the nodes' logs",
 )
-@click.option("--width", type=click.IntRange(16, 16_384), default=1280, show_default=True)
-@click.option("--height", type=click.IntRange(16, 16_384), default=720, show_default=True)
+@click.option("--width", type=click.IntRange(16, 16_384), default=1280, show_default=True, help="pixels")
+@click.option("--height", type=click.IntRange(16, 16_384), default=720, show_default=True, help="pixels")
 @click.option("--side", type=click.IntRange(1, 16), default=8, show_default=True, help="squared: samples a pixel")
 @click.option("--depth", type=click.IntRange(1, 64), default=8, show_default=True, help="segments of a path")
-@click.option("--chunks", type=click.IntRange(1, 4096), default=90, show_default=True)
+@click.option("--chunks", type=click.IntRange(1, 4096), default=90, show_default=True, help="parts of the picture")
 @click.option("--providers", type=click.IntRange(3, 8), default=4, show_default=True, help="the liar included")
 @click.option("--quiet", is_flag=True, help="say nothing; the exit code and report.json tell")
 @click.option("--debug", is_flag=True, help="tracebacks and logs, for bug reports")
@@ -158,8 +158,16 @@ Examples:
     type=click.Path(file_okay=False, path_type=Path),
     help="homes and logs of the nodes  [under P2PCOMPUTE_HOME]",
 )
-@click.option("--network", default="local", show_default=True, help="name of the network; one that runs is joined")
-@click.option("--price", default="0.05 USD", show_default=True, help="for an hour of a reference core")
+@click.option(
+    "--network",
+    metavar="NAME",
+    default="local",
+    show_default=True,
+    help="name of the network; one that runs is joined",
+)
+@click.option(
+    "--price", metavar="AMOUNT", default="0.05 USD", show_default=True, help="for an hour of a reference core"
+)
 @click.option("--threads", type=click.IntRange(1, 1024), default=1, show_default=True, help="of each provider")
 @click.option("--json", "as_json", is_flag=True, help="machine-readable output")
 @click.option("--debug", is_flag=True, help="tracebacks and logs, for bug reports")

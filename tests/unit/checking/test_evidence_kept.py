@@ -102,7 +102,7 @@ def test_the_command_says_who_is_wrong(files: dict[str, Path], capsys: pytest.Ca
     assert main(["evidence", "verify", str(files["broken"])]) == EvidenceError.exit_code
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("error: this is no evidence (malformed)")
+    assert f"error: {files['broken']} is no evidence (malformed)" in captured.err
     assert main(["evidence", "verify", str(files["lie"].with_name("none"))]) == EvidenceError.exit_code
 
 
@@ -115,7 +115,7 @@ def test_the_command_lists_what_is_kept(files: dict[str, Path], capsys: pytest.C
     assert main(["evidence", "list"]) == 0
     assert "3 files; check one with" in capsys.readouterr().out
     assert main(["evidence", "list", "--profile", "other"]) == 0
-    assert capsys.readouterr().out == "none\n"
+    assert capsys.readouterr().out == "profile other keeps no evidence\n"
 
 
 def test_its_help_has_examples() -> None:

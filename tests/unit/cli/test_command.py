@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -28,6 +30,7 @@ def invoke(*args: str, home: Path) -> tuple[int, str]:
         (("up", "--slots", "many"), "not a valid integer"),
         (("up", "--threads", "-1"), "not in the range"),
         (("up", "--max-window", "65"), "not in the range"),
+        (("up", "--price", "cheap"), "is not an amount"),
         (("up", "--nonsense"), "No such option"),
         (("up", "extra"), "unexpected extra argument"),
         (("run",), "Missing argument 'FILE'"),
@@ -44,6 +47,38 @@ def test_wrong_arguments_are_refused_with_what_is_wrong(args: tuple[str, ...], s
     assert code == 2
     assert says in output
     assert "Traceback" not in output
+
+
+def test_a_script_that_does_not_parse_shows_its_own_line_and_none_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("def f(:\n")
+    assert main(["run", str(script)]) == 1
+    said = capsys.readouterr().err
+    assert "SyntaxError" in said
+    assert "broken.py" in said
+    assert "runpy" not in said
+    assert "_run.py" not in said
+
+
+def test_every_option_says_what_it_takes_and_what_it_is_for() -> None:
+    def commands(group: click.Group, ctx: click.Context) -> Iterator[click.Command]:
+        for name in group.list_commands(ctx):
+            found = group.get_command(ctx, name)
+            assert found is not None
+            yield found
+            if isinstance(found, click.Group):
+                yield from commands(found, ctx)
+
+    for command in commands(cli, click.Context(cli)):
+        assert command.epilog or isinstance(command, click.Group), command.name
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                assert option.help, f"{command.name} {option.name}"
+                assert option.is_flag or option.metavar or not isinstance(option.type, click.types.StringParamType), (
+                    f"{command.name} {option.name}"
+                )
 
 
 def test_a_bad_profile_name_is_our_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,13 +120,24 @@ def test_that_nothing_is_checked_is_said_wherever_one_looks(terminal: bool) -> N
     assert "nothing that it gives is checked, and a lie can cost 0.000004 USD at most" in console.file.getvalue()
 
 
+def test_what_a_quorum_leaves_open_is_said_as_such() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    progress = Progress(console, requested_profile="default")
+    progress.task_event(STORY[1])
+    progress.task_event(dataclasses.replace(agreed(HONEST), check="quorum"))
+    progress.task_ended(None)
+    assert isinstance(console.file, io.StringIO)
+    assert "two providers that lie alike can cost 0.000004 USD at most" in console.file.getvalue()
+    assert "sampling" not in console.file.getvalue()
+
+
 def test_a_terminal_gets_a_live_display_that_leaves_nothing_behind() -> None:
     text = told(
         Console(file=io.StringIO(), width=200, force_terminal=True, _environ={"TERM": "xterm"}),
         TaskError("all providers are gone"),
     )
     assert "\x1b" in text
-    assert "paid 0.000050 USD of 0.000100 USD at most" in text  # the last frame
+    assert "paid 0.000050 USD of 0.000100 USD" in text  # the last frame
     assert "done:" not in text
     assert "1 task, 1 of them failed, in 12.5 s" in text
 
