@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from p2pcompute._private_files import open_private, private_directory
 from p2pcompute._profile import NetworkDir
 from p2pcompute.chain import DevChainProcess
 from p2pcompute.errors import ChainUnreachable
@@ -28,8 +29,8 @@ _PATIENCE_S: Final = 60.0
 @contextlib.contextmanager
 def _lock(path: Path) -> Generator[bool]:
     """Hold the lock on `path`, or find that somebody else does. The kernel drops it with its process."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    private_directory(path.parent)
+    fd, _ = open_private(path)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,6 +51,7 @@ async def serve_local_chain(
     its owner ends: the state is on disk, and the owner's end does not leave the others without a chain.
 
     Raises:
+        ConfigError: the network's directory can't be made, or others can write to it.
         ChainUnreachable: it did not start, or whoever is starting it does not get there.
     """
     reported: list[str] = []

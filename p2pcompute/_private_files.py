@@ -26,7 +26,10 @@ def make_directories(path: Path) -> None:
             break
         path = path.parent
     for directory in reversed(missing):
-        directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from None
 
 
 def private_directory(path: Path) -> None:
@@ -39,7 +42,8 @@ def private_directory(path: Path) -> None:
         make_directories(path)
         info = path.stat()
     except OSError as exc:
-        raise ConfigError(f"{path} can't be used ({exc.strerror}); check the path and its permissions") from exc
+        where = "" if exc.filename in (None, str(path), path) else f"{exc.filename}: "
+        raise ConfigError(f"{path} can't be used ({where}{exc.strerror}); check the path and its permissions") from exc
     # What root owns only root can change, which can change anything.
     if info.st_uid not in (os.geteuid(), 0):
         raise ConfigError(

@@ -119,7 +119,11 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     Raises:
         KernelError: the function, or a device function that it calls, says what the language does not hold.
     """
-    return Kernel(function)
+    try:
+        return Kernel(function)
+    except KernelError as exc:
+        # The message has the line of the kernel; where in the guard it was refused says nothing about it.
+        raise exc.with_traceback(None) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

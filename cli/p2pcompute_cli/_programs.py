@@ -16,7 +16,7 @@ Examples:
   p2pcompute programs --json
   p2pcompute up --allow-program tiny-learner:infer
 
-None is run for others until it is allowed.
+None is run for others until it is allowed. With --json each is an object on a line of its own.
 """
 )
 @common_options

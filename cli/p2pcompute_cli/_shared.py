@@ -105,7 +105,7 @@ def hush_logs(debug: bool) -> None:
 
 
 def whole_error(error: BaseException) -> BaseException:
-    """The plain error in nested groups: one of ours before any other, Ctrl-C before all."""
+    """The plain error in nested groups: an unexpected one, else Ctrl-C, else one of ours."""
     from p2pcompute.errors import P2PComputeError
 
     flat: list[BaseException] = []

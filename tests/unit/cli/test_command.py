@@ -12,7 +12,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from p2pcompute.errors import BudgetError, ChainUnreachable
+from p2pcompute.errors import BudgetError, ChainUnreachable, ConfigError
 from p2pcompute_cli._shared import Failure, fail, seconds, short_peer, usd, whole_error
 from p2pcompute_cli.main import cli, main
 
@@ -60,6 +60,18 @@ def test_a_script_that_does_not_parse_shows_its_own_line_and_none_of_ours(
     assert "broken.py" in said
     assert "runpy" not in said
     assert "_run.py" not in said
+
+
+def test_a_home_that_cannot_be_made_is_an_error_of_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "a-file"
+    home.touch()
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(home))
+    assert main(["up"]) == ConfigError.exit_code
+    said = capsys.readouterr().err
+    assert f"can't be used ({home}: Not a directory); check the path and its permissions" in said
+    assert "internal error" not in said
 
 
 def test_every_option_says_what_it_takes_and_what_it_is_for() -> None:

@@ -521,3 +521,12 @@ def test_device_functions_run_as_python() -> None:
     for thing in (3, int, image):
         with pytest.raises(KernelError):
             device(thing)  # type: ignore[arg-type]
+
+
+def test_a_refusal_shows_the_readers_lines_and_not_the_guards() -> None:
+    def texts(result):
+        result[cuda.grid(1)] = "text"
+
+    with pytest.raises(KernelError) as caught:
+        kernel(texts)
+    assert [entry.path.name for entry in caught.traceback] == ["test_language.py", "kernel.py"]

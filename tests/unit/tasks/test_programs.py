@@ -470,7 +470,10 @@ def test_outputs_have_a_row_for_each_item() -> None:
     [
         ({"programs": "infer"}, "write a list"),
         ({"programs": [7]}, "write a list"),
-        ({"programs": ["infer"], "program_data": {"other": "/srv"}}, "program_data names 'other'; write"),
+        (
+            {"programs": ["infer"], "program_data": {"other": "/srv"}},
+            r"program_data names 'other', .* allowed \(infer\); name one as",
+        ),
         ({"programs": ["infer"], "program_data": ["/srv"]}, "program_data names"),
         ({"programs": [f"p{k}" for k in range(17)]}, "at most 16 names"),
     ],
