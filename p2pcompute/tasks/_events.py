@@ -41,8 +41,9 @@ class TaskStarted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreed:
-    """Both signed. `negotiation_ms` runs from the order to the agreement; `check` is "sample", or "none" where results
-    are taken unchecked."""
+    """Both signed. `negotiation_ms` runs from the order to the agreement; `check` is "sample", "quorum" where chunks
+    are done by two providers, or "none" where results are taken unchecked. `requester_max_loss_uusd` is what a lie
+    that a sample misses costs; with "quorum" and "none" it is the whole ceiling."""
 
     provider: PeerId
     task: TaskId
