@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import click
@@ -15,6 +16,15 @@ from click.testing import CliRunner
 from p2pcompute.errors import BudgetError, ChainUnreachable, ConfigError
 from p2pcompute_cli._shared import Failure, fail, seconds, short_peer, usd, whole_error
 from p2pcompute_cli.main import cli, main
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Generator[None]:
+    """`run` sets the environment of the program that it is; here that is the tests'."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def invoke(*args: str, home: Path) -> tuple[int, str]:

@@ -155,7 +155,9 @@ def test_refusals_and_endless_loops() -> None:
 
     async def main() -> None:
         async with open_pool(spare=0) as pool, pool.session() as session:
-            await refused(session, "def f(out):\n    import os\n    out[cuda.grid(1)] = os.getpid()\n", "Import")
+            await refused(
+                session, "def f(out):\n    import os\n    out[cuda.grid(1)] = os.getpid()\n", "an import is not"
+            )
             await refused(session, "def f(out):\n    out[cuda.grid(1)] = open('/etc/passwd')\n", "open")
             await refused(session, "def f(out:\n", "does not parse")
             await session.compile(source(ENDLESS), line(128), [OutputSpec(dtype="uint64", shape=(128,))], {})
