@@ -14,12 +14,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ._shared import common_options, count, fail, hush_logs, json_line, profile_option, short_peer, usd
+from ._shared import common_options, count, fail, hush_logs, json_line, labelled, profile_option, short_peer, usd
 
 __all__ = ["channels", "earnings", "fund", "receipts", "settle", "wallet", "withdraw"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _ANSWER_S: Final = 160.0
+_row = partial(labelled, width=12)
 
 
 def _options(function: F) -> F:
@@ -117,10 +118,6 @@ def _account(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     except ConfigError as exc:
         raise click.BadParameter(str(exc)) from exc
     return value
-
-
-def _row(name: str, text: str) -> None:
-    click.echo("  " + click.style(f"{name:<12}", fg="cyan") + text)
 
 
 def _show_wallet(answer: dict[str, Any]) -> None:

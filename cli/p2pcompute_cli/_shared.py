@@ -19,6 +19,7 @@ __all__ = [
     "fail",
     "hush_logs",
     "json_line",
+    "labelled",
     "network_options",
     "profile_option",
     "seconds",
@@ -151,6 +152,11 @@ def usd(amount_uusd: int) -> str:
 def count(number: int, noun: str) -> str:
     """A number of things: 1 chunk, 2 chunks."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def labelled(name: str, text: str, *, width: int = 11) -> None:
+    """A line of a summary: what it is in colour, in a column of so many characters, and what there is to say."""
+    click.echo("  " + click.style(f"{name:<{width}}", fg="cyan") + text)
 
 
 def short_peer(peer: str) -> str:

@@ -11,7 +11,18 @@ from typing import Any
 
 import click
 
-from ._shared import common_options, count, fail, hush_logs, json_line, profile_option, seconds, short_peer, usd
+from ._shared import (
+    common_options,
+    count,
+    fail,
+    hush_logs,
+    json_line,
+    labelled,
+    profile_option,
+    seconds,
+    short_peer,
+    usd,
+)
 
 __all__ = ["drain", "status"]
 
@@ -104,32 +115,32 @@ def _running(profile: str, place: Path) -> str:
 def _show(answer: dict[str, Any]) -> None:
     totals, provider = answer["totals"], answer["provider"]
     _section("Node")
-    _row("peer", answer["peer_id"])
+    labelled("peer", answer["peer_id"])
     for address in answer["addresses"]:
-        _row("address", address)
-    _row(
+        labelled("address", address)
+    labelled(
         "network",
         f"{answer['network']}: {count(answer['peer_count'], 'peer')}, {count(answer['ads'], 'ad')} on the board",
     )
-    _row("up for", f"{seconds(answer['uptime_s'])} (process {answer['pid']}, p2pcompute {answer['version']})")
+    labelled("up for", f"{seconds(answer['uptime_s'])} (process {answer['pid']}, p2pcompute {answer['version']})")
     if provider is not None:
         device = provider["device"]
-        _row("device", f"{device['name']}: {device['score_milli'] / 1000:.2f} reference cores a slot")
-        _row("slots", f"{provider['busy_slots']} of {provider['slots']} busy")
+        labelled("device", f"{device['name']}: {device['score_milli'] / 1000:.2f} reference cores a slot")
+        labelled("slots", f"{provider['busy_slots']} of {provider['slots']} busy")
         for program in provider["programs"]:
             label = f"{program['distribution']}:{program['name']}"
             data = f", reads {program['data']}" if program["data"] else ""
-            _row("program", f"{label} {program['version']}, files {program['digest'][:16]}{data}")
+            labelled("program", f"{label} {program['version']}, files {program['digest'][:16]}{data}")
         if provider["draining"]:
-            _row("draining", "no more work is taken until it is started anew")
+            labelled("draining", "no more work is taken until it is started anew")
     _section("Wallet")
-    _row("address", answer["wallet"])
+    labelled("address", answer["wallet"])
     chain = answer["chain"]
-    _row("chain", f"{chain['url'] + ', ' if chain['url'] else ''}id {chain['chain_id']}, hub {chain['hub']}")
-    _row("earned", f"{usd(totals['earned_uusd'])}, of it claimed on chain {usd(totals['claimed_uusd'])}")
-    _row("owed to us", usd(totals["owed_to_us_uusd"]))
-    _row("spent", f"{usd(totals['spent_uusd'])} of {usd(totals['reserved_uusd'])} in channels")
-    _row("channels", f"{totals['channels_in']} in, {totals['channels_out']} out")
+    labelled("chain", f"{chain['url'] + ', ' if chain['url'] else ''}id {chain['chain_id']}, hub {chain['hub']}")
+    labelled("earned", f"{usd(totals['earned_uusd'])}, of it claimed on chain {usd(totals['claimed_uusd'])}")
+    labelled("owed to us", usd(totals["owed_to_us_uusd"]))
+    labelled("spent", f"{usd(totals['spent_uusd'])} of {usd(totals['reserved_uusd'])} in channels")
+    labelled("channels", f"{totals['channels_in']} in, {totals['channels_out']} out")
     tasks = [] if provider is None else provider["tasks"]
     _section("Tasks")
     if not tasks:
@@ -147,10 +158,6 @@ def _show(answer: dict[str, Any]) -> None:
 
 def _section(title: str) -> None:
     click.echo(click.style(title, bold=True))
-
-
-def _row(name: str, text: str) -> None:
-    click.echo("  " + click.style(f"{name:<11}", fg="cyan") + text)
 
 
 def _table(rows: list[dict[str, Any]]) -> None:

@@ -31,6 +31,12 @@ __all__ = ["CeilingReached", "Ledger", "ReceiptConflict", "UnknownAgreement", "o
 
 LEDGER_FILE: Final = "ledger.sqlite3"
 LOCK_FILE: Final = "ledger.lock"
+# Issued and held ones, in the order of `ReceiptRow`'s fields.
+_RECEIPTS = (
+    "SELECT task, idx, code, digest, units, pusd, envelope, '' AS verdict, 0 AS sampled, '' AS reason"
+    " FROM receipts_issued UNION ALL"
+    " SELECT task, idx, code, digest, units, pusd, envelope, verdict, sampled, reason FROM receipts_held"
+)
 _AGREEMENT = (
     "SELECT task, role, peer, channel, raw, price_pusd, ceiling_uusd, total_pusd, state, reason, created_ms,"
     " deadline_ms FROM agreements"
@@ -346,12 +352,8 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
 
         def work(tx: Transaction) -> list[LoggedReceipt]:
             rows = tx.all(
-                "SELECT r.task, r.idx, r.code, r.digest, r.units, r.pusd, r.envelope, r.verdict, r.sampled, r.reason,"
-                " a.role, a.peer, a.created_ms FROM ("
-                " SELECT task, idx, code, digest, units, pusd, envelope, '' AS verdict, 0 AS sampled, '' AS reason"
-                " FROM receipts_issued UNION ALL"
-                " SELECT task, idx, code, digest, units, pusd, envelope, verdict, sampled, reason FROM receipts_held"
-                ") r JOIN agreements a ON a.task = r.task WHERE :before IS NULL OR a.created_ms < :before"
+                f"SELECT r.*, a.role, a.peer, a.created_ms FROM ({_RECEIPTS}) r JOIN agreements a ON a.task = r.task"
+                " WHERE :before IS NULL OR a.created_ms < :before"
                 " ORDER BY a.created_ms DESC, r.task, r.idx, r.code LIMIT :limit",
                 before=before_ms,
                 limit=limit,
@@ -374,10 +376,7 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
 
         def work(tx: Transaction) -> list[ReceiptRow]:
             rows = tx.all(
-                "SELECT task, idx, code, digest, units, pusd, envelope, '', 0, '' FROM receipts_issued"
-                " WHERE task = :task UNION ALL"
-                " SELECT task, idx, code, digest, units, pusd, envelope, verdict, sampled, reason FROM receipts_held"
-                " WHERE task = :task ORDER BY 2, 3",
+                f"SELECT * FROM ({_RECEIPTS}) WHERE task = :task ORDER BY idx, code",
                 task=task,
             )
             names = ReceiptRow.__dataclass_fields__
