@@ -278,7 +278,7 @@ def test_a_price_of_nothing_counts_as_the_least_one(board: AdBoard) -> None:
 
 
 def test_chance_decides_between_equals_and_not_the_peer_id(board: AdBoard) -> None:
-    sellers = {put(board) for _ in range(8)}
+    sellers = {put(board) for _ in range(24)}  # of 8, two of 16 orders are the same once in 340 runs
     orders = {tuple(ranked(board, salt=bytes([salt]))) for salt in range(16)}
     assert len(orders) == 16
     assert all(set(order) == sellers for order in orders)
