@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from p2pcompute.execution._block_races import Races
 from p2pcompute.execution._guard_block import BlockPlan
-from p2pcompute.execution._lower import FunctionLowering, going_on
 from p2pcompute.execution._lower_block import BlockCode, BlockEmitter, BlockMemory
 from p2pcompute.execution._lower_expr import ExpressionLowering, widen
+from p2pcompute.execution._lower_function import FunctionLowering, going_on
 from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
 from p2pcompute.execution._lower_types import ArrayType, Expr, Scalar, as_type
 

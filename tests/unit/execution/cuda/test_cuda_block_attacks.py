@@ -84,7 +84,7 @@ def test_without_the_barrier_behind_it_a_snapshot_is_taken_of_what_is_stored_mea
 
 def test_without_zeroing_memory_holds_anything(gpu: CudaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(results("    pass\n")) == 1
-    monkeypatch.setattr(_lower, "_in_turn", lambda *_: ["pass"])
+    monkeypatch.setattr(_lower, "in_turn", lambda *_: ["pass"])
     assert len(results("    pass\n")) == 4
 
 
