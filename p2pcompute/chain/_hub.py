@@ -159,6 +159,15 @@ def _address(value: bytes) -> bytes:
     return value.rjust(32, b"\0")
 
 
+def _address_amount(address: bytes, amount: int) -> bytes:
+    """A word of an address and an amount of 96 bits, as rows of a batch hold it."""
+    if not 0 <= amount <= MAX_AMOUNT_UUSD:
+        raise ValueError("the amount of a channel is an integer from 0 to 2**96-1")
+    if len(address) != 20:
+        raise ValueError("an address has 20 bytes")
+    return amount.to_bytes(12, "big") + address
+
+
 def _bytes32(value: bytes) -> bytes:
     if len(value) != 32:
         raise ValueError("expected 32 bytes")
@@ -171,8 +180,8 @@ _BALANCE_OF = _selector("balanceOf(address)")
 _ALLOWANCE = _selector("allowance(address,address)")
 _DEPOSIT = _selector("deposit(uint256,address)")
 _WITHDRAW = _selector("withdraw(uint256,address)")
-_FUND = _selector("fund((address,address,uint256)[])")
-_CLAIM = _selector("claim(address,(address,address,uint256,bytes32,bytes32,bytes32)[])")
+_FUND = _selector("fund((uint256,address)[])")
+_CLAIM = _selector("claim(address,(uint256,address,bytes32,bytes32,bytes32)[])")
 _REQUEST_CLOSE = _selector("request_close(address,address)")
 _FINALIZE = _selector("finalize(address,address,address)")
 _BALANCES = _selector("balances(address)")
@@ -224,10 +233,7 @@ def encode_fund(rows: Sequence[FundRow]) -> bytes:
     Raises:
         ValueError: too many rows, or a field out of range.
     """
-    for row in rows:
-        if not 0 <= row.amount_uusd <= MAX_AMOUNT_UUSD:
-            raise ValueError("the amount of a channel is an integer from 0 to 2**96-1")
-    encoded = (_address(r.payee) + _address(r.signer) + _word(r.amount_uusd) for r in rows)
+    encoded = (_address_amount(r.payee, r.amount_uusd) + _address(r.signer) for r in rows)
     return _FUND + _word(32) + _rows(encoded)
 
 
@@ -238,9 +244,8 @@ def _claim_row(row: ClaimRow) -> bytes:
     s_and_parity = bytes((row.signature[32] | (row.signature[64] - 27) << 7,)) + row.signature[33:64]
     return b"".join(
         (
-            _address(row.payer),
+            _address_amount(row.payer, row.amount_uusd),
             _address(row.signer),
-            _word(row.amount_uusd),
             _bytes32(row.memo),
             row.signature[:32],
             s_and_parity,

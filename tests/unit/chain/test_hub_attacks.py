@@ -209,30 +209,30 @@ CASES = [
     Case(
         stale_voucher,
         (
-            ("and total > claimed", "and total > 0"),
+            ("good: bool = total > claimed", "good: bool = total > 0"),
             (
                 "self.balances[payee] += credited",
                 "self.balances[payee] = unsafe_add(self.balances[payee], credited)",
             ),
         ),
     ),
-    Case(forged, (("s) == row.signer", "s) != empty(address)"),)),
+    Case(forged, (("s) == signer", "s) != empty(address)"),)),
     Case(
         signature_of_nobody,
         (
-            (" or row.signer == empty(address)", ""),
-            ("row.payee != empty(address) and row.signer != empty(address)", "row.payee != empty(address)"),
+            (" or signer == empty(address)", ""),
+            ("payee != empty(address) and row.signer != empty(address)", "payee != empty(address)"),
         ),
     ),
-    Case(above_the_deposit, (("min(row.amount, reserved)", "row.amount"),)),
-    Case(other_channel, (("VOUCHER_TYPEHASH, channel_id, row", "VOUCHER_TYPEHASH, empty(bytes32), row"),)),
+    Case(above_the_deposit, (("min(amount, word & MAX_AMOUNT)", "amount"),)),
+    Case(other_channel, (("VOUCHER_TYPEHASH, channel_id, amount", "VOUCHER_TYPEHASH, empty(bytes32), amount"),)),
     Case(other_hub, (("VERSION_HASH, chain_id, self", "VERSION_HASH, chain_id, empty(address)"),)),
     Case(other_chain, (("    return self._domain_of(chain.id)\n", "    return BORN_DOMAIN\n"),)),
-    Case(replay_after_closing, (("self._pack(claimed, claimed, 0)", "0"),)),
-    Case(closing_without_a_request, (('        assert close_at != 0, "no request to close"\n', ""),)),
-    Case(closing_too_early, (('        assert block.timestamp >= close_at, "too early"\n', ""),)),
-    Case(closing_kept_in_reserve, (("self._pack(reserved, claimed, 0)", "self._pack(reserved, claimed, close_at)"),)),
-    Case(closing_clock_wound_back, (('    assert close_at == 0, "already closing"\n', ""),)),
+    Case(replay_after_closing, (("claimed=slot.claimed, close_at=0", "claimed=0, close_at=0"),)),
+    Case(closing_without_a_request, (('        assert slot.close_at != 0, "no request to close"\n', ""),)),
+    Case(closing_too_early, (('        assert block.timestamp >= slot.close_at, "too early"\n', ""),)),
+    Case(closing_kept_in_reserve, (("~(MAX_AMOUNT | TIME_MASK)", "~MAX_AMOUNT"),)),
+    Case(closing_clock_wound_back, (('    assert slot.close_at == 0, "already closing"\n', ""),)),
     Case(
         stolen_balance,
         (
@@ -244,7 +244,7 @@ CASES = [
     Case(money_without_tokens, ((CUT, ""),)),
     Case(
         amount_into_the_neighbour,
-        (("row.amount <= MAX_AMOUNT and reserved + row.amount <= MAX_AMOUNT", "row.amount <= MAX_AMOUNT"),),
+        (('        assert reserved <= MAX_AMOUNT, "amount too high"\n', ""),),
     ),
 ]
 NAMES = [case.attack.__name__ for case in CASES]
