@@ -9,7 +9,7 @@ from typing import Any
 
 from p2pcompute_protocols.ids import Address
 
-__all__ = ["Artifact", "hub_creation", "load_artifact", "token_creation"]
+__all__ = ["Artifact", "hub_creation", "load_artifact", "registry_creation", "token_creation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class Artifact:
 
 
 def load_artifact(contract: str) -> Artifact:
-    """Read the artefact of `ChannelHub` or `TestToken`."""
+    """Read the artefact of `ChannelHub`, `StakeRegistry` or `TestToken`."""
     text = resources.files("p2pcompute.chain").joinpath("artifacts", f"{contract}.json").read_text("utf-8")
     fields = json.loads(text)
     return Artifact(
@@ -50,6 +50,12 @@ def load_artifact(contract: str) -> Artifact:
 def hub_creation(token: Address) -> bytes:
     """The data of a transaction that creates a hub for `token`."""
     return load_artifact("ChannelHub").bytecode + token.rjust(32, b"\0")
+
+
+def registry_creation(token: Address, *, min_stake_uusd: int, stake_per_core_uusd: int) -> bytes:
+    """The data of a transaction that creates a stake registry for `token`."""
+    amounts = min_stake_uusd.to_bytes(32, "big") + stake_per_core_uusd.to_bytes(32, "big")
+    return load_artifact("StakeRegistry").bytecode + token.rjust(32, b"\0") + amounts
 
 
 def token_creation(faucet: Address, supply_uusd: int) -> bytes:

@@ -1,4 +1,5 @@
-"""Compile the contracts beside this file. `scripts/compile-contracts.sh` runs it where vyper is installed.
+"""Compile the contracts beside this file, and those that only the tests use. `scripts/compile-contracts.sh` runs it
+where vyper is installed.
 
 An artefact is JSON: the ABI, both bytecodes, the compiler's version and the SHA-256 of the source.
 """
@@ -13,17 +14,17 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ARTIFACTS = HERE.parent / "artifacts"
-CONTRACTS = ("ChannelHub", "TestToken")
+FOR_TESTS = HERE.parents[2] / "tests" / "contracts"
 
 
-def artifact(name: str) -> str:
+def artifact(path: Path) -> str:
     """The text of one contract's artefact."""
-    source = (HERE / f"{name}.vy").read_bytes()
+    name, source = path.stem, path.read_bytes()
     vyper = Path(sys.executable).with_name("vyper")
 
     def ask(*arguments: str) -> list[str]:
-        # Relative to HERE, so that no path of this machine gets near the output.
-        done = subprocess.run([vyper, *arguments], cwd=HERE, check=True, capture_output=True, text=True)
+        # Relative to its folder, so that no path of this machine gets near the output.
+        done = subprocess.run([vyper, *arguments], cwd=path.parent, check=True, capture_output=True, text=True)
         return done.stdout.strip().splitlines()
 
     (version,) = ask("--version")
@@ -43,9 +44,11 @@ def main() -> int:
     """Write the artefacts, or with --check compare them; 1 where one differs."""
     check = "--check" in sys.argv[1:]
     stale: list[str] = []
-    for name in CONTRACTS:
-        path = ARTIFACTS / f"{name}.json"
-        text = artifact(name)
+    places = [(source, ARTIFACTS) for source in sorted(HERE.glob("*.vy"))]
+    places += [(source, FOR_TESTS) for source in sorted(FOR_TESTS.glob("*.vy"))]
+    for source, folder in places:
+        path = folder / f"{source.stem}.json"
+        text = artifact(source)
         if not check:
             path.write_text(text)
         elif not path.exists() or path.read_text() != text:

@@ -31,6 +31,7 @@ from p2pcompute.chain._hub import (
     encode_fund,
     encode_transfer,
 )
+from p2pcompute.chain._hub_signed import TokenDomain
 from p2pcompute.chain._tx import UnsignedTx, sign_transaction
 from p2pcompute_protocols.channel._voucher import (
     Domain,
@@ -57,16 +58,17 @@ class Account:
 class HubBench:
     """A chain with a token and a hub, and short ways to use them.
 
-    `hub_bytecode` puts another contract in the hub's place.
+    `hub_bytecode` puts another contract in the hub's place; `token_code` another token in the token's, with all
+    that creates it.
     """
 
-    def __init__(self, hub_bytecode: bytes | None = None) -> None:
+    def __init__(self, hub_bytecode: bytes | None = None, token_code: bytes | None = None) -> None:
         self.bank = self.account("bank")
         genesis = Genesis(chain_id=CHAIN_ID, timestamp_s=1_000_000, balances_wei=((self.bank.address, 10**30),))
         self.chain = DevChain(genesis)
         self.now_s = 1_000_000
         self.hub_bytecode = hub_bytecode or load_artifact("ChannelHub").bytecode
-        self.token = self.create(token_creation(self.bank.address, SUPPLY_UUSD))
+        self.token = self.create(token_code or token_creation(self.bank.address, SUPPLY_UUSD))
         self.hub = self.create(self.hub_bytecode + self.token.rjust(32, b"\0"))
 
     @staticmethod
@@ -163,6 +165,9 @@ class HubBench:
 
     def domain(self, hub: Address | None = None) -> Domain:
         return Domain(chain_id=CHAIN_ID, contract=hub or self.hub)
+
+    def token_domain(self) -> TokenDomain:
+        return TokenDomain(name="test USD", version="1", chain_id=CHAIN_ID, contract=self.token)
 
     def row(
         self,

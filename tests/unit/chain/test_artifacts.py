@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 VYPER_PYTHON = ROOT / ".venv-vyper/bin/python"
 
 
-@pytest.mark.parametrize("contract", ["ChannelHub", "TestToken"])
+@pytest.mark.parametrize("contract", ["ChannelHub", "StakeRegistry", "TestToken"])
 def test_artifact_names_its_source(contract: str) -> None:
     artifact = load_artifact(contract)
     source = (ROOT / f"p2pcompute/chain/contracts/{contract}.vy").read_bytes()

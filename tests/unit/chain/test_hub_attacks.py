@@ -1,15 +1,8 @@
-"""Attacks on the hub, each of which succeeds on the same contract without one of its defences.
-
-The weakened contracts are compiled here, with the compiler of `scripts/compile-contracts.sh`.
-"""
+"""Attacks on the hub, each of which succeeds on the same contract without one of its defences."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,9 +23,7 @@ from p2pcompute.chain._hub import encode_balances
 from p2pcompute_protocols.channel._voucher import Voucher, sign_voucher
 from p2pcompute_protocols.ids import Address, ChannelId
 
-ROOT = Path(__file__).parents[3]
-SOURCE = ROOT / "p2pcompute/chain/contracts/ChannelHub.vy"
-VYPER_PYTHON = ROOT / ".venv-vyper/bin/python"
+from .weakened import Case, compile_weakened, needs_compiler
 
 Bench = Any  # tests/unit/chain/conftest.py: HubBench
 
@@ -197,12 +188,6 @@ def amount_into_the_neighbour(bench: Bench) -> bool:
     return bench.channel(payer, payee, payer).claimed_uusd > 0
 
 
-@dataclass(frozen=True)
-class Case:
-    attack: Callable[[Bench], bool]
-    without: tuple[tuple[str, str], ...]  # what to replace in the source, and with what
-
-
 CUT = '    assert staticcall token.balanceOf(self) == before + amount, "token takes a cut"\n'
 
 CASES = [
@@ -247,7 +232,7 @@ CASES = [
         (('        assert reserved <= MAX_AMOUNT, "amount too high"\n', ""),),
     ),
 ]
-NAMES = [case.attack.__name__ for case in CASES]
+NAMES = [case.name for case in CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
@@ -255,34 +240,16 @@ def test_attack_fails(bench: Bench, case: Case) -> None:
     assert not case.attack(bench)
 
 
-COMPILE_ALL = """
-import json, sys, vyper
-sources = json.load(sys.stdin)
-json.dump([vyper.compile_code(s, output_formats=["bytecode"])["bytecode"] for s in sources], sys.stdout)
-"""
-
-
 @pytest.fixture(scope="module")
 def weakened() -> dict[str, bytes]:
     """The bytecode of the hub without each of the defences."""
-    sources = []
-    for case in CASES:
-        source = SOURCE.read_text()
-        for old, new in case.without:
-            assert old in source
-            source = source.replace(old, new)
-        sources.append(source)
-    done = subprocess.run(
-        [VYPER_PYTHON, "-c", COMPILE_ALL], input=json.dumps(sources), capture_output=True, text=True, check=True
-    )
-    codes = json.loads(done.stdout)
-    return {name: bytes.fromhex(code[2:]) for name, code in zip(NAMES, codes, strict=True)}
+    return compile_weakened("ChannelHub", CASES)
 
 
-@pytest.mark.skipif(not VYPER_PYTHON.exists(), reason="no compiler: run scripts/compile-contracts.sh --venv")
+@needs_compiler
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
 def test_attack_succeeds_without_the_defence(bench_type: type[Bench], case: Case, weakened: dict[str, bytes]) -> None:
-    assert case.attack(bench_type(weakened[case.attack.__name__]))
+    assert case.attack(bench_type(weakened[case.name]))
 
 
 def test_a_twin_with_a_high_s_is_skipped(bench: Bench) -> None:
