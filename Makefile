@@ -4,10 +4,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CUDA   := $(VENV)/.installed-cuda
+ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install cuda-compile demo test lint contracts bench-execution check-system clean
+.PHONY: install cuda-compile anvil demo test lint contracts bench-execution check-system clean
 
 install: $(STAMP)
 
@@ -32,6 +33,13 @@ $(CUDA): $(STAMP)
 	@rm -rf $(VENV)/lib/python3*/site-packages/trio-stubs
 	@touch $(CUDA)
 
+# an EVM node of others' making, for the tests of payments against a hostile chain; they are left out without it
+anvil: $(ANVIL)
+
+$(ANVIL): scripts/get-anvil.sh
+	@sh scripts/get-anvil.sh
+	@touch $(ANVIL)
+
 demo: $(STAMP)
 	@$(BIN)/p2pcompute demo --out demo-out
 	@echo "the command is $(BIN)/p2pcompute; after '. $(BIN)/activate' it is p2pcompute: try p2pcompute up"
@@ -55,4 +63,4 @@ lint: $(STAMP)
 	@$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) .venv-vyper build dist demo-out
+	rm -rf $(VENV) .venv-vyper .anvil build dist demo-out

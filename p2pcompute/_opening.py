@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from p2pcompute._books import RequesterLedgerBooks
+from p2pcompute._chain_choice import choose_chain, hub_of, keep_choice, open_choice
+from p2pcompute._funds import AccountFunds
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
 from p2pcompute.checking import EvidenceStore
-from p2pcompute.errors import ChainError, ConfigError, InsufficientFunds, NoProviderError, ProfileInUse
+from p2pcompute.errors import ChainError, ConfigError, NoProviderError, ProfileInUse
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
-from p2pcompute.node import NodeServices, open_chain
+from p2pcompute.node import NodeServices
 from p2pcompute.overlay import Overlay, open_libp2p
-from p2pcompute.payments import ChainHub, Outbox, Payer
+from p2pcompute.payments import Outbox, Payer
 from p2pcompute.storage import Ledger, open_ledger
 from p2pcompute.tasks import Coordinator
 from p2pcompute.tasks._coordinator import HOW_TO_GET_ONE
@@ -31,7 +33,6 @@ from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import PeerId
 
 if TYPE_CHECKING:
-    from p2pcompute.chain import ChainClient, HubClient
     from p2pcompute.execution import Benchmark, WorkerPool
     from p2pcompute.execution._program_files import InstalledProgram
 
@@ -43,8 +44,6 @@ _BINDING_MS: Final = 30 * 24 * 3_600_000
 _BINDING_LEFT_MS: Final = 7 * 24 * 3_600_000  # renewed when less is left, so that a deadline lies within it
 _SCORE_LIFETIME_S: Final = 24 * 3_600  # a machine that was busy when it was measured is measured again
 _KEPT_WORKERS: Final = 4  # wait two minutes for the next task of the same requester, which then compiles nothing
-_GAS_WEI: Final = 10**17  # below this a development account is filled up
-_GAS_GIFT_WEI: Final = 10**18
 
 
 @asynccontextmanager
@@ -54,29 +53,34 @@ async def open_services(
     network: str,
     bootstrap: Sequence[str],
     chain: str | None,
+    hub: str | None = None,
+    token: str | None = None,
     listen: Sequence[str],
     now_ms: Callable[[], int],
 ) -> AsyncGenerator[tuple[NodeServices, Callable[[], int]]]:
     """The parts of a node on a real network; see `open_node` for arguments and errors."""
     directory = NetworkDir.named(network)
-    chain_url = chain or os.environ.get("P2PCOMPUTE_CHAIN") or directory.chain_url()
+    place = Profile.named(profile) if isinstance(profile, str) else profile
+    choice = choose_chain(place, network, chain=chain, hub=hub, token=token)
     peers = _peers(directory, bootstrap)
-    if chain_url is None and peers:
+    if choice is None and peers:
         raise ConfigError(
             "peers are named and no chain is: name the network's with --chain, P2PCOMPUTE_CHAIN or chain=…; "
             "`p2pcompute status` shows it where a node of it runs"
         )
-    if chain_url is None:
+    if choice is None:
         how = HOW_TO_GET_ONE
         if network != "local":
             how = how.replace("`p2pcompute up`", f"`p2pcompute up --network {network}`")
         raise NoProviderError(f"No provider fits: no network {network!r} is running here. {how}")
     async with AsyncExitStack() as stack:
-        place, ledger = await _open_profile(stack, profile, now_ms)
+        connected = await stack.enter_async_context(open_choice(choice))
+        spare = isinstance(profile, str) and connected.place.development
+        place, ledger = await _open_profile(stack, place, now_ms, ephemeral=spare)
         key = NodeKey.load_or_create(place.node_key)
         wallet = WalletKey.load_or_create(place.wallet_key)
-        client, hub_client, terms = await stack.enter_async_context(open_chain(chain_url))
-        await ledger.bind_chain(terms)
+        await ledger.bind_chain(connected.terms)
+        keep_choice(place, choice.url, connected.place)
         overlay = await stack.enter_async_context(
             open_libp2p(
                 key,
@@ -91,7 +95,7 @@ async def open_services(
             wallet=wallet,
             overlay=overlay,
             ledger=ledger,
-            hub=ChainHub(hub_client, terms=terms, private_key=wallet.private_key),
+            hub=hub_of(connected, wallet, clock_ms=now_ms),
             network=network,
             now_ms=now_ms,
             open_pool=_open_pool,
@@ -99,12 +103,12 @@ async def open_services(
             known_device=lambda: known_device(len(os.sched_getaffinity(0))),
             guess_milli=1_000 * len(os.sched_getaffinity(0)),
             cores=len(os.sched_getaffinity(0)),
-            fund_wallet=lambda amount_uusd: _fund_from_faucet(client, hub_client, wallet, amount_uusd),
+            fund_wallet=AccountFunds(connected, wallet, ledger).ensure,
             evidence=EvidenceStore(directory=place.evidence, run_sync=trio.to_thread.run_sync),
         )
-        services.chain_url = chain_url
+        services.chain_url = choice.url
         try:
-            await services.outbox.settle()
+            await services.outbox.look()
         except ChainError as exc:
             _log.warning("a transaction of an earlier run is still under way and is sent again later: %s", exc)
         yield services, now_ms
@@ -119,16 +123,17 @@ def _peers(directory: NetworkDir, bootstrap: Sequence[str]) -> list[str]:
 
 
 async def _open_profile(
-    stack: AsyncExitStack, profile: str | Profile, now_ms: Callable[[], int]
+    stack: AsyncExitStack, place: Profile, now_ms: Callable[[], int], *, ephemeral: bool
 ) -> tuple[Profile, Ledger]:
-    place = Profile.named(profile) if isinstance(profile, str) else profile
+    """The profile and its ledger; one that is gone afterwards where another process has it open and `ephemeral` is
+    allowed. Money that is worth something must not end up there."""
     try:
         return place, await stack.enter_async_context(open_ledger(place.path, clock_ms=now_ms))
     except ProfileInUse:
-        if isinstance(profile, Profile):
+        if not ephemeral:
             raise
-        place = stack.enter_context(Profile.ephemeral())
-        _log.info("another process has the profile %s open; using one that is gone afterwards", profile)
+        used, place = place, stack.enter_context(Profile.ephemeral())
+        _log.info("another process has the profile %s open; using one that is gone afterwards", used.path.name)
         return place, await stack.enter_async_context(open_ledger(place.path, clock_ms=now_ms))
 
 
@@ -293,20 +298,3 @@ async def measure_device(pool: WorkerPool) -> Device:
     if known is None:
         raise ConfigError(f"the measurement of this machine can't be kept in {home_dir()}; check its permissions")
     return known
-
-
-async def _fund_from_faucet(client: ChainClient, hub: HubClient, wallet: WalletKey, amount_uusd: int) -> None:
-    """Have the development chain fill up this wallet: gas, and `amount_uusd` of test money at least."""
-    from p2pcompute.chain import faucet
-
-    wei = await hub.balance_wei(wallet.address)
-    tokens = await hub.token_balance_uusd(wallet.address) + await hub.balance_uusd(wallet.address)
-    missing = max(0, amount_uusd - tokens)
-    if wei >= _GAS_WEI and not missing:
-        return
-    try:
-        await faucet(client, wallet.address, wei=0 if wei >= _GAS_WEI else _GAS_GIFT_WEI, token_uusd=missing)
-    except ChainError as exc:
-        raise InsufficientFunds(
-            f"the wallet 0x{wallet.address.hex()} lacks {missing} micro-USD and the chain's faucet gives none: {exc}"
-        ) from exc

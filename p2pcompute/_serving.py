@@ -10,7 +10,7 @@ import trio
 
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
-from p2pcompute.payments import CreditBook, CreditPolicy, Payee, Settler, subnet_of
+from p2pcompute.payments import CreditBook, CreditPolicy, Payee, SettlePolicy, Settler, subnet_of
 from p2pcompute.tasks import Guest, TaskService
 from p2pcompute.tasks._turns import LINGER_S, Turns
 from p2pcompute_protocols import ads, channel, task
@@ -59,6 +59,9 @@ class ProviderOptions:
             none where nothing is said.
         program_data: by the name of a program, written as in `programs`, a directory of this machine that it may read.
         fault: alters outputs, for tests and demonstrations of what checking catches.
+        claim_above_uusd: unclaimed micro-USD from which a claim is made, whatever gas costs.
+        coin_price_uusd: what one of the chain's own coin is worth, in micro-USD; gas is then weighed against what a
+            claim brings. None where only `claim_above_uusd` is to count.
         on_event: gets every `ProviderEvent` (`p2pcompute.events`); must not block.
 
     Raises:
@@ -76,6 +79,7 @@ class ProviderOptions:
     program_data: Mapping[str, str] = field(default_factory=dict[str, str])
     fault: OutputFault | None = None
     claim_above_uusd: int = 1_000_000
+    coin_price_uusd: int | None = None
     on_event: Callable[[ProviderEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -85,6 +89,8 @@ class ProviderOptions:
             whole(self, "threads", 1, 1_024, otherwise=", or None to share all cores")
         whole(self, "max_window", 1, _MAX_WINDOW)
         whole(self, "claim_above_uusd", 0, 2**63 - 1)
+        if self.coin_price_uusd is not None:
+            whole(self, "coin_price_uusd", 0, 2**63 - 1, otherwise=", or None")
         region = self.region
         if region is not None and (
             not isinstance(region, str) or not region.isprintable() or not 1 <= len(region.encode()) <= MAX_NAME
@@ -152,7 +158,7 @@ class ProviderRole:
             ledger=services.ledger,
             hub=services.hub,
             outbox=services.outbox,
-            cap_uusd=options.claim_above_uusd,
+            policy=SettlePolicy(cap_uusd=options.claim_above_uusd, coin_uusd=options.coin_price_uusd),
             clock_ms=node.now_ms,
         )
         self.tasks = TaskService(

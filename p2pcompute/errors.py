@@ -30,8 +30,9 @@
     │   ├── InsufficientFunds        the wallet or the channel does not hold enough
     │   ├── storage.CeilingReached   an agreement's ceiling would be passed
     │   └── payments.CreditExhausted a stranger's free credit is used up
-    ├── ChainError                   the EVM endpoint; payments.SettlementPending, chain.ReceiptTimeout
-    │   ├── ChainUnreachable         no answer: down, timed out or not JSON-RPC
+    ├── ChainError                   the EVM endpoint; payments.SettlementPending, chain.ReceiptTimeout, chain.NoHub,
+    │   │                            chain.WrongHub (another contract than ours), chain.NoGas (nothing to pay gas with)
+    │   ├── ChainUnreachable         no answer, or none that can be used; one error for each way: `chain/_faults.py`
     │   ├── WrongChain               it serves another chain ID than the one asked for
     │   ├── RpcError                 it answered with a JSON-RPC error; has code and message
     │   └── TransactionFailed        a transaction was mined and reverted, or can never be mined
@@ -238,7 +239,9 @@ class ChainError(P2PComputeError):
 
 
 class ChainUnreachable(ChainError):
-    """No answer: down, timed out or not JSON-RPC."""
+    """No answer, or none that can be used: down, timed out, not JSON-RPC, out of line with what it said before.
+
+    `p2pcompute.chain` has an error for each way: EndpointRefused, EndpointTimeout, RateLimited and so on."""
 
 
 class WrongChain(ChainError):

@@ -38,16 +38,14 @@ from p2pcompute.tasks import Coordinator
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import ChannelId, PeerId
-from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.work import ProgramRef
 
 if TYPE_CHECKING:
     from p2pcompute._requester import Runnable
-    from p2pcompute.chain import ChainClient, HubClient
     from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.execution._program_files import InstalledProgram
 
-__all__ = ["Node", "NodeServices", "compose_node", "open_chain", "open_node"]
+__all__ = ["Node", "NodeServices", "compose_node", "open_node"]
 
 _log = logging.getLogger("p2pcompute.node")
 
@@ -319,17 +317,19 @@ class Node:
                 with trio.move_on_after(_STOP_S):
                     await role.stop()
                 with trio.move_on_after(_CHECKPOINT_S):
-                    claimed = await self.checkpoint(role)
+                    claimed = await self._try_checkpoint(role.settler.last_checkpoint)
                     role.emit(Checkpointed(channels=len(claimed), claimed_uusd=sum(claimed.values())))
         raise AssertionError("unreachable")
 
     async def checkpoint(self, role: ProviderRole | None = None) -> dict[ChannelId, int]:
-        """Claim on chain what vouchers are worth; channels stay open. Total claimed per channel, in micro-USD."""
+        """Claim on chain what vouchers are worth, whatever gas costs; channels stay open. Total claimed per channel, in
+        micro-USD."""
         role = role or self.provider
-        if role is None:
-            return {}
+        return {} if role is None else await self._try_checkpoint(role.settler.checkpoint)
+
+    async def _try_checkpoint(self, checkpoint: Callable[[], Awaitable[dict[ChannelId, int]]]) -> dict[ChannelId, int]:
         try:
-            return await role.settler.checkpoint()
+            return await checkpoint()
         except ChainError as exc:
             _log.warning("no checkpoint: %s; vouchers are kept and claimed next time", exc)
             return {}
@@ -461,28 +461,6 @@ async def compose_node(services: NodeServices, *, network: str, now_ms: Callable
 
 
 @asynccontextmanager
-async def open_chain(url: str) -> AsyncGenerator[tuple[ChainClient, HubClient, ChainTerms]]:
-    """Connect to a development chain and its hub.
-
-    Raises:
-        ChainUnreachable: nothing answers there. ConfigError: it has no hub that we know of.
-    """
-    from p2pcompute.chain import ChainClient, HubClient, dev_info
-    from p2pcompute.errors import RpcError
-
-    async with ChainClient(url) as client:
-        try:
-            info = await dev_info(client)
-        except RpcError as exc:
-            raise ConfigError(
-                "this endpoint is not p2pcompute's development chain; other chains come with a deployed hub, which "
-                "this version does not take yet. Start one with `p2pcompute up` or `p2pcompute testnet up`"
-            ) from exc
-        terms = ChainTerms(chain_id=info.chain_id, hub=bytes(info.hub), token=bytes(info.token), decimals=6)
-        yield client, HubClient(client, info.hub, info.token), terms
-
-
-@asynccontextmanager
 async def _local_chain(network: str) -> AsyncGenerator[str]:
     """The URL of this machine's development chain, which runs at least as long as the context."""
     from p2pcompute._local_chain import serve_local_chain
@@ -507,6 +485,8 @@ async def open_node(
     network: str | None = None,
     bootstrap: Sequence[str] = (),
     chain: str | None = None,
+    hub: str | None = None,
+    token: str | None = None,
     listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
     start_chain: bool = False,
 ) -> AsyncGenerator[Node]:
@@ -514,30 +494,44 @@ async def open_node(
 
     Args:
         profile: its name, or a `Profile`; P2PCOMPUTE_PROFILE, then "requester", where None. Where another process has
-            the named one open, an ephemeral one is used instead: it lives on a development chain's free money and is
-            gone afterwards.
+            the named one open, an ephemeral one is used instead, on a development chain only: it lives on free money
+            and is gone afterwards.
         network: the network's ID; P2PCOMPUTE_NETWORK, then "local", where None.
         bootstrap: multiaddrs of peers to join by; P2PCOMPUTE_BOOTSTRAP (comma-separated) and the nodes of this
             network that run on this machine come on top.
-        chain: JSON-RPC URL; P2PCOMPUTE_CHAIN, then the embedded chain of this machine, where None.
+        chain: JSON-RPC URL of any EVM chain; P2PCOMPUTE_CHAIN, then what the profile has kept, then the embedded chain
+            of this machine, where None.
+        hub: address of the hub contract there; P2PCOMPUTE_HUB, then what the profile has kept, where None. Not needed
+            on a development chain. Its code is compared with ours at every start.
+        token: address of the token that the hub has to be of; P2PCOMPUTE_TOKEN, then the one that it is of.
         listen: multiaddrs to listen on; port 0 takes a free one.
         start_chain: where no chain is named, run this machine's development chain while the node is open, or join the
             one that runs. For the first provider of a network; `p2pcompute up` does so.
 
     Raises:
         NoProviderError: no network is up here and none was named.
-        ConfigError, IdentityError, PortInUse, ChainUnreachable: each says what to do.
+        ConfigError, IdentityError, PortInUse, ProfileInUse, ChainUnreachable, WrongChain, chain.NoHub, chain.WrongHub:
+            each says what to do.
     """
+    from p2pcompute._chain_choice import kept_choice
     from p2pcompute._opening import open_services
 
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
     async with AsyncExitStack() as stack:
-        if start_chain and chain is None and "P2PCOMPUTE_CHAIN" not in os.environ:
+        place = Profile.named(profile) if isinstance(profile, str) else profile
+        if start_chain and chain is None and "P2PCOMPUTE_CHAIN" not in os.environ and kept_choice(place) is None:
             chain = await stack.enter_async_context(_local_chain(network))
         services, now_ms = await stack.enter_async_context(
             open_services(
-                profile=profile, network=network, bootstrap=bootstrap, chain=chain, listen=listen, now_ms=wall_clock_ms
+                profile=profile,
+                network=network,
+                bootstrap=bootstrap,
+                chain=chain,
+                hub=hub,
+                token=token,
+                listen=listen,
+                now_ms=wall_clock_ms,
             )
         )
         node = await stack.enter_async_context(compose_node(services, network=network, now_ms=now_ms))

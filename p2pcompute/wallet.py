@@ -9,36 +9,44 @@ A running node has the same as `Node.money`, and `p2pcompute wallet` and its lik
 
 from __future__ import annotations
 
-import os
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from p2pcompute._chain_choice import ChainChoice, choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._launch import default_network, default_profile
-from p2pcompute._profile import NetworkDir, Profile
+from p2pcompute._profile import Profile
 from p2pcompute.control import MoneyOnChain
-from p2pcompute.errors import ConfigError
+from p2pcompute.errors import ChainError, ConfigError
 from p2pcompute.identity import WalletKey
-from p2pcompute.node import _local_chain, open_chain, wall_clock_ms
-from p2pcompute.payments import Balances, ChainHub, Outbox, Wallet
+from p2pcompute.node import _local_chain, wall_clock_ms
+from p2pcompute.payments import Balances, Outbox, Wallet
 from p2pcompute.storage import open_ledger
 
 __all__ = ["Balances", "MoneyOnChain", "Wallet", "open_wallet"]
 
+_log = logging.getLogger("p2pcompute.payments")
+
 
 @asynccontextmanager
 async def open_wallet(
-    *, profile: str | Profile | None = None, network: str | None = None, chain: str | None = None
+    *,
+    profile: str | Profile | None = None,
+    network: str | None = None,
+    chain: str | None = None,
+    hub: str | None = None,
+    token: str | None = None,
 ) -> AsyncGenerator[MoneyOnChain]:
     """Open the money of a profile whose node is not running.
 
     Args:
-        profile, network, chain: as `open_node` takes them. Where no chain is named and this machine has the network's
-            development chain, that one runs while the context is open.
+        profile, network, chain, hub, token: as `open_node` takes them. Where no chain is named and this machine has
+            the network's development chain, that one runs while the context is open.
 
     Raises:
         ConfigError: the profile was never used; its ledger is of another chain.
         ProfileInUse: another process has it open; a running node is asked by `p2pcompute wallet`.
-        ChainUnreachable: nothing answers there.
+        ChainUnreachable, WrongChain, chain.NoHub, chain.WrongHub: as `open_node`.
     """
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
@@ -50,20 +58,24 @@ async def open_wallet(
         )
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(place.path, clock_ms=wall_clock_ms))
-        url = chain or os.environ.get("P2PCOMPUTE_CHAIN") or NetworkDir.named(network).chain_url()
-        if url is None:
-            url = await stack.enter_async_context(_local_chain(network))
-        _, client, terms = await stack.enter_async_context(open_chain(url))
-        await ledger.bind_chain(terms)
+        choice = choose_chain(place, network, chain=chain, hub=hub, token=token)
+        if choice is None:
+            choice = ChainChoice(url=await stack.enter_async_context(_local_chain(network)))
+        connected = await stack.enter_async_context(open_choice(choice))
+        await ledger.bind_chain(connected.terms)
+        keep_choice(place, choice.url, connected.place)
         key = WalletKey.load_or_create(place.wallet_key)
-        hub = ChainHub(client, terms=terms, private_key=key.private_key)
-        outbox = Outbox(ledger=ledger, hub=hub)
-        await outbox.settle()
+        account = hub_of(connected, key, clock_ms=wall_clock_ms)
+        outbox = Outbox(ledger=ledger, hub=account)
+        try:
+            await outbox.look()
+        except ChainError as exc:
+            _log.warning("a transaction of an earlier run is still under way and is sent again later: %s", exc)
         yield MoneyOnChain(
-            wallet=Wallet(ledger=ledger, hub=hub, outbox=outbox),
+            wallet=Wallet(ledger=ledger, hub=account, outbox=outbox),
             ledger=ledger,
             network=network,
-            chain_url=url,
-            chain_id=terms.chain_id,
-            hub=bytes(terms.hub),
+            chain_url=choice.url,
+            chain_id=connected.terms.chain_id,
+            hub=connected.terms.hub,
         )

@@ -295,22 +295,28 @@ class _NoRecords:
 async def _chain(network: str, url: str | None) -> Check:
     import trio
 
-    from p2pcompute._profile import NetworkDir
+    from p2pcompute._chain_choice import choose_chain, open_choice
+    from p2pcompute.chain import NoHub
     from p2pcompute.errors import P2PComputeError
-    from p2pcompute.node import open_chain
 
-    named = url or NetworkDir.named(network).chain_url()
-    if named is None:
+    try:
+        choice = choose_chain(None, network, chain=url, hub=None, token=None)
+    except P2PComputeError as exc:
+        return Check(name="chain", state="fail", detail=str(exc), advice="set it right, or unset it")
+    if choice is None:
         detail = f"none runs for the network {network}; `p2pcompute up` starts one here"
         return Check(name="chain", state="ok", detail=detail)
+    named = choice.url
     advice = "check the URL and that it runs" if url else "stop the node that runs it and start it again"
     try:
         with trio.fail_after(_CHAIN_S):
-            async with open_chain(named) as (_, _, terms):
-                pass
+            async with open_choice(choice) as chain:
+                terms = chain.terms
     except trio.TooSlowError:
         detail = f"{named}: no answer within {_CHAIN_S:g} s"
         return Check(name="chain", state="fail", detail=detail, advice=advice)
+    except NoHub as exc:
+        return Check(name="chain", state="warn", detail=f"{named}: {exc}", advice="set P2PCOMPUTE_HUB")
     except P2PComputeError as exc:
         return Check(name="chain", state="fail", detail=f"{named}: {exc}", advice=advice)
     detail = f"{named}: chain {terms.chain_id}, hub 0x{bytes(terms.hub).hex()}"

@@ -9,16 +9,29 @@ import csv
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
-from typing import Any, Final, TypeVar
+from functools import partial, wraps
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 import click
 
-from ._shared import common_options, count, fail, hush_logs, json_line, labelled, profile_option, short_peer, usd
+from ._shared import (
+    chain_options,
+    common_options,
+    count,
+    fail,
+    hush_logs,
+    json_line,
+    labelled,
+    profile_option,
+    short_peer,
+    usd,
+)
 
 __all__ = ["channels", "earnings", "fund", "receipts", "settle", "wallet", "withdraw"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+Place: TypeAlias = Mapping[str, str | None]
+"""--chain, --hub and --token."""
 _ANSWER_S: Final = 160.0
 _row = partial(labelled, width=12)
 
@@ -26,12 +39,7 @@ _row = partial(labelled, width=12)
 def _options(function: F) -> F:
     for option in (
         common_options,
-        click.option(
-            "--chain",
-            metavar="URL",
-            help="where the node does not run: JSON-RPC URL of its chain; this machine's development chain if none is "
-            "named",
-        ),
+        partial(chain_options, where="where the node does not run: "),
         click.option(
             "--network",
             metavar="NAME",
@@ -43,16 +51,21 @@ def _options(function: F) -> F:
         profile_option,
     ):
         function = option(function)
-    return function
+
+    @wraps(function)
+    def with_place(chain: str | None, hub: str | None, token: str | None, **options: Any) -> Any:
+        return function(place={"chain": chain, "hub": hub, "token": token}, **options)
+
+    return cast("F", with_place)
 
 
 class _Asker:
     """Asks the profile's money, through its node where that runs."""
 
-    def __init__(self, profile: str, network: str, chain: str | None, *, as_json: bool, debug: bool) -> None:
+    def __init__(self, profile: str, network: str, place: Place, *, as_json: bool, debug: bool) -> None:
         self._profile = profile
         self._network = network
-        self._chain = chain
+        self._place = place
         self.as_json = as_json
         self._debug = debug
         hush_logs(debug)
@@ -78,7 +91,7 @@ class _Asker:
                 pass  # a dead one has left its socket behind, or it does not answer: then the ledger's lock says so
         from p2pcompute.wallet import open_wallet
 
-        async with open_wallet(profile=place, network=self._network, chain=self._chain) as money:
+        async with open_wallet(profile=place, network=self._network, **self._place) as money:
             return await MONEY_ANSWERS[method, target](money, fields)
 
     def confirm(self, what: str, facts: Mapping[str, Any], *, yes: bool) -> None:
@@ -132,9 +145,9 @@ def _show_wallet(answer: dict[str, Any]) -> None:
 
 @click.command(epilog="\b\nExamples:\n  p2pcompute wallet\n  p2pcompute wallet --profile requester --json")
 @_options
-def wallet(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+def wallet(profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
     """Show where this profile's money lies."""
-    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/wallet")
+    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/wallet")
     if as_json:
         json_line(**answer)
     else:
@@ -143,9 +156,9 @@ def wallet(profile: str, network: str, chain: str | None, as_json: bool, debug: 
 
 @click.command(epilog="\b\nExamples:\n  p2pcompute channels\n  p2pcompute channels --profile requester --json")
 @_options
-def channels(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+def channels(profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
     """Show the payment channels, those on which we are paid first."""
-    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/channels")
+    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/channels")
     if as_json:
         json_line(**answer)
         return
@@ -163,9 +176,9 @@ def channels(profile: str, network: str, chain: str | None, as_json: bool, debug
 
 @click.command(epilog="\b\nExamples:\n  p2pcompute earnings\n  p2pcompute earnings --json | jq .earned_uusd")
 @_options
-def earnings(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+def earnings(profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
     """Show what was earned, by who paid it."""
-    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/channels")
+    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/channels")
     payers: dict[str, dict[str, int]] = {}
     for row in answer["channels"]:
         if row["direction"] == "in":
@@ -193,13 +206,11 @@ def earnings(profile: str, network: str, chain: str | None, as_json: bool, debug
 @click.option("--csv", "as_csv", is_flag=True, help="one line each, for a spreadsheet")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1_000, show_default=True, help="how many at most")
 @_options
-def receipts(
-    profile: str, network: str, chain: str | None, as_csv: bool, limit: int, as_json: bool, debug: bool
-) -> None:
+def receipts(profile: str, network: str, place: Place, as_csv: bool, limit: int, as_json: bool, debug: bool) -> None:
     """List the receipts of chunks that were done here or for us."""
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
-    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/receipts", limit=limit)
+    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/receipts", limit=limit)
     rows = answer["receipts"]
     if as_json:
         json_line(**answer)
@@ -259,9 +270,9 @@ def _day(at_ms: int, *, offset: bool = False) -> str:
     "Channels stay open, and the node goes on. It does the same by itself, when much is unclaimed."
 )
 @_options
-def settle(profile: str, network: str, chain: str | None, as_json: bool, debug: bool) -> None:
+def settle(profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
     """Claim on chain what our vouchers are worth."""
-    answer = _Asker(profile, network, chain, as_json=as_json, debug=debug)("/settle", "POST")
+    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/settle", "POST")
     if as_json:
         json_line(**answer)
         return
@@ -277,13 +288,11 @@ def settle(profile: str, network: str, chain: str | None, as_json: bool, debug: 
 @click.argument("amount", callback=_amount)
 @click.option("--yes", is_flag=True, help="do not ask")
 @_options
-def fund(
-    amount: int | None, profile: str, network: str, chain: str | None, yes: bool, as_json: bool, debug: bool
-) -> None:
+def fund(amount: int | None, profile: str, network: str, place: Place, yes: bool, as_json: bool, debug: bool) -> None:
     """Bring AMOUNT of the account's tokens into the hub, for channels."""
     if amount is None:
         raise click.UsageError("write an amount, such as '5 USD'")
-    asker = _Asker(profile, network, chain, as_json=as_json, debug=debug)
+    asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     asker.confirm(f"{usd(amount)} of tokens go into the hub", asker("/wallet"), yes=yes)
     answer = asker("/fund", "POST", amount_uusd=amount)
     if as_json:
@@ -302,10 +311,10 @@ def fund(
 @click.option("--yes", is_flag=True, help="do not ask")
 @_options
 def withdraw(
-    amount: int | None, to: str, profile: str, network: str, chain: str | None, yes: bool, as_json: bool, debug: bool
+    amount: int | None, to: str, profile: str, network: str, place: Place, yes: bool, as_json: bool, debug: bool
 ) -> None:
     """Take AMOUNT of what is free at the hub out of it."""
-    asker = _Asker(profile, network, chain, as_json=as_json, debug=debug)
+    asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     facts = asker("/wallet")
     if not facts["free_uusd"]:
         from p2pcompute.errors import InsufficientFunds

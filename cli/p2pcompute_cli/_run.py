@@ -59,6 +59,8 @@ def run(
     network: str,
     bootstrap: tuple[str, ...],
     chain: str | None,
+    hub: str | None,
+    token: str | None,
     budget: int | None,
     as_json: bool,
     debug: bool,
@@ -67,7 +69,7 @@ def run(
 ) -> None:
     """Run a Python script that uses p2p.run, and show its progress."""
     hush_logs(debug)
-    _set_environment(profile, network, bootstrap, chain, budget)
+    _set_environment(profile, network, bootstrap, budget, chain=chain, hub=hub, token=token)
     with _end_on_sigterm():
         if as_json:
             _run_json(file, args, budget, debug)
@@ -76,15 +78,16 @@ def run(
 
 
 def _set_environment(
-    profile: str, network: str, bootstrap: Sequence[str], chain: str | None, budget_uusd: int | None
+    profile: str, network: str, bootstrap: Sequence[str], budget_uusd: int | None, **chain: str | None
 ) -> None:
     """The defaults for the script's nodes, in its threads and child processes too."""
     os.environ["P2PCOMPUTE_PROFILE"] = profile
     os.environ["P2PCOMPUTE_NETWORK"] = network
     if bootstrap:
         os.environ["P2PCOMPUTE_BOOTSTRAP"] = ",".join(bootstrap)
-    if chain:
-        os.environ["P2PCOMPUTE_CHAIN"] = chain
+    for name, value in chain.items():
+        if value:
+            os.environ[f"P2PCOMPUTE_{name.upper()}"] = value
     if budget_uusd is not None:
         os.environ["P2PCOMPUTE_BUDGET"] = f"{budget_uusd} uusd"
 

@@ -14,6 +14,7 @@ import click
 
 __all__ = [
     "Failure",
+    "chain_options",
     "common_options",
     "count",
     "fail",
@@ -55,14 +56,30 @@ def profile_option(function: F, *, default: str = "default") -> F:
     )(function)
 
 
-def network_options(function: F, *, profile: str = "default") -> F:
-    """--profile, --network, --bootstrap, --chain."""
+def chain_options(function: F, *, where: str = "") -> F:
+    """--chain, --hub, --token; `where` says when they count."""
     for option in (
+        click.option("--token", metavar="ADDRESS", help=f"{where}the token that the hub has to be of"),
+        click.option(
+            "--hub",
+            metavar="ADDRESS",
+            help=f"{where}the hub contract on that chain; its code is compared with ours. Kept in the profile",
+        ),
         click.option(
             "--chain",
             metavar="URL",
-            help="JSON-RPC URL of the chain; this machine's development chain if none is named",
+            help=f"{where}JSON-RPC URL of an EVM chain; the one that the profile has kept, else this machine's "
+            "development chain, if none is named",
         ),
+    ):
+        function = option(function)
+    return function
+
+
+def network_options(function: F, *, profile: str = "default") -> F:
+    """--profile, --network, --bootstrap, --chain, --hub, --token."""
+    for option in (
+        chain_options,
         click.option(
             "--bootstrap",
             metavar="MULTIADDR",

@@ -36,6 +36,17 @@ def _price(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     return value
 
 
+def _coin_price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
+    from p2pcompute._requester import parse_usd
+
+    if value is None:
+        return None
+    try:
+        return parse_usd(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -44,6 +55,7 @@ Examples:
   p2pcompute up --profile second --listen /ip4/192.0.2.7/tcp/4001
   p2pcompute up --allow-program tiny-learner:infer
   p2pcompute up --network mynet --bootstrap /ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…
+  p2pcompute up --network mynet --chain https://rpc.example --hub 0x… --coin-price "3000 USD"
 
 Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a second one leaves at once.
 """
@@ -64,6 +76,13 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     show_default=True,
     callback=_price,
     help="for an hour of a reference core; rounded up to steps of 0.0036 USD",
+)
+@click.option(
+    "--coin-price",
+    metavar="AMOUNT",
+    callback=_coin_price,
+    help="what one of the chain's own coin is worth, such as '3000 USD': gas is then weighed against what a claim "
+    "brings [only the amount unclaimed counts]",
 )
 @click.option("--slots", type=click.IntRange(1, 64), default=1, show_default=True, help="chunks computed at once")
 @click.option("--threads", type=click.IntRange(1, 1024), help="processor threads a slot [all cores over the slots]")
@@ -100,8 +119,8 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
 def up(**options: Any) -> None:
     """Lend this machine: run a provider until Ctrl-C.
 
-    Where no chain is named or running for the network, an embedded development chain is started, with test money
-    that is worth nothing. Whoever runs `p2pcompute up` next on this machine joins it.
+    Where no chain is named, kept in the profile or running for the network, an embedded development chain is started,
+    with test money that is worth nothing. Whoever runs `p2pcompute up` next on this machine joins it.
     """
     import trio
 
@@ -122,8 +141,11 @@ class Settings:
     network: str
     bootstrap: tuple[str, ...]
     chain: str | None
+    hub: str | None
+    token: str | None
     listen: tuple[str, ...]
     price: str
+    coin_price: int | None
     slots: int
     threads: int | None
     region: str | None
@@ -197,12 +219,14 @@ async def _chain(settings: Settings, stopper: _Stopper) -> AsyncGenerator[str]:
     """The chain's URL; where none is named this machine's own, which lives until everything else has ended."""
     import trio
 
+    from p2pcompute._chain_choice import kept_choice
     from p2pcompute._local_chain import serve_local_chain
-    from p2pcompute._profile import NetworkDir
+    from p2pcompute._profile import NetworkDir, Profile
 
     named = settings.chain or os.environ.get("P2PCOMPUTE_CHAIN")
-    if named:
-        yield named
+    kept = None if named else kept_choice(Profile.named(settings.profile))
+    if named or kept is not None:
+        yield named or (kept.url if kept is not None else "")
         return
     directory = NetworkDir.named(settings.network)
     async with trio.open_nursery() as nursery:
@@ -242,6 +266,8 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
         network=settings.network,
         bootstrap=settings.bootstrap,
         chain=chain,
+        hub=settings.hub,
+        token=settings.token,
         listen=settings.listen,
     ) as node:
         started = time.monotonic()
@@ -250,6 +276,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
                 partial(
                     node.serve,
                     price=settings.price,
+                    coin_price_uusd=settings.coin_price,
                     slots=settings.slots,
                     threads=settings.threads,
                     region=settings.region,

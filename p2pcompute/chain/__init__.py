@@ -10,8 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._artifacts import Artifact, load_artifact
-    from ._client import DevInfo, Fees, HubClient, Receipt, ReceiptTimeout, dev_info, faucet
+    from ._client import DevInfo, Fees, Head, HubClient, Receipt, ReceiptTimeout, dev_info, faucet
     from ._devchain_process import DevChainProcess
+    from ._faults import (
+        AnswerTooLarge,
+        AnswerTruncated,
+        EndpointInsecure,
+        EndpointRefused,
+        EndpointStatus,
+        EndpointTimeout,
+        EndpointUnknown,
+        HeadOutOfLine,
+        NoGas,
+        NotJsonRpc,
+        RateLimited,
+    )
     from ._hub import (
         CLOSE_DELAY_S,
         MAX_BATCH,
@@ -30,14 +43,18 @@ if TYPE_CHECKING:
         encode_request_close,
         encode_withdraw,
     )
+    from ._place import TOKEN_DECIMALS, HubPlace, NoHub, WrongHub, check_token, find_hub
     from ._rpc import ChainClient
-    from ._tx import SignedTx, UnsignedTx, sign_transaction, transaction_hash
+    from ._tx import SignedTx, UnsignedTx, contract_address, decode_transaction, sign_transaction, transaction_hash
     from .devchain import DEV_CHAIN_ID, DevChainInfo, serve_devchain
 
 __all__ = [
     "CLOSE_DELAY_S",
     "DEV_CHAIN_ID",
     "MAX_BATCH",
+    "TOKEN_DECIMALS",
+    "AnswerTooLarge",
+    "AnswerTruncated",
     "Artifact",
     "ChainClient",
     "ChannelState",
@@ -47,15 +64,31 @@ __all__ = [
     "DevChainInfo",
     "DevChainProcess",
     "DevInfo",
+    "EndpointInsecure",
+    "EndpointRefused",
+    "EndpointStatus",
+    "EndpointTimeout",
+    "EndpointUnknown",
     "Fees",
     "FundRow",
+    "Head",
+    "HeadOutOfLine",
     "HubClient",
+    "HubPlace",
+    "NoGas",
+    "NoHub",
+    "NotJsonRpc",
+    "RateLimited",
     "Receipt",
     "ReceiptTimeout",
     "SignedTx",
     "UnsignedTx",
+    "WrongHub",
+    "check_token",
+    "contract_address",
     "decode_checkpoints",
     "decode_claims",
+    "decode_transaction",
     "dev_info",
     "encode_approve",
     "encode_claim",
@@ -65,6 +98,7 @@ __all__ = [
     "encode_request_close",
     "encode_withdraw",
     "faucet",
+    "find_hub",
     "load_artifact",
     "serve_devchain",
     "sign_transaction",
@@ -73,10 +107,31 @@ __all__ = [
 
 _MODULES = {
     "_artifacts": ("Artifact", "load_artifact"),
-    "_client": ("DevInfo", "Fees", "HubClient", "Receipt", "ReceiptTimeout", "dev_info", "faucet"),
+    "_client": ("DevInfo", "Fees", "Head", "HubClient", "Receipt", "ReceiptTimeout", "dev_info", "faucet"),
     "_devchain_process": ("DevChainProcess",),
+    "_faults": (
+        "AnswerTooLarge",
+        "AnswerTruncated",
+        "EndpointInsecure",
+        "EndpointRefused",
+        "EndpointStatus",
+        "EndpointTimeout",
+        "EndpointUnknown",
+        "HeadOutOfLine",
+        "NoGas",
+        "NotJsonRpc",
+        "RateLimited",
+    ),
+    "_place": ("TOKEN_DECIMALS", "HubPlace", "NoHub", "WrongHub", "check_token", "find_hub"),
     "_rpc": ("ChainClient",),
-    "_tx": ("SignedTx", "UnsignedTx", "sign_transaction", "transaction_hash"),
+    "_tx": (
+        "SignedTx",
+        "UnsignedTx",
+        "contract_address",
+        "decode_transaction",
+        "sign_transaction",
+        "transaction_hash",
+    ),
     "devchain": ("DEV_CHAIN_ID", "DevChainInfo", "serve_devchain"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

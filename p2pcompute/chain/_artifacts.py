@@ -9,7 +9,7 @@ from typing import Any
 
 from p2pcompute_protocols.ids import Address
 
-__all__ = ["Artifact", "hub_creation", "load_artifact", "registry_creation", "token_creation"]
+__all__ = ["Artifact", "hub_creation", "hub_immutables", "load_artifact", "registry_creation", "token_creation"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +56,17 @@ def registry_creation(token: Address, *, min_stake_uusd: int, stake_per_core_uus
     """The data of a transaction that creates a stake registry for `token`."""
     amounts = min_stake_uusd.to_bytes(32, "big") + stake_per_core_uusd.to_bytes(32, "big")
     return load_artifact("StakeRegistry").bytecode + token.rjust(32, b"\0") + amounts
+
+
+def hub_immutables(token: Address, chain_id: int, domain: bytes) -> bytes:
+    """What follows the hub's runtime code on chain: its immutables, in the order in which the contract declares them.
+
+    Args:
+        token: the hub's token.
+        chain_id: of the chain on which it was created.
+        domain: the separator of its vouchers' EIP-712 domain, 32 bytes.
+    """
+    return token.rjust(32, b"\0") + chain_id.to_bytes(32, "big") + domain
 
 
 def token_creation(faucet: Address, supply_uusd: int) -> bytes:

@@ -17,6 +17,7 @@ from p2pcompute.errors import ChainError, ChainUnreachable, RpcError, Transactio
 from p2pcompute_protocols.channel._voucher import Domain, address_of
 from p2pcompute_protocols.ids import Address, ChannelId
 
+from ._faults import NoGas, NotJsonRpc
 from ._hub import (
     CLAIMED_TOPIC,
     ChannelState,
@@ -34,9 +35,12 @@ from ._hub import (
 from ._rpc import ChainClient, hex_bytes, hex_int
 from ._tx import UnsignedTx, sign_transaction, transaction_hash
 
-__all__ = ["DevInfo", "Fees", "HubClient", "Receipt", "ReceiptTimeout", "dev_info", "faucet"]
+__all__ = ["DevInfo", "Fees", "Head", "HubClient", "Receipt", "ReceiptTimeout", "dev_info", "faucet"]
 
 _GAS_MARGIN_PERCENT = 20  # what other transactions change between estimate and block
+_FEE_BLOCKS = 256  # of which the median base fee is what is usual: about an hour of Ethereum
+# go-ethereum, Erigon and anvil ("insufficient funds for gas * price + value"); reth, Nethermind, Besu
+_NO_GAS = ("insufficient funds", "insufficientfunds", "insufficient sender balance", "upfront cost", "max upfront")
 _POLL_FIRST_S = 0.05
 _POLL_MOST_S = 2.0
 # go-ethereum and reth, Nethermind, Besu; anvil says "already imported"
@@ -51,10 +55,20 @@ class ReceiptTimeout(ChainError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fees:
-    """What a unit of gas costs: at most `max_wei`, of which `priority_wei` to the block's producer."""
+    """What a unit of gas costs: at most `max_wei`, of which `priority_wei` to the block's producer. `base_wei` is what
+    the newest block asks for; the next one may ask for an eighth more."""
 
     max_wei: int
     priority_wei: int
+    base_wei: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The newest block that an endpoint knows of."""
+
+    number: int
+    timestamp_s: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +118,31 @@ class HubClient:
         """The number of the newest block."""
         return hex_int(await self.client.call("eth_blockNumber"))
 
+    async def head(self) -> Head:
+        """The newest block."""
+        return _head(await self.client.call("eth_getBlockByNumber", ["latest", False]))
+
+    async def newest_channel_state(self, channel: ChannelId) -> tuple[Head, ChannelState]:
+        """Where a channel stands, and the newest block, in one exchange."""
+        block, output = await self.client.batch(
+            [("eth_getBlockByNumber", ["latest", False]), self._read(self.hub, encode_channel(channel))]
+        )
+        state = _decoded(lambda: decode_channel(hex_bytes(_result(output))))
+        return _head(_result(block)), state
+
+    async def channel_history(self, channel: ChannelId, blocks: Sequence[int]) -> list[ChannelState]:
+        """Where a channel stood after each of these blocks, in one exchange.
+
+        Raises:
+            RpcError: the endpoint has no state of one of them any more; nodes keep that of 128 blocks at least.
+        """
+        answers = await self.client.batch(
+            [self._read(self.hub, encode_channel(channel), hex(number)) for number in blocks]
+        )
+        outputs = [hex_bytes(_result(answer)) for answer in answers]
+        # Before the hub was created there was nothing there, so no channel either.
+        return _decoded(lambda: [decode_channel(output or bytes(96)) for output in outputs])
+
     async def channel_state(self, channel: ChannelId) -> ChannelState:
         """Where a channel stands; all zeros for one that was never funded."""
         return (await self.channel_states([channel]))[0]
@@ -149,12 +188,12 @@ class HubClient:
         return _decoded(lambda: decode_word(output))
 
     async def _read_many(self, reads: Sequence[tuple[Address, bytes]]) -> list[bytes]:
-        requests = [("eth_call", [{"to": _hex(to), "data": _hex(data)}, "latest"]) for to, data in reads]
-        answers = await self.client.batch(requests)
-        for answer in answers:
-            if isinstance(answer, RpcError):
-                raise answer
-        return [hex_bytes(answer) for answer in answers]
+        answers = await self.client.batch([self._read(to, data) for to, data in reads])
+        return [hex_bytes(_result(answer)) for answer in answers]
+
+    @staticmethod
+    def _read(to: Address, data: bytes, block: str = "latest") -> tuple[str, list[Any]]:
+        return "eth_call", [{"to": _hex(to), "data": _hex(data)}, block]
 
     # Transactions
 
@@ -163,32 +202,54 @@ class HubClient:
         block, tip = await self.client.batch(
             [("eth_getBlockByNumber", ["latest", False]), ("eth_maxPriorityFeePerGas", [])]
         )
-        for answer in (block, tip):
-            if isinstance(answer, RpcError):
-                raise answer
-        if not isinstance(block, dict) or "baseFeePerGas" not in block:
-            raise ChainUnreachable("the endpoint's blocks have no base fee; a chain with EIP-1559 is needed")
-        priority_wei = hex_int(tip)
-        return Fees(max_wei=2 * hex_int(block["baseFeePerGas"]) + priority_wei, priority_wei=priority_wei)
+        return _fees(_result(block), _result(tip))
 
-    async def estimate_gas(self, sender: Address, to: Address, data: bytes, *, value_wei: int = 0) -> int:
+    async def fees_and_usual(self) -> tuple[Fees, int]:
+        """Fees as they are now, and the median base fee of the last blocks, in wei."""
+        block, tip, history = await self.client.batch(
+            [
+                ("eth_getBlockByNumber", ["latest", False]),
+                ("eth_maxPriorityFeePerGas", []),
+                ("eth_feeHistory", [hex(_FEE_BLOCKS), "latest", []]),
+            ]
+        )
+        fees = _fees(_result(block), _result(tip))
+        known = _result(history)
+        past = known.get("baseFeePerGas") if isinstance(known, dict) else None
+        if not isinstance(past, list) or not past:
+            raise NotJsonRpc("the endpoint's history of fees is none; use another endpoint")
+        return fees, sorted(map(hex_int, past))[len(past) // 2]
+
+    def no_gas(self, sender: Address, refusal: RpcError) -> NoGas | None:
+        """Our error where a node refuses a transaction since its sender can't pay for gas; None where it is another."""
+        text = str(refusal).lower()
+        if not any(words in text for words in _NO_GAS):
+            return None
+        return NoGas(
+            f"the account 0x{sender.hex()} has too little of the chain's own coin to pay for gas; send some there, "
+            "then try again: nothing is lost meanwhile"
+        )
+
+    async def estimate_gas(self, sender: Address, to: Address | None, data: bytes, *, value_wei: int = 0) -> int:
         """Gas for a transaction, with a margin of a fifth.
 
         Raises:
             RpcError: it would fail now; the message has the contract's reason.
         """
-        message = {"from": _hex(sender), "to": _hex(to), "data": _hex(data), "value": hex(value_wei)}
+        message = {"from": _hex(sender), "data": _hex(data), "value": hex(value_wei)}
+        if to is not None:
+            message["to"] = _hex(to)
         gas = hex_int(await self.client.call("eth_estimateGas", [message]))
         return gas + gas * _GAS_MARGIN_PERCENT // 100
 
     async def prepare(
-        self, sender: Address, to: Address, data: bytes, *, nonce: int, fees: Fees | None = None
+        self, sender: Address, to: Address | None, data: bytes, *, nonce: int, fees: Fees | None = None
     ) -> UnsignedTx:
         """A transaction ready to sign, its gas estimated.
 
         Args:
             sender: who will sign it.
-            to: the hub or the token.
+            to: the hub or the token; None creates a contract.
             data: calldata; see the `encode_…` functions.
             nonce: the sender's transaction count that it takes; the caller allocates it.
             fees: what to pay; None asks the endpoint.
@@ -245,6 +306,11 @@ class HubClient:
             fee_wei=gas_used * hex_int(raw.get("effectiveGasPrice")),
             raw=raw,
         )
+
+    async def receipt_and_depth(self, tx_hash: bytes) -> tuple[Receipt | None, int]:
+        """The receipt of a transaction, and how many blocks it lies in or under, its own included."""
+        found = await self.receipt(tx_hash)
+        return found, 0 if found is None else max(1, await self.block_number() - found.block + 1)
 
     async def wait_receipt(self, tx_hash: bytes, timeout_s: float, *, confirmations: int = 1) -> Receipt:
         """Wait until a transaction is mined.
@@ -333,6 +399,26 @@ async def faucet(client: ChainClient, address: Address, *, wei: int = 10**18, to
         ChainUnreachable: see `ChainClient.call`.
     """
     await client.call("dev_faucet", [_hex(address), hex(wei), hex(token_uusd)])
+
+
+def _result(answer: Any) -> Any:
+    """One answer of a batch; raised where it is an error."""
+    if isinstance(answer, RpcError):
+        raise answer
+    return answer
+
+
+def _head(block: Any) -> Head:
+    if not isinstance(block, dict):
+        raise NotJsonRpc("the endpoint has no newest block; is it an Ethereum node, and done with its start?")
+    return Head(number=hex_int(block.get("number")), timestamp_s=hex_int(block.get("timestamp")))
+
+
+def _fees(block: Any, tip: Any) -> Fees:
+    if not isinstance(block, dict) or "baseFeePerGas" not in block:
+        raise ChainUnreachable("the endpoint's blocks have no base fee; a chain with EIP-1559 is needed")
+    base_wei, priority_wei = hex_int(block["baseFeePerGas"]), hex_int(tip)
+    return Fees(max_wei=2 * base_wei + priority_wei, priority_wei=priority_wei, base_wei=base_wei)
 
 
 def _hex(value: bytes) -> str:

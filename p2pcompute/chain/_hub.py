@@ -33,10 +33,12 @@ __all__ = [
     "encode_balances",
     "encode_channel",
     "encode_claim",
+    "encode_decimals",
     "encode_deposit",
     "encode_finalize",
     "encode_fund",
     "encode_request_close",
+    "encode_symbol",
     "encode_transfer",
     "encode_withdraw",
 ]
@@ -177,6 +179,8 @@ def _bytes32(value: bytes) -> bytes:
 _APPROVE = _selector("approve(address,uint256)")
 _TRANSFER = _selector("transfer(address,uint256)")
 _BALANCE_OF = _selector("balanceOf(address)")
+_DECIMALS = _selector("decimals()")
+_SYMBOL = _selector("symbol()")
 _ALLOWANCE = _selector("allowance(address,address)")
 _DEPOSIT = _selector("deposit(uint256,address)")
 _WITHDRAW = _selector("withdraw(uint256,address)")
@@ -215,6 +219,16 @@ def encode_balance_of(owner: Address) -> bytes:
 def encode_allowance(owner: Address, spender: Address) -> bytes:
     """Calldata for a read of the token: what `spender` may still move."""
     return _ALLOWANCE + _address(owner) + _address(spender)
+
+
+def encode_decimals() -> bytes:
+    """Calldata for a read of the token: how many decimals it has."""
+    return _DECIMALS
+
+
+def encode_symbol() -> bytes:
+    """Calldata for a read of the token: what it calls itself."""
+    return _SYMBOL
 
 
 def encode_deposit(amount_uusd: int, beneficiary: Address) -> bytes:

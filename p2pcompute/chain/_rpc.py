@@ -8,13 +8,25 @@ from __future__ import annotations
 import ipaddress
 import json
 import urllib.parse
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
 from p2pcompute.errors import ChainUnreachable, ConfigError, RpcError, WrongChain
+
+from ._faults import (
+    LIMIT_EXCEEDED,
+    AnswerTooLarge,
+    AnswerTruncated,
+    EndpointStatus,
+    EndpointTimeout,
+    NotJsonRpc,
+    RateLimited,
+    of_http,
+    of_status,
+)
 
 if TYPE_CHECKING:
     import httpx
@@ -40,7 +52,7 @@ def hex_int(value: Any) -> int:
             return int(value, 16)
     except ValueError:
         pass
-    raise ChainUnreachable(f"the endpoint gave {_shorten(value)} for a number; is it an Ethereum node?")
+    raise NotJsonRpc(f"the endpoint gave {_shorten(value)} for a number; is it an Ethereum node?")
 
 
 def hex_bytes(value: Any) -> bytes:
@@ -54,7 +66,7 @@ def hex_bytes(value: Any) -> bytes:
             return bytes.fromhex(value[2:])
     except ValueError:
         pass
-    raise ChainUnreachable(f"the endpoint gave {_shorten(value)} for bytes; is it an Ethereum node?")
+    raise NotJsonRpc(f"the endpoint gave {_shorten(value)} for bytes; is it an Ethereum node?")
 
 
 def _shorten(value: Any) -> str:
@@ -142,7 +154,7 @@ class ChainClient:
         """Send one request; its result, as JSON gives it.
 
         Raises:
-            ChainUnreachable: no answer, or none that is JSON-RPC.
+            ChainUnreachable: no answer, or none that is JSON-RPC; `_faults` has an error for each way.
             WrongChain: see `chain_id`.
             RpcError: the endpoint answered with an error.
         """
@@ -179,6 +191,12 @@ class ChainClient:
         body = await self._send(content.encode())
         try:
             answer = json.loads(body)
+        except json.JSONDecodeError as exc:
+            if body[:1] in (b"{", b"[") and (exc.pos >= len(exc.doc.rstrip()) or exc.msg.startswith("Unterminated")):
+                raise AnswerTruncated(
+                    f"{self._host} broke off in the middle of an answer; try again, or use another endpoint"
+                ) from exc
+            raise self._not_json_rpc(body) from exc
         except (ValueError, RecursionError) as exc:
             raise self._not_json_rpc(body) from exc
         by_id: dict[int, Any] = {}
@@ -188,13 +206,13 @@ class ChainClient:
             number = item.get("id")
             if number is None and "result" not in item and not isinstance(answer, list):
                 # It could not even read the request (a rate limit, a batch too large): that goes for all.
-                return [self._rpc_error(item["error"])] * len(requests)
+                return [self._refusal(item["error"])] * len(requests)
             if type(number) is not int or not first <= number < first + len(requests) or number in by_id:
                 raise ChainUnreachable(
                     f"{self._host} answered a request that was not made (id {_shorten(number)}); something "
                     "between here and the endpoint mixes answers up: use another endpoint"
                 )
-            by_id[number] = item["result"] if "result" in item else self._rpc_error(item["error"])
+            by_id[number] = item["result"] if "result" in item else self._refusal(item["error"])
         if len(by_id) != len(requests):
             raise ChainUnreachable(
                 f"{self._host} left out {len(requests) - len(by_id)} of {len(requests)} answers; use another endpoint"
@@ -208,6 +226,7 @@ class ChainClient:
             raise RuntimeError("open the ChainClient with `async with` before using it")
         import httpx
 
+        headers: Mapping[str, str] = {}
         try:
             # httpx's own limit is for each read: an endpoint that drips would hold us for ever.
             body, status = bytearray(), 0
@@ -218,41 +237,43 @@ class ChainClient:
                         if len(body) > MAX_ANSWER_BYTES:
                             # Leaving the loop would leave httpx's generators behind; cancellation ends them.
                             enough.cancel()
-                    status = response.status_code
+                    status, headers = response.status_code, response.headers
         except (trio.TooSlowError, httpx.TimeoutException) as exc:
-            raise ChainUnreachable(
+            raise EndpointTimeout(
                 f"{self._host} did not answer within {self._timeout_s:g} s; check the endpoint, or try again"
             ) from exc
-        except httpx.ConnectError as exc:
-            raise ChainUnreachable(
-                f"nothing answers at {self._host}; start the chain, or set the URL of one that runs"
-            ) from exc
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            raise ChainUnreachable(
-                f"{self._host} broke off ({type(exc).__name__}); check the endpoint, or try again"
-            ) from exc
+            raise of_http(self._host, exc) from exc
         if len(body) > MAX_ANSWER_BYTES:
-            raise ChainUnreachable(
+            raise AnswerTooLarge(
                 f"{self._host} sent more than {MAX_ANSWER_BYTES} bytes; ask for less at once, or use another endpoint"
             )
-        if status in (401, 403):
-            raise ChainUnreachable(f"{self._host} wants other credentials (HTTP {status}); check the URL's key")
-        if status == 429:
-            raise ChainUnreachable(f"{self._host} limits requests (HTTP 429); wait, or use another endpoint")
+        fault = of_status(self._host, status, headers)
+        if fault is not None:
+            raise fault
         if not bytes(body[:64]).lstrip().startswith((b"{", b"[")):
+            if status >= 400:
+                raise EndpointStatus(
+                    f"{self._host} answers with HTTP {status}; try again, or check that the URL is that of an "
+                    "Ethereum endpoint",
+                    status=status,
+                )
             raise self._not_json_rpc(bytes(body), status)
         return bytes(body)
 
-    def _rpc_error(self, error: Any) -> RpcError:
+    def _refusal(self, error: Any) -> RpcError:
+        """The node's own error, to be raised by who asked. A rate limit is raised here: it goes for every request."""
         if not isinstance(error, dict):
             return RpcError(f"{self._host} refused: {_shorten(error)}")
         code, message = error.get("code"), error.get("message")
         text = message if isinstance(message, str) else _shorten(error)
+        if code == LIMIT_EXCEEDED:
+            raise RateLimited(f"{self._host} limits requests ({text[:200]}); wait, or use another endpoint", status=200)
         return RpcError(f"{self._host} refused: {text[:500]}", code=code if type(code) is int else 0)
 
-    def _not_json_rpc(self, body: bytes, status: int = 200) -> ChainUnreachable:
+    def _not_json_rpc(self, body: bytes, status: int = 200) -> NotJsonRpc:
         shown = body[:60].decode("ascii", "replace").strip()
-        return ChainUnreachable(
+        return NotJsonRpc(
             f"{self._host} does not speak JSON-RPC (HTTP {status}, it said {shown!r}); check that the URL is "
             "that of an Ethereum endpoint"
         )

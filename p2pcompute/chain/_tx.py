@@ -14,7 +14,15 @@ import coincurve
 from p2pcompute_protocols.channel._voucher import address_of, keccak256
 from p2pcompute_protocols.ids import Address
 
-__all__ = ["SignedTx", "UnsignedTx", "contract_address", "rlp_encode", "sign_transaction", "transaction_hash"]
+__all__ = [
+    "SignedTx",
+    "UnsignedTx",
+    "contract_address",
+    "decode_transaction",
+    "rlp_encode",
+    "sign_transaction",
+    "transaction_hash",
+]
 
 Rlp: TypeAlias = "bytes | Sequence[Rlp]"
 
@@ -119,3 +127,52 @@ def sign_transaction(tx: UnsignedTx, private_key: coincurve.PrivateKey) -> Signe
     r, s = (int.from_bytes(signature[i : i + 32], "big") for i in (0, 32))
     raw = b"\x02" + rlp_encode([*fields, _int(signature[64]), _int(r), _int(s)])
     return SignedTx(raw=raw, hash=keccak256(raw), sender=address_of(private_key.public_key), nonce=tx.nonce)
+
+
+def _rlp_item(data: bytes, start: int) -> tuple[Rlp, int]:
+    """One item and where it ends."""
+    if start >= len(data):
+        raise ValueError("the transaction ends in the middle of an item")
+    first = data[start]
+    if first < 0x80:
+        return data[start : start + 1], start + 1
+    is_list = first >= 0xC0
+    size, begin = first - (0xC0 if is_list else 0x80), start + 1
+    if size > 55:
+        wide = size - 55
+        size, begin = int.from_bytes(data[begin : begin + wide], "big"), begin + wide
+    end = begin + size
+    if end > len(data):
+        raise ValueError("the transaction ends in the middle of an item")
+    if not is_list:
+        return data[begin:end], end
+    items: list[Rlp] = []
+    while begin < end:
+        item, begin = _rlp_item(data, begin)
+        items.append(item)
+    return items, end
+
+
+def decode_transaction(raw: bytes) -> UnsignedTx:
+    """What was signed in a transaction that `sign_transaction` made.
+
+    Raises:
+        ValueError: it is no such transaction.
+    """
+    fields, end = _rlp_item(raw, 1) if raw[:1] == b"\x02" else (b"", 0)
+    if isinstance(fields, bytes) or len(fields) != 12 or end != len(raw):
+        raise ValueError("this is not a signed EIP-1559 transaction")
+    whole = [field for field in fields[:8] if isinstance(field, bytes)]
+    if len(whole) != 8:
+        raise ValueError("this is not a signed EIP-1559 transaction")
+    chain_id, nonce, priority, maximum, gas, to, value, data = whole
+    return UnsignedTx(
+        chain_id=int.from_bytes(chain_id, "big"),
+        nonce=int.from_bytes(nonce, "big"),
+        to=Address(to) if to else None,
+        data=data,
+        value_wei=int.from_bytes(value, "big"),
+        gas=int.from_bytes(gas, "big"),
+        max_fee_wei=int.from_bytes(maximum, "big"),
+        priority_fee_wei=int.from_bytes(priority, "big"),
+    )

@@ -12,8 +12,11 @@ from ._api import Claim as Claim
 from ._api import ClaimRow as ClaimRow
 from ._api import CreditExhausted as CreditExhausted
 from ._api import Deposit as Deposit
+from ._api import FeeRaiser as FeeRaiser
 from ._api import Fund as Fund
 from ._api import FundRow as FundRow
+from ._api import GasMeter as GasMeter
+from ._api import GasQuote as GasQuote
 from ._api import Hub as Hub
 from ._api import HubCall as HubCall
 from ._api import Outcome as Outcome
@@ -21,6 +24,9 @@ from ._api import SettlementPending as SettlementPending
 from ._api import Stream as Stream
 from ._api import Withdraw as Withdraw
 from ._chain_hub import ChainHub as ChainHub
+from ._confirmations import AT_ONCE as AT_ONCE
+from ._confirmations import PUBLIC_CHAIN as PUBLIC_CHAIN
+from ._confirmations import Confirmations as Confirmations
 from ._credit import CreditBook as CreditBook
 from ._credit import CreditPolicy as CreditPolicy
 from ._credit import CreditWindow as CreditWindow
@@ -36,11 +42,14 @@ from ._payer import ChannelNeed as ChannelNeed
 from ._payer import ChannelOut as ChannelOut
 from ._payer import ChannelUnfundable as ChannelUnfundable
 from ._payer import Payer as Payer
+from ._settle_policy import SettlePolicy as SettlePolicy
 from ._settler import Settler as Settler
 from ._wallet import Balances as Balances
 from ._wallet import Wallet as Wallet
 
 __all__ = [
+    "AT_ONCE",
+    "PUBLIC_CHAIN",
     "Approve",
     "Balances",
     "ChainHub",
@@ -50,13 +59,17 @@ __all__ = [
     "ChannelUnfundable",
     "Claim",
     "ClaimRow",
+    "Confirmations",
     "CreditBook",
     "CreditExhausted",
     "CreditPolicy",
     "CreditWindow",
     "Deposit",
+    "FeeRaiser",
     "Fund",
     "FundRow",
+    "GasMeter",
+    "GasQuote",
     "Hub",
     "HubCall",
     "MaxLoss",
@@ -67,6 +80,7 @@ __all__ = [
     "Payee",
     "PayeeCounters",
     "Payer",
+    "SettlePolicy",
     "SettlementPending",
     "Settler",
     "Stream",

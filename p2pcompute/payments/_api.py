@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from p2pcompute.errors import ChainError, PaymentError
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
@@ -23,11 +23,15 @@ __all__ = [
     "ChannelOutView",
     "Claim",
     "ClaimRow",
+    "ConfirmingHub",
     "CreditExhausted",
     "Deposit",
     "Dial",
+    "FeeRaiser",
     "Fund",
     "FundRow",
+    "GasMeter",
+    "GasQuote",
     "Hub",
     "HubCall",
     "Outcome",
@@ -39,6 +43,7 @@ __all__ = [
     "Stream",
     "TxLedger",
     "Withdraw",
+    "payee_view",
 ]
 
 MAX_BATCH: Final = 256
@@ -144,10 +149,22 @@ HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A mined transaction: whether it did anything, and the watermarks (total micro-USD) that it set."""
+    """A mined transaction: whether it did anything, and the watermarks (total micro-USD) that it set.
+
+    `final` is False while its block is so new that the chain may still take it back.
+    """
 
     ok: bool
     claimed: tuple[tuple[ChannelId, int], ...] = ()
+    final: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GasQuote:
+    """What transactions cost now, in wei for a unit of gas, and what they have usually cost of late."""
+
+    fee_wei: int
+    usual_wei: int
 
 
 class Hub(Protocol):
@@ -193,6 +210,38 @@ class Hub(Protocol):
 
     async def outcome(self, tx_hash: bytes) -> Outcome | None:
         """What became of a transaction; None while it is not mined."""
+        ...
+
+
+@runtime_checkable
+class ConfirmingHub(Protocol):
+    """A `Hub` on a chain that can take blocks back."""
+
+    async def confirmed_channel(self, channel: ChannelId) -> ChannelOnChain:
+        """Where a channel stands for its payee: of a deposit only what the chain hardly takes back any more."""
+        ...
+
+
+async def payee_view(hub: Hub, channel: ChannelId) -> ChannelOnChain:
+    """Where a channel stands for its payee. The payer reads `Hub.channel`: it must not fund twice what waits."""
+    return await (hub.confirmed_channel(channel) if isinstance(hub, ConfirmingHub) else hub.channel(channel))
+
+
+@runtime_checkable
+class FeeRaiser(Protocol):
+    """A `Hub` that can sign a transaction again, for the same nonce and with the same effect, at a higher fee."""
+
+    async def raised(self, raw: bytes) -> tuple[bytes, bytes] | None:
+        """(hash, signed bytes) of what outbids `raw`; None where `raw` pays enough to be mined as fees are now."""
+        ...
+
+
+@runtime_checkable
+class GasMeter(Protocol):
+    """A `Hub` on a chain whose gas costs something."""
+
+    async def gas_quote(self) -> GasQuote | None:
+        """What gas costs; None where it costs nothing."""
         ...
 
 
@@ -274,6 +323,8 @@ class QueuedTx(Protocol):
     def raw(self) -> bytes: ...
     @property
     def state(self) -> str: ...
+    @property
+    def rows(self) -> Sequence[tuple[ChannelId, int]]: ...
 
 
 class PeerHistory(Protocol):
@@ -300,6 +351,8 @@ class TxLedger(Protocol):
         rows: Sequence[tuple[ChannelId, int]] = (),
     ) -> QueuedTx: ...
     async def unsettled(self, sender: Address) -> Sequence[QueuedTx]: ...
+    async def replace_tx(self, number: int, *, tx_hash: bytes, raw: bytes) -> QueuedTx: ...
+    async def replaced_hashes(self, number: int) -> Sequence[bytes]: ...
     async def tx_sent(self, number: int) -> None: ...
     async def tx_settled(
         self, number: int, *, ok: bool, detail: str = "", claimed: Sequence[tuple[ChannelId, int]] = ()

@@ -32,7 +32,7 @@ from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.limits import MAX_FRAME_BYTES, MAX_TEXT
 
-from ._api import ChannelIn, Hub, PayeeLedger, Stream
+from ._api import ChannelIn, Hub, PayeeLedger, Stream, payee_view
 
 __all__ = ["Payee", "PayeeCounters"]
 
@@ -277,7 +277,7 @@ class Payee:
                 raise self._unfunded(row, "the deposit was looked up a moment ago; try again shortly")
             self._remember_read(channel, now)
             try:
-                state = await self._hub.channel(channel)
+                state = await payee_view(self._hub, channel)
             except ChainError as exc:
                 self._read_at.pop(channel, None)
                 raise _Refuse(WireCode.INTERNAL, "the chain can't be asked now; try again later") from exc

@@ -146,6 +146,15 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
 
         await self._write(work)
 
+    async def bound_chain(self) -> ChainTerms | None:
+        """The chain, hub and token that the ledger is tied to; None before the first `bind_chain`."""
+
+        def work(tx: Transaction) -> ChainTerms | None:
+            row = tx.one("SELECT chain_id, hub, token FROM home")
+            return None if row is None else ChainTerms(chain_id=row[0], hub=row[1], token=row[2], decimals=6)
+
+        return await self._read(work)
+
     # Agreements
 
     async def add_agreement(self, agreement: Agreement, *, role: RoleName) -> AgreementRow:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from p2pcompute.errors import StorageError
 from p2pcompute_protocols.ids import Address, ChannelId
 
 from ._database import Transaction
@@ -13,6 +14,8 @@ from ._rows import OutboxRow
 __all__ = ["OutboxMixin"]
 
 _TX = "SELECT id, sender, nonce, kind, hash, raw, state, detail FROM outbox"
+
+_REPLACED = "replaced by transaction "
 
 T = TypeVar("T")
 
@@ -87,6 +90,50 @@ class OutboxMixin:
                 f"{_TX} WHERE sender = :sender AND state IN ('pending', 'sent') ORDER BY nonce", sender=sender
             )
             return [_row(tx, row) for row in rows]
+
+        return await self._read(work)
+
+    async def last_of_kind(self, sender: Address, kind: str) -> OutboxRow | None:
+        """The newest transaction of a kind, whatever became of it."""
+
+        def work(tx: Transaction) -> OutboxRow | None:
+            row = tx.one(f"{_TX} WHERE sender = :sender AND kind = :kind ORDER BY id DESC", sender=sender, kind=kind)
+            return None if row is None else _row(tx, row)
+
+        return await self._read(work)
+
+    async def replace_tx(self, number: int, *, tx_hash: bytes, raw: bytes) -> OutboxRow:
+        """Put another transaction in the place of one whose outcome is not known: the same nonce, kind and rows, other
+        bytes. The chain takes one of the two at most. The earlier one's hash is kept: it may be the one."""
+
+        def work(tx: Transaction) -> OutboxRow:
+            found = tx.one(f"{_TX} WHERE id = :id AND state IN ('pending', 'sent')", id=number)
+            if found is None:
+                raise StorageError(f"transaction {number} is settled, so nothing takes its place; read it again")
+            old = _row(tx, found)
+            last = tx.one("SELECT max(id) + 1 FROM outbox")
+            assert last is not None
+            new = int(last[0])
+            tx.emit("tx_state", id=number, state="failed", detail=f"{_REPLACED}{new}")
+            tx.emit("tx_queued", id=new, sender=old.sender, nonce=old.nonce, kind=old.kind, hash=tx_hash, raw=raw)
+            for channel, uusd in old.rows:
+                tx.emit("tx_row", id=new, channel=channel, uusd=uusd)
+            row = tx.one(f"{_TX} WHERE id = :id", id=new)
+            assert row is not None
+            return _row(tx, row)
+
+        return await self._write(work)
+
+    async def replaced_hashes(self, number: int) -> list[bytes]:
+        """Hashes of what this transaction has taken the place of, directly or by way of others; the newest first."""
+
+        def work(tx: Transaction) -> list[bytes]:
+            hashes: list[bytes] = []
+            current = number
+            while row := tx.one("SELECT id, hash FROM outbox WHERE detail = :detail", detail=f"{_REPLACED}{current}"):
+                current = int(row[0])
+                hashes.append(bytes(row[1]))
+            return hashes
 
         return await self._read(work)
 

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcompute.chain import ChainClient, HubClient, ReceiptTimeout
+from p2pcompute.chain import ChainClient, HubClient, RateLimited, ReceiptTimeout
 from p2pcompute.errors import ChainError, ChainUnreachable, ConfigError, RpcError, TransactionFailed, WrongChain
 from p2pcompute_protocols.ids import Address, ChannelId
 
@@ -74,7 +74,7 @@ def answers(text: str | bytes) -> ChainClient:
         ('{"jsonrpc":"2.0","id":"1","result":"0x1"}', ChainUnreachable, "was not made"),
         ('{"jsonrpc":"2.0","id":true,"result":"0x1"}', ChainUnreachable, "was not made"),
         ('[{"id":1,"result":"0x1"},{"id":1,"result":"0x1"}]', ChainUnreachable, "was not made"),
-        ('{"jsonrpc":"2.0","id":null,"error":{"code":-32005,"message":"slow down"}}', RpcError, "slow down"),
+        ('{"jsonrpc":"2.0","id":null,"error":{"code":-32005,"message":"slow down"}}', RateLimited, "slow down"),
         ('{"jsonrpc":"2.0","id":1,"error":"no"}', RpcError, "refused: 'no'"),
         ('{"jsonrpc":"2.0","id":1,"error":{"code":"x","message":5}}', RpcError, "refused"),
         ('{"jsonrpc":"2.0","id":1,"result":"five"}', ChainUnreachable, "for a number"),

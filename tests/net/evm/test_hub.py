@@ -1,20 +1,18 @@
-"""The way money goes, over HTTP, with the development chain in a process of its own."""
+"""The way money goes, over HTTP: on our development chain, and on anvil."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 import coincurve
 import pytest
 import trio
 
 from p2pcompute.chain import (
-    ChainClient,
     ClaimRow,
-    DevChainProcess,
     FundRow,
-    HubClient,
-    dev_info,
     encode_approve,
     encode_claim,
     encode_deposit,
@@ -22,7 +20,6 @@ from p2pcompute.chain import (
     encode_fund,
     encode_request_close,
     encode_withdraw,
-    faucet,
 )
 from p2pcompute.errors import RpcError
 from p2pcompute_protocols.channel._voucher import Voucher, address_of, channel_id, keccak256, sign_voucher
@@ -34,18 +31,16 @@ def key(name: str) -> coincurve.PrivateKey:
     return coincurve.PrivateKey(keccak256(name.encode()))
 
 
-def test_money_goes_from_payer_to_payee(tmp_path: Path) -> None:
+def test_money_goes_from_payer_to_payee(evm: Callable[[], AbstractAsyncContextManager[Any]]) -> None:
     payer, payee, signers = key("payer"), key("payee"), [key(f"signer {i}") for i in range(10)]
     payer_address, payee_address = address_of(payer.public_key), address_of(payee.public_key)
     signer_addresses = [address_of(signer.public_key) for signer in signers]
 
     async def main() -> None:
-        async with DevChainProcess(tmp_path) as chain, ChainClient(chain.url) as client:
-            info = await dev_info(client)
-            assert await client.chain_id() == info.chain_id
-            hub = HubClient(client, info.hub, info.token)
+        async with evm() as chain:
+            client, hub = chain.rpc, chain.hub
             for address in (payer_address, payee_address):
-                await faucet(client, address, token_uusd=50_000_000)
+                await chain.give(address, 50_000_000)
             assert await hub.token_balance_uusd(payer_address) == 50_000_000
             assert await hub.balance_wei(payee_address) == 10**18
 
@@ -91,7 +86,7 @@ def test_money_goes_from_payer_to_payee(tmp_path: Path) -> None:
             finalize = encode_finalize(payer_address, payee_address, signer_addresses[0])
             with pytest.raises(RpcError, match="too early"):
                 await hub.transact(payer, hub.hub, finalize)
-            await client.call("evm_increaseTime", [86_400])
+            await client.call("evm_increaseTime", [86_401])  # one more: anvil's blocks have a time of their own
             await hub.transact(payer, hub.hub, finalize)
             cooperative = encode_finalize(payer_address, payee_address, signer_addresses[1])
             await hub.transact(payee, hub.hub, cooperative)
