@@ -17,7 +17,7 @@ from p2pcompute.errors import ChainError, ChainUnreachable, RpcError, Transactio
 from p2pcompute_protocols.channel._voucher import Domain, address_of
 from p2pcompute_protocols.ids import Address, ChannelId
 
-from ._faults import NoGas, NotJsonRpc
+from ._faults import FeeTooLow, NoGas, NotJsonRpc
 from ._hub import (
     CLAIMED_TOPIC,
     ChannelState,
@@ -41,6 +41,8 @@ _GAS_MARGIN_PERCENT = 20  # what other transactions change between estimate and 
 _FEE_BLOCKS = 256  # of which the median base fee is what is usual: about an hour of Ethereum
 # go-ethereum, Erigon and anvil ("insufficient funds for gas * price + value"); reth, Nethermind, Besu
 _NO_GAS = ("insufficient funds", "insufficientfunds", "insufficient sender balance", "upfront cost", "max upfront")
+# go-ethereum, reth, Erigon and anvil; Nethermind ("FeeTooLow…"); Besu ("gas price below current base fee")
+_FEE_TOO_LOW = ("underpriced", "less than block base fee", "feetoolow", "fee too low", "below current base fee")
 _POLL_FIRST_S = 0.05
 _POLL_MOST_S = 2.0
 # go-ethereum and reth, Nethermind, Besu; anvil says "already imported"
@@ -271,6 +273,7 @@ class HubClient:
 
         Raises:
             TransactionFailed: its nonce is used up by another transaction, so it can never be mined.
+            FeeTooLow: it pays too little to be kept, as fees are now.
             RpcError: the endpoint refused it for another reason.
         """
         tx_hash = transaction_hash(raw)
@@ -287,6 +290,8 @@ class HubClient:
                     "another transaction has used this one's nonce, so this one can never be mined; "
                     "make it anew with the next nonce"
                 ) from exc
+            if any(words in text for words in _FEE_TOO_LOW):
+                raise FeeTooLow(str(exc), code=exc.code) from exc
             raise
         return tx_hash
 

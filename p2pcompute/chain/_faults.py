@@ -12,7 +12,8 @@
     ├── AnswerTooLarge      more than we read
     └── HeadOutOfLine       its newest block is old, or lies behind one that it has shown before
 
-A refusal of the node itself is an `RpcError` with its code. `NoGas` is the one that an account's owner mends.
+A refusal of the node itself is an `RpcError` with its code; `FeeTooLow` is one that time or a higher fee mends. `NoGas`
+is for the account's owner to mend.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
-from p2pcompute.errors import ChainError, ChainUnreachable
+from p2pcompute.errors import ChainError, ChainUnreachable, RpcError
 
 if TYPE_CHECKING:
     import httpx
@@ -36,6 +37,7 @@ __all__ = [
     "EndpointStatus",
     "EndpointTimeout",
     "EndpointUnknown",
+    "FeeTooLow",
     "HeadOutOfLine",
     "NoGas",
     "NotJsonRpc",
@@ -97,6 +99,10 @@ class AnswerTooLarge(ChainUnreachable):
 class HeadOutOfLine(ChainUnreachable):
     """The endpoint's newest block is old, or far behind one that it has shown before: what it says of channels may
     be long past."""
+
+
+class FeeTooLow(RpcError):
+    """The endpoint does not keep a transaction that pays less than blocks, or another one for its nonce, do now."""
 
 
 class NoGas(ChainError):

@@ -218,9 +218,17 @@ class ChainHub:
                 return self._client.hub, chain.encode_withdraw(call.amount_uusd, call.to)
 
     async def send(self, raw: bytes) -> None:
-        """Broadcast signed bytes. Raises `NoGas` where the account can't pay for them."""
+        """Broadcast signed bytes. That the endpoint keeps them isn't said: it does not while they pay too little.
+
+        Raises:
+            NoGas: the account can't pay for them.
+        """
+        from p2pcompute.chain import FeeTooLow
+
         try:
             await self._client.send_raw(raw)
+        except FeeTooLow as exc:
+            _log.info("a transaction waits on disk until fees come down, or it is sent again at a higher one: %s", exc)
         except RpcError as exc:
             if (no_gas := self._client.no_gas(self._account, exc)) is not None:
                 raise no_gas from exc

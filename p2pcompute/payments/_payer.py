@@ -37,7 +37,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError,
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.task import ReceiptPayload
 
-from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream
+from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream, payee_view
 from ._outbox import Outbox
 
 __all__ = ["ChannelNeed", "ChannelOut", "ChannelUnfundable", "Payer"]
@@ -48,6 +48,7 @@ MAX_ATTEMPTS: Final = 8  # streams or vouchers that fail in a row
 _RETRY_FIRST_S: Final = 0.5
 _RETRY_MOST_S: Final = 5.0
 _POLL_S: Final = 0.25
+_CLOSE_S: Final = 1.0  # for closing a stream on which a payment was cancelled
 _NO_MEMO: Final = bytes(32)
 _TRY_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.BAD_VOUCHER})
 
@@ -275,7 +276,9 @@ class ChannelOut:
         """
         async with self._lock:
             pause_s = _RETRY_FIRST_S
-            for attempt in range(1, MAX_ATTEMPTS + 1):
+            attempt = 0
+            while attempt < MAX_ATTEMPTS:
+                attempt += 1
                 row = await self._row()
                 held = max(row.acked_uusd, row.claimed_uusd)
                 if max(row.accepted_uusd, row.voucher_uusd) <= held:
@@ -285,6 +288,11 @@ class ChannelOut:
                     dialogue = self._dialogue if self._dialogue is not None else await self._open()
                     row = await self._sign(memo)
                     refusal = await self._offer(dialogue, row)
+                except trio.Cancelled:
+                    # The answer may still come on this stream; the next payment opens a new one and syncs.
+                    with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+                        await self.aclose()
+                    raise
                 except (RemoteProtocolError, *STREAM_FAULTS) as exc:
                     await self.aclose()
                     if attempt == MAX_ATTEMPTS:
@@ -295,7 +303,8 @@ class ChannelOut:
                 else:
                     if refusal is None:
                         continue  # held; the loop's head decides whether more was accepted meanwhile
-                    await self._refused(refusal, row)
+                    if await self._refused(refusal, row):
+                        attempt -= 1  # it only waits for blocks, as we would
                     if attempt == MAX_ATTEMPTS:
                         await self.aclose()
                         raise _refused_error(refusal)
@@ -388,12 +397,13 @@ class ChannelOut:
             self.id, amount_uusd=sync.amount_uusd, memo=sync.memo, signature=sync.signature
         )
 
-    async def _refused(self, refusal: VoucherRefusal, row: ChannelOutView) -> None:
-        """Do what can be done about a refusal before the next try; raises where nothing can."""
+    async def _refused(self, refusal: VoucherRefusal, row: ChannelOutView) -> bool:
+        """Do what can be done about a refusal before the next try; raises where nothing can. Whether the deposit is
+        there and just not deep enough in the chain yet, which is no fault of the payee's."""
         if refusal.code == WireCode.STALLED:
             # A farewell that lay unread on a stream kept between two tasks: it says nothing about this voucher.
             await self.aclose()
-            return
+            return False
         if refusal.code not in _TRY_AGAIN:
             await self.aclose()
             raise _refused_error(refusal)
@@ -412,6 +422,8 @@ class ChannelOut:
                         f"the channel to 0x{self.payee.hex()} holds {fresh.deposit_uusd} micro-USD and "
                         f"{row.voucher_uusd} are signed; fund it again"
                     )
+            return (await payee_view(self._payer.hub, self.id)).deposit_uusd < row.voucher_uusd
+        return False
 
 
 def _reverted(exc: ChainError) -> bool:

@@ -647,3 +647,23 @@ def test_acks_are_only_taken_for_what_was_sent(run: Run, pair: Any) -> None:
         assert row.acked_uusd == 0
 
     run(body)
+
+
+def test_a_payment_that_is_cancelled_does_not_spoil_the_next(run: Run) -> None:
+    """Its answer may lie on the stream, or never come: the next payment syncs anew."""
+
+    async def body(world: Any) -> None:
+        task = await world.agree()
+        await world.payer.open_channels(world.need(1_000))
+        await world.work(task, 0, units=5)
+        await world.channel_out().pay()
+        await world.work(task, 1, units=5)
+        (_, server) = world.streams[-1]
+        with trio.CancelScope() as scope:
+            server.on_send = lambda _: scope.cancel()  # the ack is on its way
+            await world.channel_out().pay()
+        assert scope.cancelled_caught
+        assert await world.channel_out().pay() == 10
+        assert len(world.streams) == 2
+
+    run(body)
