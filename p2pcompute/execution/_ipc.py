@@ -10,6 +10,7 @@ node to worker          fields after the operation and the request ID           
 COMPILE                 text, entry, digest, grid, block, dims, arguments            one per input array
 RUN_BLOCKS              first block, blocks, arena bytes                             the arena, if bytes > 0
 RUN_THREADS             number of threads, arena bytes                               the arena, if bytes > 0
+CANCEL                  (nothing; the ID is that of the request to stop)
 ======================= ============================================================ ======================
 
 ======================= ============================================================
@@ -17,9 +18,15 @@ worker to node
 ======================= ============================================================
 READY (ID 0)            Landlock ABI, whether seccomp is on
 COMPILED                row shapes of the outputs, items of a block
-DONE                    (nothing)
+PROGRESS                blocks done so far, of a RUN_BLOCKS that goes on
+DONE                    nothing, or nanoseconds that a device computed
+CANCELLED               (nothing; the answer to a CANCEL that came in time)
 FAILED                  kind, reason, line, filename, instead
 ======================= ============================================================
+
+A run is several launches (`_worker_launches`), and the worker looks for a CANCEL between them. One that comes too
+late crosses the answer, and the worker drops it: there is exactly one of COMPILED, DONE, CANCELLED and FAILED for each
+request. PROGRESS rises, stays below the blocks that were asked for, and comes at most once in `PROGRESS_NS`.
 
 An *arena* is a memfd of the node that holds the outputs of one run behind each other, each 64-byte aligned, and
 before them, for RUN_THREADS, the thread ids as int64. It is sealed against a change of size, so that a worker can
@@ -42,6 +49,8 @@ from p2pcompute.execution._operations import OPERATIONS
 
 __all__ = [
     "ALIGNMENT",
+    "CANCEL",
+    "CANCELLED",
     "COMPILE",
     "COMPILED",
     "DONE",
@@ -54,6 +63,8 @@ __all__ = [
     "MAX_REPLY_BYTES",
     "MAX_SOURCE_BYTES",
     "MAX_TEXT",
+    "PROGRESS",
+    "PROGRESS_NS",
     "READY",
     "RUN_BLOCKS",
     "RUN_THREADS",
@@ -83,6 +94,9 @@ RUN_THREADS: Final = 3
 COMPILED: Final = 4
 DONE: Final = 5
 FAILED: Final = 6
+CANCEL: Final = 7
+PROGRESS: Final = 8
+CANCELLED: Final = 9
 
 MAX_PACKET_BYTES: Final = 160 << 10
 """The largest packet that the node sends; it has to fit into the default socket buffer (208 KiB)."""
@@ -93,6 +107,8 @@ MAX_DIMENSIONS: Final = 4
 MAX_EXTENT: Final = 1 << 48
 MAX_TEXT: Final = 2000
 """Characters of one text in a FAILED packet; a longer one is cut."""
+PROGRESS_NS: Final = 100_000_000
+"""The worker says how far it is no more often than this."""
 MAX_DEPTH: Final = 6
 MAX_ITEMS: Final = 2000
 ALIGNMENT: Final = 64

@@ -14,7 +14,7 @@ import trio
 
 from p2pcompute.errors import ConfigError, ExecutionError, SandboxError, WorkerDied
 from p2pcompute.execution._pool_guard import GroupGuard
-from p2pcompute.execution._pool_process import CPU_WORKER, WorkerProcess, WorkerProgram, readable_paths
+from p2pcompute.execution._pool_process import CANCEL_GRACE_S, CPU_WORKER, WorkerProcess, WorkerProgram, readable_paths
 from p2pcompute.execution._pool_session import WorkerSession
 from p2pcompute.execution._sandbox import SandboxPolicy, WorkerLimits, require_sandbox
 from p2pcompute.execution._sandbox_bwrap import Bwrap, probe_bwrap
@@ -71,6 +71,7 @@ class WorkerPool:
         program: WorkerProgram = CPU_WORKER,
         keep: int = 0,
         keep_s: float = 120.0,
+        grace_s: float = CANCEL_GRACE_S,
     ) -> None:
         """
         Args:
@@ -82,6 +83,7 @@ class WorkerPool:
             program: what runs in the process; other back ends and tests of the pool have theirs.
             keep: workers that wait for their tenants to come back, over all tenants; the oldest goes first.
             keep_s: how long each of them waits.
+            grace_s: how long a worker whose call is cancelled has to stop by itself before it is killed.
         """
         if not 1 <= threads <= 1024:
             raise ConfigError("threads must be 1 to 1024")
@@ -89,12 +91,16 @@ class WorkerPool:
             raise ConfigError(f"spare must be 0 to {MAX_WORKERS} and max_sessions 1 to {MAX_WORKERS}")
         if not 0 <= keep <= MAX_WORKERS or not keep_s >= 0:
             raise ConfigError(f"keep must be 0 to {MAX_WORKERS} and keep_s 0 or more")
+        if not 0 <= grace_s <= 60:
+            raise ConfigError("grace_s must be 0 to 60")
         self.limits: Final = limits or WorkerLimits()
         self.policy: Final = policy or SandboxPolicy()
         self.threads: Final = threads
         self._spare = spare
         self._keep = keep
         self._keep_s = keep_s
+        self._grace_s = grace_s
+        self._lent: set[WorkerProcess] = set()
         self._kept: deque[_Kept] = deque()  # oldest first, so by `until_s` too
         self._kept_changed = trio.Event()
         self._program = program
@@ -164,6 +170,8 @@ class WorkerPool:
                     await self._changed.wait()
         finally:
             self._serving = False
+            for process in self._lent:
+                process.hurry()  # nobody comes back to them
             for waiter in self._waiting:
                 waiter.outcome = WorkerDied("the worker pool is closed")
                 waiter.ready.set()
@@ -223,28 +231,35 @@ class WorkerPool:
     async def session(
         self, *, tenant: str | None = None, keep: Callable[[], bool] = lambda: True
     ) -> AsyncGenerator[WorkerSession]:
-        """A warm worker for one tenant; on leaving it is killed and reaped, whatever it was doing.
+        """A warm worker for one tenant; on leaving it is killed and reaped, or kept.
 
         Waits while `max_sessions` are open. Raises `WorkerDied` where the pool is not being served, and what
         starting a worker raises where none can be had.
 
         Args:
             tenant: whose kernels it is for. Where the pool keeps workers (`keep`), one that is idle and sound when
-                the session is left waits for the next session of the same tenant and has its kernels compiled
-                still; `None` is never kept. It is stopped while it waits: whatever has got hold of it gets no time.
+                the session is left, or cancelled, waits for the next session of the same tenant and has its kernels
+                compiled still; `None` is never kept. It is stopped while it waits: whatever has got hold of it gets no
+                time.
             keep: asked when the session is left whether its worker may wait at all.
         """
         async with self._slots:
             session, process = await self._take_kept(tenant) or await self._take_new()
-            waits = False
+            self._lent.add(process)
+            orderly = False
             try:
                 yield session
-                waits = tenant is not None and keep() and session.rest() and bool(self._keep) and self._serving
+                orderly = True
+            except BaseException as error:
+                orderly = _only_cancelled(error)
+                raise
             finally:
+                self._lent.discard(process)
+                waits = orderly and tenant is not None and keep() and session.rest()
                 kept = _Kept(
                     tenant=tenant or "", session=session, process=process, until_s=trio.current_time() + self._keep_s
                 )
-                if waits and process.stop():
+                if waits and self._keep and self._serving and process.stop():
                     self._kept.append(kept)
                     self._kept_changed.set()
                     if len(self._kept) > self._keep:
@@ -266,7 +281,7 @@ class WorkerPool:
 
     async def _take_new(self) -> tuple[WorkerSession, WorkerProcess]:
         process = await self._take()
-        return WorkerSession(process, self.limits), process
+        return WorkerSession(process, self.limits, grace_s=self._grace_s), process
 
     async def _take(self) -> WorkerProcess:
         while self._warm:
@@ -301,6 +316,13 @@ class WorkerPool:
             await process.aclose()
 
 
+def _only_cancelled(error: BaseException) -> bool:
+    """Whether a session ends because nobody wants its work any more, and not because something went wrong."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_only_cancelled(one) for one in error.exceptions)
+    return isinstance(error, trio.Cancelled)
+
+
 @asynccontextmanager
 async def open_pool(
     *,
@@ -312,6 +334,7 @@ async def open_pool(
     program: WorkerProgram = CPU_WORKER,
     keep: int = 0,
     keep_s: float = 120.0,
+    grace_s: float = CANCEL_GRACE_S,
 ) -> AsyncGenerator[WorkerPool]:
     """A served pool for the length of a block; arguments as for `WorkerPool`. An error of the block comes out as
     it is, not in an exception group."""
@@ -324,6 +347,7 @@ async def open_pool(
         program=program,
         keep=keep,
         keep_s=keep_s,
+        grace_s=grace_s,
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

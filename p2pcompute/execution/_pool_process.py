@@ -12,10 +12,10 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import trio
 
@@ -25,12 +25,29 @@ from p2pcompute.execution._pool_failure import failure_of, printable
 from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
 from p2pcompute.execution._sandbox_bwrap import Bwrap
 
-__all__ = ["CPU_WORKER", "WorkerProcess", "WorkerProgram", "readable_paths", "take"]
+__all__ = [
+    "CANCEL_GRACE_S",
+    "CPU_WORKER",
+    "Progress",
+    "WorkerProcess",
+    "WorkerProgram",
+    "readable_paths",
+    "take",
+]
+
+CANCEL_GRACE_S: Final = 0.25
+"""How long a worker whose call is cancelled has to come to the end of a launch; then it is killed."""
+Progress: TypeAlias = Callable[[int], None]
+"""Told how many blocks of a run are done; must not block or raise."""
 
 _START_TIMEOUT_S: Final = 120.0
 """Import and warm-up take 2 s on an idle machine; a crowded small one may need many times that."""
 _DEATH_TIMEOUT_S: Final = 10.0
 _LAST_WORDS_BYTES: Final = 2000
+_PROGRESS_FREE: Final = 8
+"""Words of progress that a run may say without regard to time."""
+_PROGRESS_LATE: Final = 1_000
+"""More of them than can have queued up when a run is asked to stop."""
 _INFO_BYTES: Final = 4096
 _INFO_TIMEOUT_S: Final = 5.0
 """Bubblewrap says whom it has started some milliseconds after its own start."""
@@ -126,6 +143,16 @@ def _environment() -> dict[str, str]:
     }
 
 
+_REPLIES: Final = frozenset({ipc.READY, ipc.COMPILED, ipc.DONE, ipc.FAILED, ipc.PROGRESS, ipc.CANCELLED})
+
+
+def _check_done(packet: list[Any]) -> None:
+    try:
+        ipc.take_ints(packet[2:], count=(0, 1), low=0, high=ipc.MAX_EXTENT)
+    except ipc.FrameError as error:
+        raise WorkerProtocolError(f"the worker said more than it should: {error}") from None
+
+
 async def take(lock: trio.Lock) -> None:
     """Acquire `lock`, at once where it is free: a checkpoint for cancellation, and for scheduling where it waits."""
     await trio.lowlevel.checkpoint_if_cancelled()
@@ -155,6 +182,9 @@ class WorkerProcess:
         self._busy = trio.Lock()  # held over an exchange
         self._watch = trio.Lock()  # one task at a time may wait on a pidfd
         self._next_request = 1
+        self._grace: trio.CancelScope | None = None  # around the wait for a run that was asked to stop
+        self._hurried = False
+        self.delivered = False  # whether the last request went out
         self.layers = Layers(landlock_abi=0, seccomp=False)
 
     @property
@@ -246,26 +276,43 @@ class WorkerProcess:
             raise SandboxError("a worker came up without its lock; this should not happen, please report it")
 
     async def exchange(
-        self, operation: int, fields: Sequence[Any], fds: Sequence[int], *, timeout_s: float
+        self,
+        operation: int,
+        fields: Sequence[Any],
+        fds: Sequence[int],
+        *,
+        timeout_s: float,
+        progress: Progress | None = None,
+        grace_s: float = CANCEL_GRACE_S,
     ) -> list[Any]:
         """Send one request and return the reply's packet, of type COMPILED or DONE; one at a time.
 
         Raises what a FAILED reply means (`KernelError`, `ExecutionError`), with the worker alive. Raises
-        `WorkerTimeout`, `WorkerDied` or `WorkerProtocolError` with it dead. Cancellation kills it too.
+        `WorkerTimeout`, `WorkerDied` or `WorkerProtocolError` with it dead. Where it is cancelled the worker is asked
+        to stop, and is killed unless it has answered after `grace_s`: `usable` says which it was.
         """
         await take(self._busy)
         try:
-            return await self._exchange(operation, fields, fds, timeout_s=timeout_s)
+            return await self._exchange(operation, fields, fds, timeout_s=timeout_s, progress=progress, grace_s=grace_s)
         finally:
             self._busy.release()
 
     async def _exchange(
-        self, operation: int, fields: Sequence[Any], fds: Sequence[int], *, timeout_s: float
+        self,
+        operation: int,
+        fields: Sequence[Any],
+        fds: Sequence[int],
+        *,
+        timeout_s: float,
+        progress: Progress | None,
+        grace_s: float,
     ) -> list[Any]:
         request = self._next_request
         self._next_request += 1
         frame = ipc.encode([operation, request, *fields])
         packet: list[Any] = []
+        began_ns = time.monotonic_ns()
+        self.delivered = False
         try:
             with trio.move_on_after(timeout_s) as scope:
                 self._refuse_early_reply()
@@ -276,21 +323,75 @@ class WorkerProcess:
                     await self._send(frame, ancillary if fds else [])
                 except (BrokenPipeError, ConnectionResetError):
                     raise WorkerDied(await self._obituary()) from None
+                self.delivered = True
                 packet = await self._receive(request)
+                if packet[0] == ipc.PROGRESS:
+                    total = int(fields[1]) if operation == ipc.RUN_BLOCKS else 0
+                    packet = await self._follow(request, packet, total, began_ns, progress)
             if scope.cancelled_caught:
                 raise WorkerTimeout(f"the worker did not answer within {timeout_s:g} s and was killed")
             due = ipc.COMPILED if operation == ipc.COMPILE else ipc.DONE
             if packet[0] not in (due, ipc.FAILED):
                 raise WorkerProtocolError(f"the worker answered operation {operation} with {packet[0]}")
-            if packet[0] == ipc.DONE and len(packet) != 2:
-                raise WorkerProtocolError("the worker said more than it should")
+            if packet[0] == ipc.DONE:
+                _check_done(packet)
             failure = failure_of(packet) if packet[0] == ipc.FAILED else None
+        except trio.Cancelled:
+            if self.delivered and not await self._stops(request, grace_s):
+                self.kill()
+            raise
         except BaseException:
             self.kill()
             raise
         if failure is not None:
             raise failure
         return packet
+
+    async def _follow(
+        self, request: int, packet: list[Any], total: int, began_ns: int, progress: Progress | None
+    ) -> list[Any]:
+        """Take PROGRESS until another reply comes, and give that. The run was asked for at `began_ns`."""
+        words, last = 0, 0
+        while packet[0] == ipc.PROGRESS:
+            words += 1
+            try:
+                (done,) = ipc.take_list(packet[2:], low=1, high=1)
+                last = ipc.take_int(done, low=last + 1, high=total - 1)
+            except ipc.FrameError as error:
+                raise WorkerProtocolError(f"the worker's progress can't be: {error}") from None
+            if words > _PROGRESS_FREE + (time.monotonic_ns() - began_ns) // ipc.PROGRESS_NS:
+                raise WorkerProtocolError("the worker tells of its progress more often than it may")
+            if progress is not None:
+                progress(last)
+            packet = await self._receive(request)
+        return packet
+
+    async def _stops(self, request: int, grace_s: float) -> bool:
+        """Ask for the end of a request that nobody waits for any more; whether it has come in time, and orderly."""
+        if self._closed or self._killed or self._hurried:
+            return False
+        words = 0
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + grace_s) as self._grace:
+            try:
+                await self._send(ipc.encode([ipc.CANCEL, request]), [])
+                while words <= _PROGRESS_LATE:
+                    packet = await self._receive(request)
+                    if packet[0] == ipc.FAILED:
+                        failure_of(packet)
+                    if packet[0] != ipc.PROGRESS:
+                        return packet[0] != ipc.READY
+                    words += 1
+            except (ExecutionError, OSError):
+                return False
+            finally:
+                self._grace = None
+        return False
+
+    def hurry(self) -> None:
+        """From here on a call that is cancelled kills the worker at once, also where it waits for it to stop now."""
+        self._hurried = True
+        if self._grace is not None:
+            self._grace.cancel()
 
     async def _send(self, frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
         # Each turn of the event loop costs as much as all that a small chunk needs here: there is one in a call, for
@@ -324,7 +425,8 @@ class WorkerProcess:
             return [ipc.DONE, request]
         try:
             packet = ipc.decode(frame, limit=ipc.MAX_REPLY_BYTES)
-            ipc.take_int(packet[0], low=ipc.READY, high=ipc.FAILED)
+            if type(packet[0]) is not int or packet[0] not in _REPLIES:
+                raise ipc.FrameError("it is no reply")
             if type(packet[1]) is not int or packet[1] != request:  # True equals 1
                 raise ipc.FrameError(f"it is for another request than {request}")
         except ipc.FrameError as error:

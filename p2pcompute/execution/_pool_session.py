@@ -15,7 +15,7 @@ from p2pcompute.errors import ExecutionError, KernelError, KernelTypeError, Work
 from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._pool_memory import Arena, SharedInput
-from p2pcompute.execution._pool_process import WorkerProcess, take
+from p2pcompute.execution._pool_process import CANCEL_GRACE_S, Progress, WorkerProcess, take
 from p2pcompute.execution._sandbox import Layers, WorkerLimits
 
 __all__ = ["DEFAULT_COMPILE_TIMEOUT_S", "CompileInfo", "InputContent", "WorkResult", "WorkerSession"]
@@ -51,26 +51,33 @@ class WorkResult:
         outputs: per output, private bytes of an array of shape ``(items, *row_shape)`` in C order.
         cpu_ns: processor time of the worker over the exchange, all threads, as the kernel counted it.
         wall_ns: wall time of the exchange, copies left out, as the node measured it.
+        device_ns: what launches took on a device by its own events, as the worker says; 0 on a processor.
+        energy_mj: millijoules that the device used meanwhile, for all that ran on it; None where nobody counts them.
     """
 
     outputs: tuple[bytes, ...]
     cpu_ns: int
     wall_ns: int
+    device_ns: int = 0
+    energy_mj: int | None = None
 
 
 class WorkerSession:
     """A worker that one tenant has for itself. Made by `WorkerPool.session`.
 
-    Calls from several tasks queue up and run one at a time, in order. A call that is cancelled *while the worker
-    is at it* kills the worker, since there is no other way to stop a kernel: that call ends with `trio.Cancelled`
-    and every other one, now or later, with `WorkerDied`. A call cancelled while it still queues does no harm.
+    Calls from several tasks queue up and run one at a time, in order. A call cancelled while it still queues does no
+    harm. One that is cancelled *while the worker is at it* ends with `trio.Cancelled` once the worker has come to the
+    end of a launch, some 100 ms later; the worker then goes on with the next call. One that has not come there when
+    `grace_s` is over is killed, since there is no other way to stop a kernel, as it is while it compiles: every other
+    call, now or later, ends with `WorkerDied`. `usable` says which it was.
     A refused kernel (`KernelError`) and work that raises in the worker (`ExecutionError`) leave the worker alive;
     `WorkerTimeout`, `WorkerProtocolError` and `WorkerDied` leave it dead.
     """
 
-    def __init__(self, process: WorkerProcess, limits: WorkerLimits) -> None:
+    def __init__(self, process: WorkerProcess, limits: WorkerLimits, *, grace_s: float = CANCEL_GRACE_S) -> None:
         self._process = process
         self._limits = limits
+        self._grace_s = grace_s
         self._turn = trio.Lock()
         self._why_dead = ""
         self._launch: Launch | None = None
@@ -89,6 +96,11 @@ class WorkerSession:
     def pid(self) -> int:
         """The worker's process ID."""
         return self._process.pid
+
+    @property
+    def usable(self) -> bool:
+        """Whether calls can still be made: the worker was not lost."""
+        return not self._why_dead and self._process.usable
 
     async def compile(
         self,
@@ -156,8 +168,12 @@ class WorkerSession:
         self._given.update(new)
         self._given_bytes = total
 
-    async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> WorkResult:
+    async def run_blocks(
+        self, first_block: int, blocks: int, *, timeout_s: float, progress: Progress | None = None
+    ) -> WorkResult:
         """Run `blocks` whole blocks from `first_block` on and copy the outputs out.
+
+        `progress` is told how many are done, now and then, where that takes longer than a tenth of a second.
 
         Raises `ValueError` for blocks outside the launch, `ExecutionError` where the outputs would be over the
         worker's limit, and what the class names.
@@ -170,7 +186,7 @@ class WorkerSession:
                     f"blocks {first_block} to {first_block + blocks} lie outside a launch of {launch.blocks}"
                 )
             plan = ipc.layout(self._outputs, self._rows, blocks * self._items, with_ids=False)
-            return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s)
+            return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s, progress)
         finally:
             self._turn.release()
 
@@ -192,7 +208,13 @@ class WorkerSession:
             self._turn.release()
 
     async def _run(
-        self, operation: int, fields: list[int], plan: ipc.Layout, ids: bytes | None, timeout_s: float
+        self,
+        operation: int,
+        fields: list[int],
+        plan: ipc.Layout,
+        ids: bytes | None,
+        timeout_s: float,
+        progress: Progress | None = None,
     ) -> WorkResult:
         if plan.total_bytes > self._limits.output_bytes:
             raise ExecutionError(
@@ -213,16 +235,40 @@ class WorkerSession:
             arena.put(ids)
         fds = [arena.fileno()] if fresh else []
         cpu_before, started = self._process.cpu_ns(), time.perf_counter_ns()
-        await self._exchange(operation, [*fields, arena.nbytes if fresh else 0], fds, timeout_s=timeout_s)
+        try:
+            packet = await self._exchange(
+                operation, [*fields, arena.nbytes if fresh else 0], fds, timeout_s=timeout_s, progress=progress
+            )
+        except trio.Cancelled:
+            if fresh and not self._process.delivered:  # the worker has not got it
+                arena.close()
+                self._arena = None
+            raise
         wall_ns = time.perf_counter_ns() - started
         cpu_ns = max(0, self._process.cpu_ns() - cpu_before)
-        return WorkResult(outputs=await arena.copy_out(plan.spans), cpu_ns=cpu_ns, wall_ns=wall_ns)
+        return WorkResult(
+            outputs=await arena.copy_out(plan.spans),
+            cpu_ns=cpu_ns,
+            wall_ns=wall_ns,
+            device_ns=packet[2] if len(packet) == 3 else 0,
+        )
 
-    async def _exchange(self, operation: int, fields: list[Any], fds: list[int], *, timeout_s: float) -> list[Any]:
+    async def _exchange(
+        self,
+        operation: int,
+        fields: list[Any],
+        fds: list[int],
+        *,
+        timeout_s: float,
+        progress: Progress | None = None,
+    ) -> list[Any]:
         try:
-            return await self._process.exchange(operation, fields, fds, timeout_s=timeout_s)
+            return await self._process.exchange(
+                operation, fields, fds, timeout_s=timeout_s, progress=progress, grace_s=self._grace_s
+            )
         except trio.Cancelled:
-            self._why_dead = "a call was cancelled while the worker was at it"
+            if not self._process.usable:
+                self._why_dead = f"a call was cancelled, and it did not stop within {self._grace_s:g} s"
             raise
         except (KernelError, ExecutionError) as error:
             if not self._process.usable:

@@ -15,6 +15,7 @@ import mmap
 import os
 import signal
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ from p2pcompute.execution._sandbox import (
     enter_early,
     enter_late,
 )
+from p2pcompute.execution._worker_launches import Pace, Stopped, in_launches
 
 __all__ = ["BackendFactory", "Worker", "main", "run_worker"]
 
@@ -90,6 +92,9 @@ class Worker:
         self._rows: list[tuple[int, ...]] = []
         self._items = 1
         self._arena: mmap.mmap | None = None
+        self._paces = {ipc.RUN_BLOCKS: Pace(), ipc.RUN_THREADS: Pace()}
+        self._answered = 0  # the last request that has its answer
+        self._said_ns = 0  # when the node heard last of the run that goes on
         self._buffer = memoryview(bytearray(ipc.MAX_PACKET_BYTES + 1))
 
     def serve(self) -> None:
@@ -98,12 +103,15 @@ class Worker:
             frame, fds = self._receive()
             if not frame:
                 return
+            if frame == ipc.encode([ipc.CANCEL, self._answered]):
+                continue  # it has crossed the answer
             try:
                 reply = self._answer(frame, fds)
             finally:
                 for fd in fds:
                     with contextlib.suppress(OSError):
                         os.close(fd)
+            self._answered = reply[1]
             _send(self._channel, reply)
 
     def _receive(self) -> tuple[bytes, list[int]]:
@@ -122,7 +130,9 @@ class Worker:
         try:
             if operation == ipc.COMPILE:
                 return [ipc.COMPILED, request, self._compile(packet[2:], fds), self._items]
-            self._run(operation, packet[2:], fds)
+            self._run(operation, request, packet[2:], fds)
+        except Stopped:
+            return [ipc.CANCELLED, request]
         except KernelError as error:
             kind = ipc.Failure.KERNEL_TYPE if isinstance(error, KernelTypeError) else ipc.Failure.KERNEL
             line = min(max(error.line, 0), ipc.MAX_EXTENT)
@@ -164,9 +174,10 @@ class Worker:
         self._args, self._rows = values, rows
         self._outputs = [spec for spec in specs if isinstance(spec, OutputSpec)]
         self._kernel = kernel
+        self._paces = {operation: Pace() for operation in self._paces}
         return [list(row) for row in rows]
 
-    def _run(self, operation: int, fields: list[Any], fds: list[int]) -> None:
+    def _run(self, operation: int, request: int, fields: list[Any], fds: list[int]) -> None:
         kernel = self._kernel
         if kernel is None:
             raise ipc.FrameError("a run before a kernel")
@@ -174,26 +185,64 @@ class Worker:
         if fds:
             self._map_arena(fds[0], numbers[-1])
         by_id = operation == ipc.RUN_THREADS
-        items = numbers[0] if by_id else numbers[1] * self._items
-        plan = ipc.layout(self._outputs, self._rows, items, with_ids=by_id)
+        total, size = (numbers[0], 1) if by_id else (numbers[1], self._items)
+        if total < 1:
+            raise ipc.FrameError("a run of nothing")
+        plan = ipc.layout(self._outputs, self._rows, total * size, with_ids=by_id)
         arena = self._arena
         if arena is None or len(arena) < plan.total_bytes:
             raise ipc.FrameError("an arena that is too small")
         outs: list[np.ndarray[Any, Any]] = []
-        for output, row, (offset, size) in zip(self._outputs, self._rows, plan.spans, strict=True):
-            raw = np.frombuffer(arena, dtype=np.uint8, count=size, offset=offset)
+        for output, row, (offset, nbytes) in zip(self._outputs, self._rows, plan.spans, strict=True):
+            raw = np.frombuffer(arena, dtype=np.uint8, count=nbytes, offset=offset)
             if not fds:  # a new arena is zeros
                 raw[:] = 0
-            outs.append(raw.view(ipc.DTYPES[output.dtype]).reshape((items, *row)))
-        if by_id:
-            ids = np.frombuffer(arena, dtype=np.int64, count=items).copy()
-            kernel.run_threads(ids, self._args, outs)
-        else:
-            kernel.run_blocks(numbers[0], numbers[1], self._args, outs)
+            outs.append(raw.view(ipc.DTYPES[output.dtype]).reshape((total * size, *row)))
+        ids = np.frombuffer(arena, dtype=np.int64, count=total).copy() if by_id else None
+
+        def launch(start: int, count: int) -> None:
+            part = slice(start * size, (start + count) * size)
+            rows = outs if count == total else [out[part] for out in outs]
+            if ids is not None:
+                kernel.run_threads(ids[start : start + count], self._args, rows)
+            else:
+                kernel.run_blocks(numbers[0] + start, count, self._args, rows)
+
+        def between(done: int) -> bool:
+            return self._go_on(request, 0 if by_id else done)
+
+        self._said_ns = time.monotonic_ns()
+        try:
+            in_launches(total, launch, self._paces[operation], between)
+        except Stopped:
+            _clear(arena)
+            raise
+
+    def _go_on(self, request: int, done: int) -> bool:
+        """Between two launches: say how far the run is, now and then, and look whether it is to stop."""
+        now_ns = time.monotonic_ns()
+        if done and now_ns - self._said_ns >= ipc.PROGRESS_NS:
+            self._said_ns = now_ns
+            _send(self._channel, [ipc.PROGRESS, request, done])
+        try:
+            frame = self._channel.recv(ipc.MAX_PACKET_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        if frame and frame != ipc.encode([ipc.CANCEL, request]):
+            raise ipc.FrameError("not a cancel of the run that goes on")
+        return False  # nothing at all: the node has hung up, which `serve` finds out next
 
     def _map_arena(self, fd: int, size: int) -> None:
         self._arena = None  # the old mapping goes with its last view
         self._arena = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
+def _clear(arena: mmap.mmap) -> None:
+    """Nothing of a result that nobody wants is left; its memory goes back to the system, which takes no time."""
+    try:
+        arena.madvise(mmap.MADV_REMOVE)
+    except OSError:  # the system has none of that for such memory
+        np.frombuffer(arena, dtype=np.uint8)[:] = 0
 
 
 def _map_input(fd: int, spec: InputSpec) -> np.ndarray[Any, Any]:

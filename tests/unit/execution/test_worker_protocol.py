@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 
@@ -80,7 +81,7 @@ async def fails(session: WorkerSession, error: type[Exception], match: str, *, t
     """The run ends with `error`, and the session says from then on that its worker is gone."""
     await compile_kernel(session)
     with pytest.raises(error, match=match):
-        await session.run_blocks(0, 1, timeout_s=timeout_s)
+        await session.run_blocks(0, 16, timeout_s=timeout_s)
     with pytest.raises(WorkerDied, match="open another session"):
         await session.run_blocks(0, 1, timeout_s=timeout_s)
     with pytest.raises(WorkerDied, match="open another session"):
@@ -116,6 +117,21 @@ def test_the_liar_s_own_machinery_works(with_liar: Callable[[str, Scenario], Non
         ("flood", "another request"),
         ("descriptors", "descriptors"),
         ("closes_and_stays", "went on running"),
+        ("progress_flood", "more often than it may"),
+        ("progress_flood_of_one", "progress can't be"),
+        ("progress_backwards", "progress can't be"),
+        ("progress_of_nothing", "progress can't be"),
+        ("progress_of_all", "progress can't be"),
+        ("progress_of_more", "progress can't be"),
+        ("progress_of_text", "progress can't be"),
+        ("progress_bool", "progress can't be"),
+        ("progress_twice_as_long", "progress can't be"),
+        ("progress_empty", "progress can't be"),
+        ("progress_of_another", "another request"),
+        ("cancelled_unasked", "answered operation"),
+        ("cancelled_unasked_after_progress", "answered operation"),
+        ("done_in_the_past", "more than it should"),
+        ("done_on_two_devices", "more than it should"),
     ],
 )
 def test_a_broken_rule_is_a_protocol_error(with_liar: Callable[[str, Scenario], None], lie: str, match: str) -> None:
@@ -151,6 +167,88 @@ def test_a_result_without_a_request(with_liar: Callable[[str, Scenario], None]) 
             await session.run_blocks(0, 1, timeout_s=20)
 
     with_liar("result_without_request", scenario)
+
+
+@pytest.mark.parametrize("lie", ["progress_without_request", "progress_of_a_compilation"])
+def test_progress_of_what_does_not_run(with_liar: Callable[[str, Scenario], None], lie: str) -> None:
+    async def scenario(session: WorkerSession) -> None:
+        async def use() -> None:
+            await compile_kernel(session)
+            await trio.lowlevel.wait_readable(session._process._raw_channel)
+            await session.run_blocks(0, 1, timeout_s=20)
+
+        with pytest.raises(WorkerProtocolError):
+            await use()
+        assert not session.usable
+
+    with_liar(lie, scenario)
+
+
+def test_progress_of_single_threads_is_none(with_liar: Callable[[str, Scenario], None]) -> None:
+    async def scenario(session: WorkerSession) -> None:
+        await compile_kernel(session)
+        with pytest.raises(WorkerProtocolError, match="progress can't be"):
+            await session.run_threads(np.arange(8, dtype=np.int64), timeout_s=20)
+
+    with_liar("done_early", scenario)
+
+
+def test_a_result_before_all_blocks_are_done_is_a_wrong_result_and_no_more(
+    with_liar: Callable[[str, Scenario], None],
+) -> None:
+    """The rest may have been one launch, so nobody can tell but who computes it again. What was not written is zero,
+    and of the size that is due."""
+
+    async def scenario(session: WorkerSession) -> None:
+        await compile_kernel(session)
+        told: list[int] = []
+        result = await session.run_blocks(0, 16, timeout_s=20, progress=told.append)
+        assert told == [3]
+        assert result.outputs == (bytes(16 * 64 * 4),)
+        assert session.usable
+
+    with_liar("done_early", scenario)
+
+
+async def cancel_when_it_runs(session: WorkerSession) -> None:
+    """Cancel a run once the worker has said that it is at it."""
+    await compile_kernel(session)
+    with trio.CancelScope() as scope:
+        await session.run_blocks(0, 16, timeout_s=20, progress=lambda _: scope.cancel())
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "cancel_ignored",
+        "cancel_flooded",
+        "cancel_with_nonsense",
+        "cancel_of_another",
+        "cancel_as_a_start",
+        "cancel_failed_oddly",
+        "cancel_and_leave",
+    ],
+)
+def test_who_does_not_stop_as_it_should_is_killed(with_liar: Callable[[str, Scenario], None], lie: str) -> None:
+    async def scenario(session: WorkerSession) -> None:
+        with trio.fail_after(30):
+            await cancel_when_it_runs(session)
+        assert not session.usable
+        with pytest.raises(WorkerDied, match="did not stop"):
+            await session.run_blocks(0, 1, timeout_s=20)
+
+    with_liar(lie, scenario)
+
+
+def test_a_second_word_that_it_has_stopped(with_liar: Callable[[str, Scenario], None]) -> None:
+    async def scenario(session: WorkerSession) -> None:
+        await cancel_when_it_runs(session)
+        await trio.lowlevel.wait_readable(session._process._raw_channel)
+        with pytest.raises(WorkerProtocolError, match="before it was asked"):
+            await session.run_blocks(0, 1, timeout_s=20)
+
+    with_liar("cancel_twice", scenario)
 
 
 @pytest.mark.parametrize(

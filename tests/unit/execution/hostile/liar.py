@@ -14,7 +14,7 @@ from typing import Any
 
 import cbor2
 
-READY, COMPILE, RUN_BLOCKS, RUN_THREADS, COMPILED, DONE, FAILED = range(7)
+READY, COMPILE, RUN_BLOCKS, RUN_THREADS, COMPILED, DONE, FAILED, CANCEL, PROGRESS, CANCELLED = range(10)
 NULL = os.open("/dev/null", os.O_RDONLY)
 
 
@@ -63,11 +63,17 @@ class Liar:
             packet, fds = self.receive()
             request = packet[1]
             if packet[0] == COMPILE:
+                if self.lie == "progress_of_a_compilation":
+                    self.send(PROGRESS, request, 1)
                 if self.lie.startswith("compile_"):
                     getattr(self, self.lie)(request)
                 self.send(COMPILED, request, self.rows, ITEMS.get(self.lie, math.prod(packet[6])))
                 if self.lie == "result_without_request":
                     self.send(DONE, request + 1)
+                if self.lie == "progress_without_request":
+                    self.send(PROGRESS, request + 1, 1)
+            elif packet[0] == CANCEL:
+                continue
             else:
                 if fds:
                     self.arena = fds[0]
@@ -119,6 +125,106 @@ class Liar:
 
     def result_without_request(self, request: int) -> None:
         pass
+
+    def progress_without_request(self, request: int) -> None:
+        pass
+
+    def progress_of_a_compilation(self, request: int) -> None:
+        pass
+
+    def progress_flood(self, request: int) -> None:
+        for done in range(1, 16):
+            self.send(PROGRESS, request, done)
+        signal.pause()
+
+    def progress_flood_of_one(self, request: int) -> None:
+        while True:
+            self.send(PROGRESS, request, 1)
+
+    def progress_backwards(self, request: int) -> None:
+        self.send(PROGRESS, request, 2)
+        self.send(PROGRESS, request, 1)
+
+    def progress_of_nothing(self, request: int) -> None:
+        self.send(PROGRESS, request, 0)
+
+    def progress_of_all(self, request: int) -> None:
+        self.send(PROGRESS, request, 16)
+
+    def progress_of_more(self, request: int) -> None:
+        self.send(PROGRESS, request, 1 << 62)
+
+    def progress_of_text(self, request: int) -> None:
+        self.send(PROGRESS, request, "half")
+
+    def progress_bool(self, request: int) -> None:
+        self.send(PROGRESS, request, True)
+
+    def progress_twice_as_long(self, request: int) -> None:
+        self.send(PROGRESS, request, 1, 2)
+
+    def progress_empty(self, request: int) -> None:
+        self.send(PROGRESS, request)
+
+    def progress_of_another(self, request: int) -> None:
+        self.send(PROGRESS, request + 1, 1)
+
+    def done_early(self, request: int) -> None:
+        self.send(PROGRESS, request, 3)
+
+    def cancelled_unasked(self, request: int) -> None:
+        self.send(CANCELLED, request)
+
+    def cancelled_unasked_after_progress(self, request: int) -> None:
+        self.send(PROGRESS, request, 1)
+        self.send(CANCELLED, request)
+
+    def done_in_the_past(self, request: int) -> None:
+        self.send(DONE, request, -1)
+
+    def done_on_two_devices(self, request: int) -> None:
+        self.send(DONE, request, 1, 2)
+
+    # when a run is to stop
+    def _until_cancelled(self, request: int) -> None:
+        self.send(PROGRESS, request, 1)
+        packet, _ = self.receive()
+        if packet != [CANCEL, request]:
+            os._exit(9)
+
+    def cancel_ignored(self, request: int) -> None:
+        self._until_cancelled(request)
+        signal.pause()
+
+    def cancel_flooded(self, request: int) -> None:
+        self._until_cancelled(request)
+        while True:
+            self.send(PROGRESS, request, 2)
+
+    def cancel_with_nonsense(self, request: int) -> None:
+        self._until_cancelled(request)
+        self.channel.send(b"\xff")
+
+    def cancel_of_another(self, request: int) -> None:
+        self._until_cancelled(request)
+        self.send(CANCELLED, request + 1)
+
+    def cancel_as_a_start(self, request: int) -> None:
+        self._until_cancelled(request)
+        self.send(READY, request, 7, True)
+
+    def cancel_failed_oddly(self, request: int) -> None:
+        self._until_cancelled(request)
+        self.send(FAILED, request, 0, 5, [], None, {})
+
+    def cancel_and_leave(self, request: int) -> None:
+        self._until_cancelled(request)
+        os._exit(5)
+
+    def cancel_twice(self, request: int) -> None:
+        self._until_cancelled(request)
+        self.send(CANCELLED, request)
+        self.send(CANCELLED, request)
 
     def wrong_id(self, request: int) -> None:
         self.send(DONE, request + 1)

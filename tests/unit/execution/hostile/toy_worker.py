@@ -9,6 +9,7 @@ import ctypes
 import os
 import socket
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,6 +109,30 @@ class Gate(Toy):
         outs[0][-1] = 1
         while outs[0][0] == 0:
             pass
+
+
+class Steps(Toy):
+    """Takes its time for each block."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        for start in range(0, len(threads), self.tpb):
+            part = outs[0][start : start + self.tpb]
+            assert not part.any()
+            end = time.monotonic_ns() + 20_000_000
+            while time.monotonic_ns() < end:
+                pass
+            part[:] = threads[start : start + self.tpb].reshape(-1, *[1] * (part.ndim - 1)) + 1
+
+
+class Peek(Toy):
+    """How much of the arena was not zero when the run began; it looks at all of it, behind its own outputs too."""
+
+    def run_threads(self, threads: Any, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        base = outs[0]
+        while isinstance(base.base, np.ndarray):
+            base = base.base
+        arena = np.frombuffer(base.base, dtype=np.uint8)
+        outs[0][:] = int(np.count_nonzero(arena))
 
 
 class Facts(Toy):
