@@ -38,7 +38,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import cbor2
 import numpy as np
@@ -77,6 +77,7 @@ __all__ = [
     "decode_arguments",
     "encode",
     "encode_arguments",
+    "encode_numbers",
     "layout",
     "take_bytes",
     "take_int",
@@ -159,6 +160,48 @@ def encode(packet: Sequence[Any], *, limit: int = MAX_PACKET_BYTES) -> bytes:
     return frame
 
 
+def encode_numbers(*numbers: int) -> bytes:
+    """What `encode` gives for an array of two to 23 integers from 0 to 2**64 - 1: most packets are that, and a small
+    chunk takes hardly longer than its packets."""
+    pieces = [_ARRAYS[len(numbers)]]
+    for number in numbers:
+        if number < 24:
+            pieces.append(_SMALL[number])
+        else:
+            width = 1 if number < 1 << 8 else 2 if number < 1 << 16 else 4 if number < 1 << 32 else 8
+            pieces.append(_WIDTHS[width] + number.to_bytes(width, "big"))
+    return b"".join(pieces)
+
+
+_ARRAYS: Final = tuple(bytes((0x80 + count,)) for count in range(24))
+_SMALL: Final = tuple(bytes((number,)) for number in range(24))
+_WIDTHS: Final = {1: b"\x18", 2: b"\x19", 4: b"\x1a", 8: b"\x1b"}
+
+
+def _numbers(frame: bytes) -> Packet | None:
+    """The packet where it is what `encode_numbers` makes; None for any other."""
+    count, size = frame[0] - 0x80, len(frame)
+    if not 2 <= count < 24:
+        return None
+    found: Packet = []
+    at = 1
+    for _ in range(count):
+        if at >= size:
+            return None
+        number = frame[at]
+        at += 1
+        if number >= 24:
+            if number > 27:
+                return None
+            width = 1 << (number - 24)
+            number = int.from_bytes(frame[at : at + width], "big")
+            at += width
+            if at > size or (number < 24 if width == 1 else number >> 4 * width == 0):
+                return None  # cut short, or longer than it has to be
+        found.append(number)
+    return found if at == size else None
+
+
 def decode(frame: bytes, *, limit: int) -> Packet:
     """The array in `frame`: integers, byte and text strings, arrays and booleans, nothing else.
 
@@ -167,6 +210,9 @@ def decode(frame: bytes, *, limit: int) -> Packet:
     """
     if not 0 < len(frame) <= limit:
         raise FrameError(f"a packet of {len(frame)} bytes, outside 1 to {limit}")
+    packet: Any = _numbers(frame)
+    if packet is not None:
+        return cast("Packet", packet)
     _scan(frame)
     try:
         packet = cbor2.loads(frame, max_depth=MAX_DEPTH + 2, allow_indefinite=False)

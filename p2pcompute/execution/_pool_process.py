@@ -309,7 +309,10 @@ class WorkerProcess:
     ) -> list[Any]:
         request = self._next_request
         self._next_request += 1
-        frame = ipc.encode([operation, request, *fields])
+        numbers = operation != ipc.COMPILE
+        frame = (
+            ipc.encode_numbers(operation, request, *fields) if numbers else ipc.encode([operation, request, *fields])
+        )
         packet: list[Any] = []
         began_ns = time.monotonic_ns()
         self.delivered = False
@@ -373,13 +376,13 @@ class WorkerProcess:
         words = 0
         with trio.CancelScope(shield=True, deadline=trio.current_time() + grace_s) as self._grace:
             try:
-                await self._send(ipc.encode([ipc.CANCEL, request]), [])
+                await self._send(ipc.encode_numbers(ipc.CANCEL, request), [])
                 while words <= _PROGRESS_LATE:
                     packet = await self._receive(request)
                     if packet[0] == ipc.FAILED:
                         failure_of(packet)
                     if packet[0] != ipc.PROGRESS:
-                        return packet[0] != ipc.READY
+                        return bool(packet[0] != ipc.READY)
                     words += 1
             except (ExecutionError, OSError):
                 return False
@@ -421,7 +424,7 @@ class WorkerProcess:
             raise WorkerProtocolError("the worker sent descriptors")
         if not frame:
             raise WorkerDied(await self._obituary())
-        if frame == ipc.encode([ipc.DONE, request]):  # the usual one, and no byte of it needs a look
+        if frame == ipc.encode_numbers(ipc.DONE, request):  # the usual one, and no byte of it needs a look
             return [ipc.DONE, request]
         try:
             packet = ipc.decode(frame, limit=ipc.MAX_REPLY_BYTES)

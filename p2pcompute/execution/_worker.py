@@ -18,7 +18,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from p2pcompute.execution._worker_launches import Pace, Stopped, in_launches
 
 __all__ = ["BackendFactory", "Worker", "main", "run_worker"]
 
+_Array: TypeAlias = "np.ndarray[Any, Any]"
 _ANCILLARY_BYTES = socket.CMSG_SPACE(ipc.MAX_ARGUMENTS * array.array("i").itemsize)
 
 
@@ -92,6 +93,7 @@ class Worker:
         self._rows: list[tuple[int, ...]] = []
         self._items = 1
         self._arena: mmap.mmap | None = None
+        self._rooms: tuple[int, bool, list[_Array], list[_Array]] | None = None
         self._paces = {ipc.RUN_BLOCKS: Pace(), ipc.RUN_THREADS: Pace()}
         self._answered = 0  # the last request that has its answer
         self._said_ns = 0  # when the node heard last of the run that goes on
@@ -103,16 +105,20 @@ class Worker:
             frame, fds = self._receive()
             if not frame:
                 return
-            if frame == ipc.encode([ipc.CANCEL, self._answered]):
+            packet = ipc.decode(frame, limit=ipc.MAX_PACKET_BYTES)
+            if packet == [ipc.CANCEL, self._answered]:
                 continue  # it has crossed the answer
             try:
-                reply = self._answer(frame, fds)
+                reply = self._answer(packet, fds)
             finally:
                 for fd in fds:
                     with contextlib.suppress(OSError):
                         os.close(fd)
             self._answered = reply[1]
-            _send(self._channel, reply)
+            if reply[0] == ipc.DONE:
+                self._channel.send(ipc.encode_numbers(*reply))
+            else:
+                _send(self._channel, reply)
 
     def _receive(self) -> tuple[bytes, list[int]]:
         # Into a buffer of our own: room for the largest packet is a mapping made and undone each time.
@@ -123,8 +129,7 @@ class Worker:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         return bytes(self._buffer[:size]), list(fds)
 
-    def _answer(self, frame: bytes, fds: list[int]) -> list[Any]:
-        packet = ipc.decode(frame, limit=ipc.MAX_PACKET_BYTES)
+    def _answer(self, packet: list[Any], fds: list[int]) -> list[Any]:
         operation = ipc.take_int(packet[0], low=ipc.COMPILE, high=ipc.RUN_THREADS)
         request = ipc.take_int(packet[1], low=1, high=ipc.MAX_EXTENT)
         try:
@@ -173,7 +178,7 @@ class Worker:
                 values.append(spec.value)
         self._args, self._rows = values, rows
         self._outputs = [spec for spec in specs if isinstance(spec, OutputSpec)]
-        self._kernel = kernel
+        self._kernel, self._rooms = kernel, None
         self._paces = {operation: Pace() for operation in self._paces}
         return [list(row) for row in rows]
 
@@ -188,17 +193,9 @@ class Worker:
         total, size = (numbers[0], 1) if by_id else (numbers[1], self._items)
         if total < 1:
             raise ipc.FrameError("a run of nothing")
-        plan = ipc.layout(self._outputs, self._rows, total * size, with_ids=by_id)
+        outs = self._room(total * size, by_id=by_id, fresh=bool(fds))
         arena = self._arena
-        if arena is None or len(arena) < plan.total_bytes:
-            raise ipc.FrameError("an arena that is too small")
-        outs: list[np.ndarray[Any, Any]] = []
-        for output, row, (offset, nbytes) in zip(self._outputs, self._rows, plan.spans, strict=True):
-            raw = np.frombuffer(arena, dtype=np.uint8, count=nbytes, offset=offset)
-            if not fds:  # a new arena is zeros
-                raw[:] = 0
-            outs.append(raw.view(ipc.DTYPES[output.dtype]).reshape((total * size, *row)))
-        ids = np.frombuffer(arena, dtype=np.int64, count=total).copy() if by_id else None
+        ids = np.frombuffer(arena, dtype=np.int64, count=total).copy() if by_id and arena is not None else None
 
         def launch(start: int, count: int) -> None:
             part = slice(start * size, (start + count) * size)
@@ -215,8 +212,27 @@ class Worker:
         try:
             in_launches(total, launch, self._paces[operation], between)
         except Stopped:
-            _clear(arena)
+            if arena is not None:
+                _clear(arena)
             raise
+
+    def _room(self, items: int, *, by_id: bool, fresh: bool) -> list[_Array]:
+        """The rows that a run of so many items writes, all zero; those of the run before where they are the same."""
+        if self._rooms is None or self._rooms[:2] != (items, by_id):
+            plan = ipc.layout(self._outputs, self._rows, items, with_ids=by_id)
+            arena = self._arena
+            if arena is None or len(arena) < plan.total_bytes:
+                raise ipc.FrameError("an arena that is too small")
+            raws = [np.frombuffer(arena, dtype=np.uint8, count=nbytes, offset=offset) for offset, nbytes in plan.spans]
+            outs = [
+                raw.view(ipc.DTYPES[output.dtype]).reshape((items, *row))
+                for raw, output, row in zip(raws, self._outputs, self._rows, strict=True)
+            ]
+            self._rooms = (items, by_id, raws, outs)
+        if not fresh:  # a new arena is zeros
+            for raw in self._rooms[2]:
+                raw[:] = 0
+        return self._rooms[3]
 
     def _go_on(self, request: int, done: int) -> bool:
         """Between two launches: say how far the run is, now and then, and look whether it is to stop."""
@@ -228,12 +244,12 @@ class Worker:
             frame = self._channel.recv(ipc.MAX_PACKET_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return True
-        if frame and frame != ipc.encode([ipc.CANCEL, request]):
+        if frame and frame != ipc.encode_numbers(ipc.CANCEL, request):
             raise ipc.FrameError("not a cancel of the run that goes on")
         return False  # nothing at all: the node has hung up, which `serve` finds out next
 
     def _map_arena(self, fd: int, size: int) -> None:
-        self._arena = None  # the old mapping goes with its last view
+        self._arena = self._rooms = None  # the old mapping goes with its last view
         self._arena = mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
@@ -245,7 +261,7 @@ def _clear(arena: mmap.mmap) -> None:
         np.frombuffer(arena, dtype=np.uint8)[:] = 0
 
 
-def _map_input(fd: int, spec: InputSpec) -> np.ndarray[Any, Any]:
+def _map_input(fd: int, spec: InputSpec) -> _Array:
     dtype = ipc.DTYPES[spec.dtype]
     count = math.prod(spec.shape)
     if count == 0:  # there is no mapping of nothing

@@ -21,6 +21,29 @@ def test_what_is_encoded_decodes_to_the_same(packet: list[object]) -> None:
     assert ipc.decode(ipc.encode(packet), limit=LIMIT) == packet
 
 
+@given(
+    st.lists(
+        st.integers(0, 2**64 - 1) | st.sampled_from([23, 24, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32]),
+        min_size=2,
+        max_size=23,
+    )
+)
+def test_numbers_have_a_short_way_that_gives_the_same(numbers: list[int]) -> None:
+    frame = ipc.encode(numbers)
+    assert ipc.encode_numbers(*numbers) == frame
+    assert ipc._numbers(frame) == numbers
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=2, max_size=6), st.data())
+def test_the_short_way_takes_nothing_that_the_long_one_refuses(numbers: list[int], data: st.DataObject) -> None:
+    frame = bytearray(ipc.encode(numbers))
+    for _ in range(data.draw(st.integers(1, 3))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    found = ipc._numbers(bytes(frame))
+    if found is not None:
+        assert ipc.encode(found) == frame
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_canonically_or_are_refused(frame: bytes) -> None:
     try:
