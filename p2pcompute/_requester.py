@@ -625,7 +625,7 @@ def price_per_unit_pusd(price: str | float, *, at_most: bool = False) -> int:
 
 async def _apart(nursery: trio.Nursery, call: Callable[[], Awaitable[T]]) -> T:
     """Await a call of our worker within `nursery`: a provider's link may be cut while its chunk is being checked, and
-    a call that is cancelled kills the worker, which checks the chunks of all the others too."""
+    a call that is cancelled may cost the worker, which checks the chunks of all the others too."""
     over = trio.Event()
     given: list[T] = []
     failed: list[Exception] = []

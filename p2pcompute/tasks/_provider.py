@@ -50,6 +50,7 @@ from ._inputs import SHARED_BYTES, KeptInputs, TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._places import Guest, Place, Places
 from ._turns import Turns
+from ._usage import Usage
 from ._work import chunk_bytes, execution_args
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ _WORKER_DEATHS: Final = 2  # of one task before it is refused
 _FIRST_IDLE_S: Final = 30.0  # the same before the first chunk is done: a place is not to be had for nothing
 _FAREWELL_S: Final = 10.0  # what saying why a task ends may take
 _REPEATS: Final = 2  # results of one chunk in one task: a second one may be needed, it is not paid again
+_STOPS: Final = 8  # chunks that a requester may cancel while they are computed, beyond one for each result
 _NOT_BEGUN: Final = 256  # answers about chunks that were never begun, beyond eight for each result
 _NEWCOMERS_BYTES: Final = 2**32  # of inputs that newcomers' tasks hold at a time
 _NEWCOMER_LARGE: Final = 8  # inputs in shared memory of a newcomer's task
@@ -80,13 +82,38 @@ OutputFault = Callable[[bytes, int], bytes]  # (output bytes, chunk index) -> wh
 
 @dataclass(slots=True, kw_only=True)
 class ActiveTask:
-    """A task that is running here, for status displays."""
+    """A task that is running here, for status displays.
+
+    Attributes:
+        chunk, chunk_blocks, chunk_blocks_done: the chunk that is computed now, if any, and how far it is.
+        stopped: chunks that were cancelled while they were computed.
+        used: what its finished chunks have used of this machine.
+    """
 
     task_id: TaskId
     requester: str
     chunks_done: int = 0
     chunks_failed: int = 0
     started_ms: int = 0
+    chunk: int | None = None
+    chunk_blocks: int = 0
+    chunk_blocks_done: int = 0
+    stopped: int = 0
+    used: Usage = field(default_factory=Usage)
+
+    def begin(self, chunk: int, blocks: int) -> None:
+        """A chunk is computed from now on."""
+        self.chunk, self.chunk_blocks, self.chunk_blocks_done = chunk, blocks, 0
+
+    def progress(self, done: int) -> None:
+        """So many of its blocks are done."""
+        self.chunk_blocks_done = done
+
+    def end(self, run: ChunkRun | None) -> None:
+        """It is over, with a result or without."""
+        self.chunk, self.chunk_blocks, self.chunk_blocks_done = None, 0, 0
+        if run is not None:
+            self.used.add(run)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -204,6 +231,7 @@ class _Session:
         self.cancelled: set[int] = set()
         self.finish = trio.Event()
         self.running = trio.CancelScope()  # around the chunk that is computed; its successor makes its own
+        self.computing: int | None = None  # the chunk that is
         self.deaths = 0
         self.leaving = False
         self._notice: Notice | None = None
@@ -457,6 +485,7 @@ class _Session:
                 case Cancel():
                     if message.index in self.connection.outstanding:  # else it has crossed the answer
                         self.cancelled.add(message.index)
+                        self._stop_computing(message.index)
                 case Finish():
                     self.finish.set()
                     self.running.cancel()
@@ -467,6 +496,13 @@ class _Session:
             self.wake.set()
             if self.finish.is_set():
                 return
+
+    def _stop_computing(self, index: int) -> None:
+        """End a chunk that is computed just now: another provider was faster. One who cancels most of what it assigns
+        gets results instead: it would have this machine work for nothing."""
+        if index == self.computing and self.entry is not None and self.entry.stopped < _STOPS + self.place.chunks:
+            self.entry.stopped += 1
+            self.running.cancel()
 
     async def _watch_presence(self) -> None:
         """A requester whose connection is gone ends its tasks, whatever became of the stream's own end."""
@@ -534,13 +570,14 @@ class _Session:
         speed_milli = service.speed_milli(work)
         used = _Meter(speed_milli, limit_s)
         try:
-            with trio.CancelScope() as self.running:
+            with trio.CancelScope() as self.running, self._computing(index):
                 if self.finish.is_set():
                     self.running.cancel()
                 with self.place.working():
                     async with service.slots.turn(known=self.place.guest.known):
-                        with used.running():
-                            run = await worker.run_blocks(first, blocks, timeout_s=limit_s)
+                        with used.running(), self._shown(index, blocks) as shown:
+                            run = await worker.run_blocks(first, blocks, timeout_s=limit_s, progress=shown.progress)
+                            shown.end(run)
         except ExecutionError as exc:
             await account.drop(used_units=used.units)
             code = WireCode.TIMED_OUT if isinstance(exc, WorkerTimeout) else WireCode.EXECUTION_FAILED
@@ -550,8 +587,12 @@ class _Session:
             with trio.CancelScope(shield=True):
                 await account.drop(used_units=used.units)
             raise
-        if run is None:  # the requester has finished
+        if run is None:  # the requester has finished, or wants this chunk no more
             await account.drop(used_units=used.units)
+            if not self.finish.is_set():
+                await self._fail(agreement, index, account, WireCode.CANCELLED, "cancelled while it was computed")
+                if not worker.usable:
+                    raise _WorkerGoneError("a chunk that was cancelled did not stop")
             return True
         outputs = run.outputs
         if service.fault is not None:
@@ -596,6 +637,24 @@ class _Session:
                 WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
             )
         return True
+
+    @contextmanager
+    def _computing(self, index: int) -> Generator[None]:
+        self.computing = index
+        try:
+            yield
+        finally:
+            self.computing = None
+
+    @contextmanager
+    def _shown(self, index: int, blocks: int) -> Generator[ActiveTask]:
+        """The entry of this task, while a chunk is computed."""
+        entry = self.entry or ActiveTask(task_id=TaskId(bytes(32)), requester="")  # it has left, and nobody looks
+        entry.begin(index, blocks)
+        try:
+            yield entry
+        finally:
+            entry.end(None)
 
     async def _not_begun(
         self, agreement: Agreement, index: int, account: ProviderAccount, code: WireCode, detail: str

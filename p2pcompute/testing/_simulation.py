@@ -77,6 +77,8 @@ class _Run:
     outputs: tuple[bytes, ...]
     cpu_ns: int
     wall_ns: int
+    device_ns: int = 0
+    energy_mj: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +148,11 @@ class _InlineSession:
         self._turn = trio.Lock()
         self._dead = False
 
+    @property
+    def usable(self) -> bool:
+        """Whether calls can still be made."""
+        return not self._dead
+
     async def compile(
         self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec], inputs: Mapping[int, Any]
     ) -> _Compiled:
@@ -177,7 +184,14 @@ class _InlineSession:
         await trio.sleep(self._workers.compile_s)
         return _Compiled(compile_ms=self._workers.compile_s * 1000, row_shapes=self._rows, items_per_block=self._items)
 
-    async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> _Run:
+    async def run_blocks(
+        self,
+        first_block: int,
+        blocks: int,
+        *,
+        timeout_s: float,
+        progress: Callable[[int], None] | None = None,  # noqa: ARG002  a simulated chunk is over at once, or not yet
+    ) -> _Run:
         count = blocks * self._items
         return await self._run(
             count, lambda outs: self._kernel.run_blocks(first_block, blocks, self._values, outs), first_block, timeout_s
@@ -204,11 +218,7 @@ class _InlineSession:
             # A check of the usual size takes a tenth of a chunk; a larger one, or a calibration, in proportion.
             share = 1.0 if first_block is not None else count / 2_560
             seconds = self._workers.chunk_s * share
-            try:
-                await trio.sleep(seconds)
-            except trio.Cancelled:
-                self._dead = True  # as a real one: there is no other way to stop a kernel
-                raise
+            await trio.sleep(seconds)  # one that is cancelled stops, and its worker goes on
             outs = [np.zeros((count, *row), dtype) for row, dtype in zip(self._rows, self._dtypes, strict=True)]
             try:
                 call(outs)

@@ -59,7 +59,7 @@ class _SlowFor(InlineWorkers):
             if tenant in self.tenants:
                 compile_ = session.compile
 
-                async def hang(_first: int, _blocks: int, *, timeout_s: float) -> Any:
+                async def hang(_first: int, _blocks: int, *, timeout_s: float, **_: Any) -> Any:
                     await trio.sleep(timeout_s)
                     raise WorkerTimeout("it ran past its limit")
 
@@ -281,7 +281,7 @@ def test_newcomers_wait_a_little_for_a_known_peers_next_turn() -> None:
 def test_who_asked_does_not_pay_for_a_machine_that_slept(capped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A provider stands still for ten minutes in the middle of a chunk."""
 
-    async def sleeps(_first: int, _blocks: int, *, timeout_s: float) -> Any:
+    async def sleeps(_first: int, _blocks: int, *, timeout_s: float, **_: Any) -> Any:
         with trio.CancelScope(shield=True):  # nothing in a stopped process runs
             await trio.sleep(600)
         raise WorkerTimeout("it did not answer in time")

@@ -162,6 +162,46 @@ async def finishes_while_a_chunk_is_computed(rogue: Rogue, provider: Node) -> No
     assert await provider.services.ledger.receipts(opened.agreement.task_id) == []
 
 
+@attack
+async def cancels_what_is_computed(rogue: Rogue, provider: Node) -> None:
+    """It stops, is signed at no cost, can be assigned again; and the worker goes on with what it has compiled."""
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    await opened.dialogue.send(Assign(index=0))
+    await trio.sleep(0.05)
+    [entry] = role_of(provider).tasks.active.values()
+    assert (entry.chunk, entry.stopped) == (0, 0)
+    began = trio.current_time()
+    await opened.dialogue.send(Cancel(index=0))
+    error = await opened.dialogue.expect(ChunkError)
+    assert trio.current_time() - began < 0.05
+    _, payload = task.open_receipt(
+        error.receipt, network="simulated", provider=provider.peer_id, task=opened.agreement.task_id, index=0
+    )
+    assert (payload.code, payload.units) == (WireCode.CANCELLED, 0)
+    assert (entry.chunk, entry.stopped, entry.used.cpu_ns) == (None, 1, 0)
+    await opened.dialogue.send(Assign(index=0))
+    assert await opened.result() == 0
+    assert entry.used.wall_ns > 0
+    await opened.stream.reset()
+
+
+@attack
+async def cancels_all_that_it_assigns(rogue: Rogue, provider: Node) -> None:
+    """It gets results instead, which count against what it may owe: no machine works for nothing."""
+    opened = await rogue.open_task(provider)
+    await opened.start()
+    answers: list[type] = []
+    while ResultStart not in answers:
+        assert len(answers) < 20
+        await opened.dialogue.send(Assign(index=0))
+        await trio.sleep(0.05)
+        await opened.dialogue.send(Cancel(index=0))
+        answers.append(type(await opened.dialogue.expect(ChunkError, ResultStart)))
+    assert answers == [ChunkError] * 8 + [ResultStart]
+    await opened.stream.reset()
+
+
 @pytest.mark.parametrize("believed", [False, True])
 def test_a_subnet_is_where_peers_are_and_not_where_they_say(believed: bool) -> None:
     """Identities in one subnet that announce one each share its budget; believed, each would have one of its own."""
