@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from p2pcompute.tasks import ProviderAccount, ProviderBooks
+from p2pcompute.tasks import ChunkRun, ProviderAccount, ProviderBooks, Usage
 from p2pcompute_protocols.ids import PeerId, TaskId
 from p2pcompute_protocols.money import owed_uusd
 from p2pcompute_protocols.negotiation import Agreement
@@ -33,6 +33,7 @@ class ServedTaskEnded:
         chunks, failed: receipts over results, and over failures.
         billed_uusd: what the results cost, rounded up.
         unpaid_chunks: results that no voucher covered when it ended.
+        used: processor time, wall time, device time and energy of the chunks that were computed.
     """
 
     task: TaskId
@@ -41,6 +42,7 @@ class ServedTaskEnded:
     failed: int
     billed_uusd: int
     unpaid_chunks: int
+    used: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +62,12 @@ class WatchedBooks:
     def __init__(self, books: ProviderBooks, emit: Callable[[ProviderEvent], None]) -> None:
         self._books = books
         self._emit = emit
+        self._used: dict[TaskId, Usage] = {}  # by tasks that are open
+
+    def computed(self, task: TaskId, run: ChunkRun) -> None:
+        """A chunk of `task` was computed."""
+        if task in self._used:
+            self._used[task].add(run)
 
     async def agreed(self, agreement: Agreement) -> None:
         """Store an agreement."""
@@ -77,13 +85,21 @@ class WatchedBooks:
                 window=account.window,
             )
         )
-        return _WatchedAccount(account, agreement, self._emit)
+        self._used[TaskId(agreement.task_id)] = Usage()
+        return _WatchedAccount(account, agreement, self._emit, self._used)
 
 
 class _WatchedAccount:
     """`ProviderAccount` that counts."""
 
-    def __init__(self, account: ProviderAccount, agreement: Agreement, emit: Callable[[ProviderEvent], None]) -> None:
+    def __init__(
+        self,
+        account: ProviderAccount,
+        agreement: Agreement,
+        emit: Callable[[ProviderEvent], None],
+        used: dict[TaskId, Usage],
+    ) -> None:
+        self._used = used
         self._account = account
         self._agreement = agreement
         self._emit = emit
@@ -124,6 +140,7 @@ class _WatchedAccount:
         await self._account.wait_changed()
 
     async def close(self) -> None:
+        used = self._used.pop(TaskId(self._agreement.task_id), None) or Usage()
         await self._account.close()
         self._emit(
             ServedTaskEnded(
@@ -133,5 +150,6 @@ class _WatchedAccount:
                 failed=self._failed,
                 billed_uusd=owed_uusd(self._units, self._agreement.terms.price_pusd),
                 unpaid_chunks=self._account.unpaid,
+                used=used,
             )
         )

@@ -161,12 +161,14 @@ class ProviderRole:
             policy=SettlePolicy(cap_uusd=options.claim_above_uusd, coin_uusd=options.coin_price_uusd),
             clock_ms=node.now_ms,
         )
+        books = WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit)
         self.tasks = TaskService(
             overlay=services.overlay,
             network=node.network,
             signer=services.key,
             workers=pool,
-            books=WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit),
+            books=books,
+            computed=books.computed,
             now_ms=node.now_ms,
             slots=Turns(options.slots, linger_s=LINGER_S),
             guest=self._guest,

@@ -127,6 +127,7 @@ def _show(answer: dict[str, Any]) -> None:
         device = provider["device"]
         labelled("device", f"{device['name']}: {device['score_milli'] / 1000:.2f} reference cores a slot")
         labelled("slots", f"{provider['busy_slots']} of {provider['slots']} busy")
+        labelled("used", _usage(provider["used"]))
         for program in provider["programs"]:
             label = f"{program['distribution']}:{program['name']}"
             data = f", reads {program['data']}" if program["data"] else ""
@@ -148,12 +149,28 @@ def _show(answer: dict[str, Any]) -> None:
     for task in tasks:
         click.echo(
             f"  {task['task'][:8]}  for {short_peer(task['requester'])}  {count(task['chunks_done'], 'chunk')}"
-            f"  {seconds(task['age_s'])}" + (f"  {task['chunks_failed']} failed" if task["chunks_failed"] else "")
+            f"  {seconds(task['age_s'])}"
+            + (f"  {task['chunks_failed']} failed" if task["chunks_failed"] else "")
+            + _computing(task["computing"])
         )
     for title, rows in (("Peers that pay us", answer["earnings"]), ("Peers that we pay", answer["spending"])):
         if rows:
             _section(title)
             _table(rows)
+
+
+def _usage(used: dict[str, Any]) -> str:
+    parts = [f"{seconds(used['cpu_ns'] / 1e9)} of processor time for chunks"]
+    parts += [f"{seconds(used['device_ns'] / 1e9)} of device time"] if used["device_ns"] else []
+    parts += [f"{used['energy_mj'] / 1e3:.1f} J"] if used["energy_mj"] is not None else []
+    return ", ".join(parts)
+
+
+def _computing(chunk: dict[str, int] | None) -> str:
+    """How far the chunk is that a task has under way; nothing where it has just begun."""
+    if chunk is None or not chunk["blocks_done"]:
+        return ""
+    return f"  chunk {chunk['chunk']} at {chunk['blocks_done'] * 100 // chunk['blocks']}%"
 
 
 def _section(title: str) -> None:

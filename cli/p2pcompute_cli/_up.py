@@ -386,6 +386,10 @@ def _show_json(event: ProviderEvent) -> None:
                 failed=event.failed,
                 billed_uusd=event.billed_uusd,
                 unpaid_chunks=event.unpaid_chunks,
+                cpu_ns=event.used.cpu_ns,
+                wall_ns=event.used.wall_ns,
+                device_ns=event.used.device_ns,
+                energy_mj=event.used.energy_mj,
             )
         case Checkpointed():
             json_line(event="checkpoint", channels=event.channels, claimed_uusd=event.claimed_uusd)
@@ -413,6 +417,7 @@ class _Lines:
                     f"for {short_peer(event.requester)}: {count(event.chunks, 'chunk')} in {seconds(took)}, "
                     f"billed {usd(event.billed_uusd)}"
                 )
+                text += f", {event.used.energy_mj / 1e3:.1f} J" if event.used.energy_mj is not None else ""
                 text += f", {event.failed} failed" if event.failed else ""
                 text += f", {event.unpaid_chunks} unpaid" if event.unpaid_chunks else ""
                 task = event.task

@@ -40,6 +40,13 @@ def metrics_text(status: Mapping[str, Any]) -> str:
         add("provider_slots", "gauge", "Chunks that can be computed at once.", provider["slots"])
         add("provider_busy_slots", "gauge", "Chunks being computed.", provider["busy_slots"])
         add("provider_tasks", "gauge", "Tasks under way.", len(tasks))
+        used = provider["used"]
+        add("provider_cpu_seconds_total", "counter", "Processor time of computed chunks.", used["cpu_ns"] / 1e9)
+        add("provider_chunk_seconds_total", "counter", "Wall time of computed chunks.", used["wall_ns"] / 1e9)
+        if used["device_ns"]:
+            add("provider_device_seconds_total", "counter", "Device time of launches.", used["device_ns"] / 1e9)
+        if used["energy_mj"] is not None:
+            add("provider_device_joules_total", "counter", "Device energy over chunks.", used["energy_mj"] / 1e3)
         add("provider_score_milli", "gauge", "Measured score.", provider["device"]["score_milli"])
         add("provider_price_pusd", "gauge", "Price of a unit in pico-USD.", provider["price_pusd"])
     return "\n".join(lines) + "\n"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import p2pcompute
 from p2pcompute.storage import ChannelInRow, ChannelOutRow
+from p2pcompute.tasks import Usage
 from p2pcompute_protocols.money import PUSD_PER_UUSD
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _provider(node: Node, now_ms: int) -> dict[str, Any] | None:
         "busy_slots": role.tasks.slots.borrowed_tokens,
         "price_pusd": role.price_pusd,
         "draining": role.tasks.draining,
+        "used": _used(role.tasks.used),
         "programs": [
             {
                 "name": program.name,
@@ -93,10 +95,24 @@ def _provider(node: Node, now_ms: int) -> dict[str, Any] | None:
                 "requester": entry.requester,
                 "chunks_done": entry.chunks_done,
                 "chunks_failed": entry.chunks_failed,
+                "chunks_stopped": entry.stopped,
+                "computing": None
+                if entry.chunk is None
+                else {"chunk": entry.chunk, "blocks": entry.chunk_blocks, "blocks_done": entry.chunk_blocks_done},
+                "used": _used(entry.used),
                 "age_s": max(0, now_ms - entry.started_ms) / 1000,
             }
             for entry in role.tasks.active.values()
         ],
+    }
+
+
+def _used(usage: Usage) -> dict[str, Any]:
+    return {
+        "cpu_ns": usage.cpu_ns,
+        "wall_ns": usage.wall_ns,
+        "device_ns": usage.device_ns,
+        "energy_mj": usage.energy_mj,
     }
 
 

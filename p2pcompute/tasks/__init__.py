@@ -1,6 +1,9 @@
 """Tasks: the requester's coordinator and the provider's session, over small interfaces (`_api`)."""
 
 from ._api import (
+    ChunkRun as ChunkRun,
+)
+from ._api import (
     ProviderAccount as ProviderAccount,
 )
 from ._api import (
@@ -68,3 +71,6 @@ from ._provider import (
     TaskService as TaskService,
 )
 from ._scheduler import ChunkScheduler as ChunkScheduler
+from ._usage import (
+    Usage as Usage,
+)

@@ -139,8 +139,10 @@ class TaskService:
     programs: Mapping[ProgramRef, Workers] = field(default_factory=dict)
     newcomers_bytes: int = _NEWCOMERS_BYTES
     fault: OutputFault | None = None
+    computed: Callable[[TaskId, ChunkRun], None] = lambda _task, _run: None  # told of each chunk that is computed
     draining: bool = False
     active: dict[TaskId, ActiveTask] = field(default_factory=dict)
+    used: Usage = field(default_factory=Usage)  # by all chunks of all tasks
     places: Places = field(init=False)
     compilers: Turns = field(init=False)
     newcomers_hold: int = field(init=False, default=0)
@@ -578,6 +580,8 @@ class _Session:
                         with used.running(), self._shown(index, blocks) as shown:
                             run = await worker.run_blocks(first, blocks, timeout_s=limit_s, progress=shown.progress)
                             shown.end(run)
+                            service.used.add(run)
+                            service.computed(agreement.task_id, run)
         except ExecutionError as exc:
             await account.drop(used_units=used.units)
             code = WireCode.TIMED_OUT if isinstance(exc, WorkerTimeout) else WireCode.EXECUTION_FAILED
