@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install cuda-compile anvil demo test lint contracts bench-execution check-system clean
+.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly check-system clean
 
 install: $(STAMP)
 
@@ -51,6 +51,10 @@ test: $(STAMP)
 # docs/benchmarks/execution.md and benchmarks/results/execution.json; three minutes on a quiet machine
 bench-execution: $(STAMP)
 	@$(BIN)/python benchmarks/execution.py --write
+
+# power cuts at every write of many long lives, in every way: an hour and more; a part of it runs with the tests
+crash-nightly: $(STAMP)
+	@P2PCOMPUTE_NIGHTLY=1 $(BIN)/python -m pytest -n auto tests/unit/crash
 
 contracts:
 	@sh scripts/compile-contracts.sh
