@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ._requester import Chunk as Chunk
     from ._requester import RunOptions as RunOptions
     from ._serving import ProviderOptions as ProviderOptions
+    from ._split import Split as Split
+    from ._split import split as split
     from ._sync import run as run
     from .errors import BudgetError as BudgetError
     from .errors import KernelError as KernelError
@@ -58,6 +60,7 @@ __all__ = [
     "ProgramError",
     "ProviderOptions",
     "RunOptions",
+    "Split",
     "TaskError",
     "__version__",
     "cuda",
@@ -71,6 +74,7 @@ __all__ = [
     "random",
     "reduce",
     "run",
+    "split",
 ]
 
 _HOME = {
@@ -85,6 +89,7 @@ _HOME = {
     "ProgramError": "errors",
     "ProviderOptions": "_serving",
     "RunOptions": "_requester",
+    "Split": "_split",
     "TaskError": "errors",
     "device": "kernel",
     "kernel": "kernel",
@@ -93,6 +98,7 @@ _HOME = {
     "program": "_program",
     "reduce": "kernel",
     "run": "_sync",
+    "split": "_split",
 }
 _MODULES = frozenset({"cuda", "errors", "events", "random"})
 

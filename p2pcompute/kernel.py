@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
+from p2pcompute._split import Split, split_argument
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit_tree
@@ -131,8 +132,8 @@ class Binding:
     """A kernel or a program with its geometry and arguments: what a task is made from.
 
     `program` says which, where it is one; `source` is what `program_source` gives then. `specs` has one entry for each
-    parameter. `values` has what `run_blocks` takes: a NumPy scalar or a C-contiguous array for each parameter that is
-    no output, in order.
+    parameter. `values` has a NumPy scalar, a C-contiguous array or a `Split` for each parameter that is no output, in
+    order: what `run_blocks` takes, but for a `Split`, of which it takes a window.
     """
 
     source: KernelSource
@@ -256,6 +257,10 @@ class Kernel:
         specs: list[ArgSpec] = []
         values: list[Any] = []
         for name, value in zip(self.params, args, strict=True):
+            if isinstance(value, Split):
+                specs.append(split_argument(name, value, self._admitted))
+                values.append(value)
+                continue
             spec, taken = _argument(name, value)
             specs.append(spec)
             if taken is not None:
@@ -309,7 +314,7 @@ def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
         value = np.int64(value) if value < 2**63 else np.uint64(value)
     elif not isinstance(value, np.ndarray):
         raise KernelTypeError(
-            f"{name} is a {type(value).__name__}", instead="pass NumPy arrays, numbers and p2pcompute.out(...)"
+            f"{name} is a {type(value).__name__}", instead="pass NumPy arrays, p2pcompute.split(...), numbers and p2pcompute.out(...)"
         )
     if value.dtype.name not in DTYPES or not value.dtype.isnative:
         raise KernelTypeError(f"{name} is of dtype {value.dtype}", instead=f"use one of {', '.join(DTYPES)}")

@@ -16,7 +16,17 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-__all__ = ["ArgSpec", "Backend", "CompiledKernel", "InputSpec", "KernelSource", "Launch", "OutputSpec", "ScalarSpec"]
+__all__ = [
+    "ArgSpec",
+    "Backend",
+    "CompiledKernel",
+    "InputSpec",
+    "KernelSource",
+    "Launch",
+    "OutputSpec",
+    "ScalarSpec",
+    "SplitSpec",
+]
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -54,11 +64,28 @@ class ScalarSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSpec:
+    """How threads see an input of which each has a part: docs/strict.md, section 14.
+
+    Attributes:
+        axes: the grid axis (0 is x) along which each leading axis of the array runs, all of the launch's, each once.
+        halo: for each of these, how far from its own place a thread may load.
+        edge: what lies beyond the array: "zero", "clamp" or "wrap".
+    """
+
+    axes: tuple[int, ...]
+    halo: tuple[int, ...]
+    edge: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """A read-only input array, C-contiguous, of up to 4 dimensions."""
+    """A read-only input array, C-contiguous, of up to 4 dimensions. `shape` is the global one, also where the array is
+    `split`: what a run is given then is a `_split.Window` that has what its threads may load."""
 
     dtype: str
     shape: tuple[int, ...]
+    split: SplitSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

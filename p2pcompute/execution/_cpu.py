@@ -27,8 +27,10 @@ from p2pcompute.execution._cpu_loops import memory, program_text
 from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_scratch import constants
+from p2pcompute.execution._lower_split import is_split
 from p2pcompute.execution._reduce import plain_outputs, reducing
 from p2pcompute.execution._rows import Layout
+from p2pcompute.execution._split import Box, blocks_box, check_window, items_box
 from p2pcompute.execution._strict import helpers
 
 __all__ = ["CpuBackend"]
@@ -169,7 +171,7 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
 
 
 def _numba_type(argument: str, lowered: Lowered) -> Any:
-    if argument.startswith("s_"):
+    if argument.startswith(("s_", "o_")):
         return types.int64
     parameter = next(p for p in lowered.parameters if argument == f"p_{p.name}")
     kind = _numba_dtype(parameter.dtype)
@@ -188,13 +190,15 @@ class _Compiled:
         self._layout = layout
         self._parameters = parameters
         self._crew = crew
+        self._split = any(is_split(parameter.spec) for parameter in parameters)
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
         if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
         size = self._layout.items_per_block
-        head, tail = self._arguments(args, outs, blocks * size)
+        places = blocks_box(launch, first_block, blocks) if self._split and blocks else ()
+        head, tail = self._arguments(args, outs, blocks * size, places)
 
         def part(start: int, count: int) -> None:
             rows = slice(start * size, (start + count) * size)
@@ -208,7 +212,9 @@ class _Compiled:
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= items)):
             raise ValueError(f"threads are not linear ids in a launch of {items}")
         ids.flags.writeable = False
-        head, tail = self._arguments(args, outs, ids.size)
+        launch, size = self._layout.launch, self._layout.items_per_block
+        places = items_box(launch, ids, size) if self._split and ids.size else ()
+        head, tail = self._arguments(args, outs, ids.size, places)
         self._program.prepare_threads()
 
         def part(start: int, count: int) -> None:
@@ -220,7 +226,9 @@ class _Compiled:
     def _memory(self) -> list[Array]:
         return self._program.memory(self._layout.launch.threads_per_block)
 
-    def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> tuple[list[int], list[Any]]:
+    def _arguments(
+        self, args: Sequence[Any], outs: Sequence[Array], rows: int, places: Box
+    ) -> tuple[list[int], list[Any]]:
         """The geometry, and then what follows it, outputs marked as such: each call gets its own rows of them."""
         launch, dims = self._layout.launch, self._layout.launch.dims
         head = [*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]]
@@ -243,6 +251,14 @@ class _Compiled:
                     raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
                 tail.extend(spec.shape)
                 tail.append(_Rows(out, self._layout.together and not by_block))
+            elif isinstance(spec, InputSpec) and spec.split is not None:
+                window = next(given)
+                if places:
+                    check_window(parameter.name, spec, window, places)
+                tail += [*spec.shape, *window.origin[: len(spec.split.axes)]]
+                value = np.require(window.values, requirements=["C", "A"]).view()
+                value.flags.writeable = False
+                tail.append(value)
             elif isinstance(spec, InputSpec):
                 value = np.require(next(given), requirements=["C", "A"]).view()
                 if value.shape != spec.shape or value.dtype != dtype:

@@ -24,9 +24,11 @@ from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._language import ATOMICS
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_scratch import constants
+from p2pcompute.execution._lower_split import is_split
 from p2pcompute.execution._ptx_lint import check_ptx, entry_parameters
 from p2pcompute.execution._reduce import plain_outputs, reducing
 from p2pcompute.execution._rows import Layout
+from p2pcompute.execution._split import Box, Window, blocks_box, check_window, items_box
 from p2pcompute.execution._strict import helpers
 
 __all__ = ["CudaBackend", "CudaProgram"]
@@ -207,7 +209,7 @@ _Kind = Any  # a dtype's name, or (dtype, axes, writable) of an array
 
 
 def _type_of(argument: str, lowered: Lowered) -> _Kind:
-    if argument.startswith("s_"):
+    if argument.startswith(("s_", "o_")):
         return "int64"
     parameter = next(p for p in lowered.parameters if argument == f"p_{p.name}")
     if parameter.ndim:
@@ -283,12 +285,14 @@ class _Compiled:
         vectors = () if lowered.block is None else lowered.block.vectors
         self._vectors = np.array(vectors, np.uint64).ravel()
         self._outside = snapshots_outside(lowered)
+        self._split = any(is_split(parameter.spec) for parameter in lowered.parameters)
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         launch = self._layout.launch
         if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
-        values = self._values(args, outs, blocks * self._layout.items_per_block)
+        places = blocks_box(launch, first_block, blocks) if self._split and blocks else ()
+        values = self._values(args, outs, blocks * self._layout.items_per_block, places)
         with _Memory(self._backend.device) as memory:
             head = _Parameters()
             head.scalar("int64", first_block)
@@ -300,7 +304,8 @@ class _Compiled:
         ids = np.array(threads, dtype=np.int64, order="C", ndmin=1)
         if ids.ndim != 1 or (ids.size and (ids.min() < 0 or ids.max() >= items)):
             raise ValueError(f"threads are not linear ids in a launch of {items}")
-        values = self._values(args, outs, ids.size)
+        places = items_box(launch, ids, self._layout.items_per_block) if self._split and ids.size else ()
+        values = self._values(args, outs, ids.size, places)
         with _Memory(self._backend.device) as memory:
             head = _Parameters()
             head.array(memory.put(ids), ids)
@@ -346,6 +351,10 @@ class _Compiled:
             if parameter.ndim == 0:
                 tail.scalar(parameter.dtype, value)
                 continue
+            if isinstance(value, Window):
+                for number in (*parameter.spec.shape, *value.origin[:dims]):
+                    tail.scalar("int64", number)
+                value = np.require(value.values, requirements=["C", "A"])
             address = memory.put(value)
             if isinstance(parameter.spec, OutputSpec):
                 for length in parameter.spec.shape:
@@ -356,7 +365,9 @@ class _Compiled:
             tail.array(memory.put(self._vectors), self._vectors)
         return tail, written
 
-    def _values(self, args: Sequence[Any], outs: Sequence[Array], rows: int) -> list[tuple[Parameter, Any]]:
+    def _values(
+        self, args: Sequence[Any], outs: Sequence[Array], rows: int, places: Box
+    ) -> list[tuple[Parameter, Any]]:
         layout = self._layout
         given, written = iter(args), iter(zip(outs, layout.row_shapes, layout.by_block, strict=False))
         if len(args) + len(outs) != len(self._parameters) or len(outs) != len(self._layout.outputs):
@@ -373,6 +384,11 @@ class _Compiled:
                 if layout.together and not by_block:  # the code counts threads
                     out = out.reshape((shape[0] * shape[1], *shape[2:]))
                 values.append((parameter, out))
+            elif isinstance(spec, InputSpec) and spec.split is not None:
+                window = next(given)
+                if places:
+                    check_window(parameter.name, spec, window, places)
+                values.append((parameter, window))
             elif isinstance(spec, InputSpec):
                 value = np.require(next(given), requirements=["C", "A"])
                 if value.shape != spec.shape or value.dtype != dtype:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from p2pcompute.execution._api import ArgSpec, Launch, ScalarSpec
+from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, ScalarSpec
 from p2pcompute.execution._guard import Admitted
 from p2pcompute.execution._guard_places import grid_axis
 from p2pcompute.execution._language import AXES
 
-__all__ = ["IndexRanges", "index_ranges"]
+__all__ = ["Interval", "IndexRanges", "Reach", "index_ranges"]
 
 Interval: TypeAlias = tuple[int, int]
 Known: TypeAlias = dict[str, Interval]
@@ -28,6 +29,7 @@ _MIN: Final = -(2**63)
 _MAX: Final = 2**63 - 1
 _ANY: Final = (_MIN, _MAX)
 _BOOL: Final = (0, 1)
+_NEAR: Final = 2**62  # so far from a place no sum has wrapped
 _ELEMENTS: Final[Mapping[str, Interval]] = {
     "bool": _BOOL,
     "int8": (-(2**7), 2**7 - 1),
@@ -46,12 +48,31 @@ _OPPOSITE: Final[Mapping[type[ast.cmpop], type[ast.cmpop]]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How far from the thread's own place an index of a split input lies, as far as is known.
+
+    Attributes:
+        sure: it is at least and at most so far.
+        written: it is made from the place, by what is added to it.
+        attained: both ends of `sure` are met by each thread that comes there.
+    """
+
+    sure: Interval | None
+    written: bool
+    attained: bool
+
+
 class IndexRanges:
-    """What is known: of every index in the kernel, and of its comparisons. Made by `index_ranges`."""
+    """What is known: of every index in the kernel, and of its comparisons. Made by `index_ranges`.
+
+    `reaches` has for each index expression of a split input the `Reach` of its leading indices.
+    """
 
     def __init__(self) -> None:
         self.sites: dict[int, tuple[Interval | None, ...]] = {}
         self.always: dict[int, bool] = {}
+        self.reaches: dict[int, tuple[Reach, ...]] = {}
 
     def inside(self, key: ast.expr, axis: int, length: int) -> bool:
         """Whether index number `axis` of the index expression `key` (``node.slice``) is surely from 0 to `length`."""
@@ -99,7 +120,11 @@ class _Walk:
         self.specs = specs
         self.extents = extents
         self.integers = integers
-        self.known: Known = {}
+        self.known: Known = {}  # also under name@axis: how far from the thread's place along a grid axis
+        self.splits = {
+            name: spec.split for name, spec in specs.items() if isinstance(spec, InputSpec) and spec.split is not None
+        }
+        self.counters: frozenset[str] = frozenset()  # of loops around, each of whose turns comes to what is looked at
         for name, spec in specs.items():
             if isinstance(spec, ScalarSpec) and name in integers and spec.dtype in _ELEMENTS:
                 self.known[name] = (int(spec.value), int(spec.value))
@@ -119,14 +144,20 @@ class _Walk:
             case ast.Assign(targets=targets, value=value):
                 self.expression(value)
                 intervals = self.several(value)
+                parts = value.elts if isinstance(value, ast.Tuple) else [value]
+                moved = [self.distances(part) for part in parts]
                 for target in targets:
                     elements = target.elts if isinstance(target, ast.Tuple) else [target]
                     for place, element in enumerate(elements):
                         self.target(element, intervals[place] if len(intervals) == len(elements) else None)
+                        if len(moved) == len(elements):
+                            self.note_distances(element, moved[place])
             case ast.AugAssign(target=ast.Name(id=name) as target, op=op, value=value):
                 self.expression(value)
-                have = ast.Name(id=name, ctx=ast.Load())
-                self.target(target, self.value(ast.BinOp(left=have, op=op, right=value)))
+                sum_ = ast.BinOp(left=ast.Name(id=name, ctx=ast.Load()), op=op, right=value)
+                away = self.distances(sum_)
+                self.target(target, self.value(sum_))
+                self.note_distances(target, away)
             case ast.AugAssign(target=target, value=value):
                 self.expression(value)
                 self.target(target, None)
@@ -134,11 +165,12 @@ class _Walk:
                 return self.branch(test, body, orelse)
             case ast.While(test=test, body=body):
                 self.forget(body)
-                before = dict(self.known)
+                before, counters = dict(self.known), self.counters
+                self.counters = frozenset()
                 self.expression(test)
                 self.narrow(test, True)
                 self.block(body)
-                self.known = before
+                self.known, self.counters = before, counters
             case ast.For(target=ast.Name(id=name), iter=ast.Call(args=bounds), body=body):
                 self.range_loop(name, bounds, body)
             case ast.Return(value=value):
@@ -156,7 +188,8 @@ class _Walk:
 
     def branch(self, test: ast.expr, body: Sequence[ast.stmt], orelse: Sequence[ast.stmt]) -> bool:
         self.expression(test)
-        before = dict(self.known)
+        before, counters = dict(self.known), self.counters
+        self.counters = frozenset()
         self.narrow(test, True)
         one_through = self.block(body)
         one, self.known = self.known, before
@@ -167,6 +200,7 @@ class _Walk:
             self.known = {name: _hull(one[name], self.known[name]) for name in both}
         elif one_through:
             self.known = one
+        self.counters = counters
         return one_through or other_through
 
     def range_loop(self, name: str, bounds: Sequence[ast.expr], body: Sequence[ast.stmt]) -> None:
@@ -175,33 +209,44 @@ class _Walk:
         numbers = [self.value(bound) or _ANY for bound in bounds]
         start, stop = ((0, 0), numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
         step = numbers[2] if len(numbers) == 3 else (1, 1)
+        away = [self.distances(bound) for bound in bounds[:2]]
         self.forget(body)
-        self.known.pop(name, None)
-        before = dict(self.known)
+        self.drop(name)
+        before, counters = dict(self.known), self.counters
         if name in self.integers:
+            if len(away) == 2 and step[0] > 0:
+                for axis in away[0].keys() & away[1].keys():
+                    low = away[0][axis][0]
+                    self.known[f"{name}@{axis}"] = (low, max(low, away[1][axis][1] - 1))
+            if step == (1, 1) and start[0] == start[1] < stop[0] == stop[1] and not _leaves(body, name):
+                self.counters |= {name}
             if step[0] > 0:
                 self.known[name] = (start[0], max(start[0], stop[1] - 1))
             elif step[1] < 0:
                 self.known[name] = (min(start[1], stop[0] + 1), start[1])
         self.block(body)
-        self.known = before
+        self.known, self.counters = before, counters
 
     def target(self, target: ast.expr, value: Interval | None) -> None:
         if isinstance(target, ast.Subscript):
             self.expression(target.slice)
             self.record(target.slice)
         elif isinstance(target, ast.Name):
+            self.drop(target.id)
             if value is not None and target.id in self.integers:
                 self.known[target.id] = value
-            else:
-                self.known.pop(target.id, None)
+
+    def drop(self, name: str) -> None:
+        """Nothing is known of a variable."""
+        for key in (name, *(f"{name}@{axis}" for axis in range(3))):
+            self.known.pop(key, None)
 
     def forget(self, body: Sequence[ast.stmt]) -> None:
         """What is assigned in `body` may be any number."""
         for statement in body:
             for node in ast.walk(statement):
                 if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    self.known.pop(node.id, None)
+                    self.drop(node.id)
 
     # Conditions
 
@@ -257,16 +302,19 @@ class _Walk:
         match node:
             case ast.IfExp(test=test, body=body, orelse=orelse):
                 self.expression(test)
-                before = dict(self.known)
+                before, counters = dict(self.known), self.counters
+                self.counters = frozenset()
                 self.narrow(test, True)
                 self.expression(body)
                 self.known = dict(before)
                 self.narrow(test, False)
                 self.expression(orelse)
-                self.known = before
+                self.known, self.counters = before, counters
                 return
-            case ast.Subscript(value=ast.Name(), slice=index):
+            case ast.Subscript(value=ast.Name(id=name), slice=index):
                 self.record(index)
+                if name in self.splits:
+                    self.record_reach(name, index)
             case ast.Compare():
                 sure = self.surely(node)
                 self.found.always[id(node)] = sure and self.found.always.get(id(node), True)
@@ -286,6 +334,97 @@ class _Walk:
                 for one, other in zip(have, intervals, strict=True)
             )
         self.found.sites[id(index)] = intervals
+
+    # Distances from the thread's place
+
+    def record_reach(self, name: str, index: ast.expr) -> None:
+        parts = index.elts if isinstance(index, ast.Tuple) else [index]
+        found: list[Reach] = []
+        for part, axis in zip(parts, self.splits[name].axes, strict=False):
+            moved = self.moved(part, axis)
+            found.append(
+                Reach(
+                    sure=self.distance(part, axis),
+                    written=moved is not None,
+                    attained=moved is not None and self.linear(part) is not None,
+                )
+            )
+        have = self.found.reaches.get(id(index))
+        if have is not None:
+            found = [
+                Reach(
+                    sure=None if one.sure is None or other.sure is None else _hull(one.sure, other.sure),
+                    written=one.written and other.written,
+                    attained=one.attained and one == other,
+                )
+                for one, other in zip(have, found, strict=True)
+            ]
+        self.found.reaches[id(index)] = tuple(found)
+
+    def distances(self, node: ast.expr) -> dict[int, Interval]:
+        """For each grid axis from whose place `node` is made, how far from it it lies."""
+        if not self.splits:
+            return {}
+        found = {axis: self.moved(node, axis) for axis in range(self.launch.dims)}
+        return {axis: away for axis, away in found.items() if away is not None}
+
+    def note_distances(self, target: ast.expr, away: Mapping[int, Interval]) -> None:
+        if isinstance(target, ast.Name) and target.id in self.integers:
+            self.known.update({f"{target.id}@{axis}": interval for axis, interval in away.items()})
+
+    def distance(self, node: ast.expr, axis: int) -> Interval | None:
+        """How far from the thread's place along a grid axis `node` lies."""
+        moved, value, place = self.moved(node, axis), self.value(node), self.place("grid", axis)
+        if value is None or place is None:
+            return moved
+        far = value[0] - place[1], value[1] - place[0]
+        return far if moved is None else (max(far[0], moved[0]), min(far[1], moved[1]))
+
+    def moved(self, node: ast.expr, axis: int) -> Interval | None:
+        """The same of an integer that is made from the place."""
+        found = self._moved(node, axis)
+        return None if found is None or not -_NEAR < found[0] <= found[1] < _NEAR else found
+
+    def _moved(self, node: ast.expr, axis: int) -> Interval | None:
+        if grid_axis(node, self.grid) == axis:
+            return 0, 0
+        match node:
+            case ast.Name(id=name) if name in self.integers:
+                return self.known.get(f"{name}@{axis}")
+            case ast.BinOp(left=left, op=ast.Add(), right=right):
+                for one, other in ((left, right), (right, left)):
+                    away, by = self.moved(one, axis), self.value(other)
+                    if away is not None and by is not None:
+                        return away[0] + by[0], away[1] + by[1]
+                return None
+            case ast.BinOp(left=left, op=ast.Sub(), right=right):
+                away, by = self.moved(left, axis), self.value(right)
+                return None if away is None or by is None else (away[0] - by[1], away[1] - by[0])
+            case ast.IfExp(body=body, orelse=orelse):
+                one, other = self.moved(body, axis), self.moved(orelse, axis)
+                return None if one is None or other is None else _hull(one, other)
+            case ast.Call(func=ast.Name(id="min" | "max" as name), args=arguments):
+                several = [self.distance(argument, axis) for argument in arguments]
+                if all(self.moved(argument, axis) is None for argument in arguments):
+                    return None
+                return self.builtin(name, several)
+            case _:
+                return None
+
+    def linear(self, node: ast.expr) -> frozenset[str] | None:
+        """The counters that are added to a place, each once; None where there is anything else but numbers."""
+        match node:
+            case ast.Constant(value=int()):
+                return frozenset()
+            case ast.Name(id=name) if name in self.counters:
+                return frozenset({name})
+            case ast.BinOp(left=left, op=ast.Add() | ast.Sub(), right=right):
+                one, other = self.linear(left), self.linear(right)
+                return None if one is None or other is None or one & other else one | other
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return self.linear(operand)
+            case _:
+                return frozenset() if grid_axis(node, self.grid) is not None else None
 
     def surely(self, node: ast.Compare) -> bool:
         operands = [self.value(operand) for operand in (node.left, *node.comparators)]
@@ -425,6 +564,16 @@ class _Walk:
             low = min(low, other[0]) if name == "min" else max(low, other[0])
             high = min(high, other[1]) if name == "min" else max(high, other[1])
         return low, high
+
+
+def _leaves(body: Sequence[ast.stmt], counter: str) -> bool:
+    """Whether a loop may end early, or counts otherwise than it says."""
+    nodes = [node for statement in body for node in ast.walk(statement)]
+    return any(
+        isinstance(node, ast.Break | ast.Continue | ast.Return)
+        or (isinstance(node, ast.Name) and node.id == counter and isinstance(node.ctx, ast.Store))
+        for node in nodes
+    )
 
 
 def _sure(interval: Interval) -> Interval:

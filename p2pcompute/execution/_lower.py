@@ -25,6 +25,7 @@ from p2pcompute.execution._lower_block import BlockCode
 from p2pcompute.execution._lower_fission import block_code
 from p2pcompute.execution._lower_function import FunctionLowering, in_turn
 from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
+from p2pcompute.execution._lower_split import check_reads, split_arguments
 from p2pcompute.execution._lower_types import ArrayType, Scalar, Type, from_dtype
 from p2pcompute.execution._lower_widths import counts_bits
 from p2pcompute.execution._rows import extents
@@ -52,7 +53,7 @@ class Lowered:
         body: code of ``body(t_0.., b_0.., d_0.., n_0.., r, <lengths>, <parameters>)``: thread and block index, block
             and grid size along each axis of the launch, the thread's row, then what `arguments` names.
         arguments: names of the body's last arguments: ``s_<output>_<axis>`` (int64, the output's global length) and
-            ``p_<name>``, in order.
+            ``p_<name>``, in order; before a split input's also what `split_arguments` gives.
         parameters: the kernel's parameters in order.
         dims: axes of the launch.
         scratch: arrays that the kernel declares. The body takes its local ones last, in order, as ``l_<name>``: flat,
@@ -134,6 +135,7 @@ class _Program:
         lowering.run()
         integers = {name for name, kind in lowering.types.items() if kind in (Scalar.BOOL, Scalar.INT)}
         self.ranges = index_ranges(admitted, self.launch, args, self.extents, integers)
+        check_reads(admitted, self.specs, self.ranges)
         if not admitted.entry.scratch and plan is None:
             return
         self.sites = index_values(admitted, self.launch, args, integers)
@@ -155,6 +157,7 @@ class _Program:
                 ndim = 1 + len(spec.shape) - dims
             elif isinstance(spec, InputSpec):
                 ndim = len(spec.shape)
+                arguments += split_arguments(name, spec)
             arguments.append(f"p_{name}")
             parameters.append(Parameter(name=name, spec=spec, dtype=spec.dtype, ndim=ndim))
         places = [f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims)]

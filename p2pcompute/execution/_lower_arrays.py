@@ -18,6 +18,7 @@ from p2pcompute.execution._index_ranges import IndexRanges
 from p2pcompute.execution._index_values import Site
 from p2pcompute.execution._lower_expr import ExpressionLowering
 from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
+from p2pcompute.execution._lower_split import is_split, split_load
 from p2pcompute.execution._lower_types import ArrayType, Expr, Scalar, Type, as_type
 from p2pcompute.execution._lower_widths import Widths
 
@@ -95,10 +96,11 @@ class ArrayLowering:
     # ArrayUse
 
     def axis_length(self, name: str, axis: int) -> str:
-        """Code for a length: of an output, the global one."""
+        """Code for a length: of an output or a split input, the global one."""
         if name in self.scratch.arrays:
             return str(self.scratch.arrays[name].shape[axis])
-        if self.is_entry and isinstance(self.program.specs[name], OutputSpec):
+        spec = self.program.specs[name] if self.is_entry else None
+        if isinstance(spec, OutputSpec) or is_split(spec):
             return f"s_{name}_{axis}"
         return f"p_{name}.shape[{axis}]"
 
@@ -122,6 +124,8 @@ class ArrayLowering:
         if name in self.scratch.arrays:
             return self.scratch.load(self.expressions, name, indices, key)
         spec = self.program.specs.get(name) if self.is_entry else None
+        if isinstance(spec, InputSpec) and spec.split is not None:
+            return split_load(self, name, spec, indices, key)
         places = [as_type(index, Scalar.UINT) for index in indices]  # negative ones become huge: one test does
         safe = False
         if isinstance(spec, OutputSpec):

@@ -17,7 +17,16 @@ from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._language import DTYPES, MAX_ARRAY_AXES
 from p2pcompute.execution._operations import can_reduce, defined_for
 
-__all__ = ["MAX_THREADS", "Layout", "check_launch", "extents", "scatter_rows", "thread_coordinates", "threads_inside"]
+__all__ = [
+    "MAX_THREADS",
+    "Layout",
+    "boxes",
+    "check_launch",
+    "extents",
+    "scatter_rows",
+    "thread_coordinates",
+    "threads_inside",
+]
 
 MAX_THREADS = 2**40
 MAX_ELEMENTS = 2**40
@@ -65,6 +74,11 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
             elements *= max(length, 1)
         if elements > MAX_ELEMENTS:
             raise refuse(f"{name} has the shape {spec.shape}, more than {MAX_ELEMENTS} elements")
+        if isinstance(spec, InputSpec) and spec.split is not None:
+            from p2pcompute.execution._split import split_fault  # knows of rows itself
+
+            if fault := split_fault(spec, launch.dims):
+                raise refuse(f"{name} can't be split so: {fault}")
         mapping = admitted.grid.mapping.get(name)
         if isinstance(spec, InputSpec) and mapping is not None:
             raise refuse(
@@ -253,7 +267,7 @@ class Layout:
         turned = target.transpose(axes + tuple(range(launch.dims, target.ndim)))  # (z, y, x, *row)
         turned = turned[(np.newaxis,) * (3 - launch.dims)]  # a view, whatever the strides
         done = 0
-        for (x, y, z), (nx, ny, nz) in _boxes(launch.grid, first_block, blocks):
+        for (x, y, z), (nx, ny, nz) in boxes(launch.grid, first_block, blocks):
             count = nx * ny * nz
             part = rows[done * size : (done + count) * size]
             done += count
@@ -272,7 +286,7 @@ class Layout:
             )
 
 
-def _boxes(
+def boxes(
     grid: tuple[int, int, int], first: int, count: int
 ) -> Iterator[tuple[tuple[int, int, int], tuple[int, int, int]]]:
     """Cut a run of linear block ids into boxes ((x, y, z), (nx, ny, nz)), in order; at most five."""

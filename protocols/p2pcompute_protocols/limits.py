@@ -20,6 +20,7 @@ __all__ = [
     "MAX_CBOR_DEPTH",
     "MAX_CBOR_ITEMS",
     "MAX_CHUNKS",
+    "MAX_CHUNK_TILES",
     "MAX_CLOCK_SKEW_MS",
     "MAX_CREDIT_WINDOW",
     "MAX_DATA_FRAME_BYTES",
@@ -31,6 +32,8 @@ __all__ = [
     "MAX_EVIDENCE_BYTES",
     "MAX_FEATURES",
     "MAX_FRAME_BYTES",
+    "MAX_HALO",
+    "MAX_HELD_TILE_BYTES",
     "MAX_INFLIGHT_CHUNKS",
     "MAX_KERNEL_BYTES",
     "MAX_LEAVES",
@@ -43,7 +46,11 @@ __all__ = [
     "MAX_PROOF_DIGESTS",
     "MAX_RESOURCES",
     "MAX_SLOTS",
+    "MAX_SPLIT_BYTES",
     "MAX_TEXT",
+    "MAX_TILES",
+    "MAX_TILE_BYTES",
+    "MAX_WINDOW_BYTES",
     "UINT64_MAX",
     "UINT96_MAX",
 ]
@@ -91,9 +98,18 @@ MAX_CHUNKS: Final = 1_048_576
 MAX_INFLIGHT_CHUNKS: Final = 256
 MAX_CREDIT_WINDOW: Final = 256  # chunks
 
+# Split inputs
+MAX_SPLIT_BYTES: Final = 4 * 1024 * 1024 * 1024  # of one array
+MAX_TILE_BYTES: Final = 4 * 1024 * 1024
+MAX_TILES: Final = 65_536  # of one array
+MAX_HALO: Final = 1_048_576  # elements
+MAX_CHUNK_TILES: Final = 1_024  # that a chunk needs, of all its arrays
+MAX_HELD_TILE_BYTES: Final = 64 * 1024 * 1024  # of all tiles that a provider holds for a task
+MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024  # the boxes around all that a chunk reads, of all its arrays
+
 # Proofs and disputes
 MAX_LEAVES: Final = MAX_CHUNKS
 MAX_PROOF_DIGESTS: Final = 20  # of one of MAX_LEAVES
 MAX_DISPUTE_QUESTIONS: Final = 32  # two, and one for each halving
-MAX_EVIDENCE_BLOBS: Final = MAX_ARGS + 1  # each input of a kernel, and its source
+MAX_EVIDENCE_BLOBS: Final = MAX_ARGS + 1 + MAX_CHUNK_TILES  # each input of a kernel, its source, a chunk's tiles
 MAX_EVIDENCE_BYTES: Final = 2 * MAX_BLOB_BYTES + 256 * 1024  # inputs, the state of a round, and what is signed

@@ -8,18 +8,24 @@ reserved and refused as unsupported.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
+from ._split import EDGES
 from .errors import LocalProtocolError, WireCode
 from .limits import (
     MAX_ARGS,
     MAX_BLOB_BYTES,
     MAX_CHUNKS,
     MAX_DIMS,
+    MAX_HALO,
     MAX_KERNEL_BYTES,
     MAX_NAME,
     MAX_OUTPUT_BYTES,
     MAX_PROGRAM_NAME,
+    MAX_SPLIT_BYTES,
+    MAX_TILE_BYTES,
+    MAX_TILES,
 )
 from .wire import Array, Bytes, Choice, Nested, OneOf, Record, Text, Uint, optional, record, wire
 
@@ -35,6 +41,7 @@ __all__ = [
     "ProgramRef",
     "ProgramWork",
     "ScalarArg",
+    "SplitArg",
     "Work",
     "WorkArg",
     "can_reduce",
@@ -129,7 +136,90 @@ class OutArg(Record):
         return _nbytes(self.dtype, self.shape)
 
 
-WorkArg: TypeAlias = ScalarArg | ArrayArg | OutArg
+@record
+class SplitArg(Record):
+    """A read-only input that is sent in tiles: each provider gets those that its chunks need.
+
+    The array's first axes run along the launch's grid axes `axes` (0 is x), each once, and a thread reads no further
+    than `halo` from its own place there; the array's other axes are whole. `tile` are a tile's lengths; the last one
+    along an axis may be shorter. `manifest` is SHA-256 over the tiles' SHA-256, one behind the other, in C order of
+    the tiles; a tile's bytes are its elements in C order, little-endian.
+    """
+
+    dtype: str = wire(1, _DTYPE)
+    shape: tuple[int, ...] = wire(2, _SHAPE)
+    tile: tuple[int, ...] = wire(3, _SHAPE)
+    axes: tuple[int, ...] = wire(4, Array(Uint(0, 2), 3, 1))
+    halo: tuple[int, ...] = wire(5, Array(Uint(0, MAX_HALO), 3, 1))
+    edge: str = wire(6, Choice(*EDGES))
+    manifest: bytes = wire(7, Bytes(32))
+
+    def validate(self) -> None:
+        if len(self.tile) != len(self.shape) or any(t > n for t, n in zip(self.tile, self.shape, strict=True)):
+            raise LocalProtocolError("a tile is no larger than its array, along each axis")
+        if sorted(self.axes) != list(range(len(self.axes))) or len(self.axes) > len(self.shape):
+            raise LocalProtocolError("a split array's first axes run along the grid's, each once")
+        if len(self.halo) != len(self.axes):
+            raise LocalProtocolError("a halo is a number for each axis that runs along the grid")
+        if self.nbytes > MAX_SPLIT_BYTES:
+            raise LocalProtocolError(f"a split input of {self.nbytes} bytes", code=WireCode.OVERSIZED)
+        if _nbytes(self.dtype, self.tile) > MAX_TILE_BYTES or self.tiles > MAX_TILES:
+            raise LocalProtocolError(
+                f"{self.tiles} tiles of {_nbytes(self.dtype, self.tile)} bytes", code=WireCode.OVERSIZED
+            )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole array."""
+        return _nbytes(self.dtype, self.shape)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of an element."""
+        return DTYPES[self.dtype]
+
+    @property
+    def tile_counts(self) -> tuple[int, ...]:
+        """Tiles along each axis."""
+        return tuple(-(-n // t) for n, t in zip(self.shape, self.tile, strict=True))
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles there are."""
+        total = 1
+        for count in self.tile_counts:
+            total *= count
+        return total
+
+    @property
+    def manifest_bytes(self) -> int:
+        """Bytes of the manifest."""
+        return 32 * self.tiles
+
+    def tile_number(self, place: Sequence[int]) -> int:
+        """The number of the tile at `place` among the tiles."""
+        number = 0
+        for at, count in zip(place, self.tile_counts, strict=True):
+            number = number * count + at
+        return number
+
+    def tile_box(self, number: int) -> tuple[tuple[int, int], ...]:
+        """The indices, (first, behind the last) along each axis, that a tile covers."""
+        found: list[tuple[int, int]] = []
+        for count, tile, length in zip(
+            reversed(self.tile_counts), reversed(self.tile), reversed(self.shape), strict=True
+        ):
+            number, at = divmod(number, count)
+            found.append((at * tile, min((at + 1) * tile, length)))
+        return tuple(reversed(found))
+
+    def tile_bytes(self, number: int) -> int:
+        """Bytes of a tile."""
+        return _nbytes(self.dtype, tuple(high - low for low, high in self.tile_box(number)))
+
+
+WorkArg: TypeAlias = ScalarArg | ArrayArg | OutArg | SplitArg
+_WORK_ARG: Final = OneOf({1: ScalarArg, 2: ArrayArg, 3: OutArg, 4: SplitArg})
 
 
 @record
@@ -166,7 +256,7 @@ class ChunkWork(Record):
     kernel: BlobRef = wire(1, Nested(BlobRef))
     entry: str = wire(2, Text(MAX_NAME, 1))
     launch: LaunchSpec = wire(3, Nested(LaunchSpec))
-    args: tuple[WorkArg, ...] = wire(4, Array(OneOf({1: ScalarArg, 2: ArrayArg, 3: OutArg}), MAX_ARGS, 1))
+    args: tuple[WorkArg, ...] = wire(4, Array(_WORK_ARG, MAX_ARGS, 1))
     blocks_per_chunk: int = wire(5, Uint(1, 2**40))
     chunk_output_bytes: int = wire(6, Uint(1, MAX_OUTPUT_BYTES))
     units_per_chunk: int = wire(7, Uint(1, 2**53))
@@ -177,10 +267,11 @@ class ChunkWork(Record):
         if not 1 <= self.kernel.size <= MAX_KERNEL_BYTES:
             raise LocalProtocolError(f"a kernel of {self.kernel.size} bytes", code=WireCode.OVERSIZED)
         _check_sizes(self.args, self.chunks)
+        if any(len(arg.axes) != self.launch.dims for arg in self.splits.values()):
+            raise LocalProtocolError("a split array runs along all of the launch's axes")
         # Whoever maps a blob by its digest must be able to trust the size that an argument gives it.
-        if any(self.inputs[arg.digest] != arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)) or (
-            self.inputs[self.kernel.digest] != self.kernel.size
-        ):
+        sizes = {(self.kernel.digest, self.kernel.size), *_blobs(self.args)}
+        if len(sizes) != len(self.inputs):
             raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
 
     @property
@@ -200,10 +291,14 @@ class ChunkWork(Record):
 
     @property
     def inputs(self) -> dict[bytes, int]:
-        """Digest to size of each distinct blob that the work needs, the kernel's source included."""
-        blobs = {self.kernel.digest: self.kernel.size}
-        blobs.update({arg.digest: arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)})
-        return blobs
+        """Digest to size of each distinct blob that the work needs at its beginning: the kernel's source, arrays, and
+        manifests of split ones."""
+        return dict([(self.kernel.digest, self.kernel.size), *_blobs(self.args)])
+
+    @property
+    def splits(self) -> dict[int, SplitArg]:
+        """The split arguments, by position."""
+        return {position: arg for position, arg in enumerate(self.args) if isinstance(arg, SplitArg)}
 
 
 @record
@@ -241,7 +336,7 @@ class ProgramWork(Record):
 
     program: ProgramRef = wire(1, Nested(ProgramRef))
     items: int = wire(2, Uint(1, 2**40))
-    args: tuple[WorkArg, ...] = wire(3, Array(OneOf({1: ScalarArg, 2: ArrayArg, 3: OutArg}), MAX_ARGS, 1))
+    args: tuple[WorkArg, ...] = wire(3, Array(_WORK_ARG, MAX_ARGS, 1))
     items_per_chunk: int = wire(4, Uint(1, 2**40))
     units_per_chunk: int = wire(5, Uint(1, 2**53))
 
@@ -251,6 +346,8 @@ class ProgramWork(Record):
             raise LocalProtocolError("work without an output")
         if any(arg.reduce is not None for arg in outs):
             raise LocalProtocolError("outputs of a program are not combined")
+        if any(isinstance(arg, SplitArg) for arg in self.args):
+            raise LocalProtocolError("inputs of a program are not split", code=WireCode.UNSUPPORTED)
         if any(arg.shape[0] != self.items for arg in outs):
             raise LocalProtocolError("the first axis of a program's outputs counts its items")
         if self.items_per_chunk > self.items:
@@ -258,7 +355,7 @@ class ProgramWork(Record):
         if self.chunk_output_bytes > MAX_OUTPUT_BYTES:
             raise LocalProtocolError(f"{self.chunk_output_bytes} bytes a chunk", code=WireCode.OVERSIZED)
         _check_sizes(self.args, self.chunks)
-        if any(self.inputs[arg.digest] != arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)):
+        if len(set(_blobs(self.args))) != len(self.inputs):
             raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
 
     @property
@@ -289,13 +386,19 @@ class ProgramWork(Record):
     @property
     def inputs(self) -> dict[bytes, int]:
         """Digest to size of each distinct blob that the work needs."""
-        return {arg.digest: arg.nbytes for arg in self.args if isinstance(arg, ArrayArg)}
+        return dict(_blobs(self.args))
+
+
+def _blobs(args: tuple[WorkArg, ...]) -> list[tuple[bytes, int]]:
+    """Digest and size of what the arguments name."""
+    arrays = [(arg.digest, arg.nbytes) for arg in args if isinstance(arg, ArrayArg)]
+    return arrays + [(arg.manifest, arg.manifest_bytes) for arg in args if isinstance(arg, SplitArg)]
 
 
 def _check_sizes(args: tuple[WorkArg, ...], chunks: int) -> None:
     if chunks > MAX_CHUNKS:
         raise LocalProtocolError(f"{chunks} chunks", code=WireCode.OVERSIZED)
-    if sum(arg.nbytes for arg in args if isinstance(arg, ArrayArg)) > MAX_BLOB_BYTES:
+    if sum(size for _, size in _blobs(args)) > MAX_BLOB_BYTES:
         raise LocalProtocolError("inputs above the bound of a task", code=WireCode.OVERSIZED)
     if sum(arg.nbytes for arg in args if isinstance(arg, OutArg)) > MAX_CHUNKS * MAX_OUTPUT_BYTES:
         raise LocalProtocolError("outputs above what all chunks can hold", code=WireCode.OVERSIZED)

@@ -75,3 +75,6 @@ from ._state import (
 from ._state import (
     TaskState as TaskState,
 )
+from ._tiles import (
+    HeldTiles as HeldTiles,
+)

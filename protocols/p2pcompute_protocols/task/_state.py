@@ -28,6 +28,8 @@ from ._messages import (
     ResultStart,
 )
 
+from ._tiles import HeldTiles
+
 __all__ = ["TABLE", "TaskConnection", "TaskState"]
 
 
@@ -48,7 +50,13 @@ TABLE: Final[Table[TaskState]] = {
         _S.IDLE: {Open: _S.OPENING},
         _S.OPENING: {Finish: _S.FINISHING},
         _S.SETUP: {BlobStart: _S.SETUP, BlobData: _S.SETUP, Finish: _S.FINISHING},
-        _S.RUNNING: {Assign: _S.RUNNING, Cancel: _S.RUNNING, Finish: _S.FINISHING},
+        _S.RUNNING: {
+            BlobStart: _S.RUNNING,
+            BlobData: _S.RUNNING,
+            Assign: _S.RUNNING,
+            Cancel: _S.RUNNING,
+            Finish: _S.FINISHING,
+        },
     },
     Role.PROVIDER: {
         _S.OPENING: {Opened: _S.SETUP, Refused: _S.CLOSED},
@@ -78,8 +86,9 @@ class TaskConnection(Connection[TaskState]):
     """One task over one stream.
 
     Besides the table it holds: each blob was asked for and its bytes hash to its digest; each assigned chunk is
-    answered once, and no other is; a result's bytes come in one piece, as many as announced. `chunks` and
-    `chunk_bytes` are set by whoever knows the agreement, before the first chunk.
+    answered once, and no other is; behind an Assign come the tiles that it takes, those that the provider does not
+    hold, before the next one; a result's bytes come in one piece, as many as announced. `chunks`, `chunk_bytes` and,
+    where inputs are split, `tiles` are set by whoever knows the agreement, before the first chunk.
     """
 
     messages = MESSAGES
@@ -94,6 +103,7 @@ class TaskConnection(Connection[TaskState]):
         self.chunk_bytes: tuple[int, int] = (0, 0)  # of a whole chunk, of the last one
         self.blob_sizes: dict[bytes, int] = {}  # what the work names; a blob of another size is refused
         self.needed: set[bytes] = set()
+        self.tiles: HeldTiles | None = None
         self.outstanding: set[int] = set()
         self._blob: tuple[bytes, int] | None = None  # digest, bytes still to come
         self._hash = hashlib.sha256()
@@ -170,15 +180,23 @@ class TaskConnection(Connection[TaskState]):
         self.needed.discard(digest)
 
     def _assign(self, index: int) -> None:
+        if self.needed or self._blob is not None:
+            raise LocalProtocolError("a chunk before all tiles of the last one came", code=WireCode.OUT_OF_ORDER)
         if index >= self.chunks:
             raise LocalProtocolError(f"chunk {index} of {self.chunks}", code=WireCode.UNKNOWN_CHUNK)
         if index in self.outstanding:
             raise LocalProtocolError(f"chunk {index} is assigned already", code=WireCode.REPLAYED)
         if len(self.outstanding) >= MAX_INFLIGHT_CHUNKS:
             raise LocalProtocolError("too many chunks under way", code=WireCode.OVERSIZED)
+        if self.tiles is not None:
+            missing = self.tiles.assign(index)
+            self.blob_sizes = missing
+            self.needed = set(missing)
         self.outstanding.add(index)
 
     def _answer(self, index: int) -> None:
         if index not in self.outstanding:
             raise LocalProtocolError(f"chunk {index} was not asked for", code=WireCode.UNKNOWN_CHUNK)
         self.outstanding.remove(index)
+        if self.tiles is not None:
+            self.tiles.answered(index)

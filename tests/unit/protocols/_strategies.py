@@ -14,6 +14,7 @@ from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
     MAX_BLOB_BYTES,
+    MAX_HALO,
     MAX_ORDER_LIFETIME_MS,
     MAX_OUTPUT_BYTES,
     UINT64_MAX,
@@ -127,15 +128,32 @@ def _out(draw: Any, v: Values) -> None:
         v["reduce"] = None
 
 
+def _split(draw: Any, v: Values) -> None:
+    v["shape"] = shape = draw(_extents(2**16))
+    v["tile"] = tuple(draw(st.integers(1, n)) for n in shape)
+    v["axes"] = tuple(draw(st.permutations(range(draw(st.integers(1, min(3, len(shape))))))))
+    v["halo"] = tuple(draw(st.integers(0, MAX_HALO)) for _ in v["axes"])
+
+
 def _launch(draw: Any, v: Values) -> None:
     dims = v["dims"]
     v["grid"] = tuple(draw(st.integers(1, 2**13)) if axis < dims else 1 for axis in range(3))
     v["block"] = tuple(draw(st.integers(1, 10)) if axis < dims else 1 for axis in range(3))
 
 
+def _along(arg: Any, dims: int) -> Any:
+    """A split argument that runs along all axes of the launch; None where it has too few."""
+    if not isinstance(arg, work.SplitArg):
+        return arg
+    if len(arg.shape) < dims:
+        return None
+    return dataclasses.replace(arg, axes=tuple(range(dims)), halo=(arg.halo * dims)[:dims])
+
+
 def _chunk_work(draw: Any, v: Values) -> None:
     v["kernel"] = dataclasses.replace(v["kernel"], size=draw(st.integers(1, 65_536)))
-    v["args"] = (*v["args"][:3], draw(records(work.OutArg)))
+    args = [_along(arg, v["launch"].dims) for arg in v["args"][:3]]
+    v["args"] = (*(arg for arg in args if arg is not None), draw(records(work.OutArg)))
     blocks = v["launch"].blocks
     v["blocks_per_chunk"] = draw(st.integers(max(1, -(-blocks // 1_048_576)), 2**40))
 
@@ -143,7 +161,7 @@ def _chunk_work(draw: Any, v: Values) -> None:
 def _program_work(draw: Any, v: Values) -> None:
     items = v["items"] = draw(st.integers(1, 2**12))
     outs = [a for a in v["args"][:3] if isinstance(a, work.OutArg)] + [draw(records(work.OutArg))]
-    rest = [a for a in v["args"][:3] if not isinstance(a, work.OutArg)]
+    rest = [a for a in v["args"][:3] if not isinstance(a, work.OutArg | work.SplitArg)]
     v["args"] = (*rest, *(dataclasses.replace(out, shape=(items, *out.shape[1:3]), reduce=None) for out in outs[:2]))
     row_bytes = sum(arg.nbytes // items for arg in v["args"] if isinstance(arg, work.OutArg))
     v["items_per_chunk"] = draw(st.integers(1, max(1, min(items, MAX_OUTPUT_BYTES // row_bytes))))
@@ -154,12 +172,13 @@ def _sized(draw: Any, v: Values) -> None:
     seen: set[bytes] = {v["kernel"].digest} if "kernel" in v else set()
     args: list[Any] = []
     for n, arg in enumerate(v["args"]):
-        if isinstance(arg, work.ArrayArg) and arg.digest in seen:
-            arg = dataclasses.replace(arg, digest=bytes([n]) + arg.digest[1:])
-            if arg.digest in seen:
+        name = {work.ArrayArg: "digest", work.SplitArg: "manifest"}.get(type(arg))
+        if name and getattr(arg, name) in seen:
+            arg = dataclasses.replace(arg, **{name: bytes([n]) + getattr(arg, name)[1:]})
+            if getattr(arg, name) in seen:
                 continue
-        if isinstance(arg, work.ArrayArg):
-            seen.add(arg.digest)
+        if name:
+            seen.add(getattr(arg, name))
         args.append(arg)
     v["args"] = tuple(args)
 
@@ -240,6 +259,7 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     work.ScalarArg: _scalar,
     work.ArrayArg: _array,
     work.OutArg: _out,
+    work.SplitArg: _split,
     work.LaunchSpec: _launch,
     work.ChunkWork: _both(_chunk_work, _sized),
     work.ProgramWork: _both(_program_work, _sized),

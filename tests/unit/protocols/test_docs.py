@@ -22,6 +22,7 @@ from p2pcompute_protocols.work import (
     ProgramRef,
     ProgramWork,
     ScalarArg,
+    SplitArg,
 )
 
 from ._docs import ROOT, code_rows, fields, limit_rows, readme, table_after, transitions
@@ -47,6 +48,7 @@ INNER: dict[str, list[type[Record]]] = {
         ScalarArg,
         ArrayArg,
         OutArg,
+        SplitArg,
     ],
 }
 RECORDS = [
