@@ -23,6 +23,14 @@ from p2pcompute._program_run import (
     is_program,
     program_samples,
 )
+from p2pcompute._split_run import (
+    Cut,
+    block_output_bytes,
+    cut_with_splits,
+    has_splits,
+    some_items,
+    windowed_worker,
+)
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport, block_samples
 from p2pcompute.errors import (
     BudgetError,
@@ -37,7 +45,7 @@ from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._budget import TaskBudget
-from p2pcompute.tasks._work import chunk_work, program_work, row_bytes
+from p2pcompute.tasks._work import chunk_work, program_work
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_CHUNKS, MAX_OUTPUT_BYTES
@@ -304,11 +312,12 @@ def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = No
         if isinstance(spec, InputSpec):
             if 0 in spec.shape:
                 raise KernelTypeError(f"{name} has the shape {spec.shape}", instead="pass at least one element")
-            size += value.nbytes
+            size += 0 if spec.split is not None else value.nbytes
     if size > MAX_BLOB_BYTES:
         raise KernelTypeError(
             f"the inputs have {size} bytes",
-            instead=f"send at most {MAX_BLOB_BYTES} in one call, or cut it",
+            instead=f"send at most {MAX_BLOB_BYTES} in one call, cut it, or pass p2pcompute.split(array, halo=...) "
+            "where each thread loads around its own place",
         )
     return binding
 
@@ -369,6 +378,7 @@ class TaskRun:
             try:
                 with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):
                     row_shapes = await self._compile(worker, binding)
+                    worker = windowed_worker(worker, binding)
                     compile_s = trio.current_time() - began
                     units_per_item = await self._calibrate(worker, binding)
             except trio.TooSlowError:
@@ -376,7 +386,8 @@ class TaskRun:
                     "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…), "
                     "or see whether a loop of it never ends. No money has moved."
                 ) from None
-            work, blobs = self._cut(binding, units_per_item)
+            cut = await self._cut(binding, units_per_item)
+            work = cut.work
             copies = 2 if options.check == "quorum" else 1
             found = await self.coordinator.candidates(
                 requirement,
@@ -420,7 +431,8 @@ class TaskRun:
                 )
             request = TaskRequest(
                 work=work,
-                blobs=blobs,
+                blobs=cut.blobs,
+                splits=cut.splits,
                 requirement=requirement,
                 # Whoever ends up doing all of it, the budget covers it: a dear provider can't use it up half-way.
                 max_price_pusd=min(limit, budget_uusd * PUSD_PER_UUSD // total_units),
@@ -434,8 +446,10 @@ class TaskRun:
                 max_providers=min(options.max_providers, copies * work.chunks),
                 setup_s=(_SETUP_S if binding.program is None else PROGRAM_SETUP_S)
                 + _SLOWER * compile_s
-                + sum(map(len, blobs.values())) / _SETUP_BYTES_PER_S,
-                chunk_s=_RESULT_S + 2 * _SLOWER * work.units_per_chunk / 1e6,
+                + sum(map(len, cut.blobs.values())) / _SETUP_BYTES_PER_S,
+                chunk_s=_RESULT_S
+                + 2 * _SLOWER * work.units_per_chunk / 1e6
+                + 2 * cut.most_tile_bytes / _SETUP_BYTES_PER_S,
             )
             await self._coordinate(request, work, binding, sampler, worker, deliver)
 
@@ -549,7 +563,8 @@ class TaskRun:
         most = min(total, max(1, _CALIBRATE_MOST // size))
 
         async def timed(count: int) -> int:
-            picked = np.sort(rng.integers(0, total, size=count, dtype=np.int64))
+            first, among = some_items(binding, rng)
+            picked = first + np.sort(rng.integers(0, among, size=count, dtype=np.int64))
             return int((await worker.run_threads(picked, timeout_s=_CALIBRATE_S)).wall_ns)
 
         await timed(1)  # compiles
@@ -568,12 +583,10 @@ class TaskRun:
         per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / count
         return per_item_ns / 1_000 * await self.score_milli() / 1_000
 
-    def _cut(self, binding: Binding, units_per_item: float) -> tuple[Work, dict[bytes, bytes]]:
+    async def _cut(self, binding: Binding, units_per_item: float) -> Cut:
         launch = binding.launch
-        from p2pcompute.tasks._work import wire_args
-
         block_units = units_per_item * binding.layout.items_per_block
-        block_bytes = binding.layout.items_per_block * row_bytes(wire_args(binding)[0], binding.layout.row_shapes)
+        block_bytes = block_output_bytes(binding)
         unit = "block" if binding.program is None else "item"
         if block_bytes > MAX_OUTPUT_BYTES:
             raise KernelTypeError(
@@ -586,10 +599,12 @@ class TaskRun:
             per_chunk = min(per_chunk, max(1, _CHUNK_TARGET_BYTES // block_bytes), launch.blocks)
         per_chunk = min(per_chunk, max(1, MAX_OUTPUT_BYTES // block_bytes))
         try:
+            if has_splits(binding):
+                return await cut_with_splits(binding, per_chunk, block_units, exactly=self.options.chunks is not None)
             units = max(1, math.ceil(block_units * per_chunk))
             if binding.program is not None:
-                return program_work(binding, items_per_chunk=per_chunk, units_per_chunk=units)
-            return chunk_work(binding, blocks_per_chunk=per_chunk, units_per_chunk=units)
+                return Cut(*program_work(binding, items_per_chunk=per_chunk, units_per_chunk=units))
+            return Cut(*chunk_work(binding, blocks_per_chunk=per_chunk, units_per_chunk=units))
         except LocalProtocolError as exc:
             raise KernelTypeError(
                 f"the call is over a bound of the protocol: {exc}",
@@ -653,6 +668,6 @@ def _inputs(binding: Binding) -> dict[int, Any]:
         if isinstance(spec, OutputSpec):
             continue
         value = next(values)
-        if isinstance(spec, InputSpec):
+        if isinstance(spec, InputSpec) and spec.split is None:
             inputs[position] = value
     return inputs

@@ -31,9 +31,7 @@ class Split:
     tile: tuple[int, ...] | None
 
 
-def split(
-    array: Any, *, halo: int | Sequence[int] = 0, edge: str = "zero", tile: Sequence[int] | None = None
-) -> Split:
+def split(array: Any, *, halo: int | Sequence[int] = 0, edge: str = "zero", tile: Sequence[int] | None = None) -> Split:
     """Pass an input that is cut into tiles: a provider gets those that its chunks need, and the array may be larger
     than what one provider would take, up to 4 GiB.
 
@@ -104,7 +102,9 @@ def split_argument(name: str, value: Split, admitted: Admitted) -> InputSpec:
             continue
         parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         for place, part in enumerate(parts[:dims]):
-            found = {axis for inner in _expressions(part) if (axis := grid_axis(inner, admitted.grid.variables)) is not None}
+            found = {
+                axis for inner in _expressions(part) if (axis := grid_axis(inner, admitted.grid.variables)) is not None
+            }
             if len(found) > 1 or (found and axes[place] not in (None, *found)):
                 raise refuse(
                     f"{name} is split and an index of it is made from several places",

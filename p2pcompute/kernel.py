@@ -314,7 +314,8 @@ def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
         value = np.int64(value) if value < 2**63 else np.uint64(value)
     elif not isinstance(value, np.ndarray):
         raise KernelTypeError(
-            f"{name} is a {type(value).__name__}", instead="pass NumPy arrays, p2pcompute.split(...), numbers and p2pcompute.out(...)"
+            f"{name} is a {type(value).__name__}",
+            instead="pass NumPy arrays, p2pcompute.split(...), numbers and p2pcompute.out(...)",
         )
     if value.dtype.name not in DTYPES or not value.dtype.isnative:
         raise KernelTypeError(f"{name} is of dtype {value.dtype}", instead=f"use one of {', '.join(DTYPES)}")

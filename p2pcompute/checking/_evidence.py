@@ -24,6 +24,7 @@ from p2pcompute_protocols.envelope import Signer
 from p2pcompute_protocols.evidence import Accusation, EvidenceFile, open_evidence, seal_accusation
 from p2pcompute_protocols.limits import MAX_EVIDENCE_BYTES
 from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import HeldTiles
 from p2pcompute_protocols.work import ChunkWork
 
 from ._sampling import SampleReport
@@ -59,10 +60,13 @@ def _file(
     *,
     signer: Signer,
 ) -> bytes:
-    """The file's bytes; blobs go in from the smallest on, as far as there is room."""
+    """The file's bytes; blobs go in from the smallest on, as far as there is room, but manifests of split inputs before
+    all others: without them nobody knows what tiles are for."""
     inline: list[bytes] = []
     room = INLINE_BYTES
-    for blob in sorted(blobs.values(), key=lambda data: (len(data), data[:32])):
+    work = agreement.terms.work
+    first = {arg.manifest for arg in work.splits.values()} if isinstance(work, ChunkWork) else set[bytes]()
+    for _, blob in sorted(blobs.items(), key=lambda pair: (pair[0] not in first, len(pair[1]), pair[0])):
         if not blob or len(blob) > room:
             break
         room -= len(blob)
@@ -100,7 +104,7 @@ def result_evidence(
     Args:
         agreement: what both have signed.
         receipt: the envelope.
-        blobs: kernel and inputs by digest. They go into the file up to 16 MiB, the smallest first; whoever checks it
+        blobs: kernel, inputs, and tiles of the chunk, by digest. They go into the file up to 16 MiB, the smallest first; whoever checks it
             needs the others too.
         signer: who accuses.
         now_ms: when.
@@ -115,7 +119,7 @@ def result_evidence(
         item=None if report is None else report.thread,
         detail=None if report is None else f"{report.mismatched} of {report.checked} samples differ",
     )
-    return _file(agreement, accusation, [receipt], _of_work(agreement, blobs), signer=signer)
+    return _file(agreement, accusation, [receipt], _of_work(agreement, blobs, index), signer=signer)
 
 
 def two_results_evidence(
@@ -167,11 +171,15 @@ def round_evidence(
     return _file(agreement, accusation, [rounds], given, claims, signer=signer)
 
 
-def _of_work(agreement: Agreement, blobs: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+def _of_work(agreement: Agreement, blobs: Mapping[bytes, bytes], index: int) -> dict[bytes, bytes]:
     work = agreement.terms.work
-    return (
-        {} if not isinstance(work, ChunkWork) else {digest: blobs[digest] for digest in work.inputs if digest in blobs}
-    )
+    if not isinstance(work, ChunkWork):
+        return {}
+    needed = list(work.inputs)
+    if work.splits and all(arg.manifest in blobs for arg in work.splits.values()):
+        manifests = {position: blobs[arg.manifest] for position, arg in work.splits.items()}
+        needed += HeldTiles(work, manifests).of_chunk(index).values()
+    return {digest: blobs[digest] for digest in needed if digest in blobs}
 
 
 def read_evidence(path: Path) -> bytes:

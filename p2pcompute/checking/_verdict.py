@@ -20,6 +20,7 @@ from p2pcompute.errors import EvidenceError, ExecutionError, KernelError, Sandbo
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.evidence import Evidence, open_evidence
 from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.task import HeldTiles
 from p2pcompute_protocols.work import ArrayArg, ChunkWork
 
 from ._evidence import read_evidence
@@ -172,6 +173,7 @@ async def _own_worker(stack: AsyncExitStack) -> Workers:
 
 
 async def _digest_of(found: Evidence, worker: Any, timeout_s: float) -> bytes:
+    from p2pcompute.tasks._windows import tile_pieces, windowed
     from p2pcompute.tasks._work import execution_args
 
     work = found.work
@@ -185,6 +187,10 @@ async def _digest_of(found: Evidence, worker: Any, timeout_s: float) -> bytes:
     if found.rounds is None:
         index = found.accusation.index
         assert index is not None  # of this kind
+        if work.splits:
+            manifests = {position: found.blobs[arg.manifest] for position, arg in work.splits.items()}
+            pieces = tile_pieces(work, HeldTiles(work, manifests), found.blobs)
+            worker = windowed(worker, launch, specs, compiled.items_per_block, pieces)
         run = await worker.run_blocks(*work.chunk_range(index), timeout_s=timeout_s)
         return hashlib.sha256(b"".join(run.outputs)).digest()
     return await _state_after(found.rounds.out, worker, source, launch, specs, compiled.row_shapes, timeout_s)

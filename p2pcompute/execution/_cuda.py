@@ -352,6 +352,7 @@ class _Compiled:
                 tail.scalar(parameter.dtype, value)
                 continue
             if isinstance(value, Window):
+                assert isinstance(parameter.spec, InputSpec)
                 for number in (*parameter.spec.shape, *value.origin[:dims]):
                     tail.scalar("int64", number)
                 value = np.require(value.values, requirements=["C", "A"])

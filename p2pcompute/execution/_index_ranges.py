@@ -20,7 +20,7 @@ from p2pcompute.execution._guard import Admitted
 from p2pcompute.execution._guard_places import grid_axis
 from p2pcompute.execution._language import AXES
 
-__all__ = ["Interval", "IndexRanges", "Reach", "index_ranges"]
+__all__ = ["IndexRanges", "Interval", "Reach", "index_ranges"]
 
 Interval: TypeAlias = tuple[int, int]
 Known: TypeAlias = dict[str, Interval]
@@ -401,8 +401,8 @@ class _Walk:
                 away, by = self.moved(left, axis), self.value(right)
                 return None if away is None or by is None else (away[0] - by[1], away[1] - by[0])
             case ast.IfExp(body=body, orelse=orelse):
-                one, other = self.moved(body, axis), self.moved(orelse, axis)
-                return None if one is None or other is None else _hull(one, other)
+                if_so, else_so = self.moved(body, axis), self.moved(orelse, axis)
+                return None if if_so is None or else_so is None else _hull(if_so, else_so)
             case ast.Call(func=ast.Name(id="min" | "max" as name), args=arguments):
                 several = [self.distance(argument, axis) for argument in arguments]
                 if all(self.moved(argument, axis) is None for argument in arguments):

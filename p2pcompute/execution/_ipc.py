@@ -10,6 +10,7 @@ node to worker          fields after the operation and the request ID           
 COMPILE                 text, entry, digest, grid, block, dims, arguments            one per input array
 RUN_BLOCKS              first block, blocks, arena bytes                             the arena, if bytes > 0
 RUN_THREADS             number of threads, arena bytes                               the arena, if bytes > 0
+WINDOWS                 [origin, shape] of each split input's window, arena bytes    the arena, if bytes > 0
 CANCEL                  (nothing; the ID is that of the request to stop)
 ======================= ============================================================ ======================
 
@@ -30,7 +31,8 @@ request. PROGRESS rises, stays below the blocks that were asked for, and comes a
 
 An *arena* is a memfd of the node that holds the outputs of one run behind each other, each 64-byte aligned, and
 before them, for RUN_THREADS, the thread ids as int64. It is sealed against a change of size, so that a worker can
-neither shorten it under a reader nor make it eat memory.
+neither shorten it under a reader nor make it eat memory. WINDOWS has another one, with the windows of the split inputs
+behind each other, each 64-byte aligned; they are what runs load from until the next WINDOWS.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from typing import Any, Final, TypeAlias, cast
 import cbor2
 import numpy as np
 
-from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec, SplitSpec
 from p2pcompute.execution._language import MAX_SOURCE_BYTES
 from p2pcompute.execution._operations import OPERATIONS
 
@@ -68,6 +70,7 @@ __all__ = [
     "READY",
     "RUN_BLOCKS",
     "RUN_THREADS",
+    "WINDOWS",
     "Failure",
     "FrameError",
     "Layout",
@@ -84,6 +87,7 @@ __all__ = [
     "take_ints",
     "take_list",
     "take_text",
+    "take_windows",
 ]
 
 Packet: TypeAlias = list[Any]
@@ -98,6 +102,7 @@ FAILED: Final = 6
 CANCEL: Final = 7
 PROGRESS: Final = 8
 CANCELLED: Final = 9
+WINDOWS: Final = 10
 
 MAX_PACKET_BYTES: Final = 160 << 10
 """The largest packet that the node sends; it has to fit into the default socket buffer (208 KiB)."""
@@ -296,6 +301,19 @@ def take_ints(value: Any, *, count: tuple[int, int], low: int, high: int) -> tup
     return tuple(take_int(item, low=low, high=high) for item in items)
 
 
+def take_windows(value: Any, specs: Sequence[InputSpec]) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
+    """Origin, shape and place in the arena of the window of each split input. Raises `FrameError`."""
+    found: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
+    offset = 0
+    for item, spec in zip(take_list(value, low=len(specs), high=len(specs)), specs, strict=True):
+        origin, shape = take_list(item, low=2, high=2)
+        axes = (len(spec.shape), len(spec.shape))
+        lengths = take_ints(shape, count=axes, low=1, high=MAX_EXTENT)
+        found.append((take_ints(origin, count=axes, low=-MAX_EXTENT, high=MAX_EXTENT), lengths, offset))
+        offset = _align(offset + math.prod(lengths) * DTYPES[spec.dtype].itemsize)
+    return found
+
+
 def encode_arguments(args: Sequence[ArgSpec]) -> list[Any]:
     """Argument specs as CBOR items. A scalar's value travels as its little-endian bytes, so its bits survive."""
     items: list[Any] = []
@@ -303,6 +321,8 @@ def encode_arguments(args: Sequence[ArgSpec]) -> list[Any]:
         if isinstance(arg, ScalarSpec):
             value = np.asarray(arg.value, dtype=DTYPES[arg.dtype])
             items.append([0, arg.dtype, value.tobytes()])
+        elif isinstance(arg, InputSpec) and arg.split is not None:
+            items.append([4, arg.dtype, [list(arg.shape), list(arg.split.axes), list(arg.split.halo), arg.split.edge]])
         elif isinstance(arg, OutputSpec) and arg.reduce is not None:
             items.append([3, arg.dtype, [arg.reduce, *arg.shape]])
         else:
@@ -315,7 +335,7 @@ def decode_arguments(value: Any) -> list[ArgSpec]:
     args: list[ArgSpec] = []
     for item in take_list(value, high=MAX_ARGUMENTS):
         kind, dtype, rest = take_list(item, low=3, high=3)
-        take_int(kind, low=0, high=3)
+        take_int(kind, low=0, high=4)
         if take_text(dtype, limit=16) not in DTYPES:
             raise FrameError(f"unknown dtype {dtype!r}")
         if kind == 0:
@@ -329,6 +349,19 @@ def decode_arguments(value: Any) -> list[ArgSpec]:
                 raise FrameError(f"unknown operation {operation!r}")
             shape = take_ints(extents, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
             args.append(OutputSpec(dtype=dtype, shape=shape, reduce=operation))
+        elif kind == 4:
+            extents, axes, halo, edge = take_list(rest, low=4, high=4)
+            args.append(
+                InputSpec(
+                    dtype=dtype,
+                    shape=take_ints(extents, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT),
+                    split=SplitSpec(
+                        axes=take_ints(axes, count=(1, 3), low=0, high=2),
+                        halo=take_ints(halo, count=(1, 3), low=0, high=MAX_EXTENT),
+                        edge=take_text(edge, limit=16),
+                    ),
+                )
+            )
         else:
             shape = take_ints(rest, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
             args.append(InputSpec(dtype=dtype, shape=shape) if kind == 1 else OutputSpec(dtype=dtype, shape=shape))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -112,6 +113,13 @@ class SharedInput:
         """Whether the content is final; only then a worker gets it."""
         return self._sealed
 
+    def read(self) -> bytes:
+        """A copy of the content. Raises `ValueError` for a closed input."""
+        if self._fd < 0:
+            raise ValueError("this input is closed")
+        pieces = range(0, self.nbytes, _ONE_CALL_BYTES)
+        return b"".join(os.pread(self._fd, min(_ONE_CALL_BYTES, self.nbytes - at), at) for at in pieces)
+
     def duplicate(self) -> int:
         """Another descriptor of the same memory, for whoever has to be sure of it while it is on its way.
 
@@ -157,12 +165,33 @@ class Arena:
         """The descriptor; -1 once closed."""
         return self._fd
 
-    def put(self, content: bytes | memoryview) -> None:
-        """Write `content` at the start."""
+    def put(self, content: bytes | memoryview, offset: int = 0) -> None:
+        """Write `content` at `offset`. Raises `ExecutionError` where memory runs out."""
         view = _flat(content)
-        offset = 0
-        while offset < view.nbytes:
-            offset += os.pwrite(self._fd, view[offset : offset + _ONE_CALL_BYTES], offset)
+        done = 0
+        while done < view.nbytes:
+            try:
+                done += os.pwrite(self._fd, view[done : done + _ONE_CALL_BYTES], offset + done)
+            except OSError as error:
+                raise ExecutionError(f"{view.nbytes} bytes can't be given to a worker: {error}") from error
+
+    async def fill(self, pieces: Sequence[tuple[int, memoryview]]) -> None:
+        """Write pieces at their offsets. Many bytes go in a thread, which is not abandoned on cancellation."""
+
+        def write() -> None:
+            for offset, piece in pieces:
+                self.put(piece, offset)
+
+        if sum(piece.nbytes for _, piece in pieces) <= _IN_THREAD_BYTES:
+            write()
+            return
+        self._readers += 1
+        try:
+            await trio.to_thread.run_sync(write)
+        finally:
+            self._readers -= 1
+            if self._closing:
+                self.close()
 
     async def copy_out(self, spans: tuple[tuple[int, int], ...]) -> tuple[bytes, ...]:
         """Private copies of `spans` (offset, bytes); what the worker writes afterwards does not reach them.

@@ -16,7 +16,9 @@ from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._pool_memory import Arena, SharedInput
 from p2pcompute.execution._pool_process import CANCEL_GRACE_S, Progress, WorkerProcess, take
+from p2pcompute.execution._pool_windows import SessionWindows
 from p2pcompute.execution._sandbox import Layers, WorkerLimits
+from p2pcompute.execution._split import Window
 
 __all__ = ["DEFAULT_COMPILE_TIMEOUT_S", "CompileInfo", "InputContent", "WorkResult", "WorkerSession"]
 
@@ -84,6 +86,7 @@ class WorkerSession:
         self._outputs: list[OutputSpec] = []
         self._rows: tuple[tuple[int, ...], ...] = ()
         self._arena: Arena | None = None
+        self._windows = SessionWindows(limits.input_bytes)
         self._given: set[int] = set()  # inodes of the inputs that the worker has been given
         self._given_bytes = 0
 
@@ -132,7 +135,7 @@ class WorkerSession:
             fds: list[int] = []
             try:
                 for position, spec in enumerate(args):
-                    if isinstance(spec, InputSpec):
+                    if isinstance(spec, InputSpec) and spec.split is None:
                         content = inputs[position]
                         if isinstance(content, SharedInput):
                             fds.append(content.duplicate())
@@ -151,6 +154,7 @@ class WorkerSession:
             outputs = [spec for spec in args if isinstance(spec, OutputSpec)]
             self._rows, self._items = self._check_rows(packet, outputs, launch)
             self._outputs = outputs
+            self._windows.expect(args)
             self._launch = launch
             return CompileInfo(
                 compile_ms=(time.perf_counter_ns() - started) / 1e6, row_shapes=self._rows, items_per_block=self._items
@@ -169,9 +173,16 @@ class WorkerSession:
         self._given_bytes = total
 
     async def run_blocks(
-        self, first_block: int, blocks: int, *, timeout_s: float, progress: Progress | None = None
+        self,
+        first_block: int,
+        blocks: int,
+        *,
+        timeout_s: float,
+        progress: Progress | None = None,
+        windows: Mapping[int, Window] | None = None,
     ) -> WorkResult:
-        """Run `blocks` whole blocks from `first_block` on and copy the outputs out.
+        """Run `blocks` whole blocks from `first_block` on and copy the outputs out. `windows` has, by position, what
+        these blocks may load of each split input.
 
         `progress` is told how many are done, now and then, where that takes longer than a tenth of a second.
 
@@ -186,12 +197,16 @@ class WorkerSession:
                     f"blocks {first_block} to {first_block + blocks} lie outside a launch of {launch.blocks}"
                 )
             plan = ipc.layout(self._outputs, self._rows, blocks * self._items, with_ids=False)
+            await self._give_windows(windows, timeout_s)
             return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s, progress)
         finally:
             self._turn.release()
 
-    async def run_threads(self, threads: np.ndarray[Any, Any], *, timeout_s: float) -> WorkResult:
-        """Run single items by linear id (a one-dimensional int64 array, any order) and copy their rows out.
+    async def run_threads(
+        self, threads: np.ndarray[Any, Any], *, timeout_s: float, windows: Mapping[int, Window] | None = None
+    ) -> WorkResult:
+        """Run single items by linear id (a one-dimensional int64 array, any order) and copy their rows out; `windows`
+        as for `run_blocks`, of the blocks that they are of.
 
         Raises `ValueError` for ids outside the launch, and as `run_blocks` does.
         """
@@ -203,9 +218,15 @@ class WorkerSession:
             if int(threads.min()) < 0 or int(threads.max()) >= launch.blocks * self._items:
                 raise ValueError(f"a thread id lies outside a launch of {launch.blocks * self._items}")
             plan = ipc.layout(self._outputs, self._rows, int(threads.size), with_ids=True)
+            await self._give_windows(windows, timeout_s)
             return await self._run(ipc.RUN_THREADS, [int(threads.size)], plan, threads.tobytes(), timeout_s)
         finally:
             self._turn.release()
+
+    async def _give_windows(self, windows: Mapping[int, Window] | None, timeout_s: float) -> None:
+        packet = await self._windows.put(windows or {})
+        if packet is not None:
+            await self._exchange(ipc.WINDOWS, *packet, timeout_s=timeout_s)
 
     async def _run(
         self,
@@ -284,7 +305,7 @@ class WorkerSession:
     def rest(self) -> bool:
         """Whether the worker is sound and idle and holds little; its kernel has to be named anew then."""
         self._launch = None
-        held = self._given_bytes + (0 if self._arena is None else self._arena.nbytes)
+        held = self._given_bytes + self._windows.nbytes + (0 if self._arena is None else self._arena.nbytes)
         sound = not self._why_dead and self._process.usable and not self._turn.locked()
         return sound and held <= min(_KEPT_BYTES, self._limits.session_input_bytes // 2)
 
@@ -321,6 +342,7 @@ class WorkerSession:
     def close(self) -> None:
         """Give the node's memory back. The pool calls it and kills the worker."""
         self._why_dead = self._why_dead or "the session is closed"
+        self._windows.close()
         if self._arena is not None:
             self._arena.close()
             self._arena = None
@@ -349,7 +371,7 @@ def _check_arguments(
             continue
         if len(spec.shape) > ipc.MAX_DIMENSIONS or not all(0 <= n <= ipc.MAX_EXTENT for n in spec.shape):
             raise KernelTypeError(f"argument {position}: shape {spec.shape} is out of bounds")
-        if isinstance(spec, OutputSpec):
+        if isinstance(spec, OutputSpec) or spec.split is not None:
             continue
         positions.add(position)
         if position not in inputs:

@@ -32,6 +32,7 @@ from p2pcompute.execution._sandbox import (
     enter_early,
     enter_late,
 )
+from p2pcompute.execution._split import Window
 from p2pcompute.execution._worker_launches import Pace, Stopped, in_launches
 
 __all__ = ["BackendFactory", "Worker", "main", "run_worker"]
@@ -97,6 +98,8 @@ class Worker:
         self._paces = {ipc.RUN_BLOCKS: Pace(), ipc.RUN_THREADS: Pace()}
         self._answered = 0  # the last request that has its answer
         self._said_ns = 0  # when the node heard last of the run that goes on
+        self._splits: list[tuple[int, InputSpec]] = []  # places among `_args`
+        self._windows: mmap.mmap | None = None
         self._buffer = memoryview(bytearray(ipc.MAX_PACKET_BYTES + 1))
 
     def serve(self) -> None:
@@ -130,12 +133,15 @@ class Worker:
         return bytes(self._buffer[:size]), list(fds)
 
     def _answer(self, packet: list[Any], fds: list[int]) -> list[Any]:
-        operation = ipc.take_int(packet[0], low=ipc.COMPILE, high=ipc.RUN_THREADS)
+        operation = ipc.take_int(packet[0], low=ipc.COMPILE, high=ipc.WINDOWS)
         request = ipc.take_int(packet[1], low=1, high=ipc.MAX_EXTENT)
         try:
             if operation == ipc.COMPILE:
                 return [ipc.COMPILED, request, self._compile(packet[2:], fds), self._items]
-            self._run(operation, request, packet[2:], fds)
+            if operation == ipc.WINDOWS:
+                self._take_windows(packet[2:], fds)
+            else:
+                self._run(operation, request, packet[2:], fds)
         except Stopped:
             return [ipc.CANCELLED, request]
         except KernelError as error:
@@ -163,7 +169,7 @@ class Worker:
         )
         launch = ipc.check_launch(grid, block, dims)
         specs = ipc.decode_arguments(arguments)
-        if len(fds) != sum(isinstance(spec, InputSpec) for spec in specs):
+        if len(fds) != sum(isinstance(spec, InputSpec) and spec.split is None for spec in specs):
             raise ipc.FrameError("not one descriptor per input array")
         self._kernel = None
         rows = self._backend.row_shapes(source, launch, specs)
@@ -171,21 +177,45 @@ class Worker:
         kernel = self._backend.compile(source, launch, specs)
         inputs = iter(fds)
         values: list[Any] = []
+        splits: list[tuple[int, InputSpec]] = []
         for spec in specs:
-            if isinstance(spec, InputSpec):
+            if isinstance(spec, InputSpec) and spec.split is not None:
+                splits.append((len(values), spec))
+                values.append(None)  # until its window comes
+            elif isinstance(spec, InputSpec):
                 values.append(_map_input(next(inputs), spec))
             elif isinstance(spec, ScalarSpec):
                 values.append(spec.value)
-        self._args, self._rows = values, rows
+        self._args, self._rows, self._splits = values, rows, splits
         self._outputs = [spec for spec in specs if isinstance(spec, OutputSpec)]
         self._kernel, self._rooms = kernel, None
         self._paces = {operation: Pace() for operation in self._paces}
         return [list(row) for row in rows]
 
+    def _take_windows(self, fields: list[Any], fds: list[int]) -> None:
+        windows, size = ipc.take_list(fields, low=2, high=2)
+        found = ipc.take_windows(windows, [spec for _, spec in self._splits])
+        for place, _ in self._splits:
+            self._args[place] = None  # the old mapping goes with its last view
+        if fds:
+            self._windows = None
+            size = ipc.take_int(size, low=1, high=ipc.MAX_EXTENT)
+            self._windows = mmap.mmap(fds[0], size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        for (place, spec), (origin, shape, offset) in zip(self._splits, found, strict=True):
+            dtype, count = ipc.DTYPES[spec.dtype], math.prod(shape)
+            if self._windows is None or offset + count * dtype.itemsize > len(self._windows):
+                raise ipc.FrameError("windows that are larger than their memory")
+            values = np.frombuffer(self._windows, dtype=dtype, count=count, offset=offset)
+            self._args[place] = Window(origin=origin, values=values.reshape(shape))
+
     def _run(self, operation: int, request: int, fields: list[Any], fds: list[int]) -> None:
         kernel = self._kernel
         if kernel is None:
             raise ipc.FrameError("a run before a kernel")
+        if any(self._args[place] is None for place, _ in self._splits):
+            raise ipc.FrameError("a run before its windows")
+        if operation not in (ipc.RUN_BLOCKS, ipc.RUN_THREADS):
+            raise ipc.FrameError(f"no request is of the type {operation}")
         numbers = ipc.take_ints(fields, count=(2, 3), low=0, high=ipc.MAX_EXTENT)
         if fds:
             self._map_arena(fds[0], numbers[-1])

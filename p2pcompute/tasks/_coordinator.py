@@ -443,7 +443,7 @@ class Coordinator:
         account = await self.books.open(agreement, request.budget)
         try:
             hooks = self._hooks(state, candidate.peer_id)
-            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, hooks)
+            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, hooks, request.splits)
             contact.link = link
             await link.run()
             reason = ""
@@ -512,7 +512,7 @@ class Coordinator:
                 link.agreement,
                 receipt,
                 lie.index,
-                blobs=link.blobs,
+                blobs=link.blobs_of(lie.index),
                 signer=self.signer,
                 now_ms=self.now_ms(),
                 report=lie.report,

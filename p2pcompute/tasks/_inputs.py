@@ -153,7 +153,12 @@ class TaskInputs:
     def __init__(self, work: Work, kept: KeptInputs, peer: PeerId, *, keep: Callable[[], bool]) -> None:
         self.whole: dict[bytes, Input] = dict.fromkeys(work.inputs, b"")
         self.had: set[bytes] = set()
-        self._kernel = work.kernel.digest if isinstance(work, ChunkWork) else None
+        # What this process reads itself: the kernel and manifests.
+        self._plain = (
+            {work.kernel.digest, *(arg.manifest for arg in work.splits.values())}
+            if isinstance(work, ChunkWork)
+            else set[bytes]()
+        )
         self._kept = kept
         self._peer = peer
         self._keep = keep
@@ -190,7 +195,7 @@ class TaskInputs:
         self._digest, self._left = digest, size
         self._small.clear()
         # Each large one holds a file descriptor, of which a process has about a thousand.
-        self._large = SharedInput(size) if size >= SHARED_BYTES and digest != self._kernel else None
+        self._large = SharedInput(size) if size >= SHARED_BYTES and digest not in self._plain else None
 
     def add(self, data: bytes) -> None:
         """More of it; the connection has checked that it is no more than announced, and at its end the hash."""

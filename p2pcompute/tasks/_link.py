@@ -38,6 +38,7 @@ from p2pcompute_protocols.task import (
     ChunkError,
     Closed,
     Finish,
+    HeldTiles,
     Notice,
     Open,
     Opened,
@@ -49,6 +50,7 @@ from p2pcompute_protocols.task import (
     TaskConnection,
     TaskState,
 )
+from p2pcompute_protocols.work import ChunkWork
 
 from ._api import RequesterAccount
 from ._scheduler import ChunkScheduler
@@ -56,6 +58,8 @@ from ._work import chunk_bytes
 
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay
+
+    from ._splits import SplitInputs
 
 __all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "NoRoomNow", "ReceivedChunk", "WaitedTooLong"]
 
@@ -129,6 +133,7 @@ class Link:
         scheduler: ChunkScheduler,
         blobs: Mapping[bytes, bytes],
         hooks: LinkHooks,
+        splits: SplitInputs | None = None,
     ) -> None:
         work = agreement.terms.work
         assert work is not None  # standing agreements are not made
@@ -144,6 +149,9 @@ class Link:
         self.connection.chunks = work.chunks
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
+        self.splits = splits
+        if splits is not None and isinstance(work, ChunkWork):
+            self.connection.tiles = HeldTiles(work, splits.manifests)
         self.window = agreement.terms.credit_window
         self.slots = agreement.terms.slots
         self.paused = False
@@ -245,10 +253,7 @@ class Link:
         self.window = min(opened.window, self.agreement.terms.max_window)
         self.slots = max(1, min(opened.slots, self.slots))
         for digest in opened.need:
-            data = self.blobs[digest]
-            await self.dialogue.send(BlobStart(digest=digest, size=len(data)))
-            for at in range(0, len(data), DATA_BYTES):
-                await self.dialogue.send(BlobData(data=data[at : at + DATA_BYTES]))
+            await self._send_blob(digest, self.blobs[digest])
         while True:
             message = await self.dialogue.receive(stall_s=_SETUP_S)
             match message:
@@ -331,11 +336,7 @@ class Link:
             if index is not None:
                 # One that is still under way here, cancelled and then needed again, is not asked for twice.
                 if index not in self.connection.outstanding:
-                    if not self.connection.outstanding:
-                        self._idled_s = trio.current_time() - self._answered
-                        self._last_progress = self._answered = trio.current_time()
-                    await self.dialogue.send(Assign(index=index))
-                    self.hooks.assigned(self.provider, index)
+                    await self._hand_out(index)
                 continue
             if not self.connection.outstanding and self.unpaid:
                 self._pay_now.set()  # nothing is under way: the provider waits for money, or the work is ending
@@ -345,6 +346,36 @@ class Link:
                 async with trio.open_nursery() as nursery:
                     for event in (changed, self._wake):
                         nursery.start_soon(_first_of, event, nursery.cancel_scope)
+
+    async def _hand_out(self, index: int) -> None:
+        """Assign a chunk, and send the tiles that it needs and the provider lacks."""
+        tiles = self.connection.tiles
+        while tiles is not None and self.connection.outstanding and not tiles.fits(index):
+            self._wake = trio.Event()
+            await self._wake.wait()
+        if not self.connection.outstanding:
+            self._idled_s = trio.current_time() - self._answered
+            self._last_progress = self._answered = trio.current_time()
+        await self.dialogue.send(Assign(index=index))
+        self.hooks.assigned(self.provider, index)
+        if tiles is None or self.splits is None or not self.connection.needed:
+            return
+        for digest in list(self.connection.blob_sizes):
+            await self._send_blob(digest, self.splits.tile(digest))
+        if self.connection.outstanding == {index}:  # until now it has waited for us
+            self._last_progress = self._answered = trio.current_time()
+
+    async def _send_blob(self, digest: bytes, data: bytes) -> None:
+        await self.dialogue.send(BlobStart(digest=digest, size=len(data)))
+        for at in range(0, len(data), DATA_BYTES):
+            await self.dialogue.send(BlobData(data=data[at : at + DATA_BYTES]))
+
+    def blobs_of(self, index: int) -> dict[bytes, bytes]:
+        """What it takes to compute a chunk, by digest."""
+        tiles = self.connection.tiles
+        if tiles is None or self.splits is None:
+            return dict(self.blobs)
+        return {**self.blobs, **{digest: self.splits.tile(digest) for digest in tiles.of_chunk(index).values()}}
 
     async def cancel(self, index: int) -> None:
         """Another provider was faster."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -49,6 +50,7 @@ from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
 from ._inputs import SHARED_BYTES, KeptInputs, TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._places import Guest, Place, Places
+from ._tiles import TaskTiles
 from ._turns import Turns
 from ._usage import Usage
 from ._work import chunk_bytes, execution_args
@@ -239,6 +241,7 @@ class _Session:
         self._notice: Notice | None = None
         self.answered: Counter[int] = Counter()
         self.not_begun = 0
+        self.tiles: TaskTiles
         self.held_bytes = 0  # of a newcomer's inputs, among `newcomers_hold`
 
     async def run(self) -> None:
@@ -326,6 +329,7 @@ class _Session:
             if not await self._take(blobs):
                 await self.dialogue.send(Closed(chunks=0))
                 return
+            self.tiles = TaskTiles(self.connection, work, blobs.whole, hold=self._hold)
             seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
             with trio.move_on_after(seconds_left) as deadline:
                 await self._compute(agreement, work, account, blobs)
@@ -358,9 +362,10 @@ class _Session:
             raise _RefuseError(WireCode.NO_CAPACITY, "the inputs of newcomers take all that they may; try later")
 
     def _hold(self, size: int) -> None:
-        """So much more of its inputs has come. Not before: what is only announced costs nobody anything."""
+        """So much more of its inputs has come, or has gone. Not before: what is announced costs nobody anything."""
         if not self.place.guest.known:
-            self._check_held(size)
+            if size > 0:
+                self._check_held(size)
             self.service.newcomers_hold += size
             self.held_bytes += size
 
@@ -445,7 +450,7 @@ class _Session:
                     except ExecutionError as exc:
                         raise _RefuseError(WireCode.EXECUTION_FAILED, f"no worker can be had: {exc}") from exc
                     with used.running():
-                        compile_ms = await self._compile(worker, work, blobs)
+                        worker, compile_ms = await self._compile(worker, work, blobs)
                 finally:
                     with trio.CancelScope(shield=True):
                         await account.end_compile(used_units=used.units)
@@ -455,7 +460,7 @@ class _Session:
         """Whether its requester has paid anything, as far as this task knows: asked when the worker is left."""
         return lambda: self.place.guest.known or self.place.chunks > account.unpaid
 
-    async def _compile(self, worker: TaskWorker, work: Work, blobs: TaskInputs) -> int:
+    async def _compile(self, worker: TaskWorker, work: Work, blobs: TaskInputs) -> tuple[TaskWorker, int]:
         source, launch, specs, inputs = execution_args(work, blobs.whole)
         try:
             with trio.fail_after(_COMPILE_S):
@@ -471,19 +476,24 @@ class _Session:
         per_block = compiled.items_per_block * row_bytes(work.args, compiled.row_shapes)
         if per_block * work.blocks_per_chunk != work.chunk_output_bytes:
             raise _RefuseError(WireCode.MALFORMED, "chunk_output_bytes does not fit what the kernel writes")
-        return int(compiled.compile_ms)
+        return self.tiles.windowed(worker, launch, specs, compiled.items_per_block), int(compiled.compile_ms)
 
     async def _read(self) -> None:
         """Take what the requester says while chunks are computed."""
         while True:
-            message = await self.dialogue.receive()  # `_chunks` ends a task in which nothing happens
+            message = await self.tiles.receive(self.dialogue)  # `_chunks` ends a task in which nothing happens
             match message:
                 case Assign():
                     if len(self.queue) >= MAX_INFLIGHT_CHUNKS:
                         raise RemoteProtocolError("too many chunks assigned", code=WireCode.OVERSIZED)
                     if self.answered[message.index] >= _REPEATS:
                         raise RemoteProtocolError("a chunk that was answered already", code=WireCode.REPLAYED)
-                    self.queue.append(message.index)
+                    if self.tiles.assigned(message.index):
+                        self.queue.append(message.index)
+                case BlobStart() | BlobData():
+                    self.place.moved(len(message.data) if isinstance(message, BlobData) else 0)
+                    if (complete := self.tiles.take(message)) is not None:
+                        self.queue.append(complete)
                 case Cancel():
                     if message.index in self.connection.outstanding:  # else it has crossed the answer
                         self.cancelled.add(message.index)
@@ -534,6 +544,7 @@ class _Session:
                 self.wake = trio.Event()
                 patience_s = _IDLE_S if self.place.chunks else _FIRST_IDLE_S
                 # Between the check above and the wait nothing else runs, so no wake-up can be missed.
+                patience_s = math.inf if self.tiles.awaited else patience_s  # they have a bound of their own
                 with trio.move_on_at(self.place.idle_from_s + patience_s) as idle:
                     await self.wake.wait()
                 starved = False

@@ -19,6 +19,7 @@ from ._doubling import QuorumDesk
 from ._events import TaskEvent
 from ._link import Link
 from ._scheduler import ChunkScheduler
+from ._splits import SplitInputs
 
 __all__ = ["Contact", "Deliver", "RunState", "TaskRequest"]
 
@@ -44,6 +45,7 @@ class TaskRequest:
 
     work: Work
     blobs: Mapping[bytes, bytes]
+    splits: SplitInputs | None = None
     requirement: Requirement
     max_price_pusd: int
     ceiling_uusd: int

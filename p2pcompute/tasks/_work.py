@@ -18,7 +18,9 @@ from p2pcompute_protocols.work import (
     OutArg,
     ProgramWork,
     ScalarArg,
+    SplitArg,
     Work,
+    WorkArg,
 )
 
 if TYPE_CHECKING:
@@ -26,18 +28,26 @@ if TYPE_CHECKING:
     from p2pcompute.execution._api import ArgSpec, KernelSource, Launch
     from p2pcompute.kernel import Binding
 
+    from ._splits import SplitInputs
+
 __all__ = ["chunk_bytes", "chunk_work", "execution_args", "program_work", "row_bytes", "wire_args"]
 
 
-def wire_args(binding: Binding) -> tuple[tuple[ScalarArg | ArrayArg | OutArg, ...], dict[bytes, bytes]]:
-    """A binding's arguments as they go over the wire, and the bytes behind the digests."""
+def wire_args(binding: Binding, splits: SplitInputs | None = None) -> tuple[tuple[WorkArg, ...], dict[bytes, bytes]]:
+    """A binding's arguments as they go over the wire, and the bytes behind the digests. `splits` has its split ones."""
     from p2pcompute.execution._api import InputSpec, OutputSpec, ScalarSpec
 
-    wire: list[ScalarArg | ArrayArg | OutArg] = []
+    wire: list[WorkArg] = []
     blobs: dict[bytes, bytes] = {}
     values = iter(binding.values)
-    for spec in binding.specs:
+    for position, spec in enumerate(binding.specs):
         match spec:
+            case InputSpec() if spec.split is not None:
+                next(values)
+                assert splits is not None  # cut by whoever binds a kernel to split arguments
+                tiled = splits.inputs[position]
+                blobs[tiled.arg.manifest] = tiled.manifest
+                wire.append(tiled.arg)
             case OutputSpec():
                 wire.append(OutArg(dtype=spec.dtype, shape=spec.shape, reduce=spec.reduce))
             case InputSpec():
@@ -55,7 +65,7 @@ def _little(value: Any) -> Any:
 
 
 def chunk_work(
-    binding: Binding, *, blocks_per_chunk: int, units_per_chunk: int
+    binding: Binding, *, blocks_per_chunk: int, units_per_chunk: int, splits: SplitInputs | None = None
 ) -> tuple[ChunkWork, dict[bytes, bytes]]:
     """The wire form of a launch, and every blob that it names.
 
@@ -65,7 +75,7 @@ def chunk_work(
     source, launch = binding.source, binding.launch
     text = source.text.encode()
     digest = hashlib.sha256(text).digest()
-    args, blobs = wire_args(binding)
+    args, blobs = wire_args(binding, splits)
     work = ChunkWork(
         kernel=BlobRef(digest=digest, size=len(text)),
         entry=source.entry,
@@ -100,7 +110,7 @@ def program_work(
     return work, blobs
 
 
-def row_bytes(args: Sequence[ScalarArg | ArrayArg | OutArg], row_shapes: Sequence[tuple[int, ...]]) -> int:
+def row_bytes(args: Sequence[WorkArg], row_shapes: Sequence[tuple[int, ...]]) -> int:
     """Bytes that one item writes, over all outputs."""
     outs = [arg for arg in args if isinstance(arg, OutArg)]
     total = 0
@@ -132,7 +142,7 @@ def execution_args(
     Raises:
         LocalProtocolError: the source is not UTF-8.
     """
-    from p2pcompute.execution._api import InputSpec, Launch, OutputSpec, ScalarSpec
+    from p2pcompute.execution._api import InputSpec, Launch, OutputSpec, ScalarSpec, SplitSpec
     from p2pcompute.execution._program import program_launch, program_source
 
     source: KernelSource
@@ -150,6 +160,9 @@ def execution_args(
             case ScalarArg():
                 value = np.frombuffer(arg.value, dtype=np.dtype(arg.dtype).newbyteorder("<"))[0]
                 specs.append(ScalarSpec(dtype=arg.dtype, value=value))
+            case SplitArg():
+                split = SplitSpec(axes=arg.axes, halo=arg.halo, edge=arg.edge)
+                specs.append(InputSpec(dtype=arg.dtype, shape=arg.shape, split=split))
             case ArrayArg():
                 specs.append(InputSpec(dtype=arg.dtype, shape=arg.shape))
                 inputs[position] = blobs[arg.digest]

@@ -171,9 +171,13 @@ class _InlineSession:
                 _compiled[key] = compiled(_backend())
             self._kernel, self._rows, self._items = _compiled[key]
         self._values: list[Any] = []
+        self._splits: dict[int, int] = {}
         for position, spec in enumerate(args):
             if isinstance(spec, ScalarSpec):
                 self._values.append(spec.value)
+            elif isinstance(spec, InputSpec) and spec.split is not None:
+                self._splits[position] = len(self._values)
+                self._values.append(None)
             elif isinstance(spec, InputSpec):
                 data = inputs[position]
                 if isinstance(data, SharedInput):
@@ -191,16 +195,24 @@ class _InlineSession:
         *,
         timeout_s: float,
         progress: Callable[[int], None] | None = None,  # noqa: ARG002  a simulated chunk is over at once, or not yet
+        windows: Mapping[int, Any] | None = None,
     ) -> _Run:
-        count = blocks * self._items
+        count, values = blocks * self._items, self._with_windows(windows)
         return await self._run(
-            count, lambda outs: self._kernel.run_blocks(first_block, blocks, self._values, outs), first_block, timeout_s
+            count, lambda outs: self._kernel.run_blocks(first_block, blocks, values, outs), first_block, timeout_s
         )
 
-    async def run_threads(self, threads: Any, *, timeout_s: float) -> _Run:
+    async def run_threads(self, threads: Any, *, timeout_s: float, windows: Mapping[int, Any] | None = None) -> _Run:
+        values = self._with_windows(windows)
         return await self._run(
-            len(threads), lambda outs: self._kernel.run_threads(threads, self._values, outs), None, timeout_s
+            len(threads), lambda outs: self._kernel.run_threads(threads, values, outs), None, timeout_s
         )
+
+    def _with_windows(self, windows: Mapping[int, Any] | None) -> list[Any]:
+        values = list(self._values)
+        for position, window in (windows or {}).items():
+            values[self._splits[position]] = window
+        return values
 
     async def _run(
         self, count: int, call: Callable[[list[Any]], None], first_block: int | None, timeout_s: float

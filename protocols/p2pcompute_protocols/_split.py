@@ -1,8 +1,8 @@
 """Split inputs: cut into tiles, of which a chunk needs some. Which, follows from the agreement alone.
 
-Tiles are numbered in C order. A thread at place g along a grid axis may read from g - halo to g + halo along the axis of
-the array that runs with it, so the threads of a chunk read a box, its *window*; what lies beyond the array stands for
-zeros, for the nearest element or for the other side, as the edge rule says.
+Tiles are numbered in C order. A thread at place g along a grid axis may read from g - halo to g + halo along the axis
+of the array that runs with it, so the threads of a chunk read a box, its *window*; what lies beyond the array stands
+for zeros, for the nearest element or for the other side, as the edge rule says.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ def check_rounds_fit(rounds: RoundsPayload, work: ChunkWork) -> ArrayArg:
     if max(rounds.state, rounds.out) >= len(work.args):
         raise LocalProtocolError("the commitment names an argument that the work does not have")
     state, out = work.args[rounds.state], work.args[rounds.out]
+    if work.splits:
+        raise LocalProtocolError("rounds of split inputs", code=WireCode.UNSUPPORTED)
     if not isinstance(state, ArrayArg) or not isinstance(out, OutArg):
         raise LocalProtocolError("a state is an input array, and the next one an output")
     if out != OutArg(dtype=state.dtype, shape=state.shape):  # like it, and nothing more than an array

@@ -13,7 +13,7 @@ from ..ids import PeerId
 from ..limits import MAX_EVIDENCE_BYTES
 from ..negotiation import Agreement, Terms, open_agreement
 from ..negotiation._messages import ACCEPT_KIND, TERMS_KIND
-from ..task import ReceiptPayload, open_receipt
+from ..task import HeldTiles, ReceiptPayload, open_receipt
 from ..work import ArrayArg, ChunkWork
 from ._messages import ACCUSATION_KIND, Accusation, EvidenceFile
 
@@ -58,8 +58,10 @@ class Evidence:
 
     @property
     def needs(self) -> Mapping[bytes, int]:
-        """Digest to size of all that computing it again takes; nothing where signatures alone decide."""
-        return _needs(self.accusation, self.work, self.rounds, self.claims)
+        """Digest to size of all that computing it again takes; nothing where signatures alone decide. Of split inputs
+        it is the manifests, and the tiles of the chunk as soon as those are there."""
+        needs = _needs(self.accusation, self.work, self.rounds, self.claims)
+        return {**needs, **_tiles(self.accusation, self.work, self.blobs)} if needs else needs
 
 
 def _needs(
@@ -68,6 +70,7 @@ def _needs(
     if accusation.kind == "equivocation" or accusation.round == 0:
         return {}
     needs = {work.kernel.digest: work.kernel.size}
+    needs.update({arg.manifest: arg.manifest_bytes for arg in work.splits.values()})
     for position, arg in enumerate(work.args):
         if isinstance(arg, ArrayArg) and (rounds is None or position != rounds.state):
             needs[arg.digest] = arg.nbytes
@@ -77,6 +80,18 @@ def _needs(
             raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
         needs[claims[0].digest] = state.nbytes
     return needs
+
+
+def _tiles(accusation: Accusation, work: ChunkWork, blobs: Mapping[bytes, bytes]) -> dict[bytes, int]:
+    """Digest to size of the tiles that the chunk needs; none where a manifest is missing."""
+    splits = work.splits
+    if not splits or accusation.index is None or any(arg.manifest not in blobs for arg in splits.values()):
+        return {}
+    held = HeldTiles(work, {position: blobs[arg.manifest] for position, arg in splits.items()})
+    return {
+        digest: splits[position].tile_bytes(number)
+        for (position, number), digest in held.of_chunk(accusation.index).items()
+    }
 
 
 def _open_agreement(raw: bytes, network: str) -> Agreement:
@@ -128,7 +143,11 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
         statements.append(envelope)
     if accusation.kind == "equivocation" and receipts[0].output == receipts[1].output:
         raise LocalProtocolError("two receipts for one output are no contradiction", code=WireCode.REPLAYED)
-    blobs, missing = _take_blobs(file, _needs(accusation, work, rounds, file.claims), more or {})
+    needs = _needs(accusation, work, rounds, file.claims)
+    if needs and work.splits:  # the manifests say what else is needed
+        given = {hashlib.sha256(blob).digest(): blob for blob in (*(more or {}).values(), *file.blobs)}
+        needs.update(_tiles(accusation, work, given))
+    blobs, missing = _take_blobs(file, needs, more or {})
     return Evidence(
         network=file.network,
         accusation=accusation,

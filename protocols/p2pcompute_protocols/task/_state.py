@@ -27,7 +27,6 @@ from ._messages import (
     ResultData,
     ResultStart,
 )
-
 from ._tiles import HeldTiles
 
 __all__ = ["TABLE", "TaskConnection", "TaskState"]

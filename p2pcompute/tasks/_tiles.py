@@ -1,0 +1,111 @@
+"""A provider's tiles of split inputs: they come behind the chunk that needs them, and go when others need the room."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import trio
+
+from p2pcompute._dialogue import Dialogue
+from p2pcompute.execution._api import ArgSpec, Launch
+from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.task import BlobData, BlobStart, HeldTiles, TaskConnection
+from p2pcompute_protocols.wire import Record
+from p2pcompute_protocols.work import ChunkWork, Work
+
+from ._inputs import Input
+from ._link import MIN_BYTES_PER_S
+from ._windows import tile_pieces, windowed
+
+__all__ = ["TaskTiles"]
+
+_STALL_S: Final = 30.0  # between two pieces of a tile
+
+
+class TaskTiles:
+    """The tiles of one task. Which are held the connection knows; here are their bytes.
+
+    Args:
+        connection: the task's, in SETUP; it learns of the tiles here.
+        work: the work.
+        blobs: by digest, the blobs that it has, manifests among them.
+        hold: told how many bytes more are held, or fewer where below 0; may refuse by an error of its own.
+
+    Raises:
+        LocalProtocolError: MALFORMED, a manifest is not as long as there are tiles.
+    """
+
+    def __init__(
+        self, connection: TaskConnection, work: Work, blobs: Mapping[bytes, Input], *, hold: Callable[[int], None]
+    ) -> None:
+        self._connection = connection
+        self._hold = hold
+        self._content: dict[bytes, bytes] = {}
+        self._digest = b""
+        self._piece = bytearray()
+        self._awaited: int | None = None
+        self._until_s = math.inf
+        self._work: ChunkWork | None = None
+        self._held: HeldTiles | None = None
+        if isinstance(work, ChunkWork) and work.splits:
+            contents = {position: blobs[arg.manifest] for position, arg in work.splits.items()}
+            manifests = {
+                position: content if isinstance(content, bytes) else content.read()
+                for position, content in contents.items()
+            }
+            self._work = work
+            self._held = connection.tiles = HeldTiles(work, manifests)
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a chunk is assigned whose tiles have not all come."""
+        return self._awaited is not None
+
+    async def receive(self, dialogue: Dialogue) -> Record:
+        """The next message; where tiles are due, in the time that they may take.
+
+        Raises:
+            RemoteProtocolError: they came too slowly (STALLED); and as `Dialogue.receive`.
+        """
+        if self._awaited is None:
+            return await dialogue.receive()
+        with trio.move_on_at(self._until_s):
+            return await dialogue.receive(stall_s=_STALL_S)
+        raise RemoteProtocolError("the tiles of a chunk came too slowly", code=WireCode.STALLED)
+
+    def assigned(self, index: int) -> bool:
+        """A chunk was assigned; whether it can be computed at once. Tiles that had to make room are let go."""
+        if self._held is None:
+            return True
+        gone = [digest for digest in self._content if digest not in self._held.held]
+        self._hold(-sum(len(self._content.pop(digest)) for digest in gone))
+        if not self._connection.needed:
+            return True
+        self._awaited = index
+        size = sum(self._connection.blob_sizes.values())
+        self._until_s = trio.current_time() + _STALL_S + size / MIN_BYTES_PER_S
+        return False
+
+    def take(self, message: BlobStart | BlobData) -> int | None:
+        """A part of a tile; gives the chunk that can be computed now. The connection has checked what it is."""
+        if isinstance(message, BlobStart):
+            self._digest, self._piece = message.digest, bytearray()
+            return None
+        self._hold(len(message.data))
+        self._piece += message.data
+        if self._digest not in self._connection.needed:
+            self._content[self._digest] = bytes(self._piece)
+            self._piece = bytearray()
+        if self._connection.needed:
+            return None
+        index, self._awaited = self._awaited, None
+        return index
+
+    def windowed(self, worker: Any, launch: Launch, specs: list[ArgSpec], items_per_block: int) -> Any:
+        """`worker`, which has compiled the kernel, as one that gets its windows from these tiles."""
+        if self._work is None or self._held is None:
+            return worker
+        pieces = tile_pieces(self._work, self._held, self._content)
+        return windowed(worker, launch, specs, items_per_block, pieces)
