@@ -47,7 +47,7 @@ class RegistryBench:
 
     def __init__(self, bench: Bench, bytecode: bytes | None = None) -> None:
         self.bench = bench
-        code = bytecode or load_artifact("StakeRegistry").bytecode
+        self.code = code = bytecode or load_artifact("StakeRegistry").bytecode
         words = [bench.token.rjust(32, b"\0"), *(n.to_bytes(32, "big") for n in (MIN_UUSD, PER_CORE_UUSD))]
         self.address: Address = bench.create(code + b"".join(words))
         self.domain = RegistryDomain(chain_id=bench.domain().chain_id, contract=self.address)
