@@ -80,16 +80,14 @@ class Transaction:
         apply_event(self._connection, kind, params | {"now_ms": self.now_ms})
 
 
-def _make_private(path: Path) -> bool:
-    """Make the file where it is missing, and give it and those beside it mode 0600. Whether it is new."""
+def _make_private(path: Path) -> None:
+    """Make the file where it is missing, and give it and those beside it mode 0600."""
     # SQLite gives the files that it makes beside a database the database's mode; an older ledger's may be there.
     for suffix in ("-wal", "-shm"):
         beside = path.with_name(path.name + suffix)
         if os.path.lexists(beside):
             os.close(open_private(beside)[0])
-    fd, new = open_private(path)
-    os.close(fd)
-    return new
+    os.close(open_private(path)[0])
 
 
 def apply_event(connection: sqlite3.Connection, kind: str, params: dict[str, Any]) -> None:
@@ -113,7 +111,8 @@ class Database:
             )
         self.path = path
         self._failed = ""
-        new = path is not None and _make_private(path)
+        if path is not None:
+            _make_private(path)
         # isolation_level None: transactions are begun and ended here, and nowhere behind our back.
         self.connection = sqlite3.connect(
             ":memory:" if path is None else path, isolation_level=None, check_same_thread=False
@@ -121,7 +120,8 @@ class Database:
         try:
             self._guard(self._set_pragmas)
             self._guard(lambda: self._migrate(migrations))
-            if new and path is not None:
+            if path is not None:
+                # At each start: a process that was killed while it made the file may not have come to it.
                 _sync_directory(path.parent)
         except BaseException:
             self.connection.close()
@@ -156,16 +156,48 @@ class Database:
                 f"BEGIN IMMEDIATE;\n{migrations[number]}\nPRAGMA user_version = {number + 1};\nCOMMIT;"
             )
 
-    def write(self, work: Callable[[Transaction], T], now_ms: int) -> T:
-        """Run `work` in a transaction that is on disk when this returns, and undone when it raises."""
+    def write_all(self, works: Sequence[Callable[[Transaction], Any]], now_ms: int) -> list[Any]:
+        """Run `works` in one transaction that is on disk when this returns.
 
-        def run() -> T:
+        Returns:
+            for each what it gave, or the exception that it raised; what that one wrote is undone.
+
+        Raises:
+            what befalls all of them: a full disk or one that fails, or anything that is no `Exception`. All is undone.
+        """
+
+        def run() -> list[Any]:
             self.connection.execute("BEGIN IMMEDIATE")
-            result = work(Transaction(self.connection, now_ms))
+            transaction = Transaction(self.connection, now_ms)
+            if len(works) == 1:
+                outcomes = [self._one(works[0], transaction)]
+                if isinstance(outcomes[0], Exception):
+                    self.connection.execute("ROLLBACK")
+                    return outcomes
+            else:
+                outcomes = [self._one_of_many(work, transaction) for work in works]
             self.connection.execute("COMMIT")
-            return result
+            return outcomes
 
         return self._guard(run)
+
+    def _one(self, work: Callable[[Transaction], Any], transaction: Transaction) -> Any:
+        try:
+            return work(transaction)
+        except sqlite3.Error as exc:
+            if not self.connection.in_transaction or _befalls_all(exc):
+                raise
+            return self._translate(exc)
+        except Exception as exc:  # noqa: BLE001  it is its caller's, who gets it
+            return exc
+
+    def _one_of_many(self, work: Callable[[Transaction], Any], transaction: Transaction) -> Any:
+        self.connection.execute("SAVEPOINT one")
+        outcome = self._one(work, transaction)
+        if isinstance(outcome, Exception):
+            self.connection.execute("ROLLBACK TO one")
+        self.connection.execute("RELEASE one")
+        return outcome
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run `work`, which reads one consistent state."""
@@ -220,6 +252,11 @@ class Database:
         """Close the file. Safe to call twice."""
         self._failed = self._failed or "the ledger is closed"
         self.connection.close()
+
+
+def _befalls_all(exc: sqlite3.Error) -> bool:
+    primary = getattr(exc, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOMEM)
 
 
 def _sync_directory(path: Path) -> None:

@@ -18,6 +18,7 @@ from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
 
 from ._channels import ChannelsMixin
+from ._commits import GroupCommit
 from ._database import Database, Transaction
 from ._executor import Executor, ThreadExecutor
 from ._lock import LedgerLock
@@ -80,7 +81,8 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
 
     Each method that changes something is one transaction: when it returns the change is on disk (WAL and
     ``synchronous=FULL``), when it raises nothing changed. Methods can be called from many tasks; they run one after
-    the other. A method is cancelled either before it began, and then did nothing, or not at all.
+    the other, and those that wait for the disk share its next sync. A method is cancelled either before it began, and
+    then did nothing, or not at all.
 
     Raises, from any method:
         DiskFull: no room. Nothing is lost and the ledger goes on once there is room.
@@ -99,7 +101,7 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
     ) -> None:
         self._database = database
         self._executor = executor
-        self._clock_ms = clock_ms
+        self._commit = GroupCommit(database, executor, clock_ms)
         self._lock = lock
 
     @property
@@ -114,7 +116,7 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
         return self._database.failure
 
     async def _write(self, work: Callable[[Transaction], T]) -> T:
-        return await self._executor(lambda: self._database.write(work, self._clock_ms()))
+        return await self._commit(work)
 
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         return await self._executor(lambda: self._database.read(work))

@@ -1,0 +1,231 @@
+"""Transactions that share a sync: each has its own outcome, and what befalls the disk befalls all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcompute.errors import DiskFull
+from p2pcompute.storage import InlineExecutor, Ledger, ReceiptConflict, ThreadExecutor, open_ledger
+from p2pcompute.storage._commits import MAX_GROUP
+from p2pcompute_protocols.ids import PeerId
+
+T = TypeVar("T")
+
+
+class Gate:
+    """An executor that holds calls back until it is opened."""
+
+    def __init__(self) -> None:
+        self.open = trio.Event()
+        self.open.set()
+
+    async def __call__(self, function: Callable[[], T]) -> T:
+        await self.open.wait()
+        return function()
+
+
+def commits(ledger: Ledger) -> list[int]:
+    """From now on, how many transactions each commit of the ledger holds."""
+    sizes: list[int] = []
+    write = ledger._database.write_all
+
+    def counted(works: Any, now_ms: int) -> Any:
+        sizes.append(len(works))
+        return write(works, now_ms)
+
+    ledger._database.write_all = counted  # type: ignore[method-assign]
+    return sizes
+
+
+async def held_back(gate: Gate, ledger: Ledger, nursery: trio.Nursery) -> None:
+    """One transaction is under way, and does not come to its end before the gate opens."""
+    gate.open = trio.Event()
+    nursery.start_soon(lambda: ledger.ban(PeerId("first"), reason="x"))
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def test_those_that_wait_for_the_disk_share_its_next_sync(tmp_path: Path) -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with open_ledger(tmp_path, executor=gate) as ledger:
+            sizes = commits(ledger)
+            async with trio.open_nursery() as nursery:
+                await held_back(gate, ledger, nursery)
+                for number in range(MAX_GROUP + 20):
+                    nursery.start_soon(lambda number=number: ledger.ban(PeerId(f"peer {number}"), reason="x"))
+                await trio.testing.wait_all_tasks_blocked()
+                gate.open.set()
+            assert sizes == [1, MAX_GROUP, 20]
+            assert len(await ledger.peers()) == MAX_GROUP + 21
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+def test_one_that_raises_is_undone_alone(tmp_path: Path, deal: Any) -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with open_ledger(tmp_path, executor=gate) as ledger:
+            await ledger.add_agreement(deal.agreement, role="provider")
+            sizes = commits(ledger)
+            outcomes: dict[int, object] = {}
+
+            async def record(number: int, output: bytes) -> None:
+                try:
+                    outcomes[number] = await ledger.record_receipt(deal.receipt(0, output=output), sign=deal.sign)
+                except ReceiptConflict as exc:
+                    outcomes[number] = exc
+
+            def half_done(tx: Any) -> None:
+                tx.emit("peer_banned", peer="half", reason="x")
+                raise ValueError("after its first write")
+
+            async def fail() -> None:
+                with pytest.raises(ValueError, match="first write"):
+                    await ledger._write(half_done)
+
+            async with trio.open_nursery() as nursery:
+                await held_back(gate, ledger, nursery)
+                nursery.start_soon(record, 0, b"a" * 32)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(fail)
+                for number in range(1, 5):
+                    nursery.start_soon(record, number, b"b" * 32)
+                await trio.testing.wait_all_tasks_blocked()
+                gate.open.set()
+            assert sizes == [1, 6]
+            assert isinstance(outcomes.pop(0), bytes)
+            assert all(isinstance(outcome, ReceiptConflict) for outcome in outcomes.values())
+            assert len({id(outcome) for outcome in outcomes.values()}) == 4
+            assert [row.peer for row in await ledger.peers()] == sorted([deal.requester.peer_id, "first"])
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+def test_who_is_cancelled_while_it_waits_has_done_nothing(tmp_path: Path) -> None:
+    """Even the one that was to write for the others: they are written all the same."""
+
+    async def main() -> None:
+        gate = Gate()
+        async with open_ledger(tmp_path, executor=gate) as ledger:
+            scopes = [trio.CancelScope() for _ in range(4)]
+
+            async def ban(number: int) -> None:
+                with scopes[number]:
+                    await ledger.ban(PeerId(f"peer {number}"), reason="x")
+
+            async with trio.open_nursery() as nursery:
+                await held_back(gate, ledger, nursery)
+                for number in range(4):
+                    nursery.start_soon(ban, number)
+                    await trio.testing.wait_all_tasks_blocked()
+                # At the same moment as the first commit ends: 0 would be the next to write for all.
+                gate.open.set()
+                scopes[0].cancel()
+                scopes[2].cancel()
+            assert [row.peer for row in await ledger.peers()] == ["first", "peer 1", "peer 3"]
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await ledger.ban(PeerId("late"), reason="x")
+            assert scope.cancelled_caught
+            assert await ledger.peer(PeerId("late")) is None
+
+    trio.run(main)
+
+
+def test_what_is_being_written_is_not_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with open_ledger(tmp_path, executor=gate) as ledger:
+            scope, done = trio.CancelScope(), trio.Event()
+
+            async def ban() -> None:
+                with scope:
+                    await ledger.ban(PeerId("under way"), reason="x")
+                    done.set()
+
+            async with trio.open_nursery() as nursery:
+                await held_back(gate, ledger, nursery)
+                nursery.start_soon(ban)
+                await trio.testing.wait_all_tasks_blocked()
+                gate.open.set()
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+            assert done.is_set()
+            assert await ledger.peer(PeerId("under way")) is not None
+
+    trio.run(main)
+
+
+def test_a_full_disk_undoes_the_whole_group_and_each_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        gate = Gate()
+        async with open_ledger(tmp_path, executor=gate) as ledger:
+            connection = ledger._database.connection
+            told: list[DiskFull] = []
+
+            async def ban(number: int) -> None:
+                try:
+                    await ledger.ban(PeerId(f"peer {number}"), reason="x" * 2_000)
+                except DiskFull as exc:
+                    told.append(exc)
+
+            async with trio.open_nursery() as nursery:
+                await held_back(gate, ledger, nursery)
+                for number in range(20):
+                    nursery.start_soon(ban, number)
+                await trio.testing.wait_all_tasks_blocked()
+                pages = connection.execute("PRAGMA page_count").fetchone()[0]
+                connection.execute(f"PRAGMA max_page_count = {pages + 5}")
+                gate.open.set()
+            assert len(told) == 20
+            assert len({id(error) for error in told}) == 20
+            assert [row.peer for row in await ledger.peers()] == ["first"]
+            connection.execute("PRAGMA max_page_count = 100000")
+            await ledger.ban(PeerId("later"), reason="x")
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("executor", [InlineExecutor, ThreadExecutor])
+def test_a_hundred_signers_of_one_increment_sign_once(tmp_path: Path, deal: Any, executor: type) -> None:
+    """All see the same accepted work and want to sign for it at once: one signature is made, and all get that one."""
+
+    async def main() -> None:
+        async with open_ledger(tmp_path, executor=executor()) as ledger:
+            row = await ledger.add_agreement(deal.agreement, role="requester")
+            await ledger.set_chain_out(row.channel, deposit_uusd=1_000, claimed_uusd=0)
+            signed: list[int] = []
+            seen: list[tuple[int, bytes | None]] = []
+
+            async def raise_it(number: int) -> None:
+                def sign(amount_uusd: int) -> tuple[bytes, bytes]:
+                    signed.append(amount_uusd)
+                    return bytes(32), number.to_bytes(65, "big")
+
+                found = await ledger.raise_voucher(row.channel, sign=sign)
+                seen.append((found.voucher_uusd, found.signature))
+
+            for increment in range(1, 4):
+                receipt = deal.receipt(increment, units=10)
+                amount = await ledger.accept_work(deal.task, [(receipt, deal.sign(receipt))], sampled=1)
+                seen.clear()
+                async with trio.open_nursery() as nursery:
+                    for number in range(100):
+                        nursery.start_soon(raise_it, number)
+                assert signed.count(amount) == 1
+                assert len(signed) == increment
+                assert len(seen) == 100
+                assert len(set(seen)) == 1
+                assert seen[0][0] == amount
+            await ledger.verify(full=True)
+
+    trio.run(main)
