@@ -277,7 +277,10 @@ def live(
         try:
             trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
         except* LedgerFailed as failures:
-            history.failed = str(failures.exceptions[0])
+            first: BaseException = failures
+            while isinstance(first, BaseExceptionGroup):
+                first = first.exceptions[0]
+            history.failed = str(first)
     return history
 
 
