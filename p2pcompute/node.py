@@ -276,6 +276,7 @@ class Node:
 
         Raises:
             ProgramError: a program that is allowed is not installed, or can't be pinned.
+            InsufficientFunds: there is nothing to pay the gas of a claim with; has the account and what to send.
             SandboxError: strangers' kernels can't be locked in here; says what is missing.
             ConfigError: this node serves already, its workers are open with other settings, or an option is unknown or
                 out of its range.
@@ -285,6 +286,7 @@ class Node:
         terms = chosen(ProviderOptions, options)
         allowed = allowed_programs(terms.programs, terms.program_data)
         self._refuse_other_workers(terms)
+        await self.services.fund_wallet(0)  # who can't claim is told before the machine is measured
         _raise_descriptor_limit()
         threads = terms.threads or max(1, len(os.sched_getaffinity(0)) // terms.slots)
         pool = await self._worker_pool(threads, terms.allow_unsandboxed)
@@ -304,7 +306,6 @@ class Node:
             )
             for program, data in allowed
         }
-        await self.services.fund_wallet(0)
         role = self.provider = ProviderRole(self, terms, pool, device, programs)
         try:
             async with trio.open_nursery() as nursery:
