@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..dispute import RoundsPayload, StateClaim, check_claim, check_rounds_fit, open_rounds
@@ -30,7 +30,8 @@ class Evidence:
         receipts: payloads of the receipts; none for a round.
         rounds: the commitment's payload; None for a chunk.
         claims: for a round, the committed states before and after it; for round 0 the first state alone.
-        blobs: bytes by digest, each named by the work, or the state before the round.
+        blobs: bytes by digest, each named by the work, or the state before the round, or the output that a receipt
+            in fast mode is for.
         missing: digests and sizes of what is needed to compute it again and is not in the file.
     """
 
@@ -60,12 +61,17 @@ class Evidence:
     def needs(self) -> Mapping[bytes, int]:
         """Digest to size of all that computing it again takes; nothing where signatures alone decide. Of split inputs
         it is the manifests, and the tiles of the chunk as soon as those are there."""
-        needs = _needs(self.accusation, self.work, self.rounds, self.claims)
+        needs = _needs(self.accusation, self.agreement, self.work, self.receipts, self.rounds, self.claims)
         return {**needs, **_tiles(self.accusation, self.work, self.blobs)} if needs else needs
 
 
 def _needs(
-    accusation: Accusation, work: ChunkWork, rounds: RoundsPayload | None, claims: tuple[StateClaim, ...]
+    accusation: Accusation,
+    agreement: Agreement,
+    work: ChunkWork,
+    receipts: Sequence[ReceiptPayload],
+    rounds: RoundsPayload | None,
+    claims: tuple[StateClaim, ...],
 ) -> dict[bytes, int]:
     if accusation.kind == "equivocation" or accusation.round == 0:
         return {}
@@ -74,6 +80,11 @@ def _needs(
     for position, arg in enumerate(work.args):
         if isinstance(arg, ArrayArg) and (rounds is None or position != rounds.state):
             needs[arg.digest] = arg.nbytes
+    if accusation.index is not None and agreement.terms.fp == "fast":  # a digest says nothing of what comes near
+        blocks = work.chunk_range(accusation.index)[1]
+        size = work.chunk_output_bytes // work.blocks_per_chunk * blocks
+        if needs.setdefault(receipts[0].output, size) != size:
+            raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
     if rounds is not None:
         state = check_rounds_fit(rounds, work)
         if needs.get(claims[0].digest, state.nbytes) != state.nbytes:
@@ -143,7 +154,9 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
         statements.append(envelope)
     if accusation.kind == "equivocation" and receipts[0].output == receipts[1].output:
         raise LocalProtocolError("two receipts for one output are no contradiction", code=WireCode.REPLAYED)
-    needs = _needs(accusation, work, rounds, file.claims)
+    if accusation.kind == "equivocation" and agreement.terms.fp == "fast":
+        raise LocalProtocolError("in fast mode unlike outputs are no contradiction", code=WireCode.UNSUPPORTED)
+    needs = _needs(accusation, agreement, work, receipts, rounds, file.claims)
     if needs and work.splits:  # the manifests say what else is needed
         given = {hashlib.sha256(blob).digest(): blob for blob in (*(more or {}).values(), *file.blobs)}
         needs.update(_tiles(accusation, work, given))

@@ -90,3 +90,12 @@ from ._state import (
 from ._state import (
     NegotiationState as NegotiationState,
 )
+from ._tolerance import (
+    MAX_RTOL as MAX_RTOL,
+)
+from ._tolerance import (
+    MIN_RTOL as MIN_RTOL,
+)
+from ._tolerance import (
+    Tolerance as Tolerance,
+)

@@ -20,6 +20,7 @@ from ..limits import (
 from ..money import ChainTerms
 from ..wire import Array, Bytes, Choice, Flag, Nested, Peer, Record, Text, Uint, optional, record, wire
 from ..work import WORK, Work
+from ._tolerance import Tolerance, check_mode
 
 __all__ = [
     "ACCEPT_KIND",
@@ -65,11 +66,13 @@ class Requirement(Record):
 @record
 class CheckPolicy(Record):
     """How results are checked: `sample` re-runs at least `per_chunk` private elements of each chunk; `quorum` does so
-    too, and may have another provider do the same chunk, whose result has to be equal to be paid."""
+    too, and may have another provider do the same chunk, whose result has to be equal to be paid. In fast mode
+    `tolerance` says what counts as equal."""
 
     extensible = True
     kind: str = wire(1, Choice("sample", "none", "quorum"))
     per_chunk: int = wire(2, Uint(0, 2**20))
+    tolerance: Tolerance | None = optional(3, Nested(Tolerance), default=None)
 
 
 @record
@@ -99,6 +102,7 @@ class OrderPayload(Record):
             raise LocalProtocolError("an order expires within ten minutes", code=WireCode.EXPIRED)
         if (self.work is None) != self.standing:
             raise LocalProtocolError("an order names its work, unless it is for a standing agreement")
+        check_mode(self.fp, self.check.tolerance)
 
 
 @record
@@ -166,6 +170,7 @@ class Terms(Record):
     def validate(self) -> None:
         if (self.work is None) != self.standing:
             raise LocalProtocolError("terms name their work, unless they are standing")
+        check_mode(self.fp, self.check.tolerance)
         if self.requester == self.provider:
             raise LocalProtocolError("requester and provider are the same peer", code=WireCode.WRONG_PEER)
         if self.payer.peer_id != self.requester:

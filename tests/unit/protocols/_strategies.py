@@ -204,6 +204,11 @@ def _standing(draw: Any, v: Values) -> None:
     v["work"] = None if v["standing"] else draw(field(work.WORK))
 
 
+def _mode(draw: Any, v: Values) -> None:
+    tolerance = draw(records(negotiation.Tolerance)) if v["fp"] == "fast" else None
+    v["check"] = dataclasses.replace(v["check"], tolerance=tolerance)
+
+
 def _windows(draw: Any, v: Values) -> None:
     v["max_window"] = draw(st.integers(v["credit_window"], 256))
 
@@ -264,10 +269,15 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     work.ChunkWork: _both(_chunk_work, _sized),
     work.ProgramWork: _both(_program_work, _sized),
     ads.CapabilityAd: _both(_times("issued_ms", "expires_ms", MAX_AD_LIFETIME_MS), _own_binding("peer_id", "binding")),
-    negotiation.OrderPayload: _both(_times("created_ms", "expires_ms", MAX_ORDER_LIFETIME_MS), _standing),
+    negotiation.OrderPayload: _both(_times("created_ms", "expires_ms", MAX_ORDER_LIFETIME_MS), _standing, _mode),
     negotiation.BidPayload: _windows,
     negotiation.Terms: _both(
-        _times("created_ms", "deadline_ms", 2**40), _standing, _windows, _two_peers, _own_binding("requester", "payer")
+        _times("created_ms", "deadline_ms", 2**40),
+        _standing,
+        _mode,
+        _windows,
+        _two_peers,
+        _own_binding("requester", "payer"),
     ),
     ReceiptPayload: _receipt,
     task.Notice: _notice,

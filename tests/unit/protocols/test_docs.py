@@ -40,6 +40,7 @@ INNER: dict[str, list[type[Record]]] = {
     "negotiation": [
         negotiation.Requirement,
         negotiation.CheckPolicy,
+        negotiation.Tolerance,
         ChunkWork,
         ProgramWork,
         ProgramRef,

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from p2pcompute_protocols.evidence import Accusation, EvidenceFile
+from p2pcompute_protocols.negotiation import CheckPolicy, Tolerance
 from p2pcompute_protocols.task import ReceiptPayload
 
 from ._dispute import a_claim, rounds_bytes, rounds_work, some_rounds
@@ -17,6 +18,19 @@ __all__ = ["evidence_vectors"]
 
 AGREEMENT = agreement_bytes()
 ROUNDS_AGREEMENT = agreement_bytes(terms_bytes(some_terms(order_bytes(), bid_bytes(), work=rounds_work()).encode()))
+
+OUTPUT = b"87654321"
+TOLERANCE = Tolerance.of(rtol32=1e-4, atol32=1e-6, rtol64=1e-9, atol64=0.0)
+FAST_AGREEMENT = agreement_bytes(
+    terms_bytes(
+        some_terms(
+            order_bytes(),
+            bid_bytes(),
+            fp="fast",
+            check=CheckPolicy(kind="sample", per_chunk=4, tolerance=TOLERANCE),
+        ).encode()
+    )
+)
 
 
 def receipt(node: Node = PROVIDER, **changes: object) -> bytes:
@@ -67,6 +81,14 @@ def evidence_vectors() -> Json:
     itemised = dataclasses.replace(result, item=5, detail="one of 256 samples differs")
     late = accused((receipt(index=2),), index=2)
     fast = receipt(fp="fast")
+    inexact = receipt_bytes(a_receipt(task=sha(FAST_AGREEMENT), fp="fast", output=sha(OUTPUT)).encode())
+    unlike = receipt_bytes(a_receipt(task=sha(FAST_AGREEMENT), fp="fast").encode())
+    near = accused((inexact,), task=sha(FAST_AGREEMENT))
+    parted = accused((inexact, unlike), task=sha(FAST_AGREEMENT), kind="equivocation")
+
+    def nearly(**changes: Any) -> EvidenceFile:
+        return file(near, (inexact,), **{"agreement": FAST_AGREEMENT, **changes})
+
     accept = [
         taken("a result, with all that it takes", file(result, (one,)), result, []),
         taken("a result without its input", file(result, (one,), blobs=(KERNEL,)), result, [sha(DATA)]),
@@ -75,7 +97,9 @@ def evidence_vectors() -> Json:
         taken("a result, accused by a stranger", file(result, (one,), STRANGER), result, [], STRANGER),
         taken("a result, with item and detail", file(itemised, (one,)), itemised, []),
         taken("the last chunk", file(late, (receipt(index=2),)), late, []),
-        taken("a result in fast mode", file(accused((fast,)), (fast,)), result, []),
+        taken("a receipt in fast mode for strict work", file(accused((fast,)), (fast,)), result, []),
+        taken("a result in fast mode, with the output", nearly(blobs=(KERNEL, DATA, OUTPUT)), near, []),
+        taken("a result in fast mode without the output", nearly(), near, [sha(OUTPUT)]),
         taken("two results for one chunk", file(twice, (one, other), blobs=()), twice, []),
         taken(
             "two results, the other way round",
@@ -112,6 +136,12 @@ def evidence_vectors() -> Json:
         refused(
             "two receipts for one output", file(accused((one, same), kind="equivocation"), (one, same)), "REPLAYED"
         ),
+        refused(
+            "two results in fast mode",
+            file(parted, (inexact, unlike), agreement=FAST_AGREEMENT, blobs=()),
+            "UNSUPPORTED",
+        ),
+        refused("another output than a receipt in fast mode is for", nearly(blobs=(KERNEL, DATA, OUTPUT[::-1])), "BAD_DIGEST"),
         refused("another kernel", file(result, (one,), blobs=(KERNEL + b"\n", DATA)), "BAD_DIGEST"),
         refused("an input twice", file(result, (one,), blobs=(KERNEL, DATA, DATA)), "BAD_DIGEST"),
         refused("a blob of nobody", file(result, (one,), blobs=(KERNEL, DATA, b"x")), "BAD_DIGEST"),

@@ -159,6 +159,10 @@ def negotiation_vectors() -> Json:
         ),
         check=negotiation.CheckPolicy(kind="none", per_chunk=0),
     )
+    tolerance = negotiation.Tolerance.of(rtol32=1e-4, atol32=1e-6, rtol64=1e-9, atol64=0.0)
+    fast = negotiation.CheckPolicy(kind="sample", per_chunk=4, tolerance=tolerance)
+    check_map = fast.to_map()
+    tolerance_map = tolerance.to_map()
     swapped = cose("terms", made_terms.encode(), PROVIDER)
     dearer = order_bytes(an_order(max_price_pusd=1_499).encode())
     accept = [
@@ -196,6 +200,12 @@ def negotiation_vectors() -> Json:
             "order",
             order_bytes(an_order(check=quorum).encode()),
             an_order(check=quorum),
+        ),
+        taken(
+            "an order in fast mode",
+            "order",
+            order_bytes(an_order(fp="fast", check=fast).encode()),
+            an_order(fp="fast", check=fast),
         ),
         taken("an agreement", "agreement", agreement, made_terms, task_id=sha(agreement).hex()),
         taken("a bid for this order", "bid-answers-order", bid, a_bid(order), context={"order": order.hex()}),
@@ -285,6 +295,24 @@ def negotiation_vectors() -> Json:
                 ),
                 ("a program that is not pinned", {1: {1: "soft-steps", 2: "1.2", 3: "step"}}, "MALFORMED"),
                 ("a program with a name of 33 bytes", {1: {**program_map[1], 3: "s" * 33}}, "OVERSIZED"),
+            )
+        ),
+        refused("fast mode without a tolerance", "order", order_bytes(edited(an_order(), k11="fast")), "MALFORMED"),
+        refused("strict mode with a tolerance", "order", order_bytes(edited(an_order(), k10=check_map)), "MALFORMED"),
+        *(
+            refused(
+                name,
+                "order",
+                order_bytes(edited(an_order(), k11="fast", k10={**check_map, 3: {**tolerance_map, **changes}})),
+                code,
+            )
+            for name, changes, code in (
+                ("a relative tolerance below what float32 can keep", {1: (1003 << 52) - 1}, "OVERSIZED"),
+                ("a relative tolerance at which zeros come near", {1: (1019 << 52) + 1}, "OVERSIZED"),
+                ("a relative tolerance that is no number", {3: 0x7FF8 << 48}, "OVERSIZED"),
+                ("an absolute tolerance of infinity", {2: 0x7FF << 52}, "OVERSIZED"),
+                ("an absolute tolerance below zero", {4: (1 << 63) | (1000 << 52)}, "OVERSIZED"),
+                ("a tolerance as a float", {2: 1e-6}, "MALFORMED"),
             )
         ),
         refused(
