@@ -7,13 +7,14 @@ import math
 import operator
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
 import trio
 
+from p2pcompute._fast_run import ChunkJudge, check_policy, check_tolerance, rehearse, tolerance_of
 from p2pcompute._groups import single_error
 from p2pcompute._program_run import (
     PROGRAM_SETUP_S,
@@ -50,7 +51,7 @@ from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_CHUNKS, MAX_OUTPUT_BYTES
 from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
-from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
+from p2pcompute_protocols.negotiation import Requirement
 from p2pcompute_protocols.work import Work
 
 if TYPE_CHECKING:
@@ -184,6 +185,9 @@ class RunOptions:
             twice as much, and compares them. Where they differ, and where no second provider is to be had, we compute
             the whole chunk here. "none" trusts providers, as where nobody else has the data. Visible in the agreement.
         quorum_share: the share of chunks that "quorum" has done twice, from 0 to 1; which ones is our own secret.
+        fp: "strict", or "fast" for results that may differ in their last places, and come sooner (docs/fast.md).
+        rtol, atol: in fast mode, an element of a float output is right where it differs from the strict one by atol +
+            rtol times its size at most. Where None: 1e-4 and 1e-6 of float32, 1e-9 and 1e-12 of float64.
         device: "cpu", "cuda" or "any".
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block.
 
@@ -200,6 +204,9 @@ class RunOptions:
     item_s: float | None = None
     max_price: str | int | float | None = None
     quorum_share: float = 1.0
+    fp: str = "strict"
+    rtol: float | None = None
+    atol: float | None = None
     device: str = "any"
     on_event: Callable[[TaskEvent], None] | None = None
 
@@ -237,6 +244,8 @@ class RunOptions:
             raise OptionError(f"quorum_share is {self.quorum_share!r}; write a share from 0 to 1")
         if self.check == "quorum" and self.max_providers < 2:
             raise OptionError('max_providers is 1; check="quorum" takes at least 2')
+        if why := check_tolerance(self.fp, self.rtol, self.atol):
+            raise OptionError(why)
         if self.device not in ("cpu", "cuda", "any"):
             raise OptionError(f'device is {self.device!r}; write "cpu", "cuda" or "any"')
 
@@ -295,6 +304,8 @@ def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = No
     if isinstance(kernel, Program | ConfiguredProgram) and options is not None:
         check_installed(kernel if isinstance(kernel, Program) else kernel.program, options)
     binding = kernel.bind(*args)
+    if options is not None:
+        tolerance_of(options.fp, options.rtol, options.atol, binding.layout.outputs)
     if isinstance(kernel, Kernel):
         names = kernel.params
     elif isinstance(kernel, ConfiguredKernel):
@@ -349,6 +360,8 @@ class TaskRun:
         try:
             await self._execute(binding, deliver)
         except NoProviderError as exc:
+            if self.options.fp == "fast":
+                exc = NoProviderError(f'{exc} What fp="fast" does not find, fp="strict" may')
             raise exc if binding.program is None else explained(exc, binding.program) from None
 
     async def _execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]]) -> None:
@@ -370,17 +383,20 @@ class TaskRun:
                 if self._needs_worker:
                     nursery.start_soon(self.pool)
                 await self.coordinator.candidates(
-                    requirement, units=1, fp="strict", language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
+                    requirement, units=1, fp=options.fp, language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
                 )
                 self._emit(Compiling())
-        async with self._worker() as worker:
+        tolerance = tolerance_of(options.fp, options.rtol, options.atol, binding.layout.outputs)
+        async with self._worker() as worker, self._fast_worker(binding) as fast:
             began = trio.current_time()
             try:
                 with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):
                     row_shapes = await self._compile(worker, binding)
                     worker = windowed_worker(worker, binding)
                     compile_s = trio.current_time() - began
-                    units_per_item = await self._calibrate(worker, binding)
+                    if fast is not None:
+                        await self._compile(fast, binding, fp="fast")
+                    units_per_item = await self._calibrate(worker if fast is None else fast, binding)
             except trio.TooSlowError:
                 raise TaskTimeout(
                     "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…), "
@@ -392,7 +408,7 @@ class TaskRun:
             found = await self.coordinator.candidates(
                 requirement,
                 units=work.units_per_chunk,
-                fp="strict",
+                fp=options.fp,
                 language=LANGUAGE_VERSION,
                 max_price_pusd=limit,
                 wanted=min(4, options.max_providers, copies * work.chunks),
@@ -428,7 +444,11 @@ class TaskRun:
                     row_shapes,
                     per_chunk=max(1, block_samples(samples, size) if together else samples),
                     per_probe=max(1, block_samples(per_probe, size) if together else per_probe),
+                    tolerance=tolerance,
+                    fast=fast,
                 )
+                if fast is not None and options.checks:
+                    await rehearse(sampler, binding)
             request = TaskRequest(
                 work=work,
                 blobs=cut.blobs,
@@ -438,9 +458,9 @@ class TaskRun:
                 max_price_pusd=min(limit, budget_uusd * PUSD_PER_UUSD // total_units),
                 ceiling_uusd=budget_uusd,
                 budget=self.budget,
-                check=_policy(options, samples),
+                check=check_policy(options.check if options.checks else "none", samples, tolerance),
                 doubled=doubled,
-                fp="strict",
+                fp=options.fp,
                 language=LANGUAGE_VERSION,
                 deadline_ms=deadline_ms,
                 max_providers=min(options.max_providers, copies * work.chunks),
@@ -451,7 +471,10 @@ class TaskRun:
                 + 2 * _SLOWER * work.units_per_chunk / 1e6
                 + 2 * cut.most_tile_bytes / _SETUP_BYTES_PER_S,
             )
-            await self._coordinate(request, work, binding, sampler, worker, deliver)
+            judge: ChunkJudge | None = None
+            if worker is not None and tolerance is not None:
+                judge = ChunkJudge(work, binding, tolerance, worker, fast)
+            await self._coordinate(request, work, binding, sampler, worker, judge, deliver)
 
     async def _coordinate(
         self,
@@ -460,6 +483,7 @@ class TaskRun:
         binding: Binding,
         sampler: Sampler | None,
         worker: WorkerSession | None,
+        judge: ChunkJudge | None,
         deliver: Callable[[Chunk], Awaitable[None]],
     ) -> None:
         items = binding.layout.items_per_block
@@ -515,9 +539,17 @@ class TaskRun:
 
         failure: Exception | None = None
         async with trio.open_nursery() as checks:
+            if judge is not None:
+                judge.apart = partial(_apart, checks)
             try:
                 await self.coordinator.run(
-                    request, deliver=hand_over, check=check, probe=probe, emit=self._emit, recompute=recompute
+                    request,
+                    deliver=hand_over,
+                    check=check,
+                    probe=probe,
+                    emit=self._emit,
+                    recompute=recompute,
+                    judge=judge,
                 )
             except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
                 failure = exc
@@ -539,11 +571,24 @@ class TaskRun:
         async with pool.session(tenant=_OWN) as worker:
             yield worker
 
-    async def _compile(self, worker: WorkerSession | None, binding: Binding) -> Sequence[tuple[int, ...]]:
+    @asynccontextmanager
+    async def _fast_worker(self, binding: Binding) -> AsyncGenerator[WorkerSession | None]:
+        """A second one, for what providers run in fast mode: it is timed, and asked what hangs on rounding."""
+        if self.options.fp == "strict" or not self._needs_worker or binding.program is not None:
+            yield None
+            return
+        pool = await self.pool()
+        async with pool.session(tenant=_OWN) as worker:
+            yield worker
+
+    async def _compile(
+        self, worker: WorkerSession | None, binding: Binding, *, fp: str = "strict"
+    ) -> Sequence[tuple[int, ...]]:
         """The shapes of rows, of what our worker has compiled."""
         if worker is None:
             return binding.layout.row_shapes
-        compiled = await worker.compile(binding.source, binding.launch, binding.specs, _inputs(binding))
+        source = replace(binding.source, fp=fp)
+        compiled = await worker.compile(source, binding.launch, binding.specs, _inputs(binding))
         return compiled.row_shapes
 
     async def _calibrate(self, worker: WorkerSession | None, binding: Binding) -> float:
@@ -610,11 +655,6 @@ class TaskRun:
                 f"the call is over a bound of the protocol: {exc}",
                 instead="send less input (at most 64 MiB) or cut the launch into several calls",
             ) from exc
-
-
-def _policy(options: RunOptions, samples: int) -> CheckPolicy:
-    kind = "quorum" if options.check == "quorum" else "sample" if options.checks else "none"
-    return CheckPolicy(kind=kind, per_chunk=0 if kind == "none" else samples)
 
 
 def price_per_unit_pusd(price: str | float, *, at_most: bool = False) -> int:

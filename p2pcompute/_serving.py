@@ -49,6 +49,8 @@ class ProviderOptions:
 
     Attributes:
         price: USD for an hour of a reference core (a device that is twice as fast earns twice as much an hour).
+        fp: the floating-point modes that are sold: "strict", "fast" (docs/fast.md) or "both".
+        fast_price: as `price`, for fast mode; None takes the same.
         slots: chunks computed at once.
         threads: processor threads of each worker; None takes all cores over the slots.
         max_window: chunks that a paying requester may owe at most.
@@ -69,6 +71,8 @@ class ProviderOptions:
     """
 
     price: str | int | float = DEFAULT_PRICE
+    fp: str = "both"
+    fast_price: str | int | float | None = None
     slots: int = 1
     threads: int | None = None
     max_window: int = 8
@@ -84,6 +88,12 @@ class ProviderOptions:
 
     def __post_init__(self) -> None:
         price_per_unit_pusd(self.price)
+        if self.fp not in ("strict", "fast", "both"):
+            raise OptionError(f'fp is {self.fp!r}; write "strict", "fast" or "both"')
+        if self.fast_price is not None:
+            if self.fp == "strict":
+                raise OptionError('fast_price is given and fp is "strict"; write fp="both", or leave it out')
+            price_per_unit_pusd(self.fast_price)
         whole(self, "slots", 1, _MAX_SLOTS)
         if self.threads is not None:
             whole(self, "threads", 1, 1_024, otherwise=", or None to share all cores")
@@ -141,6 +151,10 @@ class ProviderRole:
         self.device = device
         self.programs = programs
         self.price_pusd = price_per_unit_pusd(options.price)
+        self.fast_price_pusd = (
+            self.price_pusd if options.fast_price is None else price_per_unit_pusd(options.fast_price)
+        )
+        self.modes = ("strict", "fast") if options.fp == "both" else (options.fp,)
         thread_milli = max(1, device.score_milli // pool.threads)
         services = node.services
         self._sessions: set[trio.CancelScope] = set()
@@ -190,6 +204,8 @@ class ProviderRole:
                 payee=services.wallet.address,
                 language=LANGUAGE_VERSION,
                 price_pusd=self.price_pusd,
+                modes=self.modes,
+                fast_price_pusd=self.fast_price_pusd,
                 max_window=options.max_window,
                 now_ms=node.now_ms,
                 has_room=self.tasks.has_room,
@@ -245,8 +261,14 @@ class ProviderRole:
             devices=(self.device,),
             resources=((2, self.device.slots), (3, self.device.memory_bytes)),
             features=tuple(sorted(program.feature for program in self.programs)),
-            options=(
-                PricedOption(work=1, fp="strict", price_pusd=self.price_pusd, max_window=self.options.max_window),
+            options=tuple(
+                PricedOption(
+                    work=1,
+                    fp=mode,
+                    price_pusd=self.fast_price_pusd if mode == "fast" else self.price_pusd,
+                    max_window=self.options.max_window,
+                )
+                for mode in self.modes
             ),
             language=(LANGUAGE_VERSION,),
             chain=services.hub.terms,

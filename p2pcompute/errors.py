@@ -6,7 +6,8 @@
     │   ├── IdentityError            the key file is unreadable, malformed or open to others
     │   └── PortInUse                the listen port is taken
     ├── KernelError                  a kernel is refused; has file, line, reason and what to write instead
-    │   └── KernelTypeError          arguments do not fit the kernel or the program
+    │   ├── KernelTypeError          arguments do not fit the kernel or the program
+    │   └── UnstableKernel           in fast mode its results can't be checked within the tolerance
     ├── ProgramError                 a program is not installed here, can't be pinned, or is needed and is not there
     ├── NoProviderError              nobody on the network fits the order; no money has moved
     ├── BudgetError                  the work costs more than the budget, before or while it is done
@@ -81,6 +82,7 @@ __all__ = [
     "TaskRefused",
     "TaskTimeout",
     "TransactionFailed",
+    "UnstableKernel",
     "VoucherRefused",
     "WorkerDied",
     "WorkerProtocolError",
@@ -136,6 +138,10 @@ class KernelError(P2PComputeError):
 
 class KernelTypeError(KernelError):
     """Arguments do not fit the kernel or the program."""
+
+
+class UnstableKernel(KernelError):
+    """In fast mode its results can't be checked: they hang on rounding by more than the tolerance, or vanish in it."""
 
 
 class ProgramError(P2PComputeError):

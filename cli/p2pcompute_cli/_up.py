@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["up"]
 
 
-def _price(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+def _price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     from p2pcompute._requester import OptionError, price_per_unit_pusd
 
+    if value is None:
+        return None
     try:
         price_per_unit_pusd(value)
     except OptionError as exc:
@@ -84,6 +86,14 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     help="what one of the chain's own coin is worth, such as '3000 USD': gas is then weighed against what a claim "
     "brings [only the amount unclaimed counts]",
 )
+@click.option(
+    "--fp",
+    type=click.Choice(["strict", "fast", "both"]),
+    default="both",
+    show_default=True,
+    help="floating-point modes to sell: results equal to the bit, or near within a tolerance, which come sooner",
+)
+@click.option("--fast-price", metavar="AMOUNT", callback=_price, help="as --price, for fast mode [the same]")
 @click.option("--slots", type=click.IntRange(1, 64), default=1, show_default=True, help="chunks computed at once")
 @click.option("--threads", type=click.IntRange(1, 1024), help="processor threads a slot [all cores over the slots]")
 @click.option("--region", metavar="NAME", help="for requesters that ask for one")
@@ -146,6 +156,8 @@ class Settings:
     listen: tuple[str, ...]
     price: str
     coin_price: int | None
+    fp: str
+    fast_price: str | None
     slots: int
     threads: int | None
     region: str | None
@@ -277,6 +289,8 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
                     node.serve,
                     price=settings.price,
                     coin_price_uusd=settings.coin_price,
+                    fp=settings.fp,
+                    fast_price=settings.fast_price,
                     slots=settings.slots,
                     threads=settings.threads,
                     region=settings.region,
@@ -313,6 +327,8 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
         "device": {"kind": role.device.kind, "name": role.device.name, "score_milli": role.device.score_milli},
         "slots": role.device.slots,
         "price_pusd": role.price_pusd,
+        "fast_price_pusd": role.fast_price_pusd,
+        "modes": list(role.modes),
         "programs": [
             {"name": program.name, "distribution": program.distribution, "version": program.version}
             for program in role.programs
@@ -333,6 +349,7 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
         *(("address", address) for address in node.addresses),
         ("device", f"{role.device.name}: {score:.2f} reference cores a slot, slots: {role.device.slots}"),
         ("price", f"{usd(role.price_pusd * 3_600)} an hour of a reference core; full, {usd(_full_hour(role))} an hour"),
+        ("modes", _modes_text(role)),
         *(("program", f"{p.distribution}:{p.name} {p.version}, files {p.digest.hex()[:16]}") for p in role.programs),
         ("sandbox", _sandbox_text(layers)),
         ("chain", f"{chain}, id {terms.chain_id}, hub {hub} (development chain: test money)"),
@@ -347,6 +364,11 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
     for name, text in rows:
         click.echo(click.style(f"{name:>8}  ", fg="cyan") + str(text), err=True)
     click.echo("ready on network " + click.style(node.network, bold=True) + "; Ctrl-C stops", err=True)
+
+
+def _modes_text(role: ProviderRole) -> str:
+    dearer = role.fast_price_pusd != role.price_pusd and "fast" in role.modes
+    return " and ".join(role.modes) + (f", fast for {usd(role.fast_price_pusd * 3_600)} an hour" if dearer else "")
 
 
 def _sandbox_text(layers: Layers | None) -> str:

@@ -67,6 +67,9 @@ from ._sampling import (
     DEFAULT_SAMPLES as DEFAULT_SAMPLES,
 )
 from ._sampling import (
+    Rehearsal as Rehearsal,
+)
+from ._sampling import (
     Sampler as Sampler,
 )
 from ._sampling import (
@@ -77,6 +80,21 @@ from ._sampling import (
 )
 from ._sampling import (
     draw_threads as draw_threads,
+)
+from ._tolerance import (
+    DEFAULT_TOLERANCE as DEFAULT_TOLERANCE,
+)
+from ._tolerance import (
+    alike as alike,
+)
+from ._tolerance import (
+    outside as outside,
+)
+from ._tolerance import (
+    outside_rows as outside_rows,
+)
+from ._tolerance import (
+    rows_of as rows_of,
 )
 from ._verdict import (
     Verdict as Verdict,

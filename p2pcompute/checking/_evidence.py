@@ -1,8 +1,8 @@
 """Evidence that we make: what a liar signed, and all that it takes to compute it again, in one file.
 
 A file can be checked by anybody and by itself: `verify_evidence`. What it holds, and in which form, is specified in
-protocols/evidence/README.md. Making one needs no output of the provider's: its receipt names the digest of what it
-delivered, and the agreement, which both have signed, names what it should have been made from.
+protocols/evidence/README.md. Of strict work it needs no output of the provider's: its receipt names the digest of what
+it delivered, and the agreement, which both have signed, names what it should have been made from.
 """
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ def result_evidence(
     signer: Signer,
     now_ms: int,
     report: SampleReport | None = None,
+    output: bytes | memoryview = b"",
 ) -> bytes:
     """A file that holds the receipt of chunk `index` against its provider: it is for another output than the work's.
 
@@ -109,6 +110,7 @@ def result_evidence(
         signer: who accuses.
         now_ms: when.
         report: what the sample found; names the first item that differs.
+        output: what was delivered. A file about strict work needs none; in fast mode it is what is compared.
     """
     accusation = Accusation(
         task=agreement.task_id,
@@ -119,7 +121,10 @@ def result_evidence(
         item=None if report is None else report.thread,
         detail=None if report is None else f"{report.mismatched} of {report.checked} samples differ",
     )
-    return _file(agreement, accusation, [receipt], _of_work(agreement, blobs, index), signer=signer)
+    given = _of_work(agreement, blobs, index)
+    if agreement.terms.fp == "fast" and output:
+        given[_digest(bytes(output))] = bytes(output)
+    return _file(agreement, accusation, [receipt], given, signer=signer)
 
 
 def two_results_evidence(

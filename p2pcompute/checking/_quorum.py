@@ -214,6 +214,13 @@ class Quorum:
             chunk.state = ChunkState.OURS
         return self._ruling(index)
 
+    def amend(self, provider: PeerId, index: int, digest: bytes) -> None:
+        """In fast mode: what a provider claimed of a chunk that is not settled counts as `digest`, which stands for
+        all that comes near."""
+        claims = self._chunks[index].claims
+        if provider in claims:
+            claims[provider] = digest
+
     def rule(self, index: int, digest: bytes) -> Ruling:
         """Our own digest of the whole chunk. It settles it, whoever has agreed on what."""
         self._chunks[index].by_us = True

@@ -24,6 +24,7 @@ from p2pcompute_protocols.task import HeldTiles
 from p2pcompute_protocols.work import ArrayArg, ChunkWork
 
 from ._evidence import read_evidence
+from ._verdict_fast import Held, hold_against
 
 if TYPE_CHECKING:
     from p2pcompute.tasks._api import Workers
@@ -87,8 +88,8 @@ async def verify_evidence(
         timeout_s: for all that is computed; beyond it the verdict is "undecided".
 
     Returns:
-        The verdict. It is "undecided" where an input is missing, the work is of another version of the language or not
-        of the strict mode, or can't be computed here.
+        The verdict. It is "undecided" where an input is missing, the work is of another version of the language, or
+        can't be computed here, and where in fast mode rounding alone decides.
 
     Raises:
         EvidenceError: it is no evidence: damaged, forged, put together from unlike parts. It says nothing of anybody.
@@ -130,8 +131,10 @@ def _why_not_here(found: Evidence) -> str | None:
     from p2pcompute.execution._language import LANGUAGE_VERSION
 
     terms = found.agreement.terms
-    if terms.fp != "strict" or any(receipt.fp != "strict" for receipt in found.receipts):
-        return "the work is not of the strict mode, in which every result has one value"
+    if any(receipt.fp != terms.fp for receipt in found.receipts):
+        return f"{terms.fp} work was agreed, and the receipt is for another mode"
+    if terms.fp != "strict" and found.rounds is not None:
+        return "the rounds are not of the strict mode, in which every state has one value"
     if terms.language != LANGUAGE_VERSION:
         return f"the work is of version {terms.language} of the language, and this program has {LANGUAGE_VERSION}"
     if found.missing:
@@ -143,14 +146,17 @@ def _why_not_here(found: Evidence) -> str | None:
 async def _compute(found: Evidence, workers: Workers | None, timeout_s: float) -> Verdict:
     import trio
 
-    computed: bytes | None = None
+    computed: bytes | Held | None = None
     why = f"it was not computed in {timeout_s:.0f} s"
     async with AsyncExitStack() as stack:
         pool = workers if workers is not None else await _own_worker(stack)
         with trio.move_on_after(timeout_s):
             try:
                 async with pool.session(tenant=_TENANT) as worker:
-                    computed = await _digest_of(found, worker, timeout_s)
+                    if found.agreement.terms.fp == "fast":
+                        computed = await hold_against(found, worker, timeout_s=timeout_s)
+                    else:
+                        computed = await _digest_of(found, worker, timeout_s)
             except KernelError as exc:
                 why = f"the kernel is refused here: {exc}"
             except SandboxError:
@@ -159,11 +165,25 @@ async def _compute(found: Evidence, workers: Workers | None, timeout_s: float) -
                 why = f"it can't be computed here: {exc}"
     if computed is None:
         return _undecided(found, why)
+    if isinstance(computed, Held):
+        return _judge_held(found, computed)
     claimed = found.claims[1].digest if found.rounds is not None else found.receipts[0].output
     what = "round" if found.rounds is not None else "chunk"
     if computed == claimed:
         return _against_accuser(found, f"the {what} was computed rightly", claimed, computed)
     return _against_provider(found, f"the {what} gives another result", claimed=claimed, computed=computed)
+
+
+def _judge_held(found: Evidence, held: Held) -> Verdict:
+    claimed = found.receipts[0].output
+    if not held.off:
+        return _against_accuser(found, "all of the chunk is within the tolerance", claimed, held.computed)
+    if held.loose == held.off:
+        return _undecided(
+            found, f"{held.off} items are off by more than the tolerance, and so is this machine's own fast mode there"
+        )
+    reason = f"{held.off - held.loose} items of the chunk are off by more than the tolerance"
+    return _against_provider(found, reason, claimed=claimed, computed=held.computed)
 
 
 async def _own_worker(stack: AsyncExitStack) -> Workers:

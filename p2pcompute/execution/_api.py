@@ -105,12 +105,14 @@ ArgSpec: TypeAlias = ScalarSpec | InputSpec | OutputSpec
 class KernelSource:
     """What goes over the wire: normalised source of the kernel and its device functions, and the entry's name.
 
-    `text` is the one thing hashed; constants captured from globals stand in it as literals.
+    `text` is the one thing hashed; constants captured from globals stand in it as literals. `fp` is the mode in which
+    it is computed: "strict", or "fast" for whatever comes near (docs/fast.md).
     """
 
     text: str
     entry: str
     digest: bytes = field(repr=False)  # SHA-256 over entry, NUL, text
+    fp: str = "strict"
 
 
 class CompiledKernel(Protocol):

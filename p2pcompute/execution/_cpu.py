@@ -24,6 +24,7 @@ from numba.extending import intrinsic
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cpu_loops import memory, program_text
+from p2pcompute.execution._fast_cpu import FAST, fast_helpers
 from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_scratch import constants
@@ -56,6 +57,7 @@ class CpuBackend:
         self._namespace = helpers(
             numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS), apart=_apart
         )
+        self._fast: dict[str, Any] | None = None  # what `self._namespace` is, in fast mode; made when it is wanted
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._sources = AdmittedSources(_KEPT)
 
@@ -76,15 +78,23 @@ class CpuBackend:
         types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
         frozen = [(name, array.tobytes()) for name, array in constants(lowered).items()]
         text = program_text(lowered, launch)
-        key = f"{types_of} {frozen} {text}"
+        key = f"{source.fp} {types_of} {frozen} {text}"
         program = self._programs.get(key)
         if program is None:
-            program = _Program(lowered, text, self._namespace)
+            if source.fp == "fast":
+                program = _Program(lowered, text, self._fast_namespace(), {**_OPTIONS, **FAST})
+            else:
+                program = _Program(lowered, text, self._namespace, _OPTIONS)
             self._programs[key] = program
             if len(self._programs) > _KEPT:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return reducing(_Compiled(program, layout, lowered.parameters, self._crew), layout, given)
+
+    def _fast_namespace(self) -> dict[str, Any]:
+        if self._fast is None:
+            self._fast = fast_helpers(_OPTIONS, apart=_apart)
+        return self._fast
 
     def row_shapes(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> list[tuple[int, ...]]:
         """For each output, the shape of one item's row."""
@@ -98,15 +108,15 @@ class CpuBackend:
 class _Program:
     """Compiled code for one text and one set of types. `run_threads` is compiled when it is first asked for."""
 
-    def __init__(self, lowered: Lowered, text: str, namespace: dict[str, Any]) -> None:
+    def __init__(self, lowered: Lowered, text: str, namespace: dict[str, Any], options: dict[str, Any]) -> None:
         names: dict[str, Any] = {**namespace, "np": np, **constants(lowered)}
         exec(compile(text, "<kernel>", "exec"), names)
-        inline = numba.njit(forceinline=True, **_OPTIONS)
+        inline = numba.njit(forceinline=True, **options)
         for name, _ in (*lowered.functions, *(lowered.block.functions if lowered.block is not None else ())):
             names[name] = inline(names[name])
         entry = "body" if lowered.block is None else "block"
         names[entry] = inline(names[entry])
-        compiled = numba.njit(**_OPTIONS)
+        compiled = numba.njit(**options)
         self._blocks = compiled(names["run_blocks"])
         self._threads = compiled(names["run_threads"])
         integers = [types.int64] * (3 * lowered.dims)

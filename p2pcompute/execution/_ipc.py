@@ -7,7 +7,7 @@ is due is a `WorkerProtocolError`. The worker parses as strictly.
 ======================= ============================================================ ======================
 node to worker          fields after the operation and the request ID                descriptors
 ======================= ============================================================ ======================
-COMPILE                 text, entry, digest, grid, block, dims, arguments            one per input array
+COMPILE                 text, entry, digest, grid, block, dims, arguments, fp        one per input array
 RUN_BLOCKS              first block, blocks, arena bytes                             the arena, if bytes > 0
 RUN_THREADS             number of threads, arena bytes                               the arena, if bytes > 0
 WINDOWS                 [origin, shape] of each split input's window, arena bytes    the arena, if bytes > 0
@@ -58,6 +58,7 @@ __all__ = [
     "DONE",
     "DTYPES",
     "FAILED",
+    "FP_MODES",
     "MAX_ARGUMENTS",
     "MAX_DIMENSIONS",
     "MAX_EXTENT",
@@ -103,6 +104,8 @@ CANCEL: Final = 7
 PROGRESS: Final = 8
 CANCELLED: Final = 9
 WINDOWS: Final = 10
+
+FP_MODES: Final = ("strict", "fast")
 
 MAX_PACKET_BYTES: Final = 160 << 10
 """The largest packet that the node sends; it has to fit into the default socket buffer (208 KiB)."""

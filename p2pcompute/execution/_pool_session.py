@@ -146,7 +146,7 @@ class WorkerSession:
                 self._launch = None
                 fields = [source.text, source.entry, source.digest, list(launch.grid), list(launch.block), launch.dims]
                 packet = await self._exchange(
-                    ipc.COMPILE, [*fields, ipc.encode_arguments(args)], fds, timeout_s=timeout_s
+                    ipc.COMPILE, [*fields, ipc.encode_arguments(args), source.fp], fds, timeout_s=timeout_s
                 )
             finally:
                 for fd in fds:

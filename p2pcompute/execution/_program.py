@@ -112,7 +112,7 @@ class ProgramBackend:
         return self._layout(source, launch, args).items_per_block
 
     def _layout(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> Layout:
-        if source != self._source:
+        if (source.text, source.entry, source.digest) != (self._source.text, self._source.entry, self._source.digest):
             raise KernelError(
                 f"this worker has loaded {self._source.entry} of {self._source.text} and is asked for {source.entry} "
                 f"of {source.text}",

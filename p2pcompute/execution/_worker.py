@@ -161,11 +161,15 @@ class Worker:
         return [ipc.FAILED, request, ipc.Failure.EXECUTION, reason[: ipc.MAX_TEXT], 0, "", ""]
 
     def _compile(self, fields: list[Any], fds: list[int]) -> list[list[int]]:
-        text, entry, digest, grid, block, dims, arguments = ipc.take_list(fields, low=7, high=7)
+        text, entry, digest, grid, block, dims, arguments, mode = ipc.take_list(fields, low=8, high=8)
+        fp = ipc.take_text(mode, limit=ipc.MAX_TEXT)
+        if fp not in ipc.FP_MODES:
+            raise ipc.FrameError(f"unknown floating-point mode {fp!r}")
         source = KernelSource(
             text=ipc.take_text(text, limit=ipc.MAX_SOURCE_BYTES),
             entry=ipc.take_text(entry, limit=ipc.MAX_TEXT),
             digest=ipc.take_bytes(digest, limit=32),
+            fp=fp,
         )
         launch = ipc.check_launch(grid, block, dims)
         specs = ipc.decode_arguments(arguments)

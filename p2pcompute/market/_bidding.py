@@ -37,7 +37,8 @@ class FixedPricePolicy:
     How long a chunk may hold a slot is the requester's own figure, so a newcomer's holds it for half a minute, and for
     as long again as it has paid for. `programs` are those that the owner of this node allows; each runs on one thread,
     whose part of the device's score is `thread_milli`. Those that are `private` read data of the owner's, so that
-    nobody else gets what they give.
+    nobody else gets what they give. `modes` are the floating-point modes that are sold; `fast_price_pusd` is the price
+    of fast mode, `price_pusd` where None.
     """
 
     device: Device
@@ -52,6 +53,8 @@ class FixedPricePolicy:
     proven_ms: Callable[[PeerId], Awaitable[int | None]] | None = None
     programs: Collection[ProgramRef] = ()
     private: Collection[ProgramRef] = ()
+    modes: Collection[str] = ("strict",)
+    fast_price_pusd: int | None = None
     thread_milli: int = 1_000
     region: str | None = None
 
@@ -68,9 +71,10 @@ class FixedPricePolicy:
         if work is None:
             raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
         speed_milli = self.thread_milli if isinstance(work, ProgramWork) else self.device.score_milli
-        if work.units_per_chunk * self.price_pusd > _MAX_LEDGER_INT:
+        price_pusd = self._price_of(payload)
+        if work.units_per_chunk * price_pusd > _MAX_LEDGER_INT:
             raise LocalProtocolError("a chunk of so many units has no price here", code=WireCode.OVERSIZED)
-        window = await self.first_window(requester, work.units_per_chunk * self.price_pusd)
+        window = await self.first_window(requester, work.units_per_chunk * price_pusd)
         estimate_ms = work.units_per_chunk * 1_000 // speed_milli // 1_000
         limit_ms = await self._longest_ms(requester)
         if limit_ms < _CHUNK_MAX_MS and estimate_ms > limit_ms:
@@ -81,7 +85,7 @@ class FixedPricePolicy:
         now = self.now_ms()
         return BidPayload(
             order_digest=order.digest,
-            price_pusd=self.price_pusd,
+            price_pusd=price_pusd,
             slots=1,
             credit_window=min(window, self.max_window),
             max_window=self.max_window,
@@ -91,6 +95,10 @@ class FixedPricePolicy:
             chunk_timeout_ms=min(limit_ms, max(_CHUNK_MIN_MS, estimate_ms * _CHUNK_SLACK)),
             timeout_payer="provider",
         )
+
+    def _price_of(self, payload: OrderPayload) -> int:
+        fast = self.fast_price_pusd if payload.fp == "fast" else None
+        return self.price_pusd if fast is None else fast
 
     async def _longest_ms(self, requester: PeerId) -> int:
         proven_ms = None if self.proven_ms is None else await self.proven_ms(requester)
@@ -102,10 +110,11 @@ class FixedPricePolicy:
             raise LocalProtocolError("we settle on another chain, hub or token", code=WireCode.CHAIN_MISMATCH)
         if payload.language != self.language:
             raise LocalProtocolError(f"we speak {self.language}", code=WireCode.UNSUPPORTED)
-        if payload.fp != "strict":
-            raise LocalProtocolError("we compute in strict mode", code=WireCode.UNSUPPORTED)
-        if payload.max_price_pusd < self.price_pusd:
-            raise LocalProtocolError(f"our price is {self.price_pusd} pUSD a unit", code=WireCode.PRICE_TOO_LOW)
+        if payload.fp not in self.modes:
+            raise LocalProtocolError(f"we compute in {' and '.join(self.modes)} mode", code=WireCode.UNSUPPORTED)
+        price_pusd = self._price_of(payload)
+        if payload.max_price_pusd < price_pusd:
+            raise LocalProtocolError(f"our price is {price_pusd} pUSD a unit", code=WireCode.PRICE_TOO_LOW)
         if (
             self.device.kind not in requirement.kinds
             or self.device.memory_bytes < requirement.memory_bytes

@@ -39,6 +39,7 @@ from p2pcompute_protocols.negotiation import Agreement, Requirement
 from ._api import RequesterBooks
 from ._dialling import Dialler, NoPlaceError
 from ._doubling import DoublingScheduler, QuorumDesk
+from ._doubling_fast import Judge, NearDesk
 from ._events import (
     Agreed,
     ChunkAssigned,
@@ -143,6 +144,7 @@ class Coordinator:
         probe: Callable[[int], Awaitable[bool]],
         emit: Callable[[TaskEvent], None],
         recompute: Callable[[int], Awaitable[bytes]] | None = None,
+        judge: Judge | None = None,
     ) -> None:
         """Compute all chunks of `request`.
 
@@ -150,7 +152,7 @@ class Coordinator:
         provider that computed it was later caught lying: the newer one counts. `check` draws samples of a chunk's
         output; `probe` says whether a chunk's samples compute here, where it failed elsewhere. `emit` gets every
         `TaskEvent` of this task; it must not block. `recompute` computes a whole chunk here and gives the digest of
-        its output; it is wanted where a share of the chunks is `doubled`.
+        its output; it is wanted where a share of the chunks is `doubled`. In fast mode `judge` takes its place.
 
         Raises:
             NoProviderError: nobody took the order; no money has moved.
@@ -169,7 +171,7 @@ class Coordinator:
             most=request.max_providers,
         )
         if request.doubled and recompute is not None:
-            self._double(request, state, recompute)
+            self._double(request, state, recompute, judge)
         seconds = max(0.0, (request.deadline_ms - self.now_ms()) / 1000)  # it may have passed before this
         with trio.move_on_after(seconds) as deadline:
             async with trio.open_nursery() as nursery:
@@ -183,7 +185,13 @@ class Coordinator:
             raise state.fatal
         self.requeued = state.scheduler.requeued
 
-    def _double(self, request: TaskRequest, state: RunState, recompute: Callable[[int], Awaitable[bytes]]) -> None:
+    def _double(
+        self,
+        request: TaskRequest,
+        state: RunState,
+        recompute: Callable[[int], Awaitable[bytes]],
+        judge: Judge | None,
+    ) -> None:
         """Have some chunks done by two providers, which are not in one subnet as far as we can see."""
         places: dict[PeerId, str] = {}
 
@@ -214,7 +222,8 @@ class Coordinator:
 
         quorum = Quorum(draw_doubled(request.work.chunks, request.doubled), kin=kin)
         scheduler = state.scheduler = DoublingScheduler(request.work.chunks, quorum)
-        state.desk = QuorumDesk(
+        kind = QuorumDesk if judge is None else partial(NearDesk, judge=judge)
+        state.desk = kind(
             quorum=quorum,
             sample=state.check,
             recompute=recompute,
@@ -504,18 +513,19 @@ class Coordinator:
 
     async def _keep_evidence(self, link: Link, lie: LiarError) -> str | None:
         """Write what the liar has signed into a file that anybody can check."""
-        receipt = next((received.receipt for received in link.rejected if received.index == lie.index), None)
-        if self.evidence is None or receipt is None or not can_be_judged(link.agreement):
+        received = next((one for one in link.rejected if one.index == lie.index), None)
+        if self.evidence is None or received is None or not can_be_judged(link.agreement):
             return None
         try:
             made = result_evidence(
                 link.agreement,
-                receipt,
+                received.receipt,
                 lie.index,
                 blobs=link.blobs_of(lie.index),
                 signer=self.signer,
                 now_ms=self.now_ms(),
                 report=lie.report,
+                output=received.output,
             )
         except ProtocolError as exc:
             _log.warning("evidence against %s can't be made: %s", lie.provider, exc)

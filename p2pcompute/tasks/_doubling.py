@@ -99,7 +99,7 @@ class QuorumDesk:
         report = await self.sample(index, output)
         if not report.ok or index not in self.quorum:
             return report
-        digest = hashlib.sha256(output).digest()
+        digest = await self._claim(provider, index, output)
         self._waiting.add((provider, index))
         try:
             ruling = self.quorum.came(provider, index, digest)
@@ -118,7 +118,7 @@ class QuorumDesk:
         for who in ruling.wrong:
             if who != provider and (who, index) not in self._waiting:
                 await self.blame(who, index)
-        wrong = self.quorum.digest(index) != digest
+        wrong = self.quorum.digest(index) != self._counts_as(provider, index, digest)
         return SampleReport(checked=report.checked + 1, mismatched=int(wrong))
 
     def _tell(self, index: int) -> None:
@@ -131,6 +131,18 @@ class QuorumDesk:
             if self.quorum.state(index) is ChunkState.SETTLED:
                 return
             self.quorum.ask_us(index)
-            self.quorum.rule(index, await self.recompute(index))
+            await self._rule(index)
             self.decided_here += 1
         self._tell(index)
+
+    async def _claim(self, provider: PeerId, index: int, output: memoryview) -> bytes:  # noqa: ARG002  of fast mode
+        """What stands for a result where results are compared."""
+        await trio.lowlevel.checkpoint()
+        return hashlib.sha256(output).digest()
+
+    def _counts_as(self, provider: PeerId, index: int, digest: bytes) -> bytes:  # noqa: ARG002  of fast mode
+        """The same at the end."""
+        return digest
+
+    async def _rule(self, index: int) -> None:
+        self.quorum.rule(index, await self.recompute(index))

@@ -243,6 +243,7 @@ class _Session:
         self.not_begun = 0
         self.tiles: TaskTiles
         self.held_bytes = 0  # of a newcomer's inputs, among `newcomers_hold`
+        self.fp = "strict"
 
     async def run(self) -> None:
         """Serve; returns when the stream is closed."""
@@ -297,6 +298,7 @@ class _Session:
         if agreement.terms.work is None:
             raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
         check_program(agreement.terms.work, service.programs)  # its owner may have taken it back since it was agreed
+        self.fp = agreement.terms.fp
         self.place = service.places.take(guest)
         self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
         service.active[agreement.task_id] = self.entry
@@ -461,7 +463,7 @@ class _Session:
         return lambda: self.place.guest.known or self.place.chunks > account.unpaid
 
     async def _compile(self, worker: TaskWorker, work: Work, blobs: TaskInputs) -> tuple[TaskWorker, int]:
-        source, launch, specs, inputs = execution_args(work, blobs.whole)
+        source, launch, specs, inputs = execution_args(work, blobs.whole, fp=self.fp)
         try:
             with trio.fail_after(_COMPILE_S):
                 compiled = await worker.compile(source, launch, specs, inputs)

@@ -135,9 +135,10 @@ def chunk_bytes(work: Work) -> tuple[int, int]:
 
 
 def execution_args(
-    work: Work, blobs: Mapping[bytes, bytes | SharedInput]
+    work: Work, blobs: Mapping[bytes, bytes | SharedInput], *, fp: str = "strict"
 ) -> tuple[KernelSource, Launch, list[ArgSpec], dict[int, bytes | SharedInput]]:
     """What a provider's worker takes, from the work of an agreement and the blobs that came; the kernel's are bytes.
+    `fp` is the agreement's mode.
 
     Raises:
         LocalProtocolError: the source is not UTF-8.
@@ -152,7 +153,7 @@ def execution_args(
     else:
         grid, block = work.launch.grid, work.launch.block
         launch = Launch(grid=(grid[0], grid[1], grid[2]), block=(block[0], block[1], block[2]), dims=work.launch.dims)
-        source = _kernel_source(work, blobs)
+        source = _kernel_source(work, blobs, fp)
     specs: list[ArgSpec] = []
     inputs: dict[int, bytes | SharedInput] = {}
     for position, arg in enumerate(work.args):
@@ -171,7 +172,7 @@ def execution_args(
     return source, launch, specs, inputs
 
 
-def _kernel_source(work: ChunkWork, blobs: Mapping[bytes, bytes | SharedInput]) -> KernelSource:
+def _kernel_source(work: ChunkWork, blobs: Mapping[bytes, bytes | SharedInput], fp: str) -> KernelSource:
     from p2pcompute.execution._api import KernelSource
 
     try:
@@ -181,4 +182,4 @@ def _kernel_source(work: ChunkWork, blobs: Mapping[bytes, bytes | SharedInput]) 
     except UnicodeDecodeError:
         raise LocalProtocolError("the kernel is not UTF-8", code=WireCode.KERNEL_REFUSED) from None
     digest = hashlib.sha256(work.entry.encode() + b"\0" + text.encode()).digest()
-    return KernelSource(text=text, entry=work.entry, digest=digest)
+    return KernelSource(text=text, entry=work.entry, digest=digest, fp=fp)

@@ -166,7 +166,7 @@ class _InlineSession:
         if self._workers.backend is not None:
             self._kernel, self._rows, self._items = compiled(self._workers.backend)
         else:
-            key = (source.text, source.entry, launch, tuple(repr(arg) for arg in args))
+            key = (source.text, source.entry, source.fp, launch, tuple(repr(arg) for arg in args))
             if key not in _compiled:
                 _compiled[key] = compiled(_backend())
             self._kernel, self._rows, self._items = _compiled[key]

@@ -122,10 +122,12 @@ class Case:
         return dispute.seal_rounds(made, network=NETWORK, signer=node), tree
 
 
-def case_of(kernel: Any = scaled, **changes: Any) -> Case:
+def case_of(kernel: Any = scaled, args: tuple[Any, ...] = (), **changes: Any) -> Case:
     """Two parties that have agreed on a kernel over real arrays."""
-    if kernel is scaled:
-        args: tuple[Any, ...] = (p2p.out((SIZE,), np.float32), p2p.out((SIZE, 2), np.int64), np.float32(3), X)
+    if args:
+        pass
+    elif kernel is scaled:
+        args = (p2p.out((SIZE,), np.float32), p2p.out((SIZE, 2), np.int64), np.float32(3), X)
     else:
         grid = X[:600].reshape(20, 30)
         args = (p2p.out(grid.shape, np.float32), grid, np.float32(0.25))

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from p2pcompute.checking import (
+    DEFAULT_TOLERANCE,
     EvidenceStore,
     SampleReport,
     Verdict,
@@ -30,6 +31,7 @@ from p2pcompute.testing import InlineWorkers, WorkerFaults
 from p2pcompute_protocols import dispute
 from p2pcompute_protocols.evidence import EvidenceFile
 from p2pcompute_protocols.limits import MAX_EVIDENCE_BYTES
+from p2pcompute_protocols.negotiation import CheckPolicy
 
 from ..protocols.vectors._material import NOW, PROVIDER, REQUESTER, STRANGER
 from ._disputes import Case, blur, case_of, judge
@@ -39,6 +41,9 @@ REPORT = SampleReport(checked=64, mismatched=1, thread=261)
 
 def altered(output: bytes) -> bytes:
     return output[:40] + bytes([output[40] ^ 1]) + output[41:]
+
+
+FAST = CheckPolicy(kind="sample", per_chunk=256, tolerance=DEFAULT_TOLERANCE)
 
 
 def against(case: Case, receipt: bytes, index: int, **changes: Any) -> bytes:
@@ -205,9 +210,10 @@ def test_large_inputs_stay_outside(case: Case, truth: list[bytes], monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"fp": "fast"}, "strict mode"), ({"language": "0"}, "version 0 of the language")]
+    ("changes", "words"),
+    [({"fp": "fast", "check": FAST}, "receipt is for another mode"), ({"language": "0"}, "version 0 of the language")],
 )
-def test_what_has_no_one_result_has_no_verdict(changes: dict[str, str], words: str) -> None:
+def test_what_has_no_one_result_has_no_verdict(changes: dict[str, Any], words: str) -> None:
     case = case_of(**changes)
     found = judge(against(case, case.receipt(0, b"anything"), 0))
     assert found.wrong == "undecided"

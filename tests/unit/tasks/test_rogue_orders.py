@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 
+from p2pcompute.checking import DEFAULT_TOLERANCE
 from p2pcompute.errors import StreamError
 from p2pcompute.market import OrderRefused, negotiate
 from p2pcompute.market._bidding import MAX_CEILING_UUSD
@@ -17,7 +18,7 @@ from p2pcompute.testing import virtual_clock_ms
 from p2pcompute_protocols import ads, channel, negotiation, task
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import WireCode
-from p2pcompute_protocols.negotiation import OrderPayload, Requirement
+from p2pcompute_protocols.negotiation import CheckPolicy, OrderPayload, Requirement
 from p2pcompute_protocols.task import (
     Assign,
     Open,
@@ -31,10 +32,11 @@ from ._attacks import play, refused
 # Orders
 
 
+FAST = CheckPolicy(kind="sample", per_chunk=256, tolerance=DEFAULT_TOLERANCE)
 ORDERS: dict[str, tuple[dict[str, Any], WireCode]] = {
     "price": ({"max_price_pusd": 0}, WireCode.PRICE_TOO_LOW),
     "language": ({"language": "strict-9"}, WireCode.UNSUPPORTED),
-    "mode": ({"fp": "fast"}, WireCode.UNSUPPORTED),
+    "mode": ({"fp": "fast", "check": FAST}, WireCode.UNSUPPORTED),
     "standing": ({"standing": True, "work": None}, WireCode.UNSUPPORTED),
     "deadline": ({"deadline_ms": 1}, WireCode.EXPIRED),
     "expired": ({"created_ms": 1_700_000_000_000, "expires_ms": 1_700_000_000_001}, WireCode.EXPIRED),
@@ -74,7 +76,7 @@ def test_an_order_that_does_not_fit_is_refused_with_its_reason(name: str) -> Non
             )
         assert caught.value.code == code
 
-    play(order, price="1 USD" if name != "units" else "9 USD")
+    play(order, price="1 USD" if name != "units" else "9 USD", fp="strict" if name == "mode" else "both")
 
 
 @pytest.mark.parametrize("ceiling_uusd", [2**64 - 1, MAX_CEILING_UUSD])
