@@ -105,8 +105,8 @@ def result_evidence(
     Args:
         agreement: what both have signed.
         receipt: the envelope.
-        blobs: kernel, inputs, and tiles of the chunk, by digest. They go into the file up to 16 MiB, the smallest first; whoever checks it
-            needs the others too.
+        blobs: kernel, inputs, and tiles of the chunk, by digest. They go into the file up to 16 MiB, manifests first
+            and then the smallest; whoever checks it needs the others too.
         signer: who accuses.
         now_ms: when.
         report: what the sample found; names the first item that differs.

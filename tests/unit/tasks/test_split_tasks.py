@@ -1,0 +1,357 @@
+"""Tasks with split inputs: providers get the tiles that their chunks need, and nothing changes but that."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+import p2pcompute as p2p
+from p2pcompute import cuda
+from p2pcompute.checking import read_evidence
+from p2pcompute.errors import KernelTypeError
+from p2pcompute.node import Node
+from p2pcompute.tasks import ChunkDone, LiarCaught, TaskStarted
+from p2pcompute.tasks._link import Link
+from p2pcompute.tasks._splits import SplitInputs, TiledInput
+from p2pcompute.tasks._tiles import TaskTiles
+from p2pcompute.tasks._work import chunk_work
+from p2pcompute_protocols.evidence import open_evidence
+from p2pcompute_protocols.limits import MAX_BLOB_BYTES
+from p2pcompute_protocols.task import Assign, BlobData, BlobStart, Finish, HeldTiles
+from p2pcompute_protocols.work import ChunkWork
+
+from ..checking._disputes import judge
+from ..market._harness import SIZE, Market, Watch, in_memory
+from ..market._rogues import CHUNKS, Rogue, RogueTask, ended
+from ._attacks import Attack, play
+from ._scenarios import altered_rows
+
+
+@p2p.kernel
+def sharpen(result, x):  # type: ignore[no-untyped-def]
+    c, r = cuda.grid(2)
+    if r < result.shape[0] and c < result.shape[1]:
+        result[r, c] = 5 * x[r, c] - x[r - 1, c] - x[r + 1, c] - x[r, c - 1] - x[r, c + 1]
+
+
+@p2p.kernel
+def differences(result, x):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < result.size:
+        result[i] = x[i + 1] - x[i - 1]
+
+
+IMAGE = np.random.default_rng(8).integers(0, 1000, (150, 190)).astype(np.int32)
+MODES = {"zero": "constant", "clamp": "edge", "wrap": "wrap"}
+LINE = np.random.default_rng(9).integers(0, 1000, SIZE)
+
+
+def sharpened(image: Any, edge: str) -> Any:
+    p = np.pad(image, 1, mode=MODES[edge])  # type: ignore[call-overload]
+    return 5 * image - p[:-2, 1:-1] - p[2:, 1:-1] - p[1:-1, :-2] - p[1:-1, 2:]
+
+
+async def on_the_image(requester: Node, edge: str = "clamp", **options: Any) -> Any:
+    tile = options.pop("tile", None)
+    image = p2p.split(IMAGE, halo=1, edge=edge, tile=tile)
+    return await requester.run(sharpen, p2p.out(IMAGE.shape, IMAGE.dtype), image, **options)
+
+
+@pytest.mark.parametrize("edge", MODES)
+def test_several_providers_give_what_the_whole_array_gives(edge: str) -> None:
+    async def scenario(market: Market) -> None:
+        providers = [await market.provider() for _ in range(3)]
+        requester = await market.node(connect=tuple(providers))
+        for options in ({"chunks": 40}, {"chunks": 7, "tile": (13, 50)}, {}, {"check": "quorum", "chunks": 6}):
+            watch = Watch()
+            found = await on_the_image(requester, edge, **options, on_event=watch)
+            assert np.array_equal(found, sharpened(IMAGE, edge))
+            assert sum(event.checked for event in watch.of(ChunkDone)) > 0
+        assert await market.spent_uusd(requester) == sum([await market.claimed_uusd(node) for node in providers])
+
+    in_memory(scenario)
+
+
+def test_a_liar_is_caught_and_its_file_holds_the_tiles_of_the_chunk(tmp_path: Path) -> None:
+    async def scenario(market: Market) -> None:
+        liar = await market.provider(fault=altered_rows, price="0.01 USD")
+        honest = await market.provider()
+        requester = await market.node(connect=(liar, honest), evidence=tmp_path / "evidence")
+        watch = Watch()
+        found = await on_the_image(requester, chunks=40, tile=(16, 16), on_event=watch)
+        assert np.array_equal(found, sharpened(IMAGE, "clamp"))
+        assert len(watch.of(LiarCaught)) == 1
+
+    in_memory(scenario)
+    (path,) = (tmp_path / "evidence").iterdir()
+    assert judge(path).wrong == "provider"
+    found = open_evidence(read_evidence(path))
+    (arg,) = found.work.splits.values()
+    assert not found.missing
+    # Kernel, manifest, and of 120 tiles those around one chunk of three blocks.
+    assert 2 < len(found.blobs) < 2 + arg.tiles // 4
+
+
+# How much travels, and how much is held
+
+
+class Counted:
+    """How many bytes of blobs links send, and how many of tiles a provider holds at most."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: dict[str, int] = {}
+        self.most_held = 0
+        send, take = Link._send_blob, TaskTiles.take
+
+        async def sending(link: Link, digest: bytes, data: bytes) -> None:
+            self.sent[link.provider] = self.sent.get(link.provider, 0) + len(data)
+            await send(link, digest, data)
+
+        def taking(tiles: TaskTiles, message: BlobStart | BlobData) -> int | None:
+            found = take(tiles, message)
+            self.most_held = max(self.most_held, len(tiles._piece) + sum(map(len, tiles._content.values())))
+            return found
+
+        monkeypatch.setattr(Link, "_send_blob", sending)
+        monkeypatch.setattr(TaskTiles, "take", taking)
+
+
+def test_each_provider_is_sent_its_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+
+    async def scenario(market: Market) -> None:
+        providers = [await market.provider() for _ in range(4)]
+        requester = await market.node(connect=tuple(providers))
+        found = await on_the_image(requester, chunks=40, tile=(16, 48))
+        assert np.array_equal(found, sharpened(IMAGE, "clamp"))
+        split, counted.sent = sum(counted.sent.values()), {}
+        x = IMAGE
+        whole = await requester.run(sharpen, p2p.out(x.shape, x.dtype), x, chunks=40)
+        assert np.array_equal(whole, sharpened(IMAGE, "zero"))
+        assert sum(counted.sent.values()) == 4 * IMAGE.nbytes
+        assert split < 2 * IMAGE.nbytes
+
+    in_memory(scenario)
+
+
+def test_what_is_larger_than_whole_inputs_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(monkeypatch)
+    x = np.zeros((4096, 16_640), np.uint8)
+    x[:, 7] = np.arange(4096) % 251
+    assert x.nbytes > MAX_BLOB_BYTES
+
+    async def scenario(market: Market) -> None:
+        providers = [await market.provider() for _ in range(2)]
+        requester = await market.node(connect=tuple(providers))
+        with pytest.raises(KernelTypeError, match=r"p2pcompute\.split"):
+            await requester.run(rows_below, p2p.out(4096, np.int64), x)
+        found = await requester.run(rows_below, p2p.out(4096, np.int64), p2p.split(x, halo=1), chunks=16)
+        assert np.array_equal(found, np.append(np.arange(1, 4096) % 251, 0))
+
+    in_memory(scenario)
+    assert 0 < counted.most_held <= MAX_BLOB_BYTES
+
+
+@p2p.kernel
+def rows_below(result, x):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < result.size:
+        result[i] = x[i + 1, 7]
+
+
+@pytest.mark.parametrize("bound", [20_000, 60_000])
+def test_tiles_that_no_chunk_needs_make_room(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
+    monkeypatch.setattr("p2pcompute_protocols.task._tiles.MAX_HELD_TILE_BYTES", bound)
+    monkeypatch.setattr("p2pcompute_protocols._split.MAX_HELD_TILE_BYTES", bound)
+    counted = Counted(monkeypatch)
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        found = await on_the_image(requester, chunks=40, tile=(8, 32))
+        assert np.array_equal(found, sharpened(IMAGE, "clamp"))
+        assert provider.provider is not None
+        assert provider.provider.tasks.newcomers_hold == 0
+
+    in_memory(scenario)
+    assert bound / 4 < counted.most_held <= bound < IMAGE.nbytes
+
+
+def test_chunks_that_read_too_much_become_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcompute_protocols._split.MAX_WINDOW_BYTES", 9_000)
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        watch = Watch()
+        found = await on_the_image(requester, chunks=2, on_event=watch)
+        assert np.array_equal(found, sharpened(IMAGE, "clamp"))
+        assert watch.of(TaskStarted)[0].chunks > 20
+        monkeypatch.setattr("p2pcompute_protocols._split.MAX_WINDOW_BYTES", 900)
+        with pytest.raises(KernelTypeError, match="what a block reads of split inputs"):
+            await on_the_image(requester)
+
+    in_memory(scenario)
+
+
+def test_what_can_not_be_cut_is_refused_before_anybody_is_asked() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        tiles = p2p.split(np.zeros(70_000, np.int8), halo=1, tile=(1,))
+        with pytest.raises(KernelTypeError, match="70000 tiles"):
+            await requester.run(differences, p2p.out(70_000, np.int64), tiles)
+        large = p2p.split(np.zeros(8 * 2**20, np.int8), halo=1, tile=(8 * 2**20,))
+        with pytest.raises(KernelTypeError, match="tile="):
+            await requester.run(differences, p2p.out(8 * 2**20, np.int8), large)
+        with pytest.raises(KernelTypeError, match="at least one element"):
+            await requester.run(differences, p2p.out(4, np.int8), p2p.split(np.zeros(0, np.int8), halo=1))
+        assert provider.provider is not None
+        assert not provider.provider.tasks.active
+
+    in_memory(scenario)
+
+
+# Attacks on a provider
+
+ATTACKS: dict[str, Attack] = {}
+
+
+def attack(function: Attack) -> Attack:
+    ATTACKS[function.__name__] = function
+    return function
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_the_provider_goes_on(name: str) -> None:
+    play(ATTACKS[name])
+
+
+async def split_task(rogue: Rogue, provider: Node, *, halo: int = 1, edge: str = "wrap") -> tuple[RogueTask, HeldTiles]:
+    """A task over `LINE` in tiles of 64, agreed and ready; and which tiles the provider holds."""
+    binding = differences.bind(p2p.out(SIZE, np.int64), p2p.split(LINE, halo=halo, edge=edge))
+    spec: Any = binding.specs[1]
+    tiled = TiledInput.bare("x", LINE, spec, (64,), 1)
+    await tiled.hash()
+    inputs = SplitInputs({1: tiled})
+    blocks = binding.launch.blocks // CHUNKS
+    work, blobs = chunk_work(binding, blocks_per_chunk=blocks, units_per_chunk=10_000, splits=inputs)
+    opened = await rogue.open_task(provider, work)
+    opened.blobs = blobs
+    opened.connection.chunk_bytes = (SIZE // CHUNKS * 8,) * 2
+    await opened.start()
+    return opened, HeldTiles(work, inputs.manifests)
+
+
+def content(number: int) -> bytes:
+    return LINE[64 * number : 64 * number + 64].tobytes()
+
+
+async def cut_off(opened: RogueTask, within_s: float = 1.0) -> None:
+    assert await ended(opened.stream) <= within_s
+
+
+@attack
+async def sends_other_bytes_as_a_tile(rogue: Rogue, provider: Node) -> None:
+    opened, tiles = await split_task(rogue, provider)
+    digest = next(iter(tiles.assign(0)))
+    await opened.say(Assign(index=0), BlobStart(digest=digest, size=512), BlobData(data=bytes(512)))
+    await cut_off(opened)
+
+
+@attack
+async def sends_a_tile_of_another_size(rogue: Rogue, provider: Node) -> None:
+    opened, tiles = await split_task(rogue, provider)
+    digest = next(iter(tiles.assign(0)))
+    await opened.say(Assign(index=0), BlobStart(digest=digest, size=511))
+    await cut_off(opened)
+
+
+@attack
+async def sends_a_tile_that_no_chunk_needs(rogue: Rogue, provider: Node) -> None:
+    opened, tiles = await split_task(rogue, provider)
+    digest = tiles.of_chunk(9)[1, 38]
+    await opened.say(Assign(index=0), BlobStart(digest=digest, size=512))
+    await cut_off(opened)
+
+
+@attack
+async def sends_tiles_before_any_chunk(rogue: Rogue, provider: Node) -> None:
+    opened, tiles = await split_task(rogue, provider)
+    await opened.say(BlobStart(digest=next(iter(tiles.assign(0))), size=512))
+    await cut_off(opened)
+
+
+@attack
+async def assigns_more_before_the_tiles_came(rogue: Rogue, provider: Node) -> None:
+    opened, _ = await split_task(rogue, provider)
+    await opened.say(Assign(index=0), Assign(index=1))
+    await cut_off(opened)
+
+
+@attack
+async def never_sends_a_tile(rogue: Rogue, provider: Node) -> None:
+    opened, _ = await split_task(rogue, provider)
+    await opened.say(Assign(index=0))
+    await cut_off(opened, within_s=35)
+
+
+@attack
+async def sends_a_part_of_the_tiles(rogue: Rogue, provider: Node) -> None:
+    opened, tiles = await split_task(rogue, provider)
+    digest = tiles.of_chunk(0)[1, 0]
+    await opened.say(Assign(index=0), BlobStart(digest=digest, size=512), BlobData(data=content(0)))
+    await cut_off(opened, within_s=35)
+
+
+@attack
+async def drips_a_tile(rogue: Rogue, provider: Node) -> None:
+    """A byte now and then, each in time: all of them together are not."""
+    opened, tiles = await split_task(rogue, provider)
+    digest = tiles.of_chunk(0)[1, 0]
+    await opened.say(Assign(index=0), BlobStart(digest=digest, size=512))
+    began = trio.current_time()
+
+    async def drip() -> None:
+        for byte in content(0):
+            await trio.sleep(10)
+            await opened.say(BlobData(data=bytes([byte])))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drip)
+        await ended(opened.stream)
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() - began < 45
+
+
+@attack
+async def cancels_while_tiles_are_due(rogue: Rogue, provider: Node) -> None:
+    """That is allowed; and then it finishes, with none of them sent."""
+    from p2pcompute_protocols.task import Cancel, Closed
+
+    opened, _ = await split_task(rogue, provider)
+    opened.connection.tiles = None
+    await opened.say(Assign(index=0), Cancel(index=0))
+    await trio.sleep(1)
+    await opened.dialogue.send(Finish(code=0, detail=""))
+    await opened.dialogue.expect(Closed)
+
+
+@attack
+async def asks_for_windows_without_end(rogue: Rogue, provider: Node) -> None:
+    """Two axes, and a halo of a million along each: the chunk would take terabytes."""
+    binding = sharpen.bind(p2p.out((16, 16), np.int32), p2p.split(IMAGE[:16, :16], halo=2**20, edge="wrap"))
+    spec: Any = binding.specs[1]
+    tiled = TiledInput.bare("x", IMAGE[:16, :16], spec, (16, 16), 1)
+    await tiled.hash()
+    work, blobs = chunk_work(binding, blocks_per_chunk=1, units_per_chunk=9, splits=SplitInputs({1: tiled}))
+    assert isinstance(work, ChunkWork)
+    opened = await rogue.open_task(provider, work)
+    opened.blobs = blobs
+    await opened.start()
+    await opened.say(Assign(index=0))
+    await cut_off(opened)
