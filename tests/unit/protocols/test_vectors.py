@@ -19,7 +19,7 @@ from p2pcompute_protocols.evidence import open_evidence
 from p2pcompute_protocols.ids import Address, PeerId, TaskId
 from p2pcompute_protocols.merkle import InclusionProof, verify_inclusion
 from p2pcompute_protocols.wire import decode_message
-from p2pcompute_protocols.work import ProgramWork
+from p2pcompute_protocols.work import ChunkWork, ProgramWork
 
 from .vectors import build
 from .vectors._material import plain
@@ -205,6 +205,10 @@ def players(protocol: str, setup: dict[str, Any]) -> dict[str, Connection[Any]]:
         if isinstance(conn, task.TaskConnection):
             conn.chunks, conn.chunk_bytes = setup["chunks"], (setup["chunk_bytes"], setup["last_chunk_bytes"])
             conn.blob_sizes = {bytes.fromhex(digest): size for digest, size in setup["blobs"].items()}
+            if "split" in setup:
+                work = ChunkWork.decode(bytes.fromhex(setup["split"]["work"]), max_bytes=1 << 16)
+                manifests = {int(at): bytes.fromhex(data) for at, data in setup["split"]["manifests"].items()}
+                conn.tiles = task.HeldTiles(work, manifests)
         if isinstance(conn, dispute.DisputeConnection):
             conn.network, conn.provider = load(protocol)["network"], peer(protocol, "provider")
         found[role.value] = conn

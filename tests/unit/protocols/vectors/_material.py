@@ -26,6 +26,7 @@ from p2pcompute_protocols.work import (
     ProgramRef,
     ProgramWork,
     ScalarArg,
+    SplitArg,
 )
 
 NETWORK: Final = "vectors"
@@ -169,6 +170,17 @@ def work(**changes: object) -> ChunkWork:
         units_per_chunk=1_000,
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+TILES: Final = [bytes([number]) * 24 for number in range(5)]
+MANIFEST: Final = b"".join(map(sha, TILES))
+
+
+def split_work(**changes: object) -> ChunkWork:
+    """The same over an input in five tiles; a chunk is a block."""
+    arg = SplitArg(dtype="uint8", shape=(20, 6), tile=(4, 6), axes=(0,), halo=(1,), edge="zero", manifest=sha(MANIFEST))
+    args = (*work().args[:1], arg, *work().args[2:])
+    return work(**{"args": args, "blocks_per_chunk": 1, "chunk_output_bytes": 4, **changes})
 
 
 def program_work(**changes: object) -> ProgramWork:

@@ -15,6 +15,7 @@ from p2pcompute_protocols.work import OutArg
 from ._material import (
     CHAIN,
     DATA,
+    KERNEL,
     NOW,
     PAYEE,
     PROVIDER,
@@ -32,6 +33,7 @@ from ._material import (
     program_work,
     provider_binding,
     sha,
+    split_work,
     transcript,
     vector,
     work,
@@ -152,6 +154,9 @@ def negotiation_vectors() -> Json:
         work=work(args=(*work().args, OutArg(dtype="float32", shape=(20, 3), reduce="sum")), chunk_output_bytes=32)
     )
     program_map = cbor2.loads(program_work().encode())
+    over_tiles = an_order(work=split_work())
+    split_map = cbor2.loads(split_work().encode())
+    cut = split_map[4][1][1]
     ordered = an_order(
         work=program_work(),
         requirement=negotiation.Requirement(
@@ -179,6 +184,7 @@ def negotiation_vectors() -> Json:
         ),
         taken("an order with an extension", "order", order_bytes(edited(an_order(), k1234={5: [True]})), an_order()),
         taken("an order whose output is combined", "order", order_bytes(combined.encode()), combined),
+        taken("an order with a split input", "order", order_bytes(over_tiles.encode()), over_tiles),
         taken(
             "an order for calls of a program",
             "order",
@@ -267,6 +273,40 @@ def negotiation_vectors() -> Json:
             "round, work tag 3, is reserved", "order", order_bytes(edited(an_order(), k4=[3, work_map])), "UNSUPPORTED"
         ),
         refused("work tag 5 is unknown", "order", order_bytes(edited(an_order(), k4=[5, work_map])), "UNSUPPORTED"),
+        *(
+            refused(
+                name,
+                "order",
+                order_bytes(
+                    edited(
+                        an_order(),
+                        k4=[1, {**split_map, 4: [*split_map[4][:1], [4, {**cut, **changes}], *split_map[4][2:]]}],
+                    )
+                ),
+                code,
+            )
+            for name, changes, code in (
+                ("a tile that is larger than its array", {3: [21, 6]}, "MALFORMED"),
+                ("a tile with fewer axes than its array", {3: [4]}, "MALFORMED"),
+                ("a split input along an axis that the launch does not have", {4: [1]}, "MALFORMED"),
+                ("a split input along one axis twice", {4: [0, 0], 5: [1, 1]}, "MALFORMED"),
+                ("a split input along an axis too many", {4: [0, 1], 5: [1, 1]}, "MALFORMED"),
+                ("a split input with a halo too many", {5: [1, 1]}, "MALFORMED"),
+                ("a halo of 1048577", {5: [1_048_577]}, "OVERSIZED"),
+                ("an unknown edge rule", {6: "mirror"}, "UNSUPPORTED"),
+                ("a split input of 4 GiB and a byte", {2: [2**32 + 1, 1], 3: [2**22, 1]}, "OVERSIZED"),
+                ("a split input whose extents multiply to 2^160", {2: [2**40] * 4, 3: [1] * 4}, "OVERSIZED"),
+                ("a tile of 4 MiB and a byte", {2: [2**22 + 1, 1], 3: [2**22 + 1, 1]}, "OVERSIZED"),
+                ("65537 tiles", {2: [65_537, 1], 3: [1, 1]}, "OVERSIZED"),
+                ("a manifest that has the kernel's digest", {7: sha(KERNEL)}, "BAD_DIGEST"),
+            )
+        ),
+        refused(
+            "a program with a split input",
+            "order",
+            order_bytes(edited(an_order(), k4=[4, {**program_map, 3: [*program_map[3], [4, cut]]}])),
+            "UNSUPPORTED",
+        ),
         *(
             refused(name, "order", order_bytes(edited(an_order(), k4=[4, {**program_map, **changes}])), code)
             for name, changes, code in (

@@ -10,9 +10,11 @@ from p2pcompute_protocols import task
 from ._material import (
     DATA,
     KERNEL,
+    MANIFEST,
     NOW,
     PROVIDER,
     STRANGER,
+    TILES,
     Json,
     Node,
     bad_message,
@@ -21,6 +23,7 @@ from ._material import (
     message,
     plain,
     sha,
+    split_work,
     transcript,
     vector,
 )
@@ -131,6 +134,29 @@ def task_vectors() -> Json:
 
     def t(name: str, steps: list[Any]) -> Json:
         return transcript(name, steps, **setup)
+
+    split: Json = {
+        "chunks": 5,
+        "chunk_bytes": 4,
+        "last_chunk_bytes": 4,
+        "blobs": {sha(KERNEL).hex(): len(KERNEL), sha(MANIFEST).hex(): len(MANIFEST)},
+        "split": {"work": split_work().encode().hex(), "manifests": {"1": MANIFEST.hex()}},
+    }
+
+    def tile(number: int) -> list[Any]:
+        return [(r, task.BlobStart(digest=sha(TILES[number]), size=24)), (r, task.BlobData(data=TILES[number]))]
+
+    def s(name: str, steps: list[Any]) -> Json:
+        whole = [
+            opening[0],
+            (v, task.Opened(need=(sha(MANIFEST),), slots=1, window=2)),
+            (r, task.BlobStart(digest=sha(MANIFEST), size=len(MANIFEST))),
+            (r, task.BlobData(data=MANIFEST)),
+            (v, task.Ready(compile_ms=1)),
+        ]
+        return transcript(name, [*whole, *steps], **split)
+
+    a_chunk = [(r, task.Assign(index=0)), *tile(0), *tile(1)]
 
     transcripts = [
         t(
@@ -249,6 +275,40 @@ def task_vectors() -> Json:
             "a chunk after finish",
             [*running, (r, task.Finish(code=0, detail="")), (r, task.Assign(index=0), "OUT_OF_ORDER")],
         ),
+        s(
+            "tiles come behind the chunk that needs them, and once",
+            [
+                *a_chunk,
+                (r, task.Assign(index=1)),
+                *tile(2),
+                (v, task.ResultStart(index=0, receipt=receipt, size=4)),
+                (v, task.ResultData(data=b"1234")),
+                (r, task.Assign(index=4)),
+                *tile(4),
+                *tile(3),
+                (r, task.Assign(index=0)),
+                (r, task.Finish(code=0, detail="")),
+                (v, task.Closed(chunks=1)),
+            ],
+        ),
+        s(
+            "a cancel between tiles",
+            [
+                *a_chunk[:3],
+                (r, task.Cancel(index=0)),
+                *a_chunk[3:],
+                (v, task.ChunkError(index=0, receipt=receipt)),
+                (r, task.Finish(code=0, detail="")),
+                (v, task.Closed(chunks=0)),
+            ],
+        ),
+        s("a tile before any chunk", [(*tile(0)[0], "BAD_DIGEST")]),
+        s("a tile that the chunk does not need", [a_chunk[0], (*tile(2)[0], "BAD_DIGEST")]),
+        s("a tile that is held", [*a_chunk, (r, task.Assign(index=1)), (*tile(0)[0], "BAD_DIGEST")]),
+        s("a chunk before the last one's tiles", [*a_chunk[:3], (r, task.Assign(index=1), "OUT_OF_ORDER")]),
+        s("a tile of another size", [a_chunk[0], (r, task.BlobStart(digest=sha(TILES[0]), size=23), "OVERSIZED")]),
+        s("a tile with other bytes", [*a_chunk[:2], (r, task.BlobData(data=bytes([9]) * 24), "BAD_DIGEST")]),
+        t("a tile where nothing is split", [*running, (r, task.Assign(index=0)), (*tile(0)[0], "BAD_DIGEST")]),
         t("a frame of no bytes", [(r, b"\x00", "OVERSIZED")]),
         t("a frame above the bound", [(r, b"\xc1\x80\x10", "OVERSIZED")]),
         t("a frame whose length is not the shortest", [(r, b"\x83\x00\xa1\x00\x04", "MALFORMED")]),
