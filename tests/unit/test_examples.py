@@ -86,6 +86,19 @@ def test_mandelbrot(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_blur() -> None:
+    program = example("blur")
+    image = program.picture(90, 130)
+    found = on_a_network(lambda node: program.blurred(node, image, chunks=12))
+    padded = np.pad(image, 2, mode="edge").astype(np.int64)
+    total = np.full(image.shape, 128)
+    for down, one in enumerate(program.WEIGHTS):
+        for right, other in enumerate(program.WEIGHTS):
+            total += one * other * padded[down : down + 90, right : right + 130]
+    assert np.array_equal(found, (total >> 8).astype(np.uint8))
+    assert found.astype(int).std() < image.astype(int).std()
+
+
 def test_option_pricing() -> None:
     program = example("option_pricing")
     option = program.Option(steps=6)
