@@ -19,22 +19,24 @@ from p2pcompute_protocols.work import SplitArg
 
 __all__ = ["SplitInputs", "TiledInput", "along_rows", "tile_shape"]
 
-_TILE_BYTES: Final = (32 * 1024, 512 * 1024)  # least and most of a tile that we choose
-_PARTS: Final = 4  # tiles along each side of a chunk
-_IN_THREAD_BYTES: Final = 1 << 20
+_LEAST_BYTES: Final = 4 * 1024  # of a tile that we choose
+_WANTED_BYTES: Final = 32 * 1024  # as far as a chunk is so large
+_MOST_BYTES: Final = 512 * 1024
+_PARTS: Final = 16  # tiles along each side of a chunk, at most
+_IN_THREAD_BYTES: Final = 4 << 20
 
 
 def tile_shape(spec: InputSpec, launch: Launch, blocks_per_chunk: int) -> tuple[int, ...]:
-    """Lengths of tiles that suit chunks of so many blocks: a few of them make a chunk, so that what lies beyond its
-    sides is not much more than the halo."""
+    """Lengths of tiles that suit chunks of so many blocks: flat ones, so that those beyond a chunk's sides are not much
+    more than the halo, and long ones, so that there are not too many."""
     split = spec.split
     assert split is not None
     places = blocks_box(launch, 0, min(blocks_per_chunk, launch.blocks))
-    tile = list(spec.shape)
+    tile, chunk = list(spec.shape), list(spec.shape)
     for axis, grid in enumerate(split.axes):
         low, high = places[grid]
-        tile[axis] = min(spec.shape[axis], max(1, -(-(high - low) // _PARTS)))
-    least, most = _TILE_BYTES
+        chunk[axis] = min(spec.shape[axis], high - low)
+        tile[axis] = min(chunk[axis], -(-(high - low) // _PARTS))
     size = np.dtype(spec.dtype).itemsize
 
     def nbytes() -> int:
@@ -44,11 +46,12 @@ def tile_shape(spec: InputSpec, launch: Launch, blocks_per_chunk: int) -> tuple[
         return int(np.prod([-(-n // t) for n, t in zip(spec.shape, tile, strict=True)], dtype=object))
 
     for axis in range(len(tile)):
-        while nbytes() > most and tile[axis] > 1:
+        while nbytes() > _MOST_BYTES and tile[axis] > 1:
             tile[axis] = -(-tile[axis] // 2)
-    for axis in reversed(range(len(tile))):
-        while (nbytes() < least or tiles() > MAX_TILES) and tile[axis] < spec.shape[axis]:
-            tile[axis] = min(spec.shape[axis], 2 * tile[axis])
+    for least, lengths in ((_WANTED_BYTES, chunk), (_LEAST_BYTES, spec.shape)):
+        for axis in reversed(range(len(tile))):
+            while (nbytes() < least or tiles() > MAX_TILES) and tile[axis] < lengths[axis]:
+                tile[axis] = min(lengths[axis], 2 * tile[axis])
     return tuple(tile)
 
 

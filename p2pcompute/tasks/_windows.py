@@ -22,7 +22,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Pieces: TypeAlias = Callable[[int, int], Iterable[tuple[Sequence[int], Array]]]
 """(Position of a split argument, first block of a run) to parts of the array that hold what the run may load."""
 
-_IN_THREAD_BYTES: Final = 1 << 20
+_IN_THREAD_BYTES: Final = 8 << 20
 
 
 def array_pieces(arrays: Mapping[int, Array]) -> Pieces:
