@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly check-system clean
+.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly mutants check-system clean
 
 install: $(STAMP)
 
@@ -58,6 +58,17 @@ crash-nightly: $(STAMP)
 
 contracts:
 	@sh scripts/compile-contracts.sh
+
+# the state machines of the contracts, for hours instead of seconds: 10,000 runs of 500 steps each
+contracts-nightly: $(STAMP)
+	@P2PCOMPUTE_CONTRACT_EXAMPLES=$${EXAMPLES:-10000} P2PCOMPUTE_CONTRACT_STEPS=$${STEPS:-500} \
+	    $(BIN)/python -m pytest tests/unit/chain/test_hub_model.py tests/unit/chain/test_registry_model.py \
+	    --timeout=0 -n 2 --dist=loadfile
+
+# plants the faults of tests/mutants, one at a time, and sees that the tests find them
+mutants: $(STAMP)
+	@sh scripts/compile-contracts.sh --venv
+	@$(BIN)/python scripts/mutants.py
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .

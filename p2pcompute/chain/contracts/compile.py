@@ -41,12 +41,15 @@ def artifact(path: Path) -> str:
 
 
 def main() -> int:
-    """Write the artefacts, or with --check compare them; 1 where one differs."""
+    """Write the artefacts, or with --check compare them; 1 where one differs. `--only NAME` leaves the others."""
     check = "--check" in sys.argv[1:]
+    only = sys.argv[sys.argv.index("--only") + 1] if "--only" in sys.argv else None
     stale: list[str] = []
     places = [(source, ARTIFACTS) for source in sorted(HERE.glob("*.vy"))]
     places += [(source, FOR_TESTS) for source in sorted(FOR_TESTS.glob("*.vy"))]
     for source, folder in places:
+        if only not in (None, source.stem):
+            continue
         path = folder / f"{source.stem}.json"
         text = artifact(source)
         if not check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,8 @@ from p2pcompute_protocols.channel._voucher import (
     sign_voucher,
 )
 from p2pcompute_protocols.ids import Address, ChannelId
+
+from .weakened import Compiler
 
 CHAIN_ID = 1234
 SUPPLY_UUSD = 2**200
@@ -206,3 +209,10 @@ def bench() -> HubBench:
 @pytest.fixture
 def bench_type() -> type[HubBench]:
     return HubBench
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[Compiler]:
+    made = Compiler()
+    yield made
+    made.close()

@@ -204,6 +204,17 @@ def test_closing_takes_the_delay_and_claims_still_count(bench: Bench) -> None:
     assert bench.reason(payee, finalize) == "not open"
 
 
+def test_nobody_but_the_payee_closes_without_a_request(bench: Bench) -> None:
+    payer, payee, signer = people(bench)
+    bench.open(payer, payee, signer, 100)
+    finalize = encode_finalize(payer.address, payee.address, signer.address)
+    for other in (payer, signer, bench.account("stranger")):
+        assert bench.reason(other, finalize) == "no request to close"
+        # Only the payer can ask: another's request is for a channel of its own, which has no money.
+        if other is not payer:
+            assert bench.reason(other, encode_request_close(payee.address, signer.address)) == "nothing reserved"
+
+
 def test_the_payee_closes_at_any_time(bench: Bench) -> None:
     payer, payee, signer = people(bench)
     bench.open(payer, payee, signer, 100)

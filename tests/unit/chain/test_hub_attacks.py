@@ -23,7 +23,7 @@ from p2pcompute.chain._hub import encode_balances
 from p2pcompute_protocols.channel._voucher import Voucher, sign_voucher
 from p2pcompute_protocols.ids import Address, ChannelId
 
-from .weakened import Case, compile_weakened, needs_compiler
+from .weakened import Case, Compiler, needs_compiler
 
 Bench = Any  # tests/unit/chain/conftest.py: HubBench
 
@@ -240,16 +240,10 @@ def test_attack_fails(bench: Bench, case: Case) -> None:
     assert not case.attack(bench)
 
 
-@pytest.fixture(scope="module")
-def weakened() -> dict[str, bytes]:
-    """The bytecode of the hub without each of the defences."""
-    return compile_weakened("ChannelHub", CASES)
-
-
 @needs_compiler
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_attack_succeeds_without_the_defence(bench_type: type[Bench], case: Case, weakened: dict[str, bytes]) -> None:
-    assert case.attack(bench_type(weakened[case.name]))
+def test_attack_succeeds_without_the_defence(bench_type: type[Bench], case: Case, compiler: Compiler) -> None:
+    assert case.attack(bench_type(compiler.without("ChannelHub", case)))
 
 
 def test_a_twin_with_a_high_s_is_skipped(bench: Bench) -> None:

@@ -34,7 +34,7 @@ from p2pcompute_protocols._evm import sign_digest
 from p2pcompute_protocols.channel._voucher import Domain, keccak256
 from p2pcompute_protocols.ids import Address
 
-from .weakened import Case, compile_weakened, needs_compiler
+from .weakened import Case, Compiler, needs_compiler
 
 Bench = Any  # tests/unit/chain/conftest.py: HubBench
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
@@ -209,6 +209,16 @@ def test_a_payee_closes_by_signature_and_anyone_submits_it(bench: Bench) -> None
     state = bench.channel(payer, payee, payer)
     assert (state.deposit_uusd, state.claimed_uusd, state.close_at_s) == (400, 400, 0)
     assert bench.reason(stranger, data) == "not open"
+
+
+def test_a_consent_is_good_up_to_its_deadline(bench: Bench) -> None:
+    payer, payee, _ = people(bench)
+    bench.open(payer, payee, payer, 1000)
+    data = consent(bench, payer, payee, deadline_s=bench.now_s + 60)
+    bench.now_s += 60
+    assert bench.reason(payer, data) == ""
+    bench.now_s += 1
+    assert bench.reason(payer, data) == "too late"
 
 
 def test_a_signature_closes_what_the_payer_has_asked_to_close(bench: Bench) -> None:
@@ -404,25 +414,19 @@ def test_attack_fails(bench: Bench, case: Case) -> None:
     assert not case.attack(bench)
 
 
-@pytest.fixture(scope="module")
-def weakened() -> dict[str, bytes]:
-    return compile_weakened("ChannelHub", CASES)
-
-
 @needs_compiler
 @pytest.mark.parametrize("case", CASES, ids=NAMES)
-def test_attack_succeeds_without_the_defence(bench_type: type[Bench], case: Case, weakened: dict[str, bytes]) -> None:
-    assert case.attack(bench_type(weakened[case.name]))
+def test_attack_succeeds_without_the_defence(bench_type: type[Bench], case: Case, compiler: Compiler) -> None:
+    assert case.attack(bench_type(compiler.without("ChannelHub", case)))
 
 
 @needs_compiler
-def test_the_last_epoch_has_no_signed_closing(bench_type: type[Bench]) -> None:
+def test_the_last_epoch_has_no_signed_closing(bench_type: type[Bench], compiler: Compiler) -> None:
     """Where the count stands still a signature could count twice. Here that is after two closings, not 2**24 - 1."""
     short = Case(
         closing_by_a_stranger, (("MAX_EPOCH: constant(uint256) = 2**24 - 1", "MAX_EPOCH: constant(uint256) = 2"),)
     )
-    (code,) = compile_weakened("ChannelHub", [short]).values()
-    bench = bench_type(code)
+    bench = bench_type(compiler.without("ChannelHub", short))
     payer, payee, _ = people(bench)
     finalize = encode_finalize(payer.address, payee.address, payer.address)
     for epoch in (0, 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,23 +32,37 @@ class Case:
         return self.attack.__name__
 
 
-COMPILE_ALL = """
+SERVE = """
 import json, sys, vyper
-sources = json.load(sys.stdin)
-json.dump([vyper.compile_code(s, output_formats=["bytecode"])["bytecode"] for s in sources], sys.stdout)
+for line in sys.stdin:
+    code = vyper.compile_code(json.loads(line), output_formats=["bytecode"])["bytecode"]
+    print(code, flush=True)
 """
 
 
-def compile_weakened(contract: str, cases: Sequence[Case]) -> dict[str, bytes]:
-    """The bytecode of a contract without each of its defences, by the attack's name."""
-    sources = []
-    for case in cases:
+class Compiler:
+    """A process that has loaded the compiler, for the tests of one module; each test waits for its own contract."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [VYPER_PYTHON, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def without(self, contract: str, case: Case) -> bytes:
+        """The bytecode of a contract without a defence."""
         source = (CONTRACTS / f"{contract}.vy").read_text()
         for old, new in case.without:
             assert old in source
             source = source.replace(old, new)
-        sources.append(source)
-    done = subprocess.run(
-        [VYPER_PYTHON, "-c", COMPILE_ALL], input=json.dumps(sources), capture_output=True, text=True, check=True
-    )
-    return {case.name: bytes.fromhex(code[2:]) for case, code in zip(cases, json.loads(done.stdout), strict=True)}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(source) + "\n")
+        self._process.stdin.flush()
+        code = self._process.stdout.readline()
+        assert code, "the compiler refused it"
+        return bytes.fromhex(code.strip()[2:])
+
+    def close(self) -> None:
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
