@@ -56,3 +56,16 @@ def test_the_largest_batches_fit_into_a_transaction(snapshot: dict[str, dict[str
     hub = snapshot["hub"]
     assert hub["claim 256"] < 2**24 // 2
     assert max(hub["claim 256, all forged"], hub["claim 256, all stale"]) < hub["claim 256"]
+
+
+def test_the_page_says_what_the_snapshot_says(snapshot: dict[str, dict[str, int]]) -> None:
+    page = (Path(__file__).parents[3] / "docs/contracts.md").read_text()
+    hub, life = snapshot["hub"], snapshot["life of a channel"]
+    rows = {"claim": (1, 10, 100, 256), "open": (1, 10, 100), "top up": (1, 10, 100)}
+    for verb, batches in rows.items():
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {verb}") and "each channel" in line)
+        said = [int(cell.replace(",", "")) for cell in line.split("|")[2:] if cell.strip().replace(",", "").isdigit()]
+        assert said == [round(hub[f"{verb} {rows}"] / rows) for rows in batches]
+    for gas in life.values():
+        assert f" {gas:,} " in page
+        assert f" {gas / CHUNKS:.1f} " in page
