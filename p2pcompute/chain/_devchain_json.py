@@ -7,7 +7,7 @@ from typing import Any
 
 from ._devchain_evm import LogEntry, Mined
 
-__all__ = ["block_json", "data_hex", "log_json", "quantity", "receipt_json", "transaction_json"]
+__all__ = ["block_json", "data_hex", "log_json", "quantity", "receipt_json", "transaction_json", "waiting_json"]
 
 
 def quantity(value: int) -> str:
@@ -62,20 +62,32 @@ def receipt_json(item: Mined, header: Any) -> dict[str, Any]:
 
 def transaction_json(item: Mined, header: Any) -> dict[str, Any]:
     """A transaction; `header` is its block's."""
-    tx = item.tx
-    kind = tx.type_id or 0
-    found: dict[str, Any] = {
-        "type": quantity(kind),
-        "hash": data_hex(item.hash),
-        "nonce": quantity(tx.nonce),
+    return {
+        **_transaction(item.tx),
         "blockHash": data_hex(header.hash),
         "blockNumber": quantity(item.block),
         "transactionIndex": quantity(item.index),
-        "from": data_hex(item.sender),
+        "gasPrice": quantity(item.gas_price_wei),
+    }
+
+
+def waiting_json(tx: Any) -> dict[str, Any]:
+    """A transaction that waits for a block."""
+    most_wei = tx.max_fee_per_gas if (tx.type_id or 0) == 2 else tx.gas_price
+    nowhere = {"blockHash": None, "blockNumber": None, "transactionIndex": None}
+    return {**_transaction(tx), **nowhere, "gasPrice": quantity(most_wei)}
+
+
+def _transaction(tx: Any) -> dict[str, Any]:
+    kind = tx.type_id or 0
+    found: dict[str, Any] = {
+        "type": quantity(kind),
+        "hash": data_hex(tx.hash),
+        "nonce": quantity(tx.nonce),
+        "from": data_hex(tx.sender),
         "to": data_hex(tx.to) if tx.to else None,
         "value": quantity(tx.value),
         "gas": quantity(tx.gas),
-        "gasPrice": quantity(item.gas_price_wei),
         "input": data_hex(tx.data),
         "chainId": quantity(tx.chain_id),
         "r": quantity(tx.r),

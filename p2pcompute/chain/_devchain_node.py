@@ -15,6 +15,7 @@ from p2pcompute_protocols.ids import Address
 from ._artifacts import hub_creation, token_creation
 from ._devchain_evm import DevChain, Genesis, Mined, TransactionRefused
 from ._devchain_journal import Journal, JournalCorrupt
+from ._devchain_pool import Pool
 from ._hub import encode_transfer
 from ._tx import UnsignedTx, contract_address, sign_transaction
 
@@ -44,6 +45,7 @@ class DevNode:
     Args:
         directory: where the journal lies, or None for a chain that forgets (for tests in one process).
         now_s: the clock, UNIX seconds.
+        by_interval: transactions wait for `tick`; else each is mined as it comes.
 
     Attributes:
         chain: the chain itself.
@@ -55,7 +57,7 @@ class DevNode:
         JournalCorrupt: the journal is damaged, or was written by another version of the chain.
     """
 
-    def __init__(self, directory: Path | None, *, now_s: Callable[[], int] = _now_s) -> None:
+    def __init__(self, directory: Path | None, *, now_s: Callable[[], int] = _now_s, by_interval: bool = False) -> None:
         self._now_s = now_s
         self._ahead_s = 0
         self._faucet = coincurve.PrivateKey(_FAUCET_SECRET)
@@ -75,6 +77,7 @@ class DevNode:
         finally:
             if self._journal:
                 self._journal.entries = []  # they are in the chain now
+        self.pool = Pool(self.chain) if by_interval else None
 
     # Start
 
@@ -125,7 +128,7 @@ class DevNode:
     # Use
 
     def send(self, raw: bytes) -> bytes:
-        """Mine a raw transaction; its hash comes back when it is on disk.
+        """Mine a raw transaction; its hash comes back when it is on disk. By interval, have it wait for the next block.
 
         Raises:
             TransactionRefused: it can't be mined as it stands, or is on the chain already.
@@ -134,8 +137,28 @@ class DevNode:
         tx_hash = keccak256(raw)
         if self.chain.mined(tx_hash) is not None:
             raise TransactionRefused("already known")
-        self._mine([raw])
+        if self.pool is None:
+            self._mine([raw])
+        else:
+            self.pool.add(raw)
         return tx_hash
+
+    def tick(self) -> None:
+        """Make a block of what waits; an empty one where nothing does.
+
+        Raises:
+            DiskFull, StorageError: see `send`.
+        """
+        chosen = [] if self.pool is None else self.pool.choose()
+        while True:
+            try:
+                self._mine([raw for _, raw in chosen])
+                return
+            except TransactionRefused:
+                # Each could be mined, and all of them together can't: an account pays for one and not for two.
+                if len(chosen) == 1 and self.pool is not None:
+                    self.pool.drop(chosen[0][0])
+                chosen = chosen[: len(chosen) // 2]
 
     def faucet(self, address: Address, wei: int, token_uusd: int) -> tuple[Mined, ...]:
         """Send development money to an account: ether for gas, and test tokens.

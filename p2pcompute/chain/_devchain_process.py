@@ -28,6 +28,7 @@ class DevChainProcess:
     Args:
         data_dir: where the chain is kept.
         port: its TCP port on loopback, or 0 for any that is free.
+        block_time_s: see `serve_devchain`.
 
     Attributes:
         url: its JSON-RPC endpoint.
@@ -39,9 +40,11 @@ class DevChainProcess:
 
     process: trio.Process
 
-    def __init__(self, data_dir: Path | str, *, port: int = 0) -> None:
+    def __init__(self, data_dir: Path | str, *, port: int = 0, block_time_s: float | None = None) -> None:
         self._command = [sys.executable, "-m", "p2pcompute.chain.devchain"]
         self._command += ["--data-dir", os.fspath(data_dir), "--port", str(port)]
+        if block_time_s is not None:
+            self._command += ["--block-time", str(block_time_s)]
         self._command.append("--until-stdin-closes")  # so that it does not outlive an owner that was killed
         self.url = ""
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from p2pcompute_protocols.ids import Address
 
 from ._devchain_evm import CALL_GAS_LIMIT, CallFailed, LogEntry, Mined, TransactionRefused
-from ._devchain_json import block_json, data_hex, log_json, quantity, receipt_json, transaction_json
+from ._devchain_json import block_json, data_hex, log_json, quantity, receipt_json, transaction_json, waiting_json
 from ._devchain_node import DevNode
 from ._devchain_reads import Allowance, GasSpent
 
@@ -163,7 +163,10 @@ class DevRpc:
         return quantity(self._state(block).get_balance(_address(address)))
 
     def _nonce(self, address: Any, block: Any = "latest") -> str:
-        return quantity(self._state(block).get_nonce(_address(address)))
+        owner = _address(address)
+        nonce = self._state(block).get_nonce(owner)
+        pool = self._node.pool if block == "pending" else None
+        return quantity(nonce if pool is None else pool.next_nonce(owner, nonce))
 
     def _code(self, address: Any, block: Any = "latest") -> str:
         return data_hex(self._state(block).get_code(_address(address)))
@@ -218,7 +221,10 @@ class DevRpc:
 
     def _transaction(self, tx_hash: Any) -> dict[str, Any] | None:
         item = self._found(tx_hash)
-        return None if item is None else transaction_json(item, self._chain.header(item.block))
+        if item is None:
+            waiting = None if self._node.pool is None else self._node.pool.get(_bytes(tx_hash, "hash", 32))
+            return None if waiting is None else waiting_json(waiting)
+        return transaction_json(item, self._chain.header(item.block))
 
     def _receipt(self, tx_hash: Any) -> dict[str, Any] | None:
         item = self._found(tx_hash)

@@ -1,7 +1,7 @@
 """The development chain as a service and as a program: `python -m p2pcompute.chain.devchain --data-dir D`.
 
-It is an Ethereum chain for one machine: it mines each transaction at once, costs nothing, keeps what it has
-acknowledged through crashes, and comes with a channel hub, a test token and a faucet. Several processes can share
+It is an Ethereum chain for one machine: it mines each transaction at once, or by the clock, costs nothing, keeps what
+it has acknowledged through crashes, and comes with a channel hub, a test token and a faucet. Several processes can share
 it. It guards nothing of value: whoever can reach its port can use it.
 """
 
@@ -54,6 +54,7 @@ async def serve_devchain(
     host: str = "127.0.0.1",
     port: int = 0,
     *,
+    block_time_s: float | None = None,
     limits: HttpLimits | None = None,
     task_status: trio.TaskStatus[DevChainInfo] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -67,6 +68,8 @@ async def serve_devchain(
         data_dir: where its journal lies; a directory serves one chain at a time.
         host: the address to listen on.
         port: the TCP port, or 0 for any that is free.
+        block_time_s: seconds between two blocks; transactions wait for the next one, and what waits is forgotten by a
+            crash, as on other chains. None mines each as it comes.
         limits: bounds for clients.
         task_status: gets a `DevChainInfo` as soon as requests are answered.
 
@@ -78,7 +81,8 @@ async def serve_devchain(
     """
     listeners = await _listen(host, port)
     try:
-        node = await trio.to_thread.run_sync(DevNode, Path(data_dir))
+        by_interval = block_time_s is not None
+        node = await trio.to_thread.run_sync(partial(DevNode, Path(data_dir), by_interval=by_interval))
     except BaseException:
         for listener in listeners:
             await trio.aclose_forcefully(listener)
@@ -120,6 +124,22 @@ async def serve_devchain(
                 finally:
                     allowance.gone.set()
 
+            async def mine_by_interval(seconds: float) -> None:
+                def work() -> None:
+                    with turns.turn():
+                        try:
+                            if not failures:
+                                node.tick()
+                        except StorageError as exc:
+                            failures.append(exc)
+
+                while not failures:
+                    await trio.sleep(seconds)
+                    await trio.to_thread.run_sync(work)
+                nursery.cancel_scope.cancel()
+
+            if block_time_s is not None:
+                nursery.start_soon(mine_by_interval, block_time_s)
             await nursery.start(partial(serve_http_connections, listeners, answer, limits=limits))
             bound = listeners[0].socket.getsockname()
             shown = f"[{bound[0]}]" if ":" in bound[0] else bound[0]
@@ -160,7 +180,12 @@ def _announce(path: Path, url: str) -> None:
 async def _run(arguments: argparse.Namespace) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
-            info = await nursery.start(serve_devchain, arguments.data_dir, arguments.host, arguments.port)
+            info = await nursery.start(
+                partial(serve_devchain, block_time_s=arguments.block_time),
+                arguments.data_dir,
+                arguments.host,
+                arguments.port,
+            )
             if arguments.announce is not None:
                 _announce(arguments.announce, info.url)
             sys.stdout.write(info.url + "\n")
@@ -179,6 +204,13 @@ async def _stop_at_end_of_stdin(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0.05 <= value <= 3_600:
+        raise argparse.ArgumentTypeError("write 0.05 to 3600 seconds")
+    return value
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; its exit code."""
     parser = argparse.ArgumentParser(
@@ -187,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-dir", type=Path, required=True, help="where the chain is kept")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=0, help="TCP port; 0 takes any that is free (0)")
+    parser.add_argument("--block-time", type=_seconds, metavar="SECONDS", help="mine by the clock (at once)")
     parser.add_argument("--announce", type=Path, help="file that gets the URL when the chain is ready")
     parser.add_argument(
         "--until-stdin-closes", action="store_true", help="stop when whoever holds the other end of stdin ends"

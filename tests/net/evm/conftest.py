@@ -152,9 +152,9 @@ async def open_anvil(*options: str) -> AsyncGenerator[Evm]:
 
 
 @asynccontextmanager
-async def open_devchain(directory: Path) -> AsyncGenerator[Evm]:
+async def open_devchain(directory: Path, block_time_s: float | None = None) -> AsyncGenerator[Evm]:
     """Our own development chain."""
-    async with DevChainProcess(directory) as chain, ChainClient(chain.url) as rpc:
+    async with DevChainProcess(directory, block_time_s=block_time_s) as chain, ChainClient(chain.url) as rpc:
         place = await find_hub(rpc)
 
         async def give(account: Address, tokens_uusd: int, wei: int = 10**18) -> None:
@@ -179,11 +179,12 @@ def bare_anvil() -> Callable[..., AbstractAsyncContextManager[str]]:
     return run_anvil
 
 
-@pytest.fixture(params=["devchain", "anvil"])
+@pytest.fixture(params=["devchain", "devchain by the clock", "anvil"])
 def evm(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], AbstractAsyncContextManager[Evm]]:
     """Opens a chain with a hub: the same test on either."""
-    if request.param == "devchain":
-        return lambda: open_devchain(tmp_path / "chain")
+    if request.param.startswith("devchain"):
+        block_time_s = 0.2 if request.param.endswith("clock") else None
+        return lambda: open_devchain(tmp_path / "chain", block_time_s)
     if anvil_program() is None:
         pytest.skip(HOW)
     return open_anvil
