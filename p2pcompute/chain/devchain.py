@@ -1,8 +1,8 @@
 """The development chain as a service and as a program: `python -m p2pcompute.chain.devchain --data-dir D`.
 
 It is an Ethereum chain for one machine: it mines each transaction at once, or by the clock, costs nothing, keeps what
-it has acknowledged through crashes, and comes with a channel hub, a test token and a faucet. Several processes can share
-it. It guards nothing of value: whoever can reach its port can use it.
+it has acknowledged through crashes, and comes with a channel hub, a test token and a faucet. Several processes can
+share it. It guards nothing of value: whoever can reach its port can use it.
 """
 
 from __future__ import annotations
