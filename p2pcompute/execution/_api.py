@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -20,6 +20,7 @@ __all__ = [
     "ArgSpec",
     "Backend",
     "CompiledKernel",
+    "DeviceBackend",
     "InputSpec",
     "KernelSource",
     "Launch",
@@ -144,4 +145,19 @@ class Backend(Protocol):
 
     def items_per_block(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> int:
         """Items of one block: its threads, or 1 where they work together."""
+        ...
+
+
+@runtime_checkable
+class DeviceBackend(Protocol):
+    """What a back end has besides where its launches run on a device of its own."""
+
+    @property
+    def device_ns(self) -> int:
+        """Nanoseconds that launches have taken so far, by the device's own events."""
+        ...
+
+    @property
+    def lost(self) -> bool:
+        """Whether nothing can be run any more, after a fault on the device: the process has to end."""
         ...

@@ -8,6 +8,7 @@ looks at what came out before it is loaded. Compiling needs no device.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,16 @@ from typing import Any, Final, Self
 import numpy as np
 
 from p2pcompute.errors import ExecutionError
-from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
+from p2pcompute.execution._api import (
+    ArgSpec,
+    Array,
+    CompiledKernel,
+    DeviceBackend,
+    InputSpec,
+    KernelSource,
+    Launch,
+    OutputSpec,
+)
 from p2pcompute.execution._cuda_compile import CudaCompiler
 from p2pcompute.execution._cuda_device import CudaDevice, open_device
 from p2pcompute.execution._cuda_text import program_text, snapshots_outside
@@ -128,6 +138,16 @@ class CudaBackend:
                 f"and kernels are compiled for {self._compiler.capability}"
             )
         return self._device
+
+    @property
+    def device_ns(self) -> int:
+        """Nanoseconds that launches have taken so far, by the device's own events; 0 where it counts none."""
+        return self._device.device_ns if isinstance(self._device, DeviceBackend) else 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether a fault on the device has made it useless to this process."""
+        return isinstance(self._device, DeviceBackend) and self._device.lost
 
     @property
     def blocks_a_launch(self) -> int:
@@ -276,8 +296,39 @@ class _Memory:
         return address
 
 
+class _Resident:
+    """Inputs that stay on a device from run to run, as long as the compiled kernel lives. A chunk is several launches,
+    and all chunks have the same inputs. Only what nobody can write is kept: an array may change otherwise."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[CudaDevice, int, Array]] = {}  # by id of the array, which is held too
+
+    def put(self, device: CudaDevice, values: Array) -> int | None:
+        """Where it lies; None for one that can't be kept."""
+        if values.flags.writeable:
+            return None
+        held = self._held.get(id(values))
+        if held is None or held[0] is not device:
+            address = device.allocate(max(values.nbytes, 1))
+            try:
+                device.upload(address, values)
+            except BaseException:
+                device.release(address)
+                raise
+            self._held[id(values)] = held = (device, address, values)
+        return held[1]
+
+    def release(self) -> None:
+        """Give all of it back."""
+        while self._held:
+            _, (device, address, _) = self._held.popitem()
+            device.release(address)
+
+
 class _Compiled:
     def __init__(self, backend: CudaBackend, program: _Program, layout: Layout, lowered: Lowered) -> None:
+        self._resident = _Resident()
+        weakref.finalize(self, self._resident.release).atexit = False
         self._backend = backend
         self._program = program
         self._layout = layout
@@ -356,7 +407,10 @@ class _Compiled:
                 for number in (*parameter.spec.shape, *value.origin[:dims]):
                     tail.scalar("int64", number)
                 value = np.require(value.values, requirements=["C", "A"])
-            address = memory.put(value)
+                kept = None  # another one with each chunk
+            else:
+                kept = self._resident.put(self._backend.device, value) if isinstance(parameter.spec, InputSpec) else None
+            address = memory.put(value) if kept is None else kept
             if isinstance(parameter.spec, OutputSpec):
                 for length in parameter.spec.shape:
                     tail.scalar("int64", length)

@@ -18,6 +18,9 @@ from p2pcompute.execution._cuda_compile import CudaNotInstalled, check_installed
 
 __all__ = ["CudaDevice", "CudaFailure", "NoCudaDevice", "find_devices", "open_device"]
 
+_BLOCKING_SYNC = 4  # CU_CTX_SCHED_BLOCKING_SYNC: who waits for a launch sleeps
+_STICKY = frozenset({700, 702, 709, 710, 713, 714, 715, 716, 717, 718, 719, 999})
+"""Errors after which a context is of no use: a fault in a kernel, and unknown ones."""
 _PARAMETERS, _SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER, _BUFFER_SIZE, _END
 
 
@@ -26,7 +29,11 @@ class NoCudaDevice(ExecutionError):
 
 
 class CudaFailure(ExecutionError):
-    """The driver refused an operation."""
+    """The driver refused an operation. `status` is its error's number."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class CudaDevice(Protocol):
@@ -105,13 +112,18 @@ def _driver() -> Any:
 def _call(function: Any, *args: Any) -> Any:
     status, *results = function(*args)
     if int(status) != 0:
-        raise CudaFailure(f"{function.__name__}: {status!r}")
+        raise CudaFailure(f"{function.__name__}: {status!r}", int(status))
     return results[0] if len(results) == 1 else results
 
 
 class _Driven:
     """A device behind the driver. Its context, the primary one, is made when something is first put on it, and is
-    current in the thread that did."""
+    current in the thread that did.
+
+    Attributes:
+        device_ns: what launches took, by events before and behind each.
+        lost: a kernel has met a fault, and the context is of no more use.
+    """
 
     def __init__(self, driver: Any, ordinal: int) -> None:
         self._driver = driver
@@ -125,42 +137,63 @@ class _Driven:
         self.capability = (attribute("COMPUTE_CAPABILITY_MAJOR"), attribute("COMPUTE_CAPABILITY_MINOR"))
         self.processors = attribute("MULTIPROCESSOR_COUNT")
         self.memory_bytes = int(_call(driver.cuDeviceTotalMem, device))
+        self.device_ns = 0
+        self.lost = False
         self._device = device
         self._context: Any = None
+        self._events: tuple[Any, Any] = (None, None)
 
     def _ready(self) -> Any:
         if self._context is None:
+            _call(self._driver.cuDevicePrimaryCtxSetFlags, self._device, _BLOCKING_SYNC)
             self._context = _call(self._driver.cuDevicePrimaryCtxRetain, self._device)
             _call(self._driver.cuCtxSetCurrent, self._context)
+            self._events = (_call(self._driver.cuEventCreate, 0), _call(self._driver.cuEventCreate, 0))
         return self._driver
+
+    def _on(self, function: Any, *args: Any) -> Any:
+        """A call that may be the first to hear of a fault in a kernel."""
+        try:
+            return _call(function, *args)
+        except CudaFailure as error:
+            self.lost = self.lost or error.status in _STICKY
+            raise
 
     def load(self, ptx: str) -> Any:
         # linked here, not by the driver: that may be older than the PTX
-        return _call(self._ready().cuModuleLoadData, link_cubin(ptx, self.capability))
+        return self._on(self._ready().cuModuleLoadData, link_cubin(ptx, self.capability))
 
     def allocate(self, size: int) -> int:
-        return int(_call(self._ready().cuMemAlloc, max(size, 1)))
+        # Zeroed, whatever is then put there: what another process has left is nobody's to see.
+        driver, size = self._ready(), max(size, 1)
+        address = int(self._on(driver.cuMemAlloc, size))
+        self._on(driver.cuMemsetD8, address, 0, size)
+        return address
 
     def release(self, address: int) -> None:
-        _call(self._driver.cuMemFree, address)
+        self._on(self._driver.cuMemFree, address)
 
     def upload(self, address: int, values: Array) -> None:
         if values.nbytes:
-            _call(self._driver.cuMemcpyHtoD, address, values.ctypes.data, values.nbytes)
+            self._on(self._driver.cuMemcpyHtoD, address, values.ctypes.data, values.nbytes)
 
     def download(self, address: int, values: Array) -> None:
-        _call(self._driver.cuCtxSynchronize)
+        self._on(self._driver.cuCtxSynchronize)
         if values.nbytes:
-            _call(self._driver.cuMemcpyDtoH, values.ctypes.data, address, values.nbytes)
+            self._on(self._driver.cuMemcpyDtoH, values.ctypes.data, address, values.nbytes)
 
     def launch(
         self, code: Any, entry: str, grid: tuple[int, int, int], block: tuple[int, int, int], parameters: bytes
     ) -> None:
-        function = _call(self._driver.cuModuleGetFunction, code, entry.encode())
+        function = self._on(self._driver.cuModuleGetFunction, code, entry.encode())
         block_of_bytes = np.frombuffer(parameters, dtype=np.uint8).copy()
         size = ctypes.c_size_t(len(parameters))
         extra = (ctypes.c_void_p * 5)(
             _PARAMETERS, block_of_bytes.ctypes.data, _SIZE, ctypes.addressof(size), _END
         )  # fmt: skip
-        _call(self._driver.cuLaunchKernel, function, *grid, *block, 0, 0, 0, ctypes.addressof(extra))
-        _call(self._driver.cuCtxSynchronize)  # what goes wrong is said here, and the parameters are free again
+        before, behind = self._events
+        self._on(self._driver.cuEventRecord, before, 0)
+        self._on(self._driver.cuLaunchKernel, function, *grid, *block, 0, 0, 0, ctypes.addressof(extra))
+        self._on(self._driver.cuEventRecord, behind, 0)
+        self._on(self._driver.cuCtxSynchronize)  # what goes wrong is said here, and the parameters are free again
+        self.device_ns += int(self._on(self._driver.cuEventElapsedTime, before, behind) * 1e6)

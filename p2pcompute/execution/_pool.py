@@ -195,7 +195,9 @@ class WorkerPool:
         if self.policy.bwrap == "never":
             self._bwrap_note = "switched off by the policy"
             return
-        self._bwrap, self._bwrap_note = await probe_bwrap(sys.executable, readable_paths(self._program))
+        self._bwrap, self._bwrap_note = await probe_bwrap(
+            sys.executable, readable_paths(self._program), self._program.devices
+        )
         if self._bwrap is None and self.policy.bwrap == "require":
             raise SandboxError(f"the policy requires bubblewrap: {self._bwrap_note}")
 
@@ -281,7 +283,7 @@ class WorkerPool:
 
     async def _take_new(self) -> tuple[WorkerSession, WorkerProcess]:
         process = await self._take()
-        return WorkerSession(process, self.limits, grace_s=self._grace_s), process
+        return WorkerSession(process, self.limits, grace_s=self._grace_s, energy=self._program.energy), process
 
     async def _take(self) -> WorkerProcess:
         while self._warm:

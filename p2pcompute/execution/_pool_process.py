@@ -24,6 +24,7 @@ from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._pool_failure import failure_of, printable
 from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
 from p2pcompute.execution._sandbox_bwrap import Bwrap
+from p2pcompute.execution._sandbox_devices import DeviceAccess
 
 __all__ = [
     "CANCEL_GRACE_S",
@@ -85,12 +86,21 @@ class WorkerProgram:
         roots: more directories to import from, and to read.
         readable: more directories to read, and nothing else.
         argument: more for its configuration, as it understands it.
+        access: what it may touch of a device; None for a processor's worker.
+        energy: counts the device's millijoules, where something does.
     """
 
     module: str
     roots: tuple[str, ...] = ()
     readable: tuple[str, ...] = ()
     argument: str = ""
+    access: DeviceAccess | None = None
+    energy: Callable[[], int | None] | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Nodes that it may drive."""
+        return () if self.access is None else self.access.nodes
 
 
 CPU_WORKER: Final = WorkerProgram(module="p2pcompute.execution._worker")
@@ -124,10 +134,11 @@ def readable_paths(program: WorkerProgram = CPU_WORKER) -> list[str]:
             raise SandboxError(
                 f"Python lies right in {path}, so a worker could read all of it; use a virtual environment"
             )
-    return [*_SYSTEM_PATHS, *paths, *program.readable]
+    device = () if program.access is None else program.access.readable
+    return [*_SYSTEM_PATHS, *paths, *program.readable, *device]
 
 
-def _environment() -> dict[str, str]:
+def _environment(access: DeviceAccess | None) -> dict[str, str]:
     return {
         "PATH": "/usr/bin:/bin",
         "HOME": "/nonexistent",
@@ -140,6 +151,7 @@ def _environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
         "MALLOC_ARENA_MAX": "2",  # each arena takes 64 MiB of the address space
+        **dict(() if access is None else access.environment),
     }
 
 
@@ -220,8 +232,9 @@ class WorkerProcess:
             "limits": asdict(limits),
             "policy": asdict(policy),
             "threads": threads,
+            "devices": list(program.devices),
         }
-        worker = _spawn(config, bwrap=bwrap, readable=readable, group=group)
+        worker = _spawn(config, bwrap=bwrap, readable=readable, group=group, access=program.access)
         try:
             with trio.move_on_after(_START_TIMEOUT_S) as scope:
                 worker._pidfds.append(os.pidfd_open(worker._popen.pid))
@@ -545,7 +558,12 @@ class WorkerProcess:
 
 
 def _spawn(
-    config: Mapping[str, Any], *, bwrap: Bwrap | None, readable: Sequence[str], group: int | None
+    config: Mapping[str, Any],
+    *,
+    bwrap: Bwrap | None,
+    readable: Sequence[str],
+    group: int | None,
+    access: DeviceAccess | None,
 ) -> WorkerProcess:
     """Start the process; with bubblewrap, with the pipe that tells the inner PID.
 
@@ -572,14 +590,14 @@ def _spawn(
             json.dumps({**config, "fd": theirs.fileno()}),
         ]
         if bwrap is not None:
-            argv = [*bwrap.command(readable, info_fd=info_write), *argv]
+            argv = [*bwrap.command(readable, info_fd=info_write, devices=config["devices"]), *argv]
         popen = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=last_words,
             pass_fds=pass_fds,
-            env=_environment(),
+            env=_environment(access),
             cwd="/",
             # A group can't be joined from another session. Bubblewrap makes a new one for what it starts.
             start_new_session=group is None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -76,7 +76,15 @@ class WorkerSession:
     `WorkerTimeout`, `WorkerProtocolError` and `WorkerDied` leave it dead.
     """
 
-    def __init__(self, process: WorkerProcess, limits: WorkerLimits, *, grace_s: float = CANCEL_GRACE_S) -> None:
+    def __init__(
+        self,
+        process: WorkerProcess,
+        limits: WorkerLimits,
+        *,
+        grace_s: float = CANCEL_GRACE_S,
+        energy: Callable[[], int | None] | None = None,
+    ) -> None:
+        self._energy = energy
         self._process = process
         self._limits = limits
         self._grace_s = grace_s
@@ -255,6 +263,7 @@ class WorkerSession:
         if ids is not None:
             arena.put(ids)
         fds = [arena.fileno()] if fresh else []
+        energy_before = None if self._energy is None else self._energy()
         cpu_before, started = self._process.cpu_ns(), time.perf_counter_ns()
         try:
             packet = await self._exchange(
@@ -272,7 +281,12 @@ class WorkerSession:
             cpu_ns=cpu_ns,
             wall_ns=wall_ns,
             device_ns=packet[2] if len(packet) == 3 else 0,
+            energy_mj=None if energy_before is None else self._energy_since(energy_before),
         )
+
+    def _energy_since(self, before: int) -> int | None:
+        now = None if self._energy is None else self._energy()
+        return None if now is None else max(0, now - before)
 
     async def _exchange(
         self,

@@ -145,13 +145,15 @@ def close_other_descriptors(keep: Sequence[int]) -> None:
     os.closerange(low, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def enter_early(readable: Sequence[str], *, parent: int, policy: SandboxPolicy) -> int:
+def enter_early(readable: Sequence[str], *, parent: int, policy: SandboxPolicy, devices: Sequence[str] = ()) -> int:
     """The first step; call it before anything starts a thread.
 
     Args:
         readable: files and directories that may be read from here on.
         parent: the process ID that must be our parent still; we die with it. 0 inside a new PID namespace.
         policy: whether a missing Landlock passes.
+        devices: device nodes that may be driven. With some, Landlock has to be there: nothing else tells them from the
+            machine's files.
 
     Returns the Landlock ABI in force, 0 for none. Raises `SandboxError`.
     """
@@ -170,9 +172,9 @@ def enter_early(readable: Sequence[str], *, parent: int, policy: SandboxPolicy) 
         libc_prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     except OSError as error:
         raise SandboxError(f"prctl refused: {error}") from error
-    if landlock_abi() == 0 and policy.allow_unsandboxed:
+    if landlock_abi() == 0 and policy.allow_unsandboxed and not devices:
         return 0
-    return restrict_filesystem_and_net(readable)
+    return restrict_filesystem_and_net(readable, devices)
 
 
 def _drop_capabilities() -> None:
@@ -197,26 +199,31 @@ def _set_limit(which: int, value: int) -> None:
     resource.setrlimit(which, (value, value))
 
 
-def enter_late(limits: WorkerLimits, *, policy: SandboxPolicy, allow_threads: bool = False) -> bool:
-    """The second and last step; all threads that the worker needs must run already unless `allow_threads`.
+def enter_late(
+    limits: WorkerLimits, *, policy: SandboxPolicy, allow_threads: bool = False, device: bool = False
+) -> bool:
+    """The second and last step; all threads that the worker needs must run already unless `allow_threads`. `device`:
+    the process drives a GPU, whose driver may start threads and has its own calls.
 
     Returns whether the seccomp filter is on. Raises `SandboxError`.
     """
     try:
-        set_limits(limits)
+        set_limits(limits, device=device)
     except (OSError, ValueError) as error:
         raise SandboxError(f"the worker's resource limits can't be set: {error}") from error
     if not seccomp_available() and policy.allow_unsandboxed:
         return False
-    install_filter(allow_threads=allow_threads)
+    install_filter(allow_threads=allow_threads or device, device=device)
     _prove_locked()
     return True
 
 
-def set_limits(limits: WorkerLimits) -> None:
+def set_limits(limits: WorkerLimits, *, device: bool = False) -> None:
     """Resource limits and niceness. RLIMIT_NPROC is not among them: it counts all processes of the user, so a
-    busy user's worker would not start; the filter refuses new threads instead."""
-    _set_limit(resource.RLIMIT_AS, limits.memory_bytes)
+    busy user's worker would not start; the filter refuses new threads instead. A GPU's driver reserves addresses for
+    all of its memory and more, so with a `device` what is written to privately is bounded (RLIMIT_DATA), stacks of
+    threads included, and not the address space."""
+    _set_limit(resource.RLIMIT_DATA if device else resource.RLIMIT_AS, limits.memory_bytes)
     _set_limit(resource.RLIMIT_CORE, 0)
     _set_limit(resource.RLIMIT_FSIZE, 0)
     _set_limit(resource.RLIMIT_MEMLOCK, 0)

@@ -40,8 +40,8 @@ class Bwrap:
     version: str
     disable_userns: bool
 
-    def command(self, readable: Sequence[str], *, info_fd: int | None) -> list[str]:
-        """The command line in front of the worker's own."""
+    def command(self, readable: Sequence[str], *, info_fd: int | None, devices: Sequence[str] = ()) -> list[str]:
+        """The command line in front of the worker's own. `devices` are nodes that it may drive."""
         argv = [self.path, *_NAMESPACES]
         if self.disable_userns:
             argv.append("--disable-userns")
@@ -51,13 +51,15 @@ class Bwrap:
         for path in readable:
             if not path.startswith(("/dev/", "/proc/")):
                 argv += ["--ro-bind-try", path, path]
+        for path in devices:
+            argv += ["--dev-bind-try", path, path]
         argv += ["--chdir", "/"]
         if info_fd is not None:
             argv += ["--info-fd", str(info_fd)]
         return [*argv, "--"]
 
 
-async def probe_bwrap(python: str, readable: Sequence[str]) -> tuple[Bwrap | None, str]:
+async def probe_bwrap(python: str, readable: Sequence[str], devices: Sequence[str] = ()) -> tuple[Bwrap | None, str]:
     """Run bubblewrap once as a worker would be. Returns it, or None, and a word on what was found."""
     path = shutil.which("bwrap")
     if path is None:
@@ -67,7 +69,7 @@ async def probe_bwrap(python: str, readable: Sequence[str]) -> tuple[Bwrap | Non
     why = ""
     for disable_userns in (True, False):
         bwrap = Bwrap(path=path, version=version, disable_userns=disable_userns)
-        code, why = await _run([*bwrap.command(readable, info_fd=None), python, "-I", "-c", "pass"])
+        code, why = await _run([*bwrap.command(readable, info_fd=None, devices=devices), python, "-I", "-c", "pass"])
         if code == 0:
             return bwrap, version
     return None, f"{version} is installed but does not work here: {' '.join(why.split())[:200] or 'no reason given'}"

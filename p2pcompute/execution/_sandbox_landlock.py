@@ -27,8 +27,10 @@ _SYS_RESTRICT_SELF = 446
 _CREATE_RULESET_VERSION = 1
 _RULE_PATH_BENEATH = 1
 
+_FS_WRITE_FILE = 1 << 1
 _FS_READ_FILE = 1 << 2
 _FS_READ_DIR = 1 << 3
+_FS_IOCTL_DEV = 1 << 15
 _NET_BIND_TCP = 1 << 0
 _NET_CONNECT_TCP = 1 << 1
 _SCOPE_ABSTRACT_UNIX_SOCKET = 1 << 0
@@ -61,8 +63,9 @@ def _handled_fs(abi: int) -> int:
     return (1 << bits) - 1
 
 
-def restrict_filesystem_and_net(readable: Iterable[str]) -> int:
-    """Enter a domain that may read beneath `readable` and may do nothing else to files, TCP, or other processes.
+def restrict_filesystem_and_net(readable: Iterable[str], devices: Iterable[str] = ()) -> int:
+    """Enter a domain that may read beneath `readable` and may do nothing else to files, TCP, or other processes; but
+    for `devices`, device nodes that it may also write and ask (ioctl).
 
     Paths that do not exist are left out. Returns the ABI in force. Raises `SandboxError` where the kernel has no
     Landlock or refuses the domain.
@@ -80,7 +83,9 @@ def restrict_filesystem_and_net(readable: Iterable[str]) -> int:
         ruleset = libc_syscall(_SYS_CREATE_RULESET, attr, 24, 0)
         try:
             for path in readable:
-                _allow_reading(ruleset, path)
+                _allow(ruleset, path)
+            for path in devices:
+                _allow(ruleset, path, _FS_WRITE_FILE | (_FS_IOCTL_DEV & _handled_fs(abi)))
             libc_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
             libc_syscall(_SYS_RESTRICT_SELF, ruleset, 0)
         finally:
@@ -90,7 +95,8 @@ def restrict_filesystem_and_net(readable: Iterable[str]) -> int:
     return min(abi, MAX_KNOWN_ABI)
 
 
-def _allow_reading(ruleset: int, path: str) -> None:
+def _allow(ruleset: int, path: str, more: int = 0) -> None:
+    """Grant reading beneath `path`, and the rights `more`."""
     try:
         parent = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -100,7 +106,7 @@ def _allow_reading(ruleset: int, path: str) -> None:
             return
         raise
     try:
-        rights = _FS_READ_FILE | (_FS_READ_DIR if os.path.isdir(path) else 0)
+        rights = more | _FS_READ_FILE | (_FS_READ_DIR if os.path.isdir(path) else 0)
         # struct landlock_path_beneath_attr is packed: u64 access, s32 fd.
         attr = ctypes.create_string_buffer(struct.pack("=Qi", rights, parent), 12)
         libc_syscall(_SYS_ADD_RULE, ruleset, _RULE_PATH_BENEATH, attr, 0)

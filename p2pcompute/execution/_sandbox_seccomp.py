@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from p2pcompute.errors import SandboxError
+from p2pcompute.execution._sandbox_devices import DEVICE_CALLS, DRIVER_IOCTLS, UVM_IOCTLS
 from p2pcompute.execution._sandbox_libc import libc_prctl, libc_syscall
 
 __all__ = ["build_filter", "install_filter", "seccomp_available", "seccomp_mode"]
@@ -221,13 +222,29 @@ def _null(number: int, arg: int, otherwise: int) -> list[_Insn]:
     return [_Insn(_JEQ, number, 0, len(block)), *block]
 
 
-def build_filter(*, machine: str, pid: int, allow_threads: bool) -> bytes:
+def _ioctls(number: int, device: bool, otherwise: int) -> list[_Insn]:
+    """Allow `number` (ioctl) for a few requests; on a device also for those of its driver, whatever their size."""
+    requests = (*_IOCTLS, *UVM_IOCTLS) if device else _IOCTLS
+    block = [_Insn(_LD_ABS, _low(1))]
+    for request in requests:
+        block += [_Insn(_JEQ, request, 0, 1), _Insn(_RET, _RET_ALLOW)]
+    if device:
+        block.append(_Insn(_AND, 0xFFFF))
+        for request in DRIVER_IOCTLS:
+            block += [_Insn(_JEQ, request, 0, 1), _Insn(_RET, _RET_ALLOW)]
+    block.append(_Insn(_RET, otherwise))
+    return [_Insn(_JEQ, number, 0, len(block)), *block]
+
+
+def build_filter(*, machine: str, pid: int, allow_threads: bool, device: bool = False) -> bytes:
     """The filter as an array of ``struct sock_filter``.
 
     Args:
         machine: "x86_64" or "aarch64", as `platform.machine` says it.
         pid: the only thread group that may be signalled: the worker's own (``abort`` needs that).
         allow_threads: whether ``clone`` may start threads of this process. Processes it may never start.
+        device: whether the process drives a GPU: its nodes are opened for writing, which Landlock lets pass for them
+            alone, and are asked what `_sandbox_devices` lists.
 
     Raises `SandboxError` for another machine.
     """
@@ -247,9 +264,14 @@ def build_filter(*, machine: str, pid: int, allow_threads: bool) -> bytes:
         allowed = numbers[column]
         if allowed is not None:
             program += [_Insn(_JEQ, allowed, 0, 1), _Insn(_RET, _RET_ALLOW)]
+    for numbers in DEVICE_CALLS.values() if device else ():
+        allowed = numbers[column]
+        if allowed is not None:
+            program += [_Insn(_JEQ, allowed, 0, 1), _Insn(_RET, _RET_ALLOW)]
     program += _null(number(44, 206), 4, eperm)  # sendto, without an address: the channel to the node
-    program += _only_bits(number(257, 56), 2, _OPEN_READ_ONLY, _RET_ERRNO | errno.EACCES)  # openat
-    program += _one_of(number(16, 29), 1, _IOCTLS, eperm)  # ioctl
+    opens = _OPEN_READ_ONLY | os.O_RDWR if device else _OPEN_READ_ONLY  # what creates or cuts is in neither
+    program += _only_bits(number(257, 56), 2, opens, _RET_ERRNO | errno.EACCES)  # openat
+    program += _ioctls(number(16, 29), device, eperm)
     program += _one_of(number(72, 25), 1, _FCNTLS, eperm)  # fcntl
     program += _one_of(number(157, 167), 0, _PRCTLS, eperm)  # prctl
     program += _one_of(number(234, 131), 0, (pid,), _RET_KILL_PROCESS)  # tgkill
@@ -283,10 +305,10 @@ def seccomp_available() -> bool:
     return True
 
 
-def install_filter(*, allow_threads: bool = False) -> None:
+def install_filter(*, allow_threads: bool = False, device: bool = False) -> None:
     """Load the filter on every thread of this process. It can't be taken off again. Raises `SandboxError`."""
     machine = platform.machine()
-    program = build_filter(machine=machine, pid=os.getpid(), allow_threads=allow_threads)
+    program = build_filter(machine=machine, pid=os.getpid(), allow_threads=allow_threads, device=device)
     fprog = _SockFprog(len(program) // 8, program)
     try:
         libc_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -22,9 +22,17 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from p2pcompute.errors import KernelError, KernelTypeError, SandboxError
+from p2pcompute.errors import ExecutionError, KernelError, KernelTypeError, SandboxError
 from p2pcompute.execution import _ipc as ipc
-from p2pcompute.execution._api import Backend, CompiledKernel, InputSpec, KernelSource, OutputSpec, ScalarSpec
+from p2pcompute.execution._api import (
+    Backend,
+    CompiledKernel,
+    DeviceBackend,
+    InputSpec,
+    KernelSource,
+    OutputSpec,
+    ScalarSpec,
+)
 from p2pcompute.execution._sandbox import (
     SandboxPolicy,
     WorkerLimits,
@@ -66,11 +74,13 @@ def run_worker(config: Mapping[str, Any], make_backend: BackendFactory) -> None:
     channel = socket.socket(fileno=fd)
     policy = SandboxPolicy(**config["policy"])
     try:
-        abi = enter_early(config["readable"], parent=int(config["parent"]), policy=policy)
+        devices = config["devices"]
+        abi = enter_early(config["readable"], parent=int(config["parent"]), policy=policy, devices=devices)
         backend = make_backend()
-        seccomp = enter_late(WorkerLimits(**config["limits"]), policy=policy)
-    except SandboxError as error:
-        _send(channel, [ipc.FAILED, 0, ipc.Failure.SANDBOX, str(error)[: ipc.MAX_TEXT], 0, "", ""])
+        seccomp = enter_late(WorkerLimits(**config["limits"]), policy=policy, device=bool(devices))
+    except ExecutionError as error:
+        kind = ipc.Failure.SANDBOX if isinstance(error, SandboxError) else ipc.Failure.EXECUTION
+        _send(channel, [ipc.FAILED, 0, kind, str(error)[: ipc.MAX_TEXT], 0, "", ""])
         return
     gc.collect()
     gc.freeze()
@@ -88,6 +98,7 @@ class Worker:
     def __init__(self, channel: socket.socket, backend: Backend) -> None:
         self._channel = channel
         self._backend = backend
+        self._device = backend if isinstance(backend, DeviceBackend) else None
         self._kernel: CompiledKernel | None = None
         self._args: list[Any] = []
         self._outputs: list[OutputSpec] = []
@@ -122,6 +133,8 @@ class Worker:
                 self._channel.send(ipc.encode_numbers(*reply))
             else:
                 _send(self._channel, reply)
+            if self._device is not None and self._device.lost:
+                return
 
     def _receive(self) -> tuple[bytes, list[int]]:
         # Into a buffer of our own: room for the largest packet is a mapping made and undone each time.
@@ -135,13 +148,17 @@ class Worker:
     def _answer(self, packet: list[Any], fds: list[int]) -> list[Any]:
         operation = ipc.take_int(packet[0], low=ipc.COMPILE, high=ipc.WINDOWS)
         request = ipc.take_int(packet[1], low=1, high=ipc.MAX_EXTENT)
+        device = self._device
         try:
             if operation == ipc.COMPILE:
                 return [ipc.COMPILED, request, self._compile(packet[2:], fds), self._items]
             if operation == ipc.WINDOWS:
                 self._take_windows(packet[2:], fds)
-            else:
-                self._run(operation, request, packet[2:], fds)
+                return [ipc.DONE, request]
+            before_ns = 0 if device is None else device.device_ns
+            self._run(operation, request, packet[2:], fds)
+            if device is not None:
+                return [ipc.DONE, request, device.device_ns - before_ns]
         except Stopped:
             return [ipc.CANCELLED, request]
         except KernelError as error:

@@ -1,14 +1,13 @@
-"""The CPU back end, brought to temperature: all that it loads or starts on first use is there before the lock."""
+"""Back ends, brought to temperature: all that they load or start on first use is there before the lock."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from p2pcompute.execution._api import ArgSpec, Backend, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
-from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._language_capture import source_digest
 
-__all__ = ["warm_cpu_backend"]
+__all__ = ["warm_cpu_backend", "warm_cuda_backend"]
 
 _THREADS = 1024
 _TEXT = """def warm(x, a, out):
@@ -26,6 +25,23 @@ def warm_cpu_backend(threads: int) -> Backend:
 
     Raises `RuntimeError` where the result is not the one due: such a machine must not compute for others.
     """
+    from p2pcompute.execution._cpu import CpuBackend
+
+    return _warm(CpuBackend(threads))
+
+
+def warm_cuda_backend() -> Backend:
+    """A `CudaBackend` on the one device that the driver shows, which has compiled and run the same kernel.
+
+    Raises `CudaNotInstalled`, `NoCudaDevice` or `CudaFailure`, and `RuntimeError` as above.
+    """
+    from p2pcompute.execution._cuda import CudaBackend
+    from p2pcompute.execution._cuda_device import open_device
+
+    return _warm(CudaBackend(open_device()))
+
+
+def _warm(backend: Backend) -> Backend:
     source = KernelSource(text=_TEXT, entry="warm", digest=source_digest("warm", _TEXT))
     launch = Launch(grid=(_THREADS // 32, 1, 1), block=(32, 1, 1), dims=1)
     args: list[ArgSpec] = [
@@ -35,7 +51,6 @@ def warm_cpu_backend(threads: int) -> Backend:
     ]
     x = np.arange(_THREADS, dtype=np.float32)
     due = np.sqrt(x * np.float32(15))
-    backend = CpuBackend(threads)
     kernel = backend.compile(source, launch, args)
     by_block = np.zeros(_THREADS, dtype=np.float32)
     kernel.run_blocks(0, launch.blocks, [x, np.float32(2)], [by_block])
