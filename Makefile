@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly mutants check-system clean
+.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly mutants test-gpu check-system clean
 
 install: $(STAMP)
 
@@ -47,6 +47,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	@sh scripts/compile-contracts.sh --venv
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What needs a GPU: bits against the processor's, the lock, cancelling, memory, energy. Skips, and says why, without one.
+test-gpu: $(CUDA)
+	@$(BIN)/python -m p2pcompute_cli.main doctor || true
+	@$(BIN)/python -m pytest tests/gpu -v -rA --durations=10
 
 # docs/benchmarks/execution.md and benchmarks/results/execution.json; three minutes on a quiet machine
 bench-execution: $(STAMP)

@@ -107,6 +107,7 @@ async def open_services(
             evidence=EvidenceStore(directory=place.evidence, run_sync=trio.to_thread.run_sync),
         )
         services.chain_url = choice.url
+        services.open_device_pool, services.measure_on = _open_device_pool, measure_device
         try:
             await services.outbox.look()
         except ChainError as exc:
@@ -228,6 +229,21 @@ def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
     )
 
 
+def _open_device_pool(device: str, allow_unsandboxed: bool) -> WorkerPool:
+    """Workers on a GPU, ``cuda:0`` and so on. Raises `ConfigError`, `CudaNotInstalled` or `NoCudaDevice`."""
+    from p2pcompute.execution import SandboxPolicy, WorkerPool, device_worker
+    from p2pcompute.execution._pool import MAX_WORKERS
+
+    return WorkerPool(
+        threads=1,
+        spare=1,
+        keep=_KEPT_WORKERS,
+        max_sessions=MAX_WORKERS,
+        policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
+        program=device_worker(device),
+    )
+
+
 def _open_program_pool(program: InstalledProgram, data: str | None, spare: int, allow_unsandboxed: bool) -> WorkerPool:
     from p2pcompute.execution import SandboxPolicy, WorkerPool
     from p2pcompute.execution._pool import MAX_WORKERS
@@ -243,17 +259,22 @@ def _open_program_pool(program: InstalledProgram, data: str | None, spare: int, 
     )
 
 
-def known_device(threads: int, measured: Benchmark | None = None) -> Device | None:
-    """`threads` of this machine's CPU with the scores of an earlier measurement; None where there was none.
+def known_device(threads: int, measured: Benchmark | None = None, *, slot: str = "cpu") -> Device | None:
+    """`threads` of this machine's CPU, or the GPU that `slot` names, with the scores of an earlier measurement; None
+    where there was none.
 
     `measured` is a new one; it is kept for the next time.
     """
     from p2pcompute.execution import probe_devices
 
-    facts = probe_devices()[0]
-    path = home_dir() / "device.json"
+    facts = next((device for device in probe_devices() if device.slot == slot), None)
+    if facts is None:
+        return None
+    path = home_dir() / ("device.json" if slot == "cpu" else f"device-{slot.replace(':', '')}.json")
     # Another compiler may compute other bits: what was measured and tested with the last one says nothing of it.
     machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/numba {version('numba')}"
+    if slot != "cpu":
+        machine += f"/numba-cuda {version('numba-cuda')}/driver {facts.driver}"
     if measured is not None:
         write_json(path, {"machine": machine, "scores": measured.scores, "measured_s": int(time.time())})
     note = read_json(path)
@@ -262,8 +283,8 @@ def known_device(threads: int, measured: Benchmark | None = None) -> Device | No
     if not scores or not isinstance(measured_s, int) or not 0 <= time.time() - measured_s < _SCORE_LIFETIME_S:
         return None
     return Device(
-        kind="cpu",
-        name="".join(c for c in facts.name if c.isprintable())[:48] or "cpu",
+        kind=facts.kind,
+        name="".join(c for c in facts.name if c.isprintable())[:48] or facts.kind,
         slots=1,
         memory_bytes=facts.memory_bytes,
         score_milli=dict(scores)[1],
@@ -283,18 +304,19 @@ def _scores(noted: object) -> tuple[tuple[int, int], ...] | None:
     return tuple(sorted(pairs.items()))[:16] if 1 in pairs else None
 
 
-async def measure_device(pool: WorkerPool) -> Device:
-    """The CPU of this machine and its scores, tested and measured in workers where they are not known yet.
+async def measure_device(pool: WorkerPool, slot: str = "cpu") -> Device:
+    """The CPU of this machine, or the GPU whose workers `pool` has, and its scores, tested and measured in workers
+    where they are not known yet.
 
     Raises:
         SelfTestError: it computes other bits than the kernel language defines.
     """
     from p2pcompute.execution import benchmark, self_test
 
-    known = known_device(pool.threads)
+    known = known_device(pool.threads, slot=slot)
     if known is None:
         await self_test(pool)
-        known = known_device(pool.threads, await benchmark(pool))
+        known = known_device(pool.threads, await benchmark(pool), slot=slot)
     if known is None:
         raise ConfigError(f"the measurement of this machine can't be kept in {home_dir()}; check its permissions")
     return known

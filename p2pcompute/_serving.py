@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_PRICE", "AllowedProgram", "ProviderOptions", "ProviderRole"]
 
 DEFAULT_PRICE: Final = "0.05 USD"
+_DEVICE: Final = re.compile(r"cpu|cuda:(0|[1-9][0-9]?)")
 _FAREWELL_S: Final = 0.5  # for telling requesters that this node stops
 _MAX_SLOTS: Final = 64
 _MAX_TASKS: Final = 62  # a worker each, of the pool's 64; two are left for what this node buys
@@ -51,6 +53,7 @@ class ProviderOptions:
         price: USD for an hour of a reference core (a device that is twice as fast earns twice as much an hour).
         fp: the floating-point modes that are sold: "strict", "fast" (docs/fast.md) or "both".
         fast_price: as `price`, for fast mode; None takes the same.
+        device: what computes: ``cpu``, or a GPU by its place on the bus, ``cuda:0``.
         slots: chunks computed at once.
         threads: processor threads of each worker; None takes all cores over the slots.
         max_window: chunks that a paying requester may owe at most.
@@ -73,6 +76,7 @@ class ProviderOptions:
     price: str | int | float = DEFAULT_PRICE
     fp: str = "both"
     fast_price: str | int | float | None = None
+    device: str = "cpu"
     slots: int = 1
     threads: int | None = None
     max_window: int = 8
@@ -94,6 +98,13 @@ class ProviderOptions:
             if self.fp == "strict":
                 raise OptionError('fast_price is given and fp is "strict"; write fp="both", or leave it out')
             price_per_unit_pusd(self.fast_price)
+        if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
+            raise OptionError(f"device is {self.device!r}; write 'cpu', or 'cuda:0' for the first GPU")
+        if self.device != "cpu" and (self.programs or self.threads is not None):
+            raise OptionError(
+                f"programs and threads are of the processor, and this node is to lend {self.device}; serve them from "
+                "another node with device 'cpu'"
+            )
         whole(self, "slots", 1, _MAX_SLOTS)
         if self.threads is not None:
             whole(self, "threads", 1, 1_024, otherwise=", or None to share all cores")

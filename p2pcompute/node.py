@@ -85,6 +85,8 @@ class NodeServices:
     cores: int
     fund_wallet: Callable[[int], Awaitable[None]]
     chain_url: str | None = None
+    open_device_pool: Callable[[str, bool], WorkerPool] | None = None
+    measure_on: Callable[[WorkerPool, str], Awaitable[Device]] | None = None
 
 
 class Node:
@@ -108,6 +110,7 @@ class Node:
         self._pool: WorkerPool | None = None
         self._pool_opened_with: tuple[int, bool] = (0, False)
         self._device: Device | None = None
+        self._device_pools: dict[str, WorkerPool] = {}  # by what names the GPU
         self._pool_lock = trio.Lock()
         self._program_pools: dict[tuple[ProgramRef, str | None], WorkerPool] = {}  # by program and its data
         self._turn = trio.Lock()
@@ -133,6 +136,21 @@ class Node:
                 await self._nursery.start(pool.serve)
                 self._pool, self._pool_opened_with = pool, (threads, allow_unsandboxed)
             return self._pool
+
+    async def _device_pool(self, slot: str, allow_unsandboxed: bool) -> tuple[WorkerPool, Device]:
+        """The workers on a GPU, opened on first use, and what it is.
+
+        Raises ConfigError for what names none, and ExecutionError where there is none, or no driver.
+        """
+        if self.services.open_device_pool is None or self.services.measure_on is None:
+            raise ConfigError(f"this node has no device {slot!r}; serve with device='cpu'")
+        async with self._pool_lock:
+            pool = self._device_pools.get(slot)
+            if pool is None:
+                pool = self.services.open_device_pool(slot, allow_unsandboxed)
+                await self._nursery.start(pool.serve)
+                self._device_pools[slot] = pool
+            return pool, await self.services.measure_on(pool, slot)
 
     async def _program_pool(
         self, program: InstalledProgram, *, data: str | None = None, spare: int = 0, allow_unsandboxed: bool = False
@@ -175,7 +193,9 @@ class Node:
 
     async def sandbox_layers(self) -> Layers | None:
         """What locks strangers' kernels in, as a worker in reserve says; None where none comes up in time."""
-        pool = await self._worker_pool()
+        role = self.provider
+        lent = None if role is None else self._device_pools.get(role.options.device)
+        pool = lent or await self._worker_pool()
         with trio.move_on_after(_SPARE_S):
             await pool.wait_warm()
         return pool._warm[0].layers if pool._warm else None
@@ -272,7 +292,7 @@ class Node:
         """Be a provider until cancelled; then end the tasks and claim what was earned, in one checkpoint.
 
         Args:
-            options: fields of `ProviderOptions`: price, slots, threads, max_window, region, programs, credit, …
+            options: fields of `ProviderOptions`: price, device, slots, threads, max_window, region, programs, credit, …
 
         Raises:
             ProgramError: a program that is allowed is not installed, or can't be pinned.
@@ -289,8 +309,11 @@ class Node:
         await self.services.fund_wallet(0)  # who can't claim is told before the machine is measured
         _raise_descriptor_limit()
         threads = terms.threads or max(1, len(os.sched_getaffinity(0)) // terms.slots)
-        pool = await self._worker_pool(threads, terms.allow_unsandboxed)
-        measured = await self.device()
+        if terms.device == "cpu":
+            pool = await self._worker_pool(threads, terms.allow_unsandboxed)
+            measured = await self.device()
+        else:
+            pool, measured = await self._device_pool(terms.device, terms.allow_unsandboxed)
         device = Device(
             kind=measured.kind,
             name=measured.name,

@@ -27,15 +27,20 @@ In --json, `scores` are the ad's, in thousandths of the reference core: 1 strict
 """
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="processor threads of the worker [all cores]")
+@click.option(
+    "--device", metavar="SLOT", default="cpu", show_default=True, help="what to measure: cpu, or a GPU (cuda:0)"
+)
 @common_options
-def bench(threads: int | None, as_json: bool, debug: bool) -> None:
+def bench(threads: int | None, device: str, as_json: bool, debug: bool) -> None:
     """Measure this machine as its ad will say it."""
     import trio
 
-    from p2pcompute.execution import benchmark, open_pool
+    from p2pcompute.execution import benchmark, device_worker, open_pool
 
     hush_logs(debug)
-    cores = threads or len(os.sched_getaffinity(0))
+    if device != "cpu" and threads is not None:
+        raise click.UsageError("--threads is for the processor")
+    cores = threads or (len(os.sched_getaffinity(0)) if device == "cpu" else 1)
 
     def progress(what: str) -> None:
         if not as_json:
@@ -43,7 +48,7 @@ def bench(threads: int | None, as_json: bool, debug: bool) -> None:
 
     async def main() -> Benchmark:
         progress("with a worker that starts")
-        async with open_pool(threads=cores, spare=2) as pool:
+        async with open_pool(threads=cores, spare=2, program=device_worker(device)) as pool:
             return await benchmark(pool, progress=progress)
 
     try:
@@ -51,16 +56,17 @@ def bench(threads: int | None, as_json: bool, debug: bool) -> None:
     except BaseException as exc:  # noqa: BLE001  said in one line
         fail(exc, as_json=as_json, debug=debug)
     if as_json:
-        json_line(**asdict(result), scores=dict(result.scores))
+        json_line(**asdict(result), device=device, scores=dict(result.scores))
         return
     rows = (
+        ("device", device),
         ("threads", str(result.threads)),
         ("score", f"{result.score_milli / 1000:.2f} reference cores; prices are for an hour of one"),
         ("strict float32", f"{result.strict_f32_ops_per_s / 1e9:.2f} Gop/s"),
         ("memory", f"{result.memory_bytes_per_s / 1e9:.1f} GB/s"),
         ("matrix product", f"{result.gemm_flops / 1e9:.2f} Gflop/s, naive and strict"),
         ("reply", f"{result.reply_us:.0f} µs from an order to a result of one block"),
-        ("GPU", result.gpu or "none found, so no PCIe either"),
+        ("GPU", result.gpu or "none: no NVIDIA driver answers here"),
         ("took", f"{result.took_s:.1f} s"),
     )
     for name, text in rows:

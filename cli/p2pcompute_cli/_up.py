@@ -94,6 +94,13 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     help="floating-point modes to sell: results equal to the bit, or near within a tolerance, which come sooner",
 )
 @click.option("--fast-price", metavar="AMOUNT", callback=_price, help="as --price, for fast mode [the same]")
+@click.option(
+    "--device",
+    metavar="SLOT",
+    default="cpu",
+    show_default=True,
+    help="what computes: cpu, or a GPU (cuda:0 for the first; `p2pcompute doctor` lists them)",
+)
 @click.option("--slots", type=click.IntRange(1, 64), default=1, show_default=True, help="chunks computed at once")
 @click.option("--threads", type=click.IntRange(1, 1024), help="processor threads a slot [all cores over the slots]")
 @click.option("--region", metavar="NAME", help="for requesters that ask for one")
@@ -158,6 +165,7 @@ class Settings:
     coin_price: int | None
     fp: str
     fast_price: str | None
+    device: str
     slots: int
     threads: int | None
     region: str | None
@@ -259,7 +267,8 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
 
     show = _show_json if settings.as_json else _Lines().show
     if not settings.as_json:
-        known = (home_dir() / "device.json").exists()
+        note = "device.json" if settings.device == "cpu" else f"device-{settings.device.replace(':', '')}.json"
+        known = (home_dir() / note).exists()
         click.echo(
             "starting" if known else "starting; this machine is tested and measured first: some seconds", err=True
         )
@@ -291,6 +300,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
                     coin_price_uusd=settings.coin_price,
                     fp=settings.fp,
                     fast_price=settings.fast_price,
+                    device=settings.device,
                     slots=settings.slots,
                     threads=settings.threads,
                     region=settings.region,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from p2pcompute.execution._bench import Benchmark, benchmark
     from p2pcompute.execution._doctor import Fact, doctor_facts
     from p2pcompute.execution._pool import WorkerPool, open_pool
+    from p2pcompute.execution._pool_cuda import device_worker
     from p2pcompute.execution._pool_memory import SharedInput
     from p2pcompute.execution._pool_session import CompileInfo, WorkerSession, WorkResult
     from p2pcompute.execution._probe import Device, Score, measure_score, probe_devices
@@ -51,6 +52,7 @@ __all__ = [
     "WorkerPool",
     "WorkerSession",
     "benchmark",
+    "device_worker",
     "doctor_facts",
     "measure_score",
     "open_pool",
@@ -81,6 +83,7 @@ _HOME = {
     "WorkerPool": "_pool",
     "WorkerSession": "_pool_session",
     "benchmark": "_bench",
+    "device_worker": "_pool_cuda",
     "doctor_facts": "_doctor",
     "measure_score": "_probe",
     "open_pool": "_pool",

@@ -15,7 +15,7 @@ from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._pool import WorkerPool
 from p2pcompute.execution._pool_memory import SharedInput
 from p2pcompute.execution._pool_session import WorkerSession
-from p2pcompute.execution._probe import measure_score
+from p2pcompute.execution._probe import measure_score, probe_devices
 
 __all__ = ["REFERENCE_GEMM_FLOPS", "REFERENCE_MEMORY_BYTES_PER_S", "Benchmark", "benchmark"]
 
@@ -57,7 +57,7 @@ class Benchmark:
         memory_bytes_per_s: of ``out = x + 3 y``, with the zeroing of the output that comes before.
         gemm_flops: multiplications and additions a second of a naive strict matrix product, side 384.
         reply_us: median time from an order to run one block until its result is here, in microseconds.
-        gpu: what there is of GPUs; None where there is none, and so no PCIe to measure.
+        gpu: the GPUs of this machine, as ``cuda:0 NAME, …``; None where no driver shows one.
         took_s: how long all of it took, the worker's start and compilations included.
     """
 
@@ -111,7 +111,7 @@ async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambd
         memory_bytes_per_s=int(4 * 4 * _TRIAD * 1e9 / triad_ns),
         gemm_flops=int(2 * _SIDE**3 * 1e9 / gemm_ns),
         reply_us=statistics.median(replies) / 1000,
-        gpu=None,
+        gpu=", ".join(f"{device.slot} {device.name}" for device in probe_devices() if device.kind == "cuda") or None,
         took_s=time.perf_counter() - started,
     )
 

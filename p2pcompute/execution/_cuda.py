@@ -8,6 +8,7 @@ looks at what came out before it is loaded. Compiling needs no device.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -322,7 +323,8 @@ class _Resident:
         """Give all of it back."""
         while self._held:
             _, (device, address, _) = self._held.popitem()
-            device.release(address)
+            with contextlib.suppress(ExecutionError):  # a device that is lost has nothing to give back
+                device.release(address)
 
 
 class _Compiled:

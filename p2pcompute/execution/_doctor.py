@@ -14,10 +14,12 @@ import trio
 from p2pcompute.errors import ExecutionError
 from p2pcompute.execution._cuda_compile import CudaNotInstalled, check_installed
 from p2pcompute.execution._pool import open_pool
+from p2pcompute.execution._pool_cuda import device_worker
 from p2pcompute.execution._pool_process import readable_paths
 from p2pcompute.execution._probe import probe_devices
 from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
 from p2pcompute.execution._sandbox_bwrap import probe_bwrap
+from p2pcompute.execution._sandbox_devices import driver_directories
 from p2pcompute.execution._sandbox_landlock import landlock_abi
 from p2pcompute.execution._sandbox_seccomp import seccomp_available
 
@@ -56,10 +58,12 @@ async def doctor_facts(
     """
     limits = limits or WorkerLimits()
     policy = policy or SandboxPolicy()
-    facts = [_interpreter(), _numba(), _device(limits), *_cuda()]
+    facts = [_interpreter(), _numba(), _device(limits), *_gpus()]
     facts += [_landlock(), _seccomp(), await _bwrap(policy), _rlimits(limits)]
     if start_worker:
         facts.append(await _worker(limits, policy))
+        for slot in [device.slot for device in probe_devices() if device.kind == "cuda"]:
+            facts.append(await _gpu_worker(slot, limits, policy))
     return facts
 
 
@@ -87,18 +91,37 @@ def _device(limits: WorkerLimits) -> Fact:
     return Fact(name="cpu", ok=not short, detail=detail, advice=advice, needed=False)
 
 
-def _cuda() -> list[Fact]:
-    """A line where the ``cuda`` extra is installed; its absence is nothing to mend."""
+def _gpus() -> list[Fact]:
+    """A line for each GPU, or one that says that there is none."""
+    found = [device for device in probe_devices() if device.kind == "cuda"]
     try:
         check_installed()
-    except CudaNotInstalled:
-        return []
-    found = [device for device in probe_devices() if device.kind == "cuda"]
+    except CudaNotInstalled as error:
+        if not found and not driver_directories(search=os.environ.get("LD_LIBRARY_PATH", "")):
+            return [Fact(name="gpu", ok=True, detail="none: there is no NVIDIA driver here", needed=False)]
+        return [
+            Fact(
+                name="gpu",
+                ok=False,
+                detail=", ".join(device.name for device in found) or "there is an NVIDIA driver",
+                advice=f"to lend it: {error}",
+                needed=False,
+            )
+        ]
     if not found:
         advice = "optional: install NVIDIA's driver; kernels are compiled for CUDA without it, and not run"
-        return [Fact(name="cuda", ok=False, detail="no driver answers", advice=advice, needed=False)]
-    names = ", ".join(f"{device.name}, {device.memory_bytes / _GIB:.1f} GiB" for device in found)
-    return [Fact(name="cuda", ok=True, detail=f"{names}; workers run on the CPU, not there", needed=False)]
+        return [Fact(name="gpu", ok=False, detail="none: no NVIDIA driver answers", advice=advice, needed=False)]
+    facts: list[Fact] = []
+    for device in found:
+        detail = f"{device.slot}: {device.name}, {device.memory_bytes / _GIB:.1f} GiB"
+        try:
+            device_worker(device.slot)
+        except ExecutionError as error:
+            facts.append(Fact(name="gpu", ok=False, detail=detail, advice=str(error), needed=False))
+        else:
+            detail += f"; lend it with `p2pcompute up --device {device.slot}`"
+            facts.append(Fact(name="gpu", ok=True, detail=detail, needed=False))
+    return facts
 
 
 def _landlock() -> Fact:
@@ -176,6 +199,18 @@ async def _worker(limits: WorkerLimits, policy: SandboxPolicy) -> Fact:
     return Fact(name="worker", ok=locked, detail=detail, advice=advice)
 
 
-async def _start_and_look(limits: WorkerLimits, policy: SandboxPolicy) -> Layers:
-    async with open_pool(spare=0, limits=limits, policy=policy) as pool, pool.session() as session:
+async def _gpu_worker(slot: str, limits: WorkerLimits, policy: SandboxPolicy) -> Fact:
+    started = trio.current_time()
+    try:
+        await _start_and_look(limits, policy, slot)
+    except ExecutionError as error:
+        advice = "this GPU can't be lent until that is mended; the processor can"
+        return Fact(name=f"{slot} worker", ok=False, detail=str(error), advice=advice, needed=False)
+    detail = f"warm and locked in {trio.current_time() - started:.1f} s, and computes what it should"
+    return Fact(name=f"{slot} worker", ok=True, detail=detail, needed=False)
+
+
+async def _start_and_look(limits: WorkerLimits, policy: SandboxPolicy, slot: str = "cpu") -> Layers:
+    program = device_worker(slot)
+    async with open_pool(spare=0, limits=limits, policy=policy, program=program) as pool, pool.session() as session:
         return session.layers

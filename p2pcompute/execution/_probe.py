@@ -14,6 +14,7 @@ from p2pcompute.errors import ExecutionError
 from p2pcompute.execution._api import KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cuda_device import CudaFailure, find_devices
 from p2pcompute.execution._language_capture import source_digest
+from p2pcompute.execution._nvml import list_gpus
 from p2pcompute.execution._pool import WorkerPool
 from p2pcompute.execution._pool_session import WorkerSession
 
@@ -60,14 +61,19 @@ class Device:
     Attributes:
         kind: "cpu" or "cuda".
         name: the maker's name for it.
-        cores: processor threads that this process may use; a container's quota counts. Of a GPU, its multiprocessors.
+        cores: processor threads that this process may use; a container's quota counts. Of a GPU, its
+            multiprocessors where the driver was asked, else 0.
         memory_bytes: memory that it may use; a container's limit counts. Of a GPU, its own.
+        slot: what names it here: cpu, cuda:0, cuda:1, … in the order of the bus.
+        driver: of a GPU, its driver's version where that is known.
     """
 
     kind: Literal["cpu", "cuda"]
     name: str
     cores: int
     memory_bytes: int
+    slot: str = "cpu"
+    driver: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,8 +90,9 @@ class Score:
 
 
 def probe_devices(*, root: Path = Path("/")) -> list[Device]:
-    """The devices of this machine: its CPU, always first, then the CUDA devices that a driver shows, where the
-    ``cuda`` extra is installed. Reads ``/proc`` and ``/sys`` beneath `root`.
+    """The devices of this machine: its CPU, always first, then its GPUs, as NVIDIA's management library lists them, or
+    else as the CUDA driver shows them, where the ``cuda`` extra is installed. Reads ``/proc`` and ``/sys`` beneath
+    `root`.
 
     Where a file is missing or odd the answer of the standard library stands in; nothing is raised.
     """
@@ -94,10 +101,29 @@ def probe_devices(*, root: Path = Path("/")) -> list[Device]:
 
 
 def _cuda_devices() -> list[Device]:
+    listed = [
+        Device(
+            kind="cuda",
+            name=gpu.name,
+            cores=0,
+            memory_bytes=gpu.memory_bytes,
+            slot=f"cuda:{place}",
+            driver=gpu.driver,
+        )
+        for place, gpu in enumerate(list_gpus())
+    ]
+    if listed:
+        return listed
     try:
         return [
-            Device(kind="cuda", name=device.name, cores=device.processors, memory_bytes=device.memory_bytes)
-            for device in find_devices()
+            Device(
+                kind="cuda",
+                name=device.name,
+                cores=device.processors,
+                memory_bytes=device.memory_bytes,
+                slot=f"cuda:{place}",
+            )
+            for place, device in enumerate(find_devices())
         ]
     except CudaFailure:  # a driver that answers and then fails is as good as none
         return []

@@ -65,12 +65,12 @@ from ._events import (
 )
 from ._places import Guest as Guest
 from ._provider import (
-    ActiveTask as ActiveTask,
-)
-from ._provider import (
     TaskService as TaskService,
 )
 from ._scheduler import ChunkScheduler as ChunkScheduler
+from ._usage import (
+    ActiveTask as ActiveTask,
+)
 from ._usage import (
     Usage as Usage,
 )

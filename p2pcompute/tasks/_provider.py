@@ -52,13 +52,13 @@ from ._link import MIN_BYTES_PER_S
 from ._places import Guest, Place, Places
 from ._tiles import TaskTiles
 from ._turns import Turns
-from ._usage import Usage
+from ._usage import ActiveTask, Usage
 from ._work import chunk_bytes, execution_args
 
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay, OverlayStream
 
-__all__ = ["ActiveTask", "OutputFault", "TaskService"]
+__all__ = ["OutputFault", "TaskService"]
 
 _log = logging.getLogger("p2pcompute.tasks")
 
@@ -80,42 +80,6 @@ _NEWCOMERS_BYTES: Final = 2**32  # of inputs that newcomers' tasks hold at a tim
 _NEWCOMER_LARGE: Final = 8  # inputs in shared memory of a newcomer's task
 
 OutputFault = Callable[[bytes, int], bytes]  # (output bytes, chunk index) -> what is sent and signed; for tests
-
-
-@dataclass(slots=True, kw_only=True)
-class ActiveTask:
-    """A task that is running here, for status displays.
-
-    Attributes:
-        chunk, chunk_blocks, chunk_blocks_done: the chunk that is computed now, if any, and how far it is.
-        stopped: chunks that were cancelled while they were computed.
-        used: what its finished chunks have used of this machine.
-    """
-
-    task_id: TaskId
-    requester: str
-    chunks_done: int = 0
-    chunks_failed: int = 0
-    started_ms: int = 0
-    chunk: int | None = None
-    chunk_blocks: int = 0
-    chunk_blocks_done: int = 0
-    stopped: int = 0
-    used: Usage = field(default_factory=Usage)
-
-    def begin(self, chunk: int, blocks: int) -> None:
-        """A chunk is computed from now on."""
-        self.chunk, self.chunk_blocks, self.chunk_blocks_done = chunk, blocks, 0
-
-    def progress(self, done: int) -> None:
-        """So many of its blocks are done."""
-        self.chunk_blocks_done = done
-
-    def end(self, run: ChunkRun | None) -> None:
-        """It is over, with a result or without."""
-        self.chunk, self.chunk_blocks, self.chunk_blocks_done = None, 0, 0
-        if run is not None:
-            self.used.add(run)
 
 
 @dataclass(slots=True, kw_only=True)

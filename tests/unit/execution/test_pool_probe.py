@@ -87,8 +87,18 @@ def test_the_score_counts_reference_cores(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.net
 def test_the_doctor_starts_a_worker_and_says_what_locks_it() -> None:
     facts = {fact.name: fact for fact in trio.run(doctor_facts)}
-    facts.pop("cuda", None)  # only where the extra is installed
-    assert list(facts) == ["python", "numba", "cpu", "landlock", "seccomp", "bubblewrap", "rlimits", "worker"]
+    assert [name for name in facts if not name.startswith("cuda:")] == [
+        "python",
+        "numba",
+        "cpu",
+        "gpu",
+        "landlock",
+        "seccomp",
+        "bubblewrap",
+        "rlimits",
+        "worker",
+    ]
+    assert facts["gpu"].detail.startswith("cuda:0" if len(probe_devices()) > 1 else "none: ")
     assert all(fact.ok for fact in facts.values() if fact.needed)
     assert "seccomp on" in facts["worker"].detail
     assert all(fact.advice for fact in facts.values() if not fact.ok)

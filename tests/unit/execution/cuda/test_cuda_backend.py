@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import re
 from typing import Any
@@ -20,6 +21,7 @@ from p2pcompute.execution._cuda import CudaBackend
 from p2pcompute.execution._cuda_compile import CudaCompiler, CudaNotInstalled, check_installed, link_cubin
 from p2pcompute.execution._cuda_device import CudaDevice, NoCudaDevice, find_devices, open_device
 from p2pcompute.execution._ptx_lint import PtxRefused, find_faults
+from p2pcompute.execution._worker_launches import TARGET_NS, Pace, in_launches
 from p2pcompute.kernel import Binding, kernel, out
 
 from .ptx_machine import Machine
@@ -187,6 +189,71 @@ def test_long_runs_are_launched_in_parts(cpu: CpuBackend, gpu: CudaBackend, bind
     backend = CudaBackend(machine, blocks_a_launch=3)
     assert run(backend, binding, 1, 8).tobytes() == run(cpu, binding, 1, 8).tobytes()
     assert machine.launches == [("run_blocks", (n, 1, 1), (32, 1, 1)) for n in (3, 3, 2)]
+    assert machine.allocations == 0
+
+
+def test_a_run_in_launches_gives_the_same_bits(cpu: CpuBackend, gpu: CudaBackend, binding: Binding) -> None:
+    """As a worker runs a chunk: parts of it, one after the other, as its pace says."""
+    compiled = gpu.compile(binding.source, binding.launch, binding.specs)
+    rows = np.zeros(320, np.float32)
+    parts: list[int] = []
+
+    def launch(start: int, count: int) -> None:
+        compiled.run_blocks(start, count, binding.values, [rows[start * 32 : (start + count) * 32]])
+        parts.append(count)
+
+    pace = Pace()
+    pace.took(1, TARGET_NS // 2)
+    in_launches(10, launch, pace, lambda _: True)
+    assert len(parts) > 1
+    assert sum(parts) == 10
+    assert rows.tobytes() == run(cpu, binding, 0, 10).tobytes()
+
+
+class Counting(Machine):
+    """Counts what is copied to it."""
+
+    uploads = 0
+
+    def upload(self, address: int, values: Array) -> None:
+        self.uploads += 1
+        super().upload(address, values)
+
+
+def test_inputs_that_nobody_can_write_stay_on_the_device(gpu: CudaBackend, binding: Binding) -> None:
+    machine = Counting()
+    backend = CudaBackend(machine)
+    values = [np.array(value) if np.ndim(value) else value for value in binding.values]
+    for value in values:
+        if np.ndim(value):
+            value.flags.writeable = False
+    compiled = backend.compile(binding.source, binding.launch, binding.specs)
+    first, again = np.zeros(64, np.float32), np.zeros(64, np.float32)
+    compiled.run_blocks(0, 2, values, [first])
+    assert machine.uploads == 3  # two inputs, and the rows
+    compiled.run_blocks(0, 2, values, [again])
+    assert machine.uploads == 4
+    assert first.tobytes() == again.tobytes()
+    assert machine.allocations == 2
+    # With another array in its place nothing of the old one is used.
+    values[2] = values[2] + np.float32(1)
+    compiled.run_blocks(0, 2, values, [again])
+    assert first.tobytes() != again.tobytes()
+    del compiled
+    gc.collect()
+    assert machine.allocations == 0
+
+
+def test_what_may_change_is_copied_each_time(gpu: CudaBackend, binding: Binding) -> None:
+    machine = Counting()
+    compiled = CudaBackend(machine).compile(binding.source, binding.launch, binding.specs)
+    values = [np.array(value) if np.ndim(value) else value for value in binding.values]
+    rows = np.zeros(64, np.float32)
+    compiled.run_blocks(0, 2, values, [rows])
+    before = rows.tobytes()
+    values[2] += np.float32(1)
+    compiled.run_blocks(0, 2, values, [rows])
+    assert rows.tobytes() != before
     assert machine.allocations == 0
 
 
