@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
     from . import random as random
+    from ._matmul import matmul as matmul
+    from ._matmul import matmul_on as matmul_on
     from ._program import Program as Program
     from ._program import program as program
     from ._requester import Chunk as Chunk
@@ -68,6 +70,8 @@ __all__ = [
     "errors",
     "events",
     "kernel",
+    "matmul",
+    "matmul_on",
     "open_node",
     "out",
     "program",
@@ -93,6 +97,8 @@ _HOME = {
     "TaskError": "errors",
     "device": "kernel",
     "kernel": "kernel",
+    "matmul": "_matmul",
+    "matmul_on": "_matmul",
     "open_node": "node",
     "out": "kernel",
     "program": "_program",

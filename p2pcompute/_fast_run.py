@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from p2pcompute.checking import DEFAULT_TOLERANCE, Sampler, alike, outside_rows, rows_of
+from p2pcompute.checking import (
+    DEFAULT_TOLERANCE,
+    FreivaldsScreen,
+    ProductSampler,
+    Sampler,
+    alike,
+    outside_rows,
+    rows_of,
+)
 from p2pcompute.errors import ConfigError, UnstableKernel
 from p2pcompute_protocols.negotiation import MAX_RTOL, MIN_RTOL, CheckPolicy, Tolerance
 
@@ -19,10 +27,11 @@ if TYPE_CHECKING:
     from p2pcompute.kernel import Binding
     from p2pcompute_protocols.work import Work
 
-__all__ = ["MAX_LOOSE", "ChunkJudge", "check_policy", "check_tolerance", "rehearse", "tolerance_of"]
+__all__ = ["MAX_LOOSE", "ChunkJudge", "check_policy", "check_tolerance", "make_sampler", "rehearse", "tolerance_of"]
 
 MAX_LOOSE: Final = 0.05  # of the samples at home, before fast mode is given up
 _MOST_SILENT: Final = 0.5
+_PROBED_ROWS: Final = 16  # of a product: each costs as much as a matrix has elements
 _RECOMPUTE_S: Final = 300.0
 
 
@@ -69,6 +78,38 @@ def tolerance_of(fp: str, rtol: float | None, atol: float | None, outputs: Seque
 def check_policy(kind: str, samples: int, tolerance: Tolerance | None) -> CheckPolicy:
     """What the agreement says of checking."""
     return CheckPolicy(kind=kind, per_chunk=0 if kind == "none" else samples, tolerance=tolerance)
+
+
+def make_sampler(
+    binding: Binding,
+    worker: WorkerSession,
+    row_shapes: Sequence[tuple[int, ...]],
+    *,
+    per_chunk: int,
+    per_probe: int,
+    tolerance: Tolerance | None,
+    fast: WorkerSession | None,
+) -> Sampler:
+    """What checks the chunks of a task; of a product of matrices in fast mode, one with a screen."""
+    from p2pcompute.execution._fast_matmul import is_product
+
+    if tolerance is None or fast is None or not is_product(binding.source, binding.specs):
+        kind, probe = Sampler, per_probe
+    else:
+        kind, probe = ProductSampler, _PROBED_ROWS
+    made = kind(
+        worker,
+        binding.layout.outputs,
+        row_shapes,
+        per_chunk=per_chunk,
+        per_probe=probe,
+        tolerance=tolerance,
+        fast=fast,
+    )
+    if isinstance(made, ProductSampler):
+        assert tolerance is not None
+        made.screen = FreivaldsScreen(*binding.values, tolerance=tolerance)
+    return made
 
 
 async def rehearse(sampler: Sampler, binding: Binding) -> None:

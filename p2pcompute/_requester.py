@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import numpy as np
 import trio
 
-from p2pcompute._fast_run import ChunkJudge, check_policy, check_tolerance, rehearse, tolerance_of
+from p2pcompute._fast_run import ChunkJudge, check_policy, check_tolerance, make_sampler, rehearse, tolerance_of
 from p2pcompute._groups import single_error
 from p2pcompute._program_run import (
     PROGRAM_SETUP_S,
@@ -438,9 +438,9 @@ class TaskRun:
                 samples = per_probe = program_samples(options.samples, work.chunk_range(0)[1])
             sampler: Sampler | None = None
             if worker is not None:
-                sampler = Sampler(
+                sampler = make_sampler(
+                    binding,
                     worker,
-                    binding.layout.outputs,
                     row_shapes,
                     per_chunk=max(1, block_samples(samples, size) if together else samples),
                     per_probe=max(1, block_samples(per_probe, size) if together else per_probe),

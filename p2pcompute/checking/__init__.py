@@ -36,6 +36,15 @@ from ._evidence import (
 from ._evidence import (
     two_results_evidence as two_results_evidence,
 )
+from ._freivalds import (
+    FreivaldsScreen as FreivaldsScreen,
+)
+from ._freivalds import (
+    ProductSampler as ProductSampler,
+)
+from ._freivalds import (
+    product_tolerance as product_tolerance,
+)
 from ._power import (
     chance_over_chunks as chance_over_chunks,
 )

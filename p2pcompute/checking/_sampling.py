@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
+import trio
 
 from p2pcompute.errors import ExecutionError
 
@@ -144,8 +145,8 @@ class Sampler:
             inside = np.arange(first_thread, first_thread + threads, dtype=np.int64)
         padding = np.ones(threads, dtype=bool)
         padding[inside - first_thread] = False
-        picked = inside[draw_threads(0, len(inside), self._per_chunk, self._rng)]
         delivered = rows_of(output, self._outputs, self._row_shapes, threads)
+        picked = await self._pick(inside, delivered, first_thread)
         bad = np.zeros(threads, dtype=bool)
         for rows in delivered:
             if len(inside) < threads:
@@ -157,6 +158,11 @@ class Sampler:
         self.mismatched += mismatched
         where = first_thread + int(np.argmax(bad)) if mismatched else None
         return SampleReport(checked=len(picked), mismatched=mismatched, thread=where, loose=int(loose.sum()))
+
+    async def _pick(self, inside: Threads, delivered: Sequence[Rows], first_thread: int) -> Threads:  # noqa: ARG002
+        """The threads that are run again; `delivered` are all rows of the chunk, by output."""
+        await trio.lowlevel.checkpoint()
+        return inside[draw_threads(0, len(inside), self._per_chunk, self._rng)]
 
     async def _compare(self, picked: Threads, theirs: Sequence[Rows]) -> tuple[Mask, Mask]:
         """Which of the rows of these threads are wrong, and of which others that can't be said."""

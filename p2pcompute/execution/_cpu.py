@@ -25,6 +25,7 @@ from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cpu_loops import memory, program_text
 from p2pcompute.execution._fast_cpu import FAST, fast_helpers
+from p2pcompute.execution._fast_matmul import Product, is_product
 from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._lower import Lowered, Parameter, lower
 from p2pcompute.execution._lower_scratch import constants
@@ -72,6 +73,8 @@ class CpuBackend:
         another launch of the same kernel over the same types costs no compilation."""
         admitted = self._sources.admit(source)
         given = Layout.of_admitted(admitted, launch, args)
+        if source.fp == "fast" and is_product(source, args):
+            return Product(launch, given.outputs[0], self._crew.share, self._crew.threads)
         args = plain_outputs(args)
         layout = Layout.of_admitted(admitted, launch, args)
         lowered = lower(admitted, launch, args)
@@ -303,7 +306,7 @@ class _Crew:
     """Threads that compute portions of a launch together with the one that asks for it."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="kernel") if threads > 1 else None
         if self._pool is not None:  # all of them start now: later the process may be locked
             here = threading.Barrier(threads)
@@ -314,12 +317,12 @@ class _Crew:
     def share(self, total: int, part: Callable[[int, int], None]) -> None:
         """Call ``part(start, count)`` for portions that cover ``range(total)``, in no order."""
         # Portions differ in cost: smaller ones than one for each thread even that out.
-        portion = max(1, total // (16 * self._threads))
+        portion = max(1, total // (16 * self.threads))
         if self._pool is None or portion >= total:
             part(0, total)
             return
         # One of few items may take as long as it likes: the others are not to wait for it.
-        done = self._alone(total, total // 8, part) if total >= 64 * self._threads else 0
+        done = self._alone(total, total // 8, part) if total >= 64 * self.threads else 0
         if done == total:
             return
         starts = iter(range(done, total, portion))  # shared by all: the interpreter's lock makes each step one
@@ -328,7 +331,7 @@ class _Crew:
             for start in starts:
                 part(start, min(portion, total - start))
 
-        others = [self._pool.submit(work) for _ in range(min(self._threads, -(-(total - done) // portion)) - 1)]
+        others = [self._pool.submit(work) for _ in range(min(self.threads, -(-(total - done) // portion)) - 1)]
         work()
         for other in others:
             other.result()

@@ -16,7 +16,8 @@ import trio.testing
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute._groups import single_error
-from p2pcompute.errors import ConfigError, NoProviderError, P2PComputeError, UnstableKernel
+from p2pcompute._matmul import _work
+from p2pcompute.errors import ConfigError, KernelTypeError, NoProviderError, P2PComputeError, UnstableKernel
 from p2pcompute.events import LiarCaught
 from p2pcompute.testing import MemoryNetwork, open_simulated_node, simulated_chain
 
@@ -223,3 +224,63 @@ def test_a_quorum_compares_values(faulty: int) -> None:
     found, events = run(*(faults if faulty == 0 else faults[::-1]), check="quorum", samples=0)
     assert [event for event in events if isinstance(event, LiarCaught)]
     assert np.allclose(found, strict(), rtol=1e-4, atol=1e-6)
+
+
+# Products of matrices
+
+
+def matrices() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(9)
+    return rng.standard_normal((192, 300), np.float32), rng.standard_normal((300, 256), np.float32)
+
+
+def multiply(*faults: Fault | None, **options: Any) -> tuple[Any, list[Any]]:
+    """As `run`, for a product of matrices."""
+    a, b = matrices()
+    work, args, chosen = _work(a, b, {"fp": "fast", **options})
+    return run(*faults, kernel=work, args=args, **chosen)
+
+
+def test_a_product_of_matrices() -> None:
+    a, b = matrices()
+    due = a.astype(np.float64) @ b
+    found, events = multiply(None, None)
+    assert found.dtype == np.float32
+    assert np.abs(found - due).max() < 1e-3
+    assert not [event for event in events if isinstance(event, LiarCaught)]
+    exact, _ = multiply(None, fp="strict")
+    total = np.zeros(due.shape, np.float32)
+    for k in range(300):
+        total += a[:, k, None] * b[None, k]
+    assert np.array_equal(exact, total)
+
+
+PRODUCTS: list[tuple[str, Callable[[np.ndarray[Any, Any]], Any]]] = [
+    ("zeros", np.zeros_like),
+    ("half precision", lambda v: v.astype(np.float16)),
+    ("one element of a chunk", lambda v: np.where(np.arange(v.size) == 1_234, v + np.float32(0.01), v)),
+    ("two rows swapped", lambda v: v.reshape(-1, 256)[[1, 0, *range(2, v.size // 256)]].ravel()),
+]
+
+
+@pytest.mark.parametrize(("what", "change"), PRODUCTS, ids=[case[0] for case in PRODUCTS])
+def test_a_product_that_is_wrong_is_caught_without_samples(
+    what: str, change: Callable[[np.ndarray[Any, Any]], Any]
+) -> None:
+    a, b = matrices()
+    found, events = multiply(floats(change), None, samples=1)
+    assert [event for event in events if isinstance(event, LiarCaught)], what
+    assert np.abs(found - a.astype(np.float64) @ b).max() < 1e-3
+
+
+def test_matrices_that_have_no_product() -> None:
+    a, b = matrices()
+    for left, right, words in (
+        (b, a.T[:5], "have no product"),
+        (a[0], b, "have no product"),
+        (a[:0], b, "have no product"),
+        (a.astype(np.float64), b, "a product of float64 and float32"),
+        (a.astype(np.int32), b.astype(np.int32), "a product of int32"),
+    ):
+        with pytest.raises(KernelTypeError, match=words):
+            _work(left, right, {})
