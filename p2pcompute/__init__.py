@@ -30,9 +30,16 @@ if TYPE_CHECKING:
     from ._program import program as program
     from ._requester import Chunk as Chunk
     from ._requester import RunOptions as RunOptions
+    from ._rounds import Round as Round
+    from ._rounds import RoundOptions as RoundOptions
+    from ._rounds import new as new
+    from ._rounds import round_number as round_number
+    from ._rounds import state as state
+    from ._rounds import step as step
     from ._serving import ProviderOptions as ProviderOptions
     from ._split import Split as Split
     from ._split import split as split
+    from ._sync import iterate as iterate
     from ._sync import run as run
     from .errors import BudgetError as BudgetError
     from .errors import KernelError as KernelError
@@ -61,6 +68,8 @@ __all__ = [
     "Program",
     "ProgramError",
     "ProviderOptions",
+    "Round",
+    "RoundOptions",
     "RunOptions",
     "Split",
     "TaskError",
@@ -69,16 +78,21 @@ __all__ = [
     "device",
     "errors",
     "events",
+    "iterate",
     "kernel",
     "matmul",
     "matmul_on",
+    "new",
     "open_node",
     "out",
     "program",
     "random",
     "reduce",
+    "round_number",
     "run",
     "split",
+    "state",
+    "step",
 ]
 
 _HOME = {
@@ -92,19 +106,26 @@ _HOME = {
     "Program": "_program",
     "ProgramError": "errors",
     "ProviderOptions": "_serving",
+    "Round": "_rounds",
+    "RoundOptions": "_rounds",
     "RunOptions": "_requester",
     "Split": "_split",
     "TaskError": "errors",
     "device": "kernel",
+    "iterate": "_sync",
     "kernel": "kernel",
     "matmul": "_matmul",
     "matmul_on": "_matmul",
+    "new": "_rounds",
     "open_node": "node",
     "out": "kernel",
     "program": "_program",
     "reduce": "kernel",
+    "round_number": "_rounds",
     "run": "_sync",
     "split": "_split",
+    "state": "_rounds",
+    "step": "_rounds",
 }
 _MODULES = frozenset({"cuda", "errors", "events", "random"})
 

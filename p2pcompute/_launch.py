@@ -12,9 +12,10 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from p2pcompute._requester import RunOptions, parse_usd
+from p2pcompute._rounds import RoundOptions
 from p2pcompute.errors import ConfigError
 from p2pcompute.tasks._budget import TaskBudget
 
@@ -66,6 +67,7 @@ class Launch:
         return self.budget.left_uusd
 
 
+OptionsT = TypeVar("OptionsT", bound=RunOptions | RoundOptions)
 _LAUNCH: ContextVar[Launch | None] = ContextVar("p2pcompute_launch", default=None)
 
 
@@ -95,7 +97,7 @@ def default_network() -> str:
 
 
 @contextmanager
-def allowance(options: RunOptions, budget: TaskBudget) -> Generator[RunOptions]:
+def allowance(options: OptionsT, budget: TaskBudget) -> Generator[OptionsT]:
     """The options of one task with its budget cut to what environment and launch leave, and `budget` started.
 
     Nothing of the launch's is set aside: a task in a loop over another one's chunks would find nothing left. `budget`

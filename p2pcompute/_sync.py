@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sniffio
 import trio
@@ -10,9 +11,15 @@ import trio
 from .errors import ConfigError, P2PComputeError
 
 if TYPE_CHECKING:
-    from ._requester import Runnable
+    import numpy as np
 
-__all__ = ["run"]
+    from ._requester import Runnable
+    from ._rounds import Steps
+    from .node import Node
+
+__all__ = ["iterate", "run"]
+
+T = TypeVar("T")
 
 _NODE_OPTIONS = frozenset({"bootstrap", "chain", "listen", "network", "profile"})
 
@@ -36,26 +43,66 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
     Ctrl-C ends the task: providers stop and bill nothing more, and KeyboardInterrupt is raised.
     """
     from ._requester import RunOptions, bound, chosen
-    from .node import open_node
 
+    _refuse_async("run")
+    # What is wrong with the kernel or an option is said before anything is opened.
+    node_options = _node_options(options)
+    bound(kernel, args, chosen(RunOptions, options))
+    return _with_node(lambda node: node.run(kernel, *args, **options), node_options)
+
+
+def iterate(
+    steps: Steps, *, rounds: int, state: Mapping[str, Any], args: Sequence[Any] = (), **options: Any
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Repeat launches on a state that stays at its provider, from synchronous code.
+
+    Args:
+        steps, rounds, state, args: as of `Node.iterate`.
+        options: those of `Node.iterate` (budget, rounds_per_chunk, check, …) and those of `open_node`.
+
+    Returns:
+        The last state, by name.
+
+    Raises:
+        ConfigError: called from async code (use ``await node.iterate(…)`` there), or an option is unknown or out of
+            range.
+        P2PComputeError: as `Node.iterate` and `open_node`.
+
+    Ctrl-C ends the task, as in `run`.
+    """
+    from ._requester import chosen
+    from ._rounds import RoundOptions, bind_rounds
+
+    _refuse_async("iterate")
+    node_options = _node_options(options)
+    chosen(RoundOptions, options)
+    bind_rounds(steps, rounds, state, args)
+    return _with_node(lambda node: node.iterate(steps, rounds=rounds, state=state, args=args, **options), node_options)
+
+
+def _node_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
+
+
+def _refuse_async(what: str) -> None:
     try:
         library = sniffio.current_async_library()
     except sniffio.AsyncLibraryNotFoundError:
-        pass
-    else:
-        instead = (
-            "open a node with `async with p2p.open_node() as node` and use `await node.run(…)`"
-            if library == "trio"
-            else "call it in a thread: `await asyncio.to_thread(p2p.run, …)`"
-        )
-        raise ConfigError(f"p2p.run was called from {library} code; {instead}")
-    # What is wrong with the kernel or an option is said before anything is opened.
-    node_options = {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
-    bound(kernel, args, chosen(RunOptions, options))
+        return
+    instead = (
+        f"open a node with `async with p2p.open_node() as node` and use `await node.{what}(…)`"
+        if library == "trio"
+        else f"call it in a thread: `await asyncio.to_thread(p2p.{what}, …)`"
+    )
+    raise ConfigError(f"p2p.{what} was called from {library} code; {instead}")
 
-    async def main() -> Any:
+
+def _with_node(call: Callable[[Node], Awaitable[T]], node_options: dict[str, Any]) -> T:
+    from .node import open_node
+
+    async def main() -> T:
         async with open_node(**node_options) as node:
-            return await node.run(kernel, *args, **options)
+            return await call(node)
 
     try:
         return trio.run(main)

@@ -12,11 +12,11 @@ import logging
 import os
 import resource
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
 
 import trio
 
@@ -27,6 +27,7 @@ from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
 from p2pcompute._requester import Chunk, RunOptions, TaskRun, chosen
+from p2pcompute._rounds import Round, RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import NodeKey, WalletKey
@@ -41,6 +42,8 @@ from p2pcompute_protocols.ids import ChannelId, PeerId
 from p2pcompute_protocols.work import ProgramRef
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from p2pcompute._requester import Runnable
     from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.execution._program_files import InstalledProgram
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Node", "NodeServices", "compose_node", "open_node"]
 
 _log = logging.getLogger("p2pcompute.node")
+Item = TypeVar("Item")
 
 _SPARE_S: Final = 15.0
 _STOP_S: Final = 1.0
@@ -263,13 +267,66 @@ class Node:
         results = binding.results(outputs)
         return results[0] if len(results) == 1 else tuple(results)
 
+    def _rounds(
+        self, steps: Steps, rounds: int, state: Mapping[str, Any], args: Sequence[Any], options: dict[str, Any]
+    ) -> RoundsRun:
+        return RoundsRun(
+            bound=bind_rounds(steps, rounds, state, args),
+            options=chosen(RoundOptions, options),
+            coordinator=self.services.coordinator,
+            pool=self._worker_pool,
+            score_milli=self._score_milli,
+            fund=self.services.fund_wallet,
+            now_ms=self.now_ms,
+        )
+
+    async def iterate(
+        self, steps: Steps, *, rounds: int, state: Mapping[str, Any], args: Sequence[Any] = (), **options: Any
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """Repeat launches on a state that stays at its provider, and give the last state.
+
+        Args:
+            steps: a kernel whose parameters are named ``new_x`` (output) and ``x`` (input) for an array x of the state,
+                ``round_number``, and others for `args`; or what `p2p.step` made, or a list of those.
+            rounds: how often.
+            state: the arrays to begin with, by name.
+            args: for a bare kernel, the values of its other parameters, in order.
+            options: fields of `RoundOptions`: budget, rounds_per_chunk, check_rounds, samples, check, deadline_s,
+                max_price, device, on_event.
+
+        Raises:
+            ConfigError, KernelError, NoProviderError, BudgetError, TaskTimeout, TaskError, PaymentError: as `run`.
+
+        Turns and cancellation are those of `run`.
+        """
+        task = self._rounds(steps, rounds, state, args, options)
+
+        async def drop(_: object) -> None:
+            await trio.lowlevel.checkpoint()
+
+        await self._execute(task, task.bound, drop, waits=not self._is_within_stream())
+        assert task.last is not None  # it has ended without an error
+        return task.bound.result(task.last[1].arrays)
+
+    def rounds(
+        self, steps: Steps, *, rounds: int, state: Mapping[str, Any], args: Sequence[Any] = (), **options: Any
+    ) -> RoundStream:
+        """As `iterate`, and iterate over the rounds as their chunks are checked: ``async for done in node.rounds(…)``.
+
+        The stream's `state` and `done` are the last state that is here and how many rounds it is behind, at any time,
+        also when it has ended with an error: what was paid for is not lost.
+        """
+        return RoundStream(self, self._rounds(steps, rounds, state, args, options))
+
     def _is_within_stream(self) -> bool:
         """Whether the calling task is in the body of a loop over chunks of this node, whose task goes on only once
         the body is done."""
         caller = trio.lowlevel.current_task()
         return any(feed.waits_for(caller) for feed in self._feeds)
 
-    async def _execute(self, task: TaskRun, binding: Any, deliver: Callable[[Chunk], Any], *, waits: bool) -> None:
+    async def _execute(
+        self, task: TaskRun | RoundsRun, binding: Any, deliver: Callable[[Any], Any], *, waits: bool
+    ) -> None:
         async with AsyncExitStack() as stack:
             if waits:
                 await stack.enter_async_context(self._turn)
@@ -367,16 +424,16 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-class ChunkStream:
-    """The chunks of one task, as an async iterator; an async context manager that ends the task when left."""
+class Stream(Generic[Item]):
+    """What one task gives, as an async iterator; an async context manager that ends the task when left."""
 
-    def __init__(self, node: Node, task: TaskRun, binding: Any) -> None:
+    def __init__(self, node: Node, task: TaskRun | RoundsRun, binding: Any) -> None:
         self._node = node
         self._task = task
         self._binding = binding
         self._started = False
         self._feed = _Feed()
-        self._send, self._receive = trio.open_memory_channel[Chunk](0)
+        self._send, self._receive = trio.open_memory_channel[Item](0)
 
     async def __aenter__(self) -> Self:
         return self
@@ -389,10 +446,10 @@ class ChunkStream:
         self._feed.scope.cancel()
         await self._receive.aclose()
 
-    def __aiter__(self) -> ChunkStream:
+    def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Chunk:
+    async def __anext__(self) -> Item:
         if not self._started:
             self._started = True
             waits = not self._node._is_within_stream()
@@ -411,6 +468,29 @@ class ChunkStream:
         self._feed.scope.cancel()
         self._send.close()
         self._receive.close()
+
+
+class ChunkStream(Stream[Chunk]):
+    """The chunks of one task, as an async iterator; an async context manager that ends the task when left."""
+
+
+class RoundStream(Stream[Round]):
+    """The rounds of one task, as an async iterator; an async context manager that ends the task when left."""
+
+    def __init__(self, node: Node, task: RoundsRun) -> None:
+        super().__init__(node, task, task.bound)
+        self._rounds = task
+
+    @property
+    def done(self) -> int:
+        """How many rounds the state that is here is behind."""
+        return 0 if self._rounds.last is None else self._rounds.last[0]
+
+    @property
+    def state(self) -> dict[str, np.ndarray[Any, Any]]:
+        """The state that is here; the first one before anything was computed."""
+        last = self._rounds.last
+        return self._rounds.bound.result(self._rounds.bound.arrays if last is None else last[1].arrays)
 
 
 class _Feed:
@@ -441,7 +521,7 @@ class _Feed:
         return nursery not in self._around
 
     async def run(
-        self, node: Node, task: TaskRun, binding: Any, send: trio.MemorySendChannel[Chunk], waits: bool
+        self, node: Node, task: TaskRun | RoundsRun, binding: Any, send: trio.MemorySendChannel[Any], waits: bool
     ) -> None:
         try:
             with self.scope:

@@ -58,10 +58,12 @@ class Launch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalarSpec:
-    """A scalar argument: `value` is a NumPy scalar of `dtype` (bool, int8…int64, uint8…uint64, float32, float64)."""
+    """A scalar argument: `value` is a NumPy scalar of `dtype` (bool, int8…int64, uint8…uint64, float32, float64). One
+    that `varies` may have another value in each run, so that nothing is proved from this one."""
 
     dtype: str
     value: Any
+    varies: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

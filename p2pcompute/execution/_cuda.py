@@ -411,7 +411,9 @@ class _Compiled:
                 value = np.require(value.values, requirements=["C", "A"])
                 kept = None  # another one with each chunk
             else:
-                kept = self._resident.put(self._backend.device, value) if isinstance(parameter.spec, InputSpec) else None
+                kept = (
+                    self._resident.put(self._backend.device, value) if isinstance(parameter.spec, InputSpec) else None
+                )
             address = memory.put(value) if kept is None else kept
             if isinstance(parameter.spec, OutputSpec):
                 for length in parameter.spec.shape:

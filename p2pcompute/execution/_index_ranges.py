@@ -126,7 +126,9 @@ class _Walk:
         }
         self.counters: frozenset[str] = frozenset()  # of loops around, each of whose turns comes to what is looked at
         for name, spec in specs.items():
-            if isinstance(spec, ScalarSpec) and name in integers and spec.dtype in _ELEMENTS:
+            if not isinstance(spec, ScalarSpec) or spec.varies:
+                continue
+            if name in integers and spec.dtype in _ELEMENTS:
                 self.known[name] = (int(spec.value), int(spec.value))
 
     # Statements

@@ -147,7 +147,7 @@ class IndexWalk:
             places, inside = np.divmod(places, launch.block[axis])
             self.threads.append(inside)
         for name, spec in specs.items():
-            if not isinstance(spec, ScalarSpec) or spec.dtype in ("uint64", "float32", "float64"):
+            if not isinstance(spec, ScalarSpec) or spec.varies or spec.dtype in ("uint64", "float32", "float64"):
                 continue
             if name in integers and abs(int(spec.value)) < _BOUND:
                 self.known[name] = np.array([int(spec.value)], np.int64)

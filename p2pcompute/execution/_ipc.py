@@ -11,6 +11,8 @@ COMPILE                 text, entry, digest, grid, block, dims, arguments, fp   
 RUN_BLOCKS              first block, blocks, arena bytes                             the arena, if bytes > 0
 RUN_THREADS             number of threads, arena bytes                               the arena, if bytes > 0
 WINDOWS                 [origin, shape] of each split input's window, arena bytes    the arena, if bytes > 0
+COMPILE_STEP            place, state, and the same as for COMPILE                    one per constant array
+RUN_ROUNDS              number of the first round, rounds, arena bytes               the arena, if bytes > 0
 CANCEL                  (nothing; the ID is that of the request to stop)
 ======================= ============================================================ ======================
 
@@ -28,6 +30,7 @@ FAILED                  kind, reason, line, filename, instead
 A run is several launches (`_worker_launches`), and the worker looks for a CANCEL between them. One that comes too
 late crosses the answer, and the worker drops it: there is exactly one of COMPILED, DONE, CANCELLED and FAILED for each
 request. PROGRESS rises, stays below the blocks that were asked for, and comes at most once in `PROGRESS_NS`.
+COMPILE_STEP and RUN_ROUNDS, which `_ipc_rounds` writes and reads, are answered by DONE, as WINDOWS is.
 
 An *arena* is a memfd of the node that holds the outputs of one run behind each other, each 64-byte aligned, and
 before them, for RUN_THREADS, the thread ids as int64. It is sealed against a change of size, so that a worker can
@@ -55,6 +58,7 @@ __all__ = [
     "CANCELLED",
     "COMPILE",
     "COMPILED",
+    "COMPILE_STEP",
     "DONE",
     "DTYPES",
     "FAILED",
@@ -70,6 +74,7 @@ __all__ = [
     "PROGRESS_NS",
     "READY",
     "RUN_BLOCKS",
+    "RUN_ROUNDS",
     "RUN_THREADS",
     "WINDOWS",
     "Failure",
@@ -104,6 +109,8 @@ CANCEL: Final = 7
 PROGRESS: Final = 8
 CANCELLED: Final = 9
 WINDOWS: Final = 10
+COMPILE_STEP: Final = 11
+RUN_ROUNDS: Final = 12
 
 FP_MODES: Final = ("strict", "fast")
 
@@ -323,7 +330,7 @@ def encode_arguments(args: Sequence[ArgSpec]) -> list[Any]:
     for arg in args:
         if isinstance(arg, ScalarSpec):
             value = np.asarray(arg.value, dtype=DTYPES[arg.dtype])
-            items.append([0, arg.dtype, value.tobytes()])
+            items.append([5 if arg.varies else 0, arg.dtype, value.tobytes()])
         elif isinstance(arg, InputSpec) and arg.split is not None:
             items.append([4, arg.dtype, [list(arg.shape), list(arg.split.axes), list(arg.split.halo), arg.split.edge]])
         elif isinstance(arg, OutputSpec) and arg.reduce is not None:
@@ -338,14 +345,15 @@ def decode_arguments(value: Any) -> list[ArgSpec]:
     args: list[ArgSpec] = []
     for item in take_list(value, high=MAX_ARGUMENTS):
         kind, dtype, rest = take_list(item, low=3, high=3)
-        take_int(kind, low=0, high=4)
+        take_int(kind, low=0, high=5)
         if take_text(dtype, limit=16) not in DTYPES:
             raise FrameError(f"unknown dtype {dtype!r}")
-        if kind == 0:
+        if kind in (0, 5):
             raw = take_bytes(rest, limit=8)
             if len(raw) != DTYPES[dtype].itemsize:
                 raise FrameError("a scalar of the wrong width")
-            args.append(ScalarSpec(dtype=dtype, value=np.frombuffer(raw, dtype=DTYPES[dtype])[0]))
+            value = np.frombuffer(raw, dtype=DTYPES[dtype])[0]
+            args.append(ScalarSpec(dtype=dtype, value=value, varies=kind == 5))
         elif kind == 3:
             operation, *extents = take_list(rest, low=1, high=1 + MAX_DIMENSIONS)
             if take_text(operation, limit=16) not in OPERATIONS:

@@ -165,7 +165,7 @@ class Arena:
         """The descriptor; -1 once closed."""
         return self._fd
 
-    def put(self, content: bytes | memoryview, offset: int = 0) -> None:
+    def put(self, content: bytes | bytearray | memoryview, offset: int = 0) -> None:
         """Write `content` at `offset`. Raises `ExecutionError` where memory runs out."""
         view = _flat(content)
         done = 0
@@ -192,6 +192,26 @@ class Arena:
             self._readers -= 1
             if self._closing:
                 self.close()
+
+    async def copy_into(self, spans: Sequence[tuple[int, int]]) -> list[bytearray]:
+        """As `copy_out`, into buffers that can be overwritten."""
+        self._readers += 1
+        try:
+            if sum(size for _, size in spans) <= _IN_THREAD_BYTES:
+                return self._read_into(spans)
+            return await trio.to_thread.run_sync(self._read_into, spans)
+        finally:
+            self._readers -= 1
+            if self._closing:
+                self.close()
+
+    def _read_into(self, spans: Sequence[tuple[int, int]]) -> list[bytearray]:
+        copies = [bytearray(size) for _, size in spans]
+        for (offset, size), copy in zip(spans, copies, strict=True):
+            view, done = memoryview(copy), 0
+            while done < size:
+                done += os.preadv(self._fd, [view[done : done + _ONE_CALL_BYTES]], offset + done)
+        return copies
 
     async def copy_out(self, spans: tuple[tuple[int, int], ...]) -> tuple[bytes, ...]:
         """Private copies of `spans` (offset, bytes); what the worker writes afterwards does not reach them.

@@ -16,7 +16,9 @@ from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._pool_memory import Arena, SharedInput
 from p2pcompute.execution._pool_process import CANCEL_GRACE_S, Progress, WorkerProcess, take
+from p2pcompute.execution._pool_rounds import RoundsResult, compile_rounds, run_rounds
 from p2pcompute.execution._pool_windows import SessionWindows
+from p2pcompute.execution._rounds import Step
 from p2pcompute.execution._sandbox import Layers, WorkerLimits
 from p2pcompute.execution._split import Window
 
@@ -97,6 +99,8 @@ class WorkerSession:
         self._windows = SessionWindows(limits.input_bytes)
         self._given: set[int] = set()  # inodes of the inputs that the worker has been given
         self._given_bytes = 0
+        self._state: tuple[InputSpec, ...] | None = None  # of the rounds that are compiled
+        self._held_state = False
 
     @property
     def layers(self) -> Layers:
@@ -151,7 +155,7 @@ class WorkerSession:
                             with await SharedInput.make(content) as made:
                                 fds.append(made.duplicate())
                 self._count_inputs(fds)
-                self._launch = None
+                self._launch = self._state = None
                 fields = [source.text, source.entry, source.digest, list(launch.grid), list(launch.block), launch.dims]
                 packet = await self._exchange(
                     ipc.COMPILE, [*fields, ipc.encode_arguments(args), source.fp], fds, timeout_s=timeout_s
@@ -245,21 +249,7 @@ class WorkerSession:
         timeout_s: float,
         progress: Progress | None = None,
     ) -> WorkResult:
-        if plan.total_bytes > self._limits.output_bytes:
-            raise ExecutionError(
-                f"this run's outputs need {plan.total_bytes} bytes and a worker has {self._limits.output_bytes}; "
-                "run fewer blocks at a time"
-            )
-        arena = self._arena
-        fresh = arena is None or arena.nbytes < plan.total_bytes
-        if arena is None or fresh:
-            # At least double: a hostile worker that keeps the old ones holds no more than the last one's size.
-            old = 0 if arena is None else arena.nbytes
-            size = min(max(plan.total_bytes, 2 * old, ipc.ALIGNMENT), max(self._limits.output_bytes, plan.total_bytes))
-            if arena is not None:
-                arena.close()
-            self._arena = None
-            self._arena = arena = Arena(size)
+        arena, fresh = self._room(plan.total_bytes)
         if ids is not None:
             arena.put(ids)
         fds = [arena.fileno()] if fresh else []
@@ -287,6 +277,69 @@ class WorkerSession:
     def _energy_since(self, before: int) -> int | None:
         now = None if self._energy is None else self._energy()
         return None if now is None else max(0, now - before)
+
+    def _room(self, total_bytes: int) -> tuple[Arena, bool]:
+        """An arena of that size at least, and whether the worker does not have it yet."""
+        if total_bytes > self._limits.output_bytes:
+            raise ExecutionError(
+                f"this run's outputs need {total_bytes} bytes and a worker has {self._limits.output_bytes}; "
+                "run fewer blocks at a time"
+            )
+        arena = self._arena
+        fresh = arena is None or arena.nbytes < total_bytes
+        if arena is None or fresh:
+            # At least double: a hostile worker that keeps the old ones holds no more than the last one's size.
+            old = 0 if arena is None else arena.nbytes
+            size = min(max(total_bytes, 2 * old, ipc.ALIGNMENT), max(self._limits.output_bytes, total_bytes))
+            if arena is not None:
+                arena.close()
+            self._arena = None
+            self._arena = arena = Arena(size)
+        return arena, fresh
+
+    async def compile_rounds(
+        self,
+        steps: Sequence[Step],
+        state: Sequence[InputSpec],
+        inputs: Sequence[Mapping[int, InputContent]],
+        *,
+        timeout_s: float = DEFAULT_COMPILE_TIMEOUT_S,
+    ) -> float:
+        """Compile the steps of a round, in place of what was compiled before.
+
+        Args:
+            steps: the launches of a round, in order.
+            state: the arrays of a state.
+            inputs: for each step, by position, the content of each constant array, as for `compile`.
+            timeout_s: for each step, wall time after which the worker is killed.
+
+        Returns:
+            Milliseconds that it took.
+
+        Raises `KernelError` where a step is refused, and what the class names.
+        """
+        async with self._turn:
+            self._refuse_if_dead()
+            return await compile_rounds(self, steps, state, inputs, timeout_s=timeout_s)
+
+    async def run_rounds(
+        self, start: Sequence[bytes | bytearray | memoryview], number: int, rounds: int, *, timeout_s: float
+    ) -> RoundsResult:
+        """Run rounds, and copy the state after each out.
+
+        Args:
+            start: the bytes of each array of the state to begin with, C order.
+            number: how many rounds there were before.
+            rounds: how many to run; their states and the first one have to fit into the worker's outputs together.
+            timeout_s: wall time after which the worker is killed.
+
+        Raises `ExecutionError` where the states are over the worker's limit, and what the class names.
+        """
+        await take(self._turn)
+        try:
+            return await run_rounds(self, start, number, rounds, timeout_s=timeout_s)
+        finally:
+            self._turn.release()
 
     async def _exchange(
         self,
@@ -317,8 +370,11 @@ class WorkerSession:
         return self._launch
 
     def rest(self) -> bool:
-        """Whether the worker is sound and idle and holds little; its kernel has to be named anew then."""
-        self._launch = None
+        """Whether the worker is sound and idle, holds little and has held no state of a task; its kernel has to be
+        named anew then."""
+        self._launch = self._state = None
+        if self._held_state:
+            return False
         held = self._given_bytes + self._windows.nbytes + (0 if self._arena is None else self._arena.nbytes)
         sound = not self._why_dead and self._process.usable and not self._turn.locked()
         return sound and held <= min(_KEPT_BYTES, self._limits.session_input_bytes // 2)

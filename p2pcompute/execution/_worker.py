@@ -42,10 +42,12 @@ from p2pcompute.execution._sandbox import (
 )
 from p2pcompute.execution._split import Window
 from p2pcompute.execution._worker_launches import Pace, Stopped, in_launches
+from p2pcompute.execution._worker_rounds import WorkerRounds
 
 __all__ = ["BackendFactory", "Worker", "main", "run_worker"]
 
 _Array: TypeAlias = "np.ndarray[Any, Any]"
+_OPERATIONS = frozenset({ipc.COMPILE, ipc.RUN_BLOCKS, ipc.RUN_THREADS, ipc.WINDOWS, ipc.COMPILE_STEP, ipc.RUN_ROUNDS})
 _ANCILLARY_BYTES = socket.CMSG_SPACE(ipc.MAX_ARGUMENTS * array.array("i").itemsize)
 
 
@@ -111,6 +113,7 @@ class Worker:
         self._said_ns = 0  # when the node heard last of the run that goes on
         self._splits: list[tuple[int, InputSpec]] = []  # places among `_args`
         self._windows: mmap.mmap | None = None
+        self._rounds = WorkerRounds(backend)
         self._buffer = memoryview(bytearray(ipc.MAX_PACKET_BYTES + 1))
 
     def serve(self) -> None:
@@ -146,7 +149,9 @@ class Worker:
         return bytes(self._buffer[:size]), list(fds)
 
     def _answer(self, packet: list[Any], fds: list[int]) -> list[Any]:
-        operation = ipc.take_int(packet[0], low=ipc.COMPILE, high=ipc.WINDOWS)
+        operation = packet[0]
+        if type(operation) is not int or operation not in _OPERATIONS:
+            raise ipc.FrameError("an operation that there is not")
         request = ipc.take_int(packet[1], low=1, high=ipc.MAX_EXTENT)
         device = self._device
         try:
@@ -154,11 +159,15 @@ class Worker:
                 return [ipc.COMPILED, request, self._compile(packet[2:], fds), self._items]
             if operation == ipc.WINDOWS:
                 self._take_windows(packet[2:], fds)
-                return [ipc.DONE, request]
-            before_ns = 0 if device is None else device.device_ns
-            self._run(operation, request, packet[2:], fds)
-            if device is not None:
-                return [ipc.DONE, request, device.device_ns - before_ns]
+            elif operation == ipc.COMPILE_STEP:
+                self._rounds.compile_step(packet[2:], fds, _map_input)
+            elif operation == ipc.RUN_ROUNDS:
+                self._run_rounds(packet[2:], fds)
+            else:
+                before_ns = 0 if device is None else device.device_ns
+                self._run(operation, request, packet[2:], fds)
+                if device is not None:
+                    return [ipc.DONE, request, device.device_ns - before_ns]
         except Stopped:
             return [ipc.CANCELLED, request]
         except KernelError as error:
@@ -298,6 +307,14 @@ class Worker:
         if frame and frame != ipc.encode_numbers(ipc.CANCEL, request):
             raise ipc.FrameError("not a cancel of the run that goes on")
         return False  # nothing at all: the node has hung up, which `serve` finds out next
+
+    def _run_rounds(self, fields: list[Any], fds: list[int]) -> None:
+        number, rounds, size = ipc.take_ints(fields, count=(3, 3), low=0, high=ipc.MAX_EXTENT)
+        if fds:
+            self._map_arena(fds[0], size)
+        if self._arena is None:
+            raise ipc.FrameError("rounds without an arena")
+        self._rounds.run(number, rounds, self._arena)
 
     def _map_arena(self, fd: int, size: int) -> None:
         self._arena = self._rooms = None  # the old mapping goes with its last view

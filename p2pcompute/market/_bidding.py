@@ -13,7 +13,7 @@ from p2pcompute_protocols.ids import Address, PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.money import PUSD_PER_UUSD, ChainTerms
 from p2pcompute_protocols.negotiation import BidPayload, CheckPolicy, OrderPayload
-from p2pcompute_protocols.work import ProgramRef, ProgramWork, Work
+from p2pcompute_protocols.work import ProgramRef, ProgramWork, RoundWork, Work
 
 __all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy", "check_program"]
 
@@ -24,6 +24,7 @@ _BID_LIFETIME_MS: Final = 30_000
 _CHUNK_SLACK: Final = 8  # a chunk may take so many times its estimate
 _CHUNK_MIN_MS: Final = 20_000
 _CHUNK_MAX_MS: Final = 10 * 60_000
+_STATES_BYTES: Final = 256 * 1024 * 1024  # of the states at the ends of chunks that one task may leave unpaid
 _SAID: Final = 4  # programs of one name in a refusal
 _NEWCOMER_CHUNK_MS: Final = 30_000  # and as long again as what a newcomer has paid for
 
@@ -82,13 +83,16 @@ class FixedPricePolicy:
                 f"a newcomer's chunk may take {limit_ms} ms here and yours takes {estimate_ms}; use more chunks",
                 code=WireCode.OVERSIZED,
             )
+        max_window = self.max_window
+        if isinstance(work, RoundWork):  # the states of unpaid chunks stay in memory
+            max_window = max(1, min(max_window, _STATES_BYTES // work.state_bytes - 1))
         now = self.now_ms()
         return BidPayload(
             order_digest=order.digest,
             price_pusd=price_pusd,
             slots=1,
-            credit_window=min(window, self.max_window),
-            max_window=self.max_window,
+            credit_window=min(window, max_window),
+            max_window=max_window,
             payee=bytes(self.payee),
             score_milli=speed_milli,
             valid_until_ms=now + _BID_LIFETIME_MS,

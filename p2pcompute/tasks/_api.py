@@ -14,7 +14,8 @@ from p2pcompute_protocols.task import ReceiptPayload
 from ._budget import TaskBudget
 
 if TYPE_CHECKING:
-    from p2pcompute.execution._api import ArgSpec, KernelSource, Launch
+    from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch
+    from p2pcompute.execution._rounds import Step
 
 __all__ = [
     "ChunkRun",
@@ -23,6 +24,7 @@ __all__ = [
     "ProviderBooks",
     "RequesterAccount",
     "RequesterBooks",
+    "RoundsRun",
     "TaskWorker",
     "Workers",
 ]
@@ -54,6 +56,17 @@ class Compiled(Protocol):
     def items_per_block(self) -> int: ...
 
 
+class RoundsRun(Protocol):
+    """The bytes of each array of the state after each round, and what they cost."""
+
+    @property
+    def states(self) -> tuple[tuple[bytearray, ...], ...]: ...
+    @property
+    def cpu_ns(self) -> int: ...
+    @property
+    def wall_ns(self) -> int: ...
+
+
 class TaskWorker(Protocol):
     """One tenant's worker process; see `p2pcompute.execution.WorkerSession`."""
 
@@ -66,6 +79,12 @@ class TaskWorker(Protocol):
         self, first_block: int, blocks: int, *, timeout_s: float, progress: Callable[[int], None] | None = None
     ) -> ChunkRun: ...
     async def run_threads(self, threads: Any, *, timeout_s: float) -> ChunkRun: ...
+    async def compile_rounds(
+        self, steps: Sequence[Step], state: Sequence[InputSpec], inputs: Sequence[Mapping[int, Any]]
+    ) -> float: ...
+    async def run_rounds(
+        self, start: Sequence[bytes | bytearray | memoryview], number: int, rounds: int, *, timeout_s: float
+    ) -> RoundsRun: ...
 
 
 class Workers(Protocol):

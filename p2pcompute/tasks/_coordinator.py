@@ -447,7 +447,7 @@ class Coordinator:
         agreement, seconds = await self._dialler.agree(request, candidate, is_full=lambda: state.is_full)
         contact.agreed, contact.since = True, trio.current_time()  # nothing is awaited: the place is still free
         state.agreed += 1
-        self._announce(state, agreement, seconds)
+        self.announce(state.emit, agreement, seconds)
         reason = "cancelled"
         account = await self.books.open(agreement, request.budget)
         try:
@@ -464,7 +464,8 @@ class Coordinator:
             with trio.CancelScope(shield=True):
                 await self.books.close(agreement, reason=reason)
 
-    def _announce(self, state: RunState, agreement: Agreement, seconds: float) -> None:
+    def announce(self, emit: Callable[[TaskEvent], None], agreement: Agreement, seconds: float) -> None:
+        """Say that there is an agreement, which took so many seconds, and what it can cost."""
         terms = agreement.terms
         work = terms.work
         assert work is not None  # standing agreements are not made
@@ -473,7 +474,7 @@ class Coordinator:
             window=terms.max_window,
             ceiling_uusd=terms.ceiling_uusd,
         )
-        state.emit(
+        emit(
             Agreed(
                 provider=PeerId(terms.provider),
                 task=agreement.task_id,

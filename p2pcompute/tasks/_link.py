@@ -50,6 +50,7 @@ from p2pcompute_protocols.task import (
     TaskConnection,
     TaskState,
 )
+from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import ChunkWork
 
 from ._api import RequesterAccount
@@ -406,8 +407,12 @@ class Link:
                 case StreamEnded():
                     raise StreamError("the provider closed the stream")
                 case _:
-                    raise RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
+                    await self._other(message)
             self._wake.set()
+
+    async def _other(self, message: Record) -> None:
+        """What only work of another shape has."""
+        raise RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
 
     def _progress(self) -> None:
         """Only answers count: a provider that says everything else but them has stalled."""
@@ -514,7 +519,7 @@ class Link:
             # As long as the chain takes, which is not the provider's fault; and before anything is accepted, because
             # what is accepted already would be funded on top of what the agreement may cost.
             await self.account.funded()
-        while self._checked:
+        while self._checked and self._is_kept(self._checked[0][0].index):
             await trio.lowlevel.checkpoint_if_cancelled()  # a lie that was found meanwhile ends this
             with trio.CancelScope(shield=True):  # accepted exactly once
                 received, sampled = self._checked[0]
@@ -522,9 +527,17 @@ class Link:
                 del self._checked[0]
                 self._accepted += 1
 
+    async def _keep(self) -> None:
+        """Before anything is accepted: see that what was checked is ours, whatever becomes of the provider."""
+
+    def _is_kept(self, index: int) -> bool:  # noqa: ARG002  the results of chunks are handed over as they come
+        """Whether a checked chunk is of use without the provider: only that is owed."""
+        return True
+
     async def _settle(self) -> None:
         """Accept what was checked and send one voucher for it; samples come first, always."""
         async with self._settling:
+            await self._keep()
             await self._accept()
             covered = self._accepted
             if not covered:

@@ -33,6 +33,7 @@ from p2pcompute_protocols.task import (
     ChunkError,
     Closed,
     Finish,
+    GetState,
     Notice,
     Open,
     Opened,
@@ -41,15 +42,17 @@ from p2pcompute_protocols.task import (
     Refused,
     ResultData,
     ResultStart,
+    StateGone,
     TaskConnection,
     TaskState,
 )
-from p2pcompute_protocols.work import ProgramRef, ProgramWork, Work
+from p2pcompute_protocols.work import ProgramRef, ProgramWork, RoundWork, Work
 
 from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
 from ._inputs import SHARED_BYTES, KeptInputs, TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._places import Guest, Place, Places
+from ._round_provider import RoundFault, RoundStates, RoundsWorker, give_state
 from ._tiles import TaskTiles
 from ._turns import Turns
 from ._usage import ActiveTask, Usage
@@ -106,6 +109,7 @@ class TaskService:
     newcomers_bytes: int = _NEWCOMERS_BYTES
     fault: OutputFault | None = None
     computed: Callable[[TaskId, ChunkRun], None] = lambda _task, _run: None  # told of each chunk that is computed
+    round_fault: RoundFault | None = None
     draining: bool = False
     active: dict[TaskId, ActiveTask] = field(default_factory=dict)
     used: Usage = field(default_factory=Usage)  # by all chunks of all tasks
@@ -208,6 +212,8 @@ class _Session:
         self.tiles: TaskTiles
         self.held_bytes = 0  # of a newcomer's inputs, among `newcomers_hold`
         self.fp = "strict"
+        self.asked: deque[int] = deque()  # states of work in rounds
+        self.states: RoundStates | None = None
 
     async def run(self) -> None:
         """Serve; returns when the stream is closed."""
@@ -288,6 +294,9 @@ class _Session:
         self.connection.chunks = work.chunks
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
+        if isinstance(work, RoundWork):
+            self.connection.chunk_rounds = work.rounds_per_chunk
+            self.connection.state_arrays = tuple(array.nbytes for array in work.state)
         peer = self.stream.peer_id
         with self._holding(), TaskInputs(work, service.kept, peer, keep=self._has_paid(account)) as blobs:
             need = tuple(digest for digest in self.connection.blob_sizes if digest not in blobs.had)
@@ -297,7 +306,7 @@ class _Session:
                 return
             self.tiles = TaskTiles(self.connection, work, blobs.whole, hold=self._hold)
             seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
-            with trio.move_on_after(seconds_left) as deadline:
+            with trio.move_on_after(seconds_left) as deadline, self._keeping_states(agreement, work):
                 await self._compute(agreement, work, account, blobs)
         if deadline.cancelled_caught:
             raise _RefuseError(WireCode.TIMED_OUT, "the agreement's deadline passed")
@@ -322,6 +331,15 @@ class _Session:
         finally:
             service.newcomers_hold -= self.held_bytes
             self.held_bytes = 0
+
+    @contextmanager
+    def _keeping_states(self, agreement: Agreement, work: Work) -> Generator[None]:
+        """Of work in rounds, whose states count as inputs do."""
+        if not isinstance(work, RoundWork):
+            yield
+            return
+        with RoundStates(work, window=agreement.terms.max_window, hold=self._hold) as self.states:
+            yield
 
     def _check_held(self, size: int) -> None:
         if self.service.newcomers_hold + size > self.service.newcomers_bytes:
@@ -380,7 +398,7 @@ class _Session:
         """Compute with one worker until the task is finished; True when the worker was lost before that."""
         lost: str | None = None
         async with AsyncExitStack() as stack:
-            ready: tuple[TaskWorker, int] | None = None
+            ready: tuple[TaskWorker | RoundsWorker, int] | None = None
             with trio.CancelScope() as self.running:
                 if self.finish.is_set():
                     self.running.cancel()
@@ -400,21 +418,31 @@ class _Session:
 
     async def _ready_worker(
         self, stack: AsyncExitStack, work: Work, account: ProviderAccount, blobs: TaskInputs
-    ) -> tuple[TaskWorker, int]:
+    ) -> tuple[TaskWorker | RoundsWorker, int]:
         """A worker that has compiled the kernel, and how many milliseconds that took."""
-        guest = self.place.guest
+        guest, service = self.place.guest, self.service
         with self.place.working():
-            async with self.service.compile_turn(guest):
+            async with service.compile_turn(guest):
                 await account.begin_compile()
-                used = _Meter(min(self.service.score_milli, _CORE_MILLI), _COMPILE_S)
+                used = _Meter(min(service.score_milli, _CORE_MILLI), _COMPILE_S)
                 try:
-                    workers = self.service.workers_for(work)
+                    workers = service.workers_for(work)
                     try:
-                        worker = await stack.enter_async_context(
+                        opened = await stack.enter_async_context(
                             workers.session(tenant=self.stream.peer_id, keep=self._has_paid(account))
                         )
                     except ExecutionError as exc:
                         raise _RefuseError(WireCode.EXECUTION_FAILED, f"no worker can be had: {exc}") from exc
+                    worker: TaskWorker | RoundsWorker = opened
+                    if isinstance(work, RoundWork):
+                        assert self.states is not None  # kept for all of the task
+                        worker = RoundsWorker(
+                            opened,
+                            work,
+                            self.states,
+                            unpaid=lambda: account.unpaid,
+                            fault=service.round_fault,
+                        )
                     with used.running():
                         worker, compile_ms = await self._compile(worker, work, blobs)
                 finally:
@@ -426,10 +454,15 @@ class _Session:
         """Whether its requester has paid anything, as far as this task knows: asked when the worker is left."""
         return lambda: self.place.guest.known or self.place.chunks > account.unpaid
 
-    async def _compile(self, worker: TaskWorker, work: Work, blobs: TaskInputs) -> tuple[TaskWorker, int]:
-        source, launch, specs, inputs = execution_args(work, blobs.whole, fp=self.fp)
+    async def _compile(
+        self, worker: TaskWorker | RoundsWorker, work: Work, blobs: TaskInputs
+    ) -> tuple[TaskWorker | RoundsWorker, int]:
         try:
             with trio.fail_after(_COMPILE_S):
+                if isinstance(worker, RoundsWorker):
+                    return worker, int(await worker.compile_work(blobs.whole))
+                assert not isinstance(work, RoundWork)  # which is wrapped
+                source, launch, specs, inputs = execution_args(work, blobs.whole, fp=self.fp)
                 compiled = await worker.compile(source, launch, specs, inputs)
         except KernelError as exc:
             raise _RefuseError(WireCode.KERNEL_REFUSED, f"{exc.reason}; {exc.instead}", exc.line) from exc
@@ -460,6 +493,8 @@ class _Session:
                     self.place.moved(len(message.data) if isinstance(message, BlobData) else 0)
                     if (complete := self.tiles.take(message)) is not None:
                         self.queue.append(complete)
+                case GetState():
+                    self.asked.append(message.state)
                 case Cancel():
                     if message.index in self.connection.outstanding:  # else it has crossed the answer
                         self.cancelled.add(message.index)
@@ -498,13 +533,18 @@ class _Session:
                 window = account.window
                 self._notice = Notice(kind="window", window=window)
 
-    async def _chunks(self, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker) -> None:
+    async def _chunks(
+        self, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker | RoundsWorker
+    ) -> None:
         """Compute what is queued, one after the other, while there is credit; returns when finished."""
         starved = False  # of credit, until the next voucher
         while not self.finish.is_set():
             if self._notice is not None:
                 notice, self._notice = self._notice, None
                 await self.dialogue.send(notice)
+            if self.asked and isinstance(worker, RoundsWorker):
+                await self._give_state(agreement, worker, self.asked.popleft())
+                continue
             has_credit = account.unpaid < account.window and not starved
             if not (self.queue and (self.queue[0] in self.cancelled or has_credit)):
                 self.wake = trio.Event()
@@ -531,8 +571,21 @@ class _Session:
                 continue
             self.cancelled.discard(index)  # it came too late
 
+    async def _give_state(self, agreement: Agreement, worker: RoundsWorker, number: int) -> None:
+        """Send a state that the requester wants to look at, or say why not. It may have to be computed again; how many
+        it may ask for, the connection bounds."""
+        try:
+            with self.place.working():
+                async with self.service.slots.turn(known=self.place.guest.known):
+                    state = await worker.state(number, timeout_s=agreement.terms.chunk_timeout_ms / 1000)
+        except ExecutionError as exc:
+            detail = _printable(str(exc))
+            await self.dialogue.send(StateGone(state=number, code=WireCode.EXECUTION_FAILED, detail=detail))
+            raise _WorkerGoneError(str(exc)) from exc
+        await give_state(self.dialogue, state, number, self.place.moved)
+
     async def _one(
-        self, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker, index: int
+        self, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker | RoundsWorker, index: int
     ) -> bool:
         """Compute, sign and send a chunk, or say why not; False when it has to wait for a voucher first."""
         service, terms = self.service, agreement.terms

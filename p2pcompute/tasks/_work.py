@@ -135,7 +135,7 @@ def chunk_bytes(work: Work) -> tuple[int, int]:
 
 
 def execution_args(
-    work: Work, blobs: Mapping[bytes, bytes | SharedInput], *, fp: str = "strict"
+    work: ChunkWork | ProgramWork, blobs: Mapping[bytes, bytes | SharedInput], *, fp: str = "strict"
 ) -> tuple[KernelSource, Launch, list[ArgSpec], dict[int, bytes | SharedInput]]:
     """What a provider's worker takes, from the work of an agreement and the blobs that came; the kernel's are bytes.
     `fp` is the agreement's mode.

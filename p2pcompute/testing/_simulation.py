@@ -44,9 +44,10 @@ from p2pcompute_protocols.money import ChainTerms
 from ._memory_overlay import MemoryNetwork, open_memory_overlay
 
 if TYPE_CHECKING:
-    from p2pcompute.execution import ArgSpec, Backend, CompiledKernel, KernelSource, Launch, SharedInput
+    from p2pcompute.execution import ArgSpec, Backend, CompiledKernel, InputSpec, KernelSource, Launch, SharedInput
     from p2pcompute.execution._cpu import CpuBackend
     from p2pcompute.execution._program_files import InstalledProgram
+    from p2pcompute.execution._rounds import Step
 
 __all__ = ["InlineWorkers", "WorkerFaults", "open_simulated_node", "simulated_chain", "virtual_clock_ms"]
 
@@ -66,7 +67,8 @@ def simulated_chain() -> ModelChain:
 
 @dataclass(slots=True, kw_only=True)
 class WorkerFaults:
-    """What goes wrong in a simulated worker: chunks (by their first block) that kill it, or that never end."""
+    """What goes wrong in a simulated worker: chunks (by their first block) or rounds (by how many there were before)
+    that kill it, or that never end."""
 
     dies_at: frozenset[int] = frozenset()
     hangs_at: frozenset[int] = frozenset()
@@ -82,6 +84,13 @@ class _Run:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class _Rounds:
+    states: tuple[tuple[bytearray, ...], ...]
+    cpu_ns: int
+    wall_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Compiled:
     compile_ms: float
     row_shapes: tuple[tuple[int, ...], ...]
@@ -90,11 +99,12 @@ class _Compiled:
 
 @dataclass(slots=True, kw_only=True)
 class InlineWorkers:
-    """Workers in this process. `chunk_s` and `compile_s` are how long a chunk and a compilation take, in seconds of
-    the run's clock; equal kernels are compiled once for all of them. `backend` is asked for kernels, or for the
-    program that it has; the CPU's where None."""
+    """Workers in this process. `chunk_s`, `round_s` and `compile_s` are how long a chunk, a round and a compilation
+    take, in seconds of the run's clock; equal kernels are compiled once for all of them. `backend` is asked for
+    kernels, or for the program that it has; the CPU's where None."""
 
     chunk_s: float = 0.1
+    round_s: float = 0.01
     compile_s: float = 0.5
     faults: WorkerFaults = field(default_factory=WorkerFaults)
     threads: int = 1
@@ -213,6 +223,58 @@ class _InlineSession:
         for position, window in (windows or {}).items():
             values[self._splits[position]] = window
         return values
+
+    async def compile_rounds(
+        self, steps: Sequence[Step], state: Sequence[InputSpec], inputs: Sequence[Mapping[int, Any]]
+    ) -> float:
+        from p2pcompute.execution import InputSpec, SharedInput
+        from p2pcompute.execution._rounds import RoundEngine
+
+        self._engine = RoundEngine(_backend(), state)
+        for step, contents in zip(steps, inputs, strict=True):
+            constants: list[Any] = []
+            for position, arg in enumerate(step.args):
+                if isinstance(arg, InputSpec):
+                    data = contents[position]
+                    data = _read(data) if isinstance(data, SharedInput) else data
+                    array = np.frombuffer(data, arg.dtype) if isinstance(data, bytes) else np.asarray(data)
+                    constants.append(array.reshape(arg.shape))
+            self._engine.add(step, constants)
+        await trio.sleep(self._workers.compile_s)
+        return self._workers.compile_s * 1000
+
+    async def run_rounds(
+        self, start: Sequence[bytes | bytearray | memoryview], number: int, rounds: int, *, timeout_s: float
+    ) -> _Rounds:
+        async with self._turn:
+            if self._dead:
+                raise WorkerDied("this simulated worker has died; open another session")
+            faults, asked = self._workers.faults, range(number, number + rounds)
+            if any(at in asked for at in faults.dies_at):
+                self._dead = True
+                raise WorkerDied("a simulated worker died, as it was told to")
+            if any(at in asked for at in faults.hangs_at):
+                self._dead = True
+                await trio.sleep(timeout_s)
+                raise WorkerTimeout("a simulated worker ran past its limit, as it was told to")
+            seconds = self._workers.round_s * rounds
+            try:
+                await trio.sleep(seconds)
+            except trio.Cancelled:
+                self._dead = True
+                raise
+            specs = self._engine.state
+            before = [
+                np.frombuffer(data, spec.dtype).reshape(spec.shape) for spec, data in zip(specs, start, strict=True)
+            ]
+            states: list[tuple[bytearray, ...]] = []
+            for done in range(rounds):
+                after = [np.zeros(spec.shape, spec.dtype) for spec in specs]
+                self._engine.advance(number + done, before, after)
+                states.append(tuple(bytearray(array.tobytes()) for array in after))
+                before = after
+            nanoseconds = max(1, int(seconds * 1e9))
+            return _Rounds(states=tuple(states), cpu_ns=nanoseconds, wall_ns=nanoseconds)
 
     async def _run(
         self, count: int, call: Callable[[list[Any]], None], first_block: int | None, timeout_s: float

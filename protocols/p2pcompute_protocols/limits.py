@@ -36,6 +36,7 @@ __all__ = [
     "MAX_HELD_TILE_BYTES",
     "MAX_INFLIGHT_CHUNKS",
     "MAX_KERNEL_BYTES",
+    "MAX_LAUNCHES",
     "MAX_LEAVES",
     "MAX_NAME",
     "MAX_NEGOTIATION_ROUNDS",
@@ -47,6 +48,7 @@ __all__ = [
     "MAX_RESOURCES",
     "MAX_SLOTS",
     "MAX_SPLIT_BYTES",
+    "MAX_STATES_PER_CHUNK",
     "MAX_TEXT",
     "MAX_TILES",
     "MAX_TILE_BYTES",
@@ -88,6 +90,7 @@ MAX_NEGOTIATION_ROUNDS: Final = 3
 MAX_ARBITERS: Final = 16
 MAX_ARGS: Final = 32
 MAX_DIMS: Final = 4
+MAX_LAUNCHES: Final = 8  # of a round
 MAX_PROGRAM_NAME: Final = 32  # its name has to fit into a feature of an ad
 
 # Tasks
@@ -97,6 +100,7 @@ MAX_KERNEL_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 1_048_576
 MAX_INFLIGHT_CHUNKS: Final = 256
 MAX_CREDIT_WINDOW: Final = 256  # chunks
+MAX_STATES_PER_CHUNK: Final = 8  # that may be asked for, for each chunk of rounds that came
 
 # Split inputs
 MAX_SPLIT_BYTES: Final = 4 * 1024 * 1024 * 1024  # of one array

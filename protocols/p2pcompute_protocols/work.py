@@ -1,8 +1,8 @@
-"""What can be worked on: a union from the start, so that ticks and rounds need no new agreement.
+"""What can be worked on: a union from the start, so that other shapes of work need no new agreement.
 
 `ChunkWork` is a kernel launch cut into block-aligned chunks, `ProgramWork` calls of an installed program cut into runs
-of items. Tags 2 (tick: metered time of a lease or service) and 3 (round: state digest in, state digest out) are
-reserved and refused as unsupported.
+of items, `RoundWork` launches that are repeated on a state, cut into runs of rounds. Tag 2 (tick: metered time of a
+lease or service) is reserved and refused as unsupported.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from .limits import (
     MAX_DIMS,
     MAX_HALO,
     MAX_KERNEL_BYTES,
+    MAX_LAUNCHES,
+    MAX_LEAVES,
     MAX_NAME,
     MAX_OUTPUT_BYTES,
     MAX_PROGRAM_NAME,
@@ -37,14 +39,21 @@ __all__ = [
     "BlobRef",
     "ChunkWork",
     "LaunchSpec",
+    "NextArg",
     "OutArg",
     "ProgramRef",
     "ProgramWork",
+    "RoundArg",
+    "RoundLaunch",
+    "RoundWork",
     "ScalarArg",
     "SplitArg",
+    "StateArg",
+    "StepArg",
     "Work",
     "WorkArg",
     "can_reduce",
+    "state_digest",
 ]
 
 # name -> bytes
@@ -395,6 +404,156 @@ def _blobs(args: tuple[WorkArg, ...]) -> list[tuple[bytes, int]]:
     return arrays + [(arg.manifest, arg.manifest_bytes) for arg in args if isinstance(arg, SplitArg)]
 
 
+@record
+class StateArg(Record):
+    """An input: array number `array` of the state, as an earlier launch of this round left it, or else the last round.
+
+    A launch that also gives this array reads what the last round left.
+    """
+
+    array: int = wire(1, Uint(0, MAX_ARGS - 1))
+
+
+@record
+class NextArg(Record):
+    """An output that becomes array number `array` of the state. Without `reduce` it has that array's shape; with it
+    `shape` is what the kernel stores into, and what is combined from it is the array."""
+
+    array: int = wire(1, Uint(0, MAX_ARGS - 1))
+    shape: tuple[int, ...] | None = optional(2, _SHAPE, default=None)
+    reduce: str | None = optional(3, Choice(*REDUCE), default=None)
+
+    def validate(self) -> None:
+        if (self.shape is None) != (self.reduce is None):
+            raise LocalProtocolError("an output that is combined, and only that, has a shape of its own")
+
+
+@record
+class RoundArg(Record):
+    """A scalar: how many rounds there were before this one, `RoundWork.first` included."""
+
+    dtype: str = wire(1, Choice("int32", "int64", "uint32", "uint64"))
+
+
+StepArg: TypeAlias = ScalarArg | ArrayArg | StateArg | NextArg | RoundArg
+
+
+@record
+class RoundLaunch(Record):
+    """One launch of each round."""
+
+    kernel: BlobRef = wire(1, Nested(BlobRef))
+    entry: str = wire(2, Text(MAX_NAME, 1))
+    launch: LaunchSpec = wire(3, Nested(LaunchSpec))
+    args: tuple[StepArg, ...] = wire(
+        4, Array(OneOf({1: ScalarArg, 2: ArrayArg, 3: StateArg, 4: NextArg, 5: RoundArg}), MAX_ARGS, 1)
+    )
+
+    def validate(self) -> None:
+        if not 1 <= self.kernel.size <= MAX_KERNEL_BYTES:
+            raise LocalProtocolError(f"a kernel of {self.kernel.size} bytes", code=WireCode.OVERSIZED)
+        if not any(isinstance(arg, NextArg) for arg in self.args):
+            raise LocalProtocolError("a launch that gives nothing of the state")
+
+
+@record
+class RoundWork(Record):
+    """Rounds 1 to `rounds`, each the same launches in order, on the state that the last one left; in chunks of
+    `rounds_per_chunk` rounds, of which the last may be shorter.
+
+    State 0 is what the digests of `state` name. Each array of the state is given by one launch of a round, as zeros
+    where no thread stores. A chunk's output is the digests of the states after its rounds (`state_digest`), 32 bytes
+    each, and what it is receipted by is SHA-256 of those. `first` is how many rounds were done before, by others;
+    `units_per_chunk` prices a chunk as in `ChunkWork`.
+    """
+
+    launches: tuple[RoundLaunch, ...] = wire(1, Array(Nested(RoundLaunch), MAX_LAUNCHES, 1))
+    state: tuple[ArrayArg, ...] = wire(2, Array(Nested(ArrayArg), MAX_ARGS, 1))
+    first: int = wire(3, Uint(0, 2**31 - 1))
+    rounds: int = wire(4, Uint(1, MAX_LEAVES - 1))
+    rounds_per_chunk: int = wire(5, Uint(1, MAX_LEAVES - 1))
+    units_per_chunk: int = wire(6, Uint(1, 2**53))
+
+    def validate(self) -> None:
+        if self.rounds_per_chunk > self.rounds:
+            raise LocalProtocolError("a chunk has more rounds than there are")
+        if self.first + self.rounds > 2**31:
+            raise LocalProtocolError("the number of a round has 31 bits", code=WireCode.OVERSIZED)
+        args = [arg for launch in self.launches for arg in launch.args]
+        if any(isinstance(arg, StateArg | NextArg) and arg.array >= len(self.state) for arg in args):
+            raise LocalProtocolError("an argument names an array that the state does not have")
+        given = [arg for arg in args if isinstance(arg, NextArg)]
+        if sorted(arg.array for arg in given) != list(range(len(self.state))):
+            raise LocalProtocolError("each array of the state is given by one launch of a round")
+        for arg in given:
+            dtype = self.state[arg.array].dtype
+            if arg.reduce is not None and not can_reduce(arg.reduce, dtype):
+                raise LocalProtocolError(f"values of {dtype} are not combined by {arg.reduce}")
+            if arg.shape is not None and _nbytes(dtype, arg.shape) > MAX_CHUNKS * MAX_OUTPUT_BYTES:
+                raise LocalProtocolError("outputs above what a launch can hold", code=WireCode.OVERSIZED)
+        inputs = self.inputs
+        sizes = [(launch.kernel.digest, launch.kernel.size) for launch in self.launches]
+        sizes += [(array.digest, array.nbytes) for array in self._arrays]
+        if any(inputs[digest] != size for digest, size in sizes):
+            raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
+        if sum({array.digest: array.nbytes for array in self._arrays}.values()) > MAX_BLOB_BYTES:
+            raise LocalProtocolError("inputs above the bound of a task", code=WireCode.OVERSIZED)
+        if self.state_bytes > MAX_BLOB_BYTES:
+            raise LocalProtocolError(f"a state of {self.state_bytes} bytes", code=WireCode.OVERSIZED)
+
+    @property
+    def _arrays(self) -> list[ArrayArg]:
+        return [*self.state, *(arg for launch in self.launches for arg in launch.args if isinstance(arg, ArrayArg))]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a state, all arrays together."""
+        return sum(array.nbytes for array in self.state)
+
+    @property
+    def first_state(self) -> bytes:
+        """The digest of state 0."""
+        return state_digest([array.digest for array in self.state])
+
+    @property
+    def blocks(self) -> int:
+        """What chunks are made of, under the name that it has in `ChunkWork`: rounds."""
+        return self.rounds
+
+    @property
+    def blocks_per_chunk(self) -> int:
+        """The same of a chunk."""
+        return self.rounds_per_chunk
+
+    @property
+    def chunk_output_bytes(self) -> int:
+        """Output bytes of a whole chunk."""
+        return 32 * self.rounds_per_chunk
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the work has."""
+        return -(-self.rounds // self.rounds_per_chunk)
+
+    def chunk_range(self, index: int) -> tuple[int, int]:
+        """The state before chunk `index`, by its number, and how many rounds the chunk has."""
+        first = index * self.rounds_per_chunk
+        return first, min(self.rounds_per_chunk, self.rounds - first)
+
+    @property
+    def inputs(self) -> dict[bytes, int]:
+        """Digest to size of each distinct blob that the work needs, the kernels' sources and state 0 included."""
+        blobs = {launch.kernel.digest: launch.kernel.size for launch in self.launches}
+        blobs.update({array.digest: array.nbytes for array in self._arrays})
+        return blobs
+
+
+def state_digest(arrays: Sequence[bytes]) -> bytes:
+    """The digest of a state: SHA-256 over the digests of its arrays, in the order of `RoundWork.state`; an array's is
+    SHA-256 of its bytes, C order, little-endian."""
+    return hashlib.sha256(b"".join(arrays)).digest()
+
+
 def _check_sizes(args: tuple[WorkArg, ...], chunks: int) -> None:
     if chunks > MAX_CHUNKS:
         raise LocalProtocolError(f"{chunks} chunks", code=WireCode.OVERSIZED)
@@ -404,5 +563,5 @@ def _check_sizes(args: tuple[WorkArg, ...], chunks: int) -> None:
         raise LocalProtocolError("outputs above what all chunks can hold", code=WireCode.OVERSIZED)
 
 
-Work: TypeAlias = ChunkWork | ProgramWork
-WORK: Final = OneOf({1: ChunkWork, 4: ProgramWork}, reserved=(2, 3))
+Work: TypeAlias = ChunkWork | ProgramWork | RoundWork
+WORK: Final = OneOf({1: ChunkWork, 3: RoundWork, 4: ProgramWork}, reserved=(2,))

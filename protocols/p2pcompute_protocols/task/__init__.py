@@ -31,6 +31,9 @@ from ._messages import (
     Finish as Finish,
 )
 from ._messages import (
+    GetState as GetState,
+)
+from ._messages import (
     Notice as Notice,
 )
 from ._messages import (
@@ -53,6 +56,15 @@ from ._messages import (
 )
 from ._messages import (
     ResultStart as ResultStart,
+)
+from ._messages import (
+    StateData as StateData,
+)
+from ._messages import (
+    StateGone as StateGone,
+)
+from ._messages import (
+    StateStart as StateStart,
 )
 from ._receipt import (
     open_proven_receipt as open_proven_receipt,

@@ -7,10 +7,12 @@ from typing import Final
 
 from ..errors import LocalProtocolError, WireCode
 from ..limits import (
+    MAX_ARGS,
     MAX_BLOB_BYTES,
     MAX_CHUNKS,
     MAX_CREDIT_WINDOW,
     MAX_ENVELOPE_BYTES,
+    MAX_LEAVES,
     MAX_OUTPUT_BYTES,
     MAX_SLOTS,
     MAX_TEXT,
@@ -29,6 +31,7 @@ __all__ = [
     "ChunkError",
     "Closed",
     "Finish",
+    "GetState",
     "Notice",
     "Open",
     "Opened",
@@ -37,6 +40,9 @@ __all__ = [
     "Refused",
     "ResultData",
     "ResultStart",
+    "StateData",
+    "StateGone",
+    "StateStart",
 ]
 
 PROTOCOL_ID: Final = "/p2pcompute/task/1"
@@ -118,6 +124,14 @@ class Finish(Record):
 
 
 @record
+class GetState(Record):
+    """Requester, of work in rounds: give the state after round `state`. Each is answered, in their order."""
+
+    TYPE = 7
+    state: int = wire(1, Uint(1, MAX_LEAVES - 1))
+
+
+@record
 class Opened(Record):
     """Provider: the task is open; `need` are the digests of the blobs that it does not have."""
 
@@ -195,6 +209,33 @@ class Closed(Record):
     chunks: int = wire(1, Uint(0, MAX_CHUNKS))
 
 
+@record
+class StateStart(Record):
+    """Provider: the state follows, array after array; `arrays` are their digests, in the order of the work's state."""
+
+    TYPE = 25
+    state: int = wire(1, Uint(1, MAX_LEAVES - 1))
+    arrays: tuple[bytes, ...] = wire(2, Array(Bytes(32), MAX_ARGS, 1))
+
+
+@record
+class StateData(Record):
+    """Provider: the next bytes of the state."""
+
+    TYPE = 26
+    data: bytes = wire(1, Bytes(1, DATA_BYTES))
+
+
+@record
+class StateGone(Record):
+    """Provider: the state can't be given; `code` is a `WireCode`."""
+
+    TYPE = 27
+    state: int = wire(1, Uint(1, MAX_LEAVES - 1))
+    code: int = wire(2, Uint(1, 255))
+    detail: str = wire(3, Text(MAX_TEXT))
+
+
 MESSAGES: Final[Mapping[int, type[Record]]] = {
     cls.TYPE: cls
     for cls in (
@@ -204,6 +245,7 @@ MESSAGES: Final[Mapping[int, type[Record]]] = {
         Assign,
         Cancel,
         Finish,
+        GetState,
         Opened,
         Ready,
         Refused,
@@ -212,5 +254,8 @@ MESSAGES: Final[Mapping[int, type[Record]]] = {
         ChunkError,
         Notice,
         Closed,
+        StateStart,
+        StateData,
+        StateGone,
     )
 }

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..connection import Connection, Role, Table
 from ..errors import LocalProtocolError, WireCode
-from ..limits import MAX_DATA_FRAME_BYTES, MAX_INFLIGHT_CHUNKS
+from ..limits import MAX_DATA_FRAME_BYTES, MAX_INFLIGHT_CHUNKS, MAX_STATES_PER_CHUNK
 from ..wire import Record
 from ._messages import (
     MESSAGES,
@@ -19,6 +19,7 @@ from ._messages import (
     ChunkError,
     Closed,
     Finish,
+    GetState,
     Notice,
     Open,
     Opened,
@@ -26,6 +27,9 @@ from ._messages import (
     Refused,
     ResultData,
     ResultStart,
+    StateData,
+    StateGone,
+    StateStart,
 )
 from ._tiles import HeldTiles
 
@@ -55,6 +59,7 @@ TABLE: Final[Table[TaskState]] = {
             Assign: _S.RUNNING,
             Cancel: _S.RUNNING,
             Finish: _S.FINISHING,
+            GetState: _S.RUNNING,
         },
     },
     Role.PROVIDER: {
@@ -66,6 +71,9 @@ TABLE: Final[Table[TaskState]] = {
             ChunkError: _S.RUNNING,
             Notice: _S.RUNNING,
             Refused: _S.CLOSED,
+            StateStart: _S.RUNNING,
+            StateData: _S.RUNNING,
+            StateGone: _S.RUNNING,
         },
         _S.FINISHING: {
             Opened: _S.FINISHING,
@@ -76,6 +84,9 @@ TABLE: Final[Table[TaskState]] = {
             Notice: _S.FINISHING,
             Refused: _S.CLOSED,
             Closed: _S.CLOSED,
+            StateStart: _S.FINISHING,
+            StateData: _S.FINISHING,
+            StateGone: _S.FINISHING,
         },
     },
 }
@@ -88,6 +99,9 @@ class TaskConnection(Connection[TaskState]):
     answered once, and no other is; behind an Assign come the tiles that it takes, those that the provider does not
     hold, before the next one; a result's bytes come in one piece, as many as announced. `chunks`, `chunk_bytes` and,
     where inputs are split, `tiles` are set by whoever knows the agreement, before the first chunk.
+
+    Of work in rounds `chunk_rounds` and `state_arrays` are set as well. Chunks are then assigned in ascending order,
+    each once, and states that have come may be asked for, so many for each chunk; each question is answered, in order.
     """
 
     messages = MESSAGES
@@ -107,15 +121,24 @@ class TaskConnection(Connection[TaskState]):
         self._blob: tuple[bytes, int] | None = None  # digest, bytes still to come
         self._hash = hashlib.sha256()
         self._result_left = 0
+        self.chunk_rounds = 0  # rounds of a whole chunk; 0 where the work is of another shape
+        self.state_arrays: tuple[int, ...] = ()  # bytes of each array of a state
+        self.assigned = 0  # chunks of rounds
+        self.last_state = 0  # the highest that a result has named
+        self.asked: list[int] = []  # states, not answered yet
+        self._may_ask = 0
+        self._state_left = 0
 
     @property
     def result_is_complete(self) -> bool:
-        """Whether no bytes of a result are still to come."""
-        return self._result_left == 0
+        """Whether no bytes of a result or a state are still to come."""
+        return self._result_left == 0 and self._state_left == 0
 
     def check(self, sender: Role, message: Record) -> None:
         if sender is Role.PROVIDER and self._result_left and not isinstance(message, ResultData):
             raise LocalProtocolError("a result's bytes come in one piece", code=WireCode.OUT_OF_ORDER)
+        if sender is Role.PROVIDER and self._state_left and not isinstance(message, StateData):
+            raise LocalProtocolError("a state's bytes come in one piece", code=WireCode.OUT_OF_ORDER)
         match message:
             case Opened():
                 if not self.blob_sizes.keys() >= set(message.need):
@@ -142,14 +165,40 @@ class TaskConnection(Connection[TaskState]):
                     raise LocalProtocolError(f"a result of {message.size} bytes", code=WireCode.OVERSIZED)
                 self._answer(message.index)
                 self._result_left = message.size
+                if self.chunk_rounds:
+                    self.last_state = max(self.last_state, message.index * self.chunk_rounds + message.size // 32)
+                    self._may_ask += MAX_STATES_PER_CHUNK
             case ResultData():
                 if len(message.data) > self._result_left:
                     raise LocalProtocolError("more result bytes than announced", code=WireCode.OVERSIZED)
                 self._result_left -= len(message.data)
             case ChunkError():
                 self._answer(message.index)
+            case GetState():
+                if not 1 <= message.state <= self.last_state:
+                    raise LocalProtocolError(f"state {message.state} is not there", code=WireCode.UNKNOWN_CHUNK)
+                if not self._may_ask:
+                    raise LocalProtocolError("too many states", code=WireCode.OVERSIZED)
+                self._may_ask -= 1
+                self.asked.append(message.state)
+            case StateStart():
+                if len(message.arrays) != len(self.state_arrays):
+                    raise LocalProtocolError(f"a state of {len(message.arrays)} arrays")
+                self._answer_state(message.state)
+                self._state_left = sum(self.state_arrays)
+            case StateData():
+                if len(message.data) > self._state_left:
+                    raise LocalProtocolError("more bytes than the state has", code=WireCode.OVERSIZED)
+                self._state_left -= len(message.data)
+            case StateGone():
+                self._answer_state(message.state)
             case _:
                 pass
+
+    def _answer_state(self, state: int) -> None:
+        if not self.asked or self.asked[0] != state:
+            raise LocalProtocolError(f"state {state} was not asked for now", code=WireCode.UNKNOWN_CHUNK)
+        del self.asked[0]
 
     def _start_blob(self, message: BlobStart) -> None:
         if self._blob is not None:
@@ -191,6 +240,10 @@ class TaskConnection(Connection[TaskState]):
             missing = self.tiles.assign(index)
             self.blob_sizes = missing
             self.needed = set(missing)
+        if self.chunk_rounds:
+            if index != self.assigned:
+                raise LocalProtocolError("chunks of rounds are assigned in order", code=WireCode.OUT_OF_ORDER)
+            self.assigned += 1
         self.outstanding.add(index)
 
     def _answer(self, index: int) -> None:

@@ -82,7 +82,9 @@ def _type(of: Any) -> str:
         case wire.UintMap():
             return f"map of 0..{of.high} uint to uint"
         case wire.OneOf():
-            return "Work" if of is work.WORK else "WorkArg"
+            if of is work.WORK:
+                return "Work"
+            return "StepArg" if work.NextArg in of._by_tag.values() else "WorkArg"
         case _:
             raise TypeError(f"{of!r}")
 

@@ -167,6 +167,49 @@ def _program_work(draw: Any, v: Values) -> None:
     v["items_per_chunk"] = draw(st.integers(1, max(1, min(items, MAX_OUTPUT_BYTES // row_bytes))))
 
 
+def _next(draw: Any, v: Values) -> None:
+    if (v["shape"] is None) != (v["reduce"] is None):
+        v["shape"] = v["reduce"] = None
+
+
+def _round_launch(draw: Any, v: Values) -> None:
+    v["kernel"] = dataclasses.replace(v["kernel"], size=draw(st.integers(1, 65_536)))
+    v["args"] = (*v["args"][:3], draw(records(work.NextArg)))
+
+
+def _round_work(draw: Any, v: Values) -> None:
+    """Each array of the state is given once: by the launches in turn, the last one gives the rest."""
+    count = draw(st.integers(1, 3))
+    digests = iter(range(256))
+
+    def distinct(array: Any) -> Any:
+        return dataclasses.replace(array, digest=bytes([next(digests)]) + array.digest[1:])
+
+    v["state"] = tuple(
+        distinct(array) for array in draw(st.lists(records(work.ArrayArg), min_size=count, max_size=count))
+    )
+    launches = []
+    taken = 0
+    for place, launch in enumerate(v["launches"][:count]):
+        more = count - taken if place == min(len(v["launches"]), count) - 1 else 1
+        given = [work.NextArg(array=taken + n) for n in range(more)]
+        taken += more
+        if draw(st.booleans()):
+            dtype = v["state"][given[0].array].dtype
+            operation = "or" if dtype == "bool" else "max"
+            given[0] = work.NextArg(array=given[0].array, shape=draw(_extents(2**30)), reduce=operation)
+        rest = [
+            distinct(arg) if isinstance(arg, work.ArrayArg) else arg
+            for arg in launch.args[:3]
+            if not isinstance(arg, work.NextArg) and not (isinstance(arg, work.StateArg) and arg.array >= count)
+        ]
+        kernel = dataclasses.replace(launch.kernel, digest=bytes([next(digests)]) + launch.kernel.digest[1:])
+        launches.append(dataclasses.replace(launch, kernel=kernel, args=(*rest, *given)))
+    v["launches"] = tuple(launches)
+    v["rounds_per_chunk"] = draw(st.integers(1, v["rounds"]))
+    v["first"] = draw(st.integers(0, 2**31 - v["rounds"] - 1))
+
+
 def _sized(draw: Any, v: Values) -> None:
     # Drawn digests are all but always distinct; shrinking makes them equal, which valid work may not have.
     seen: set[bytes] = {v["kernel"].digest} if "kernel" in v else set()
@@ -268,6 +311,9 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     work.LaunchSpec: _launch,
     work.ChunkWork: _both(_chunk_work, _sized),
     work.ProgramWork: _both(_program_work, _sized),
+    work.NextArg: _next,
+    work.RoundLaunch: _round_launch,
+    work.RoundWork: _round_work,
     ads.CapabilityAd: _both(_times("issued_ms", "expires_ms", MAX_AD_LIFETIME_MS), _own_binding("peer_id", "binding")),
     negotiation.OrderPayload: _both(_times("created_ms", "expires_ms", MAX_ORDER_LIFETIME_MS), _standing, _mode),
     negotiation.BidPayload: _windows,

@@ -46,6 +46,8 @@ def small(cls: type[Connection[Any]]) -> list[Record]:
             task.Refused(code=15, detail=""),
             task.Closed(chunks=0),
         ]
+    if cls is Rounds:
+        return ROUNDS
     if cls is channel.ChannelConnection:
         vouchers = [channel.VoucherFrame(amount_uusd=n, memo=bytes(32), signature=bytes(65)) for n in (1, 2)]
         acks = [channel.VoucherAck(amount_uusd=n) for n in (1, 2)]
@@ -58,6 +60,8 @@ def fresh(cls: type[Connection[Any]], role: Role) -> Connection[Any]:
     conn = cls(role)
     if isinstance(conn, task.TaskConnection):
         conn.chunks, conn.chunk_bytes, conn.blob_sizes = 1, (1, 1), {DIGEST: 3}
+        if isinstance(conn, Rounds):
+            conn.chunk_bytes = (64, 64)
     if isinstance(conn, dispute.DisputeConnection):
         conn.network, conn.provider = NETWORK, PROVIDER.peer_id
     return conn
@@ -66,10 +70,8 @@ def fresh(cls: type[Connection[Any]], role: Role) -> Connection[Any]:
 def clone(conn: Connection[Any]) -> Connection[Any]:
     twin = copy.copy(conn)
     for name, value in vars(conn).items():
-        if name == "_hash":
+        if name == "_hash" or isinstance(value, set | list):
             setattr(twin, name, value.copy())
-        elif isinstance(value, set):
-            setattr(twin, name, set(value))
         elif name == "_buffer":
             setattr(twin, name, copy.deepcopy(_plain_buffer(value)))
     return twin
@@ -83,7 +85,7 @@ def _plain_buffer(buffer: Any) -> Any:
 def key(conn: Connection[Any]) -> tuple[Any, ...]:
     known = memory(conn)
     known.pop("_buffer")
-    if conn.__class__ is task.TaskConnection and known["_blob"] is None:
+    if isinstance(conn, task.TaskConnection) and known["_blob"] is None:
         known.pop("_hash")  # left over from the last blob, and begun anew with the next one
     return tuple(sorted((n, repr(sorted(v) if isinstance(v, set) else v)) for n, v in known.items()))
 
@@ -174,8 +176,45 @@ def test_the_walk_finds_what_crossing_breaks(monkeypatch: pytest.MonkeyPatch) ->
         walk(task.TaskConnection)
 
 
+class Rounds(task.TaskConnection):
+    """The same protocol for a chunk of two rounds, on a state of one byte."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role)
+        self.chunk_rounds, self.state_arrays = 2, (1,)
+
+
+ROUNDS = [
+    task.Open(agreement=b"a"),
+    task.Opened(need=(), slots=1, window=1),
+    task.Ready(compile_ms=1),
+    task.Assign(index=0),
+    task.ResultStart(index=0, receipt=b"r", size=64),
+    task.ResultData(data=bytes(64)),
+    task.GetState(state=1),
+    task.GetState(state=2),
+    task.StateStart(state=1, arrays=(DIGEST,)),
+    task.StateStart(state=2, arrays=(DIGEST,)),
+    task.StateData(data=b"1"),
+    task.StateGone(state=1, code=12, detail=""),
+    task.Finish(code=0, detail=""),
+    task.Refused(code=15, detail=""),
+    task.Closed(chunks=0),
+]
+
+
+def test_no_honest_interleaving_of_questions_about_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcompute_protocols.task._state.MAX_STATES_PER_CHUNK", 2)
+    worlds, ends = walk(Rounds)
+    assert worlds > 100
+    assert {one for one, other in ends if one is other} == set(task.TaskState)
+    assert all(one is other for one, other in ends)
+
+
 def test_the_alphabets_are_whole() -> None:
     for cls in CONNECTIONS:
         kinds = {type(m) for m in small(cls)}
+        if cls is task.TaskConnection:
+            kinds |= {type(m) for m in ROUNDS}
         assert kinds | {task.Notice} >= set(cls.messages.values())
     assert {ads.AdsConnection, negotiation.NegotiationConnection} <= set(CONNECTIONS)

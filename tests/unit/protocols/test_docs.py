@@ -18,11 +18,16 @@ from p2pcompute_protocols.work import (
     BlobRef,
     ChunkWork,
     LaunchSpec,
+    NextArg,
     OutArg,
     ProgramRef,
     ProgramWork,
+    RoundArg,
+    RoundLaunch,
+    RoundWork,
     ScalarArg,
     SplitArg,
+    StateArg,
 )
 
 from ._docs import ROOT, code_rows, fields, limit_rows, readme, table_after, transitions
@@ -42,6 +47,11 @@ INNER: dict[str, list[type[Record]]] = {
         negotiation.CheckPolicy,
         negotiation.Tolerance,
         ChunkWork,
+        RoundWork,
+        RoundLaunch,
+        StateArg,
+        NextArg,
+        RoundArg,
         ProgramWork,
         ProgramRef,
         BlobRef,

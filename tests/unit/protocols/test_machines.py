@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from p2pcompute_protocols import ads, channel, dispute, negotiation, task
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError
+from p2pcompute_protocols.limits import MAX_STATES_PER_CHUNK
 from p2pcompute_protocols.wire import Record
 
 from .test_tables import BINDING, CHAIN, memory
@@ -331,6 +332,55 @@ class TaskDialogue(Dialogue):
             assert sum(1 for m in answers if m.index == index) <= asked
 
 
+class RoundsDialogue(TaskDialogue):
+    """The same for work in rounds: chunks in order, and states on demand."""
+
+    def fresh(self, role: Role) -> Connection[Any]:
+        conn = super().fresh(role)
+        assert isinstance(conn, task.TaskConnection)
+        conn.chunk_bytes, conn.chunk_rounds, conn.state_arrays = (WHOLE, LAST), 1, (3, 2)
+        return conn
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        if conn.role is Role.REQUESTER:
+            return super().messages(conn) | st.builds(task.GetState, state=st.integers(1, CHUNKS + 1))
+        state = st.integers(1, CHUNKS + 1)
+        digests = st.sampled_from([(bytes(32),) * 2, (bytes(32),)])
+        return (
+            super().messages(conn)
+            | st.builds(task.StateStart, state=state, arrays=digests)
+            | st.builds(task.StateData, data=st.binary(min_size=1, max_size=6))
+            | st.builds(task.StateGone, state=state, code=st.just(12), detail=st.just(""))
+        )
+
+    def legal(self, conn: task.TaskConnection) -> list[st.SearchStrategy[Record]]:
+        if conn.role is Role.REQUESTER and conn.state is task.TaskState.RUNNING:
+            said: list[Record] = [task.Finish(code=0, detail="")]
+            if conn.assigned < CHUNKS:
+                said += [task.Assign(index=conn.assigned)] * 8
+            if conn.last_state and conn._may_ask:
+                said += [task.GetState(state=n) for n in range(1, conn.last_state + 1)]
+            return [st.sampled_from(said)]
+        if conn.role is Role.PROVIDER and conn.state in (task.TaskState.RUNNING, task.TaskState.FINISHING):
+            if conn._state_left:
+                return [st.sampled_from([1, conn._state_left]).map(lambda n: task.StateData(data=bytes(n)))]
+            if conn.asked and not conn._result_left:
+                state = conn.asked[0]
+                start = task.StateStart(state=state, arrays=(bytes(32),) * 2)
+                return [st.sampled_from([start, start, task.StateGone(state=state, code=12, detail="")])]
+        return super().legal(conn)
+
+    @invariant()
+    def states_are_answered_in_order(self) -> None:
+        if not hasattr(self, "said"):
+            return
+        asked = [m.state for m in self.said[Role.REQUESTER] if isinstance(m, task.GetState)]
+        given = [m.state for m in self.said[Role.PROVIDER] if isinstance(m, task.StateStart | task.StateGone)]
+        assert given == asked[: len(given)]
+        results = sum(isinstance(m, task.ResultStart) for m in self.said[Role.PROVIDER])
+        assert len(asked) <= MAX_STATES_PER_CHUNK * results
+
+
 SETTINGS = settings(
     max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -344,3 +394,5 @@ TestNegotiation = NegotiationDialogue.TestCase
 TestChannel = ChannelDialogue.TestCase
 TestDispute = DisputeDialogue.TestCase
 TestTask = TaskDialogue.TestCase
+RoundsDialogue.TestCase.settings = TaskDialogue.TestCase.settings
+TestRounds = RoundsDialogue.TestCase

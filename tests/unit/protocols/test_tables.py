@@ -58,6 +58,10 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
         task.ChunkError(index=0, receipt=b"r"),
         task.Notice(kind="drain"),
         task.Closed(chunks=1),
+        task.GetState(state=2),
+        task.StateStart(state=1, arrays=(DIGEST, DIGEST)),
+        task.StateData(data=b"12"),
+        task.StateGone(state=1, code=12, detail="paid"),
     ],
     channel.ChannelConnection: [
         channel.ChannelHello(chain=CHAIN, payer=BINDING, payee=b"p" * 20),
@@ -95,6 +99,9 @@ def arrange(conn: Connection[Any], state: enum.Enum, message: Record) -> None:
             conn._blob = (DIGEST, 3)
         if isinstance(message, task.ResultData):
             conn._result_left = 8
+        conn.last_state, conn._may_ask, conn.asked, conn.state_arrays = 3, 2, [1], (3, 5)
+        if isinstance(message, task.StateData):
+            conn._state_left = 8
 
 
 def memory(conn: Connection[Any]) -> dict[str, Any]:
@@ -106,7 +113,7 @@ def memory(conn: Connection[Any]) -> dict[str, Any]:
         elif name == "_hash":
             kept[name] = value.digest()
         else:
-            kept[name] = value.copy() if isinstance(value, set | dict) else value
+            kept[name] = value.copy() if isinstance(value, set | dict | list) else value
     return kept
 
 
@@ -306,6 +313,26 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
     "a refusal inside of a result": (
         P, S.RUNNING, has(_result_left=1), task.Refused(code=1, detail=""), OUT_OF_ORDER),
     "an end inside of a result": (P, S.FINISHING, has(_result_left=1), task.Closed(chunks=1), OUT_OF_ORDER),
+    "a second chunk of rounds before the first": (
+        R, S.RUNNING, has(chunk_rounds=3, assigned=1, outstanding={0}), task.Assign(index=2), OUT_OF_ORDER),
+    "a chunk of rounds again": (
+        R, S.RUNNING, has(chunk_rounds=3, assigned=2, outstanding=set()), task.Assign(index=1), OUT_OF_ORDER),
+    "a state of other work": (R, S.RUNNING, has(last_state=0), task.GetState(state=1), UNKNOWN_CHUNK),
+    "a state that did not come": (R, S.RUNNING, has(), task.GetState(state=4), UNKNOWN_CHUNK),
+    "a state too many": (R, S.RUNNING, has(_may_ask=0), task.GetState(state=1), OVERSIZED),
+    "a state that was not asked for": (
+        P, S.RUNNING, has(asked=[]), task.StateStart(state=1, arrays=(DIGEST, DIGEST)), UNKNOWN_CHUNK),
+    "a state out of turn": (
+        P, S.RUNNING, has(asked=[2, 1]), task.StateStart(state=1, arrays=(DIGEST, DIGEST)), UNKNOWN_CHUNK),
+    "a state of other arrays": (
+        P, S.RUNNING, has(), task.StateStart(state=1, arrays=(DIGEST,)), WireCode.MALFORMED),
+    "a state that is gone and was not asked for": (
+        P, S.RUNNING, has(asked=[]), task.StateGone(state=1, code=1, detail=""), UNKNOWN_CHUNK),
+    "bytes of no state": (P, S.RUNNING, has(), task.StateData(data=b"1"), OVERSIZED),
+    "more bytes than a state has": (P, S.RUNNING, has(_state_left=1), task.StateData(data=b"12"), OVERSIZED),
+    "a result inside of a state": (P, S.RUNNING, has(_state_left=1), RESULT, OUT_OF_ORDER),
+    "a notice inside of a state": (P, S.RUNNING, has(_state_left=1), task.Notice(kind="drain"), OUT_OF_ORDER),
+    "an end inside of a state": (P, S.FINISHING, has(_state_left=1), task.Closed(chunks=1), OUT_OF_ORDER),
     "a voucher that goes back": (
         R, C.OPEN, has(), channel.VoucherFrame(amount_uusd=2, memo=bytes(32), signature=bytes(65)), BAD_VOUCHER),
     "a voucher that stands still": (

@@ -204,6 +204,7 @@ def players(protocol: str, setup: dict[str, Any]) -> dict[str, Connection[Any]]:
         conn = CONNECTIONS[protocol](role)
         if isinstance(conn, task.TaskConnection):
             conn.chunks, conn.chunk_bytes = setup["chunks"], (setup["chunk_bytes"], setup["last_chunk_bytes"])
+            conn.chunk_rounds, conn.state_arrays = setup.get("chunk_rounds", 0), tuple(setup.get("state_arrays", ()))
             conn.blob_sizes = {bytes.fromhex(digest): size for digest, size in setup["blobs"].items()}
             if "split" in setup:
                 work = ChunkWork.decode(bytes.fromhex(setup["split"]["work"]), max_bytes=1 << 16)

@@ -141,7 +141,11 @@ def evidence_vectors() -> Json:
             file(parted, (inexact, unlike), agreement=FAST_AGREEMENT, blobs=()),
             "UNSUPPORTED",
         ),
-        refused("another output than a receipt in fast mode is for", nearly(blobs=(KERNEL, DATA, OUTPUT[::-1])), "BAD_DIGEST"),
+        refused(
+            "another output than a receipt in fast mode is for",
+            nearly(blobs=(KERNEL, DATA, OUTPUT[::-1])),
+            "BAD_DIGEST",
+        ),
         refused("another kernel", file(result, (one,), blobs=(KERNEL + b"\n", DATA)), "BAD_DIGEST"),
         refused("an input twice", file(result, (one,), blobs=(KERNEL, DATA, DATA)), "BAD_DIGEST"),
         refused("a blob of nobody", file(result, (one,), blobs=(KERNEL, DATA, b"x")), "BAD_DIGEST"),

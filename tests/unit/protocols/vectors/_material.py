@@ -22,11 +22,16 @@ from p2pcompute_protocols.work import (
     BlobRef,
     ChunkWork,
     LaunchSpec,
+    NextArg,
     OutArg,
     ProgramRef,
     ProgramWork,
+    RoundArg,
+    RoundLaunch,
+    RoundWork,
     ScalarArg,
     SplitArg,
+    StateArg,
 )
 
 NETWORK: Final = "vectors"
@@ -194,6 +199,32 @@ def program_work(**changes: object) -> ProgramWork:
             OutArg(dtype="uint8", shape=(20,)),
         ),
         items_per_chunk=8,
+        units_per_chunk=1_000,
+    )
+    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+
+
+def round_work(**changes: object) -> RoundWork:
+    def launch(*args: Any) -> RoundLaunch:
+        return RoundLaunch(
+            kernel=BlobRef(digest=sha(KERNEL), size=len(KERNEL)),
+            entry="kernel",
+            launch=LaunchSpec(dims=1, grid=(4, 1, 1), block=(4, 1, 1)),
+            args=args,
+        )
+
+    made = RoundWork(
+        launches=(
+            launch(NextArg(array=0), StateArg(array=0), StateArg(array=1), RoundArg(dtype="int64")),
+            launch(NextArg(array=1, shape=(16,), reduce="sum"), StateArg(array=0)),
+        ),
+        state=(
+            ArrayArg(dtype="uint8", shape=(16,), digest=sha(DATA)),
+            ArrayArg(dtype="uint8", shape=(1,), digest=sha(b"\x00")),
+        ),
+        first=100,
+        rounds=20,
+        rounds_per_chunk=8,
         units_per_chunk=1_000,
     )
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]

@@ -32,6 +32,7 @@ from ._material import (
     plain,
     program_work,
     provider_binding,
+    round_work,
     sha,
     split_work,
     transcript,
@@ -157,6 +158,8 @@ def negotiation_vectors() -> Json:
     over_tiles = an_order(work=split_work())
     split_map = cbor2.loads(split_work().encode())
     cut = split_map[4][1][1]
+    round_map = cbor2.loads(round_work().encode())
+    in_rounds = an_order(work=round_work())
     ordered = an_order(
         work=program_work(),
         requirement=negotiation.Requirement(
@@ -192,6 +195,7 @@ def negotiation_vectors() -> Json:
             ordered,
             feature=program_work().program.feature,
         ),
+        taken("an order for rounds", "order", order_bytes(in_rounds.encode()), in_rounds),
         taken("a bid", "bid", bid, a_bid(order)),
         taken(
             "a bid that holds nothing",
@@ -269,8 +273,40 @@ def negotiation_vectors() -> Json:
         refused(
             "tick, work tag 2, is reserved", "order", order_bytes(edited(an_order(), k4=[2, work_map])), "UNSUPPORTED"
         ),
-        refused(
-            "round, work tag 3, is reserved", "order", order_bytes(edited(an_order(), k4=[3, work_map])), "UNSUPPORTED"
+        *(
+            refused(name, "order", order_bytes(edited(an_order(), k4=[3, {**round_map, **changes}])), code)
+            for name, changes, code in (
+                ("chunks of more rounds than there are", {5: 21}, "MALFORMED"),
+                ("rounds beyond the last number", {3: 2**31 - 1}, "OVERSIZED"),
+                ("an array of the state that no launch gives", {2: [*round_map[2], round_map[2][1]]}, "MALFORMED"),
+                (
+                    "an array of the state that two launches give",
+                    {1: [round_map[1][0], round_map[1][0], round_map[1][1]]},
+                    "MALFORMED",
+                ),
+                ("an array that the state does not have", {2: round_map[2][:1]}, "MALFORMED"),
+                ("nine launches a round", {1: round_map[1][:1] * 9}, "OVERSIZED"),
+                (
+                    "a launch that gives nothing",
+                    {1: [*round_map[1], {**round_map[1][0], 4: [[3, {1: 0}]]}]},
+                    "MALFORMED",
+                ),
+                (
+                    "a combined array without a shape",
+                    {1: [round_map[1][0], {**round_map[1][1], 4: [[4, {1: 1, 3: "sum"}]]}]},
+                    "MALFORMED",
+                ),
+                (
+                    "a state with one digest and two sizes",
+                    {2: [round_map[2][0], {**round_map[2][1], 3: sha(DATA)}]},
+                    "BAD_DIGEST",
+                ),
+                (
+                    "a state above 64 MiB",
+                    {2: [{**round_map[2][0], 2: [2**26]}, {**round_map[2][1], 2: [2**26]}]},
+                    "OVERSIZED",
+                ),
+            )
         ),
         refused("work tag 5 is unknown", "order", order_bytes(edited(an_order(), k4=[5, work_map])), "UNSUPPORTED"),
         *(

@@ -111,7 +111,7 @@ def task_vectors() -> Json:
         bad_message("a pause with a window", edited(task.Notice(kind="pause"), k2=1), "MALFORMED"),
         bad_message("an unknown notice", edited(task.Notice(kind="pause"), k1="sleep"), "UNSUPPORTED"),
         bad_message("a refusal without a reason", edited(task.Refused(code=1, detail=""), k1=0), "OVERSIZED"),
-        bad_message("a message of nobody", b"\xa1\x00\x07", "UNSUPPORTED"),
+        bad_message("a message of nobody", b"\xa1\x00\x18\x63", "UNSUPPORTED"),
         bad_message("a message without a type", b"\xa1\x01\x00", "MALFORMED"),
         bad_message("cut short", task.BlobData(data=DATA).encode()[:-1], "MALFORMED"),
     ]
@@ -158,7 +158,70 @@ def task_vectors() -> Json:
 
     a_chunk = [(r, task.Assign(index=0)), *tile(0), *tile(1)]
 
+    def in_rounds(name: str, steps: list[Any]) -> Json:
+        rounds = {"chunks": 3, "chunk_bytes": 64, "last_chunk_bytes": 32, "chunk_rounds": 2, "state_arrays": [3, 2]}
+        return transcript(name, steps, **rounds, blobs=setup["blobs"])
+
+    chunk = [
+        (r, task.Assign(index=0)),
+        (v, task.ResultStart(index=0, receipt=receipt, size=64)),
+        (v, task.ResultData(data=bytes(64))),
+    ]
+    arrays = (sha(b"abc"), sha(b"de"))
+    ask = (r, task.GetState(state=2))
     transcripts = [
+        in_rounds(
+            "two states of a chunk of rounds, one of which is gone",
+            [
+                *running,
+                *chunk,
+                (r, task.GetState(state=1)),
+                ask,
+                (v, task.StateGone(state=1, code=12, detail="paid")),
+                (r, task.Assign(index=1)),
+                (v, task.StateStart(state=2, arrays=arrays)),
+                (v, task.StateData(data=b"abcd")),
+                (v, task.StateData(data=b"e")),
+                (v, task.ResultStart(index=1, receipt=receipt, size=64)),
+                (v, task.ResultData(data=bytes(64))),
+                (r, task.Finish(code=0, detail="")),
+                (v, task.Closed(chunks=2)),
+            ],
+        ),
+        in_rounds("rounds out of order", [*running, (r, task.Assign(index=1), "OUT_OF_ORDER")]),
+        in_rounds("rounds again", [*running, *chunk, (*chunk[0], "OUT_OF_ORDER")]),
+        in_rounds("a state that did not come", [*running, *chunk, (r, task.GetState(state=3), "UNKNOWN_CHUNK")]),
+        in_rounds("a state too many", [*running, *chunk, *[ask] * 8, (*ask, "OVERSIZED")]),
+        in_rounds(
+            "a state that was not asked for",
+            [*running, *chunk, (v, task.StateStart(state=1, arrays=arrays), "UNKNOWN_CHUNK")],
+        ),
+        in_rounds(
+            "a state of one array",
+            [*running, *chunk, ask, (v, task.StateStart(state=2, arrays=arrays[:1]), "MALFORMED")],
+        ),
+        in_rounds(
+            "more bytes than a state has",
+            [
+                *running,
+                *chunk,
+                ask,
+                (v, task.StateStart(state=2, arrays=arrays)),
+                (v, task.StateData(data=b"abcdef"), "OVERSIZED"),
+            ],
+        ),
+        in_rounds(
+            "a chunk inside of a state",
+            [
+                *running,
+                *chunk,
+                ask,
+                (r, task.Assign(index=1)),
+                (v, task.StateStart(state=2, arrays=arrays)),
+                (v, task.ResultStart(index=1, receipt=receipt, size=64), "OUT_OF_ORDER"),
+            ],
+        ),
+        t("a state of work that has none", [*running, (r, task.GetState(state=1), "UNKNOWN_CHUNK")]),
         t(
             "a task of three chunks, one of which fails once",
             [

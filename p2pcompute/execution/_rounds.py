@@ -1,0 +1,217 @@
+"""Work in rounds: the same launches again and again, on named arrays that each round leaves for the next.
+
+A *step* is one launch of a round. Its outputs become arrays of the state, its inputs are arrays of the state or
+constants, and a scalar may be the number of the round. Each array is given by one step, as zeros where no thread
+stores. A step reads an array as an earlier step of the round left it, or else the last round; a step that gives an
+array reads what the last round left of it. So what each step had before it is in the states before and after its
+round, and any part of any round can be computed again from these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from p2pcompute.execution._api import (
+    ArgSpec,
+    Array,
+    Backend,
+    CompiledKernel,
+    InputSpec,
+    KernelSource,
+    Launch,
+    OutputSpec,
+    ScalarSpec,
+)
+from p2pcompute.execution._operations import fold
+from p2pcompute.execution._rows import Layout
+
+__all__ = ["ReadState", "RoundEngine", "RoundNumber", "Step", "StepArg", "WriteState", "result_shape", "rows_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadState:
+    """An input: array number `array` of the state."""
+
+    array: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteState:
+    """An output that becomes array number `array` of the state; `spec` is what the kernel sees."""
+
+    array: int
+    spec: OutputSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundNumber:
+    """A scalar: how many rounds there were before this one. `dtype` is an integer's."""
+
+    dtype: str
+
+
+StepArg: TypeAlias = ScalarSpec | InputSpec | ReadState | WriteState | RoundNumber
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One launch of a round; one of `args` for each parameter."""
+
+    source: KernelSource
+    launch: Launch
+    args: tuple[StepArg, ...]
+
+    def specs(self, state: Sequence[InputSpec]) -> list[ArgSpec]:
+        """What the kernel is compiled for, on arrays of a state as `state` has them."""
+        found: list[ArgSpec] = []
+        for arg in self.args:
+            match arg:
+                case ReadState():
+                    found.append(state[arg.array])
+                case WriteState():
+                    found.append(arg.spec)
+                case RoundNumber():
+                    found.append(ScalarSpec(dtype=arg.dtype, value=np.dtype(arg.dtype).type(0), varies=True))
+                case _:
+                    found.append(arg)
+        return found
+
+    @property
+    def writes(self) -> list[int]:
+        """Which arrays it gives, in the order of its outputs."""
+        return [arg.array for arg in self.args if isinstance(arg, WriteState)]
+
+    def values(self, number: int, constants: Sequence[Array], now: Sequence[Array]) -> list[Any]:
+        """What `run_blocks` takes, in order. `now` are the arrays of the state as this step reads them."""
+        values: list[Any] = []
+        given = iter(constants)
+        for arg in self.args:
+            match arg:
+                case ScalarSpec():
+                    values.append(arg.value)
+                case InputSpec():
+                    values.append(next(given))
+                case ReadState():
+                    values.append(now[arg.array])
+                case RoundNumber():
+                    values.append(np.dtype(arg.dtype).type(number))
+                case WriteState():
+                    pass
+        return values
+
+
+def result_shape(spec: OutputSpec, launch: Launch) -> tuple[int, ...]:
+    """The shape of the array that an output comes to; one number is an array of one element."""
+    return spec.shape if spec.reduce is None else spec.shape[launch.dims :] or (1,)
+
+
+@dataclass(slots=True)
+class _Ready:
+    step: Step
+    kernel: CompiledKernel
+    layout: Layout
+    constants: list[Array]
+    rows: list[Array]
+
+
+class RoundEngine:
+    """Compiled steps, and the memory that they store their rows in.
+
+    Args:
+        backend: compiles and runs.
+        state: the arrays of a state.
+    """
+
+    def __init__(self, backend: Backend, state: Sequence[InputSpec]) -> None:
+        self._backend = backend
+        self._steps: list[_Ready] = []
+        self.state = tuple(state)
+
+    def add(self, step: Step, constants: Sequence[Array]) -> None:
+        """Compile one more step. `constants` has an array for each `InputSpec` of it, in order.
+
+        Raises:
+            KernelError: it is refused, or gives arrays of other shapes than the state has.
+        """
+        from p2pcompute.errors import KernelTypeError
+
+        specs = step.specs(self.state)
+        layout = Layout.of(step.source, step.launch, specs)
+        for array, spec in zip(step.writes, layout.outputs, strict=True):
+            due = self.state[array]
+            if spec.dtype != due.dtype or result_shape(spec, step.launch) != due.shape:
+                raise KernelTypeError(
+                    f"an output gives {spec.dtype}{result_shape(spec, step.launch)} where the state has "
+                    f"{due.dtype}{due.shape}"
+                )
+        kernel = self._backend.compile(step.source, step.launch, specs)
+        self._steps.append(_Ready(step, kernel, layout, list(constants), []))
+
+    def advance(self, number: int, before: Sequence[Array], after: Sequence[Array]) -> None:
+        """One round: from the arrays `before` to those of `after`, which are written in place.
+
+        Args:
+            number: how many rounds there were before.
+        """
+        now = list(before)
+        for ready in self._steps:
+            self._run(ready, ready.step.values(number, ready.constants, now), after)
+            for array in ready.step.writes:
+                now[array] = after[array]
+
+    def _run(self, ready: _Ready, values: Sequence[Any], after: Sequence[Array]) -> None:
+        layout, launch = ready.layout, ready.step.launch
+        if ready.rows:
+            for rows in ready.rows:
+                rows.fill(0)
+        else:
+            items = launch.blocks * layout.items_per_block
+            ready.rows = [
+                np.zeros((items, *row), spec.dtype) for row, spec in zip(layout.row_shapes, layout.outputs, strict=True)
+            ]
+        ready.kernel.run_blocks(0, launch.blocks, values, ready.rows)
+        for place, (array, spec, rows) in enumerate(zip(ready.step.writes, layout.outputs, ready.rows, strict=True)):
+            target = after[array]
+            if spec.reduce is not None:
+                target[...] = fold(spec.reduce, rows)
+            else:
+                target.fill(0)
+                layout.scatter(place, 0, launch.blocks, rows, target)
+
+
+def rows_of(layout: Layout, place: int, items: Array, whole: Array) -> tuple[Array, Array]:
+    """The rows that `items` (linear ids) own of an output, out of the whole array: what `scatter` has placed there.
+
+    Args:
+        layout: of the launch.
+        place: which output, among outputs; not one that is combined.
+        whole: the output.
+
+    Returns:
+        An array as `run_threads` gives it, and bools of the shape of its leading axes: False where a thread owns
+        nothing of this output, and the row is zeros.
+    """
+    from p2pcompute.execution._rows import thread_coordinates
+
+    launch, mapping = layout.launch, layout.mappings[place]
+    if layout.by_block[place] if layout.by_block else False:
+        launch = Launch(grid=launch.grid, block=(1, 1, 1), dims=launch.dims)
+        threads = items
+    elif layout.together:
+        threads = items[:, np.newaxis] * launch.threads_per_block + np.arange(launch.threads_per_block)
+    else:
+        threads = items
+    places = thread_coordinates(launch, threads)
+    owned = np.ones(threads.shape, np.bool_)
+    index: list[Array] = []
+    for at, axis in enumerate(mapping):
+        inside = places[axis] < whole.shape[at]
+        owned &= inside
+        index.append(np.where(inside, places[axis], 0))
+    rows = whole[tuple(index)]
+    rows[~owned] = 0
+    return rows, owned

@@ -1,0 +1,221 @@
+"""The provider's side of work in rounds: a chunk is some rounds, its output the digests of their states.
+
+The state goes from round to round here, and leaves for the requester only where it asks for one. States of chunks that
+are not paid yet are kept, so that it may; where they are too many, every so manieth is, and the others are computed
+again from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+import trio
+
+from p2pcompute.errors import ExecutionError, WorkerTimeout
+from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.task import DATA_BYTES, StateData, StateGone, StateStart
+from p2pcompute_protocols.work import RoundWork
+
+from ._round_work import StateBytes, content_of, execution_steps, wipe
+
+if TYPE_CHECKING:
+    from p2pcompute._dialogue import Dialogue
+    from p2pcompute.execution import SharedInput
+
+    from ._api import RoundsRun, TaskWorker
+
+__all__ = ["KEPT_BYTES", "RoundFault", "RoundStates", "RoundsWorker", "give_state"]
+
+# Of the states of one task; those at the ends of unpaid chunks are kept in any case.
+KEPT_BYTES: Final = 64 * 1024 * 1024
+_BATCH_BYTES: Final = 8 * 1024 * 1024  # of the states that a worker gives at once
+_BATCH_ROUNDS: Final = 512
+
+RoundFault = Callable[[int, list[bytearray]], Sequence[bytes | bytearray]]
+"""(rounds done, arrays after them) -> the arrays that it says and goes on with; for tests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    outputs: tuple[bytes, ...]
+    cpu_ns: int
+    wall_ns: int
+    device_ns: int = 0
+    energy_mj: int | None = None
+
+
+class RoundStates:
+    """The states of one task that are kept, by how many of its rounds were done. A context manager: at its end they
+    are overwritten.
+
+    Args:
+        work: the rounds.
+        window: how many chunks may be unpaid.
+        hold: called with how many bytes more are kept, or less; may refuse by raising.
+    """
+
+    def __init__(self, work: RoundWork, *, window: int, hold: Callable[[int], None]) -> None:
+        self._work = work
+        self._hold = hold
+        self._kept: dict[int, StateBytes] = {}
+        unpaid = work.rounds_per_chunk * (window + 1) * work.state_bytes
+        self.stride = max(1, -(-unpaid // KEPT_BYTES))
+        self.done = 0  # rounds, the last of which left `last`
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number in list(self._kept):
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        state = self._kept.pop(number)
+        wipe(state.arrays)
+        self._hold(-self._work.state_bytes)
+
+    def begin(self, blobs: Mapping[bytes, bytes | SharedInput]) -> None:
+        """State 0 is here."""
+        if not self._kept:
+            self._keep(0, StateBytes.of(content_of(blobs[array.digest]) for array in self._work.state))
+
+    def _keep(self, number: int, state: StateBytes) -> None:
+        self._hold(self._work.state_bytes)
+        self._kept[number] = state
+
+    def add(self, state: StateBytes) -> None:
+        """One more round is done."""
+        before = self.done
+        self._keep(before + 1, state)
+        self.done += 1
+        if before % self.stride and before % self._work.rounds_per_chunk and before in self._kept:
+            self._drop(before)
+
+    def forget_before(self, number: int) -> None:
+        """Nobody may ask for earlier ones any more."""
+        for old in [kept for kept in self._kept if kept < min(number, self.done)]:
+            self._drop(old)
+
+    def nearest(self, number: int) -> tuple[int, StateBytes] | None:
+        """The kept state to come to `number` from, and its number; None where all are forgotten."""
+        found = max((kept for kept in self._kept if kept <= number), default=None)
+        return None if found is None else (found, self._kept[found])
+
+
+async def give_state(dialogue: Dialogue, state: StateBytes | None, number: int, moved: Callable[[int], None]) -> None:
+    """Send a state that the requester has asked for, or say that it was let go of. `moved` counts its bytes."""
+    if state is None:
+        detail = "its chunk is paid, and it was let go of"
+        await dialogue.send(StateGone(state=number, code=WireCode.UNKNOWN_CHUNK, detail=detail))
+        return
+    await dialogue.send(StateStart(state=number, arrays=state.digests))
+    for array in state.arrays:
+        for at in range(0, len(array), DATA_BYTES):
+            await dialogue.send(StateData(data=bytes(array[at : at + DATA_BYTES])))
+            moved(DATA_BYTES)
+
+
+class RoundsWorker:
+    """A worker that computes chunks of rounds, in the shape of one that computes blocks.
+
+    Args:
+        worker: compiles and runs.
+        work: the rounds.
+        states: where they are kept; a second worker goes on from there.
+        unpaid: how many chunks are begun and not paid, the one that is computed among them.
+    """
+
+    def __init__(
+        self,
+        worker: TaskWorker,
+        work: RoundWork,
+        states: RoundStates,
+        *,
+        unpaid: Callable[[], int],
+        fault: RoundFault | None = None,
+    ) -> None:
+        self._worker = worker
+        self._work = work
+        self._states = states
+        self._unpaid = unpaid
+        self._fault = fault
+        slot = max(1, work.state_bytes)
+        self._batch = max(1, min(_BATCH_ROUNDS, _BATCH_BYTES // slot))
+
+    async def compile_work(self, blobs: Mapping[bytes, bytes | SharedInput]) -> float:
+        """Compile what a round is of; gives milliseconds. Raises as `TaskWorker.compile`."""
+        steps, state, inputs = execution_steps(self._work, blobs)
+        self._states.begin(blobs)
+        return await self._worker.compile_rounds(steps, state, inputs)
+
+    @property
+    def usable(self) -> bool:
+        """Whether its process lives and can be asked again."""
+        return self._worker.usable
+
+    async def run_blocks(
+        self, first: int, rounds: int, *, timeout_s: float, progress: Callable[[int], None] | None = None
+    ) -> _Run:
+        """Compute a chunk: the rounds behind state `first`. Its output is the digests of their states. `progress` is
+        told how many are done.
+
+        Raises:
+            ExecutionError: the rounds before were not computed, or the worker failed.
+        """
+        states, chunk = self._states, self._work.rounds_per_chunk
+        states.forget_before((first // chunk - max(0, self._unpaid() - 1)) * chunk)
+        if first > states.done:
+            raise ExecutionError("the rounds before these were not computed")
+        if first < states.done:
+            raise ExecutionError("these rounds were computed already")
+        deadline = trio.current_time() + timeout_s
+        digests: list[bytes] = []
+        cpu_ns = wall_ns = 0
+        found = states.nearest(first)
+        assert found is not None  # the last state is always kept
+        state = found[1]
+        while len(digests) < rounds:
+            count = min(self._batch, rounds - len(digests))
+            run = await self._run(state, states.done, count, deadline)
+            cpu_ns, wall_ns = cpu_ns + run.cpu_ns, wall_ns + run.wall_ns
+            for arrays in run.states:
+                said = arrays if self._fault is None else self._fault(states.done + 1, list(arrays))
+                state = StateBytes.of(said)
+                states.add(state)
+                digests.append(state.digest)
+                if self._fault is not None:
+                    break  # the lie is what it goes on with
+            if progress is not None and len(digests) < rounds:
+                progress(len(digests))
+        return _Run(outputs=(b"".join(digests),), cpu_ns=cpu_ns, wall_ns=wall_ns)
+
+    async def state(self, number: int, *, timeout_s: float) -> StateBytes | None:
+        """The state after `number` rounds, computed again where it is not kept; None where it is forgotten.
+
+        Raises:
+            ExecutionError: the worker failed.
+        """
+        found = self._states.nearest(number)
+        if found is None:
+            return None
+        at, state = found
+        deadline = trio.current_time() + timeout_s
+        again: StateBytes | None = None
+        while at < number:
+            count = min(self._batch, number - at)
+            run = await self._run(state, at, count, deadline)
+            for passed in run.states[:-1]:
+                wipe(passed)
+            if again is not None:
+                wipe(again.arrays)
+            state = again = StateBytes.of(run.states[-1])
+            at += count
+        return state
+
+    async def _run(self, state: StateBytes, at: int, count: int, deadline: float) -> RoundsRun:
+        left_s = deadline - trio.current_time()
+        if left_s <= 0:
+            raise WorkerTimeout("the rounds took longer than was agreed for a chunk")
+        return await self._worker.run_rounds(state.arrays, self._work.first + at, count, timeout_s=left_s)

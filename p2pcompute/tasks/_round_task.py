@@ -1,0 +1,320 @@
+"""A task in rounds: one provider after the other, each from the last state that is here and paid."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from p2pcompute.checking import SampleReport
+from p2pcompute.errors import (
+    BudgetError,
+    ChainError,
+    InsufficientFunds,
+    NoProviderError,
+    OverlayError,
+    PaymentError,
+    StorageError,
+    TaskError,
+    TaskRefused,
+    TaskTimeout,
+)
+from p2pcompute.market import Candidate, OrderRefused
+from p2pcompute_protocols.errors import ProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Requirement
+from p2pcompute_protocols.work import RoundWork
+
+from ._api import RequesterAccount
+from ._budget import TaskBudget
+from ._coordinator import DISCOVERY_S, HOW_TO_GET_ONE, Coordinator
+from ._events import (
+    ChunkAssigned,
+    ChunkDone,
+    ChunkRejected,
+    LiarCaught,
+    Paid,
+    ProviderLost,
+    ProviderReady,
+    ProviderRefused,
+    TaskEvent,
+    WaitingForProviders,
+)
+from ._link import LiarError, LinkHooks, NoRoomNow
+from ._round_link import RoundLink
+from ._round_work import StateBytes
+from ._state import TaskRequest
+
+__all__ = ["Party", "RoundRequest", "RoundTask"]
+
+_log = logging.getLogger("p2pcompute.tasks")
+
+_ATTEMPTS: Final = 2  # agreements with one provider
+_NOBODY_S: Final = 15.0  # without any provider, before the task is given up
+_AGAIN_S: Final = 2.0  # before somebody that had no room is asked again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRequest:
+    """What is to be done and what it may cost.
+
+    Attributes:
+        rounds: how many in all.
+        make: the work from a number of rounds done and the state that they left, and its blobs.
+        units_per_chunk: of a whole chunk.
+        parties: how many providers compute the same rounds.
+    """
+
+    rounds: int
+    make: Callable[[int, StateBytes], tuple[RoundWork, dict[bytes, bytes]]]
+    units_per_chunk: int
+    requirement: Requirement
+    max_price_pusd: int
+    ceiling_uusd: int
+    budget: TaskBudget
+    check: CheckPolicy
+    fp: str
+    language: str
+    deadline_ms: int
+    parties: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Party:
+    """One provider of a leg: from a state on, until all rounds are done or it is gone."""
+
+    candidate: Candidate
+    first: int
+    start: StateBytes
+    link: RoundLink | None = None
+
+    @property
+    def provider(self) -> PeerId:
+        """Who it is."""
+        return self.candidate.peer_id
+
+
+Check = Callable[[Party, int, int], Awaitable[SampleReport]]
+"""(who, the state before its chunk by its number in the work, how many rounds) -> what samples said."""
+Done = Callable[[Party, int, list[bytes], SampleReport], Awaitable[None]]
+"""(who, number of rounds of the task before the chunk, digests of the states after each) -> nothing."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RoundTask:
+    """Runs one task in rounds for this node.
+
+    Attributes:
+        done, state: rounds that were accepted, and the state behind them.
+        check: looks at a chunk's rounds before it counts.
+        deliver: gets the digests of each checked chunk. After a liar was caught those of its rounds come again.
+        kept: told of the state that is here whenever that is another one.
+    """
+
+    coordinator: Coordinator
+    request: RoundRequest
+    state: StateBytes
+    check: Check
+    deliver: Done
+    emit: Callable[[TaskEvent], None]
+    kept: Callable[[int, StateBytes], None]
+    done: int = 0
+    _excluded: set[PeerId] = field(default_factory=set)
+    _attempts: dict[PeerId, int] = field(default_factory=dict)
+    _ask_at: dict[PeerId, float] = field(default_factory=dict)
+    _reasons: dict[PeerId, str] = field(default_factory=dict)
+    _agreed: int = 0
+
+    async def run(self) -> StateBytes:
+        """Compute all rounds; gives the last state.
+
+        Raises:
+            NoProviderError: nobody took the order; no money has moved.
+            TaskTimeout: the deadline passed. TaskError: all providers are gone.
+            BudgetError, InsufficientFunds, StorageError: as they say.
+
+        Cancellation: streams close, providers stop and bill nothing more.
+        """
+        request = self.request
+        seconds = max(0.0, (request.deadline_ms - self.coordinator.now_ms()) / 1000)
+        with trio.move_on_after(seconds):
+            while self.done < request.rounds:
+                await self._leg(await self._candidate())
+            return self.state
+        raise TaskTimeout(
+            f"{self.done} of {request.rounds} rounds were done when the deadline passed; give more time (deadline_s=…)"
+        )
+
+    async def _candidate(self) -> Candidate:
+        """The best provider that may be asked now; waits for one."""
+        since = trio.current_time()
+        while True:
+            found = self._ranked()
+            if found:
+                return found[0]
+            now = trio.current_time()
+            may_come = [at for peer, at in self._ask_at.items() if peer not in self._excluded]
+            if now - since > _NOBODY_S or not (self._agreed or may_come):
+                raise self._nobody()
+            self.emit(WaitingForProviders(chunks=1, patience_s=_NOBODY_S))
+            await self.coordinator.discovery.refresh(
+                kinds=self.request.requirement.kinds,
+                fp=self.request.fp,
+                enough=lambda: bool(self._ranked()),
+                timeout_s=DISCOVERY_S,
+            )
+            if not self._ranked():
+                await trio.sleep(min(1.0, max(0.05, min(may_come, default=now + 1.0) - now)))
+
+    def _ranked(self) -> list[Candidate]:
+        request, now = self.request, trio.current_time()
+        found, reasons = self.coordinator._rank(
+            request.requirement,
+            units=request.units_per_chunk,
+            fp=request.fp,
+            language=request.language,
+            max_price_pusd=request.max_price_pusd,
+            excluded=lambda peer: (
+                peer in self._excluded or self._attempts.get(peer, 0) >= _ATTEMPTS or self._ask_at.get(peer, 0.0) > now
+            ),
+        )
+        self._reasons.update(reasons)
+        return sorted(found, key=lambda candidate: candidate.peer_id in self._ask_at)
+
+    def _nobody(self) -> TaskError | NoProviderError:
+        why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(self._reasons.items())[:4])
+        if not self._agreed:
+            return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
+        return TaskError(
+            f"all providers are gone with {self.done} of {self.request.rounds} rounds done ({why}); what was paid is "
+            "covered by receipts. node.rounds keeps the state behind them: begin again from there when providers are "
+            "back"
+        )
+
+    async def _leg(self, candidate: Candidate) -> None:
+        """Let one provider go on from where we are. How it ended is in `done`, `state` and what is known of it."""
+        party = Party(candidate=candidate, first=self.done, start=self.state)
+        self._attempts[party.provider] = self._attempts.get(party.provider, 0) + 1
+        try:
+            await self._work_with(party)
+        except LiarError:
+            pass  # below, since it may come beside another end
+        except (InsufficientFunds, BudgetError, StorageError):
+            raise
+        except (OrderRefused, TaskRefused) as refused:
+            self._reasons[party.provider] = str(refused)
+            no_room = isinstance(refused, OrderRefused) and refused.code is WireCode.NO_CAPACITY
+            if no_room or isinstance(refused, NoRoomNow):
+                self._ask_at[party.provider] = trio.current_time() + _AGAIN_S
+            else:
+                self._excluded.add(party.provider)
+            self.emit(ProviderRefused(provider=party.provider, reason=str(refused)))
+        except (OverlayError, ProtocolError, PaymentError, ChainError) as exc:
+            self._reasons[party.provider] = str(exc)
+            if isinstance(exc, ProtocolError):
+                self._excluded.add(party.provider)
+            await self.coordinator.books.failed(party.provider, str(exc), ban=False)
+            self.coordinator.board.forget(party.provider)
+            self.emit(ProviderLost(provider=party.provider, reason=str(exc), requeued=()))
+        finally:
+            if party.link is not None and party.link.lie is not None:
+                with trio.CancelScope(shield=True):
+                    await self._caught(party, party.link, party.link.lie)
+
+    async def _work_with(self, party: Party) -> None:
+        coordinator, request = self.coordinator, self.request
+        work, blobs = request.make(party.first, party.start)
+        order = TaskRequest(
+            work=work,
+            blobs=blobs,
+            requirement=request.requirement,
+            max_price_pusd=request.max_price_pusd,
+            ceiling_uusd=request.ceiling_uusd,
+            budget=request.budget,
+            check=request.check,
+            fp=request.fp,
+            language=request.language,
+            deadline_ms=request.deadline_ms,
+            max_providers=request.parties,
+        )
+        agreement, seconds = await coordinator._dialler.agree(order, party.candidate, is_full=lambda: False)
+        self._agreed += 1
+        coordinator.announce(self.emit, agreement, seconds)
+        reason = "cancelled"
+        account = await coordinator.books.open(agreement, request.budget)
+        try:
+            party.link = self._link(party, agreement, account, blobs)
+            await party.link.run()
+            reason = ""
+        except Exception as exc:
+            reason = str(exc) or type(exc).__name__
+            raise
+        finally:
+            with trio.CancelScope(shield=True):
+                await coordinator.books.close(agreement, reason=reason)
+
+    def _link(
+        self, party: Party, agreement: Agreement, account: RequesterAccount, blobs: Mapping[bytes, bytes]
+    ) -> RoundLink:
+        changed = trio.Event()
+
+        async def check(index: int, output: memoryview) -> SampleReport:
+            assert party.link is not None  # it is what asks
+            party.link.take(output)
+            first, rounds = party.link.rounds.chunk_range(index)
+            return await self.check(party, first, rounds)
+
+        async def done(provider: PeerId, index: int, _: memoryview, report: SampleReport) -> None:
+            assert party.link is not None
+            party.link.scheduler.finish(index, provider, trio.current_time())
+            first, rounds = party.link.rounds.chunk_range(index)
+            await self.deliver(party, party.first + first, party.link.digests[first : first + rounds], report)
+            self.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
+
+        def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
+            reason = f"{code.name.lower()}: {detail}"
+            self.emit(ChunkRejected(provider=provider, index=index, reason=reason))
+            assert party.link is not None
+            party.link.fail(reason)
+
+        def secured(number: int, state: StateBytes) -> None:
+            self._keep(party.first + number, state)
+
+        hooks = LinkHooks(
+            ready=lambda provider, ms: self.emit(ProviderReady(provider=provider, compile_ms=ms)),
+            assigned=lambda provider, index: self.emit(ChunkAssigned(provider=provider, index=index)),
+            check=check,
+            done=done,
+            failed=failed,
+            paid=lambda provider, amount: self.emit(Paid(provider=provider, paid_uusd=amount)),
+            changed=lambda: changed,
+        )
+        return RoundLink(self.coordinator.overlay, agreement, account, party.start, blobs, hooks, secured=secured)
+
+    def _keep(self, done: int, state: StateBytes) -> None:
+        self.done, self.state = done, state
+        self.kept(done, state)
+
+    async def _caught(self, party: Party, link: RoundLink, lie: LiarError) -> None:
+        """Nothing of a liar is kept: samples bound how much it can have altered, and do not say where."""
+        provider = party.provider
+        self._excluded.add(provider)
+        self._reasons[provider] = str(lie)
+        self.coordinator.board.forget(provider)
+        self._keep(party.first, party.start)
+        await self.coordinator.books.failed(provider, str(lie), ban=True)
+        for received in link.rejected:
+            await link.account.reject(received.receipt, received.payload, str(lie))
+        self.emit(
+            LiarCaught(
+                provider=provider,
+                index=lie.index,
+                mismatched=lie.report.mismatched,
+                revoked=(),
+                paid_uusd=link.account.paid_uusd,
+                evidence=None,
+            )
+        )
