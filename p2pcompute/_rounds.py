@@ -72,6 +72,8 @@ _MOVED_BYTES_PER_US: Final = 10  # what a network is taken to move
 _STATES_A_CHUNK: Final = 3
 _LAUNCH_US: Final = 150  # of a reference core, beside what the kernel takes
 _STATE_BYTES_PER_US: Final = 250  # hashed and copied
+_RECOMPUTE_S: Final = 300.0
+_RECOMPUTE_BYTES: Final = 16 * 1024 * 1024  # of states that our worker gives at once
 _MOST_ROUNDS_A_CHUNK: Final = 4_096
 
 Array = np.ndarray[Any, Any]
@@ -530,6 +532,7 @@ class RoundsRun:
                 report = await sampler.check(party.first + first + at, before.arrays, after.arrays)
                 checked += report.checked
                 if not report.ok:
+                    party.wrong = (first + at + 1, before)
                     return report
             return SampleReport(checked=checked, mismatched=0)
 
@@ -540,6 +543,17 @@ class RoundsRun:
         def kept(number: int, state: StateBytes) -> None:
             self.last = (number, state)
 
+        async def recompute(done: int, state: StateBytes, rounds: int) -> list[StateBytes]:
+            async with pool.session(tenant=_OWN) as worker:
+                await worker.compile_rounds(bound.steps, bound.specs, bound.inputs())
+                states: list[StateBytes] = []
+                while len(states) < rounds:
+                    at = states[-1] if states else state
+                    count = max(1, min(rounds - len(states), _RECOMPUTE_BYTES // max(1, sum(map(len, at.arrays)))))
+                    run = await worker.run_rounds(at.arrays, done + len(states), count, timeout_s=_RECOMPUTE_S)
+                    states += [StateBytes.of(arrays) for arrays in run.states]
+                return states
+
         task = RoundTask(
             coordinator=self.coordinator,
             request=request,
@@ -548,6 +562,7 @@ class RoundsRun:
             deliver=hand_over,
             emit=self._emit,
             kept=kept,
+            recompute=recompute if request.parties > 1 else None,
         )
         self.last = (0, start)
         await task.run()

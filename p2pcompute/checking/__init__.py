@@ -28,6 +28,9 @@ from ._evidence import (
     read_evidence as read_evidence,
 )
 from ._evidence import (
+    receipted_round_evidence as receipted_round_evidence,
+)
+from ._evidence import (
     result_evidence as result_evidence,
 )
 from ._evidence import (

@@ -21,11 +21,17 @@ from p2pcompute._private_files import private_directory
 from p2pcompute.errors import ConfigError, EvidenceError
 from p2pcompute_protocols.dispute import StateClaim
 from p2pcompute_protocols.envelope import Signer
-from p2pcompute_protocols.evidence import Accusation, EvidenceFile, open_evidence, seal_accusation
+from p2pcompute_protocols.evidence import (
+    Accusation,
+    EvidenceFile,
+    chunks_of_round,
+    open_evidence,
+    seal_accusation,
+)
 from p2pcompute_protocols.limits import MAX_EVIDENCE_BYTES
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import HeldTiles
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import ArrayArg, ChunkWork, RoundWork
 
 from ._sampling import SampleReport
 
@@ -34,6 +40,7 @@ __all__ = [
     "EvidenceStore",
     "can_be_judged",
     "read_evidence",
+    "receipted_round_evidence",
     "result_evidence",
     "round_evidence",
     "two_results_evidence",
@@ -174,6 +181,52 @@ def round_evidence(
         needs = open_evidence(bare).needs
         given = {digest: data for digest, data in {**blobs, _digest(before): before}.items() if digest in needs}
     return _file(agreement, accusation, [rounds], given, claims, signer=signer)
+
+
+def receipted_round_evidence(
+    agreement: Agreement,
+    receipts: Mapping[int, tuple[bytes, bytes]],
+    round_: int,
+    *,
+    before: tuple[Sequence[bytes | bytearray], Sequence[bytes]],
+    blobs: Mapping[bytes, bytes],
+    signer: Signer,
+    now_ms: int,
+    report: SampleReport | None = None,
+) -> bytes:
+    """A file that holds one round of a `RoundWork` against its provider: the state before it does not give the one
+    after it that was receipted.
+
+    Args:
+        agreement: what both have signed.
+        receipts: by chunk, the envelope and the list of digests that it is for.
+        round_: from 1 on, within the agreement's work.
+        before: the arrays of the state before it, and their digests.
+        blobs: kernels and constant inputs by digest.
+        signer: who accuses.
+        now_ms: when.
+        report: what the sample found.
+    """
+    work = agreement.terms.work
+    assert isinstance(work, RoundWork)  # what there are receipted rounds of
+    chunks = chunks_of_round(work, round_)
+    statements = [receipts[index][0] for index in chunks]
+    accusation = Accusation(
+        task=agreement.task_id,
+        kind="round",
+        statements=tuple(_digest(statement) for statement in statements),
+        created_ms=now_ms,
+        round=round_,
+        detail=None if report is None else f"{report.mismatched} of {report.checked} samples differ",
+    )
+    arrays, digests = before
+    lists = [receipts[index][1] for index in chunks]
+    given = {_digest(data): data for data in (*lists, *([b"".join(digests)] if round_ > 1 else ()))}
+    given.update(zip(digests, map(bytes, arrays), strict=True))
+    for launch in work.launches:
+        constants = [arg.digest for arg in launch.args if isinstance(arg, ArrayArg)]
+        given.update({digest: blobs[digest] for digest in (launch.kernel.digest, *constants)})
+    return _file(agreement, accusation, statements, given, signer=signer)
 
 
 def _of_work(agreement: Agreement, blobs: Mapping[bytes, bytes], index: int) -> dict[bytes, bytes]:

@@ -21,9 +21,10 @@ from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.evidence import Evidence, open_evidence
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.task import HeldTiles
-from p2pcompute_protocols.work import ArrayArg, ChunkWork
+from p2pcompute_protocols.work import ArrayArg, ChunkWork, RoundWork
 
 from ._evidence import read_evidence
+from ._rounds import recompute_round
 from ._verdict_fast import Held, hold_against
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ async def verify_evidence(
     match found.accusation.kind:
         case "equivocation":
             return _against_provider(found, "it has signed two results for one chunk", claimed=found.receipts[0].output)
-        case "round" if found.accusation.round == 0:
+        case "round" if found.rounds is not None and found.accusation.round == 0:
             return _judge_first_state(found)
         case _:
             pass
@@ -117,6 +118,7 @@ async def verify_evidence(
 
 def _judge_first_state(found: Evidence) -> Verdict:
     assert found.rounds is not None  # of this kind
+    assert isinstance(found.work, ChunkWork)  # which commitments are about
     arg = found.work.args[found.rounds.state]
     assert isinstance(arg, ArrayArg)  # what the commitment names, as was checked
     claimed = found.claims[0].digest
@@ -133,7 +135,7 @@ def _why_not_here(found: Evidence) -> str | None:
     terms = found.agreement.terms
     if any(receipt.fp != terms.fp for receipt in found.receipts):
         return f"{terms.fp} work was agreed, and the receipt is for another mode"
-    if terms.fp != "strict" and found.rounds is not None:
+    if terms.fp != "strict" and (found.rounds is not None or found.claim is not None):
         return "the rounds are not of the strict mode, in which every state has one value"
     if terms.language != LANGUAGE_VERSION:
         return f"the work is of version {terms.language} of the language, and this program has {LANGUAGE_VERSION}"
@@ -167,8 +169,12 @@ async def _compute(found: Evidence, workers: Workers | None, timeout_s: float) -
         return _undecided(found, why)
     if isinstance(computed, Held):
         return _judge_held(found, computed)
-    claimed = found.claims[1].digest if found.rounds is not None else found.receipts[0].output
-    what = "round" if found.rounds is not None else "chunk"
+    what = "chunk" if found.accusation.round is None else "round"
+    if found.claim is not None:
+        assert found.claim.after is not None  # nothing is missing
+        claimed = found.claim.after
+    else:
+        claimed = found.claims[1].digest if found.rounds is not None else found.receipts[0].output
     if computed == claimed:
         return _against_accuser(found, f"the {what} was computed rightly", claimed, computed)
     return _against_provider(found, f"the {what} gives another result", claimed=claimed, computed=computed)
@@ -197,6 +203,8 @@ async def _digest_of(found: Evidence, worker: Any, timeout_s: float) -> bytes:
     from p2pcompute.tasks._work import execution_args
 
     work = found.work
+    if isinstance(work, RoundWork):
+        return await _digest_of_round(found, work, worker, timeout_s)
     if found.rounds is not None:
         work = _work_of_round(work, found.rounds.state, found.claims[0].digest)
     try:
@@ -214,6 +222,22 @@ async def _digest_of(found: Evidence, worker: Any, timeout_s: float) -> bytes:
         run = await worker.run_blocks(*work.chunk_range(index), timeout_s=timeout_s)
         return hashlib.sha256(b"".join(run.outputs)).digest()
     return await _state_after(found.rounds.out, worker, source, launch, specs, compiled.row_shapes, timeout_s)
+
+
+async def _digest_of_round(found: Evidence, work: RoundWork, worker: Any, timeout_s: float) -> bytes:
+    """The digest of the state after the disputed round, from the one before it."""
+    from p2pcompute.tasks._round_work import StateBytes, execution_steps
+
+    assert found.claim is not None
+    assert found.claim.before is not None  # nothing is missing
+    try:
+        steps, state, inputs = execution_steps(work, found.blobs)
+    except LocalProtocolError as exc:
+        raise KernelError(str(exc)) from exc
+    before = [found.blobs[digest] for digest in found.claim.before]
+    number = work.first + found.claim.round - 1
+    after = await recompute_round(worker, steps, state, inputs, number, before, timeout_s=timeout_s)
+    return StateBytes.of(after).digest
 
 
 def _work_of_round(work: ChunkWork, state: int, digest: bytes) -> ChunkWork:

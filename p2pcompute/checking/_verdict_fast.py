@@ -14,6 +14,8 @@ import numpy as np
 
 from p2pcompute.errors import KernelError
 from p2pcompute_protocols.errors import LocalProtocolError
+from p2pcompute_protocols.task import HeldTiles
+from p2pcompute_protocols.work import ChunkWork
 
 from ._tolerance import outside_rows, rows_of
 
@@ -45,18 +47,21 @@ async def hold_against(found: Evidence, worker: Any, *, timeout_s: float) -> Hel
         KernelError, ExecutionError: it can't be computed here.
     """
     from p2pcompute.execution._api import OutputSpec
+    from p2pcompute.tasks._windows import tile_pieces, windowed
     from p2pcompute.tasks._work import execution_args
 
+    work = found.work
+    assert isinstance(work, ChunkWork)  # of work in rounds no chunk is accused
     index = found.accusation.index
     tolerance = found.agreement.terms.check.tolerance
     assert index is not None  # of this kind
     assert tolerance is not None  # of this mode
     try:
-        source, launch, specs, inputs = execution_args(found.work, found.blobs)
+        source, launch, specs, inputs = execution_args(work, found.blobs)
     except LocalProtocolError as exc:
         raise KernelError(str(exc)) from exc
     outputs = [spec for spec in specs if isinstance(spec, OutputSpec)]
-    first, blocks = found.work.chunk_range(index)
+    first, blocks = work.chunk_range(index)
     items = 0
     shapes: tuple[tuple[int, ...], ...] = ()
 
@@ -64,7 +69,12 @@ async def hold_against(found: Evidence, worker: Any, *, timeout_s: float) -> Hel
         nonlocal items, shapes
         compiled = await worker.compile(replace(source, fp=fp), launch, specs, inputs)
         items, shapes = blocks * compiled.items_per_block, tuple(compiled.row_shapes)
-        run = await worker.run_blocks(first, blocks, timeout_s=timeout_s)
+        runner = worker
+        if work.splits:
+            manifests = {position: found.blobs[arg.manifest] for position, arg in work.splits.items()}
+            pieces = tile_pieces(work, HeldTiles(work, manifests), found.blobs)
+            runner = windowed(worker, launch, specs, compiled.items_per_block, pieces)
+        run = await runner.run_blocks(first, blocks, timeout_s=timeout_s)
         return b"".join(run.outputs)
 
     strict = await compute("strict")

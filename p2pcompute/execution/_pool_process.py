@@ -322,7 +322,7 @@ class WorkerProcess:
     ) -> list[Any]:
         request = self._next_request
         self._next_request += 1
-        numbers = operation != ipc.COMPILE
+        numbers = operation in (ipc.RUN_BLOCKS, ipc.RUN_THREADS, ipc.RUN_ROUNDS)
         frame = (
             ipc.encode_numbers(operation, request, *fields) if numbers else ipc.encode([operation, request, *fields])
         )

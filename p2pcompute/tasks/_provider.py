@@ -440,7 +440,6 @@ class _Session:
                             opened,
                             work,
                             self.states,
-                            unpaid=lambda: account.unpaid,
                             fault=service.round_fault,
                         )
                     with used.running():

@@ -164,6 +164,11 @@ class RoundLink(Link):
         first, rounds = self.rounds.chunk_range(index)
         return first + rounds <= self.kept[0]
 
+    def come_to_an_end(self) -> None:
+        """Assign no more chunks; those that are assigned are still checked and paid."""
+        self.scheduler.cut()
+        self._wake.set()
+
     def fail(self, reason: str) -> None:
         """A chunk did not come to a result: no later one can."""
         raise TaskRefused(f"{self.provider} failed: {reason}")

@@ -1,8 +1,8 @@
 """The provider's side of work in rounds: a chunk is some rounds, its output the digests of their states.
 
-The state goes from round to round here, and leaves for the requester only where it asks for one. States of chunks that
-are not paid yet are kept, so that it may; where they are too many, every so manieth is, and the others are computed
-again from there.
+The state goes from round to round here, and leaves for the requester only where it asks for one. States of as many
+chunks as may be unpaid are kept, so that it may; where they are too many, every so manieth is, and the others are
+computed again from there.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class RoundStates:
         self._work = work
         self._hold = hold
         self._kept: dict[int, StateBytes] = {}
+        self.window = window
         unpaid = work.rounds_per_chunk * (window + 1) * work.state_bytes
         self.stride = max(1, -(-unpaid // KEPT_BYTES))
         self.done = 0  # rounds, the last of which left `last`
@@ -107,7 +108,7 @@ class RoundStates:
 async def give_state(dialogue: Dialogue, state: StateBytes | None, number: int, moved: Callable[[int], None]) -> None:
     """Send a state that the requester has asked for, or say that it was let go of. `moved` counts its bytes."""
     if state is None:
-        detail = "its chunk is paid, and it was let go of"
+        detail = "it is of an earlier chunk than may be unpaid, and was let go of"
         await dialogue.send(StateGone(state=number, code=WireCode.UNKNOWN_CHUNK, detail=detail))
         return
     await dialogue.send(StateStart(state=number, arrays=state.digests))
@@ -124,7 +125,6 @@ class RoundsWorker:
         worker: compiles and runs.
         work: the rounds.
         states: where they are kept; a second worker goes on from there.
-        unpaid: how many chunks are begun and not paid, the one that is computed among them.
     """
 
     def __init__(
@@ -133,13 +133,11 @@ class RoundsWorker:
         work: RoundWork,
         states: RoundStates,
         *,
-        unpaid: Callable[[], int],
         fault: RoundFault | None = None,
     ) -> None:
         self._worker = worker
         self._work = work
         self._states = states
-        self._unpaid = unpaid
         self._fault = fault
         slot = max(1, work.state_bytes)
         self._batch = max(1, min(_BATCH_ROUNDS, _BATCH_BYTES // slot))
@@ -165,7 +163,8 @@ class RoundsWorker:
             ExecutionError: the rounds before were not computed, or the worker failed.
         """
         states, chunk = self._states, self._work.rounds_per_chunk
-        states.forget_before((first // chunk - max(0, self._unpaid() - 1)) * chunk)
+        # What is paid does not say what may be forgotten: a voucher is rounded up, and may cover what is not checked.
+        states.forget_before((first // chunk - states.window) * chunk)
         if first > states.done:
             raise ExecutionError("the rounds before these were not computed")
         if first < states.done:

@@ -9,7 +9,8 @@ from typing import Final
 
 import trio
 
-from p2pcompute.checking import SampleReport
+from p2pcompute._groups import single_error
+from p2pcompute.checking import SampleReport, receipted_round_evidence
 from p2pcompute.errors import (
     BudgetError,
     ChainError,
@@ -23,6 +24,7 @@ from p2pcompute.errors import (
     TaskTimeout,
 )
 from p2pcompute.market import Candidate, OrderRefused
+from p2pcompute.payments import subnet_of
 from p2pcompute_protocols.errors import ProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Requirement
@@ -45,6 +47,7 @@ from ._events import (
 )
 from ._link import LiarError, LinkHooks, NoRoomNow
 from ._round_link import RoundLink
+from ._round_quorum import Recompute, RoundDesk
 from ._round_work import StateBytes
 from ._state import TaskRequest
 
@@ -54,6 +57,7 @@ _log = logging.getLogger("p2pcompute.tasks")
 
 _ATTEMPTS: Final = 2  # agreements with one provider
 _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
+_SECOND_S: Final = 20.0  # a chunk waits for the other provider's; less than a provider waits for its first money
 _AGAIN_S: Final = 2.0  # before somebody that had no room is asked again
 
 
@@ -65,7 +69,7 @@ class RoundRequest:
         rounds: how many in all.
         make: the work from a number of rounds done and the state that they left, and its blobs.
         units_per_chunk: of a whole chunk.
-        parties: how many providers compute the same rounds.
+        parties: how many providers compute the same rounds, one or two.
     """
 
     rounds: int
@@ -90,6 +94,8 @@ class Party:
     first: int
     start: StateBytes
     link: RoundLink | None = None
+    wrong: tuple[int, StateBytes] | None = None  # a round of its work that it has wrong, and the state before
+    over: bool = False
 
     @property
     def provider(self) -> PeerId:
@@ -112,6 +118,7 @@ class RoundTask:
         check: looks at a chunk's rounds before it counts.
         deliver: gets the digests of each checked chunk. After a liar was caught those of its rounds come again.
         kept: told of the state that is here whenever that is another one.
+        recompute: computes rounds here; wanted where there are two parties.
     """
 
     coordinator: Coordinator
@@ -121,12 +128,14 @@ class RoundTask:
     deliver: Done
     emit: Callable[[TaskEvent], None]
     kept: Callable[[int, StateBytes], None]
+    recompute: Recompute | None = None
     done: int = 0
     _excluded: set[PeerId] = field(default_factory=set)
     _attempts: dict[PeerId, int] = field(default_factory=dict)
     _ask_at: dict[PeerId, float] = field(default_factory=dict)
     _reasons: dict[PeerId, str] = field(default_factory=dict)
     _agreed: int = 0
+    _delivered: int = 0
 
     async def run(self) -> StateBytes:
         """Compute all rounds; gives the last state.
@@ -195,11 +204,46 @@ class RoundTask:
         )
 
     async def _leg(self, candidate: Candidate) -> None:
-        """Let one provider go on from where we are. How it ended is in `done`, `state` and what is known of it."""
-        party = Party(candidate=candidate, first=self.done, start=self.state)
+        """Let one provider go on from where we are, or two. How it ended is in `done`, `state` and what is known of
+        them. When one of two is gone the other comes to its end, and the next leg has two again."""
+        candidates = [candidate]
+        desk: RoundDesk | None = None
+        if self.recompute is not None:
+            desk = RoundDesk(recompute=self.recompute, patience_s=_SECOND_S)
+            kin = self._kin(candidate.peer_id)
+            candidates += [one for one in self._ranked()[1:] if self._kin(one.peer_id) != kin][:1]
+        parties = [Party(candidate=one, first=self.done, start=self.state) for one in candidates]
+        if desk is None:
+            await self._part(parties[0], None)
+            return
+        desk.parties = parties
+        with single_error(InsufficientFunds, BudgetError, StorageError):
+            async with trio.open_nursery() as nursery:
+                for party in parties:
+                    nursery.start_soon(self._part, party, desk)
+
+    def _kin(self, provider: PeerId) -> str:
+        """Who of one subnet may have one owner."""
+        address = self.coordinator.overlay.remote_address(provider)
+        return f"peer:{provider}" if address is None else subnet_of(address, provider)
+
+    async def _part(self, party: Party, desk: RoundDesk | None) -> None:
+        """One provider's part of a leg."""
+        try:
+            await self._try(party, desk)
+        finally:
+            party.over = True
+            if desk is not None:
+                for other in desk.parties:
+                    if other.link is not None:
+                        other.link.come_to_an_end()
+                desk.tell()
+
+    async def _try(self, party: Party, desk: RoundDesk | None) -> None:
         self._attempts[party.provider] = self._attempts.get(party.provider, 0) + 1
         try:
-            await self._work_with(party)
+            await self._work_with(party, desk)
+            self._attempts[party.provider] -= 1
         except LiarError:
             pass  # below, since it may come beside another end
         except (InsufficientFunds, BudgetError, StorageError):
@@ -224,7 +268,7 @@ class RoundTask:
                 with trio.CancelScope(shield=True):
                     await self._caught(party, party.link, party.link.lie)
 
-    async def _work_with(self, party: Party) -> None:
+    async def _work_with(self, party: Party, desk: RoundDesk | None) -> None:
         coordinator, request = self.coordinator, self.request
         work, blobs = request.make(party.first, party.start)
         order = TaskRequest(
@@ -246,7 +290,9 @@ class RoundTask:
         reason = "cancelled"
         account = await coordinator.books.open(agreement, request.budget)
         try:
-            party.link = self._link(party, agreement, account, blobs)
+            party.link = self._link(party, agreement, account, blobs, desk)
+            if desk is not None and any(other.over for other in desk.parties):
+                party.link.come_to_an_end()  # the next leg has two again
             await party.link.run()
             reason = ""
         except Exception as exc:
@@ -257,7 +303,12 @@ class RoundTask:
                 await coordinator.books.close(agreement, reason=reason)
 
     def _link(
-        self, party: Party, agreement: Agreement, account: RequesterAccount, blobs: Mapping[bytes, bytes]
+        self,
+        party: Party,
+        agreement: Agreement,
+        account: RequesterAccount,
+        blobs: Mapping[bytes, bytes],
+        desk: RoundDesk | None,
     ) -> RoundLink:
         changed = trio.Event()
 
@@ -265,13 +316,16 @@ class RoundTask:
             assert party.link is not None  # it is what asks
             party.link.take(output)
             first, rounds = party.link.rounds.chunk_range(index)
-            return await self.check(party, first, rounds)
+            report = await self.check(party, first, rounds)
+            return report if desk is None or not report.ok else await desk.settle(party, first, rounds)
 
         async def done(provider: PeerId, index: int, _: memoryview, report: SampleReport) -> None:
             assert party.link is not None
             party.link.scheduler.finish(index, provider, trio.current_time())
             first, rounds = party.link.rounds.chunk_range(index)
-            await self.deliver(party, party.first + first, party.link.digests[first : first + rounds], report)
+            if party.first + first >= self._delivered:
+                self._delivered = party.first + first + rounds
+                await self.deliver(party, party.first + first, party.link.digests[first : first + rounds], report)
             self.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
 
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
@@ -281,7 +335,8 @@ class RoundTask:
             party.link.fail(reason)
 
         def secured(number: int, state: StateBytes) -> None:
-            self._keep(party.first + number, state)
+            if party.first + number > self.done:
+                self._keep(party.first + number, state)
 
         hooks = LinkHooks(
             ready=lambda provider, ms: self.emit(ProviderReady(provider=provider, compile_ms=ms)),
@@ -299,12 +354,15 @@ class RoundTask:
         self.kept(done, state)
 
     async def _caught(self, party: Party, link: RoundLink, lie: LiarError) -> None:
-        """Nothing of a liar is kept: samples bound how much it can have altered, and do not say where."""
+        """Nothing that only a liar has computed is kept: samples bound how much it can have altered, and do not say
+        where. What two have computed alike is."""
         provider = party.provider
         self._excluded.add(provider)
         self._reasons[provider] = str(lie)
         self.coordinator.board.forget(provider)
-        self._keep(party.first, party.start)
+        if self.recompute is None:
+            self._keep(party.first, party.start)
+            self._delivered = party.first
         await self.coordinator.books.failed(provider, str(lie), ban=True)
         for received in link.rejected:
             await link.account.reject(received.receipt, received.payload, str(lie))
@@ -315,6 +373,25 @@ class RoundTask:
                 mismatched=lie.report.mismatched,
                 revoked=(),
                 paid_uusd=link.account.paid_uusd,
-                evidence=None,
+                evidence=await self._keep_evidence(party, link, lie),
             )
         )
+
+    async def _keep_evidence(self, party: Party, link: RoundLink, lie: LiarError) -> str | None:
+        """Write what the liar has signed into a file that anybody can check."""
+        coordinator = self.coordinator
+        if coordinator.evidence is None or party.wrong is None:
+            return None
+        round_, before = party.wrong
+        made = receipted_round_evidence(
+            link.agreement,
+            link.receipts,
+            round_,
+            before=(before.arrays, before.digests),
+            blobs=link.blobs,
+            signer=coordinator.signer,
+            now_ms=coordinator.now_ms(),
+            report=lie.report,
+        )
+        path = await coordinator.evidence.save(link.agreement, f"round-{round_}", made)
+        return None if path is None else str(path)

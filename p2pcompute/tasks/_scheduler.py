@@ -51,6 +51,11 @@ class ChunkScheduler:
         """Whether every chunk is done."""
         return len(self._done) == self.chunks
 
+    def cut(self) -> None:
+        """Leave it at what was given out: the chunks that are pending, the last ones, are not wanted any more."""
+        self.chunks -= len(self._pending)
+        self._pending.clear()
+
     @property
     def done(self) -> int:
         """How many chunks are done."""

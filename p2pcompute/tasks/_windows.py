@@ -71,10 +71,19 @@ class WindowedWorker:
         self._items_per_block = items_per_block
         self._pieces = pieces
 
-    async def run_blocks(self, first_block: int, blocks: int, *, timeout_s: float) -> ChunkRun:
+    @property
+    def usable(self) -> bool:
+        """As `WorkerSession.usable`."""
+        return bool(self._worker.usable)
+
+    async def run_blocks(
+        self, first_block: int, blocks: int, *, timeout_s: float, progress: Callable[[int], None] | None = None
+    ) -> ChunkRun:
         """As `WorkerSession.run_blocks`."""
         windows = await self._windows(blocks_box(self._launch, first_block, blocks), first_block)
-        run: ChunkRun = await self._worker.run_blocks(first_block, blocks, timeout_s=timeout_s, windows=windows)
+        run: ChunkRun = await self._worker.run_blocks(
+            first_block, blocks, timeout_s=timeout_s, progress=progress, windows=windows
+        )
         return run
 
     async def run_threads(self, threads: Any, *, timeout_s: float) -> ChunkRun:

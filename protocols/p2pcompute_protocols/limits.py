@@ -115,5 +115,7 @@ MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024  # the boxes around all that a chunk 
 MAX_LEAVES: Final = MAX_CHUNKS
 MAX_PROOF_DIGESTS: Final = 20  # of one of MAX_LEAVES
 MAX_DISPUTE_QUESTIONS: Final = 32  # two, and one for each halving
-MAX_EVIDENCE_BLOBS: Final = MAX_ARGS + 1 + MAX_CHUNK_TILES  # each input of a kernel, its source, a chunk's tiles
+# Each input of a kernel, its source, and a chunk's tiles. Of a round there are fewer: of each launch the inputs and the
+# source, the state, its digests, and two lists of digests.
+MAX_EVIDENCE_BLOBS: Final = MAX_ARGS + 1 + MAX_CHUNK_TILES
 MAX_EVIDENCE_BYTES: Final = 2 * MAX_BLOB_BYTES + 256 * 1024  # inputs, the state of a round, and what is signed

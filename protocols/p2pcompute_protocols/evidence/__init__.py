@@ -18,3 +18,9 @@ from ._messages import (
 from ._messages import (
     seal_accusation as seal_accusation,
 )
+from ._rounds import (
+    RoundClaim as RoundClaim,
+)
+from ._rounds import (
+    chunks_of_round as chunks_of_round,
+)

@@ -14,8 +14,9 @@ from ..limits import MAX_EVIDENCE_BYTES
 from ..negotiation import Agreement, Terms, open_agreement
 from ..negotiation._messages import ACCEPT_KIND, TERMS_KIND
 from ..task import HeldTiles, ReceiptPayload, open_receipt
-from ..work import ArrayArg, ChunkWork
+from ..work import ArrayArg, ChunkWork, RoundWork
 from ._messages import ACCUSATION_KIND, Accusation, EvidenceFile
+from ._rounds import RoundClaim, chunks_of_round, claim_of_round, needs_of_round
 
 __all__ = ["Evidence", "open_evidence"]
 
@@ -27,8 +28,9 @@ class Evidence:
     Attributes:
         signed: the accusation's envelope.
         statements: the provider's signed statements that are disputed: one receipt, two of them, or one commitment.
-        receipts: payloads of the receipts; none for a round.
-        rounds: the commitment's payload; None for a chunk.
+        receipts: payloads of the receipts; none for a commitment.
+        rounds: the commitment's payload; None otherwise.
+        claim: what receipts say of a round, where the work is in rounds and one of them is disputed.
         claims: for a round, the committed states before and after it; for round 0 the first state alone.
         blobs: bytes by digest, each named by the work, or the state before the round, or the output that a receipt
             in fast mode is for.
@@ -39,13 +41,14 @@ class Evidence:
     accusation: Accusation
     signed: Envelope
     agreement: Agreement
-    work: ChunkWork
+    work: ChunkWork | RoundWork
     statements: tuple[Envelope, ...]
     receipts: tuple[ReceiptPayload, ...]
     rounds: RoundsPayload | None
     claims: tuple[StateClaim, ...]
     blobs: Mapping[bytes, bytes]
     missing: Mapping[bytes, int]
+    claim: RoundClaim | None = None
 
     @property
     def accuser(self) -> PeerId:
@@ -61,18 +64,21 @@ class Evidence:
     def needs(self) -> Mapping[bytes, int]:
         """Digest to size of all that computing it again takes; nothing where signatures alone decide. Of split inputs
         it is the manifests, and the tiles of the chunk as soon as those are there."""
-        needs = _needs(self.accusation, self.agreement, self.work, self.receipts, self.rounds, self.claims)
-        return {**needs, **_tiles(self.accusation, self.work, self.blobs)} if needs else needs
+        found = (self.accusation, self.agreement, self.work, self.receipts, self.rounds, self.claims)
+        return _needs(*found, self.blobs)
 
 
 def _needs(
     accusation: Accusation,
     agreement: Agreement,
-    work: ChunkWork,
+    work: ChunkWork | RoundWork,
     receipts: Sequence[ReceiptPayload],
     rounds: RoundsPayload | None,
     claims: tuple[StateClaim, ...],
+    blobs: Mapping[bytes, bytes],
 ) -> dict[bytes, int]:
+    if isinstance(work, RoundWork):
+        return {} if accusation.round is None else needs_of_round(work, accusation.round, receipts, blobs)
     if accusation.kind == "equivocation" or accusation.round == 0:
         return {}
     needs = {work.kernel.digest: work.kernel.size}
@@ -90,7 +96,7 @@ def _needs(
         if needs.get(claims[0].digest, state.nbytes) != state.nbytes:
             raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
         needs[claims[0].digest] = state.nbytes
-    return needs
+    return {**needs, **_tiles(accusation, work, blobs)}
 
 
 def _tiles(accusation: Accusation, work: ChunkWork, blobs: Mapping[bytes, bytes]) -> dict[bytes, int]:
@@ -135,19 +141,22 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
     if tuple(hashlib.sha256(raw).digest() for raw in file.statements) != accusation.statements:
         raise LocalProtocolError("the statements are not those that are accused", code=WireCode.BAD_DIGEST)
     work = agreement.terms.work
-    if not isinstance(work, ChunkWork):
+    if not isinstance(work, ChunkWork | RoundWork):
         raise LocalProtocolError("the agreement is not about a kernel's launch", code=WireCode.UNSUPPORTED)
+    if isinstance(work, RoundWork) and accusation.kind == "result":
+        raise LocalProtocolError("of work in rounds a round is disputed", code=WireCode.UNSUPPORTED)
     provider = PeerId(agreement.terms.provider)
     statements: list[Envelope] = []
     receipts: list[ReceiptPayload] = []
     rounds: RoundsPayload | None = None
-    for raw in file.statements:
-        if accusation.index is None:
+    for raw, index in zip(file.statements, _receipted(accusation, work, len(file.statements)), strict=True):
+        if index is None:
+            assert isinstance(work, ChunkWork)  # the others' receipts are named
             envelope, rounds = open_rounds(raw, network=file.network, provider=provider, task=agreement.task_id)
             _check_claims(file.claims, rounds, work, accusation)
         else:
             envelope, receipt = open_receipt(
-                raw, network=file.network, provider=provider, task=agreement.task_id, index=accusation.index
+                raw, network=file.network, provider=provider, task=agreement.task_id, index=index
             )
             _check_receipt(receipt, file.claims, work)
             receipts.append(receipt)
@@ -156,10 +165,8 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
         raise LocalProtocolError("two receipts for one output are no contradiction", code=WireCode.REPLAYED)
     if accusation.kind == "equivocation" and agreement.terms.fp == "fast":
         raise LocalProtocolError("in fast mode unlike outputs are no contradiction", code=WireCode.UNSUPPORTED)
-    needs = _needs(accusation, agreement, work, receipts, rounds, file.claims)
-    if needs and work.splits:  # the manifests say what else is needed
-        given = {hashlib.sha256(blob).digest(): blob for blob in (*(more or {}).values(), *file.blobs)}
-        needs.update(_tiles(accusation, work, given))
+    held = {hashlib.sha256(blob).digest(): blob for blob in (*(more or {}).values(), *file.blobs)}
+    needs = _needs(accusation, agreement, work, receipts, rounds, file.claims, held)
     blobs, missing = _take_blobs(file, needs, more or {})
     return Evidence(
         network=file.network,
@@ -173,10 +180,28 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
         claims=file.claims,
         blobs=blobs,
         missing=missing,
+        claim=(
+            claim_of_round(work, accusation.round, receipts, blobs)
+            if isinstance(work, RoundWork) and accusation.round is not None
+            else None
+        ),
     )
 
 
-def _check_receipt(receipt: ReceiptPayload, claims: tuple[StateClaim, ...], work: ChunkWork) -> None:
+def _receipted(accusation: Accusation, work: ChunkWork | RoundWork, statements: int) -> tuple[int | None, ...]:
+    """Of which chunk each statement is a receipt; None for a commitment."""
+    if accusation.index is not None:
+        return (accusation.index,) * statements
+    assert accusation.round is not None  # one of the two, as the accusation's own rules have it
+    found: tuple[int | None, ...] = (None,)
+    if isinstance(work, RoundWork):
+        found = chunks_of_round(work, accusation.round)
+    if len(found) != statements:
+        raise LocalProtocolError(f"{statements} statements where this round has {len(found)}")
+    return found
+
+
+def _check_receipt(receipt: ReceiptPayload, claims: tuple[StateClaim, ...], work: ChunkWork | RoundWork) -> None:
     if claims:
         raise LocalProtocolError("claims about states of a chunk")
     if receipt.code:

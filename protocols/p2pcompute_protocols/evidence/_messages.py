@@ -30,7 +30,8 @@ class Accusation(Record):
 
     `result`: the receipt of chunk `index` is for an output that the work does not give; `item` may say where the first
     difference was seen. `equivocation`: two receipts for chunk `index` are for unlike outputs. `round`: the commitment
-    claims a state after round `round` that the state before it does not give; round 0 is the first state itself.
+    claims a state after round `round` that the state before it does not give; round 0 is the first state itself. Of a
+    `RoundWork` receipts say what is claimed, two where the states before and after lie in two chunks.
     """
 
     task: bytes = wire(1, Bytes(32))
@@ -48,10 +49,9 @@ class Accusation(Record):
             raise LocalProtocolError("an accusation names a round or a chunk, as its kind says")
         if self.item is not None and self.kind != "result":
             raise LocalProtocolError("an item is named for a result only")
-        if len(self.statements) != (2 if self.kind == "equivocation" else 1) or len(set(self.statements)) != len(
-            self.statements
-        ):
-            raise LocalProtocolError("an equivocation is of two statements, all else of one")
+        due = {"result": (1,), "equivocation": (2,), "round": (1, 2)}[self.kind]
+        if len(self.statements) not in due or len(set(self.statements)) != len(self.statements):
+            raise LocalProtocolError("an equivocation is of two statements, a result of one, a round of one or two")
 
 
 @record

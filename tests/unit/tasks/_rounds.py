@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 import numpy as np
 
 import p2pcompute as p2p
 from p2pcompute import cuda
+from p2pcompute.tasks import Agreed, Paid
 
-from ..market._harness import Watch
+from ..market._harness import Market, Watch
 
-__all__ = ["SIZE", "START", "drift", "expected", "iterate"]
+__all__ = ["DT", "ROUND_SCENARIOS", "SIZE", "START", "drift", "expected", "iterate", "same"]
 
 SIZE = 500
 Array = np.ndarray[Any, Any]
+Scenario = Callable[[Market], Awaitable[None]]
+ROUND_SCENARIOS: Final[dict[str, Scenario]] = {}
+
+
+def scenario(function: Scenario) -> Scenario:
+    ROUND_SCENARIOS[function.__name__] = function
+    return function
 
 
 @p2p.kernel
@@ -24,6 +33,13 @@ def drift(new_x, new_v, x, v, dt, round_number):  # type: ignore[no-untyped-def]
         j = (i + 1) % new_x.size
         new_v[i] = v[i] + dt * (x[j] - x[i])
         new_x[i] = x[i] + dt * v[i] + np.float32(round_number)
+
+
+@p2p.kernel
+def turn(new_x, x, round_number):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < new_x.size:
+        new_x[i] = x[(i + round_number) % x.size] + 1
 
 
 START = {
@@ -43,3 +59,40 @@ def expected(rounds: int, start: dict[str, Array] | None = None, first: int = 0)
 async def iterate(node: p2p.Node, rounds: int = 40, watch: Watch | None = None, **options: Any) -> dict[str, Array]:
     chosen = {"rounds_per_chunk": 8, "on_event": watch, "budget": "0.50 USD", **options}
     return await node.iterate(drift, rounds=rounds, state=START, args=(DT,), **chosen)
+
+
+def same(found: dict[str, Array], due: dict[str, Array]) -> bool:
+    return found.keys() == due.keys() and all(np.array_equal(found[name], due[name]) for name in due)
+
+
+@scenario
+async def rounds_go_on_where_a_provider_was_lost(market: Market) -> None:
+    providers = {node.peer_id: node for node in [await market.provider() for _ in range(2)]}
+    node = await market.node(connect=tuple(providers.values()))
+
+    def react(event: Any) -> None:
+        if isinstance(event, Paid) and len(watch.of(Paid)) == 2:
+            market.kill(providers[event.provider])
+
+    watch = Watch(react)
+    assert same(await iterate(node, watch=watch), expected(40))
+    assert len({event.provider for event in watch.of(Agreed)}) == 2
+
+
+@scenario
+async def two_providers_compute_the_same_rounds(market: Market) -> None:
+    providers = [await market.provider() for _ in range(2)]
+    node = await market.node(connect=tuple(providers))
+    assert same(await iterate(node, check="quorum"), expected(40))
+    assert min([await market.claimed_uusd(one) for one in providers]) > 0
+
+
+@scenario
+async def a_state_of_many_pieces_goes_over_the_wire(market: Market) -> None:
+    provider = await market.provider()
+    node = await market.node(connect=(provider,))
+    x = np.arange(300_000, dtype=np.int64)
+    found = await node.iterate(turn, rounds=6, state={"x": x}, rounds_per_chunk=2, budget="1 USD")
+    for number in range(6):
+        x = np.roll(x, -number) + 1
+    assert np.array_equal(found["x"], x)

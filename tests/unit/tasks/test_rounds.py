@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import pytest
 
 from p2pcompute.tasks import ChunkDone, Paid
 
 from ..market._harness import Market, Watch, in_memory
-from ._rounds import expected, iterate
-
-
-def same(found: object, due: object) -> bool:
-    assert isinstance(found, dict)
-    assert isinstance(due, dict)
-    return found.keys() == due.keys() and all(np.array_equal(found[name], due[name]) for name in due)
+from ._rounds import ROUND_SCENARIOS, expected, iterate, same
 
 
 def test_rounds_are_computed_sampled_and_paid() -> None:
@@ -31,3 +25,8 @@ def test_rounds_are_computed_sampled_and_paid() -> None:
         assert await market.claimed_uusd(provider) == paid
 
     in_memory(scenario)
+
+
+@pytest.mark.parametrize("name", ROUND_SCENARIOS)
+def test_in_memory(name: str) -> None:
+    in_memory(ROUND_SCENARIOS[name])
