@@ -1,7 +1,8 @@
-"""k-means: in each round the network finds the nearest centre of every point, and the centres move here.
+"""k-means: a round of the task finds the nearest centre of every point, adds up what each centre has, and moves them.
 
-The points are the same in each round, but the task is a new one. What both sides compiled in the first round is there
-in the next ones, so a round takes a fraction of a second.
+A round is three launches on a state of labels, sums and centres, which stays at its provider; the points are sent once.
+Sums are combined in a fixed order, so the bits are the same everywhere. Where nothing moves any more, the state's
+digest is the last round's: that is seen without the state.
 
 python examples/kmeans.py [--points 200000] [--clusters 5]
 """
@@ -23,9 +24,9 @@ Array = np.ndarray[Any, Any]
 
 
 @p2p.kernel
-def nearest(label, points, centres):
+def nearest(new_label, points, centres):
     i = cuda.grid(1)
-    if i < label.size:
+    if i < new_label.size:
         best = np.float32(math.inf)
         chosen = 0
         for k in range(centres.shape[0]):
@@ -36,7 +37,26 @@ def nearest(label, points, centres):
             if distance < best:
                 best = distance
                 chosen = k
-        label[i] = chosen
+        new_label[i] = chosen
+
+
+@p2p.kernel
+def add_up(sums, label, points):
+    i = cuda.grid(1)
+    if i < label.size:
+        k = label[i]
+        for axis in range(points.shape[1]):
+            sums[i, k, axis] = np.float64(points[i, axis])
+        sums[i, k, points.shape[1]] = 1.0
+
+
+@p2p.kernel
+def move(new_centres, centres, sums):
+    k = cuda.grid(1)
+    if k < new_centres.shape[0]:
+        members = sums[k, centres.shape[1]]
+        for axis in range(centres.shape[1]):
+            new_centres[k, axis] = np.float32(sums[k, axis] / members) if members > 0.0 else centres[k, axis]
 
 
 def clouds(points: int, clusters: int, seed: int = 1) -> Array:
@@ -58,18 +78,26 @@ def start(points: Array, clusters: int) -> Array:
 
 async def cluster(node: p2p.Node, points: Array, clusters: int, rounds: int = 30) -> tuple[Array, Array, int]:
     """Lloyd's algorithm, 1957: the centres (clusters, 2), the label of each point, and how many rounds it took."""
-    centres = start(points, clusters)
-    labels = np.full(len(points), -1)
-    for done in range(1, rounds + 1):
-        before = labels
-        labels = await node.run(nearest, p2p.out(len(points), np.int32), points, centres, budget="0.01 USD")
-        if np.array_equal(labels, before):
-            return centres, labels, done
-        members = [points[labels == k] for k in range(clusters)]
-        centres = np.array(
-            [some.mean(axis=0) if len(some) else centres[k] for k, some in enumerate(members)], dtype=np.float32
-        )
-    return centres, labels, rounds
+    count, axes = points.shape
+    state = {
+        "label": np.zeros(count, np.int32),
+        "sums": np.zeros((clusters, axes + 1)),
+        "centres": start(points, clusters),
+    }
+    steps = [
+        p2p.step(nearest, p2p.new("label"), points, p2p.state("centres")),
+        p2p.step(add_up, p2p.new("sums", reduce="sum", shape=(count, clusters, axes + 1)), p2p.state("label"), points),
+        p2p.step(move, p2p.new("centres"), p2p.state("centres"), p2p.state("sums")),
+    ]
+    before, settled = b"", rounds
+    async with node.rounds(steps, rounds=rounds, state=state, rounds_per_chunk=4, budget="0.10 USD") as stream:
+        async for done in stream:
+            if done.digest == before:
+                settled = min(settled, done.number)
+            before = done.digest
+            if settled <= stream.done:  # the state behind it is here
+                break
+    return stream.state["centres"], stream.state["label"], settled
 
 
 def main() -> None:

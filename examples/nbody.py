@@ -1,7 +1,7 @@
-"""Stars that attract each other: the network computes each step, and its state comes back before the next.
+"""Stars that attract each other: a round of the task is a step, and its state stays where the next one is computed.
 
-Forces are summed in one fixed order, so a trajectory is the same bits on every machine; whoever doubts a step runs it
-again from the state before.
+Forces are summed in one fixed order, so a trajectory is the same bits on every machine. The provider signs a digest of
+the state after each step; some steps are drawn in private, and what they say of some stars is computed again here.
 
 python examples/nbody.py [--stars 2048] [--steps 20]
 """
@@ -24,9 +24,9 @@ SOFTENING = 0.05
 
 
 @p2p.kernel
-def step(position, velocity, here, speed, mass, dt, softening):
+def step(new_here, new_speed, here, speed, mass, dt, softening):
     i = cuda.grid(1)
-    if i < position.shape[0]:
+    if i < new_here.shape[0]:
         ax = np.float32(0.0)
         ay = np.float32(0.0)
         az = np.float32(0.0)
@@ -42,12 +42,12 @@ def step(position, velocity, here, speed, mass, dt, softening):
         vx = speed[i, 0] + dt * ax
         vy = speed[i, 1] + dt * ay
         vz = speed[i, 2] + dt * az
-        velocity[i, 0] = vx
-        velocity[i, 1] = vy
-        velocity[i, 2] = vz
-        position[i, 0] = here[i, 0] + dt * vx
-        position[i, 1] = here[i, 1] + dt * vy
-        position[i, 2] = here[i, 2] + dt * vz
+        new_speed[i, 0] = vx
+        new_speed[i, 1] = vy
+        new_speed[i, 2] = vz
+        new_here[i, 0] = here[i, 0] + dt * vx
+        new_here[i, 1] = here[i, 1] + dt * vy
+        new_here[i, 2] = here[i, 2] + dt * vz
 
 
 def disc(stars: int, seed: int = 3) -> tuple[Array, Array, Array]:
@@ -62,12 +62,14 @@ def disc(stars: int, seed: int = 3) -> tuple[Array, Array, Array]:
 async def simulate(node: p2p.Node, stars: int, steps: int, dt: float = 0.01) -> tuple[Array, Array, Array]:
     """Positions and velocities after `steps` semi-implicit Euler steps, and the masses."""
     here, speed, mass = disc(stars)
-    shape = p2p.out(here.shape, here.dtype)
-    for _ in range(steps):
-        here, speed = await node.run(
-            step, shape, shape, here, speed, mass, np.float32(dt), np.float32(SOFTENING), budget="0.01 USD"
-        )
-    return here, speed, mass
+    last = await node.iterate(
+        step,
+        rounds=steps,
+        state={"here": here, "speed": speed},
+        args=(mass, np.float32(dt), np.float32(SOFTENING)),
+        budget="0.10 USD",
+    )
+    return last["here"], last["speed"], mass
 
 
 def energy(here: Array, speed: Array, mass: Array) -> float:

@@ -493,6 +493,7 @@ class RoundsRun:
         request = RoundRequest(
             rounds=bound.rounds,
             make=make,
+            rounds_per_chunk=work.rounds_per_chunk,
             units_per_chunk=work.units_per_chunk,
             requirement=requirement,
             max_price_pusd=min(limit, budget_uusd * PUSD_PER_UUSD // total_units),

@@ -68,12 +68,13 @@ class RoundRequest:
     Attributes:
         rounds: how many in all.
         make: the work from a number of rounds done and the state that they left, and its blobs.
-        units_per_chunk: of a whole chunk.
+        rounds_per_chunk, units_per_chunk: of a whole chunk.
         parties: how many providers compute the same rounds, one or two.
     """
 
     rounds: int
     make: Callable[[int, StateBytes], tuple[RoundWork, dict[bytes, bytes]]]
+    rounds_per_chunk: int
     units_per_chunk: int
     requirement: Requirement
     max_price_pusd: int
@@ -311,6 +312,7 @@ class RoundTask:
         desk: RoundDesk | None,
     ) -> RoundLink:
         changed = trio.Event()
+        base = self._chunk_of(party)
 
         async def check(index: int, output: memoryview) -> SampleReport:
             assert party.link is not None  # it is what asks
@@ -326,11 +328,11 @@ class RoundTask:
             if party.first + first >= self._delivered:
                 self._delivered = party.first + first + rounds
                 await self.deliver(party, party.first + first, party.link.digests[first : first + rounds], report)
-            self.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
+            self.emit(ChunkDone(provider=provider, index=base + index, checked=report.checked))
 
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
             reason = f"{code.name.lower()}: {detail}"
-            self.emit(ChunkRejected(provider=provider, index=index, reason=reason))
+            self.emit(ChunkRejected(provider=provider, index=base + index, reason=reason))
             assert party.link is not None
             party.link.fail(reason)
 
@@ -340,7 +342,7 @@ class RoundTask:
 
         hooks = LinkHooks(
             ready=lambda provider, ms: self.emit(ProviderReady(provider=provider, compile_ms=ms)),
-            assigned=lambda provider, index: self.emit(ChunkAssigned(provider=provider, index=index)),
+            assigned=lambda provider, index: self.emit(ChunkAssigned(provider=provider, index=base + index)),
             check=check,
             done=done,
             failed=failed,
@@ -348,6 +350,10 @@ class RoundTask:
             changed=lambda: changed,
         )
         return RoundLink(self.coordinator.overlay, agreement, account, party.start, blobs, hooks, secured=secured)
+
+    def _chunk_of(self, party: Party) -> int:
+        """The number of a party's first chunk among all of the task's: events name those."""
+        return party.first // self.request.rounds_per_chunk
 
     def _keep(self, done: int, state: StateBytes) -> None:
         self.done, self.state = done, state
@@ -360,7 +366,10 @@ class RoundTask:
         self._excluded.add(provider)
         self._reasons[provider] = str(lie)
         self.coordinator.board.forget(provider)
+        base = self._chunk_of(party)
+        revoked: tuple[int, ...] = ()
         if self.recompute is None:
+            revoked = tuple(range(base, base + link.scheduler.done))
             self._keep(party.first, party.start)
             self._delivered = party.first
         await self.coordinator.books.failed(provider, str(lie), ban=True)
@@ -369,9 +378,9 @@ class RoundTask:
         self.emit(
             LiarCaught(
                 provider=provider,
-                index=lie.index,
+                index=base + lie.index,
                 mismatched=lie.report.mismatched,
-                revoked=(),
+                revoked=revoked,
                 paid_uusd=link.account.paid_uusd,
                 evidence=await self._keep_evidence(party, link, lie),
             )
