@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, Self, TypeVar
 
 import trio
 
@@ -36,6 +36,7 @@ from p2pcompute.overlay import Overlay
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger
 from p2pcompute.tasks import Coordinator
+from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import ChannelId, PeerId
@@ -63,6 +64,15 @@ _CHECKPOINT_S: Final = 1.5
 def wall_clock_ms() -> int:
     """UNIX time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+class _Run(Protocol):
+    """One task of this node: a `TaskRun` or a `RoundsRun`."""
+
+    options: Any
+    budget: TaskBudget
+
+    async def execute(self, bound: Any, deliver: Any, /) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -324,9 +334,7 @@ class Node:
         caller = trio.lowlevel.current_task()
         return any(feed.waits_for(caller) for feed in self._feeds)
 
-    async def _execute(
-        self, task: TaskRun | RoundsRun, binding: Any, deliver: Callable[[Any], Any], *, waits: bool
-    ) -> None:
+    async def _execute(self, task: _Run, binding: Any, deliver: Callable[[Any], Any], *, waits: bool) -> None:
         async with AsyncExitStack() as stack:
             if waits:
                 await stack.enter_async_context(self._turn)
@@ -427,7 +435,7 @@ def _raise_descriptor_limit() -> None:
 class Stream(Generic[Item]):
     """What one task gives, as an async iterator; an async context manager that ends the task when left."""
 
-    def __init__(self, node: Node, task: TaskRun | RoundsRun, binding: Any) -> None:
+    def __init__(self, node: Node, task: _Run, binding: Any) -> None:
         self._node = node
         self._task = task
         self._binding = binding
@@ -520,9 +528,7 @@ class _Feed:
             task = nursery.parent_task
         return nursery not in self._around
 
-    async def run(
-        self, node: Node, task: TaskRun | RoundsRun, binding: Any, send: trio.MemorySendChannel[Any], waits: bool
-    ) -> None:
+    async def run(self, node: Node, task: _Run, binding: Any, send: trio.MemorySendChannel[Any], waits: bool) -> None:
         try:
             with self.scope:
                 await node._execute(task, binding, send.send, waits=waits)
