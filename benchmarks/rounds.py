@@ -4,7 +4,7 @@ A provider in a process of its own (`p2pcompute up`, with its chain), a requeste
 examples/nbody.py. Both ways give the same bits, which is checked. Bytes are those that the requester's streams carry,
 both directions together, before encryption.
 
-python benchmarks/rounds.py [--stars 2048] [--steps 60]
+python benchmarks/rounds.py [--stars 2048] [--steps 60] [--chunk 20]
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class _Counted:
         return data
 
 
-async def measure(stars: int, steps: int) -> dict[str, Any]:
-    """Both ways, after one of each to compile."""
+async def measure(stars: int, steps: int, chunk: int) -> dict[str, Any]:
+    """Both ways, after one of each to compile; `chunk` rounds to a receipt."""
     nbody = _example("nbody")
     here, speed, mass = nbody.disc(stars)
     args = (mass, np.float32(0.01), np.float32(nbody.SOFTENING))
@@ -89,7 +89,9 @@ async def measure(stars: int, steps: int) -> dict[str, Any]:
 
     async def by_rounds(node: p2p.Node, count: int) -> tuple[Array, Array]:
         state = {"here": here, "speed": speed}
-        last = await node.iterate(nbody.step, rounds=count, state=state, args=args, budget="1 USD", on_event=watch)
+        last = await node.iterate(
+            nbody.step, rounds=count, state=state, args=args, rounds_per_chunk=chunk, budget="1 USD", on_event=watch
+        )
         return last["here"], last["speed"]
 
     async def timed(call: Callable[[p2p.Node, int], Awaitable[tuple[Array, Array]]], node: p2p.Node) -> tuple[Any, Any]:
@@ -114,7 +116,7 @@ async def measure(stars: int, steps: int) -> dict[str, Any]:
             other, rounds = await timed(by_rounds, node)
     assert all(np.array_equal(mine, due) for mine, due in zip(one, other, strict=True))
     cores = len(os.sched_getaffinity(0))
-    return {"stars": stars, "steps": steps, "cores": cores, "tasks": tasks, "rounds": rounds}
+    return {"stars": stars, "steps": steps, "chunk": chunk, "cores": cores, "tasks": tasks, "rounds": rounds}
 
 
 def main() -> None:
@@ -122,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stars", type=int, default=2_048)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--chunk", type=int, default=20)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         os.environ["P2PCOMPUTE_HOME"] = home
@@ -131,7 +134,7 @@ def main() -> None:
                 for line in provider.stdout:
                     if json.loads(line).get("event") == "ready":
                         break
-                sys.stdout.write(json.dumps(trio.run(measure, options.stars, options.steps)) + "\n")
+                sys.stdout.write(json.dumps(trio.run(measure, options.stars, options.steps, options.chunk)) + "\n")
             finally:
                 provider.send_signal(signal.SIGINT)
                 provider.stdout.read()

@@ -7,6 +7,7 @@ never maps them at all; it reads and writes them by `pread` and `pwrite`.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Sequence
 from types import TracebackType
@@ -193,8 +194,8 @@ class Arena:
             if self._closing:
                 self.close()
 
-    async def copy_into(self, spans: Sequence[tuple[int, int]]) -> list[bytearray]:
-        """As `copy_out`, into buffers that can be overwritten."""
+    async def copy_into(self, spans: Sequence[tuple[int, int]]) -> list[tuple[bytearray, bytes]]:
+        """As `copy_out`, into buffers that can be overwritten, each with its SHA-256."""
         self._readers += 1
         try:
             if sum(size for _, size in spans) <= _IN_THREAD_BYTES:
@@ -205,13 +206,13 @@ class Arena:
             if self._closing:
                 self.close()
 
-    def _read_into(self, spans: Sequence[tuple[int, int]]) -> list[bytearray]:
+    def _read_into(self, spans: Sequence[tuple[int, int]]) -> list[tuple[bytearray, bytes]]:
         copies = [bytearray(size) for _, size in spans]
         for (offset, size), copy in zip(spans, copies, strict=True):
             view, done = memoryview(copy), 0
             while done < size:
                 done += os.preadv(self._fd, [view[done : done + _ONE_CALL_BYTES]], offset + done)
-        return copies
+        return [(copy, hashlib.sha256(copy).digest()) for copy in copies]
 
     async def copy_out(self, spans: tuple[tuple[int, int], ...]) -> tuple[bytes, ...]:
         """Private copies of `spans` (offset, bytes); what the worker writes afterwards does not reach them.

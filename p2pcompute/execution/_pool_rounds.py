@@ -30,11 +30,12 @@ class RoundsResult:
     """What rounds gave.
 
     Attributes:
-        states: after each round, the bytes of each array, C order.
+        states: after each round, the bytes of each array, C order, and `digests` their SHA-256.
         cpu_ns, wall_ns: as of `WorkResult`.
     """
 
     states: tuple[tuple[bytearray, ...], ...]
+    digests: tuple[tuple[bytes, ...], ...]
     cpu_ns: int
     wall_ns: int
 
@@ -97,6 +98,12 @@ async def run_rounds(
     wall_ns = time.perf_counter_ns() - started
     cpu_ns = max(0, session._process.cpu_ns() - cpu_before)
     spans = [(slot * plan.slot_bytes + offset, size) for slot in range(1, rounds + 1) for offset, size in plan.spans]
-    arrays = iter(await arena.copy_into(spans))
-    states = tuple(tuple(next(arrays) for _ in plan.spans) for _ in range(rounds))
-    return RoundsResult(states=states, cpu_ns=cpu_ns, wall_ns=wall_ns)
+    copies = await arena.copy_into(spans)
+    width = len(plan.spans)
+    rows = [copies[at : at + width] for at in range(0, len(copies), width)]
+    return RoundsResult(
+        states=tuple(tuple(array for array, _ in row) for row in rows),
+        digests=tuple(tuple(digest for _, digest in row) for row in rows),
+        cpu_ns=cpu_ns,
+        wall_ns=wall_ns,
+    )

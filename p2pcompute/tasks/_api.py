@@ -57,10 +57,12 @@ class Compiled(Protocol):
 
 
 class RoundsRun(Protocol):
-    """The bytes of each array of the state after each round, and what they cost."""
+    """The bytes of each array of the state after each round, their SHA-256, and what they cost."""
 
     @property
     def states(self) -> tuple[tuple[bytearray, ...], ...]: ...
+    @property
+    def digests(self) -> tuple[tuple[bytes, ...], ...]: ...
     @property
     def cpu_ns(self) -> int: ...
     @property

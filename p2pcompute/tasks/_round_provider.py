@@ -32,6 +32,7 @@ __all__ = ["KEPT_BYTES", "RoundFault", "RoundStates", "RoundsWorker", "give_stat
 KEPT_BYTES: Final = 64 * 1024 * 1024
 _BATCH_BYTES: Final = 8 * 1024 * 1024  # of the states that a worker gives at once
 _BATCH_ROUNDS: Final = 512
+_REPEATS: Final = 3  # times the stride, for each chunk: rounds that are computed again for who asks for states
 
 RoundFault = Callable[[int, list[bytearray]], Sequence[bytes | bytearray]]
 """(rounds done, arrays after them) -> the arrays that it says and goes on with; for tests."""
@@ -60,10 +61,12 @@ class RoundStates:
         self._work = work
         self._hold = hold
         self._kept: dict[int, StateBytes] = {}
+        self._again: tuple[int, StateBytes] | None = None  # the last that was computed again
+        self._repeated = 0
         self.window = window
         unpaid = work.rounds_per_chunk * (window + 1) * work.state_bytes
-        self.stride = max(1, -(-unpaid // KEPT_BYTES))
-        self.done = 0  # rounds, the last of which left `last`
+        self.stride = min(work.rounds_per_chunk, max(1, -(-unpaid // KEPT_BYTES)))
+        self.done = 0  # rounds
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +74,8 @@ class RoundStates:
     def __exit__(self, *_: object) -> None:
         for number in list(self._kept):
             self._drop(number)
+        if self._again is not None:
+            wipe(self._again[1].arrays)
 
     def _drop(self, number: int) -> None:
         state = self._kept.pop(number)
@@ -99,10 +104,29 @@ class RoundStates:
         for old in [kept for kept in self._kept if kept < min(number, self.done)]:
             self._drop(old)
 
+    def may_repeat(self, rounds: int) -> bool:
+        """Take on so many rounds that are computed again, for nothing; False where that would be too many. Whoever asks
+        for the states around a few rounds of each chunk stays within."""
+        chunks = -(-self.done // self._work.rounds_per_chunk)
+        if self._repeated + rounds > _REPEATS * self.stride * chunks:
+            return False
+        self._repeated += rounds
+        return True
+
+    def remember(self, number: int, state: StateBytes) -> None:
+        """One that was computed again: the next one that is asked for may be near."""
+        if self._again is not None:
+            wipe(self._again[1].arrays)
+        self._again = (number, state)
+
     def nearest(self, number: int) -> tuple[int, StateBytes] | None:
         """The kept state to come to `number` from, and its number; None where all are forgotten."""
         found = max((kept for kept in self._kept if kept <= number), default=None)
-        return None if found is None else (found, self._kept[found])
+        if found is None:
+            return None
+        if self._again is not None and found < self._again[0] <= number:
+            return self._again
+        return found, self._kept[found]
 
 
 async def give_state(dialogue: Dialogue, state: StateBytes | None, number: int, moved: Callable[[int], None]) -> None:
@@ -179,9 +203,11 @@ class RoundsWorker:
             count = min(self._batch, rounds - len(digests))
             run = await self._run(state, states.done, count, deadline)
             cpu_ns, wall_ns = cpu_ns + run.cpu_ns, wall_ns + run.wall_ns
-            for arrays in run.states:
-                said = arrays if self._fault is None else self._fault(states.done + 1, list(arrays))
-                state = StateBytes.of(said)
+            for arrays, known in zip(run.states, run.digests, strict=True):
+                if self._fault is None:
+                    state = StateBytes.of(arrays, known)
+                else:
+                    state = StateBytes.of(self._fault(states.done + 1, list(arrays)))
                 states.add(state)
                 digests.append(state.digest)
                 if self._fault is not None:
@@ -196,21 +222,20 @@ class RoundsWorker:
         Raises:
             ExecutionError: the worker failed.
         """
-        found = self._states.nearest(number)
-        if found is None:
+        states = self._states
+        found = states.nearest(number)
+        if found is None or not states.may_repeat(number - found[0]):
             return None
         at, state = found
         deadline = trio.current_time() + timeout_s
-        again: StateBytes | None = None
         while at < number:
             count = min(self._batch, number - at)
             run = await self._run(state, at, count, deadline)
             for passed in run.states[:-1]:
                 wipe(passed)
-            if again is not None:
-                wipe(again.arrays)
-            state = again = StateBytes.of(run.states[-1])
             at += count
+            state = StateBytes.of(run.states[-1], run.digests[-1])
+            states.remember(at, state)
         return state
 
     async def _run(self, state: StateBytes, at: int, count: int, deadline: float) -> RoundsRun:

@@ -44,11 +44,11 @@ class StateBytes:
     digest: bytes
 
     @classmethod
-    def of(cls, arrays: Iterable[bytes | bytearray]) -> StateBytes:
-        """The state of these arrays."""
+    def of(cls, arrays: Iterable[bytes | bytearray], digests: tuple[bytes, ...] | None = None) -> StateBytes:
+        """The state of these arrays, whose `digests` may be known."""
         held = tuple(arrays)
-        digests = array_digests(held)
-        return cls(arrays=held, digests=digests, digest=state_digest(digests))
+        known = array_digests(held) if digests is None else digests
+        return cls(arrays=held, digests=known, digest=state_digest(known))
 
 
 def array_digests(arrays: Iterable[bytes | bytearray | memoryview]) -> tuple[bytes, ...]:

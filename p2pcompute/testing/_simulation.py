@@ -18,6 +18,7 @@ stated virtual duration. A kernel is not sandboxed here: run your own only.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -86,6 +87,7 @@ class _Run:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rounds:
     states: tuple[tuple[bytearray, ...], ...]
+    digests: tuple[tuple[bytes, ...], ...]
     cpu_ns: int
     wall_ns: int
 
@@ -274,7 +276,8 @@ class _InlineSession:
                 states.append(tuple(bytearray(array.tobytes()) for array in after))
                 before = after
             nanoseconds = max(1, int(seconds * 1e9))
-            return _Rounds(states=tuple(states), cpu_ns=nanoseconds, wall_ns=nanoseconds)
+            digests = tuple(tuple(hashlib.sha256(array).digest() for array in state) for state in states)
+            return _Rounds(states=tuple(states), digests=digests, cpu_ns=nanoseconds, wall_ns=nanoseconds)
 
     async def _run(
         self, count: int, call: Callable[[list[Any]], None], first_block: int | None, timeout_s: float

@@ -28,6 +28,13 @@ def add(out, x):  # type: ignore[no-untyped-def]
         out[i] = x[i]
 
 
+@p2p.kernel
+def mix(new_x, x, y):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < new_x.size:
+        new_x[i] = x[i] + y[i]
+
+
 X = np.arange(10, dtype=np.float32)
 GAIN = np.float32(2)
 
@@ -64,7 +71,7 @@ CASES: dict[str, tuple[Any, int, dict[str, Any], tuple[Any, ...], str]] = {
     "a dtype that no kernel has": (step, 1, {"x": X.astype(np.complex64)}, (GAIN,), "complex64"),
     "too few args": (step, 1, {"x": X}, (), "gain is no array of the state"),
     "too many args": (step, 1, {"x": X}, (GAIN, GAIN), "takes 1 of them"),
-    "an array that nobody gives": (step, 1, {"x": X, "gain": X}, (), "no launch of a round gives gain"),
+    "an array that nobody gives": (mix, 1, {"x": X, "y": X}, (), "no launch of a round gives y"),
     "an array that two give": (
         [p2p.step(add, p2p.new("x"), p2p.state("x"))] * 2, 1, {"x": X}, (), "given by two launches"),
     "a name that the state does not have": (p2p.step(add, p2p.new("y"), p2p.state("x")), 1, {"x": X}, (), "has no y"),

@@ -153,6 +153,37 @@ def test_a_lost_provider_s_rounds_go_on_elsewhere_and_nothing_is_paid_twice() ->
     in_memory(scenario)
 
 
+def test_a_successor_that_goes_on_from_another_state_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = _round_provider.RoundStates.begin
+    stale: list[Any] = []
+
+    def begin(self: Any, blobs: Any) -> None:
+        real(self, blobs)
+        if self._work.first and not stale:  # it has been here before, and takes what it knows
+            stale.append(self._work.first)
+            self._kept[0] = _round_provider.StateBytes.of([START["x"].tobytes(), START["v"].tobytes()])
+
+    monkeypatch.setattr(_round_provider.RoundStates, "begin", begin)
+
+    async def scenario(market: Market) -> None:
+        providers = {node.peer_id: node for node in [await market.provider() for _ in range(3)]}
+        node = await market.node(connect=tuple(providers.values()))
+
+        def react(event: Any) -> None:
+            if isinstance(event, ChunkDone) and event.index == 4 and len(watch.of(Agreed)) == 1:
+                market.kill(providers[event.provider])
+
+        watch = Watch(react)
+        found = await iterate(node, watch=watch, rounds_per_chunk=2, check_rounds=2)
+        assert same(found, expected(40))
+        first, second, third = (event.provider for event in watch.of(Agreed))
+        assert [event.provider for event in watch.of(LiarCaught)] == [second]
+        assert len({first, second, third}) == 3
+        assert await market.claimed_uusd(providers[second]) == 0
+
+    in_memory(scenario)
+
+
 def test_questions_about_states_end_where_the_protocol_says(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     real = _round_provider.give_state
@@ -178,6 +209,39 @@ def test_questions_about_states_end_where_the_protocol_says(monkeypatch: pytest.
         assert len(given) <= 2 * 8  # of two agreements
         assert await market.claimed_uusd(provider) == 0
         assert not provider.provider.tasks.active
+
+    in_memory(scenario)
+
+
+def test_states_that_are_not_kept_are_computed_again_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_round_provider, "KEPT_BYTES", 1)  # those at the ends of chunks are kept all the same
+    ran: list[tuple[int, int]] = []
+    real = _round_provider.RoundsWorker._run
+
+    async def run(self: Any, state: Any, at: int, count: int, deadline: float) -> Any:
+        ran.append((at, count))
+        return await real(self, state, at, count, deadline)
+
+    monkeypatch.setattr(_round_provider.RoundsWorker, "_run", run)
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        node = await market.node(connect=(provider,))
+        assert same(await iterate(node, check_rounds=2), expected(40))
+        rounds = sum(count for _, count in ran)
+        assert 40 <= rounds <= 40 + 2 * 40  # both drawn rounds of a chunk from its beginning, at worst
+        assert any(count < 8 for _, count in ran)
+
+        async def greedy(self: RoundLink) -> None:
+            for number in (7, 6) * 3:  # each time from the beginning
+                await self.state(number)
+
+        ran.clear()
+        monkeypatch.setattr(RoundLink, "_keep", greedy)
+        with pytest.raises(TaskError, match="let go of"):
+            await iterate(node, check="none")
+        again = sum(count for _, count in ran) - sum(count for at, count in ran if at % 8 == 0 and count == 8)
+        assert again <= 2 * 3 * 8  # of one chunk, at two agreements
 
     in_memory(scenario)
 
