@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "settle": ("p2pcompute_cli._money", "settle", "Claim on chain what our vouchers are worth."),
     "fund": ("p2pcompute_cli._money", "fund", "Bring tokens into the hub, for channels."),
     "withdraw": ("p2pcompute_cli._money", "withdraw", "Take what is free at the hub out of it."),
+    "close": ("p2pcompute_cli._close", "close", "Close a payment channel, and get back what is left on it."),
     "chain": ("p2pcompute_cli._chain", "chain", "Use any EVM chain: deploy the hub, compare one."),
     "programs": ("p2pcompute_cli._programs", "programs", "List the programs that are installed here."),
     "evidence": ("p2pcompute_cli._evidence", "evidence", "Check files that show who lied, and list those kept here."),

@@ -155,6 +155,11 @@ async def _withdraw(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str,
     return {"withdrawn_uusd": taken, "to": "0x" + to.hex(), **await _wallet(money, {})}
 
 
+async def _close(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
+    closed = await money.wallet.close(str(fields.get("channel", "")))
+    return {**asdict(closed), "channel": closed.channel.hex(), **await _wallet(money, {})}
+
+
 MONEY_ANSWERS: Final[
     Mapping[tuple[str, str], Callable[[MoneyOnChain, Mapping[str, Any]], Awaitable[dict[str, Any]]]]
 ] = {
@@ -164,9 +169,11 @@ MONEY_ANSWERS: Final[
     ("POST", "/settle"): _settle,
     ("POST", "/fund"): _fund,
     ("POST", "/withdraw"): _withdraw,
+    ("POST", "/close"): _close,
 }
 """Routes about money: ``/fund`` takes ``amount_uusd``, ``/withdraw`` takes ``to`` and ``amount_uusd`` (all that is free
-where it is left out), ``/receipts`` takes ``limit``."""
+where it is left out), ``/close`` takes ``channel`` (the first 8 digits of its ID, or more), ``/receipts`` takes
+``limit``."""
 
-ON_CHAIN: Final = frozenset({"/wallet", "/settle", "/fund", "/withdraw"})
+ON_CHAIN: Final = frozenset({"/wallet", "/settle", "/fund", "/withdraw", "/close"})
 """Those of them that wait for the chain."""

@@ -13,6 +13,7 @@ from ._api import ClaimRow as ClaimRow
 from ._api import CreditExhausted as CreditExhausted
 from ._api import Deposit as Deposit
 from ._api import FeeRaiser as FeeRaiser
+from ._api import Finalize as Finalize
 from ._api import Fund as Fund
 from ._api import FundRow as FundRow
 from ._api import GasMeter as GasMeter
@@ -20,10 +21,12 @@ from ._api import GasQuote as GasQuote
 from ._api import Hub as Hub
 from ._api import HubCall as HubCall
 from ._api import Outcome as Outcome
+from ._api import RequestClose as RequestClose
 from ._api import SettlementPending as SettlementPending
 from ._api import Stream as Stream
 from ._api import Withdraw as Withdraw
 from ._chain_hub import ChainHub as ChainHub
+from ._closing import ClosedChannel as ClosedChannel
 from ._confirmations import AT_ONCE as AT_ONCE
 from ._confirmations import PUBLIC_CHAIN as PUBLIC_CHAIN
 from ._confirmations import Confirmations as Confirmations
@@ -59,6 +62,7 @@ __all__ = [
     "ChannelUnfundable",
     "Claim",
     "ClaimRow",
+    "ClosedChannel",
     "Confirmations",
     "CreditBook",
     "CreditExhausted",
@@ -66,6 +70,7 @@ __all__ = [
     "CreditWindow",
     "Deposit",
     "FeeRaiser",
+    "Finalize",
     "Fund",
     "FundRow",
     "GasMeter",
@@ -80,6 +85,7 @@ __all__ = [
     "Payee",
     "PayeeCounters",
     "Payer",
+    "RequestClose",
     "SettlePolicy",
     "SettlementPending",
     "Settler",

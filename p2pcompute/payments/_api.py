@@ -28,6 +28,7 @@ __all__ = [
     "Deposit",
     "Dial",
     "FeeRaiser",
+    "Finalize",
     "Fund",
     "FundRow",
     "GasMeter",
@@ -39,6 +40,7 @@ __all__ = [
     "PayerLedger",
     "PeerHistory",
     "QueuedTx",
+    "RequestClose",
     "SettlementPending",
     "Stream",
     "TxLedger",
@@ -144,7 +146,24 @@ class Withdraw:
     to: Address
 
 
-HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestClose:
+    """As payer, ask for what is left on a channel."""
+
+    payee: Address
+    signer: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finalize:
+    """Close a channel: as its payee, or as anyone a day after its payer has asked for it."""
+
+    payer: Address
+    payee: Address
+    signer: Address
+
+
+HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw | RequestClose | Finalize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,19 @@ from p2pcompute.errors import ConfigError, RpcError
 from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import ChainTerms
 
-from ._api import Approve, ChannelOnChain, Claim, Deposit, Fund, GasQuote, HubCall, Outcome, Withdraw
+from ._api import (
+    Approve,
+    ChannelOnChain,
+    Claim,
+    Deposit,
+    Finalize,
+    Fund,
+    GasQuote,
+    HubCall,
+    Outcome,
+    RequestClose,
+    Withdraw,
+)
 from ._confirmations import AT_ONCE, Confirmations
 
 if TYPE_CHECKING:
@@ -216,6 +228,10 @@ class ChainHub:
                 return self._client.hub, chain.encode_claim(call.payee, claims)
             case Withdraw():
                 return self._client.hub, chain.encode_withdraw(call.amount_uusd, call.to)
+            case RequestClose():
+                return self._client.hub, chain.encode_request_close(call.payee, call.signer)
+            case Finalize():
+                return self._client.hub, chain.encode_finalize(call.payer, call.payee, call.signer)
 
     async def send(self, raw: bytes) -> None:
         """Broadcast signed bytes. That the endpoint keeps them isn't said: it does not while they pay too little.

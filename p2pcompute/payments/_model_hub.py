@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -20,11 +21,27 @@ from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import ChainTerms
 
-from ._api import Approve, ChannelOnChain, Claim, ClaimRow, Deposit, Fund, FundRow, HubCall, Outcome, Withdraw
+from ._api import (
+    Approve,
+    ChannelOnChain,
+    Claim,
+    ClaimRow,
+    Deposit,
+    Finalize,
+    Fund,
+    FundRow,
+    HubCall,
+    Outcome,
+    RequestClose,
+    Withdraw,
+)
 
 __all__ = ["ModelChain", "ModelHub"]
 
-_CALLS: Final = {"approve": Approve, "deposit": Deposit, "fund": Fund, "claim": Claim, "withdraw": Withdraw}
+_CALLS: Final = {
+    call.__name__.lower(): call for call in (Approve, Deposit, Fund, Claim, Withdraw, RequestClose, Finalize)
+}
+CLOSE_DELAY_S: Final = 86_400  # the hub's
 _ZERO: Final = ChannelOnChain(deposit_uusd=0, claimed_uusd=0, close_at_s=0)
 
 
@@ -35,6 +52,10 @@ class _Revert(Exception):
 class ModelChain:
     """A chain with one hub and one token.
 
+    Args:
+        terms: chain, hub and token.
+        clock_ms: UNIX time in milliseconds.
+
     Attributes:
         terms: chain, hub and token.
         mines: whether transactions are mined as they come; False keeps them until `mine`.
@@ -42,8 +63,9 @@ class ModelChain:
         channels: by channel ID.
     """
 
-    def __init__(self, terms: ChainTerms) -> None:
+    def __init__(self, terms: ChainTerms, *, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
         self.terms = terms
+        self.clock_ms = clock_ms
         self.mines = True
         self.tokens: dict[Address, int] = {}
         self.allowances: dict[Address, int] = {}
@@ -108,6 +130,10 @@ class ModelChain:
                     return Outcome(ok=True, claimed=self._claim(call))
                 case Withdraw():
                     self._withdraw(account, call)
+                case RequestClose():
+                    self._request_close(channel_id(account, call.payee, call.signer))
+                case Finalize():
+                    self._finalize(account, call)
         except _Revert:
             return Outcome(ok=False)
         return Outcome(ok=True)
@@ -138,6 +164,26 @@ class ModelChain:
             self.channels[channel] = dataclasses.replace(
                 state, deposit_uusd=state.deposit_uusd + row.amount_uusd, close_at_s=0
             )
+
+    def _request_close(self, channel: ChannelId) -> None:
+        state = self.channels.get(channel, _ZERO)
+        if state.deposit_uusd == state.claimed_uusd or state.close_at_s:
+            raise _Revert
+        close_at_s = self.clock_ms() // 1000 + CLOSE_DELAY_S
+        self.channels[channel] = dataclasses.replace(state, close_at_s=close_at_s)
+
+    def _finalize(self, account: Address, call: Finalize) -> None:
+        channel = channel_id(call.payer, call.payee, call.signer)
+        state = self.channels.get(channel, _ZERO)
+        if state.deposit_uusd == state.claimed_uusd and not state.close_at_s:
+            raise _Revert
+        if account != call.payee and not 0 < state.close_at_s <= self.clock_ms() // 1000:
+            raise _Revert
+        refund = state.deposit_uusd - state.claimed_uusd
+        self.free[call.payer] = self.free.get(call.payer, 0) + refund
+        self.channels[channel] = ChannelOnChain(
+            deposit_uusd=state.claimed_uusd, claimed_uusd=state.claimed_uusd, close_at_s=0
+        )
 
     def _claim(self, call: Claim) -> tuple[tuple[ChannelId, int], ...]:
         domain = Domain(chain_id=self.terms.chain_id, contract=Address(self.terms.hub))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from p2pcompute.errors import ConfigError, InsufficientFunds
 from p2pcompute_protocols.ids import Address
 
-from ._api import ChannelIn, ChannelOutView, Hub, PayeeLedger, Withdraw
+from ._api import ChannelIn, ChannelOutView, Hub, Withdraw
+from ._closing import ClosedChannel, ClosingLedger, close_channel
 from ._outbox import Outbox
 from ._settler import Settler
 
@@ -35,10 +37,8 @@ class Balances:
     unclaimed_uusd: int
 
 
-class WalletLedger(PayeeLedger, Protocol):
-    """What a wallet reads on disk."""
-
-    async def channels_out(self) -> Sequence[ChannelOutView]: ...
+class WalletLedger(ClosingLedger, Protocol):
+    """What a wallet reads and writes on disk."""
 
 
 class Wallet:
@@ -49,12 +49,22 @@ class Wallet:
         hub: the account's view of the hub.
         outbox: the only sender of the account's transactions.
         settler: claims; it may be the running node's.
+        clock_ms: UNIX time in milliseconds.
     """
 
-    def __init__(self, *, ledger: WalletLedger, hub: Hub, outbox: Outbox, settler: Settler | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        ledger: WalletLedger,
+        hub: Hub,
+        outbox: Outbox,
+        settler: Settler | None = None,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    ) -> None:
         self._ledger = ledger
         self._hub = hub
         self._outbox = outbox
+        self._clock_ms = clock_ms
         self._settler = settler or Settler(ledger=ledger, hub=hub, outbox=outbox, cap_uusd=0)
 
     @property
@@ -103,6 +113,22 @@ class Wallet:
             )
         await self._outbox.deposit(amount_uusd)
         return await self.balances()
+
+    async def close(self, name: str) -> ClosedChannel:
+        """Close the channel whose ID begins with `name`, as far as the account can now; see `close_channel`.
+
+        Raises:
+            ConfigError: there is no such channel, or nothing on it to close.
+            SettlementPending, TransactionFailed, ChainError: see `Outbox.run`.
+        """
+        return await close_channel(
+            name,
+            ledger=self._ledger,
+            hub=self._hub,
+            outbox=self._outbox,
+            settler=self._settler,
+            clock_ms=self._clock_ms,
+        )
 
     async def withdraw(self, to: Address, amount_uusd: int | None = None) -> int:
         """Take free balance out of the hub, as tokens of `to`. What was taken, in micro-USD.

@@ -21,6 +21,7 @@ from p2pcompute.payments import (
     Claim,
     ClaimRow,
     Deposit,
+    Finalize,
     Fund,
     FundRow,
     Hub,
@@ -28,6 +29,7 @@ from p2pcompute.payments import (
     Outbox,
     Payee,
     Payer,
+    RequestClose,
     Settler,
     Withdraw,
 )
@@ -165,6 +167,11 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
         await do(1, Claim(payee=payee.address, rows=(row(90),)))  # above the deposit
         await do(0, Fund(rows=(dataclasses.replace(fund, amount_uusd=40),)))
         await do(1, Claim(payee=payee.address, rows=(row(90),)))  # good for the rest
+        closing = Finalize(payer=payer.address, payee=payee.address, signer=payer.address)
+        await do(0, closing)  # without a request
+        await do(1, closing)
+        await do(1, closing)  # it is closed
+        await do(0, RequestClose(payee=payee.address, signer=payer.address))  # and has nothing to ask for
         await do(1, Withdraw(amount_uusd=91, to=payer.address))  # 90 are free
         await do(1, Withdraw(amount_uusd=5, to=Address(bytes(20))))
         await do(1, Withdraw(amount_uusd=5, to=Address(hubs[0].terms.hub)))
@@ -197,6 +204,6 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
                         kept.extend((first, second))
                         results.append(await play(list(hubs), domain))
                 assert results[0] == results[1]
-                assert results[1].count("failed") == 5
+                assert results[1].count("failed") == 8
 
     trio.run(main)
