@@ -297,6 +297,29 @@ def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkey
     empty = start("withdraw", "all", "--to", owner, "--yes", "--json", "--profile", "second")
     assert empty.end() != 0
     assert empty.events("error")[0]["error"] == "InsufficientFunds"
+
+    # What is left on a channel: who pays asks for it, who is paid gives it back at once.
+    listed = start("channels", "--json")
+    assert listed.end() == 0
+    (paid,) = listed.lines[0]["channels"]
+    name = paid["channel"][:8]
+    unasked = start("close", name, "--profile", "mine")
+    assert unasked.end() == 2
+    assert "add --yes" in unasked.said
+    asked_back = start("close", name, "--yes", "--json", "--profile", "mine")
+    assert asked_back.end() == 0, asked_back.said
+    (answer,) = asked_back.lines
+    assert (answer["direction"], answer["state"], answer["refund_uusd"]) == ("out", "closing", 0)
+    assert answer["close_at_s"] > 0
+    closed = start("close", name, "--yes", "--json")
+    assert closed.end() == 0, closed.said
+    (answer,) = closed.lines
+    assert (answer["direction"], answer["state"], answer["channel"]) == ("in", "closed", paid["channel"])
+    assert answer["refund_uusd"] == paid["deposit_uusd"] - answer["claimed_uusd"] > 0
+    nothing = start("close", name, "--yes", "--json", "--profile", "mine")
+    assert nothing.end() != 0
+    assert "nothing is reserved" in nothing.events("error")[0]["message"]
+
     for profile in ("default", "second", "mine"):
         verified(home, profile)
 
