@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
 from p2pcompute.node import NodeServices
 from p2pcompute.overlay import Overlay, open_libp2p
 from p2pcompute.payments import Outbox, Payer
-from p2pcompute.storage import Ledger, open_ledger
+from p2pcompute.storage import Ledger, open_ledger, open_watch_store
 from p2pcompute.tasks import Coordinator
 from p2pcompute.tasks._coordinator import HOW_TO_GET_ONE
 from p2pcompute_protocols import channel
@@ -108,6 +109,7 @@ async def open_services(
         )
         services.chain_url = choice.url
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device
+        services.watch_store = partial(open_watch_store, place.path)
         try:
             await services.outbox.look()
         except ChainError as exc:

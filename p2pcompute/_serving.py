@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from p2pcompute._watching import serve_watching, towers, watched
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
 from p2pcompute.payments import CreditBook, CreditPolicy, Payee, SettlePolicy, Settler, subnet_of
@@ -67,6 +68,9 @@ class ProviderOptions:
         claim_above_uusd: unclaimed micro-USD from which a claim is made, whatever gas costs.
         coin_price_uusd: what one of the chain's own coin is worth, in micro-USD; gas is then weighed against what a
             claim brings. None where only `claim_above_uusd` is to count.
+        watch_for: peers and accounts (0x…) for whom this node is a watchtower: it keeps their vouchers, and claims
+            them, at its own cost for gas, where a channel of theirs closes and they don't.
+        watchtowers: multiaddrs of peers that do so for this node; each gets the newest vouchers within half a minute.
         on_event: gets every `ProviderEvent` (`p2pcompute.events`); must not block.
 
     Raises:
@@ -88,6 +92,8 @@ class ProviderOptions:
     fault: OutputFault | None = None
     claim_above_uusd: int = 1_000_000
     coin_price_uusd: int | None = None
+    watch_for: Sequence[str] = ()
+    watchtowers: Sequence[str] = ()
     on_event: Callable[[ProviderEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -112,6 +118,8 @@ class ProviderOptions:
         whole(self, "claim_above_uusd", 0, 2**63 - 1)
         if self.coin_price_uusd is not None:
             whole(self, "coin_price_uusd", 0, 2**63 - 1, otherwise=", or None")
+        object.__setattr__(self, "watch_for", watched(self.watch_for))
+        object.__setattr__(self, "watchtowers", towers(self.watchtowers))
         region = self.region
         if region is not None and (
             not isinstance(region, str) or not region.isprintable() or not 1 <= len(region.encode()) <= MAX_NAME
@@ -302,6 +310,7 @@ class ProviderRole:
                 await nursery.start(ad_service.sell)
                 await nursery.start(self.settler.serve)
                 await nursery.start(self.tasks.kept.serve)
+                await nursery.start(serve_watching, self.node, self.options)
                 task_status.started()
                 await trio.sleep_forever()
         finally:

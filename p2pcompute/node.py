@@ -13,7 +13,7 @@ import os
 import resource
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, Self, TypeVar
@@ -34,7 +34,7 @@ from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdBoard, AdService
 from p2pcompute.overlay import Overlay
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
-from p2pcompute.storage import Ledger
+from p2pcompute.storage import Ledger, WatchStore
 from p2pcompute.tasks import Coordinator
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols._binding import SignerBinding
@@ -101,6 +101,7 @@ class NodeServices:
     chain_url: str | None = None
     open_device_pool: Callable[[str, bool], WorkerPool] | None = None
     measure_on: Callable[[WorkerPool, str], Awaitable[Device]] | None = None
+    watch_store: Callable[[], AbstractAsyncContextManager[WatchStore]] | None = None
 
 
 class Node:

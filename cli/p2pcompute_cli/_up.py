@@ -131,6 +131,20 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     help="run strangers' kernels although this kernel has neither Landlock nor seccomp to lock them in: they could "
     "read your files and use your network",
 )
+@click.option(
+    "--watch-for",
+    metavar="PEER|ACCOUNT",
+    multiple=True,
+    help="be a watchtower for them: keep their vouchers, and claim them where a channel of theirs closes and they "
+    "don't. This node pays the gas; may be repeated",
+)
+@click.option(
+    "--watchtower",
+    "watchtowers",
+    metavar="MULTIADDR",
+    multiple=True,
+    help="a peer that keeps this node's vouchers and was told to; may be repeated",
+)
 @click.option("--fault", metavar="lie:FRACTION[:ROWBYTES]", hidden=True)
 @common_options
 def up(**options: Any) -> None:
@@ -173,6 +187,8 @@ class Settings:
     allow_programs: tuple[str, ...]
     program_data: tuple[str, ...]
     allow_unsandboxed: bool
+    watch_for: tuple[str, ...]
+    watchtowers: tuple[str, ...]
     fault: str | None
     as_json: bool
 
@@ -308,6 +324,8 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
                     programs=settings.allow_programs,
                     program_data=data,
                     allow_unsandboxed=settings.allow_unsandboxed,
+                    watch_for=settings.watch_for,
+                    watchtowers=settings.watchtowers,
                     fault=fault,
                     on_event=show,
                 )

@@ -49,6 +49,9 @@ from ._settle_policy import SettlePolicy as SettlePolicy
 from ._settler import Settler as Settler
 from ._wallet import Balances as Balances
 from ._wallet import Wallet as Wallet
+from ._watch_client import TowerRefused as TowerRefused
+from ._watch_client import VoucherKeeping as VoucherKeeping
+from ._watchtower import Watchtower as Watchtower
 
 __all__ = [
     "AT_ONCE",
@@ -90,7 +93,10 @@ __all__ = [
     "SettlementPending",
     "Settler",
     "Stream",
+    "TowerRefused",
+    "VoucherKeeping",
     "Wallet",
+    "Watchtower",
     "Withdraw",
     "max_loss",
     "subnet_of",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
-from ._api import MAX_BATCH, ChannelIn, GasQuote
+from ._api import MAX_BATCH, GasQuote
 
-__all__ = ["CLOSE_WINDOW_S", "SettlePolicy", "claim_gas", "rows_due", "rows_worth_it"]
+__all__ = ["CLOSE_WINDOW_S", "Claimable", "SettlePolicy", "claim_gas", "rows_due", "rows_worth_it"]
 
 CLOSE_WINDOW_S: Final = 86_400
 """Seconds from a payer's request to close to its refund; the hub's own."""
@@ -20,6 +20,18 @@ CLOSE_WINDOW_S: Final = 86_400
 _TX_GAS: Final = 56_000  # of a claim without rows, with a payee that was never credited before: measured, see below
 _ROW_GAS: Final = 15_500  # of each row
 _WEI_PER_COIN: Final = 10**18
+
+
+class Claimable(Protocol):
+    """As much of a channel as the policy looks at."""
+
+    @property
+    def unclaimed_uusd(self) -> int: ...
+    @property
+    def close_at_s(self) -> int: ...
+
+
+C = TypeVar("C", bound=Claimable)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +81,7 @@ def claim_gas(rows: int) -> int:
     return batches * _TX_GAS + rows * _ROW_GAS
 
 
-def rows_worth_it(rows: Sequence[ChannelIn], policy: SettlePolicy, quote: GasQuote | None) -> list[ChannelIn]:
+def rows_worth_it(rows: Sequence[C], policy: SettlePolicy, quote: GasQuote | None) -> list[C]:
     """Of these rows those that bring more than the gas of a row each, where together they bring more than the gas of
     all; nothing else. Without a price of gas all with anything unclaimed."""
     row_uusd = policy.cost_uusd(_ROW_GAS, quote)
@@ -79,7 +91,7 @@ def rows_worth_it(rows: Sequence[ChannelIn], policy: SettlePolicy, quote: GasQuo
     return worth
 
 
-def rows_due(rows: Sequence[ChannelIn], *, now_s: int, policy: SettlePolicy, quote: GasQuote | None) -> list[ChannelIn]:
+def rows_due(rows: Sequence[C], *, now_s: int, policy: SettlePolicy, quote: GasQuote | None) -> list[C]:
     """The rows to claim now.
 
     Args:

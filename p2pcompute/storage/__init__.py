@@ -25,6 +25,9 @@ from ._rows import OutboxRow as OutboxRow
 from ._rows import PeerRow as PeerRow
 from ._rows import ReceiptRow as ReceiptRow
 from ._verify import LedgerReport as LedgerReport
+from ._watch_store import WatchedRow as WatchedRow
+from ._watch_store import WatchStore as WatchStore
+from ._watch_store import open_watch_store as open_watch_store
 
 __all__ = [
     "INT64_MAX",
@@ -46,5 +49,8 @@ __all__ = [
     "ReceiptRow",
     "ThreadExecutor",
     "UnknownAgreement",
+    "WatchStore",
+    "WatchedRow",
     "open_ledger",
+    "open_watch_store",
 ]

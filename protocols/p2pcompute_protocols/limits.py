@@ -52,6 +52,7 @@ __all__ = [
     "MAX_TEXT",
     "MAX_TILES",
     "MAX_TILE_BYTES",
+    "MAX_WATCHED_PER_REPLY",
     "MAX_WINDOW_BYTES",
     "UINT64_MAX",
     "UINT96_MAX",
@@ -110,6 +111,8 @@ MAX_HALO: Final = 1_048_576  # elements
 MAX_CHUNK_TILES: Final = 1_024  # that a chunk needs, of all its arrays
 MAX_HELD_TILE_BYTES: Final = 64 * 1024 * 1024  # of all tiles that a provider holds for a task
 MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024  # the boxes around all that a chunk reads, of all its arrays
+
+MAX_WATCHED_PER_REPLY: Final = 64  # vouchers in one WatchGiven
 
 # Proofs and disputes
 MAX_LEAVES: Final = MAX_CHUNKS

@@ -29,7 +29,7 @@ class Row:
 
 def due(rows: list[Row], quote: GasQuote | None = None, **policy: Any) -> list[Row]:
     chosen = SettlePolicy(**({"cap_uusd": 1_000_000} | policy))
-    return rows_due(rows, now_s=NOW_S, policy=chosen, quote=quote)  # type: ignore[arg-type,return-value]
+    return rows_due(rows, now_s=NOW_S, policy=chosen, quote=quote)
 
 
 def test_the_cap_makes_a_checkpoint_due() -> None:
@@ -94,8 +94,8 @@ def test_what_is_claimed_with_a_known_price_brings_more_than_it_costs(
     rows = [Row(value, close_at_s=NOW_S + left if i % 3 == 0 else 0) for i, value in enumerate(values)]
     policy = SettlePolicy(cap_uusd=0, coin_uusd=coin)
     for chosen in (
-        rows_due(rows, now_s=NOW_S, policy=policy, quote=quote),  # type: ignore[arg-type]
-        rows_worth_it(rows, policy, quote),  # type: ignore[arg-type]
+        rows_due(rows, now_s=NOW_S, policy=policy, quote=quote),
+        rows_worth_it(rows, policy, quote),
     ):
         assert all(row.unclaimed_uusd > 0 for row in chosen)
         if chosen:

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from p2pcompute_protocols import ads, channel, dispute, evidence, merkle, negotiation, task, wire, work
+from p2pcompute_protocols import ads, channel, dispute, evidence, merkle, negotiation, task, watch, wire, work
 from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
@@ -39,6 +39,7 @@ PROTOCOLS: dict[str, dict[int, type[Record]]] = {
     "negotiation": dict(negotiation.MESSAGES),
     "task": dict(task.MESSAGES),
     "channel": dict(channel.MESSAGES),
+    "watch": dict(watch.MESSAGES),
     "merkle": {},
     "dispute": dict(dispute.MESSAGES),
     "evidence": {},
@@ -54,6 +55,7 @@ PAYLOADS: dict[str, list[type[Record]]] = {
     ],
     "task": [ReceiptPayload],
     "channel": [],
+    "watch": [watch.WatchedVoucher],
     "merkle": [merkle.InclusionProof],
     "dispute": [dispute.RoundsPayload, dispute.StateClaim],
     "evidence": [evidence.EvidenceFile, evidence.Accusation],
@@ -288,6 +290,11 @@ def _sync(draw: Any, v: Values) -> None:
     v["signature"] = draw(st.binary(min_size=65, max_size=65)) if held else None
 
 
+def _given(draw: Any, v: Values) -> None:
+    v["vouchers"] = tuple({one.place: one for one in sorted(v["vouchers"], key=lambda one: one.place)}.values())
+    v["more"] = v["more"] and bool(v["vouchers"])
+
+
 def _rounds(draw: Any, v: Values) -> None:
     v["out"] = draw(st.integers(0, 31).filter(lambda n: n != v["state"]))
 
@@ -328,6 +335,7 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     ReceiptPayload: _receipt,
     task.Notice: _notice,
     channel.ChannelSync: _sync,
+    watch.WatchGiven: _given,
     merkle.InclusionProof: _inclusion,
     dispute.RoundsPayload: _rounds,
     evidence.Accusation: _accusation,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import _binding, ads, channel, dispute, negotiation, task
+from p2pcompute_protocols import _binding, ads, channel, dispute, negotiation, task, watch
 from p2pcompute_protocols._evm import keccak256
 from p2pcompute_protocols.connection import Connection
 from p2pcompute_protocols.ids import peer_id_from_public_key
@@ -38,6 +38,7 @@ CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "negotiation": negotiation.NegotiationConnection,
     "task": task.TaskConnection,
     "channel": channel.ChannelConnection,
+    "watch": watch.WatchConnection,
     "dispute": dispute.DisputeConnection,
 }
 INNER: dict[str, list[type[Record]]] = {
@@ -119,7 +120,14 @@ def test_wire_codes_that_a_specification_names_are_codes() -> None:
 
 @pytest.mark.parametrize("protocol", CONNECTIONS)
 def test_protocol_ids(protocol: str) -> None:
-    module = {"ads": ads, "negotiation": negotiation, "task": task, "channel": channel, "dispute": dispute}[protocol]
+    module = {
+        "ads": ads,
+        "negotiation": negotiation,
+        "task": task,
+        "channel": channel,
+        "watch": watch,
+        "dispute": dispute,
+    }[protocol]
     assert f"\n    {module.PROTOCOL_ID}\n" in readme(protocol)
     assert f"`{module.PROTOCOL_ID}`" in readme("")
     assert "| 1A | Working Draft | Active |" in readme(protocol)

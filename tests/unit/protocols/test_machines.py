@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, task
+from p2pcompute_protocols import ads, channel, dispute, negotiation, task, watch
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.limits import MAX_STATES_PER_CHUNK
@@ -165,6 +165,44 @@ class ChannelDialogue(Dialogue):
     def amounts_never_go_back(self) -> None:
         acked = [m.amount_uusd for m in self.said[Role.PROVIDER] if isinstance(m, channel.VoucherAck)]
         assert acked == sorted(set(acked))
+
+
+class WatchDialogue(Dialogue):
+    kind = watch.WatchConnection
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        amounts = st.integers(1, 4)
+        vouchers = st.builds(
+            watch.WatchedVoucher,
+            payer=st.integers(0, 3).map(lambda n: bytes([n]) * 20),
+            signer=st.just(b"s" * 20),
+            amount_uusd=amounts,
+            memo=st.just(bytes(32)),
+            signature=st.just(bytes(65)),
+        )
+        one = vouchers.map(lambda voucher: (voucher,))
+        return st.one_of(
+            st.just(watch.WatchHello(chain=CHAIN, owner=BINDING)),
+            st.builds(watch.WatchKeep, voucher=vouchers),
+            st.builds(watch.WatchFetch, after=st.none() | vouchers.map(lambda voucher: voucher.place)),
+            st.builds(watch.WatchWelcome, kept=amounts, room=amounts),
+            st.builds(watch.WatchKept, amount_uusd=amounts),
+            st.builds(watch.WatchGiven, vouchers=one, more=st.booleans()),
+            st.builds(watch.WatchRefusal, code=st.just(13), detail=st.just("")),
+        )
+
+    @invariant()
+    def questions_have_one_answer_each(self) -> None:
+        asked = [m for m in self.said[Role.REQUESTER] if isinstance(m, watch.WatchKeep | watch.WatchFetch)]
+        answers = [m for m in self.said[Role.PROVIDER] if not isinstance(m, watch.WatchWelcome)]
+        assert 0 <= len(asked) - len(answers) + (1 if self._refused() else 0) <= 1
+        kept = [m.voucher.amount_uusd for m in asked if isinstance(m, watch.WatchKeep)]
+        held = [m.amount_uusd for m in answers if isinstance(m, watch.WatchKept)]
+        assert len(held) <= len(kept)
+
+    def _refused(self) -> bool:
+        said = self.said[Role.PROVIDER]
+        return bool(said) and isinstance(said[0], watch.WatchRefusal)
 
 
 class DisputeDialogue(Dialogue):
@@ -387,11 +425,13 @@ SETTINGS = settings(
 AdsDialogue.TestCase.settings = SETTINGS
 NegotiationDialogue.TestCase.settings = SETTINGS
 ChannelDialogue.TestCase.settings = SETTINGS
+WatchDialogue.TestCase.settings = SETTINGS
 DisputeDialogue.TestCase.settings = SETTINGS
 TaskDialogue.TestCase.settings = settings(SETTINGS, max_examples=80, stateful_step_count=12)
 TestAds = AdsDialogue.TestCase
 TestNegotiation = NegotiationDialogue.TestCase
 TestChannel = ChannelDialogue.TestCase
+TestWatch = WatchDialogue.TestCase
 TestDispute = DisputeDialogue.TestCase
 TestTask = TaskDialogue.TestCase
 RoundsDialogue.TestCase.settings = TaskDialogue.TestCase.settings

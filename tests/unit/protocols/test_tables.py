@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, task
+from p2pcompute_protocols import ads, channel, dispute, negotiation, task, watch
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
@@ -33,6 +33,7 @@ BINDING = SignerBinding(
     expires_ms=1,
     signature=bytes(65),
 )
+WATCHED = watch.WatchedVoucher(payer=b"q" * 20, signer=b"s" * 20, amount_uusd=5, memo=bytes(32), signature=bytes(65))
 MESSAGES: dict[type[Connection[Any]], list[Record]] = {
     ads.AdsConnection: [
         ads.AdQuery(limit=1),
@@ -69,6 +70,15 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
         channel.ChannelSync(amount_uusd=0),
         channel.VoucherAck(amount_uusd=4),
         channel.VoucherRefusal(code=19, detail="no", best_uusd=0),
+    ],
+    watch.WatchConnection: [
+        watch.WatchHello(chain=CHAIN, owner=BINDING),
+        watch.WatchKeep(voucher=WATCHED),
+        watch.WatchFetch(after=bytes(40)),
+        watch.WatchWelcome(kept=0, room=1),
+        watch.WatchKept(amount_uusd=5),
+        watch.WatchGiven(vouchers=(WATCHED,), more=False),
+        watch.WatchRefusal(code=13, detail="no"),
     ],
     dispute.DisputeConnection: [
         dispute.Challenge(task=TASK_ID),
@@ -258,6 +268,7 @@ def test_an_order_too_many() -> None:
 Arrange = Callable[[Any], None]
 S = task.TaskState
 C = channel.ChannelState
+W = watch.WatchState
 P, R = Role.PROVIDER, Role.REQUESTER
 
 
@@ -338,13 +349,19 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
     "a voucher that stands still": (
         R, C.OPEN, has(), channel.VoucherFrame(amount_uusd=3, memo=bytes(32), signature=bytes(65)), BAD_VOUCHER),
     "an ack for another voucher": (P, C.PAYING, has(), channel.VoucherAck(amount_uusd=5), OUT_OF_ORDER),
+    "less kept than was sent": (P, W.KEEPING, has(_sent_uusd=6), watch.WatchKept(amount_uusd=5), OUT_OF_ORDER),
+    "given again": (
+        P, W.FETCHING, has(_after=WATCHED.place), watch.WatchGiven(vouchers=(WATCHED,), more=False), OUT_OF_ORDER),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REMEMBERED)
 def test_what_a_connection_remembers(name: str) -> None:
     role, state, change, message, code = REMEMBERED[name]
-    cls = task.TaskConnection if isinstance(state, S) else channel.ChannelConnection
+    kinds: dict[type[Any], type[Connection[Any]]] = {
+        S: task.TaskConnection, C: channel.ChannelConnection, W: watch.WatchConnection
+    }  # fmt: skip
+    cls = kinds[type(state)]
 
     def made(role: Role) -> Connection[Any]:
         conn: Connection[Any] = cls(role)

@@ -18,6 +18,7 @@ from ._material import KEYS, NETWORK, NOW
 from ._merkle import merkle_vectors
 from ._negotiation import negotiation_vectors
 from ._task import task_vectors
+from ._watch import watch_vectors
 
 __all__ = ["build"]
 
@@ -32,6 +33,7 @@ def build() -> dict[Path, str]:
         "negotiation": negotiation_vectors(),
         "task": task_vectors(),
         "channel": channel_vectors(),
+        "watch": watch_vectors(),
         "merkle": merkle_vectors(),
         "dispute": dispute_vectors(),
         "evidence": evidence_vectors(),

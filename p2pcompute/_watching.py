@@ -1,0 +1,115 @@
+"""A provider's part in watchtowers: being one, and leaving vouchers with others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import trio
+
+from p2pcompute._requester import OptionError
+from p2pcompute.payments import SettlePolicy, VoucherKeeping, Watchtower
+from p2pcompute.storage import InlineExecutor, open_watch_store
+from p2pcompute_protocols import watch
+from p2pcompute_protocols.errors import LocalProtocolError
+from p2pcompute_protocols.ids import PeerId, public_key_of
+
+if TYPE_CHECKING:
+    from p2pcompute._serving import ProviderOptions
+    from p2pcompute.node import Node, NodeServices
+
+__all__ = ["serve_watching", "towers", "watched"]
+
+_MOST_WATCHED: Final = 64  # each may leave 1024 vouchers of 200 bytes
+_MOST_TOWERS: Final = 8
+
+
+def _texts(given: object, name: str, most: int) -> tuple[str, ...]:
+    if (
+        isinstance(given, str)
+        or not isinstance(given, Sequence)
+        or not all(isinstance(item, str) for item in given)
+        or len(given) > most
+    ):
+        raise OptionError(f"{name} is {given!r}; write a list of at most {most} texts")
+    return tuple(dict.fromkeys(given))
+
+
+def watched(given: object) -> tuple[str, ...]:
+    """Peers and accounts to watch for, as they are compared. Raises `OptionError`."""
+    from p2pcompute.control import parse_address
+    from p2pcompute.errors import ConfigError
+
+    found: list[str] = []
+    for text in _texts(given, "watch_for", _MOST_WATCHED):
+        try:
+            if text.startswith("0x"):
+                text = "0x" + parse_address(text).hex()
+            else:
+                public_key_of(PeerId(text))
+        except (ConfigError, LocalProtocolError) as exc:
+            raise OptionError(
+                f"watch_for names {text!r} ({exc}); write a peer ID (12D3Koo…) or an account (0x and 40 digits)"
+            ) from exc
+        found.append(text)
+    return tuple(found)
+
+
+def towers(given: object) -> tuple[str, ...]:
+    """Multiaddrs of watchtowers. Raises `OptionError`."""
+    found = _texts(given, "watchtowers", _MOST_TOWERS)
+    for text in found:
+        if not text.startswith("/") or "/p2p/" not in text:
+            raise OptionError(
+                f"watchtowers names {text!r}; write a multiaddr with its peer, such as "
+                "/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…"
+            )
+    return found
+
+
+async def serve_watching(
+    node: Node, options: ProviderOptions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> NoReturn:
+    """Be a watchtower for those that `options` name, and leave vouchers with the towers that they name, until
+    cancelled."""
+    services = node.services
+    async with AsyncExitStack() as stack:
+        tower: Watchtower | None = None
+        if options.watch_for:
+            in_memory = partial(open_watch_store, None, executor=InlineExecutor())
+            opened = (services.watch_store or in_memory)()
+            tower = Watchtower(
+                shelf=await stack.enter_async_context(opened),
+                hub=services.hub,
+                outbox=services.outbox,
+                network=node.network,
+                watch_for=options.watch_for,
+                policy=SettlePolicy(cap_uusd=0, coin_uusd=options.coin_price_uusd),
+                clock_ms=node.now_ms,
+            )
+            services.overlay.handle(watch.PROTOCOL_ID, tower.serve_watch)
+        async with trio.open_nursery() as nursery:
+            if tower is not None:
+                await nursery.start(tower.serve)
+            for address in options.watchtowers:
+                await nursery.start(_keeping(services, address).serve)
+            task_status.started()
+            await trio.sleep_forever()
+    raise AssertionError("unreachable")
+
+
+def _keeping(services: NodeServices, address: str) -> VoucherKeeping:
+    async def dial() -> Any:
+        peer = await services.overlay.connect(address)
+        return await services.overlay.open_stream(peer, watch.PROTOCOL_ID)
+
+    return VoucherKeeping(
+        ledger=services.ledger,
+        hub=services.hub,
+        binding=services.binding,
+        dial=dial,
+        peer_id=services.key.peer_id,
+        name=f"…{address[-8:]}",
+    )
