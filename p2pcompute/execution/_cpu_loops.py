@@ -13,6 +13,7 @@ import re
 from p2pcompute.execution._api import Launch
 from p2pcompute.execution._lower import Lowered
 from p2pcompute.execution._lower_block import BlockCode, BlockMemory
+from p2pcompute.execution._lower_split import is_split
 
 __all__ = ["memory", "program_text"]
 
@@ -74,7 +75,9 @@ def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
     deep = " " * (1 + dims)
     rest = f"{deep}for t_0 in range(min(d_0, e_0 - b_0 * d_0)):\n{deep} {body}"
     text = lowered.body
-    if _LOOP.search(text) or text.count("\n") > _SHORT or lowered.functions:
+    # Loads from split inputs are so short that LLVM would unroll the 16 turns, and then finds no vectors in them.
+    split = any(is_split(parameter.spec) for parameter in lowered.parameters)
+    if split or _LOOP.search(text) or text.count("\n") > _SHORT or lowered.functions:
         code += rest
     else:
         width = launch.block[0]

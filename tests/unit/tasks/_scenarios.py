@@ -115,6 +115,29 @@ def sum_and_product(total, product, x):  # type: ignore[no-untyped-def]
 
 
 @scenario
+async def an_input_goes_in_tiles_and_survives_a_worker(market: Market) -> None:
+    """One provider's worker dies at a chunk, and both lose nothing of what they hold."""
+    fragile = await market.provider(workers=market.workers(faults=WorkerFaults(dies_at=frozenset({3}))))
+    other = await market.provider()
+    requester = await market.node(connect=(fragile, other))
+    image = np.arange(48 * 80, dtype=np.float32).reshape(48, 80)
+    found = await requester.run(
+        below_and_right[(3, 5), (16, 16)],
+        p2p.out(image.shape, np.float32),
+        p2p.split(image, halo=1, edge="wrap", tile=(8, 16)),
+        chunks=15,
+    )
+    assert np.array_equal(found, np.roll(image, -1, 0) + 2 * np.roll(image, -1, 1))
+
+
+@p2p.kernel
+def below_and_right(result, x):  # type: ignore[no-untyped-def]
+    i, j = cuda.grid(2)
+    if i < result.shape[0] and j < result.shape[1]:
+        result[i, j] = x[i + 1, j] + 2.0 * x[i, j + 1]
+
+
+@scenario
 async def map_gives_every_chunk_once(market: Market) -> None:
     providers = [await market.provider() for _ in range(2)]
     requester = await market.node(connect=tuple(providers))

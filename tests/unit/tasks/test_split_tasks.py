@@ -126,7 +126,7 @@ def test_each_provider_is_sent_its_part(monkeypatch: pytest.MonkeyPatch) -> None
     async def scenario(market: Market) -> None:
         providers = [await market.provider() for _ in range(4)]
         requester = await market.node(connect=tuple(providers))
-        found = await on_the_image(requester, chunks=40, tile=(16, 48))
+        found = await on_the_image(requester, chunks=10, tile=(4, 190))
         assert np.array_equal(found, sharpened(IMAGE, "clamp"))
         split, counted.sent = sum(counted.sent.values()), {}
         x = IMAGE
