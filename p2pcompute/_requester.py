@@ -387,23 +387,24 @@ class TaskRun:
                 )
                 self._emit(Compiling())
         tolerance = tolerance_of(options.fp, options.rtol, options.atol, binding.layout.outputs)
-        async with self._worker() as worker, self._fast_worker(binding) as fast:
+        async with self._worker() as own, self._fast_worker(binding) as own_fast:
             began = trio.current_time()
             try:
                 with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):
-                    row_shapes = await self._compile(worker, binding)
-                    worker = windowed_worker(worker, binding)
+                    row_shapes = await self._compile(own, binding)
                     compile_s = trio.current_time() - began
-                    if fast is not None:
-                        await self._compile(fast, binding, fp="fast")
-                    units_per_item = await self._calibrate(worker if fast is None else fast, binding)
+                    if own_fast is not None:
+                        await self._compile(own_fast, binding, fp="fast")
+                    timed = windowed_worker(own if own_fast is None else own_fast, binding)
+                    units_per_item = await self._calibrate(timed, binding)
             except trio.TooSlowError:
                 raise TaskTimeout(
                     "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…), "
                     "or see whether a loop of it never ends. No money has moved."
                 ) from None
             cut = await self._cut(binding, units_per_item)
-            work = cut.work
+            work, worker = cut.work, windowed_worker(own, binding, cut)
+            fast = windowed_worker(own_fast, binding, cut)
             copies = 2 if options.check == "quorum" else 1
             found = await self.coordinator.candidates(
                 requirement,

@@ -14,11 +14,12 @@ from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import InputSpec, OutputSpec
 from p2pcompute.execution._split import blocks_box, window_box
 from p2pcompute.tasks._splits import SplitInputs, TiledInput, along_rows, tile_shape
-from p2pcompute.tasks._windows import array_pieces, windowed
+from p2pcompute.tasks._windows import array_pieces, tile_pieces, windowed
 from p2pcompute.tasks._work import chunk_work, row_bytes
 from p2pcompute_protocols._split import chunk_tiles
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.limits import MAX_CHUNKS
+from p2pcompute_protocols.task import HeldTiles
 from p2pcompute_protocols.work import ChunkWork, OutArg, Work, WorkArg
 
 if TYPE_CHECKING:
@@ -71,12 +72,17 @@ def _split_arguments(binding: Binding) -> dict[int, tuple[InputSpec, Split]]:
     return found
 
 
-def windowed_worker(worker: Any, binding: Binding) -> Any:
-    """Our own worker, which has compiled the kernel, with windows from the arrays that we have whole."""
+def windowed_worker(worker: Any, binding: Binding, cut: Cut | None = None) -> Any:
+    """Our own worker, which has compiled the kernel, with windows from the arrays that we have whole. Once the work is
+    cut, from their tiles, each of which is hashed again: an array that was written to meanwhile would make liars of
+    honest providers."""
     arrays = {position: value.array for position, (_, value) in _split_arguments(binding).items()}
     if worker is None or not arrays:
         return worker
-    return windowed(worker, binding.launch, binding.specs, binding.layout.items_per_block, array_pieces(arrays))
+    pieces = array_pieces(arrays)
+    if cut is not None and cut.splits is not None and isinstance(cut.work, ChunkWork):
+        pieces = tile_pieces(cut.work, HeldTiles(cut.work, cut.splits.manifests), cut.splits.tile)
+    return windowed(worker, binding.launch, binding.specs, binding.layout.items_per_block, pieces)
 
 
 def some_items(binding: Binding, rng: np.random.Generator) -> tuple[int, int]:

@@ -15,6 +15,7 @@
     │   ├── TaskRefused              the provider refused the task with a typed reason
     │   │   └── market.OrderRefused  it does not bid or does not sign
     │   ├── ChunkFailed              a chunk failed for a reason that another provider would meet as well
+    │   ├── InputChanged             a split input was written to while its task ran
     │   └── TaskTimeout              the deadline passed
     ├── tasks.LiarError              a private sample differed; the coordinator acts on it, users see `LiarCaught`
     ├── ExecutionError               a worker could not do what it was asked
@@ -62,6 +63,7 @@ __all__ = [
     "EvidenceError",
     "ExecutionError",
     "IdentityError",
+    "InputChanged",
     "InsufficientFunds",
     "KernelError",
     "KernelTypeError",
@@ -178,6 +180,10 @@ class TaskRefused(TaskError):
 
 class ChunkFailed(TaskError):
     """A chunk failed for a reason that another provider would meet as well."""
+
+
+class InputChanged(TaskError):
+    """A split input was written to while its task ran: what is sent and checked would not be what was agreed."""
 
 
 class TaskTimeout(TaskError):

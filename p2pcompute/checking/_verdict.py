@@ -217,7 +217,7 @@ async def _digest_of(found: Evidence, worker: Any, timeout_s: float) -> bytes:
         assert index is not None  # of this kind
         if work.splits:
             manifests = {position: found.blobs[arg.manifest] for position, arg in work.splits.items()}
-            pieces = tile_pieces(work, HeldTiles(work, manifests), found.blobs)
+            pieces = tile_pieces(work, HeldTiles(work, manifests), found.blobs.__getitem__)
             worker = windowed(worker, launch, specs, compiled.items_per_block, pieces)
         run = await worker.run_blocks(*work.chunk_range(index), timeout_s=timeout_s)
         return hashlib.sha256(b"".join(run.outputs)).digest()

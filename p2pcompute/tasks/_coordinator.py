@@ -16,6 +16,7 @@ from p2pcompute.errors import (
     BudgetError,
     ChainError,
     ChunkFailed,
+    InputChanged,
     InsufficientFunds,
     NoProviderError,
     OverlayError,
@@ -414,7 +415,7 @@ class Coordinator:
             state.attempts[provider] -= 1
         except LiarError:
             pass  # below, since it may come beside a cancellation, which hides it
-        except (InsufficientFunds, BudgetError, StorageError) as exc:
+        except (InsufficientFunds, BudgetError, InputChanged, StorageError) as exc:
             state.fatal = exc
         except (OrderRefused, TaskRefused) as refused:
             state.reasons[provider] = str(refused)
@@ -528,7 +529,7 @@ class Coordinator:
                 report=lie.report,
                 output=received.output,
             )
-        except ProtocolError as exc:
+        except (InputChanged, ProtocolError) as exc:
             _log.warning("evidence against %s can't be made: %s", lie.provider, exc)
             return None
         path = await self.evidence.save(link.agreement, f"chunk-{lie.index}", made)

@@ -46,6 +46,7 @@ from p2pcompute_protocols.task import (
     TaskConnection,
     TaskState,
 )
+from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import ProgramRef, ProgramWork, RoundWork, Work
 
 from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
@@ -476,10 +477,17 @@ class _Session:
             raise _RefuseError(WireCode.MALFORMED, "chunk_output_bytes does not fit what the kernel writes")
         return self.tiles.windowed(worker, launch, specs, compiled.items_per_block), int(compiled.compile_ms)
 
+    async def _hear(self) -> Record:
+        try:
+            return await self.tiles.receive(self.dialogue)
+        except RemoteProtocolError:
+            self.place.overstayed = self.place.overstayed or self.tiles.awaited
+            raise
+
     async def _read(self) -> None:
         """Take what the requester says while chunks are computed."""
         while True:
-            message = await self.tiles.receive(self.dialogue)  # `_chunks` ends a task in which nothing happens
+            message = await self._hear()  # `_chunks` ends a task in which nothing happens
             match message:
                 case Assign():
                     if len(self.queue) >= MAX_INFLIGHT_CHUNKS:

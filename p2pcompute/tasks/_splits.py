@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import trio
 
-from p2pcompute.errors import KernelTypeError
+from p2pcompute.errors import InputChanged, KernelTypeError
 from p2pcompute.execution._api import InputSpec, Launch
 from p2pcompute.execution._split import blocks_box
 from p2pcompute_protocols.errors import LocalProtocolError
@@ -144,6 +144,16 @@ class SplitInputs:
         return {position: tiled.manifest for position, tiled in self.inputs.items()}
 
     def tile(self, digest: bytes) -> bytes:
-        """The bytes of a tile. Raises `KeyError` for any other digest."""
+        """The bytes of a tile; they are those of `digest`. Raises `KeyError` for what is no tile's digest.
+
+        Raises:
+            InputChanged: the array is not what it was.
+        """
         position, number = self._places[digest]
-        return self.inputs[position].tile(number)
+        data = self.inputs[position].tile(number)
+        if hashlib.sha256(data).digest() != digest:
+            raise InputChanged(
+                f"argument {position + 1} was written to while its task ran; leave a split array alone until the task "
+                "has ended, or pass a copy"
+            )
+        return data

@@ -107,5 +107,5 @@ class TaskTiles:
         """`worker`, which has compiled the kernel, as one that gets its windows from these tiles."""
         if self._work is None or self._held is None:
             return worker
-        pieces = tile_pieces(self._work, self._held, self._content)
+        pieces = tile_pieces(self._work, self._held, self._content.__getitem__)
         return windowed(worker, launch, specs, items_per_block, pieces)

@@ -30,14 +30,14 @@ def array_pieces(arrays: Mapping[int, Array]) -> Pieces:
     return lambda position, _first: [((0,) * arrays[position].ndim, arrays[position])]
 
 
-def tile_pieces(work: ChunkWork, tiles: HeldTiles, content: Mapping[bytes, bytes]) -> Pieces:
-    """Of tiles by digest, those that the chunk has which a run begins."""
+def tile_pieces(work: ChunkWork, tiles: HeldTiles, content: Callable[[bytes], bytes]) -> Pieces:
+    """Of tiles by digest, those that the chunk has in which a run lies."""
     splits = work.splits
 
     def pieces(position: int, first_block: int) -> list[tuple[Sequence[int], Array]]:
         arg = splits[position]
         return [
-            _tile(arg, number, content[digest])
+            _tile(arg, number, content(digest))
             for (place, number), digest in tiles.of_chunk(first_block // work.blocks_per_chunk).items()
             if place == position
         ]
@@ -100,6 +100,9 @@ class WindowedWorker:
             size = np.dtype(spec.dtype).itemsize
             for low, high in box:
                 size *= high - low
-            fill = partial(fill_window, spec, box, self._pieces(position, first_block))
+            fill = partial(self._fill, position, spec, box, first_block)
             found[position] = fill() if size <= _IN_THREAD_BYTES else await trio.to_thread.run_sync(fill)
         return found
+
+    def _fill(self, position: int, spec: InputSpec, box: Box, first_block: int) -> Window:
+        return fill_window(spec, box, self._pieces(position, first_block))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -456,6 +457,11 @@ def test_refused_at_once(given: dict[str, Any], words: str) -> None:
     for bad in ([1, 2], np.float32(1), np.ones(3, np.complex64), np.ones(3, ">f4")):
         with pytest.raises(KernelTypeError, match="can't be split"):
             split(bad)
+
+
+def test_an_array_in_a_file_is_not_read_into_memory(tmp_path: Path) -> None:
+    lies = np.memmap(tmp_path / "data", np.int64, "w+", shape=(100, 10))
+    assert np.shares_memory(split(lies).array, lies)
 
 
 # Attacks: what is compiled does not test what it has proved, so whoever runs it looks at the window first.

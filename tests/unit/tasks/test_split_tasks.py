@@ -12,7 +12,7 @@ import trio
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute.checking import read_evidence
-from p2pcompute.errors import KernelTypeError
+from p2pcompute.errors import InputChanged, KernelTypeError
 from p2pcompute.node import Node
 from p2pcompute.tasks import ChunkDone, LiarCaught, TaskStarted
 from p2pcompute.tasks._link import Link
@@ -212,6 +212,27 @@ def test_what_can_not_be_cut_is_refused_before_anybody_is_asked() -> None:
             await requester.run(differences, p2p.out(4, np.int8), p2p.split(np.zeros(0, np.int8), halo=1))
         assert provider.provider is not None
         assert not provider.provider.tasks.active
+
+    in_memory(scenario)
+
+
+def test_an_array_that_is_written_to_makes_no_liar_of_anybody() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        image = IMAGE.copy()
+
+        def spoil(event: Any) -> None:
+            if isinstance(event, ChunkDone):
+                image[:] += 1
+
+        watch = Watch(spoil)
+        argument = p2p.split(image, halo=1, tile=(16, 16))
+        with pytest.raises(InputChanged, match="argument 2 was written to"):
+            await requester.run(sharpen, p2p.out(image.shape, image.dtype), argument, chunks=40, on_event=watch)
+        assert watch.of(ChunkDone)
+        assert not watch.of(LiarCaught)
+        assert np.array_equal(await on_the_image(requester, chunks=10), sharpened(IMAGE, "clamp"))
 
     in_memory(scenario)
 
