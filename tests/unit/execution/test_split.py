@@ -308,6 +308,25 @@ def test_what_is_proved_is_so(backend: CpuBackend, which: Any) -> None:
         assert np.array_equal(chunked(backend, binding, 1)[0], due)
 
 
+@pytest.mark.parametrize("tested", [True, False])
+def test_what_lies_beside_a_window_is_not_seen(tested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines have other tiles around those of a chunk. Without the test of the halo that shows."""
+    if not tested:
+        monkeypatch.setattr("p2pcompute.execution._lower_split.within", lambda reach, halo: True)
+    x, offsets = np.arange(1, 33).astype(np.int32), np.full(32, 3)
+    binding = by_data[4, 8].bind(out(32, np.int32), split(x, halo=1), offsets)
+    found = []
+    for around in (0, 7):
+        values = np.full(32, around, np.int32)
+        values[7:17] = x[7:17]  # all that the second block may load
+        rows = rows_of(binding, 8)
+        with CpuBackend() as fresh:
+            compiled = fresh.compile(binding.source, binding.launch, binding.specs)
+            compiled.run_blocks(1, 1, [Window((0,), values), offsets], rows)
+        found.append(rows[0].tobytes())
+    assert (found[0] == found[1]) == tested
+
+
 @kernel
 def unsigned(result, x, k):
     i = cuda.grid(1)

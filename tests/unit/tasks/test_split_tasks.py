@@ -12,7 +12,7 @@ import trio
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute.checking import read_evidence
-from p2pcompute.errors import InputChanged, KernelTypeError
+from p2pcompute.errors import InputChanged, KernelTypeError, P2PComputeError
 from p2pcompute.node import Node
 from p2pcompute.tasks import ChunkDone, LiarCaught, TaskStarted
 from p2pcompute.tasks._link import Link
@@ -216,7 +216,14 @@ def test_what_can_not_be_cut_is_refused_before_anybody_is_asked() -> None:
     in_memory(scenario)
 
 
-def test_an_array_that_is_written_to_makes_no_liar_of_anybody() -> None:
+@pytest.mark.parametrize("hashed", [True, False])
+def test_an_array_that_is_written_to_makes_no_liar_of_anybody(hashed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless tiles are hashed again before they are used to check others."""
+    if not hashed:
+        monkeypatch.setattr(
+            SplitInputs, "tile", lambda inputs, digest: inputs.inputs[1].tile(inputs._places[digest][1])
+        )
+
     async def scenario(market: Market) -> None:
         provider = await market.provider()
         requester = await market.node(connect=(provider,))
@@ -227,7 +234,12 @@ def test_an_array_that_is_written_to_makes_no_liar_of_anybody() -> None:
                 image[:] += 1
 
         watch = Watch(spoil)
-        argument = p2p.split(image, halo=1, tile=(16, 16))
+        argument = p2p.split(image, halo=1, tile=image.shape)  # sent once, and then used to check others
+        if not hashed:
+            with pytest.raises(P2PComputeError):
+                await requester.run(sharpen, p2p.out(image.shape, image.dtype), argument, chunks=40, on_event=watch)
+            assert [event.provider for event in watch.of(LiarCaught)] == [provider.peer_id]
+            return
         with pytest.raises(InputChanged, match="argument 2 was written to"):
             await requester.run(sharpen, p2p.out(image.shape, image.dtype), argument, chunks=40, on_event=watch)
         assert watch.of(ChunkDone)
