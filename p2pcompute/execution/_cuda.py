@@ -90,17 +90,8 @@ class CudaBackend:
             device = open_device()
         self._device = device
         compiler = self._compiler = CudaCompiler(capability or (device.capability if device is not None else (0, 0)))
-        self._namespace = helpers(
-            compiler.jit,
-            round_down=compiler.round_down,
-            round_up=compiler.round_up,
-            math_jit=compiler.jit_apart,
-            float_bits=compiler.float_bits,
-            bits_float=compiler.bits_float,
-            apart=compiler.apart,
-        )
-        self._namespace |= {"cuda": compiler.cuda, "np": np, "syncthreads": compiler.cuda.syncthreads}
-        self._namespace |= {f"atomic_{name.rstrip('_')}": compiler.atomic(name) for name in ATOMICS}
+        self._namespace = _namespace(compiler)
+        self._fast: tuple[CudaCompiler, dict[str, Any]] | None = None  # of fast mode; made when it is wanted
         self._blocks_a_launch = min(blocks_a_launch, _MOST_BLOCKS)
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._sources = AdmittedSources(_KEPT)
@@ -164,15 +155,38 @@ class CudaBackend:
         most = max(_THREADS, 1 << (launch.threads_per_block - 1).bit_length())
         text = program_text(lowered)
         types_of = [(p.dtype, p.ndim, type(p.spec).__name__) for p in lowered.parameters]
-        key = f"{most} {types_of} {[(array.dtype, array.values) for array in lowered.scratch]} {text}"
+        key = f"{source.fp} {most} {types_of} {[(array.dtype, array.values) for array in lowered.scratch]} {text}"
         program = self._programs.get(key)
         if program is None:
-            program = _Program(self._compiler, self._namespace, lowered, text, most)
+            program = _Program(*self._of_mode(source.fp), lowered, text, most)
             self._programs[key] = program
             if len(self._programs) > _KEPT:
                 self._programs.popitem(last=False)
         self._programs.move_to_end(key)
         return program, layout, lowered
+
+    def _of_mode(self, fp: str) -> tuple[CudaCompiler, dict[str, Any]]:
+        if fp != "fast":
+            return self._compiler, self._namespace
+        if self._fast is None:
+            compiler = CudaCompiler(self._compiler.capability, fast=True)
+            self._fast = compiler, _namespace(compiler)
+        return self._fast
+
+
+def _namespace(compiler: CudaCompiler) -> dict[str, Any]:
+    """The names that lowered code may use."""
+    names = helpers(
+        compiler.jit,
+        round_down=compiler.round_down,
+        round_up=compiler.round_up,
+        math_jit=compiler.jit_apart,
+        float_bits=compiler.float_bits,
+        bits_float=compiler.bits_float,
+        apart=compiler.apart,
+    )
+    names |= {"cuda": compiler.cuda, "np": np, "syncthreads": compiler.cuda.syncthreads}
+    return names | {f"atomic_{name.rstrip('_')}": compiler.atomic(name) for name in ATOMICS}
 
 
 class _Program:
@@ -211,7 +225,7 @@ class _Program:
         if found is None:
             types = self._types[entry]
             found = self._compiler.ptx(self._entries[entry], [_numba_type(kind) for kind in types], self._most[entry])
-            check_ptx(found, together=self.together)
+            check_ptx(found, together=self.together, fast=self._compiler.fast)
             due = [word for kind in types for word in _words(kind)]
             if [_SIZES.get(word, 0) for word in entry_parameters(found, entry)] != due:
                 raise ExecutionError(f"{entry} takes other parameters than it is given; numba-cuda has changed")

@@ -65,12 +65,14 @@ class CudaCompiler:
 
     Args:
         capability: (major, minor) of the device, from (7, 5) on.
+        fast: whether floats may be fused, approximated and flushed to zero. LLVM is told nothing of that, so that it
+            forgets no NaN; NVVM is.
 
     Raises:
         CudaNotInstalled: see `check_installed`.
     """
 
-    def __init__(self, capability: tuple[int, int]) -> None:
+    def __init__(self, capability: tuple[int, int], *, fast: bool = False) -> None:
         check_installed()
         # by name: numba-cuda puts its modules under numba's, where no type checker finds them
         nvvm: Any = import_module("numba.cuda.cudadrv.nvvm")
@@ -80,6 +82,7 @@ class CudaCompiler:
         if not nvvm.is_available():
             raise CudaNotInstalled(f"libNVVM does not load; {_REMEDY}")
         self.capability = capability
+        self.fast = fast
         self.cuda: Any = import_module("numba.cuda")
         self._nvvm = nvvm
         self._errors: Any = tuple(errors)
@@ -142,9 +145,11 @@ class CudaCompiler:
         return ptx.replace(entry.name, function.__name__)
 
     def _assembly(self, modules: list[str]) -> str:
-        """What NVVM makes of LLVM modules, with each operation rounded by itself."""
+        """What NVVM makes of LLVM modules; in strict mode with each operation rounded by itself."""
         arch = f"compute_{_number(self.capability)}"
-        code: bytes = self._nvvm.compile_ir(modules, arch=arch, opt=3, fma=0, ftz=0, prec_div=1, prec_sqrt=1)
+        exact = {"fma": 0, "ftz": 0, "prec_div": 1, "prec_sqrt": 1}
+        near = {"fma": 1, "ftz": 1, "prec_div": 0, "prec_sqrt": 0}
+        code: bytes = self._nvvm.compile_ir(modules, arch=arch, opt=3, **(near if self.fast else exact))
         return code.decode().strip("\0 \n") + "\n"
 
 

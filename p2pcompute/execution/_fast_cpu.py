@@ -13,7 +13,10 @@ from typing import Any, Final
 
 import numba
 
+from p2pcompute.execution._fast_math import fast_functions
+from p2pcompute.execution._lower_apart import APART
 from p2pcompute.execution._strict import helpers
+from p2pcompute.execution._strict_math_shared import bits_of_float
 
 __all__ = ["FAST", "fast_helpers"]
 
@@ -24,8 +27,8 @@ _FUSED: Final[dict[str, Any]] = {"fastmath": {"contract"}}
 
 def fast_helpers(options: dict[str, Any], *, apart: Callable[[Any], Any]) -> dict[str, Any]:
     """The names that lowered code may use, for fast mode; see `helpers`. `options` are those of strict mode."""
-    return helpers(
-        numba.njit(forceinline=True, **{**options, **FAST}),
-        math_jit=numba.njit(**{**options, **_FUSED}),
-        apart=apart,
-    )
+    fused = numba.njit(**{**options, **_FUSED})
+    names = helpers(numba.njit(forceinline=True, **{**options, **FAST}), math_jit=fused, apart=apart)
+    own = fast_functions(fused, fused(bits_of_float))
+    # Short enough for a copy at each call.
+    return names | own | {f"{name}{APART}": function for name, function in own.items()}

@@ -8,13 +8,16 @@ their rounding, two's complement, conversions, comparisons, selection, branches,
 Of a kernel whose threads work together more is allowed, and no more than it needs: the one barrier that all threads of
 a block reach, loads and stores of shared variables whose size is known, and operations on integers there whose order
 does not show. That its threads do not meet is proved before, from its text (`_block_races`).
+
+Of a kernel in fast mode floats may be fused, approximated, flushed to zero and rounded as the device likes. What could
+reach out of the kernel, or show the order of threads, is refused as ever.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from p2pcompute.errors import ExecutionError
@@ -107,6 +110,17 @@ _ALLOWED: Final = re.compile(
         ]
     )
 )
+# what a kernel adds in fast mode, modifiers for flushing left out
+_FAST: Final = re.compile(
+    "|".join(
+        [
+            rf"fma\.rn\.{_FLOAT}",
+            rf"(?:add|sub|mul)\.{_FLOAT}",
+            r"(?:div\.(?:approx|full)|(?:sqrt|rcp|rsqrt|sin|cos|ex2|lg2|tanh)\.approx)\.f32",
+            r"(?:rcp|rsqrt)\.approx\.f64",
+        ]
+    )
+)
 # what a kernel adds whose threads work together
 _SHARED: Final = re.compile(rf"(?:ld|st)\.shared(?:\.v[24])?\.{_ANY}")
 _ATOMIC: Final = re.compile(
@@ -134,18 +148,19 @@ _LABELS: Final = re.compile(r"\s*(?:[$%\w]+:\s*)*")
 _BODY: Final = re.compile(r"\.(?:entry|func)\b[^{};]*?([A-Za-z_$][\w$]*)\s*(?:\([^{};]*\))?[^{};()]*\{", re.DOTALL)
 
 
-def find_faults(ptx: str, *, together: bool = False) -> list[PtxFault]:
+def find_faults(ptx: str, *, together: bool = False, fast: bool = False) -> list[PtxFault]:
     """Every statement of a PTX module that is refused, in order.
 
     Args:
         ptx: the module.
         together: whether the threads of a block work together.
+        fast: whether it is of fast mode.
     """
     text = _blank(ptx)
     bodies, registers = set(_BODY.findall(text)), _declared(text)
     faults: list[PtxFault] = []
     for statement in _statements(text):
-        fault = _judge(statement, bodies, registers)
+        fault = _judge(_unflushed(statement) if fast else statement, bodies, registers, fast)
         if together and fault is not None and _is_of_a_block(statement, text):
             fault = None
         if fault is not None:
@@ -153,9 +168,9 @@ def find_faults(ptx: str, *, together: bool = False) -> list[PtxFault]:
     return faults
 
 
-def check_ptx(ptx: str, *, together: bool = False) -> None:
+def check_ptx(ptx: str, *, together: bool = False, fast: bool = False) -> None:
     """Raises `PtxRefused` for a module that holds a refused statement; names the first of them."""
-    faults = find_faults(ptx, together=together)
+    faults = find_faults(ptx, together=together, fast=fast)
     if faults:
         first = faults[0]
         more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -264,7 +279,15 @@ def _function_around(ptx: str, at: int) -> str:
     return ptx[first : min((head for head in heads if head > at), default=len(ptx))]
 
 
-def _judge(statement: _Statement, bodies: set[str], registers: set[str]) -> PtxFault | None:
+def _unflushed(statement: _Statement) -> _Statement:
+    """The same of an instruction without its modifier for flushing subnormal numbers."""
+    if statement.text.startswith("."):
+        return statement
+    opcode, space, operands = statement.text.partition(" ")
+    return replace(statement, text=opcode.replace(".ftz", "") + space + operands)
+
+
+def _judge(statement: _Statement, bodies: set[str], registers: set[str], fast: bool) -> PtxFault | None:
     text = statement.text
 
     def fault(rule: str) -> PtxFault:
@@ -282,6 +305,8 @@ def _judge(statement: _Statement, bodies: set[str], registers: set[str]) -> PtxF
         return fault("communication")
     if _HALF.match(opcode):
         return fault("half")
+    if fast and _FAST.fullmatch(opcode):
+        return None
     if _APPROXIMATE.match(opcode):
         return fault("approximate")
     if "ftz" in modifiers:
