@@ -277,17 +277,23 @@ class ChannelOut:
         async with self._lock:
             pause_s = _RETRY_FIRST_S
             attempt = 0
+            known: ChannelOutView | None = None  # as of the last ack
             while attempt < MAX_ATTEMPTS:
                 attempt += 1
-                row = await self._row()
+                row, known = (await self._row() if known is None else known), None
                 held = max(row.acked_uusd, row.claimed_uusd)
                 if max(row.accepted_uusd, row.voucher_uusd) <= held:
                     return held
                 try:
                     # The sync comes before the signature: it may show a voucher that a restored backup has lost.
-                    dialogue = self._dialogue if self._dialogue is not None else await self._open()
-                    row = await self._sign(memo)
+                    dialogue = self._dialogue
+                    if dialogue is None:
+                        dialogue = await self._open()
+                        row = await self._row()
+                    row = await self._sign(row, memo)
                     refusal = await self._offer(dialogue, row)
+                    if refusal is None:
+                        known = await self._payer.ledger.ack_voucher(self.id, amount_uusd=row.voucher_uusd)
                 except trio.Cancelled:
                     # The answer may still come on this stream; the next payment opens a new one and syncs.
                     with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
@@ -318,14 +324,13 @@ class ChannelOut:
         row = await ledger.channel_out(self.id)
         return row if row is not None else await ledger.open_channel_out(self.id, payee=self.payee, peer=self.peer)
 
-    async def _sign(self, memo: bytes) -> ChannelOutView:
+    async def _sign(self, row: ChannelOutView, memo: bytes) -> ChannelOutView:
         payer = self._payer
 
         def sign(amount_uusd: int) -> tuple[bytes, bytes]:
             voucher = Voucher(channel=self.id, amount_uusd=amount_uusd, memo=memo)
             return memo, payer.wallet.sign_digest(voucher_digest(payer.domain, voucher))
 
-        row = await self._row()
         if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
             await self._wait_funded(row.accepted_uusd)
             row = await self._row()
@@ -355,7 +360,6 @@ class ChannelOut:
                 return answer
             if not isinstance(answer, VoucherAck):
                 raise RemoteProtocolError("the stream ended", code=WireCode.OUT_OF_ORDER)
-        await self._payer.ledger.ack_voucher(self.id, amount_uusd=row.voucher_uusd)
         return None
 
     async def _open(self) -> Dialogue:

@@ -73,6 +73,9 @@ class ChannelsMixin:
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
+    async def _look(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
     # Incoming: we are the payee
 
     def _open_in(self, tx: Transaction, channel: ChannelId, payer: Address, signer: Address, peer: PeerId) -> None:
@@ -86,7 +89,7 @@ class ChannelsMixin:
             row = tx.one(f"{_IN} WHERE channel = :channel", channel=channel)
             return None if row is None else _in(row)
 
-        return await self._read(work)
+        return await self._look(work)
 
     async def channels_in(self) -> list[ChannelInRow]:
         """All incoming channels."""
@@ -99,7 +102,7 @@ class ChannelsMixin:
             rows = tx.all(f"{_IN} WHERE peer = :peer OR channel = :channel", peer=peer, channel=channel)
             return sum(_in(row).unpaid_pusd for row in rows)
 
-        return await self._read(work)
+        return await self._look(work)
 
     async def work_since_pusd(self, peer: PeerId, channel: ChannelId, *, since_ms: int) -> int:
         """What was receipted for a peer, and on `channel`, under agreements that ran at `since_ms` or later: no less
@@ -212,7 +215,7 @@ class ChannelsMixin:
             row = tx.one(f"{_OUT} WHERE channel = :channel", channel=channel)
             return None if row is None else _out(row)
 
-        return await self._read(work)
+        return await self._look(work)
 
     async def channels_out(self) -> list[ChannelOutRow]:
         """All outgoing channels."""
@@ -266,10 +269,10 @@ class ChannelsMixin:
         if lost_uusd > 0:
             tx.emit("accepted_rebased", channel=row.channel, pusd=lost_uusd * PUSD_PER_UUSD)
 
-    async def ack_voucher(self, channel: ChannelId, *, amount_uusd: int) -> None:
+    async def ack_voucher(self, channel: ChannelId, *, amount_uusd: int) -> ChannelOutRow:
         """The payee said that it holds a voucher of this amount; an amount above our highest is ignored."""
 
-        def work(tx: Transaction) -> None:
+        def work(tx: Transaction) -> ChannelOutRow:
             row = need_out(tx, channel)
             if row.acked_uusd < amount_uusd <= row.voucher_uusd:
                 tx.emit(
@@ -279,8 +282,10 @@ class ChannelsMixin:
                     peer=row.peer,
                     gained_uusd=amount_uusd - row.acked_uusd,
                 )
+                row = need_out(tx, channel)
+            return row
 
-        await self._write(work)
+        return await self._write(work)
 
     async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutRow:
         """What the chain says about an outgoing channel. More claimed than this ledger has signed for (a restored

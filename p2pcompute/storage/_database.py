@@ -111,6 +111,7 @@ class Database:
             )
         self.path = path
         self._failed = ""
+        self._looks: sqlite3.Connection | None = None
         if path is not None:
             _make_private(path)
         # isolation_level None: transactions are begun and ended here, and nowhere behind our back.
@@ -210,6 +211,23 @@ class Database:
 
         return self._guard(run)
 
+    def look(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work`, a query or few by key, on a connection of its own: it sees what is committed, and waits for no
+        transaction that is being written meanwhile. Only for a file, and only in one thread.
+
+        Raises:
+            LedgerFailed, LedgerCorrupt, StorageError: as `read`.
+        """
+        if self._failed:
+            raise LedgerFailed(self._failed)
+        try:
+            if self._looks is None:
+                self._looks = sqlite3.connect(str(self.path), isolation_level=None, check_same_thread=False)
+                self._looks.execute("PRAGMA query_only = on")
+            return work(Transaction(self._looks, 0))
+        except sqlite3.Error as exc:
+            raise self._translate(exc) from exc
+
     def _guard(self, work: Callable[[], T]) -> T:
         if self._failed:
             raise LedgerFailed(self._failed)
@@ -248,9 +266,16 @@ class Database:
             return LedgerFailed(self._failed)
         return StorageError(f"the ledger {where}: {exc}")
 
+    def close_looks(self) -> None:
+        """Close the connection of `look`, in the thread that had it; a later `look` opens another."""
+        if self._looks is not None:
+            self._looks.close()
+            self._looks = None
+
     def close(self) -> None:
         """Close the file. Safe to call twice."""
         self._failed = self._failed or "the ledger is closed"
+        self.close_looks()
         self.connection.close()
 
 

@@ -121,9 +121,16 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         return await self._executor(lambda: self._database.read(work))
 
+    async def _look(self, work: Callable[[Transaction], T]) -> T:
+        if self._database.path is None:
+            return await self._read(work)
+        await trio.lowlevel.checkpoint()
+        return self._database.look(work)
+
     async def aclose(self) -> None:
         """Close the file and release the lock; waits for a call under way. Safe to call twice."""
         with trio.CancelScope(shield=True):
+            self._database.close_looks()
             await self._executor(self._database.close)
         if self._lock is not None:
             self._lock.release()
@@ -202,7 +209,7 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
 
     async def agreement(self, task: TaskId) -> AgreementRow | None:
         """One agreement."""
-        return await self._read(lambda tx: _agreement(tx.one(f"{_AGREEMENT} WHERE task = :task", task=task)))
+        return await self._look(lambda tx: _agreement(tx.one(f"{_AGREEMENT} WHERE task = :task", task=task)))
 
     async def open_agreements(self) -> list[AgreementRow]:
         """Those whose task has not ended: what to take up, or to fail, after a restart."""
@@ -270,7 +277,7 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
             )
             return None if row is None else bytes(row[0])
 
-        return await self._read(work)
+        return await self._look(work)
 
     async def accept_work(self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int) -> int:
         """Requester: receipts whose sample matched, in one transaction; they count towards the next voucher.

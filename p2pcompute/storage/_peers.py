@@ -31,6 +31,9 @@ class PeersMixin:
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
+    async def _look(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
     async def peer(self, peer: PeerId) -> PeerRow | None:
         """What is remembered of a peer; None for a stranger."""
 
@@ -38,7 +41,7 @@ class PeersMixin:
             row = tx.one(f"{_PEER} WHERE peer = :peer", peer=peer)
             return None if row is None else PeerRow(**dict(zip(PeerRow.__dataclass_fields__, row, strict=True)))
 
-        return await self._read(work)
+        return await self._look(work)
 
     async def peers(self) -> list[PeerRow]:
         """All peers that we have dealt with."""

@@ -1,0 +1,283 @@
+"""Vouchers a second, restarts, and gas: what paying costs. Prints a table, or JSON.
+
+    python benchmarks/payments.py [--quick] [--json] [--write] [--directory DIR]
+
+Everything is the product's own: payers, payees and ledgers as nodes have them, on a model of the hub, over socket
+pairs. The ledgers lie in `--directory` (the system's temporary one unless given); what its disk takes for a sync bounds
+a single channel, so that is measured too. Each row is run three times and the best counts. `--write` puts the figures
+into docs/benchmarks/payments.md and benchmarks/results/payments.json; `make bench-payments` does that. `--quick` is
+for tests: no figure of it means anything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import coincurve
+import trio
+from payments_gas import gas
+from payments_page import page
+from payments_world import Provider, Requester, open_pair, open_provider, open_requester, restart_s, signer_s
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "payments.json"
+PAGE = HERE.parent / "docs" / "benchmarks" / "payments.md"
+ROUNDS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One line: what, how much, and what it has to reach; `least` says whether that is a lower bound."""
+
+    figure: str
+    value: float
+    unit: str
+    reach: float | None = None
+    ok: bool | None = None
+    least: bool = False
+
+
+def at_least(name: str, value: float, unit: str, reach: float | None = None) -> Figure:
+    """The more the better."""
+    rounded = float(f"{value:.3g}")
+    return Figure(
+        figure=name, value=rounded, unit=unit, reach=reach, ok=None if reach is None else rounded >= reach, least=True
+    )
+
+
+def at_most(name: str, value: float, unit: str, reach: float | None = None, *, digits: int = 3) -> Figure:
+    """The less the better."""
+    rounded = float(f"{value:.{digits}g}")
+    return Figure(figure=name, value=rounded, unit=unit, reach=reach, ok=None if reach is None else rounded <= reach)
+
+
+def say(what: str) -> None:
+    """Progress."""
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
+    sys.stderr.flush()
+
+
+def best(rounds: int, measure: Callable[[Path], Awaitable[float]], directory: Path) -> float:
+    """The least time of several rounds, each in a directory of its own."""
+    times = []
+    for number in range(rounds):
+        place = directory / f"round {number}"
+        place.mkdir()
+        times.append(trio.run(measure, place))
+        shutil.rmtree(place)
+    return min(times)
+
+
+def sync_ms(directory: Path, count: int) -> float:
+    """The median time of writing 12 KiB at a file's end and syncing it, as a commit does."""
+    times = []
+    with (directory / "probe").open("wb", buffering=0) as file:
+        for _ in range(count):
+            began = time.perf_counter()
+            file.write(bytes(12_288))
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - began)
+    (directory / "probe").unlink()
+    return sorted(times)[count // 2] * 1000
+
+
+def vouchers(options: argparse.Namespace, directory: Path) -> Iterator[Figure]:
+    """Signed, sent, checked, stored."""
+    quick, rounds = options.quick, options.rounds
+    single, channels, each = (5, 3, 2) if quick else (400, 50, 60)
+
+    async def sequence(place: Path) -> float:
+        async with open_pair(place, channels=1) as (requester, provider):
+            return await _in_sequence(requester, provider, single)
+
+    async def bare_sequence(place: Path) -> float:
+        async with open_provider(place, channels=1) as provider:
+            return await provider.take_presigned(single)
+
+    async def parallel(place: Path) -> float:
+        async with open_pair(place, channels=channels) as (requester, provider):
+            return await _in_parallel(requester, provider, each)
+
+    async def bare_parallel(place: Path) -> float:
+        async with open_provider(place, channels=channels) as provider:
+            return await provider.take_presigned(each)
+
+    say(f"one channel in sequence, {single} vouchers, {rounds} rounds")
+    yield at_least(
+        "one channel in sequence, both ledgers", single / best(rounds, sequence, directory), "vouchers/s", 1_000
+    )
+    yield at_least(
+        "the same, provider's side alone", single / best(rounds, bare_sequence, directory), "vouchers/s"
+    )
+    say(f"{channels} channels at once, {each} vouchers each, {rounds} rounds")
+    total = channels * each
+    yield at_least(
+        f"{channels} channels at once, provider's side alone",
+        total / best(rounds, bare_parallel, directory),
+        "vouchers/s",
+        5_000,
+    )
+    yield at_least(
+        f"{channels} channels at once, both ledgers, in one process",
+        total / best(rounds, parallel, directory),
+        "vouchers/s",
+    )
+
+
+async def _in_sequence(requester: Requester, provider: Provider, count: int) -> float:
+    spent = 0.0
+    for number in range(count):
+        await requester.accept(0, number)
+        began = time.perf_counter()
+        paid = await requester.pay(0)
+        spent += time.perf_counter() - began
+        if paid != number + 1:
+            raise AssertionError(f"{paid} are paid after {number + 1} chunks")
+    await provider.check([count])
+    return spent
+
+
+async def _in_parallel(requester: Requester, provider: Provider, each: int) -> float:
+    channels = len(provider.accounts)
+
+    async def pay(at: int) -> None:
+        for number in range(each):
+            await requester.accept(at, number)
+            await requester.pay(at)
+
+    began = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for at in range(channels):
+            nursery.start_soon(pay, at)
+    spent = time.perf_counter() - began
+    await provider.check([each] * channels)
+    return spent
+
+
+def crowd(options: argparse.Namespace, directory: Path) -> Iterator[Figure]:
+    """Many payers, each with a ledger of its own, and one provider: to the last micro-USD."""
+    payers, each = (3, 2) if options.quick else (50, 100)
+    say(f"{payers} payers, {each} vouchers each")
+
+    async def measure(place: Path) -> float:
+        async with open_provider(place / "provider", channels=0) as provider, trio.open_nursery() as nursery:
+            ready = []
+            for number in range(payers):
+                requester = await nursery.start(open_requester, place / str(number), number, provider)
+                ready.append(requester)
+
+            async def pay(requester: Requester) -> None:
+                for number in range(each):
+                    await requester.accept(0, number)
+                    await requester.pay(0)
+
+            began = time.perf_counter()
+            async with trio.open_nursery() as work:
+                for requester in ready:
+                    work.start_soon(pay, requester)
+            spent = time.perf_counter() - began
+            await provider.check([each] * payers)  # raises where one balance is off by one
+            nursery.cancel_scope.cancel()
+        return spent
+
+    spent = best(1, measure, directory)
+    yield Figure(
+        figure=f"{payers} payers × {each} vouchers to one provider at once: balances that are exact",
+        value=float(payers),
+        unit="payers",
+        reach=float(payers),
+        ok=True,
+        least=True,
+    )
+    yield at_least("the same, each payer with a ledger of its own", payers * each / spent, "vouchers/s")
+
+
+def restart(options: argparse.Namespace, directory: Path) -> Iterator[Figure]:
+    """A provider with many channels starts again."""
+    channels = 50 if options.quick else 10_000
+    say(f"restart with {channels} channels")
+    place = directory / "restart"
+    yield at_most(
+        f"restart with {channels:,} channels in the ledger, to the first answer on one of them",
+        trio.run(restart_s, place, channels, options.rounds),
+        "s",
+        2.0,
+    )
+    shutil.rmtree(place)
+
+
+def signatures(options: argparse.Namespace) -> Iterator[Figure]:
+    """What one core signs and checks."""
+    say("signatures")
+    sign, recover, verify = signer_s(20 if options.quick else 2_000)
+    yield at_least("vouchers signed by one core", 1 / sign, "/s")
+    yield at_least("vouchers checked by one core: the signer recovered", 1 / recover, "/s")
+    yield at_least("the same, with the signer's key known", 1 / verify, "/s")
+
+
+def processor() -> str:
+    """The processor's name, as Linux has it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def main() -> None:
+    """Measure, print, and write where asked to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few vouchers, for tests")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--write", action="store_true", help="write the page and the results")
+    parser.add_argument("--directory", type=Path, default=None, help="where the ledgers lie meanwhile")
+    options = parser.parse_args()
+    options.rounds = 1 if options.quick else ROUNDS
+    began, load = time.perf_counter(), os.getloadavg()[0]
+    directory = Path(tempfile.mkdtemp(prefix="p2pcompute-payments-", dir=options.directory))
+    try:
+        figures = [
+            at_most("writing 12 KiB and syncing it, median", sync_ms(directory, 20 if options.quick else 300), "ms"),
+            *signatures(options),
+            *vouchers(options, directory),
+            *crowd(options, directory),
+            *restart(options, directory),
+            *(at_most(name, value, "gas", reach, digits=6) for name, value, reach in gas(say)),
+        ]
+    finally:
+        shutil.rmtree(directory)
+    machine = (
+        f"{processor()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, SQLite "
+        f"{sqlite3.sqlite_version}, coincurve {coincurve.__version__ if hasattr(coincurve, '__version__') else ''}; "
+        f"load average at the start {load:.1f}, {time.perf_counter() - began:.0f} s"
+    )
+    entries = [asdict(one) for one in figures]
+    if options.write:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(page(entries, machine))
+    if options.json:
+        sys.stdout.write(json.dumps(entries, ensure_ascii=False) + "\n")
+    else:
+        for one in figures:
+            bound = "at least" if one.least else "at most"
+            held = "" if one.reach is None else f"  ({bound} {one.reach:g}: {'yes' if one.ok else 'NO'})"
+            sys.stdout.write(f"{one.value:10g} {one.unit:10} {one.figure}{held}\n")
+
+
+if __name__ == "__main__":
+    main()
