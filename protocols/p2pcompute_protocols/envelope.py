@@ -23,7 +23,7 @@ from .errors import LocalProtocolError, WireCode
 from .ids import Digest, PeerId, peer_id_from_bytes, peer_id_to_bytes, public_key_of
 from .limits import MAX_ENVELOPE_BYTES, MAX_NAME
 
-__all__ = ["Envelope", "Signer", "open_envelope", "seal"]
+__all__ = ["Envelope", "Signer", "is_signed", "open_envelope", "seal"]
 
 _ALG, _KID, _TYP, _NETWORK = 1, 4, 16, -65537
 _EDDSA: Final = -8
@@ -151,10 +151,20 @@ def open_envelope(
         raise LocalProtocolError(f"signed by {who}, not by {signer}", code=WireCode.WRONG_PEER)
     if protected != _protected(kind, network, kid):
         raise LocalProtocolError("the protected header is not in its deterministic form")
+    if not is_signed(_sig_structure(protected, external_aad, payload), signature, public_key_of(who)):
+        raise LocalProtocolError("the signature does not verify", code=WireCode.BAD_SIGNATURE)
+    return Envelope(kind=kind, network=network, signer=who, payload=payload, raw=raw)
+
+
+def is_signed(message: bytes, signature: bytes, public_key: bytes) -> bool:
+    """Whether `signature` is an Ed25519 signature (RFC 8032) of 64 bytes over `message` by a key of 32 bytes.
+
+    libsodium's check is strict: one encoding of S and R, no key or R of small order.
+    """
     try:
         if len(signature) != nacl.bindings.crypto_sign_BYTES:
-            raise nacl.exceptions.BadSignatureError
-        nacl.bindings.crypto_sign_open(signature + _sig_structure(protected, external_aad, payload), public_key_of(who))
+            return False
+        nacl.bindings.crypto_sign_open(signature + message, public_key)
     except (nacl.exceptions.BadSignatureError, ValueError):
-        raise LocalProtocolError("the signature does not verify", code=WireCode.BAD_SIGNATURE) from None
-    return Envelope(kind=kind, network=network, signer=who, payload=payload, raw=raw)
+        return False
+    return True
