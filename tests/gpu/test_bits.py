@@ -144,7 +144,8 @@ def test_random_kernels(cpu: CpuBackend, gpu: CudaBackend, seed: int) -> None:
 def test_mathematical_functions_have_their_digests(gpu: CudaBackend, dtype: str) -> None:
     x, y = golden.golden_operands(dtype)
     shape = (golden.COUNT, len(golden.FUNCTIONS))
-    args = [OutputSpec(dtype=dtype, shape=shape), *(InputSpec(dtype=dtype, shape=x.shape) for _ in range(2))]
+    args: list[ArgSpec] = [OutputSpec(dtype=dtype, shape=shape)]
+    args += [InputSpec(dtype=dtype, shape=x.shape) for _ in range(2)]
     launch = Launch(grid=(golden.COUNT // 128, 1, 1), block=(128, 1, 1), dims=1)
     rows = np.zeros(shape, dtype)
     gpu.compile(golden.SOURCE, launch, args).run_blocks(0, launch.blocks, [x, y], [rows])

@@ -118,7 +118,7 @@ def test_an_endless_kernel_is_killed_and_the_gpu_is_free_again(program: WorkerPr
                 with pytest.raises(WorkerTimeout):
                     await session.run_blocks(0, 1, timeout_s=1.0)
                 began = time.monotonic()
-            print(f"an endless kernel's process was gone {time.monotonic() - began:.3f} s after its time")
+            print(f"an endless kernel's process was gone {time.monotonic() - began:.3f} s after its time")  # noqa: T201  a figure for whoever runs it
             assert not os.path.exists(f"/proc/{pid}")  # noqa: ASYNC240
             async with pool.session() as session:
                 binding = steps[4, 32].bind(p2p.out(128, np.uint64), 3)
@@ -143,12 +143,12 @@ def test_memory_holds_nothing_when_it_is_given(device: CudaDevice) -> None:
 def test_device_time_and_energy_are_counted(program: WorkerProgram) -> None:
     async def main() -> None:
         async with open_pool(spare=0, program=program) as pool:
-            print(f"{await measure_score(pool)}")
+            print(f"{await measure_score(pool)}")  # noqa: T201  a figure for whoever runs it
             async with pool.session() as session:
                 binding = steps[1 << 14, 256].bind(p2p.out(1 << 22, np.uint64), 20_000)
                 await session.compile(binding.source, binding.launch, binding.specs, {})
                 result = await session.run_blocks(0, 1 << 14, timeout_s=240)
-        print(f"wall {result.wall_ns} ns, device {result.device_ns} ns, energy {result.energy_mj} mJ")
+        print(f"wall {result.wall_ns} ns, device {result.device_ns} ns, energy {result.energy_mj} mJ")  # noqa: T201  a figure for whoever runs it
         assert 0 < result.device_ns <= result.wall_ns
         assert result.energy_mj is None if program.energy is None else (result.energy_mj or 0) >= 0
 

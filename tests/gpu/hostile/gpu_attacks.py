@@ -15,7 +15,7 @@ from p2pcompute.execution._worker_warmup import warm_cuda_backend
 
 ATTACKS: dict[str, Callable[[], object]] = {
     "read /etc/passwd": lambda: open("/etc/passwd").close(),
-    "read the home": lambda: os.listdir(os.path.expanduser("~root")),
+    "look into homes": lambda: os.listdir("/home"),
     "make a file": lambda: open("/tmp/p2pcompute-gpu-attack", "w").close(),
     "write to a device that is not its own": lambda: os.open("/dev/full", os.O_WRONLY),
     "list other processes": lambda: open(f"/proc/{os.getppid()}/cmdline").close(),
