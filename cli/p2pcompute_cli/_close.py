@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ._money import _Asker, _day, _options, _show_wallet
+from ._money import Place, _Asker, _day, _options, _show_wallet
 from ._shared import json_line, usd
 
 __all__ = ["close"]
@@ -18,9 +18,9 @@ __all__ = ["close"]
 @click.argument("channel")
 @click.option("--yes", is_flag=True, help="do not ask")
 @_options
-def close(channel: str, profile: str, network: str, chain: str | None, yes: bool, as_json: bool, debug: bool) -> None:
+def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_json: bool, debug: bool) -> None:
     """Close the payment CHANNEL, named by the first 8 digits of its ID or more."""
-    asker = _Asker(profile, network, chain, as_json=as_json, debug=debug)
+    asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     asker.confirm(f"channel {channel} is closed", asker("/wallet"), yes=yes)
     answer = asker("/close", "POST", channel=channel)
     if as_json:

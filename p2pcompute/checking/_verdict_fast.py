@@ -72,7 +72,7 @@ async def hold_against(found: Evidence, worker: Any, *, timeout_s: float) -> Hel
         runner = worker
         if work.splits:
             manifests = {position: found.blobs[arg.manifest] for position, arg in work.splits.items()}
-            pieces = tile_pieces(work, HeldTiles(work, manifests), found.blobs)
+            pieces = tile_pieces(work, HeldTiles(work, manifests), found.blobs.__getitem__)
             runner = windowed(worker, launch, specs, compiled.items_per_block, pieces)
         run = await runner.run_blocks(first, blocks, timeout_s=timeout_s)
         return b"".join(run.outputs)

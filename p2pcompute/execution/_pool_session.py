@@ -94,6 +94,7 @@ class WorkerSession:
         self._why_dead = ""
         self._launch: Launch | None = None
         self._outputs: list[OutputSpec] = []
+        self._plan: tuple[int, bool, ipc.Layout] | None = None
         self._rows: tuple[tuple[int, ...], ...] = ()
         self._arena: Arena | None = None
         self._windows = SessionWindows(limits.input_bytes)
@@ -165,7 +166,7 @@ class WorkerSession:
                     os.close(fd)
             outputs = [spec for spec in args if isinstance(spec, OutputSpec)]
             self._rows, self._items = self._check_rows(packet, outputs, launch)
-            self._outputs = outputs
+            self._outputs, self._plan = outputs, None
             self._windows.expect(args)
             self._launch = launch
             return CompileInfo(
@@ -208,7 +209,7 @@ class WorkerSession:
                 raise ValueError(
                     f"blocks {first_block} to {first_block + blocks} lie outside a launch of {launch.blocks}"
                 )
-            plan = ipc.layout(self._outputs, self._rows, blocks * self._items, with_ids=False)
+            plan = self._layout(blocks * self._items, with_ids=False)
             await self._give_windows(windows, timeout_s)
             return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s, progress)
         finally:
@@ -229,7 +230,7 @@ class WorkerSession:
                 raise ValueError("threads must be a one-dimensional int64 array that is not empty")
             if int(threads.min()) < 0 or int(threads.max()) >= launch.blocks * self._items:
                 raise ValueError(f"a thread id lies outside a launch of {launch.blocks * self._items}")
-            plan = ipc.layout(self._outputs, self._rows, int(threads.size), with_ids=True)
+            plan = self._layout(int(threads.size), with_ids=True)
             await self._give_windows(windows, timeout_s)
             return await self._run(ipc.RUN_THREADS, [int(threads.size)], plan, threads.tobytes(), timeout_s)
         finally:
@@ -239,6 +240,12 @@ class WorkerSession:
         packet = await self._windows.put(windows or {})
         if packet is not None:
             await self._exchange(ipc.WINDOWS, *packet, timeout_s=timeout_s)
+
+    def _layout(self, items: int, *, with_ids: bool) -> ipc.Layout:
+        """Where things lie in a run's arena; chunks of a task are alike, so that the last one mostly serves again."""
+        if self._plan is None or self._plan[:2] != (items, with_ids):
+            self._plan = (items, with_ids, ipc.layout(self._outputs, self._rows, items, with_ids=with_ids))
+        return self._plan[2]
 
     async def _run(
         self,

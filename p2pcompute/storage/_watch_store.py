@@ -6,11 +6,11 @@ second must not make ours grow.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -21,6 +21,8 @@ from ._database import Database, Transaction
 from ._executor import Executor, ThreadExecutor
 
 __all__ = ["WatchStore", "WatchedRow", "open_watch_store"]
+
+T = TypeVar("T")
 
 _V1: Final = """
 CREATE TABLE watched (
@@ -92,7 +94,14 @@ class WatchStore:
             )
             return uusd
 
-        return await self._executor(lambda: self._database.write(work, 0))
+        return await self._write(work)
+
+    async def _write(self, work: Callable[[Transaction], T]) -> T:
+        outcome = (await self._executor(lambda: self._database.write_all([work], 0)))[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        result: T = outcome
+        return result
 
     @staticmethod
     def _count(tx: Transaction, account: Address) -> int:
@@ -136,7 +145,7 @@ class WatchStore:
                 {"account": account, "payer": payer, "signer": signer, "uusd": up_to_uusd},
             )
 
-        await self._executor(lambda: self._database.write(work, 0))
+        await self._write(work)
 
     async def aclose(self) -> None:
         """Close the file; waits for a call under way."""

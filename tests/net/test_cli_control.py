@@ -295,7 +295,7 @@ def test_metrics_are_prometheus_text() -> None:
     assert values["p2pcompute_provider_tasks"] == 1
     assert values["p2pcompute_provider_cpu_seconds_total"] == 2.5
     assert "p2pcompute_provider_device_joules_total" not in values
-    status["provider"]["used"] |= {"device_ns": 1_500_000_000, "energy_mj": 7_250}
+    status["provider"]["used"] = {"cpu_ns": 0, "wall_ns": 0, "device_ns": 1_500_000_000, "energy_mj": 7_250}
     on_device = metrics_text(status)
     assert "\np2pcompute_provider_device_seconds_total 1.5\n" in on_device
     assert "\np2pcompute_provider_device_joules_total 7.25\n" in on_device

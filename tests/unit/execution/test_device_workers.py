@@ -194,7 +194,7 @@ def test_device_time_and_energy_come_with_the_result() -> None:
             for _ in range(2):
                 result = await session.run_blocks(0, 1, timeout_s=60)
                 assert (result.device_ns, result.energy_mj) == (1_000, 700)
-            assert result.wall_ns > 0
+                assert result.wall_ns > 0
         async with worker("Tick", energy=lambda: None) as session:
             assert (await session.run_blocks(0, 1, timeout_s=60)).energy_mj is None
         async with worker("Tick", access=None) as session:
