@@ -40,8 +40,8 @@ def split(array: Any, *, halo: int | Sequence[int] = 0, edge: str = "zero", tile
     output's do; the others are whole (docs/strict.md, section 14).
 
     Args:
-        array: a NumPy array, or what lies in a file (`numpy.memmap`). It is not copied: a task under which it is written
-            to ends with `InputChanged`.
+        array: a NumPy array, or what lies in a file (`numpy.memmap`). It is not copied: where it is written to while
+            its task runs, that ends with `InputChanged`.
         halo: how far from its own place a thread loads: one number, or one for each axis.
         edge: what it finds beyond the array: "zero" zeros, "clamp" the nearest element, "wrap" the other side.
         tile: lengths of a tile along each axis; chosen where None.

@@ -18,7 +18,7 @@ from p2pcompute.tasks._windows import array_pieces, tile_pieces, windowed
 from p2pcompute.tasks._work import chunk_work, row_bytes
 from p2pcompute_protocols._split import chunk_tiles
 from p2pcompute_protocols.errors import LocalProtocolError
-from p2pcompute_protocols.limits import MAX_CHUNKS
+from p2pcompute_protocols.limits import MAX_CHUNK_TILES, MAX_CHUNKS, MAX_HELD_TILE_BYTES, MAX_WINDOW_BYTES
 from p2pcompute_protocols.task import HeldTiles
 from p2pcompute_protocols.work import ChunkWork, OutArg, Work, WorkArg
 
@@ -170,6 +170,8 @@ def _with_splits(work: ChunkWork, tiled: dict[int, TiledInput]) -> tuple[WorkArg
 
 async def _most_tile_bytes(work: ChunkWork) -> tuple[int, LocalProtocolError | None]:
     """What the tiles of a chunk come to at most, over all chunks; or why the first is over a bound."""
+    if (bound := _bound(work)) is not None:
+        return bound, None
     most, splits = 0, work.splits
     for index in range(work.chunks):
         if index % _CHUNKS_A_TURN == 0:
@@ -180,3 +182,36 @@ async def _most_tile_bytes(work: ChunkWork) -> tuple[int, LocalProtocolError | N
             return most, exc
         most = max(most, sum(splits[position].tile_bytes(number) for position, number in found))
     return most, None
+
+
+def _bound(work: ChunkWork) -> int | None:
+    """At most so many bytes of tiles a chunk, all within the bounds of the protocol; None where that is not seen
+    without looking at each. Chunks that are a part of a row of blocks, whole rows or whole planes are all alike."""
+    gx, gy, gz = work.launch.grid
+    blocks = min(work.blocks_per_chunk, work.launch.blocks)
+    if gx % blocks == 0 or gy * gz == 1:
+        size = (blocks, 1, 1)
+    elif blocks % gx == 0 and (gz == 1 or gy % (blocks // gx) == 0):
+        size = (gx, blocks // gx, 1)
+    elif blocks % (gx * gy) == 0:
+        size = (gx, gy, blocks // (gx * gy))
+    else:
+        return None
+    total = window = several = 0
+    for arg in work.splits.values():
+        tiles = 1
+        read = arg.item_bytes
+        for axis, (length, tile) in enumerate(zip(arg.shape, arg.tile, strict=True)):
+            if axis < len(arg.axes):
+                grid = arg.axes[axis]
+                span = size[grid] * work.launch.block[grid] + 2 * arg.halo[axis]
+                read *= span
+                # It begins anywhere in a tile; where it wraps around, anywhere in the last one as well.
+                tiles *= min(-(-length // tile), -(-(span - 1) // tile) + (2 if arg.edge == "wrap" else 1))
+            else:
+                read *= length
+                tiles *= -(-length // tile)
+        window += read
+        several += tiles
+        total += tiles * arg.tile_bytes(0)
+    return total if several <= MAX_CHUNK_TILES and total <= MAX_HELD_TILE_BYTES and window <= MAX_WINDOW_BYTES else None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import p2pcompute as p2p
 from p2pcompute import cuda
+from p2pcompute._split_run import _bound
 from p2pcompute.checking import read_evidence
 from p2pcompute.errors import InputChanged, KernelTypeError, P2PComputeError
 from p2pcompute.node import Node
@@ -19,14 +23,16 @@ from p2pcompute.tasks._link import Link
 from p2pcompute.tasks._splits import SplitInputs, TiledInput
 from p2pcompute.tasks._tiles import TaskTiles
 from p2pcompute.tasks._work import chunk_work
+from p2pcompute_protocols._split import chunk_tiles
 from p2pcompute_protocols.evidence import open_evidence
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES
 from p2pcompute_protocols.task import Assign, BlobData, BlobStart, Finish, HeldTiles
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import ChunkWork, LaunchSpec, OutArg, SplitArg
 
 from ..checking._disputes import judge
 from ..market._harness import SIZE, Market, Watch, in_memory
 from ..market._rogues import CHUNKS, Rogue, RogueTask, ended
+from ..protocols.vectors._material import work as vector_work
 from ._attacks import Attack, play
 from ._scenarios import altered_rows
 
@@ -167,6 +173,7 @@ def rows_below(result, x):  # type: ignore[no-untyped-def]
 def test_tiles_that_no_chunk_needs_make_room(monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     monkeypatch.setattr("p2pcompute_protocols.task._tiles.MAX_HELD_TILE_BYTES", bound)
     monkeypatch.setattr("p2pcompute_protocols._split.MAX_HELD_TILE_BYTES", bound)
+    monkeypatch.setattr("p2pcompute._split_run.MAX_HELD_TILE_BYTES", bound)
     counted = Counted(monkeypatch)
 
     async def scenario(market: Market) -> None:
@@ -181,8 +188,42 @@ def test_tiles_that_no_chunk_needs_make_room(monkeypatch: pytest.MonkeyPatch, bo
     assert bound / 4 < counted.most_held <= bound < IMAGE.nbytes
 
 
+@given(data=st.data())
+@settings(max_examples=80, deadline=None)
+def test_what_is_seen_of_all_chunks_at_once_holds_for_each(data: st.DataObject) -> None:
+    dims = data.draw(st.integers(1, 3))
+
+    def three(most: int) -> tuple[int, ...]:
+        return tuple(data.draw(st.integers(1, most)) if axis < dims else 1 for axis in range(3))
+
+    launch = LaunchSpec(dims=dims, grid=three(6), block=three(4))
+    shape = tuple(data.draw(st.integers(1, 20)) for _ in range(dims))
+    arg = SplitArg(
+        dtype="int16",
+        shape=shape,
+        tile=tuple(data.draw(st.integers(1, n)) for n in shape),
+        axes=tuple(data.draw(st.permutations(range(dims)))),
+        halo=tuple(data.draw(st.integers(0, 9)) for _ in range(dims)),
+        edge=data.draw(st.sampled_from(("zero", "clamp", "wrap"))),
+        manifest=bytes(32),
+    )
+    work = dataclasses.replace(
+        vector_work(),
+        launch=launch,
+        args=(arg, OutArg(dtype="uint8", shape=(20,))),
+        blocks_per_chunk=data.draw(st.integers(1, launch.blocks)),
+    )
+    bound = _bound(work)
+    if bound is None:  # each is looked at
+        assert dims > 1
+        return
+    for index in range(work.chunks):
+        assert sum(arg.tile_bytes(number) for _, number in chunk_tiles(work, index)) <= bound
+
+
 def test_chunks_that_read_too_much_become_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2pcompute_protocols._split.MAX_WINDOW_BYTES", 9_000)
+    monkeypatch.setattr("p2pcompute._split_run.MAX_WINDOW_BYTES", 9_000)
 
     async def scenario(market: Market) -> None:
         provider = await market.provider()
@@ -191,7 +232,8 @@ def test_chunks_that_read_too_much_become_smaller(monkeypatch: pytest.MonkeyPatc
         found = await on_the_image(requester, chunks=2, on_event=watch)
         assert np.array_equal(found, sharpened(IMAGE, "clamp"))
         assert watch.of(TaskStarted)[0].chunks > 20
-        monkeypatch.setattr("p2pcompute_protocols._split.MAX_WINDOW_BYTES", 900)
+        for module in ("p2pcompute_protocols._split", "p2pcompute._split_run"):
+            monkeypatch.setattr(f"{module}.MAX_WINDOW_BYTES", 900)
         with pytest.raises(KernelTypeError, match="what a block reads of split inputs"):
             await on_the_image(requester)
 
