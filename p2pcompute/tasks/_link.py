@@ -354,6 +354,9 @@ class Link:
         while tiles is not None and self.connection.outstanding and not tiles.fits(index):
             self._wake = trio.Event()
             await self._wake.wait()
+            if self.draining or not self.scheduler.ran_at(index, self.provider):  # or done elsewhere meanwhile
+                self.scheduler.fail(index, self.provider, for_good=False)
+                return
         if not self.connection.outstanding:
             self._idled_s = trio.current_time() - self._answered
             self._last_progress = self._answered = trio.current_time()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from p2pcompute import cuda
 from p2pcompute._split_run import _bound
 from p2pcompute.checking import read_evidence
 from p2pcompute.errors import InputChanged, KernelTypeError, P2PComputeError
+from p2pcompute.execution._api import InputSpec, Launch, SplitSpec
+from p2pcompute.execution._split import blocks_box, fill_window, run_boxes, window_box
 from p2pcompute.node import Node
 from p2pcompute.tasks import ChunkDone, LiarCaught, TaskStarted
 from p2pcompute.tasks._link import Link
 from p2pcompute.tasks._splits import SplitInputs, TiledInput
 from p2pcompute.tasks._tiles import TaskTiles
+from p2pcompute.tasks._windows import tile_pieces
 from p2pcompute.tasks._work import chunk_work
 from p2pcompute_protocols._split import chunk_tiles
 from p2pcompute_protocols.evidence import open_evidence
@@ -189,8 +193,55 @@ def test_tiles_that_no_chunk_needs_make_room(monkeypatch: pytest.MonkeyPatch, bo
 
 
 @given(data=st.data())
+@settings(max_examples=100, deadline=None)
+def test_the_tiles_of_a_chunk_make_all_that_its_threads_load(data: st.DataObject) -> None:
+    """Whatever the shapes, tiles, chunks, halos and edge rules: against NumPy's own ways to pad."""
+    dims, work, arg = _some_work(data)
+    spec = InputSpec(dtype=arg.dtype, shape=arg.shape, split=SplitSpec(axes=arg.axes, halo=arg.halo, edge=arg.edge))
+    x = np.random.default_rng(1).integers(1, 2**15, arg.shape).astype(np.int16)
+    content: dict[bytes, bytes] = {}
+    digests: list[bytes] = []
+    for number in range(arg.tiles):
+        tile = x[tuple(slice(low, high) for low, high in arg.tile_box(number))].tobytes()
+        digests.append(hashlib.sha256(tile).digest())
+        content[digests[-1]] = tile
+    held = HeldTiles(work, {0: b"".join(digests)})
+    launch = Launch(grid=work.launch.grid, block=work.launch.block, dims=dims)  # type: ignore[arg-type]
+    index = data.draw(st.integers(0, work.chunks - 1))
+    first, blocks = work.chunk_range(index)
+    needed = set(held.of_chunk(index).values())
+    pieces = tile_pieces(work, held, {digest: content[digest] for digest in needed}.__getitem__)
+    box = window_box(spec, blocks_box(launch, first, blocks))
+    window = fill_window(spec, box, pieces(0, first))
+    for places in run_boxes(launch, first, blocks):
+        part = window_box(spec, places)
+        axes = [np.arange(low, high) for low, high in part]
+        inside = np.ones([len(at) for at in axes], np.bool_)
+        for axis, (at, n) in enumerate(zip(axes, arg.shape, strict=True)):
+            inside &= ((at >= 0) & (at < n)).reshape([-1 if other == axis else 1 for other in range(len(axes))])
+        clip = [np.clip(at, 0, n - 1) for at, n in zip(axes, arg.shape, strict=True)]
+        due = x[np.ix_(*clip)]
+        if arg.edge == "wrap":
+            due = x[np.ix_(*[at % n for at, n in zip(axes, arg.shape, strict=True)])]
+        if arg.edge == "zero":
+            due = np.where(inside, due, 0)
+        where = tuple(slice(low - at[0], high - at[0]) for (low, high), at in zip(part, box, strict=True))
+        assert np.array_equal(window.values[where], due)
+
+
+@given(data=st.data())
 @settings(max_examples=80, deadline=None)
 def test_what_is_seen_of_all_chunks_at_once_holds_for_each(data: st.DataObject) -> None:
+    dims, work, arg = _some_work(data)
+    bound = _bound(work)
+    if bound is None:  # each is looked at
+        assert dims > 1
+        return
+    for index in range(work.chunks):
+        assert sum(arg.tile_bytes(number) for _, number in chunk_tiles(work, index)) <= bound
+
+
+def _some_work(data: st.DataObject) -> tuple[int, ChunkWork, SplitArg]:
     dims = data.draw(st.integers(1, 3))
 
     def three(most: int) -> tuple[int, ...]:
@@ -213,12 +264,7 @@ def test_what_is_seen_of_all_chunks_at_once_holds_for_each(data: st.DataObject) 
         args=(arg, OutArg(dtype="uint8", shape=(20,))),
         blocks_per_chunk=data.draw(st.integers(1, launch.blocks)),
     )
-    bound = _bound(work)
-    if bound is None:  # each is looked at
-        assert dims > 1
-        return
-    for index in range(work.chunks):
-        assert sum(arg.tile_bytes(number) for _, number in chunk_tiles(work, index)) <= bound
+    return dims, work, arg
 
 
 def test_chunks_that_read_too_much_become_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
