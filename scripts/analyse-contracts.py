@@ -16,12 +16,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.unit.chain.conftest import HubBench
 from tests.unit.chain.registry_bench import RegistryBench
 
+ROOT = Path(__file__).resolve().parents[1]
 VYPER = ROOT / ".venv-vyper/bin/vyper"
 
 

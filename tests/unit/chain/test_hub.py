@@ -19,7 +19,7 @@ from p2pcompute.chain import (
     encode_withdraw,
     load_artifact,
 )
-from p2pcompute.chain._devchain_evm import CALL_GAS_LIMIT
+from p2pcompute.chain._devchain_evm import CALL_GAS_LIMIT, CallFailed
 from p2pcompute.chain._devchain_reads import Allowance
 from p2pcompute.chain._hub import encode_channel, encode_transfer
 from p2pcompute_protocols.channel._voucher import keccak256
@@ -301,6 +301,14 @@ def test_calldata_that_is_cut_short_claims_nothing(bench: Bench) -> None:
         assert bench.channel(payer, payee, signer).claimed_uusd == 0
     bench.do(payer, data)
     assert bench.channel(payer, payee, signer).claimed_uusd == 10
+
+
+def test_a_selector_that_is_no_functions_reverts(bench: Bench) -> None:
+    """The table of functions is looked up by arithmetic on the selector: no other one may land in it."""
+    some = [keccak256(b"no such function" + bytes([number]))[:4] + bytes(32 * 9) for number in range(256)]
+    for data in (b"", b"\0", *some):
+        with pytest.raises(CallFailed):
+            bench.call(bench.hub, data)
 
 
 @pytest.mark.parametrize("length", [257, 2**32, 2**255, 2**256 - 1])
