@@ -29,6 +29,8 @@ __all__ = [
     "decode_slashes",
     "decode_stake",
     "encode_active",
+    "encode_allow",
+    "encode_allowance_left",
     "encode_anchor",
     "encode_burned",
     "encode_cap",
@@ -78,6 +80,8 @@ _REQUEST_UNSTAKE = _selector("request_unstake(uint256)")
 _UNSTAKE = _selector("unstake()")
 _WITHDRAW = _selector("withdraw(uint256,address)")
 _SET_RECEIPT_KEY = _selector(f"set_receipt_key(address,{_SIGNATURE_T})")
+_ALLOW = _selector("allow(address,uint256)")
+_ALLOWANCE = _selector("allowance(address)")
 _ANCHOR = _selector("anchor(bytes32,bytes32,uint256)")
 _SLASH_EQUIVOCATION = _selector(f"slash_equivocation(address,bytes32,uint256,bytes32[2],{_SIGNATURE_T}[2])")
 _SLASH_ANCHORED = _selector(
@@ -149,6 +153,11 @@ def encode_set_receipt_key(key: Address, signature: bytes | None) -> bytes:
     if (signature is None) == any(key):
         raise ValueError("a key comes with its signature, and none without")
     return _SET_RECEIPT_KEY + _address(key) + (bytes(64) if signature is None else compact(signature))
+
+
+def encode_allow(key: Address, amount_uusd: int) -> bytes:
+    """As owner of a receipt key, set what verdicts may take in all on terms that it signs; it can't be lowered."""
+    return _ALLOW + _address(key) + _word(amount_uusd)
 
 
 def encode_anchor(task: TaskId, root: bytes, count: int) -> bytes:
@@ -262,6 +271,11 @@ def encode_credits(owner: Address) -> bytes:
 def encode_burned() -> bytes:
     """Read: what was taken and paid to nobody."""
     return _BURNED
+
+
+def encode_allowance_left(key: Address) -> bytes:
+    """Read: what verdicts may still take on terms that a receipt key has signed."""
+    return _ALLOWANCE + _address(key)
 
 
 def encode_speaks_for(owner: Address, key: Address) -> bytes:

@@ -17,7 +17,8 @@
 
         What is signed is EIP-712 in this contract's domain, by secp256k1 keys, since the EVM cannot check the
         Ed25519 signatures that nodes exchange. A provider names its receipt key with `set_receipt_key`; an
-        account's own key speaks for it too.
+        account's own key speaks for it too. A receipt key lies on a machine that runs strangers' code, so terms
+        that it signs put no more at risk in all than its owner has allowed it; whoever steals it gets no more.
 
         The invariant: stakes, credits and what was burned come to at most the tokens that the registry holds. It is
         less only where somebody sent tokens without `stake`; those are lost.
@@ -55,6 +56,11 @@ event ReceiptKeySet:
     owner: indexed(address)
     key: indexed(address)
     retired: address
+
+event Allowed:
+    owner: indexed(address)
+    key: indexed(address)
+    amount: uint256
 
 event Anchored:
     owner: indexed(address)
@@ -163,6 +169,9 @@ cores: public(HashMap[address, uint256])
 receipt_key: public(HashMap[address, address])
 key_owner: public(HashMap[address, address])
 key_retired: public(HashMap[address, uint256])
+
+# What verdicts may still take on terms that a key has signed for its owner.
+allowance: public(HashMap[address, uint256])
 
 anchors: HashMap[bytes32, bytes32]
 judged: public(HashMap[bytes32, bool])
@@ -309,10 +318,29 @@ def set_receipt_key(key: address, signature: Signature):
     log ReceiptKeySet(owner=msg.sender, key=key, retired=old)
 
 
+@external
+def allow(key: address, amount: uint256):
+    """
+    @notice Set what verdicts may take from the caller from now on, in all, on terms that its key has signed. It can't be
+            lowered, since somebody may count on it; it ends with the key.
+    @param key A key that the caller has named.
+    @param amount In base units; at least what is left of it.
+    """
+    assert self.key_owner[key] == msg.sender and msg.sender != empty(address), "not the caller's key"
+    assert amount >= self.allowance[key], "can not be lowered"
+    self.allowance[key] = amount
+    log Allowed(owner=msg.sender, key=key, amount=amount)
+
+
 @internal
 @view
 def _speaks(owner: address, struct_hash: bytes32, r: bytes32, vs: bytes32) -> bool:
-    signer: address = self._recover(struct_hash, r, vs)
+    return self._speaks_for(owner, self._recover(struct_hash, r, vs))
+
+
+@internal
+@view
+def _speaks_for(owner: address, signer: address) -> bool:
     if signer == empty(address):
         return False
     if signer == owner:
@@ -457,7 +485,7 @@ def _cut(owner: address, task: bytes32):
     assert block.timestamp >= self.next_cut[owner], "cut a moment ago"
     self.cut_for[place] = True
     self.next_cut[owner] = block.timestamp + CUT_PAUSE
-    self._slash(owner, min(self._account(owner).stake, min_stake) // CUT_PARTS, msg.sender, task)
+    taken: uint256 = self._slash(owner, min(self._account(owner).stake, min_stake) // CUT_PARTS, msg.sender, task)
 
 
 @external
@@ -474,7 +502,8 @@ def slash_by_verdict(
             its part.
     @param terms What provider and requester have both signed: EIP-712 `Terms`. Its arbiters ascend, and neither of
            the two is among them.
-    @param provider_signature Of a key that speaks for the provider.
+    @param provider_signature Of a key that speaks for the provider; where that is not the provider's own, no more is
+           taken than its allowance.
     @param requester_signature The requester's.
     @param amount What the arbiters want to be taken, in base units. No more is than `terms.at_risk`, nor than there
            is.
@@ -493,7 +522,8 @@ def slash_by_verdict(
     terms_hash: bytes32 = self._terms_hash(terms)
     assert not self.judged[terms_hash], "judged before"
     self.judged[terms_hash] = True
-    assert self._speaks(terms.provider, terms_hash, provider_signature.r, provider_signature.vs), "not the provider's"
+    signer: address = self._recover(terms_hash, provider_signature.r, provider_signature.vs)
+    assert self._speaks_for(terms.provider, signer), "not the provider's"
     assert self._recover(terms_hash, requester_signature.r, requester_signature.vs) == terms.requester, (
         "not the requester's"
     )
@@ -509,7 +539,12 @@ def slash_by_verdict(
         assert self._active(arbiter), "arbiter has no stake"
     assert len(votes) >= terms.threshold, "too few votes"
     log Judged(terms=terms_hash, evidence=evidence, amount=amount)
-    self._slash(terms.provider, min(amount, terms.at_risk), terms.requester, terms_hash)
+    most: uint256 = min(amount, terms.at_risk)
+    if signer != terms.provider:
+        most = min(most, self.allowance[signer])
+    taken: uint256 = self._slash(terms.provider, most, terms.requester, terms_hash)
+    if signer != terms.provider:
+        self.allowance[signer] -= taken
 
 
 @internal
@@ -532,7 +567,7 @@ def _terms_hash(terms: Terms) -> bytes32:
 
 
 @internal
-def _slash(owner: address, amount: uint256, beneficiary: address, proof: bytes32):
+def _slash(owner: address, amount: uint256, beneficiary: address, proof: bytes32) -> uint256:
     account: Account = self._account(owner)
     taken: uint256 = min(amount, account.stake)
     assert taken > 0, "nothing to take"
@@ -544,6 +579,7 @@ def _slash(owner: address, amount: uint256, beneficiary: address, proof: bytes32
     self.credits[beneficiary] += paid
     self.burned += taken - paid
     log Slashed(owner=owner, proof=proof, beneficiary=beneficiary, taken=taken, paid=paid)
+    return taken
 
 
 # Reads
@@ -614,12 +650,7 @@ def speaks_for(owner: address, key: address) -> bool:
     @param key The key's address.
     @return Whether.
     """
-    if key == owner:
-        return True
-    if self.key_owner[key] != owner:
-        return False
-    retired: uint256 = self.key_retired[key]
-    return retired == 0 or block.timestamp < retired + UNSTAKE_DELAY
+    return self._speaks_for(owner, key)
 
 
 @external

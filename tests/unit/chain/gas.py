@@ -34,6 +34,7 @@ from p2pcompute.chain._hub_signed import (
 )
 from p2pcompute.chain._registry import (
     UNSTAKE_DELAY_S,
+    encode_allow,
     encode_anchor,
     encode_declare,
     encode_request_unstake,
@@ -129,6 +130,7 @@ def registry_gas(bench: Bench) -> dict[str, int]:
     do("stake, again", provider, encode_stake(MIN_UUSD))
     signature = sign_digest(key.key, receipt_key_digest(registry.domain, provider.address))
     do("set_receipt_key", provider, encode_set_receipt_key(key.address, signature))
+    do("allow", provider, encode_allow(key.address, MIN_UUSD))
     receipts = {i: StrictReceipt(task=TASK, index=i, output=bytes([i + 1]) * 32) for i in range(16)}
     tree = strict_receipts_tree(receipts)
     do("anchor", provider, encode_anchor(TASK, tree.root, 16))

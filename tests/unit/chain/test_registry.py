@@ -14,6 +14,8 @@ from p2pcompute.chain._registry import (
     CUT_PAUSE_S,
     UNSTAKE_DELAY_S,
     encode_active,
+    encode_allow,
+    encode_allowance_left,
     encode_anchor,
     encode_cap,
     encode_declare,
@@ -368,8 +370,29 @@ def test_receipt_keys_sign_terms_and_verdicts_too(registry: RegistryBench) -> No
     registry.key(arbiters[0], arbiter_key)
     terms = registry.terms(provider, requester, arbiters, threshold=1)
     data = registry.verdict(terms, hot, requester, arbiters[:1], keys=[arbiter_key])
+    assert registry.reason(requester, data) == "nothing to take"  # the key may put nothing at risk yet
+    registry.do(provider, encode_allow(hot.address, 400))
     (event,) = registry.do(requester, data)
     assert event.taken_uusd == 300
+    assert registry.read(encode_allowance_left(hot.address)) == 100
+    other = registry.terms(provider, requester, arbiters, threshold=1, task=TaskId(b"\x08" * 32))
+    (event,) = registry.do(requester, registry.verdict(other, hot, requester, arbiters[:1]))
+    assert event.taken_uusd == 100
+    assert registry.read(encode_allowance_left(hot.address)) == 0
+    assert registry.state(provider).stake_uusd == 600
+
+
+def test_an_allowance_is_the_owners_to_give_and_not_to_take_back(registry: RegistryBench) -> None:
+    owner, key, other = map(registry.account, ("owner", "key", "other"))
+    assert registry.reason(owner, encode_allow(key.address, 1)) == "not the caller's key"
+    registry.key(owner, key)
+    assert registry.reason(other, encode_allow(key.address, 1)) == "not the caller's key"
+    assert registry.reason(owner, encode_allow(other.address, 1)) == "not the caller's key"
+    assert registry.reason(other, encode_allow(NOBODY, 1)) == "not the caller's key"
+    registry.do(owner, encode_allow(key.address, 500))
+    assert registry.reason(owner, encode_allow(key.address, 499)) == "can not be lowered"
+    registry.do(owner, encode_allow(key.address, 501))
+    assert registry.read(encode_allowance_left(key.address)) == 501
 
 
 def test_the_largest_court(registry: RegistryBench) -> None:

@@ -10,6 +10,7 @@ import pytest
 from p2pcompute.chain._hub import encode_approve, encode_transfer
 from p2pcompute.chain._registry import (
     UNSTAKE_DELAY_S,
+    encode_allow,
     encode_anchor,
     encode_declare,
     encode_request_unstake,
@@ -257,6 +258,30 @@ def requester_that_never_agreed(registry: RegistryBench) -> bool:
     return lost(registry, provider)
 
 
+def stolen_receipt_key(registry: RegistryBench) -> bool:
+    """Whoever steals the key from the machine signs terms with itself, names its arbiters, and is judged right."""
+    provider, thief, arbiters = court(registry)
+    hot = registry.account("hot")
+    registry.key(provider, hot)
+    registry.do(provider, encode_allow(hot.address, 100))
+    for number in range(5):
+        terms = registry.terms(provider, thief, arbiters, at_risk=1000, task=TaskId(bytes([number]) * 32))
+        registry.send(thief, registry.verdict(terms, hot, thief, arbiters, amount=1000))
+    return lost(registry, provider, 900)
+
+
+def allowance_taken_back(registry: RegistryBench) -> bool:
+    """A provider lowers what its key may put at risk when it sees the verdict coming."""
+    provider, requester, arbiters = court(registry)
+    hot = registry.account("hot")
+    registry.key(provider, hot)
+    registry.do(provider, encode_allow(hot.address, 500))
+    registry.send(provider, encode_allow(hot.address, 0))
+    terms = registry.terms(provider, requester, arbiters)
+    registry.send(requester, registry.verdict(terms, hot, requester, arbiters))
+    return not lost(registry, provider)
+
+
 def more_than_was_at_risk(registry: RegistryBench) -> bool:
     """The arbiters take the whole stake for a task of which half was at risk."""
     provider, requester, arbiters = court(registry)
@@ -381,12 +406,24 @@ CASES = [
     Case(arbiters_without_a_stake, (('        assert self._active(arbiter), "arbiter has no stake"\n', ""),)),
     Case(
         arbiters_that_the_provider_did_not_name,
-        (("self._speaks(terms.provider, terms_hash, provider_signature.r, provider_signature.vs)", "True"),),
+        (
+            ("self._speaks_for(terms.provider, signer)", "True"),
+            ("min(most, self.allowance[signer])", "most"),
+            ("        self.allowance[signer] -= taken\n", "        pass\n"),
+        ),
     ),
     Case(
         requester_that_never_agreed,
         (("requester_signature.vs) == terms.requester", "requester_signature.vs) != empty(address)"),),
     ),
+    Case(
+        stolen_receipt_key,
+        (
+            ("min(most, self.allowance[signer])", "most"),
+            ("        self.allowance[signer] -= taken\n", "        pass\n"),
+        ),
+    ),
+    Case(allowance_taken_back, (('    assert amount >= self.allowance[key], "can not be lowered"\n', ""),)),
     Case(more_than_was_at_risk, (("min(amount, terms.at_risk)", "amount"),)),
     Case(judged_twice, (('    assert not self.judged[terms_hash], "judged before"\n', ""),)),
     Case(verdict_of_yesterday, (('    assert block.timestamp <= terms.expires, "too late"\n', ""),)),

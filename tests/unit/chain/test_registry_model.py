@@ -16,6 +16,8 @@ from p2pcompute.chain._registry import (
     CUT_PARTS,
     CUT_PAUSE_S,
     UNSTAKE_DELAY_S,
+    encode_allow,
+    encode_allowance_left,
     encode_anchor,
     encode_declare,
     encode_request_unstake,
@@ -65,6 +67,7 @@ def machine(bench_type: Any) -> type[RuleBasedStateMachine]:
             self.cut_for: set[tuple[str, TaskId]] = set()
             self.anchors: dict[tuple[str, TaskId], int] = {}
             self.judged: set[bytes] = set()
+            self.allowances = dict.fromkeys(KEYS, 0)
             for name in OWNERS:
                 owner = self.people[name]
                 self.bench.give(owner, FUNDS)
@@ -170,6 +173,13 @@ def machine(bench_type: Any) -> type[RuleBasedStateMachine]:
                 self.key_of[who] = key
                 self.spoken[key] = who
 
+        @rule(who=owners, key=keys, amount=amounts)
+        def allow(self, who: str, key: str, amount: int) -> None:
+            ok = self.registry.send(self.people[who], encode_allow(self.people[key].address, amount))
+            assert ok == (self.spoken.get(key) == who and amount >= self.allowances[key])
+            if ok:
+                self.allowances[key] = amount
+
         @rule(who=owners)
         def drop_key(self, who: str) -> None:
             self.registry.do(self.people[who], encode_set_receipt_key(Address(bytes(20)), None))
@@ -247,9 +257,14 @@ def machine(bench_type: Any) -> type[RuleBasedStateMachine]:
                 and all(map(self.speaks, voters, signers))
                 and all(map(self.active, voters))
             )
-            assert ok == (proven and self.take(provider, min(at_risk, amount), requester))
+            most, before = min(at_risk, amount), self.stakes[provider]
+            if signer != provider:
+                most = min(most, self.allowances.get(signer, 0))
+            assert ok == (proven and self.take(provider, most, requester))
             if ok:
                 self.judged.add(terms.struct_hash)
+                if signer != provider:
+                    self.allowances[signer] -= before - self.stakes[provider]
 
         def of(self, names: Iterable[str]) -> list[Any]:
             return [self.people[name] for name in names]
@@ -277,6 +292,9 @@ def machine(bench_type: Any) -> type[RuleBasedStateMachine]:
                 weight = min(self.staying(name), self.cap(name)) if self.active(name) else 0
                 assert self.registry.read(encode_weight(owner.address)) == weight  # R6
                 owed += self.stakes[name] + self.credits[name]
+            for key in KEYS:
+                left = self.registry.read(encode_allowance_left(self.people[key].address))
+                assert left == self.allowances[key]
             assert self.registry.burned() == self.burned
             held = self.bench.tokens(self.registry.address)
             assert owed + self.burned + self.donated == held  # R1, R2
