@@ -27,7 +27,7 @@ DEV_CHAIN_ID = 2_700_031
 FAUCET_MAX_WEI = 10**24
 FAUCET_MAX_UUSD = 10**15
 
-_JOURNAL_VERSION = 1
+_JOURNAL_VERSION = 2  # 1 had another hub, which does not understand what is sent today
 _SUPPLY_UUSD = 10**21
 _FAUCET_WEI = 10**36
 _FAUCET_SECRET = keccak256(b"p2pcompute development chain: faucet")  # public; there is nothing to protect
