@@ -204,7 +204,7 @@ class HubClient:
         block, tip = await self.client.batch(
             [("eth_getBlockByNumber", ["latest", False]), ("eth_maxPriorityFeePerGas", [])]
         )
-        return _fees(_result(block), _result(tip))
+        return await self._fees(_result(block), tip)
 
     async def fees_and_usual(self) -> tuple[Fees, int]:
         """Fees as they are now, and the median base fee of the last blocks, in wei."""
@@ -215,12 +215,24 @@ class HubClient:
                 ("eth_feeHistory", [hex(_FEE_BLOCKS), "latest", []]),
             ]
         )
-        fees = _fees(_result(block), _result(tip))
-        known = _result(history)
+        fees = await self._fees(_result(block), tip)
+        if isinstance(history, RpcError):
+            return fees, fees.base_wei  # it keeps none, so nothing is unusual
+        known = history
         past = known.get("baseFeePerGas") if isinstance(known, dict) else None
         if not isinstance(past, list) or not past:
             raise NotJsonRpc("the endpoint's history of fees is none; use another endpoint")
         return fees, sorted(map(hex_int, past))[len(past) // 2]
+
+    async def _fees(self, block: Any, tip: Any) -> Fees:
+        if not isinstance(block, dict) or "baseFeePerGas" not in block:
+            raise ChainUnreachable("the endpoint's blocks have no base fee; a chain with EIP-1559 is needed")
+        base_wei = hex_int(block["baseFeePerGas"])
+        if isinstance(tip, RpcError):
+            # Not every node has the newer call. What the older one says is both together.
+            tip = hex(max(0, hex_int(await self.client.call("eth_gasPrice")) - base_wei))
+        priority_wei = hex_int(tip)
+        return Fees(max_wei=2 * base_wei + priority_wei, priority_wei=priority_wei, base_wei=base_wei)
 
     def no_gas(self, sender: Address, refusal: RpcError) -> NoGas | None:
         """Our error where a node refuses a transaction since its sender can't pay for gas; None where it is another."""
@@ -313,7 +325,8 @@ class HubClient:
         )
 
     async def receipt_and_depth(self, tx_hash: bytes) -> tuple[Receipt | None, int]:
-        """The receipt of a transaction, and how many blocks it lies in or under, its own included."""
+        """The receipt of a transaction, and how many blocks it lies in or under, its own included; 0 where there is
+        none."""
         found = await self.receipt(tx_hash)
         return found, 0 if found is None else max(1, await self.block_number() - found.block + 1)
 
@@ -417,13 +430,6 @@ def _head(block: Any) -> Head:
     if not isinstance(block, dict):
         raise NotJsonRpc("the endpoint has no newest block; is it an Ethereum node, and done with its start?")
     return Head(number=hex_int(block.get("number")), timestamp_s=hex_int(block.get("timestamp")))
-
-
-def _fees(block: Any, tip: Any) -> Fees:
-    if not isinstance(block, dict) or "baseFeePerGas" not in block:
-        raise ChainUnreachable("the endpoint's blocks have no base fee; a chain with EIP-1559 is needed")
-    base_wei, priority_wei = hex_int(block["baseFeePerGas"]), hex_int(tip)
-    return Fees(max_wei=2 * base_wei + priority_wei, priority_wei=priority_wei, base_wei=base_wei)
 
 
 def _hex(value: bytes) -> str:

@@ -105,6 +105,7 @@ class ChainClient:
         self._http: httpx.AsyncClient | None = None
         self._chain_id: int | None = None
         self._next_id = 1
+        self._takes_batches = True
 
     async def __aenter__(self) -> Self:
         if self._exchange is None:
@@ -164,7 +165,7 @@ class ChainClient:
         return answer
 
     async def batch(self, requests: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
-        """Send many requests at once, a hundred to an exchange.
+        """Send many requests at once, a hundred to an exchange; one by one to an endpoint that takes no batches.
 
         Returns:
             For each its result, or the `RpcError` that it met.
@@ -176,8 +177,17 @@ class ChainClient:
         await self.chain_id()
         answers: list[Any] = []
         for start in range(0, len(requests), MAX_BATCH_REQUESTS):
-            answers += await self._round(requests[start : start + MAX_BATCH_REQUESTS])
+            answers += await self._round_or_singles(requests[start : start + MAX_BATCH_REQUESTS])
         return answers
+
+    async def _round_or_singles(self, requests: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        if self._takes_batches or len(requests) == 1:
+            answers = await self._round(requests)
+            refused_whole = all(isinstance(answer, RpcError) and answer is answers[0] for answer in answers)
+            if len(requests) == 1 or not refused_whole:
+                return answers
+            self._takes_batches = False
+        return [(await self._round([request]))[0] for request in requests]
 
     async def _round(self, requests: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
         first = self._next_id

@@ -252,7 +252,10 @@ class ChainHub:
 
     async def outcome(self, tx_hash: bytes) -> Outcome | None:
         """What became of a transaction."""
-        receipt, depth = await self._client.receipt_and_depth(tx_hash)
+        if self._confirmations.whole == 1:
+            receipt, depth = await self._client.receipt(tx_hash), 1
+        else:
+            receipt, depth = await self._client.receipt_and_depth(tx_hash)
         if receipt is None:
             return None
         final = depth >= self._confirmations.whole

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from p2pcompute.chain import ChainClient, decode_transaction, encode_finalize, encode_request_close, encode_withdraw
+from p2pcompute.chain._hub import encode_transfer
 from p2pcompute.errors import ChainUnreachable
 from p2pcompute.payments import (
     AT_ONCE,
@@ -133,8 +134,8 @@ async def earn(evm: Any, world: Any, uusd: int) -> None:
     assert await world.channel_out().pay() == uusd
 
 
-async def transact(evm: Any, key: Any, data: bytes) -> None:
-    await evm.hub.transact(coincurve.PrivateKey(key.private_key), evm.hub.hub, data)
+async def transact(evm: Any, key: Any, data: bytes, *, to: Address | None = None) -> None:
+    await evm.hub.transact(coincurve.PrivateKey(key.private_key), to or evm.hub.hub, data)
 
 
 async def ask_to_close(evm: Any, world: Any) -> None:
@@ -208,8 +209,35 @@ def test_a_deposit_that_is_taken_back_costs_a_window(anvil: OpenAnvil, payments_
             await chain.reorg(12)
             assert await chain.hub.nonce(world.wallet.address) < spent
             assert (await chain.hub.channel_state(world.channel)).deposit_uusd == 0
+            away = encode_transfer(Address(b"\x07" * 20), await chain.hub.token_balance_uusd(world.wallet.address))
+            await transact(chain, world.wallet, away, to=chain.hub.token)
+            for _ in range(2):  # both sides go on: what they believed of the chain is read again
+                assert await world.settler.round() == {}
+                await world.payer.refresh(world.channel)
             lost = (await world.payee_ledger.channel_in(world.channel)).best_uusd
             assert lost == (40_000 if defended else 2_080_000)
+
+    play(body)
+
+
+def test_an_honest_payers_deposit_comes_back(anvil: OpenAnvil, payments_world: Any) -> None:
+    """All three transactions are gone; their nonces are free again, and the same bytes fit."""
+
+    async def body() -> None:
+        async with anvil() as chain, playing(chain, payments_world) as world:
+            await chain.mine(20)
+            await owe(world, 40_000)
+            assert await world.channel_out().pay() == 40_000
+            deposit = (await chain.hub.channel_state(world.channel)).deposit_uusd
+            await chain.reorg(12)
+            assert (await chain.hub.channel_state(world.channel)).deposit_uusd == 0
+            assert await chain.hub.nonce(world.wallet.address) == 0
+            assert await world.payer_outbox.look() == 3
+            assert (await chain.hub.channel_state(world.channel)).deposit_uusd == deposit
+            assert await chain.hub.nonce(world.wallet.address) == 3
+            await chain.mine(12)
+            assert await world.payer_outbox.look() == 0
+            assert await world.settler.checkpoint() == {world.channel: 40_000}
 
     play(body)
 

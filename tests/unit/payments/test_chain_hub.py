@@ -42,9 +42,15 @@ class Node:
         self.nonce = 0
         self.sent: list[bytes] = []
         self.refuse: RpcError | None = None
+        self.lacks: set[str] = set()
+        self.batches = True
 
     def answer(self, method: str, params: list[Any]) -> Any:
+        if method in self.lacks:
+            raise RpcError("the method does not exist", code=-32601)
         match method:
+            case "eth_gasPrice":
+                return hex(self.base_wei + 7)
             case "eth_chainId":
                 return "0x5"
             case "eth_blockNumber":
@@ -89,6 +95,8 @@ class Node:
                 return head | {"error": {"code": exc.code, "message": str(exc)}}
 
         message = json.loads(body)
+        if isinstance(message, list) and not self.batches:
+            return b'{"jsonrpc":"2.0","id":null,"error":{"code":-32600,"message":"batches are not taken"}}'
         return json.dumps([one(r) for r in message] if isinstance(message, list) else one(message)).encode()
 
     def mined(self, raw: bytes, block: int, *, ok: bool = True) -> None:
@@ -256,6 +264,33 @@ def test_what_the_endpoint_does_not_keep_yet_is_no_error() -> None:
             node.refuse = RpcError("txpool is full", code=-32000)
             with pytest.raises(RpcError, match="txpool is full"):
                 await outbox.look()
+
+    with_hub(body)
+
+
+def test_nodes_that_lack_newer_calls() -> None:
+    async def body(node: Node, hub: ChainHub) -> None:
+        node.lacks = {"eth_maxPriorityFeePerGas", "eth_feeHistory"}
+        sign = await hub.signing(Approve(amount_uusd=1))
+        tx = decode_transaction(sign(0)[1])
+        assert (tx.max_fee_wei, tx.priority_fee_wei) == (2 * GWEI + 7, 7)
+        quote = await hub.gas_quote()
+        assert quote is not None
+        assert (quote.fee_wei, quote.usual_wei) == (GWEI + 7, GWEI + 7)
+
+    with_hub(body)
+
+
+def test_nodes_that_take_no_batches() -> None:
+    async def body(node: Node, hub: ChainHub) -> None:
+        node.batches = False
+        node.channels = {0: (7, 3, 1)}
+        state = await hub.confirmed_channel(CHANNEL)
+        assert (state.deposit_uusd, state.claimed_uusd, state.close_at_s) == (7, 3, 1)
+        assert await hub.gas_quote() is not None
+        node.lacks = {"eth_getBlockByNumber"}  # an error of one request is not one of the batch
+        with pytest.raises(RpcError, match="does not exist"):
+            await hub.confirmed_channel(CHANNEL)
 
     with_hub(body)
 
