@@ -7,7 +7,6 @@ command goes on where it was.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
@@ -31,7 +30,6 @@ _NOWHERE: Final = Address(bytes(20))
 # byte that is stored, 16 for each that is sent, and what a creation costs anyway: 1,502,000 for a hub of 5,433 bytes.
 _GAS_PER_BYTE: Final = 300
 _CREATION_GAS: Final = 150_000
-_log = logging.getLogger("p2pcompute.payments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +155,7 @@ class Deployer:
     async def deploy(self, token: Address | None) -> HubPlace:
         """Deploy, wait until it is mined, and compare what lies there with what was sent.
 
-        A contract that an earlier run of this has sent, and not seen mined, is taken and not made again.
+        What this account has deployed before is taken and not made again: a run that was cut off goes on.
 
         Args:
             token: as `plan` takes it.
@@ -171,52 +169,35 @@ class Deployer:
 
         chain_id = await self._rpc.chain_id()
         outbox = Outbox(ledger=self._ledger, hub=_CreatingHub(self._client, chain_id, self._wallet))
-        left = [
-            queued.nonce for queued in await self._ledger.unsettled(self._wallet.address) if queued.kind == "create"
-        ]
         await outbox.settle(raise_fees=True)
         if token is None:
-            code = token_creation(self._wallet.address, TEST_SUPPLY_UUSD)
-            token = await self._taken(left, is_token=True) or await self._create(outbox, code)
-            left = [nonce for nonce in left if _address(self._wallet, nonce) != token]
-        hub = await self._taken(left, token=token) or await self._create(outbox, hub_creation(token))
+            token = await self._made(outbox, token_creation(self._wallet.address, TEST_SUPPLY_UUSD), chain_id)
+        hub = await self._made(outbox, hub_creation(token), chain_id)
         return await find_hub(self._rpc, hub=hub, token=token)
 
-    async def _create(self, outbox: Outbox, code: bytes) -> Address:
-        from p2pcompute.chain import decode_transaction
+    async def _made(self, outbox: Outbox, code: bytes, chain_id: int) -> Address:
+        """The contract that `code` creates, made now where this account has not made it yet."""
+        found = await self._earlier(code, chain_id)
+        if found is None:
+            # Only this hub's view takes it; payments know of no contracts but the one that is there.
+            await outbox.run(cast("HubCall", Create(code=code)))
+            found = await self._earlier(code, chain_id)
+        if found is None:
+            raise ChainError("a contract that was just created is not on the chain; run this again in a minute")
+        return found
 
-        # Only this hub's view takes it; payments know of no contracts but the one that is there.
-        await outbox.run(cast("HubCall", Create(code=code)))
-        made = await self._ledger.last_of_kind(self._wallet.address, "create")
-        if made is None or decode_transaction(made.raw).data != code:
-            raise ChainError("the transaction that created the contract is not in the ledger; run this again")
-        return _address(self._wallet, made.nonce)
-
-    async def _taken(
-        self, nonces: list[int], *, token: Address | None = None, is_token: bool = False
-    ) -> Address | None:
-        """What an earlier run has made, of the contracts that these nonces created."""
-        from p2pcompute.chain import find_hub, load_artifact
+    async def _earlier(self, code: bytes, chain_id: int) -> Address | None:
+        """What a transaction of the ledger has created by `code`, where it is on the chain."""
+        from p2pcompute.chain import contract_address, decode_transaction
         from p2pcompute.chain._rpc import hex_bytes
 
-        for nonce in nonces:
-            made = _address(self._wallet, nonce)
-            try:
-                if is_token:
-                    code = hex_bytes(await self._rpc.call("eth_getCode", ["0x" + made.hex(), "latest"]))
-                    if code == load_artifact("TestToken").runtime:
-                        return made
-                elif (await find_hub(self._rpc, hub=made, token=token)).hub == made:
+        for row in await self._ledger.of_kind(self._wallet.address, "create"):
+            tx = decode_transaction(row.raw)
+            if tx.data == code and tx.chain_id == chain_id:
+                made = contract_address(self._wallet.address, row.nonce)
+                if hex_bytes(await self._rpc.call("eth_getCode", ["0x" + made.hex(), "latest"])):
                     return made
-            except ChainError as exc:
-                _log.info("0x%s is not what is wanted: %s", made.hex(), exc)
         return None
-
-
-def _address(wallet: WalletKey, nonce: int) -> Address:
-    from p2pcompute.chain import contract_address
-
-    return contract_address(wallet.address, nonce)
 
 
 def _most_gas(contract: str) -> int:

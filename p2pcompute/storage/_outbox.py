@@ -93,12 +93,12 @@ class OutboxMixin:
 
         return await self._read(work)
 
-    async def last_of_kind(self, sender: Address, kind: str) -> OutboxRow | None:
-        """The newest transaction of a kind, whatever became of it."""
+    async def of_kind(self, sender: Address, kind: str) -> list[OutboxRow]:
+        """All transactions of a kind, whatever became of them; the newest first."""
 
-        def work(tx: Transaction) -> OutboxRow | None:
-            row = tx.one(f"{_TX} WHERE sender = :sender AND kind = :kind ORDER BY id DESC", sender=sender, kind=kind)
-            return None if row is None else _row(tx, row)
+        def work(tx: Transaction) -> list[OutboxRow]:
+            rows = tx.all(f"{_TX} WHERE sender = :sender AND kind = :kind ORDER BY id DESC", sender=sender, kind=kind)
+            return [_row(tx, row) for row in rows]
 
         return await self._read(work)
 

@@ -311,8 +311,8 @@ def test_replacing_is_for_what_is_not_settled() -> None:
             assert await ledger.replaced_hashes(first.id) == []
             with pytest.raises(StorageError, match="is settled"):
                 await ledger.replace_tx(first.id, tx_hash=b"4" * 32, raw=b"four")
-            assert await ledger.last_of_kind(sender, "claim") == third
-            assert await ledger.last_of_kind(sender, "fund") is None
+            assert [row.id for row in await ledger.of_kind(sender, "claim")] == [third.id, second.id, first.id]
+            assert await ledger.of_kind(sender, "fund") == []
             assert await ledger.bound_chain() is None
             await ledger.verify(full=True)
 
