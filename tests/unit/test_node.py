@@ -85,6 +85,11 @@ def test_options_out_of_range_are_refused_before_anything_happens(options: dict[
         {"threads": 1_025},
         {"max_window": 0},
         {"max_window": 65},
+        {"device": "gpu"},
+        {"device": "cuda"},
+        {"device": "cuda:01"},
+        {"device": "cuda:100"},
+        {"device": 0},
         {"region": ""},
         {"region": "x" * 65},
         {"region": "\u00e9" * 33},
@@ -107,6 +112,14 @@ def test_the_ends_of_each_range_are_taken() -> None:
     assert (type(options.chunks), type(options.samples)) == (int, int)
     ProviderOptions(price=0, slots=64, threads=1_024, max_window=64, region="x" * 64)
     ProviderOptions(slots=1, threads=1, max_window=1, region="x")
+    ProviderOptions(device="cuda:0")
+    ProviderOptions(device="cuda:99", slots=2)
+
+
+@pytest.mark.parametrize("options", [{"threads": 2}, {"programs": ["infer"]}], ids=str)
+def test_what_is_of_the_processor_is_not_asked_of_a_gpu(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="another node with device 'cpu'"):
+        ProviderOptions(device="cuda:0", **options)
 
 
 def test_an_unknown_option_is_named_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:

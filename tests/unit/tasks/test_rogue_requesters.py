@@ -19,6 +19,7 @@ from p2pcompute.errors import NoProviderError, StreamError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditBook, CreditPolicy, subnet_of
+from p2pcompute.tasks import _provider as provider_module
 from p2pcompute.tasks._places import Guest, Place, Places
 from p2pcompute.testing import InlineWorkers, WorkerFaults, virtual_clock_ms
 from p2pcompute_protocols import task
@@ -200,6 +201,22 @@ async def cancels_all_that_it_assigns(rogue: Rogue, provider: Node) -> None:
         answers.append(type(await opened.dialogue.expect(ChunkError, ResultStart)))
     assert answers == [ChunkError] * 8 + [ResultStart]
     await opened.stream.reset()
+
+
+def test_without_a_bound_who_cancels_all_has_a_machine_work_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider_module, "_STOPS", 1_000)
+
+    async def cancels(rogue: Rogue, provider: Node) -> None:
+        opened = await rogue.open_task(provider)
+        await opened.start()
+        for _ in range(20):
+            await opened.dialogue.send(Assign(index=0))
+            await trio.sleep(0.05)
+            await opened.dialogue.send(Cancel(index=0))
+            await opened.dialogue.expect(ChunkError)
+        await opened.stream.reset()
+
+    play(cancels)
 
 
 @pytest.mark.parametrize("believed", [False, True])
