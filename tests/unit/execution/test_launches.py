@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import p2pcompute as p2p
 from p2pcompute import cuda
+from p2pcompute.execution import SandboxPolicy, open_pool
 from p2pcompute.execution._api import ArgSpec, CompiledKernel, InputSpec, Launch, OutputSpec
 from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute.execution._pool_process import CPU_WORKER, WorkerProgram
 from p2pcompute.execution._worker_launches import FIRST_NS, GROWTH, LONGEST_NS, TARGET_NS, Pace, Stopped, in_launches
 from p2pcompute.kernel import Binding, kernel
 
@@ -206,3 +210,35 @@ def test_combined_outputs_in_random_launches(cpu: CpuBackend, random: Random) ->
         compiled.run_blocks(0, binding.launch.blocks, binding.values, whole)
         pieces = cut(compiled, binding.layout, binding.launch, list(binding.values), random)
         assert pieces == [out.tobytes() for out in whole]
+
+
+@pytest.mark.net
+def test_a_worker_gives_the_same_with_launches_of_one_item() -> None:
+    """Chunks and single threads, through processes: one cuts as it likes, the other as often as it can."""
+    hostile = str(Path(__file__).parent / "hostile")
+    tiny = WorkerProgram(module="tiny_launches", roots=(hostile,))
+    found: list[list[tuple[bytes, ...]]] = []
+
+    async def main() -> None:
+        for program in (CPU_WORKER, tiny):
+            results: list[tuple[bytes, ...]] = []
+            async with (
+                open_pool(spare=0, policy=SandboxPolicy(bwrap="never"), program=program) as pool,
+                pool.session() as session,
+            ):
+                for binding in combined():
+                    places = [place for place, spec in enumerate(binding.specs) if isinstance(spec, InputSpec)]
+                    arrays = [value for value in binding.values if isinstance(value, np.ndarray)]
+                    inputs = dict(zip(places, arrays, strict=True))
+                    await session.compile(binding.source, binding.launch, binding.specs, inputs)
+                    items = binding.launch.blocks * binding.layout.items_per_block
+                    picked = np.random.default_rng(2).integers(0, items, 30)
+                    whole = await session.run_blocks(0, binding.launch.blocks, timeout_s=60)
+                    part = await session.run_blocks(7, 11, timeout_s=60)
+                    single = await session.run_threads(picked, timeout_s=60)
+                    results += [whole.outputs, part.outputs, single.outputs]
+            found.append(results)
+
+    trio.run(main)
+    assert len(found[0]) == 6
+    assert found[0] == found[1]
