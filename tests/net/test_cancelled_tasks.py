@@ -32,7 +32,8 @@ def steps(out: Any, rounds: Any) -> None:
 
 
 def pool() -> WorkerPool:
-    return WorkerPool(spare=0, keep=4, policy=SandboxPolicy(bwrap="never"))
+    # However busy this machine is, a worker that stops is waited for.
+    return WorkerPool(spare=0, keep=4, grace_s=60, policy=SandboxPolicy(bwrap="never"))
 
 
 def waiting(workers: WorkerPool) -> list[int]:
