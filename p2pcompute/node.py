@@ -37,15 +37,17 @@ from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger, WatchStore
 from p2pcompute.tasks import Coordinator
 from p2pcompute.tasks._budget import TaskBudget
+from p2pcompute.tasks._disputes import challenge
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
-from p2pcompute_protocols.ids import ChannelId, PeerId
+from p2pcompute_protocols.ids import ChannelId, PeerId, TaskId
 from p2pcompute_protocols.work import ProgramRef
 
 if TYPE_CHECKING:
     import numpy as np
 
     from p2pcompute._requester import Runnable
+    from p2pcompute.checking import Finding
     from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.execution._program_files import InstalledProgram
 
@@ -328,6 +330,28 @@ class Node:
         also when it has ended with an error: what was paid for is not lost.
         """
         return RoundStream(self, self._rounds(steps, rounds, state, args, options))
+
+    async def challenge(self, provider: PeerId, task: TaskId, digests: Sequence[bytes]) -> Finding:
+        """Find the first round of a task whose result at its provider differs from ours, in as many questions as the
+        number of rounds has bits. For whoever went through the rounds again; a task that runs needs no questions.
+
+        Args:
+            provider: who computed it; connected.
+            task: the task's ID, as of the event `Agreed`. It has to be ours, or to name this node as an arbiter.
+            digests: ours, of the states 0 to the last.
+
+        Raises:
+            TaskRefused: the provider shows nothing, such as after it was started again.
+            RemoteProtocolError: it answers otherwise than it is committed to. OverlayError: it is gone.
+        """
+        return await challenge(
+            self.services.overlay,
+            provider,
+            task,
+            network=self.network,
+            ours=digests.__getitem__,
+            rounds=len(digests) - 1,
+        )
 
     def _is_within_stream(self) -> bool:
         """Whether the calling task is in the body of a loop over chunks of this node, whose task goes on only once

@@ -167,8 +167,9 @@ def round_evidence(
         rounds: the commitment's envelope.
         round_: the round; 0 where the first state itself is not the agreement's.
         claims: the committed states before and after it; for round 0 the first one alone.
-        before: the bytes of the state before the round, where it is above 0.
-        blobs: kernel and inputs by digest; the first state is left out.
+        before: the bytes of the state before the round, where it is above 0; of a `RoundWork` the digests of its
+            arrays, one behind the other, and the arrays are among `blobs`.
+        blobs: kernel and inputs by digest; what is not needed is left out.
         signer: who accuses.
         now_ms: when.
     """
@@ -178,8 +179,9 @@ def round_evidence(
     given: dict[bytes, bytes] = {}
     if round_:
         bare = _file(agreement, accusation, [rounds], {}, claims, signer=signer)
-        needs = open_evidence(bare).needs
-        given = {digest: data for digest, data in {**blobs, _digest(before): before}.items() if digest in needs}
+        held = {**blobs, _digest(before): before}
+        needs = open_evidence(bare, more=held).needs
+        given = {digest: data for digest, data in held.items() if digest in needs}
     return _file(agreement, accusation, [rounds], given, claims, signer=signer)
 
 

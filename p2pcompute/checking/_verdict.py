@@ -117,16 +117,23 @@ async def verify_evidence(
 
 
 def _judge_first_state(found: Evidence) -> Verdict:
-    assert found.rounds is not None  # of this kind
-    assert isinstance(found.work, ChunkWork)  # which commitments are about
-    arg = found.work.args[found.rounds.state]
-    assert isinstance(arg, ArrayArg)  # what the commitment names, as was checked
+    due = _first_state(found)
     claimed = found.claims[0].digest
-    if claimed == arg.digest:
-        return _against_accuser(found, "the rounds begin with the input that was agreed", claimed, arg.digest)
+    if claimed == due:
+        return _against_accuser(found, "the rounds begin with the input that was agreed", claimed, due)
     return _against_provider(
-        found, "the rounds begin with another input than was agreed", claimed=claimed, computed=arg.digest
+        found, "the rounds begin with another input than was agreed", claimed=claimed, computed=due
     )
+
+
+def _first_state(found: Evidence) -> bytes:
+    if isinstance(found.work, RoundWork):
+        return found.work.first_state
+    assert found.rounds is not None  # as was checked when the file was opened, and what it names
+    assert found.rounds.state is not None
+    arg = found.work.args[found.rounds.state]
+    assert isinstance(arg, ArrayArg)
+    return arg.digest
 
 
 def _why_not_here(found: Evidence) -> str | None:
@@ -206,6 +213,7 @@ async def _digest_of(found: Evidence, worker: Any, timeout_s: float) -> bytes:
     if isinstance(work, RoundWork):
         return await _digest_of_round(found, work, worker, timeout_s)
     if found.rounds is not None:
+        assert found.rounds.state is not None  # of a launch, as was checked
         work = _work_of_round(work, found.rounds.state, found.claims[0].digest)
     try:
         source, launch, specs, inputs = execution_args(work, found.blobs)
@@ -221,6 +229,7 @@ async def _digest_of(found: Evidence, worker: Any, timeout_s: float) -> bytes:
             worker = windowed(worker, launch, specs, compiled.items_per_block, pieces)
         run = await worker.run_blocks(*work.chunk_range(index), timeout_s=timeout_s)
         return hashlib.sha256(b"".join(run.outputs)).digest()
+    assert found.rounds.out is not None
     return await _state_after(found.rounds.out, worker, source, launch, specs, compiled.row_shapes, timeout_s)
 
 

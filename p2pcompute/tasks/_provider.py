@@ -50,8 +50,10 @@ from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import ProgramRef, ProgramWork, RoundWork, Work
 
 from ._api import ChunkRun, ProviderAccount, ProviderBooks, TaskWorker, Workers
+from ._disputes import DisputeService
 from ._inputs import SHARED_BYTES, KeptInputs, TaskInputs
 from ._link import MIN_BYTES_PER_S
+from ._meter import Meter, units_of
 from ._places import Guest, Place, Places
 from ._round_provider import RoundFault, RoundStates, RoundsWorker, give_state
 from ._tiles import TaskTiles
@@ -114,6 +116,7 @@ class TaskService:
     draining: bool = False
     active: dict[TaskId, ActiveTask] = field(default_factory=dict)
     used: Usage = field(default_factory=Usage)  # by all chunks of all tasks
+    disputes: DisputeService = field(init=False)
     places: Places = field(init=False)
     compilers: Turns = field(init=False)
     newcomers_hold: int = field(init=False, default=0)
@@ -122,6 +125,9 @@ class TaskService:
     _sessions: set[_Session] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.disputes = DisputeService(
+            overlay=self.overlay, network=self.network, signer=self.signer, now_ms=self.now_ms
+        )
         self.places = Places(self.max_tasks)
         self.compilers = Turns(self.slots.total, apart=True)
 
@@ -153,6 +159,7 @@ class TaskService:
     def register(self) -> None:
         """Serve task streams from now on."""
         self.overlay.handle(task.PROTOCOL_ID, self._serve)
+        self.disputes.register()
 
     async def _serve(self, stream: OverlayStream) -> None:
         session = _Session(self, stream)
@@ -340,7 +347,10 @@ class _Session:
             yield
             return
         with RoundStates(work, window=agreement.terms.max_window, hold=self._hold) as self.states:
-            yield
+            try:
+                yield
+            finally:
+                self.service.disputes.keep(agreement, self.states.digests)
 
     def _check_held(self, size: int) -> None:
         if self.service.newcomers_hold + size > self.service.newcomers_bytes:
@@ -425,7 +435,7 @@ class _Session:
         with self.place.working():
             async with service.compile_turn(guest):
                 await account.begin_compile()
-                used = _Meter(min(service.score_milli, _CORE_MILLI), _COMPILE_S)
+                used = Meter(min(service.score_milli, _CORE_MILLI), _COMPILE_S)
                 try:
                     workers = service.workers_for(work)
                     try:
@@ -607,7 +617,7 @@ class _Session:
         run: ChunkRun | None = None
         limit_s = terms.chunk_timeout_ms / 1000
         speed_milli = service.speed_milli(work)
-        used = _Meter(speed_milli, limit_s)
+        used = Meter(speed_milli, limit_s)
         try:
             with trio.CancelScope() as self.running, self._computing(index):
                 if self.finish.is_set():
@@ -647,7 +657,7 @@ class _Session:
             code=0,
             output=digest.digest(),
             fp=terms.fp,
-            units=_units(work, blocks),
+            units=units_of(work, blocks),
             finished_ms=service.now_ms(),
         )
         try:
@@ -671,7 +681,7 @@ class _Session:
             self.entry.chunks_done += 1
         # Wall time, since the speed is that of all threads which the work may have.
         spent_ms = min(run.wall_ns // 1_000_000, terms.chunk_timeout_ms)
-        paid_ms = _units(work, blocks) * 1_000 // max(1, speed_milli) // 1_000
+        paid_ms = units_of(work, blocks) * 1_000 // max(1, speed_milli) // 1_000
         if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
             await account.drop(used_units=spent_ms * speed_milli)
             raise _RefuseError(
@@ -729,32 +739,5 @@ class _Session:
             self.entry.chunks_failed += 1
 
 
-class _Meter:
-    """The time that something takes, in units of a device with this score; `limit_s` at most.
-
-    What takes longer than it may is ended by then. Where it seems to have gone on, it was this machine that stood
-    still: it slept, or was stopped.
-    """
-
-    def __init__(self, score_milli: int, limit_s: float) -> None:
-        self.units = 0
-        self._score_milli = score_milli
-        self._limit_s = limit_s
-
-    @contextmanager
-    def running(self) -> Generator[None]:
-        began = trio.current_time()
-        try:
-            yield
-        finally:
-            took_s = min(trio.current_time() - began, self._limit_s)
-            self.units += int(took_s * 1_000) * self._score_milli
-
-
 class _WorkerGoneError(Exception):
     """The worker was lost with a chunk; the session goes on with a new one."""
-
-
-def _units(work: Work, blocks: int) -> int:
-    """Units of a chunk of `blocks` blocks: the last one costs its share, rounded up."""
-    return -(-work.units_per_chunk * blocks // work.blocks_per_chunk)

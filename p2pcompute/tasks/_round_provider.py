@@ -67,6 +67,7 @@ class RoundStates:
         unpaid = work.rounds_per_chunk * (window + 1) * work.state_bytes
         self.stride = min(work.rounds_per_chunk, max(1, -(-unpaid // KEPT_BYTES)))
         self.done = 0  # rounds
+        self.digests: list[bytes] = []  # of all states, the first one's first
 
     def __enter__(self) -> Self:
         return self
@@ -86,6 +87,7 @@ class RoundStates:
         """State 0 is here."""
         if not self._kept:
             self._keep(0, StateBytes.of(content_of(blobs[array.digest]) for array in self._work.state))
+            self.digests.append(self._kept[0].digest)
 
     def _keep(self, number: int, state: StateBytes) -> None:
         self._hold(self._work.state_bytes)
@@ -96,6 +98,7 @@ class RoundStates:
         before = self.done
         self._keep(before + 1, state)
         self.done += 1
+        self.digests.append(state.digest)
         if before % self.stride and before % self._work.rounds_per_chunk and before in self._kept:
             self._drop(before)
 

@@ -37,6 +37,9 @@ from ._rounds import (
     check_rounds_fit as check_rounds_fit,
 )
 from ._rounds import (
+    check_rounds_of as check_rounds_of,
+)
+from ._rounds import (
     open_rounds as open_rounds,
 )
 from ._rounds import (

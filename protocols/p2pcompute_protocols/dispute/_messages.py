@@ -35,20 +35,23 @@ _STATE: Final = Uint(0, MAX_LEAVES - 1)
 class RoundsPayload(Record):
     """What a provider signs for a task that it has run in rounds, each on the state that the last one left.
 
-    State 0 is the input `state` of the agreement's work. Round *i* is the whole launch with state *i* - 1 in the place
-    of that input; state *i* is what it leaves in the output `out`. `root` is over the digests of all states, 0 to
-    `rounds`: a state's digest is SHA-256 of its bytes, C order, little-endian.
+    Of a `RoundWork` states and their digests are the work's own, and `rounds` those that were run. Of a `ChunkWork`
+    state 0 is the input `state`, round *i* the whole launch with state *i* - 1 in the place of that input, and state
+    *i* what it leaves in the output `out`; a state's digest is SHA-256 of its bytes, C order, little-endian. `root` is
+    over the digests of all states, 0 to `rounds`.
     """
 
     task: bytes = wire(1, Bytes(32))
-    state: int = wire(2, Uint(0, MAX_ARGS - 1))
-    out: int = wire(3, Uint(0, MAX_ARGS - 1))
+    state: int | None = optional(2, Uint(0, MAX_ARGS - 1), default=None)
+    out: int | None = optional(3, Uint(0, MAX_ARGS - 1), default=None)
     rounds: int = wire(4, Uint(1, MAX_LEAVES - 1))
     root: bytes = wire(5, Bytes(32))
     finished_ms: int = wire(6, Uint())
 
     def validate(self) -> None:
-        if self.state == self.out:
+        if (self.state is None) != (self.out is None):
+            raise LocalProtocolError("a commitment names an input and an output, or neither")
+        if self.state is not None and self.state == self.out:
             raise LocalProtocolError("an argument is an input or an output")
 
 

@@ -8,10 +8,10 @@ from ..envelope import Envelope, Signer, open_envelope, seal
 from ..errors import LocalProtocolError, WireCode
 from ..ids import PeerId, TaskId
 from ..merkle import MerkleTree, verify_inclusion
-from ..work import ArrayArg, ChunkWork, OutArg
+from ..work import ArrayArg, ChunkWork, OutArg, RoundWork
 from ._messages import ROUNDS_KIND, RoundsPayload, StateClaim
 
-__all__ = ["check_claim", "check_rounds_fit", "open_rounds", "rounds_tree", "seal_rounds"]
+__all__ = ["check_claim", "check_rounds_fit", "check_rounds_of", "open_rounds", "rounds_tree", "seal_rounds"]
 
 
 def rounds_tree(digests: Sequence[bytes]) -> MerkleTree:
@@ -39,6 +39,8 @@ def check_rounds_fit(rounds: RoundsPayload, work: ChunkWork) -> ArrayArg:
     Raises:
         LocalProtocolError: MALFORMED, the work has no such arguments or they are unlike each other.
     """
+    if rounds.state is None or rounds.out is None:
+        raise LocalProtocolError("a commitment to rounds of a launch names an input and an output")
     if max(rounds.state, rounds.out) >= len(work.args):
         raise LocalProtocolError("the commitment names an argument that the work does not have")
     state, out = work.args[rounds.state], work.args[rounds.out]
@@ -49,6 +51,18 @@ def check_rounds_fit(rounds: RoundsPayload, work: ChunkWork) -> ArrayArg:
     if out != OutArg(dtype=state.dtype, shape=state.shape):  # like it, and nothing more than an array
         raise LocalProtocolError("an output that can't take the state's place")
     return state
+
+
+def check_rounds_of(rounds: RoundsPayload, work: RoundWork) -> None:
+    """Check that a commitment is to rounds of work that is in rounds.
+
+    Raises:
+        LocalProtocolError: MALFORMED, it names arguments, or more rounds than there are.
+    """
+    if rounds.state is not None:
+        raise LocalProtocolError("the work itself says what its states are")
+    if rounds.rounds > work.rounds:
+        raise LocalProtocolError(f"{rounds.rounds} rounds of {work.rounds}")
 
 
 def check_claim(claim: StateClaim, rounds: RoundsPayload, state: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..dispute import RoundsPayload, StateClaim, check_claim, check_rounds_fit, open_rounds
+from ..dispute import RoundsPayload, StateClaim, check_claim, check_rounds_fit, check_rounds_of, open_rounds
 from ..envelope import Envelope, open_envelope
 from ..errors import LocalProtocolError, WireCode
 from ..ids import PeerId
@@ -16,7 +16,14 @@ from ..negotiation._messages import ACCEPT_KIND, TERMS_KIND
 from ..task import HeldTiles, ReceiptPayload, open_receipt
 from ..work import ArrayArg, ChunkWork, RoundWork
 from ._messages import ACCUSATION_KIND, Accusation, EvidenceFile
-from ._rounds import RoundClaim, chunks_of_round, claim_of_round, needs_of_round
+from ._rounds import (
+    RoundClaim,
+    chunks_of_round,
+    claim_of_commitment,
+    claim_of_round,
+    needs_of_commitment,
+    needs_of_round,
+)
 
 __all__ = ["Evidence", "open_evidence"]
 
@@ -78,7 +85,11 @@ def _needs(
     blobs: Mapping[bytes, bytes],
 ) -> dict[bytes, int]:
     if isinstance(work, RoundWork):
-        return {} if accusation.round is None else needs_of_round(work, accusation.round, receipts, blobs)
+        if accusation.round is None:
+            return {}
+        if claims:
+            return needs_of_commitment(work, accusation.round, claims, blobs)
+        return needs_of_round(work, accusation.round, receipts, blobs)
     if accusation.kind == "equivocation" or accusation.round == 0:
         return {}
     needs = {work.kernel.digest: work.kernel.size}
@@ -149,9 +160,8 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
     statements: list[Envelope] = []
     receipts: list[ReceiptPayload] = []
     rounds: RoundsPayload | None = None
-    for raw, index in zip(file.statements, _receipted(accusation, work, len(file.statements)), strict=True):
+    for raw, index in zip(file.statements, _receipted(accusation, work, file), strict=True):
         if index is None:
-            assert isinstance(work, ChunkWork)  # the others' receipts are named
             envelope, rounds = open_rounds(raw, network=file.network, provider=provider, task=agreement.task_id)
             _check_claims(file.claims, rounds, work, accusation)
         else:
@@ -180,21 +190,32 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
         claims=file.claims,
         blobs=blobs,
         missing=missing,
-        claim=(
-            claim_of_round(work, accusation.round, receipts, blobs)
-            if isinstance(work, RoundWork) and accusation.round is not None
-            else None
-        ),
+        claim=_claim(accusation, work, file.claims, receipts, blobs),
     )
 
 
-def _receipted(accusation: Accusation, work: ChunkWork | RoundWork, statements: int) -> tuple[int | None, ...]:
-    """Of which chunk each statement is a receipt; None for a commitment."""
+def _claim(
+    accusation: Accusation,
+    work: ChunkWork | RoundWork,
+    claims: tuple[StateClaim, ...],
+    receipts: Sequence[ReceiptPayload],
+    blobs: Mapping[bytes, bytes],
+) -> RoundClaim | None:
+    if not isinstance(work, RoundWork) or accusation.round is None:
+        return None
+    if claims:
+        return claim_of_commitment(work, accusation.round, claims, blobs)
+    return claim_of_round(work, accusation.round, receipts, blobs)
+
+
+def _receipted(accusation: Accusation, work: ChunkWork | RoundWork, file: EvidenceFile) -> tuple[int | None, ...]:
+    """Of which chunk each statement is a receipt; None for a commitment, which comes with claims."""
+    statements = len(file.statements)
     if accusation.index is not None:
         return (accusation.index,) * statements
     assert accusation.round is not None  # one of the two, as the accusation's own rules have it
     found: tuple[int | None, ...] = (None,)
-    if isinstance(work, RoundWork):
+    if isinstance(work, RoundWork) and not file.claims:
         found = chunks_of_round(work, accusation.round)
     if len(found) != statements:
         raise LocalProtocolError(f"{statements} statements where this round has {len(found)}")
@@ -211,9 +232,12 @@ def _check_receipt(receipt: ReceiptPayload, claims: tuple[StateClaim, ...], work
 
 
 def _check_claims(
-    claims: tuple[StateClaim, ...], rounds: RoundsPayload, work: ChunkWork, accusation: Accusation
+    claims: tuple[StateClaim, ...], rounds: RoundsPayload, work: ChunkWork | RoundWork, accusation: Accusation
 ) -> None:
-    check_rounds_fit(rounds, work)
+    if isinstance(work, RoundWork):
+        check_rounds_of(rounds, work)
+    else:
+        check_rounds_fit(rounds, work)
     after = accusation.round
     assert after is not None  # of this kind, as the accusation's own rules have it
     if after > rounds.rounds:

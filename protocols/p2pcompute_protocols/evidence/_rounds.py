@@ -5,11 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..dispute import StateClaim
 from ..errors import LocalProtocolError, WireCode
 from ..task import ReceiptPayload
 from ..work import ArrayArg, RoundWork
 
-__all__ = ["RoundClaim", "chunks_of_round", "claim_of_round", "needs_of_round"]
+__all__ = [
+    "RoundClaim",
+    "chunks_of_round",
+    "claim_of_commitment",
+    "claim_of_round",
+    "needs_of_commitment",
+    "needs_of_round",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +33,53 @@ class RoundClaim:
     round: int
     before: tuple[bytes, ...] | None
     after: bytes | None
+
+
+def claim_of_commitment(
+    work: RoundWork, round_: int, claims: Sequence[StateClaim], blobs: Mapping[bytes, bytes]
+) -> RoundClaim:
+    """What a commitment claims of a round, as far as the blobs tell."""
+    if round_ == 0:
+        return RoundClaim(round=0, before=None, after=claims[0].digest)
+    first, after = claims[0].digest, claims[1].digest
+    if first == work.first_state:
+        return RoundClaim(round=round_, before=tuple(array.digest for array in work.state), after=after)
+    return RoundClaim(round=round_, before=_arrays(blobs.get(first)), after=after)
+
+
+def needs_of_commitment(
+    work: RoundWork, round_: int, claims: Sequence[StateClaim], blobs: Mapping[bytes, bytes]
+) -> dict[bytes, int]:
+    """As `needs_of_round`, where a commitment is disputed."""
+    if round_ == 0:
+        return {}
+    needs = _fixed_needs(work)
+    if claims[0].digest != work.first_state:
+        _need(needs, claims[0].digest, 32 * len(work.state))
+    claim = claim_of_commitment(work, round_, claims, blobs)
+    for array, found in zip(work.state, claim.before or (), strict=False):
+        _need(needs, found, array.nbytes)
+    return needs
+
+
+def _arrays(listed: bytes | None) -> tuple[bytes, ...] | None:
+    return None if listed is None else tuple(listed[at : at + 32] for at in range(0, len(listed), 32))
+
+
+def _need(needs: dict[bytes, int], digest: bytes, size: int) -> None:
+    if needs.setdefault(digest, size) != size:
+        raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
+
+
+def _fixed_needs(work: RoundWork) -> dict[bytes, int]:
+    """Kernels and constants."""
+    needs: dict[bytes, int] = {}
+    for launch in work.launches:
+        _need(needs, launch.kernel.digest, launch.kernel.size)
+        for arg in launch.args:
+            if isinstance(arg, ArrayArg):
+                _need(needs, arg.digest, arg.nbytes)
+    return needs
 
 
 def chunks_of_round(work: RoundWork, round_: int) -> tuple[int, ...]:
@@ -60,9 +115,7 @@ def claim_of_round(
         before = tuple(array.digest for array in work.state)
     else:
         digest = _digest_after(work, round_ - 1, receipts, blobs)
-        arrays = None if digest is None else blobs.get(digest)
-        if arrays is not None:
-            before = tuple(arrays[at : at + 32] for at in range(0, len(arrays), 32))
+        before = _arrays(None if digest is None else blobs.get(digest))
     return RoundClaim(round=round_, before=before, after=_digest_after(work, round_, receipts, blobs))
 
 
@@ -75,22 +128,12 @@ def needs_of_round(
     Raises:
         LocalProtocolError: BAD_DIGEST, one digest with two sizes.
     """
-    needs: dict[bytes, int] = {}
-
-    def need(digest: bytes, size: int) -> None:
-        if needs.setdefault(digest, size) != size:
-            raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
-
+    needs = _fixed_needs(work)
     for receipt in receipts:
-        need(receipt.output, 32 * work.chunk_range(receipt.index)[1])
-    for launch in work.launches:
-        need(launch.kernel.digest, launch.kernel.size)
-        for arg in launch.args:
-            if isinstance(arg, ArrayArg):
-                need(arg.digest, arg.nbytes)
+        _need(needs, receipt.output, 32 * work.chunk_range(receipt.index)[1])
     if round_ > 1 and (digest := _digest_after(work, round_ - 1, receipts, blobs)) is not None:
-        need(digest, 32 * len(work.state))
+        _need(needs, digest, 32 * len(work.state))
     claim = claim_of_round(work, round_, receipts, blobs)
     for array, found in zip(work.state, claim.before or (), strict=False):
-        need(found, array.nbytes)
+        _need(needs, found, array.nbytes)
     return needs

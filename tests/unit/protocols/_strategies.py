@@ -296,7 +296,7 @@ def _given(draw: Any, v: Values) -> None:
 
 
 def _rounds(draw: Any, v: Values) -> None:
-    v["out"] = draw(st.integers(0, 31).filter(lambda n: n != v["state"]))
+    v["out"] = None if v["state"] is None else draw(st.integers(0, 31).filter(lambda n: n != v["state"]))
 
 
 def _accusation(draw: Any, v: Values) -> None:

@@ -5,12 +5,30 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from p2pcompute_protocols.dispute import RoundsPayload, StateClaim
 from p2pcompute_protocols.evidence import Accusation, EvidenceFile
+from p2pcompute_protocols.merkle import InclusionProof
 from p2pcompute_protocols.negotiation import CheckPolicy, Tolerance
 from p2pcompute_protocols.task import ReceiptPayload
 
 from ._dispute import a_claim, rounds_bytes, rounds_work, some_rounds
-from ._material import DATA, KERNEL, NETWORK, NOW, PROVIDER, REQUESTER, STRANGER, Json, Node, cose, edited, sha, vector
+from ._material import (
+    DATA,
+    KERNEL,
+    NETWORK,
+    NOW,
+    PROVIDER,
+    REQUESTER,
+    STRANGER,
+    Json,
+    Node,
+    cose,
+    edited,
+    round_work,
+    sha,
+    vector,
+)
+from ._merkle import path_of, root_of
 from ._negotiation import agreement_bytes, bid_bytes, order_bytes, some_terms, terms_bytes
 from ._task import a_receipt, receipt_bytes
 
@@ -47,6 +65,48 @@ def file(accusation: Accusation, statements: tuple[bytes, ...], node: Node = REQ
     given = {"agreement": AGREEMENT, "blobs": (KERNEL, DATA), "claims": (), **changes}
     sealed = cose("accusation", accusation.encode(), node)
     return EvidenceFile(version=1, network=NETWORK, accusation=sealed, statements=statements, **given)
+
+
+# Work in rounds: state 2 is the first one again, and so is state 8.
+IN_ROUNDS = agreement_bytes(terms_bytes(some_terms(order_bytes(), bid_bytes(), work=round_work()).encode()))
+ARRAYS = sha(DATA) + sha(b"\0")
+LISTS = [b"".join(sha(ARRAYS) if n in (2, 8) else sha(bytes([n])) for n in range(at, at + 8)) for at in (1, 9)]
+
+
+def chunk_of_rounds(index: int, **changes: object) -> bytes:
+    made = a_receipt(task=sha(IN_ROUNDS), index=index, **{"output": sha(LISTS[index]), **changes})
+    return receipt_bytes(made.encode())
+
+
+def in_rounds(number: int | None, **changes: Any) -> tuple[EvidenceFile, Accusation]:
+    """A file about a round by its receipts; None: about two results of its first chunk."""
+    given: dict[str, Any] = {"agreement": IN_ROUNDS, "blobs": (KERNEL, LISTS[0], ARRAYS, DATA, b"\0"), **changes}
+    if number is None:
+        receipts = (chunk_of_rounds(0), chunk_of_rounds(0, output=bytes(32)))
+        accusation = accused(receipts, task=sha(IN_ROUNDS), kind="equivocation", index=0)
+        return file(accusation, receipts, **{**given, "blobs": ()}), accusation
+    receipts = (chunk_of_rounds(0), chunk_of_rounds(1))
+    if number != 9:
+        receipts = receipts[:1]
+    if number == 9 and "blobs" not in changes:
+        given["blobs"] = (*given["blobs"], LISTS[1])
+    receipts = given.pop("receipts", receipts)
+    accusation = accused(receipts, task=sha(IN_ROUNDS), kind="round", index=None, round=number)
+    return file(accusation, receipts, **given), accusation
+
+
+def committed(number: int, **changes: Any) -> tuple[EvidenceFile, Accusation]:
+    """The same by a commitment to five rounds."""
+    digests = [sha(ARRAYS) if n in (0, 2) else sha(bytes([n])) for n in range(6)]
+    payload = RoundsPayload(task=sha(IN_ROUNDS), rounds=5, root=root_of(digests), finished_ms=NOW)
+    claims = tuple(
+        StateClaim(digest=digests[n], proof=InclusionProof(index=n, leaves=6, path=tuple(path_of(n, digests))))
+        for n in (number - 1, number)
+    )
+    statements = (cose("rounds", dataclasses.replace(payload, **changes.pop("payload", {})).encode(), PROVIDER),)
+    accusation = accused(statements, task=sha(IN_ROUNDS), kind="round", index=None, round=number)
+    given: dict[str, Any] = {"agreement": IN_ROUNDS, "claims": claims, "blobs": (), **changes}
+    return file(accusation, statements, **given), accusation
 
 
 def evidence_vectors() -> Json:
@@ -111,6 +171,19 @@ def evidence_vectors() -> Json:
         round_case("the first round", 1, [], blobs=(KERNEL, DATA)),
         round_case("the last round, without anything", 5, [sha(KERNEL), a_claim(4).digest]),
     ]
+    accept += [
+        taken("a round of work in rounds, with all that it takes", *in_rounds(3), []),
+        taken("its first round, which the agreement begins", *in_rounds(1, blobs=(KERNEL, LISTS[0], DATA, b"\0")), []),
+        taken("a round that begins a chunk, by two receipts", *in_rounds(9), []),
+        taken(
+            "a round without the digests of the state before",
+            *in_rounds(3, blobs=(KERNEL, LISTS[0])),
+            [sha(ARRAYS)],
+        ),
+        taken("a round without its list", *in_rounds(3, blobs=(KERNEL,)), [sha(LISTS[0])]),
+        taken("a round of work in rounds, of a commitment", *committed(3, blobs=(KERNEL, DATA, b"\0")), []),
+        taken("two results for one chunk of rounds", *in_rounds(None), []),
+    ]
     forged = one[:-1] + bytes([one[-1] ^ 1])
     foreign = receipt_bytes(a_receipt().encode())
     stranger = receipt(STRANGER)
@@ -122,6 +195,36 @@ def evidence_vectors() -> Json:
     half = cose("agreement", terms_bytes(node=STRANGER), PROVIDER)
     whole = file(result, (one,))
     reject = [
+        refused(
+            "one receipt for a round that begins a chunk", in_rounds(9, receipts=(chunk_of_rounds(1),))[0], "MALFORMED"
+        ),
+        refused(
+            "two receipts for a round within a chunk",
+            in_rounds(3, receipts=(chunk_of_rounds(0), chunk_of_rounds(1)))[0],
+            "MALFORMED",
+        ),
+        refused(
+            "the receipt of another chunk than the round's", in_rounds(3, receipts=(chunk_of_rounds(1),))[0], "REPLAYED"
+        ),
+        refused("round 0 by a receipt", in_rounds(0, receipts=(chunk_of_rounds(0),))[0], "UNKNOWN_CHUNK"),
+        refused("round 21 of 20", in_rounds(21, receipts=(chunk_of_rounds(0),))[0], "UNKNOWN_CHUNK"),
+        refused(
+            "a state that the list does not have",
+            in_rounds(3, blobs=(KERNEL, LISTS[0], sha(KERNEL) + sha(b"\0"), DATA, b"\0"))[0],
+            "BAD_DIGEST",
+        ),
+        refused("a commitment to more rounds than there are", committed(3, payload={"rounds": 21})[0], "MALFORMED"),
+        refused("a commitment that names arguments", committed(3, payload={"state": 0, "out": 1})[0], "MALFORMED"),
+        refused(
+            "a result of work in rounds",
+            file(
+                accused((chunk_of_rounds(1),), task=sha(IN_ROUNDS)),
+                (chunk_of_rounds(1),),
+                agreement=IN_ROUNDS,
+                blobs=(),
+            ),
+            "UNSUPPORTED",
+        ),
         refused(
             "a receipt with one bit of its signature changed", file(accused((forged,)), (forged,)), "BAD_SIGNATURE"
         ),
