@@ -75,6 +75,9 @@ from ._quorum import (
 from ._quorum import (
     draw_doubled as draw_doubled,
 )
+from ._rounds import (
+    RoundSampler as RoundSampler,
+)
 from ._sampling import (
     DEFAULT_SAMPLES as DEFAULT_SAMPLES,
 )

@@ -34,6 +34,20 @@ def test_it_prints_its_figures(name: str, field: str) -> None:
     assert field in json.loads(done.stdout)
 
 
+def test_rounds_print_what_they_save() -> None:
+    options = ("--stars", "64", "--steps", "2", "--chunk", "1")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "rounds.py"), *options],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["tasks"]["receipts"], found["rounds"]["receipts"]) == (2, 2)
+
+
 def test_execution_prints_figures_and_what_they_have_to_reach() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "execution.py"), "--quick", "--json"],
