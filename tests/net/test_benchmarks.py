@@ -21,11 +21,15 @@ pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
         ("task_latency.py", "p50_ms"),
         ("import_time.py", "bare"),
         ("checking_power.py", "injected"),
+        ("product_power.py", "injected"),
+        ("fast_mode.py", "kernels"),
     ],
 )
 def test_it_prints_its_figures(name: str, field: str) -> None:
     options = [] if name == "import_time.py" else ["--count", "2"]
-    if name == "checking_power.py":
+    if name == "fast_mode.py":
+        options = ["--quick", "--rounds", "2", "--json"]
+    if name in ("checking_power.py", "product_power.py"):
         options.append("--json")
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / name), *options], capture_output=True, text=True, timeout=180, check=False

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from p2pcompute._matmul import product
-from p2pcompute.checking import FreivaldsScreen, product_tolerance
+from p2pcompute.checking import FreivaldsScreen, ProductSampler, Sampler, product_tolerance
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._fast_matmul import ENTRY, TEXT, is_product
 from p2pcompute.kernel import out
@@ -183,3 +183,35 @@ def test_tolerances_come_from_the_data() -> None:
     assert product_tolerance(a * np.float32(100), b)[1] > 50 * atol
     nothing = np.full((3, 4), np.nan, np.float32)
     assert product_tolerance(nothing, nothing.T)[1] == 0.0
+
+
+class _Strict:
+    """Rows of the strict product, as a worker gives them."""
+
+    def __init__(self, a: Array, b: Array) -> None:
+        self.rows = np.zeros((len(a), b.shape[1]), a.dtype)
+        for k in range(len(b)):
+            self.rows += a[:, k, None] * b[None, k]
+
+    async def run_threads(self, threads: Any, *, timeout_s: float) -> Any:
+        await trio.lowlevel.checkpoint()
+        return type("Run", (), {"outputs": (self.rows[threads].tobytes(),)})
+
+
+def test_one_wrong_row_passes_samples_and_not_the_screen() -> None:
+    a, b = matrices("random")
+    binding = product[M, 1].bind(out((M, N), np.float32), a, b)
+    claimed = a @ b
+    claimed[50, 9] += np.float32(0.05)
+
+    def check(kind: type[Sampler]) -> bool:
+        near = tolerance(a, b)
+        sampler = kind(
+            _Strict(a, b), binding.layout.outputs, [(N,)], per_chunk=2, rng=np.random.default_rng(4), tolerance=near
+        )
+        if isinstance(sampler, ProductSampler):
+            sampler.screen = FreivaldsScreen(a, b, tolerance=near)
+        return trio.run(lambda: sampler.check(0, M, claimed.tobytes())).ok
+
+    assert check(Sampler)  # its two rows are others
+    assert not check(ProductSampler)

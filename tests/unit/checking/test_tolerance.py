@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from p2pcompute.checking import DEFAULT_TOLERANCE, alike, outside, outside_rows
 from p2pcompute_protocols.errors import LocalProtocolError
-from p2pcompute_protocols.negotiation import MAX_RTOL, MIN_RTOL, CheckPolicy, Tolerance
+from p2pcompute_protocols.negotiation import (
+    MAX_RTOL,
+    MIN_RTOL,
+    CheckPolicy,
+    Tolerance,
+    check_terms_follow_bid,
+    open_bid,
+    open_order,
+)
+
+from ..protocols.vectors._material import NETWORK, NOW, PROVIDER, REQUESTER
+from ..protocols.vectors._negotiation import a_bid, an_order, bid_bytes, order_bytes, some_terms
 
 TINY = float(np.finfo(np.float32).tiny)
 TOLERANCE = Tolerance.of(rtol32=2**-10, atol32=2**-20, rtol64=2**-30, atol64=0.0)
@@ -129,3 +140,29 @@ def test_a_tolerance_keeps_its_numbers(rtol: float, atol: float) -> None:
 def test_the_usual_tolerance() -> None:
     assert DEFAULT_TOLERANCE.for_dtype("float32") == (1e-4, 1e-6)
     assert DEFAULT_TOLERANCE.for_dtype("float64") == (1e-9, 1e-12)
+
+
+def test_terms_with_another_tolerance_than_the_order_are_not_signed() -> None:
+    checks = [
+        CheckPolicy(
+            kind="sample", per_chunk=4, tolerance=Tolerance.of(rtol32=rtol, atol32=0.0, rtol64=1e-9, atol64=0.0)
+        )
+        for rtol in (1e-4, 2e-4)
+    ]
+    asked = an_order(fp="fast", check=checks[0])
+    order = open_order(
+        order_bytes(asked.encode()),
+        network=NETWORK,
+        requester=REQUESTER.peer_id,
+        provider=PROVIDER.peer_id,
+        now_ms=NOW,
+    )[0]
+    bid = bid_bytes(a_bid(order_bytes(asked.encode())).encode())
+    opened, offered = open_bid(bid, network=NETWORK, requester=REQUESTER.peer_id, provider=PROVIDER.peer_id)
+    for check, fp in ((checks[0], "fast"), (checks[1], "fast"), (CheckPolicy(kind="sample", per_chunk=4), "strict")):
+        terms = some_terms(order_bytes(asked.encode()), bid, fp=fp, check=check)
+        if check is checks[0]:
+            check_terms_follow_bid(terms, order=order, order_payload=asked, bid=opened, bid_payload=offered)
+        else:
+            with pytest.raises(LocalProtocolError, match="differ from order and bid in check"):
+                check_terms_follow_bid(terms, order=order, order_payload=asked, bid=opened, bid_payload=offered)
