@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly mutants test-gpu check-system clean
+.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly mutants test-gpu bench-payments check-system clean
 
 install: $(STAMP)
 
@@ -56,6 +56,10 @@ test-gpu: $(CUDA)
 # docs/benchmarks/execution.md and benchmarks/results/execution.json; three minutes on a quiet machine
 bench-execution: $(STAMP)
 	@$(BIN)/python benchmarks/execution.py --write
+
+# docs/benchmarks/payments.md and benchmarks/results/payments.json; a minute on a quiet machine
+bench-payments: $(STAMP)
+	@$(BIN)/python benchmarks/payments.py --write
 
 # power cuts at every write of many long lives, in every way: an hour and more; a part of it runs with the tests
 crash-nightly: $(STAMP)

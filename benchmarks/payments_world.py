@@ -13,7 +13,7 @@ import coincurve
 import trio
 
 from p2pcompute.identity import NodeKey, WalletKey
-from p2pcompute.payments import ChannelNeed, ModelChain, Outbox, Payee, Payer, Settler
+from p2pcompute.payments import ChannelNeed, ChannelOnChain, ModelChain, Outbox, Payee, Payer, Settler
 from p2pcompute.storage import Ledger, open_ledger
 from p2pcompute_protocols._binding import SignerBinding, bind_signer
 from p2pcompute_protocols.channel import (
@@ -113,11 +113,9 @@ class Provider:
         node, wallet = NodeKey(key(b"requester", 0)), WalletKey(key(b"wallet", 0))
         binding = bind_signer(NETWORK, node.peer_id, wallet, sequence=1, expires_ms=FAR_MS)
         channels = [channel_id(wallet.address, account.address, wallet.address) for account in self.accounts]
-        payers = [
-            _BarePayer(self.connect(node.peer_id, at), channel, wallet) for at, channel in enumerate(channels)
-        ]
+        payers = [_BarePayer(self.connect(node.peer_id, at), channel, wallet) for at, channel in enumerate(channels)]
         for payer, account, channel in zip(payers, self.accounts, channels, strict=True):
-            fund(self.chain, wallet.address, account.address, channel)
+            fund(self.chain, channel)
             await payer.greet(binding, account.address)
             await payer.pay(1)  # the first reads the chain
         began = time.perf_counter()
@@ -159,10 +157,8 @@ class _BarePayer:
             raise AssertionError(f"{answer}")
 
 
-def fund(chain: ModelChain, payer: Address, payee: Address, channel: ChannelId) -> None:
+def fund(chain: ModelChain, channel: ChannelId) -> None:
     """Money on a channel, from nowhere."""
-    from p2pcompute.payments import ChannelOnChain
-
     chain.channels[channel] = ChannelOnChain(deposit_uusd=CEILING_UUSD, claimed_uusd=0, close_at_s=0)
 
 
@@ -202,7 +198,7 @@ class Requester:
             self.tasks.append(agreement.task_id)
             await self.ledger.add_agreement(agreement, role="requester")
             channel = channel_id(self.wallet.address, account.address, self.wallet.address)
-            fund(self.provider.chain, self.wallet.address, account.address, channel)
+            fund(self.provider.chain, channel)
             await self.payers[at].open_channels(
                 [ChannelNeed(payee=account.address, peer=self.provider.node.peer_id, amount_uusd=1)]
             )
@@ -235,9 +231,7 @@ class Requester:
         raw = accept_terms(
             seal_terms(terms, network=NETWORK, signer=self.node), network=NETWORK, signer=self.provider.node
         )
-        return open_agreement(
-            raw, network=NETWORK, requester=self.node.peer_id, provider=self.provider.node.peer_id
-        )
+        return open_agreement(raw, network=NETWORK, requester=self.node.peer_id, provider=self.provider.node.peer_id)
 
     async def accept(self, at: int, index: int) -> None:
         """One more chunk is checked and accepted, for one micro-USD."""
@@ -303,9 +297,7 @@ async def restart_s(directory: Path, channels: int, rounds: int) -> float:
 
         async def fill(channel: ChannelId) -> None:
             async with limit:
-                await ledger.open_channel_in(
-                    channel, payer=wallet.address, signer=wallet.address, peer=node.peer_id
-                )
+                await ledger.open_channel_in(channel, payer=wallet.address, signer=wallet.address, peer=node.peer_id)
                 await ledger.set_chain_in(channel, deposit_uusd=CEILING_UUSD, claimed_uusd=0, close_at_s=0)
                 await ledger.take_voucher(
                     channel, amount_uusd=5, memo=bytes(32), signature=bytes(65), peer=node.peer_id

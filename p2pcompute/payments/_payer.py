@@ -101,6 +101,7 @@ class Payer:
         self._funding_lock = trio.Lock()
         self._funding = 0
         self._unfundable: dict[ChannelId, ChannelUnfundable] = {}
+        self._read: set[ChannelId] = set()  # whose state on chain was read since the start
 
     @property
     def is_funding(self) -> bool:
@@ -220,9 +221,17 @@ class Payer:
     async def refresh(self, channel: ChannelId) -> ChannelOutView:
         """Read where a channel stands on chain, and keep it."""
         state = await self.hub.channel(channel)
-        return await self.ledger.set_chain_out(
+        row = await self.ledger.set_chain_out(
             channel, deposit_uusd=state.deposit_uusd, claimed_uusd=state.claimed_uusd
         )
+        self._read.add(channel)
+        return row
+
+    async def see_claims(self, channel: ChannelId) -> None:
+        """Read the chain, unless that was done since the start: the ledger may be a restored backup, and then nothing
+        may be signed below what was claimed since."""
+        if channel not in self._read:
+            await self.refresh(channel)
 
 
 class ChannelOut:
@@ -365,6 +374,7 @@ class ChannelOut:
     async def _open(self) -> Dialogue:
         """Open the stream and sync: the provider shows the best voucher that it holds."""
         payer = self._payer
+        await payer.see_claims(self.id)
         self._connection = ChannelConnection(Role.REQUESTER)
         stream = await payer.dial(self.peer)
         self._stream = stream

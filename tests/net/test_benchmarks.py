@@ -65,3 +65,18 @@ def test_execution_prints_figures_and_what_they_have_to_reach() -> None:
     assert all(set(one) == {"figure", "value", "unit", "reach", "ok"} for one in figures)
     assert all((one["reach"] is None) == (one["ok"] is None) for one in figures)
     assert sum(one["reach"] is not None for one in figures) == 7
+
+
+def test_payments_prints_figures_and_what_they_have_to_reach() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "payments.py"), "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=230,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert all(set(one) == {"figure", "value", "unit", "reach", "ok"} for one in figures)
+    assert all((one["reach"] is None) == (one["ok"] is None) for one in figures)
+    assert sum(one["reach"] is not None for one in figures) >= 4

@@ -354,7 +354,7 @@ def _apply(data: bytearray, note: Note) -> None:
 
 def write_image(image: dict[str, bytes], directory: Path) -> None:
     """Put an image into an empty directory, as the next start finds it. Shared memory never outlives a power cut."""
-    directory.mkdir(mode=0o700)
+    directory.mkdir(mode=0o700, parents=True)
     for name, data in image.items():
         path = directory / name
         path.touch(mode=0o600)

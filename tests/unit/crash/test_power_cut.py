@@ -31,7 +31,7 @@ def scratch(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("seed", [f"life {number}" for number in range(6 if NIGHTLY else 1)] + ["checkpoints"])
+@pytest.mark.parametrize("seed", [f"life-{number}" for number in range(6 if NIGHTLY else 1)] + ["checkpoints"])
 def test_no_promise_is_lost_wherever_power_goes(tmp_path: Path, scratch: Path, seed: str) -> None:
     """Each life has 1,000 points and more, and 700 disks of which no two are the same."""
     if seed == "checkpoints":

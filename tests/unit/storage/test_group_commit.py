@@ -24,10 +24,14 @@ class Gate:
     def __init__(self) -> None:
         self.open = trio.Event()
         self.open.set()
+        self.after: Callable[[], None] = lambda: None
 
     async def __call__(self, function: Callable[[], T]) -> T:
         await self.open.wait()
-        return function()
+        result = function()
+        after, self.after = self.after, lambda: None
+        after()
+        return result
 
 
 def commits(ledger: Ledger) -> list[int]:
@@ -126,10 +130,10 @@ def test_who_is_cancelled_while_it_waits_has_done_nothing(tmp_path: Path) -> Non
                 for number in range(4):
                     nursery.start_soon(ban, number)
                     await trio.testing.wait_all_tasks_blocked()
-                # At the same moment as the first commit ends: 0 would be the next to write for all.
-                gate.open.set()
-                scopes[0].cancel()
                 scopes[2].cancel()
+                # Between the end of the first commit and the next: 0 is told to write for all while it is cancelled.
+                gate.after = scopes[0].cancel
+                gate.open.set()
             assert [row.peer for row in await ledger.peers()] == ["first", "peer 1", "peer 3"]
             with trio.CancelScope() as scope:
                 scope.cancel()
