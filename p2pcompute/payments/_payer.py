@@ -221,9 +221,7 @@ class Payer:
     async def refresh(self, channel: ChannelId) -> ChannelOutView:
         """Read where a channel stands on chain, and keep it."""
         state = await self.hub.channel(channel)
-        row = await self.ledger.set_chain_out(
-            channel, deposit_uusd=state.deposit_uusd, claimed_uusd=state.claimed_uusd
-        )
+        row = await self.ledger.set_chain_out(channel, deposit_uusd=state.deposit_uusd, claimed_uusd=state.claimed_uusd)
         self._read.add(channel)
         return row
 

@@ -99,7 +99,7 @@ class GroupCommit:
         for one in group:
             one.taken = True
         now_ms = self._clock_ms()
-        outcomes: list[Any]
+        outcomes: list[Any] = []
         try:
             with trio.CancelScope(shield=True):
                 outcomes = await self._executor(lambda: self._database.write_all([one.work for one in group], now_ms))

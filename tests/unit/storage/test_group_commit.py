@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ import trio
 import trio.testing
 
 from p2pcompute.errors import DiskFull
-from p2pcompute.storage import InlineExecutor, Ledger, ReceiptConflict, ThreadExecutor, open_ledger
+from p2pcompute.storage import InlineExecutor, Ledger, LedgerFailed, ReceiptConflict, ThreadExecutor, open_ledger
 from p2pcompute.storage._commits import MAX_GROUP
 from p2pcompute_protocols.ids import PeerId
 
@@ -164,6 +165,32 @@ def test_what_is_being_written_is_not_cancelled(tmp_path: Path) -> None:
                 scope.cancel()
             assert done.is_set()
             assert await ledger.peer(PeerId("under way")) is not None
+
+    trio.run(main)
+
+
+def test_a_row_is_looked_up_while_others_wait_for_the_disk(tmp_path: Path) -> None:
+    """It is as of the last commit: what is being written is not there yet."""
+
+    async def main() -> None:
+        gate = Gate()
+        async with open_ledger(tmp_path, executor=gate) as ledger:
+            await ledger.ban(PeerId("there"), reason="x")
+            async with trio.open_nursery() as nursery:
+                await held_back(gate, ledger, nursery)
+                with trio.fail_after(60):
+                    found = await ledger.peer(PeerId("there"))
+                    assert found is not None
+                    assert found.banned == "x"
+                    assert await ledger.peer(PeerId("first")) is None
+                gate.open.set()
+            assert await ledger.peer(PeerId("first")) is not None
+            looks = ledger._database._looks
+            assert looks is not None
+            with pytest.raises(sqlite3.OperationalError, match="readonly"):
+                looks.execute("DELETE FROM peers")
+        with pytest.raises(LedgerFailed, match="closed"):
+            await ledger.peer(PeerId("there"))
 
     trio.run(main)
 
