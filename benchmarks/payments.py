@@ -103,7 +103,7 @@ def vouchers(options: argparse.Namespace, directory: Path) -> Iterator[Figure]:
 
     async def bare_sequence(place: Path) -> float:
         async with open_provider(place, channels=1) as provider:
-            return await provider.take_presigned(single)
+            return await provider.take_from_others(single, place)
 
     async def parallel(place: Path) -> float:
         async with open_pair(place, channels=channels) as (requester, provider):
@@ -111,17 +111,21 @@ def vouchers(options: argparse.Namespace, directory: Path) -> Iterator[Figure]:
 
     async def bare_parallel(place: Path) -> float:
         async with open_provider(place, channels=channels) as provider:
-            return await provider.take_presigned(each)
+            return await provider.take_from_others(each, place)
 
     say(f"one channel in sequence, {single} vouchers, {rounds} rounds")
     yield at_least(
         "one channel in sequence, both ledgers", single / best(rounds, sequence, directory), "vouchers/s", 1_000
     )
-    yield at_least("the same, provider's side alone", single / best(rounds, bare_sequence, directory), "vouchers/s")
+    yield at_least(
+        "the same, payers without ledgers in a process of their own",
+        single / best(rounds, bare_sequence, directory),
+        "vouchers/s",
+    )
     say(f"{channels} channels at once, {each} vouchers each, {rounds} rounds")
     total = channels * each
     yield at_least(
-        f"{channels} channels at once, provider's side alone",
+        f"{channels} channels at once, payers without ledgers in a process of their own",
         total / best(rounds, bare_parallel, directory),
         "vouchers/s",
         5_000,

@@ -25,7 +25,8 @@ are those of a node; the hub is a model of it, asked once for each channel.
 - *Both ledgers*: the payer's voucher is on its disk before it is sent, and the ack after it came. Those are three
   commits in a row for each voucher, the payee's in the middle. Payer and provider share one process here, and so one
   interpreter. Accepting the work is a commit of its own: in sequence it is not counted, at once it is.
-- *The provider's side alone*: payers sign and send, and keep nothing. This is how many vouchers a provider takes.
+- *Payers without ledgers* sign and send, and keep nothing, on a core of their own where there is one. This is how many
+  vouchers a provider takes.
 - *At once*: what waits while the disk syncs is committed together (group commit), each in a savepoint of its own.
 
 **The signer is recovered**, though checking against a key that is known would be somewhat faster: the hub recovers it

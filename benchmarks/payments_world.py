@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -108,25 +110,67 @@ class Provider:
             raise AssertionError(f"{[row.best_uusd for row in rows]} are held, not {amounts}")
         await self.ledger.verify()
 
-    async def take_presigned(self, each: int) -> float:
-        """Payers without a ledger sign and send `each` vouchers on every account's channel; the time it takes."""
-        node, wallet = NodeKey(key(b"requester", 0)), WalletKey(key(b"wallet", 0))
-        binding = bind_signer(NETWORK, node.peer_id, wallet, sequence=1, expires_ms=FAR_MS)
-        channels = [channel_id(wallet.address, account.address, wallet.address) for account in self.accounts]
-        payers = [_BarePayer(self.connect(node.peer_id, at), channel, wallet) for at, channel in enumerate(channels)]
-        for payer, account, channel in zip(payers, self.accounts, channels, strict=True):
+    async def take_from_others(self, each: int, directory: Path) -> float:
+        """A process of payers without ledgers signs and sends `each` vouchers on every account's channel.
+
+        Returns:
+            the time that it takes, by that process's clock.
+        """
+        node, wallet = bare_payer()
+        for account in self.accounts:
+            channel = channel_id(wallet.address, account.address, wallet.address)
             fund(self.chain, channel)
-            await payer.greet(binding, account.address)
-            await payer.pay(1)  # the first reads the chain
-        began = time.perf_counter()
-        async with trio.open_nursery() as nursery:
-            for payer in payers:
-                nursery.start_soon(payer.pay_up_to, each + 1)
-        spent = time.perf_counter() - began
+            await self._owe(channel, wallet.address, node.peer_id)
+        path = directory / "payers.sock"
+        with trio.socket.socket(trio.socket.AF_UNIX) as server:
+            await server.bind(str(path))
+            server.listen(len(self.accounts))
+            command = [sys.executable, __file__, str(path), str(len(self.accounts)), str(each)]
+            process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
+            for payee in self.payees:
+                half, _ = await server.accept()  # the payers come one after the other, in the accounts' order
+                self.nursery.start_soon(self._serve, payee, Stream(trio.SocketStream(half), node.peer_id))
+            assert process.stdout is not None
+            said = b"".join([part async for part in process.stdout])
+            if await process.wait() != 0:
+                raise AssertionError("the payers' process failed")
+        path.unlink()
+        await self.check([each + 1] * len(self.accounts))
+        return float(said)
+
+    async def _owe(self, channel: ChannelId, payer: Address, peer: PeerId) -> None:
+        """The work that the vouchers are for was done and receipted before."""
+        await self.ledger.open_channel_in(channel, payer=payer, signer=payer, peer=peer)
+        await self.ledger._write(lambda tx: tx.emit("owed_rebased", channel=channel, pusd=CEILING_UUSD * 1_000_000))
+
+
+def bare_payer() -> tuple[NodeKey, WalletKey]:
+    """Whose vouchers those are."""
+    return NodeKey(key(b"requester", 0)), WalletKey(key(b"wallet", 0))
+
+
+async def pay_from_here(path: str, channels: int, each: int) -> float:
+    """The other process: sign, send, hear the ack, on all channels at once; the time that it takes."""
+    node, wallet = bare_payer()
+    binding = bind_signer(NETWORK, node.peer_id, wallet, sequence=1, expires_ms=FAR_MS)
+    payers = []
+    for number in range(channels):
+        account = WalletKey(key(b"account", number)).address
+        half = trio.socket.socket(trio.socket.AF_UNIX)
+        await half.connect(path)
+        stream = Stream(trio.SocketStream(half), node.peer_id)
+        payers.append(_BarePayer(stream, channel_id(wallet.address, account, wallet.address), wallet))
+        await payers[-1].greet(binding, account)
+    for payer in payers:
+        await payer.pay(1)  # the first reads the chain
+    began = time.perf_counter()
+    async with trio.open_nursery() as nursery:
         for payer in payers:
-            await payer.stream.aclose()
-        await self.check([each + 1] * len(channels))
-        return spent
+            nursery.start_soon(payer.pay_up_to, each + 1)
+    spent = time.perf_counter() - began
+    for payer in payers:
+        await payer.stream.aclose()
+    return spent
 
 
 class _BarePayer:
@@ -348,3 +392,7 @@ def signer_s(count: int) -> tuple[float, float, float]:
             raise AssertionError("another signer")
     verify = (time.perf_counter() - began) / count
     return sign, recover, verify
+
+
+if __name__ == "__main__":
+    sys.stdout.write(str(trio.run(pay_from_here, sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
