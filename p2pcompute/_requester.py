@@ -16,6 +16,7 @@ import trio
 
 from p2pcompute._fast_run import ChunkJudge, check_policy, check_tolerance, make_sampler, rehearse, tolerance_of
 from p2pcompute._groups import single_error
+from p2pcompute._measures import run_ns
 from p2pcompute._program_run import (
     PROGRAM_SETUP_S,
     calibrate_program,
@@ -32,7 +33,14 @@ from p2pcompute._split_run import (
     some_items,
     windowed_worker,
 )
-from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport, block_samples
+from p2pcompute.checking import (
+    DEFAULT_SAMPLES,
+    Sampler,
+    SampleReport,
+    block_samples,
+    chunk_samples,
+    sampled_every,
+)
 from p2pcompute.errors import (
     BudgetError,
     ConfigError,
@@ -44,7 +52,7 @@ from p2pcompute.errors import (
 from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
-from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskRequest, TaskStarted
+from p2pcompute.tasks import Compiling, Coordinator, TaskEnded, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute.tasks._work import chunk_work, program_work
 from p2pcompute_protocols.errors import LocalProtocolError
@@ -176,15 +184,17 @@ class RunOptions:
         max_providers: how many providers at once, at most 64.
         deadline_s: seconds from now, at most 7 days.
         samples: private samples a chunk, of threads; where those of a block work together, blocks are run again, an
-            eighth as many, and 8 at least; of a program items, an eighth of a chunk's where this is left out; 0 trusts
-            providers and is visible in the agreement.
+            eighth as many, and 8 at least; of a program items. Where this is left out no more than an eighth of a
+            chunk is run again, and of chunks of less than eight some are left out where a provider may have several
+            unpaid. 0 trusts providers and is visible in the agreement.
         item_s: of a program, how many seconds one item takes on a reference core; measured here where None. With
             check="none" the program need not be installed here then.
         max_price: the most that an hour of a reference core may cost, in steps of 0.0036 USD.
         check: "sample" re-runs the private samples; "quorum" also has chunks done by two providers, which may cost
             twice as much, and compares them. Where they differ, and where no second provider is to be had, we compute
             the whole chunk here. "none" trusts providers, as where nobody else has the data. Visible in the agreement.
-        quorum_share: the share of chunks that "quorum" has done twice, from 0 to 1; which ones is our own secret.
+        quorum_share: the share of chunks that "quorum" has done twice, from 0 to 1, all of them where None; which ones
+            is our own secret.
         fp: "strict", or "fast" for results that may differ in their last places, and come sooner (docs/fast.md).
         rtol, atol: in fast mode, an element of a float output is right where it differs from the strict one by atol +
             rtol times its size at most. Where None: 1e-4 and 1e-6 of float32, 1e-9 and 1e-12 of float64.
@@ -203,7 +213,7 @@ class RunOptions:
     check: str = "sample"
     item_s: float | None = None
     max_price: str | int | float | None = None
-    quorum_share: float = 1.0
+    quorum_share: float | None = None
     fp: str = "strict"
     rtol: float | None = None
     atol: float | None = None
@@ -238,16 +248,30 @@ class RunOptions:
                 f"deadline_s is {self.deadline_s!r}; write seconds from now, more than 0 and at most "
                 f"{MAX_DEADLINE_MS // 1000} (7 days)"
             )
-        if isinstance(self.quorum_share, bool) or not isinstance(self.quorum_share, int | float):
+        if self.quorum_share is not None and (
+            isinstance(self.quorum_share, bool)
+            or not isinstance(self.quorum_share, int | float)
+            or not 0 <= self.quorum_share <= 1
+        ):
             raise OptionError(f"quorum_share is {self.quorum_share!r}; write a share from 0 to 1")
-        if not 0 <= self.quorum_share <= 1:
-            raise OptionError(f"quorum_share is {self.quorum_share!r}; write a share from 0 to 1")
+        if self.quorum_share is not None and self.check != "quorum":
+            raise OptionError(
+                f'quorum_share is {self.quorum_share!r} and check is "{self.check}"; write check="quorum" too, or '
+                "leave quorum_share out"
+            )
         if self.check == "quorum" and self.max_providers < 2:
             raise OptionError('max_providers is 1; check="quorum" takes at least 2')
         if why := check_tolerance(self.fp, self.rtol, self.atol):
             raise OptionError(why)
         if self.device not in ("cpu", "cuda", "any"):
             raise OptionError(f'device is {self.device!r}; write "cpu", "cuda" or "any"')
+
+    @property
+    def doubled(self) -> float:
+        """The share of chunks that two providers do."""
+        if self.check != "quorum":
+            return 0.0
+        return 1.0 if self.quorum_share is None else float(self.quorum_share)
 
     @property
     def checks(self) -> bool:
@@ -346,6 +370,8 @@ class TaskRun:
     fund: Callable[[int], Awaitable[None]]
     now_ms: Callable[[], int]
     budget: TaskBudget = field(default_factory=TaskBudget)  # started, with what `options` say at most
+    ended: TaskEnded | None = None  # what it came to, once it has started and ended
+    held: frozenset[int] = frozenset()  # the chunks that came, and hold
 
     def bind(self) -> Binding:
         """Check kernel and arguments; raises `KernelError` before anything else happens."""
@@ -414,7 +440,7 @@ class TaskRun:
                 max_price_pusd=limit,
                 wanted=min(4, options.max_providers, copies * work.chunks),
             )
-            doubled = options.quorum_share if options.check == "quorum" else 0.0
+            doubled = options.doubled
             once = work.units_per_chunk * binding.launch.blocks / work.blocks_per_chunk
             total_units = math.ceil(once * (1 + doubled))
             cheapest = min(candidate.option.price_pusd for candidate in found)
@@ -437,13 +463,17 @@ class TaskRun:
             samples, per_probe = options.samples, DEFAULT_SAMPLES
             if binding.program is not None:
                 samples = per_probe = program_samples(options.samples, work.chunk_range(0)[1])
+            items = work.chunk_range(0)[1] * binding.layout.items_per_block
+            per_chunk = chunk_samples(samples, items, size if together else 1)
+            if not together and options.samples:
+                samples = per_chunk
             sampler: Sampler | None = None
             if worker is not None:
                 sampler = make_sampler(
                     binding,
                     worker,
                     row_shapes,
-                    per_chunk=max(1, block_samples(samples, size) if together else samples),
+                    per_chunk=per_chunk,
                     per_probe=max(1, block_samples(per_probe, size) if together else per_probe),
                     tolerance=tolerance,
                     fast=fast,
@@ -471,11 +501,27 @@ class TaskRun:
                 chunk_s=_RESULT_S
                 + 2 * _SLOWER * work.units_per_chunk / 1e6
                 + 2 * cut.most_tile_bytes / _SETUP_BYTES_PER_S,
+                sample_every=sampled_every(options.samples, items)
+                if options.check == "sample" and binding.program is None
+                else 1,
             )
             judge: ChunkJudge | None = None
             if worker is not None and tolerance is not None:
                 judge = ChunkJudge(work, binding, tolerance, worker, fast)
-            await self._coordinate(request, work, binding, sampler, worker, judge, deliver)
+            try:
+                await self._coordinate(request, work, binding, sampler, worker, judge, deliver)
+            finally:
+                self._end(request)
+
+    def _end(self, request: TaskRequest) -> None:
+        self.held = request.outcome.done
+        self.ended = TaskEnded(
+            chunks=request.work.chunks,
+            done=len(self.held),
+            accepted_uusd=owed_uusd(1, self.budget.accepted_pusd),
+            paid_uusd=request.outcome.paid_uusd,
+        )
+        self._emit(self.ended)
 
     async def _coordinate(
         self,
@@ -595,7 +641,8 @@ class TaskRun:
     async def _calibrate(self, worker: WorkerSession | None, binding: Binding) -> float:
         """Units (microseconds of a reference core) of one item, from items all over the launch.
 
-        What an empty run costs is taken off, and the sample grows until a run is long enough to be timed. Of items
+        They are timed in processor time: what others do on this machine meanwhile is not our work (`run_ns`). What an
+        empty run costs is taken off, and the sample grows until a run is long enough to be timed. Of items
         that take long each, few are run: a thousand would be more work here than the network is asked for.
         """
         if worker is None or (binding.program is not None and self.options.item_s is not None):
@@ -611,7 +658,7 @@ class TaskRun:
         async def timed(count: int) -> int:
             first, among = some_items(binding, rng)
             picked = first + np.sort(rng.integers(0, among, size=count, dtype=np.int64))
-            return int((await worker.run_threads(picked, timeout_s=_CALIBRATE_S)).wall_ns)
+            return run_ns(await worker.run_threads(picked, timeout_s=_CALIBRATE_S), min(count, threads))
 
         await timed(1)  # compiles
         single_ns = max(1, min([await timed(1) for _ in range(3)]))
@@ -621,12 +668,12 @@ class TaskRun:
         count = min(max(1, _CALIBRATE_THREADS // size), affordable, total)
         while True:
             spent_ns = min(await timed(count), await timed(count))
-            if spent_ns >= _CALIBRATE_NS or count >= most:
+            if spent_ns >= _CALIBRATE_NS * min(count, threads) or count >= most:
                 break
             count = min(count * 4, most)
         # A run of one item has what every run costs, and an item: nearly nothing beside many, much beside few.
         empty_ns = single_ns if count >= 16 * threads and single_ns < _CALIBRATE_NS else 0
-        per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / count
+        per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / count / min(count, threads)
         return per_item_ns / 1_000 * await self.score_milli() / 1_000
 
     async def _cut(self, binding: Binding, units_per_item: float) -> Cut:

@@ -45,12 +45,14 @@
     └── EvidenceError                a file of evidence is none, and says nothing of anybody
 
 What peers do wrong on the wire is in `p2pcompute_protocols.errors` (`LocalProtocolError`, `RemoteProtocolError`).
-Each message says what to do next. `exit_code` is what the command returns for it.
+Each message says what to do next. `exit_code` is what the command returns for it, and `partial` is what a task had
+come to where it ended without a full result: outputs with a mask, chunks, and what was paid.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 __all__ = [
     "BudgetError",
@@ -71,6 +73,7 @@ __all__ = [
     "NoProviderError",
     "OverlayError",
     "P2PComputeError",
+    "Partial",
     "PaymentError",
     "PortInUse",
     "ProfileInUse",
@@ -93,10 +96,33 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Partial:
+    """What a task had come to when it ended with an error.
+
+    Attributes:
+        outputs: for each output a NumPy masked array of its shape, masked (and zero) where no checked result came. What
+            is combined (`p2p.reduce`) is masked whole: it takes all blocks.
+        done: how many of `chunks` came, were checked, hold, and are in the outputs.
+        accepted_uusd: micro-USD owed for what was accepted, to all providers together; `paid_uusd` of them are
+            acknowledged, and the rest is paid when a provider is back.
+    """
+
+    outputs: tuple[Any, ...]
+    done: int
+    chunks: int
+    accepted_uusd: int
+    paid_uusd: int
+
+
 class P2PComputeError(Exception):
-    """The root: catch this for anything that p2pcompute raises on purpose."""
+    """The root: catch this for anything that p2pcompute raises on purpose.
+
+    `partial` is set where `run` had started to compute, and is None elsewhere.
+    """
 
     exit_code: ClassVar[int] = 1
+    partial: Partial | None = None
 
 
 class ConfigError(P2PComputeError):

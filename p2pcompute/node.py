@@ -23,6 +23,7 @@ import trio
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
+from p2pcompute._partial import Placed
 from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
@@ -261,6 +262,7 @@ class Node:
             NoProviderError: no money has moved.
             BudgetError: the estimate is over the budget and no money has moved, or the budget is used up.
             ChunkFailed, TaskTimeout, TaskError, PaymentError: what was paid is covered by checked receipts.
+            An error of a task that had started has what came of it, as masked arrays, in `error.partial`.
 
         Tasks of one node take turns: each would have but its part of the same providers, and a worker here. A task in
         the body of a loop over chunks of `map` does not wait, since the loop's task would wait for it; it has its own
@@ -270,14 +272,13 @@ class Node:
         """
         task = self._task(kernel, args, chosen(RunOptions, options))
         binding = task.bind()
-        outputs = binding.empty_outputs()
-
-        async def place(chunk: Chunk) -> None:
-            for position, (rows, target) in enumerate(zip(chunk.rows, outputs, strict=True)):
-                binding.layout.scatter(position, chunk.first_block, chunk.blocks, rows, target)
-
-        await self._execute(task, binding, place, waits=not self._is_within_stream())
-        results = binding.results(outputs)
+        placed = Placed(binding)
+        try:
+            await self._execute(task, binding, placed.put, waits=not self._is_within_stream())
+        except P2PComputeError as error:
+            placed.note(error, task)
+            raise
+        results = binding.results(placed.outputs)
         return results[0] if len(results) == 1 else tuple(results)
 
     def _rounds(

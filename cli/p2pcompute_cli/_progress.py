@@ -27,6 +27,7 @@ from p2pcompute.tasks import (
     ProviderLost,
     ProviderReady,
     ProviderRefused,
+    SecondCopyHere,
     TaskEvent,
     TaskStarted,
     WaitingForProviders,
@@ -211,6 +212,11 @@ class Progress:
             case WaitingForProviders():
                 return Text(
                     f"nobody is left for {count(event.chunks, 'chunk')}; waiting {event.patience_s:.0f} s for one",
+                    style="yellow",
+                )
+            case SecondCopyHere():
+                return Text(
+                    f"chunk {event.index} is done a second time here, by us: {event.reason}",
                     style="yellow",
                 )
             case ChunkRejected():

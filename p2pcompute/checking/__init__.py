@@ -91,10 +91,19 @@ from ._sampling import (
     SampleReport as SampleReport,
 )
 from ._sampling import (
+    SampleRuns as SampleRuns,
+)
+from ._sampling import (
     block_samples as block_samples,
 )
 from ._sampling import (
+    chunk_samples as chunk_samples,
+)
+from ._sampling import (
     draw_threads as draw_threads,
+)
+from ._sampling import (
+    sampled_every as sampled_every,
 )
 from ._tolerance import (
     DEFAULT_TOLERANCE as DEFAULT_TOLERANCE,

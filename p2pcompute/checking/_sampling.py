@@ -4,7 +4,9 @@ Which threads is decided after the receipt came, from the operating system's ran
 them. A provider that alters a share *p* of a chunk's rows escapes *n* samples with probability (1 - p)^n: 256
 samples miss 2 % with 0.6 %. Samples are drawn from the threads that own a row of an output; the rows of all others,
 which the kernel can't write, have to be zero. Where the threads of a block work together, a sample is a whole block;
-there are fewer of them (`block_samples`), for what each costs.
+there are fewer of them (`block_samples`), for what each costs. All threads of a chunk are taken to cost the same, so
+the share of them that is run again is what checking costs: an eighth at most, unless more is asked for
+(`chunk_samples`). Of chunks of less than eight some are not sampled at all (`SampleRuns`).
 
 In fast mode bits are not equal between machines. What we compute is the strict result, which has one value, and what
 was delivered has to be as near to it as the agreement says (`_tolerance`). Where it is not, our own fast mode is asked
@@ -13,7 +15,8 @@ too: an element that it puts as far off hangs on rounding, and speaks against no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -28,13 +31,24 @@ if TYPE_CHECKING:
     from p2pcompute.execution._api import OutputSpec
     from p2pcompute_protocols.negotiation import Tolerance
 
-__all__ = ["DEFAULT_SAMPLES", "Rehearsal", "SampleReport", "Sampler", "block_samples", "draw_threads"]
+__all__ = [
+    "DEFAULT_SAMPLES",
+    "Rehearsal",
+    "SampleReport",
+    "SampleRuns",
+    "Sampler",
+    "block_samples",
+    "chunk_samples",
+    "draw_threads",
+    "sampled_every",
+]
 
 DEFAULT_SAMPLES: Final = 256
 Threads = np.ndarray[Any, np.dtype[np.int64]]
 Mask = np.ndarray[Any, np.dtype[np.bool_]]
 Rows = np.ndarray[Any, Any]
 _LEAST_BLOCKS: Final = 8
+_MOST_SHARE: Final = 8  # one of so many threads is run again where nothing else is asked for
 _RUN: Final = 8  # threads in a row: a part of the samples lies together, for faults that come in blocks
 _TIMEOUT_S: Final = 120.0
 
@@ -74,6 +88,59 @@ def block_samples(samples: int, threads: int) -> int:
     """How many blocks of `threads` are run again where `samples` threads would be: an eighth as many and 8 at least,
     and as many as hold so many threads."""
     return max(min(samples, max(_LEAST_BLOCKS, samples // 8)), -(-samples // threads))
+
+
+def chunk_samples(samples: int, items: int, threads: int = 1) -> int:
+    """How many of a chunk's `items` are run again: as many as are asked for, and an eighth of them at most, but one at
+    least, where that is left at `DEFAULT_SAMPLES`.
+
+    Args:
+        samples: threads, as they were asked for.
+        items: of the chunk.
+        threads: of an item; blocks are drawn where there is more than one (`block_samples`).
+    """
+    wanted = samples if threads == 1 else block_samples(samples, threads)
+    if samples == DEFAULT_SAMPLES:
+        wanted = min(wanted, items // _MOST_SHARE)
+    return max(1, wanted)
+
+
+def sampled_every(samples: int, items: int) -> int:
+    """Of how many chunks of `items` each one has to be sampled, for that to cost an eighth of the work: of one, unless
+    they are short and `samples` is left at `DEFAULT_SAMPLES`."""
+    return 1 if samples != DEFAULT_SAMPLES else max(1, -(-_MOST_SHARE // max(1, items)))
+
+
+class SampleRuns:
+    """Which of one provider's chunks are sampled, where one of several is enough. They come in runs, and of each run
+    one is drawn in private before the first has come. A run is never longer than half of what may be unpaid, so that
+    no window is paid of which nothing was looked at.
+
+    Args:
+        every: of so many chunks one is sampled, where the window is wide enough.
+        draw: a private number from 0 to below its argument.
+    """
+
+    def __init__(self, every: int, draw: Callable[[int], int] = secrets.randbelow) -> None:
+        self._every = every
+        self._draw = draw
+        self._length = 0  # of the run
+        self._left = 0  # of it
+        self._picked = 0
+
+    def next_is_sampled(self, window: int) -> bool:
+        """Whether to sample the next chunk; `window` is how many may be unpaid now."""
+        most = max(1, window // 2)
+        if self._length > most:  # the window has become shorter: a run that was not looked at is not lost in that
+            missed = self._left > self._picked
+            self._length = self._left = 0
+            if missed:
+                return True
+        if not self._left:
+            self._length = self._left = min(self._every, most)
+            self._picked = self._draw(self._left)
+        self._left -= 1
+        return self._left == self._picked
 
 
 def draw_threads(first: int, count: int, samples: int, rng: np.random.Generator) -> Threads:

@@ -41,6 +41,7 @@ __all__ = [
     "MAX_SOURCE_BYTES",
     "MAX_TREE_DEPTH",
     "MAX_TUPLE",
+    "MAX_TYPED_NODES",
     "NUMPY_CALLS",
     "NUMPY_SPELLINGS",
     "RANDOM_CALLS",
@@ -65,6 +66,7 @@ MAX_SHARED_BYTES: Final = 48 << 10  # a block; what every CUDA device has
 MAX_LOCAL_BYTES: Final = 4 << 10  # a thread
 MAX_CONST_ELEMENTS: Final = 1024  # of all constant arrays of a kernel
 MAX_BARRIERS: Final = 64  # places in the text
+MAX_TYPED_NODES: Final = 250_000  # statements and expressions that typing goes over, each as often as it does
 MAX_INSTANCES: Final = 64  # functions after one copy is made for each combination of argument types
 
 DTYPES: Final = (

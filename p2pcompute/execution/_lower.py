@@ -8,17 +8,18 @@ bounds checks are needed are in the text.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._block_races import Races, find_races
-from p2pcompute.execution._guard import Admitted
+from p2pcompute.execution._guard import Admitted, Function
 from p2pcompute.execution._guard_scratch import Scratch
 from p2pcompute.execution._index_ranges import IndexRanges, index_ranges
 from p2pcompute.execution._index_values import Site, index_values
-from p2pcompute.execution._language import MAX_INSTANCES
+from p2pcompute.execution._language import MAX_INSTANCES, MAX_TYPED_NODES
 from p2pcompute.execution._lower_apart import apart, renamed
 from p2pcompute.execution._lower_arrays import Instance
 from p2pcompute.execution._lower_block import BlockCode
@@ -98,6 +99,8 @@ class _Program:
         self.check_premises()
         self.instances: dict[tuple[str, tuple[Type, ...], tuple[str, ...]], Instance] = {}
         self.counts_bits = counts_bits(admitted.functions)
+        self.sizes: dict[str, int] = {}
+        self.typed_nodes = 0
         self.known_widths: dict[tuple[str, tuple[str, ...]], tuple[str | None, ...]] = {}
         scratch, plan = admitted.entry.scratch, admitted.plan
         self.sites: dict[int, Site] = {}
@@ -237,6 +240,19 @@ class _Program:
             array = self.admitted.entry.scratch[name[2:]]
             lines += "".join(f" {line}\n" for line in in_turn(name, zero_of(array.dtype), array.size))
         return lines + " syncthreads()\n"
+
+    def note_round(self, function: Function) -> None:
+        """A stranger's kernel of a few kilobytes may want a thousand rounds over all of it."""
+        if function.name not in self.sizes:
+            self.sizes[function.name] = sum(1 for _ in ast.walk(function.node))
+        self.typed_nodes += self.sizes[function.name]
+        if self.typed_nodes > MAX_TYPED_NODES:
+            raise KernelError(
+                "the types of variables hang on each other over too many assignments",
+                line=function.node.lineno,
+                filename=function.filename,
+                instead="begin each variable with the type that it ends with, as in v = 0.0 where a float comes later",
+            )
 
     def instance(self, name: str, types: tuple[Type, ...], widths: tuple[str, ...]) -> Instance:
         if name not in self.counts_bits:

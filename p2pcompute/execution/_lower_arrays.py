@@ -52,6 +52,10 @@ class Program(Protocol):
         """The device function for these types of arguments, and widths of integers where they are counted."""
         ...
 
+    def note_round(self, function: Function) -> None:
+        """Types are worked out along `function` once more. Raises `KernelError` where that is too much."""
+        ...
+
 
 class ArrayLowering:
     """The arrays of one function, for one combination of argument types. What it emits goes to `expressions`."""

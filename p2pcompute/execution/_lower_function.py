@@ -23,8 +23,10 @@ class FunctionLowering(ArrayLowering):
     """Lowers one function for one combination of argument types."""
 
     def run(self) -> str:
-        """Repeat until no type widens; types only ever widen along a chain of five, so it ends."""
+        """Repeat until no type widens; types only ever widen along a chain of five, so it ends. It may take four
+        rounds for each variable, where each takes its type from one that is assigned behind it: that is bounded."""
         while True:
+            self.program.note_round(self.function)
             before = (dict(self.types), self.result)
             self.called = []
             self.expressions = ExpressionLowering(

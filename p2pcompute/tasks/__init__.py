@@ -55,6 +55,12 @@ from ._events import (
     ProviderRefused as ProviderRefused,
 )
 from ._events import (
+    SecondCopyHere as SecondCopyHere,
+)
+from ._events import (
+    TaskEnded as TaskEnded,
+)
+from ._events import (
     TaskEvent as TaskEvent,
 )
 from ._events import (

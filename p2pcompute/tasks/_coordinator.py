@@ -51,6 +51,7 @@ from ._events import (
     ProviderLost,
     ProviderReady,
     ProviderRefused,
+    SecondCopyHere,
     TaskEvent,
     WaitingForProviders,
 )
@@ -174,9 +175,12 @@ class Coordinator:
         if request.doubled and recompute is not None:
             self._double(request, state, recompute, judge)
         seconds = max(0.0, (request.deadline_ms - self.now_ms()) / 1000)  # it may have passed before this
-        with trio.move_on_after(seconds) as deadline:
-            async with trio.open_nursery() as nursery:
-                await self._manage(request, state, nursery)
+        try:
+            with trio.move_on_after(seconds) as deadline:
+                async with trio.open_nursery() as nursery:
+                    await self._manage(request, state, nursery)
+        finally:
+            request.outcome.done = state.scheduler.finished
         if deadline.cancelled_caught and not state.scheduler.is_complete:
             raise TaskTimeout(
                 f"{state.scheduler.done} of {request.work.chunks} chunks were done when the deadline passed; "
@@ -221,6 +225,11 @@ class Coordinator:
             scheduler.revoke(provider)
             await self.books.failed(provider, state.reasons[provider], ban=True)
 
+        def decided(provider: PeerId, index: int, reason: str) -> None:
+            if state.desk is not None and state.desk.decided_here == 1:  # once a task; each is an event
+                _log.warning("chunk %d is done a second time here, by us: %s", index, reason)
+            state.emit(SecondCopyHere(provider=provider, index=index, reason=reason))
+
         quorum = Quorum(draw_doubled(request.work.chunks, request.doubled), kin=kin)
         scheduler = state.scheduler = DoublingScheduler(request.work.chunks, quorum)
         kind = QuorumDesk if judge is None else partial(NearDesk, judge=judge)
@@ -232,6 +241,7 @@ class Coordinator:
             blame=blame,
             wake=state.wake,
             patience_s=patience_s,
+            decided=decided,
         )
 
     @cached_property
@@ -383,8 +393,8 @@ class Coordinator:
             return _chunk_failed(failed[0], state)
         return TaskError(
             f"all providers are gone with {state.scheduler.done} of {request.work.chunks} chunks done ({why}); "
-            "what was paid is covered by receipts; run the task again when providers are back. node.map gives each "
-            "chunk as it comes, so that what is done by then is kept"
+            "what was paid is covered by receipts; run the task again when providers are back. What is done is in this "
+            "error's `partial`, and node.map gives each chunk as it comes"
         )
 
     async def _work_with(self, request: TaskRequest, state: RunState, candidate: Candidate, contact: Contact) -> None:
@@ -452,7 +462,7 @@ class Coordinator:
         reason = "cancelled"
         account = await self.books.open(agreement, request.budget)
         try:
-            hooks = self._hooks(state, candidate.peer_id)
+            hooks = self._hooks(request, state, agreement)
             link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, hooks, request.splits)
             contact.link = link
             await link.run()
@@ -483,8 +493,8 @@ class Coordinator:
                 credit_window=terms.credit_window,
                 max_window=terms.max_window,
                 negotiation_ms=seconds * 1000,
-                # Where nothing is checked, a lie is never found, and all that is paid can be paid for lies.
-                requester_max_loss_uusd=loss.requester_uusd if terms.check.kind == "sample" else loss.locked_uusd,
+                # Without samples a lie, or two alike, is never found, and all that is paid can be paid for lies.
+                requester_max_loss_uusd=loss.requester_uusd if terms.check.per_chunk else loss.locked_uusd,
                 provider_max_loss_uusd=loss.provider_uusd,
                 check=terms.check.kind,
             )
@@ -535,7 +545,7 @@ class Coordinator:
         path = await self.evidence.save(link.agreement, f"chunk-{lie.index}", made)
         return None if path is None else str(path)
 
-    def _hooks(self, state: RunState, checked: PeerId) -> LinkHooks:
+    def _hooks(self, request: TaskRequest, state: RunState, agreement: Agreement) -> LinkHooks:
         def assigned(provider: PeerId, index: int) -> None:
             state.emit(ChunkAssigned(provider=provider, index=index))
             if state.desk is not None and index in state.desk.quorum:
@@ -566,14 +576,19 @@ class Coordinator:
                         await _quietly(slower.link.cancel, index)
             state.wake()
 
+        def paid(provider: PeerId, amount_uusd: int) -> None:
+            request.outcome.paid(agreement.task_id, amount_uusd)
+            state.emit(Paid(provider=provider, paid_uusd=amount_uusd))
+
         return LinkHooks(
             ready=lambda provider, ms: state.emit(ProviderReady(provider=provider, compile_ms=ms)),
             assigned=assigned,
-            check=state.check if state.desk is None else partial(state.desk.check, checked),
+            check=state.check if state.desk is None else partial(state.desk.check, PeerId(agreement.terms.provider)),
             done=done,
             failed=failed,
-            paid=lambda provider, amount: state.emit(Paid(provider=provider, paid_uusd=amount)),
+            paid=paid,
             changed=lambda: state.changed,
+            sample_every=request.sample_every,
         )
 
 

@@ -76,6 +76,7 @@ class QuorumDesk:
         blame: somebody whose result is not here any more was wrong.
         wake: something has changed: look again.
         patience_s: how long a result waits for another one.
+        decided: a chunk was computed here to judge a provider's result; says why.
     """
 
     quorum: Quorum
@@ -85,6 +86,7 @@ class QuorumDesk:
     blame: Callable[[PeerId, int], Awaitable[None]]
     wake: Callable[[], None]
     patience_s: float
+    decided: Callable[[PeerId, int, str], None] = lambda *_: None
     decided_here: int = 0  # chunks that we have computed
     _changed: dict[int, trio.Event] = field(default_factory=dict)
     _deciding: dict[int, trio.Lock] = field(default_factory=dict)
@@ -107,8 +109,12 @@ class QuorumDesk:
             until = trio.current_time() + self.patience_s
             while ruling.state is not ChunkState.SETTLED:
                 alone = not self.others(provider, index)
-                if ruling.state is ChunkState.OURS or alone or trio.current_time() >= until:
-                    await self._decide(index)
+                if ruling.state is ChunkState.OURS:
+                    await self._decide(provider, index, "the results of two providers differ")
+                elif alone:
+                    await self._decide(provider, index, "no second provider is to be had for it")
+                elif trio.current_time() >= until:
+                    await self._decide(provider, index, f"no second result came in {self.patience_s:.0f} s")
                 else:
                     with trio.move_on_at(min(until, trio.current_time() + 1.0)):  # others may be lost without a word
                         await self._changed.setdefault(index, trio.Event()).wait()
@@ -125,7 +131,7 @@ class QuorumDesk:
         self._changed.pop(index, trio.Event()).set()
         self.wake()
 
-    async def _decide(self, index: int) -> None:
+    async def _decide(self, provider: PeerId, index: int, reason: str) -> None:
         """Compute the chunk ourselves, once, and rule."""
         async with self._deciding.setdefault(index, trio.Lock()):
             if self.quorum.state(index) is ChunkState.SETTLED:
@@ -133,6 +139,7 @@ class QuorumDesk:
             self.quorum.ask_us(index)
             await self._rule(index)
             self.decided_here += 1
+            self.decided(provider, index, reason)
         self._tell(index)
 
     async def _claim(self, provider: PeerId, index: int, output: memoryview) -> bytes:  # noqa: ARG002  of fast mode

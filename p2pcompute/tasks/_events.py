@@ -18,6 +18,8 @@ __all__ = [
     "ProviderLost",
     "ProviderReady",
     "ProviderRefused",
+    "SecondCopyHere",
+    "TaskEnded",
     "TaskEvent",
     "TaskStarted",
     "WaitingForProviders",
@@ -43,7 +45,8 @@ class TaskStarted:
 class Agreed:
     """Both signed. `negotiation_ms` runs from the order to the agreement; `check` is "sample", "quorum" where chunks
     are done by two providers, or "none" where results are taken unchecked. `requester_max_loss_uusd` is what a lie
-    that a sample misses costs; with "quorum" and "none" it is the whole ceiling."""
+    that a sample misses costs: a window. Where no samples are drawn, with "none" or a "quorum" without any, it is the
+    whole ceiling: two who lie alike agree in each chunk, and nothing finds them later."""
 
     provider: PeerId
     task: TaskId
@@ -136,6 +139,30 @@ class WaitingForProviders:
     patience_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondCopyHere:
+    """A chunk that two providers were to do was computed here, whole, to judge the one result of `provider`: nobody
+    else could have it, its result did not come in time, or the two differ."""
+
+    provider: PeerId
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnded:
+    """The task has ended, whether it is complete or not: the last event of each that has started (`TaskStarted`).
+
+    `done` of its `chunks` came, were checked and hold. `accepted_uusd` is what all providers together are owed for
+    what was accepted, and `paid_uusd` what they have acknowledged vouchers for by now, both in micro-USD; a provider
+    that is gone is paid what is left later."""
+
+    chunks: int
+    done: int
+    accepted_uusd: int
+    paid_uusd: int
+
+
 TaskEvent: TypeAlias = (
     Compiling
     | TaskStarted
@@ -149,4 +176,6 @@ TaskEvent: TypeAlias = (
     | ProviderLost
     | LiarCaught
     | WaitingForProviders
+    | SecondCopyHere
+    | TaskEnded
 )

@@ -62,6 +62,11 @@ class ChunkScheduler:
         return len(self._done)
 
     @property
+    def finished(self) -> frozenset[int]:
+        """The chunks that are done."""
+        return frozenset(self._done)
+
+    @property
     def running(self) -> int:
         """How many chunks are under way."""
         return len(self._running)

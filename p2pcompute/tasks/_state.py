@@ -18,6 +18,7 @@ from ._budget import TaskBudget
 from ._doubling import QuorumDesk
 from ._events import TaskEvent
 from ._link import Link
+from ._outcome import TaskOutcome
 from ._scheduler import ChunkScheduler
 from ._splits import SplitInputs
 
@@ -40,7 +41,9 @@ class TaskRequest:
     """What is to be done and what it may cost: a ceiling for each agreement, and the budget of all together.
 
     `setup_s` is how long a provider may take from its agreement until it is ready, and `chunk_s` for a chunk, where
-    others wait that were never asked. Where nobody does it has as long as was agreed.
+    others wait that were never asked. Where nobody does it has as long as was agreed. Of `sample_every` chunks of a
+    provider one is sampled, or more where its window is short (`SampleRuns`). `outcome` says what has come
+    of it once `Coordinator.run` has ended, in whatever way.
     """
 
     work: Work
@@ -58,6 +61,8 @@ class TaskRequest:
     doubled: float = 0.0  # the share of chunks that two providers do
     setup_s: float = 10.0
     chunk_s: float = 20.0
+    sample_every: int = 1
+    outcome: TaskOutcome = field(default_factory=TaskOutcome)
 
 
 @dataclass(slots=True, kw_only=True)

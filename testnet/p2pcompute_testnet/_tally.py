@@ -17,6 +17,8 @@ from p2pcompute.tasks import (
     ProviderLost,
     ProviderReady,
     ProviderRefused,
+    SecondCopyHere,
+    TaskEnded,
     TaskEvent,
     TaskStarted,
     WaitingForProviders,
@@ -148,8 +150,8 @@ class Tally:
                 self._done(event, now_s)
             case LiarCaught():
                 self._caught(event)
-            case WaitingForProviders():
-                pass  # the table shows that nobody works
+            case WaitingForProviders() | SecondCopyHere() | TaskEnded():
+                pass  # the table shows that nobody works, and the report what it cost
             case _:
                 self._of_one(event, self.provider(event.provider))
 

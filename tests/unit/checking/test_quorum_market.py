@@ -11,7 +11,7 @@ import trio
 
 import p2pcompute as p2p
 from p2pcompute.errors import ConfigError, TaskError
-from p2pcompute.tasks import ChunkAssigned, ChunkDone, LiarCaught, Paid
+from p2pcompute.tasks import ChunkAssigned, ChunkDone, LiarCaught, Paid, SecondCopyHere
 from p2pcompute.testing import WorkerFaults
 
 from ..market._harness import Market, Watch, Z, compute, in_memory
@@ -90,13 +90,20 @@ def test_a_share_of_the_chunks_is_done_twice(share: float) -> None:
     in_memory(scenario)
 
 
-def test_where_there_is_nobody_else_we_compute_it_ourselves() -> None:
+def test_where_there_is_nobody_else_we_compute_it_ourselves_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(market: Market) -> None:
         provider = await market.provider(price="5 USD")
         requester = await market.node(connect=(provider,))
         watch = Watch()
         assert np.array_equal(await compute(requester, watch=watch, check="quorum", samples=0), Z)
         assert paid_by(watch)[provider.peer_id] > 0
+        here = watch.of(SecondCopyHere)  # and that is said, of each chunk
+        assert sorted(event.index for event in here) == list(range(16))
+        assert {(event.provider, event.reason) for event in here} == {
+            (provider.peer_id, "no second provider is to be had for it")
+        }
+        (told,) = [record for record in caplog.records if "done a second time here" in record.message]
+        assert told.levelname == "WARNING"
 
     async def without_honest(market: Market) -> None:
         liar = await market.provider(fault=one_bit)
@@ -233,6 +240,7 @@ def test_a_liar_that_is_caught_by_a_sample_takes_back_what_it_has_settled() -> N
     [
         ({"check": "nonsense"}, "check is 'nonsense'"),
         ({"check": "quorum", "max_providers": 1}, "takes at least 2"),
+        ({"quorum_share": 0.5, "check": "sample"}, 'write check="quorum" too'),
         ({"quorum_share": 1.5}, "from 0 to 1"),
         ({"quorum_share": "all"}, "from 0 to 1"),
         ({"quorum_share": True}, "from 0 to 1"),

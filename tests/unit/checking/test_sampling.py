@@ -12,7 +12,7 @@ import pytest
 import trio
 from hypothesis import given, settings
 
-from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, draw_threads
+from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleRuns, chunk_samples, draw_threads, sampled_every
 from p2pcompute.errors import WorkerDied
 from p2pcompute.execution._api import OutputSpec
 
@@ -275,3 +275,43 @@ def test_a_probe_says_where_a_range_does_not_compute() -> None:
 
     it = sampler(Dead(*TWO), [(3,), ()], per_chunk=16)
     assert not trio.run(it.probe, 0, 600)
+
+
+@given(st.integers(1, 2**40), st.integers(1, 1024), st.integers(1, 2**20))
+def test_no_more_than_an_eighth_is_run_again_unless_it_is_asked_for(items: int, threads: int, samples: int) -> None:
+    most = max(1, items // 8)
+    assert 1 <= chunk_samples(DEFAULT_SAMPLES, items, threads) <= most
+    assert chunk_samples(DEFAULT_SAMPLES, items) == min(DEFAULT_SAMPLES, most)
+    if samples != DEFAULT_SAMPLES:
+        assert chunk_samples(samples, items) == samples
+        assert sampled_every(samples, items) == 1
+    every = sampled_every(DEFAULT_SAMPLES, items)
+    assert every * items >= 8  # one item of so many chunks is an eighth at most
+    assert every == 1 or (every - 1) * items < 8
+
+
+@settings(max_examples=1000)
+@given(st.integers(1, 8), st.lists(st.integers(1, 40), min_size=1, max_size=300), st.randoms(use_true_random=False))
+def test_no_window_is_without_a_sample_and_nobody_knows_which(every: int, windows: list[int], draw: Any) -> None:
+    """Windows change while chunks come; what may be unpaid at any time holds a chunk that is looked at."""
+    runs = SampleRuns(every, draw.randrange)
+    looked = [runs.next_is_sampled(window) for window in windows]
+    since = 0
+    for place, sampled in enumerate(looked):
+        since = 0 if sampled else since + 1
+        widest = max(windows[max(0, place - since) : place + 1])
+        assert since <= 2 * max(1, widest // 2) - 2  # the last of one run, and the first of the next
+        assert since < max(1, widest)
+
+
+def test_one_chunk_of_a_run_is_drawn_and_each_as_often() -> None:
+    rng = np.random.default_rng(1)
+    runs = SampleRuns(8, lambda count: int(rng.integers(count)))
+    looked = np.array([[runs.next_is_sampled(32) for _ in range(8)] for _ in range(4_000)])
+    assert (looked.sum(axis=1) == 1).all()
+    assert (abs(looked.sum(axis=0) - 500) < 150).all()  # seven standard deviations
+
+
+def test_a_stranger_has_each_chunk_looked_at() -> None:
+    runs = SampleRuns(8)
+    assert all(runs.next_is_sampled(window) for window in (1, 2, 3, 1, 1))
