@@ -14,7 +14,8 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from p2pcompute._requester import RunOptions, parse_usd
+from p2pcompute._options import parse_usd
+from p2pcompute._requester import RunOptions
 from p2pcompute._rounds import RoundOptions
 from p2pcompute.errors import ConfigError
 from p2pcompute.tasks._budget import TaskBudget

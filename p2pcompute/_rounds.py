@@ -22,15 +22,8 @@ import numpy as np
 import trio
 
 from p2pcompute._groups import single_error
-from p2pcompute._requester import (
-    _DEFAULT_PRICE_LIMIT_PUSD,
-    _OWN,
-    RunOptions,
-    TaskRun,
-    parse_usd,
-    price_per_unit_pusd,
-    whole,
-)
+from p2pcompute._options import parse_usd, price_per_unit_pusd, whole
+from p2pcompute._requester import _DEFAULT_PRICE_LIMIT_PUSD, _OWN, RunOptions, TaskRun
 from p2pcompute.checking import DEFAULT_SAMPLES, SampleReport
 from p2pcompute.checking._rounds import RoundSampler, draw_rounds
 from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError, TaskTimeout

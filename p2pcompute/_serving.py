@@ -24,8 +24,8 @@ from p2pcompute_protocols.money import PUSD_PER_UUSD
 from p2pcompute_protocols.work import ProgramRef
 
 from ._books import ProviderLedgerBooks
+from ._options import OptionError, price_per_unit_pusd, whole
 from ._provider_events import ProviderEvent, WatchedBooks
-from ._requester import OptionError, price_per_unit_pusd, whole
 
 if TYPE_CHECKING:
     from p2pcompute.execution import WorkerPool

@@ -42,7 +42,8 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
 
     Ctrl-C ends the task: providers stop and bill nothing more, and KeyboardInterrupt is raised.
     """
-    from ._requester import RunOptions, bound, chosen
+    from ._options import chosen
+    from ._requester import RunOptions, bound
 
     _refuse_async("run")
     # What is wrong with the kernel or an option is said before anything is opened.
@@ -70,7 +71,7 @@ def iterate(
 
     Ctrl-C ends the task, as in `run`.
     """
-    from ._requester import chosen
+    from ._options import chosen
     from ._rounds import RoundOptions, bind_rounds
 
     _refuse_async("iterate")

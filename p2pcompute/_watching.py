@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 
-from p2pcompute._requester import OptionError
+from p2pcompute._options import OptionError
 from p2pcompute.payments import SettlePolicy, VoucherKeeping, Watchtower
 from p2pcompute.storage import InlineExecutor, open_watch_store
 from p2pcompute_protocols import watch

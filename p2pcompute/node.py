@@ -23,11 +23,12 @@ import trio
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
+from p2pcompute._options import chosen
 from p2pcompute._partial import Placed
 from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
-from p2pcompute._requester import Chunk, RunOptions, TaskRun, chosen
+from p2pcompute._requester import Chunk, RunOptions, TaskRun
 from p2pcompute._rounds import Round, RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError

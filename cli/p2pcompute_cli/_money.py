@@ -109,7 +109,7 @@ class _Asker:
 
 
 def _amount(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    from p2pcompute._requester import parse_usd
+    from p2pcompute._options import parse_usd
 
     if value is None or value == "all":
         return None

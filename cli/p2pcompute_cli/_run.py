@@ -23,7 +23,7 @@ __all__ = ["run"]
 def _amount(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     if value is None:
         return None
-    from p2pcompute._requester import parse_usd
+    from p2pcompute._options import parse_usd
 
     try:
         return parse_usd(value)

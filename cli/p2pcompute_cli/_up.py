@@ -27,7 +27,7 @@ __all__ = ["up"]
 
 
 def _price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    from p2pcompute._requester import OptionError, price_per_unit_pusd
+    from p2pcompute._options import OptionError, price_per_unit_pusd
 
     if value is None:
         return None
@@ -39,7 +39,7 @@ def _price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
 
 
 def _coin_price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
-    from p2pcompute._requester import parse_usd
+    from p2pcompute._options import parse_usd
 
     if value is None:
         return None

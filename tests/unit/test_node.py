@@ -13,7 +13,7 @@ import trio
 
 import p2pcompute as p2p
 from p2pcompute import ProviderOptions, RunOptions, _opening, cuda
-from p2pcompute._requester import parse_usd
+from p2pcompute._options import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
 from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught, ProviderRefused, TaskStarted
 from p2pcompute.testing import virtual_clock_ms

@@ -7,7 +7,8 @@ import pytest
 
 import p2pcompute as p2p
 from p2pcompute import cuda
-from p2pcompute._requester import AmountError, bound, parse_usd, price_per_unit_pusd
+from p2pcompute._options import AmountError, parse_usd, price_per_unit_pusd
+from p2pcompute._requester import bound
 from p2pcompute.errors import ConfigError, KernelTypeError
 
 
