@@ -11,7 +11,7 @@ import trio
 
 import p2pcompute as p2p
 from p2pcompute.errors import DialError
-from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderRefused, _provider
+from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost, ProviderRefused, _provider_session
 from p2pcompute.testing import MemoryOverlay
 from p2pcompute_protocols import ads
 from p2pcompute_protocols.errors import WireCode
@@ -21,7 +21,7 @@ from ..market._harness import Market, Watch, X, Y, Z, axpy, compute, in_memory
 
 @pytest.mark.parametrize("code", [WireCode.EXECUTION_FAILED, WireCode.TIMED_OUT, WireCode.CANCELLED])
 def test_two_that_fail_every_chunk_do_not_fail_the_task(code: WireCode, monkeypatch: pytest.MonkeyPatch) -> None:
-    compute_chunk = _provider._Session._one
+    compute_chunk = _provider_session.Session._one
     answers = 0
 
     async def scenario(market: Market) -> None:
@@ -35,7 +35,7 @@ def test_two_that_fail_every_chunk_do_not_fail_the_task(code: WireCode, monkeypa
             await self._fail(agreement, index, account, code, "no")
             return True
 
-        monkeypatch.setattr(_provider._Session, "_one", one)
+        monkeypatch.setattr(_provider_session.Session, "_one", one)
         good = [await market.provider() for _ in range(2)]
         requester = await market.node(connect=(*bad, *good))
         watch = Watch()

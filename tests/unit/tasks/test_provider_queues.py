@@ -15,7 +15,7 @@ from p2pcompute.errors import DiskFull, P2PComputeError, StreamError, WorkerTime
 from p2pcompute.market import OrderRefused, _bidding
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditPolicy
-from p2pcompute.tasks import _provider
+from p2pcompute.tasks import _provider, _provider_session
 from p2pcompute.tasks._places import Guest, Place
 from p2pcompute.tasks._turns import Turns
 from p2pcompute.testing import InlineWorkers, virtual_clock_ms
@@ -298,8 +298,8 @@ def test_who_asked_does_not_pay_for_a_machine_that_slept(capped: bool, monkeypat
                 yield session
 
     if not capped:
-        real = _provider._Meter
-        monkeypatch.setattr(_provider, "_Meter", lambda score_milli, _limit_s: real(score_milli, 10**9))
+        real = _provider_session.Meter
+        monkeypatch.setattr(_provider_session, "Meter", lambda score_milli, _limit_s: real(score_milli, 10**9))
 
     async def scenario(market: Market) -> None:
         workers = Laptop(chunk_s=0.1)
@@ -419,7 +419,7 @@ def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() 
         tasks = role_of(provider).tasks
         async with open_rogue(market, connect=(provider,)) as rogue:
             opened = await rogue.open_task(provider)
-            session = _provider._Session(tasks, opened.stream)
+            session = _provider_session.Session(tasks, opened.stream)
             sizes = [_provider.SHARED_BYTES] * 8 + [_provider.SHARED_BYTES - 1]
             session.connection.blob_sizes = {bytes([n]): size for n, size in enumerate(sizes)}
             session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=False))
@@ -428,7 +428,7 @@ def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() 
                 assert tasks.newcomers_hold == 5
             assert tasks.newcomers_hold == 0
             session.connection.blob_sizes[b"one more"] = _provider.SHARED_BYTES
-            with pytest.raises(_provider._RefuseError) as caught, session._holding():
+            with pytest.raises(_provider_session.RefuseError) as caught, session._holding():
                 pass
             assert caught.value.message.code == WireCode.OVERSIZED
             session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=True))
@@ -442,7 +442,7 @@ def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() 
 # Who has left
 
 
-class _Blind(_provider._Session):
+class _Blind(_provider_session.Session):
     """Looks at its requester only once it is ready, as if nobody ever left before."""
 
     async def _read(self) -> None:
@@ -475,7 +475,7 @@ async def _finishes(_market: Market, opened: RogueTask) -> None:
 @pytest.mark.parametrize("defended", [False, True])
 def test_nobody_compiles_for_who_has_left(leave: Any, defended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not defended:
-        monkeypatch.setattr(_provider, "_Session", _Blind)
+        monkeypatch.setattr(_provider, "Session", _Blind)
 
     async def scenario(market: Market) -> None:
         workers = _SlowFor(compile_s=0.5)

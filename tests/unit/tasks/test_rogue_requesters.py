@@ -19,7 +19,7 @@ from p2pcompute.errors import NoProviderError, StreamError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditBook, CreditPolicy, subnet_of
-from p2pcompute.tasks import _provider as provider_module
+from p2pcompute.tasks import _provider_session as provider_module
 from p2pcompute.tasks._places import Guest, Place, Places
 from p2pcompute.testing import InlineWorkers, WorkerFaults, virtual_clock_ms
 from p2pcompute_protocols import task

@@ -111,7 +111,7 @@ def test_who_can_not_be_sampled_is_unpaid_and_out(what: str, monkeypatch: pytest
             await real(dialogue, state, number, moved)
 
         if what != "digests":
-            monkeypatch.setattr("p2pcompute.tasks._provider.give_state", give)
+            monkeypatch.setattr("p2pcompute.tasks._provider_session.give_state", give)
         with pytest.raises(TaskError, match="all providers are gone with 0 of 40 rounds done"):
             await iterate(node, watch=watch, check_rounds=2, rounds_per_chunk=2)
         assert await market.spent_uusd(node) == 0
@@ -192,7 +192,7 @@ def test_questions_about_states_end_where_the_protocol_says(monkeypatch: pytest.
         given.append(number)
         await real(dialogue, state, number, moved)
 
-    monkeypatch.setattr("p2pcompute.tasks._provider.give_state", counted)
+    monkeypatch.setattr("p2pcompute.tasks._provider_session.give_state", counted)
 
     async def greedy(self: RoundLink) -> None:
         self.connection._may_ask = 10**6  # its own side would not let it
