@@ -48,7 +48,7 @@ class RoundLink(Link):
 
     Attributes:
         digests: of the states after the rounds that have come, the first round's first.
-        receipts: the chunks that have come, by index, with their receipts and digests.
+        receipts: by index, the receipts of the chunks that are checked, with their digests.
         kept: the last state that is here, and paid or about to be, and the number of rounds before it.
     """
 
@@ -80,8 +80,11 @@ class RoundLink(Link):
         """The digest of the state after `number` rounds, as the provider has receipted it."""
         return self.digests[number - 1] if number else self.rounds.first_state
 
-    def take(self, output: bytes | memoryview) -> None:
-        """The digests of a chunk have come; chunks come in order."""
+    def take(self, index: int, output: bytes | memoryview) -> None:
+        """The digests of a chunk have come; chunks come in order. Of earlier ones but the last no receipt is kept here:
+        whoever is found wrong is so in this one."""
+        for old in [one for one in self.receipts if one < index - 1]:
+            del self.receipts[old]
         data = bytes(output)
         self.digests.extend(data[at : at + 32] for at in range(0, len(data), 32))
 

@@ -30,6 +30,7 @@ __all__ = ["KEPT_BYTES", "RoundFault", "RoundStates", "RoundsWorker", "give_stat
 
 # Of the states of one task; those at the ends of unpaid chunks are kept in any case.
 KEPT_BYTES: Final = 64 * 1024 * 1024
+_OBJECT_BYTES: Final = 256  # that keeping an array takes beside its bytes: a state may be a byte, and rounds a million
 _BATCH_BYTES: Final = 8 * 1024 * 1024  # of the states that a worker gives at once
 _BATCH_ROUNDS: Final = 512
 _REPEATS: Final = 3  # times the stride, for each chunk: rounds that are computed again for who asks for states
@@ -64,7 +65,8 @@ class RoundStates:
         self._again: tuple[int, StateBytes] | None = None  # the last that was computed again
         self._repeated = 0
         self.window = window
-        unpaid = work.rounds_per_chunk * (window + 1) * work.state_bytes
+        self._cost = work.state_bytes + _OBJECT_BYTES * (1 + len(work.state))
+        unpaid = work.rounds_per_chunk * (window + 1) * self._cost
         self.stride = min(work.rounds_per_chunk, max(1, -(-unpaid // KEPT_BYTES)))
         self.done = 0  # rounds
         self.digests: list[bytes] = []  # of all states, the first one's first
@@ -81,7 +83,7 @@ class RoundStates:
     def _drop(self, number: int) -> None:
         state = self._kept.pop(number)
         wipe(state.arrays)
-        self._hold(-self._work.state_bytes)
+        self._hold(-self._cost)
 
     def begin(self, blobs: Mapping[bytes, bytes | SharedInput]) -> None:
         """State 0 is here."""
@@ -90,7 +92,7 @@ class RoundStates:
             self.digests.append(self._kept[0].digest)
 
     def _keep(self, number: int, state: StateBytes) -> None:
-        self._hold(self._work.state_bytes)
+        self._hold(self._cost)
         self._kept[number] = state
 
     def add(self, state: StateBytes) -> None:

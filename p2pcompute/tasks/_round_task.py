@@ -316,7 +316,7 @@ class RoundTask:
 
         async def check(index: int, output: memoryview) -> SampleReport:
             assert party.link is not None  # it is what asks
-            party.link.take(output)
+            party.link.take(index, output)
             first, rounds = party.link.rounds.chunk_range(index)
             report = await self.check(party, first, rounds)
             return report if desk is None or not report.ok else await desk.settle(party, first, rounds)

@@ -30,6 +30,7 @@ from p2pcompute.testing import InlineWorkers, WorkerFaults
 from p2pcompute_protocols.evidence import EvidenceFile
 from p2pcompute_protocols.limits import MAX_EVIDENCE_BYTES
 from p2pcompute_protocols.task import open_receipt, seal_receipt
+from p2pcompute_protocols.work import ArrayArg, BlobRef, LaunchSpec, NextArg, RoundLaunch, RoundWork
 
 from ..market._harness import Market, Watch, in_memory
 from ._rounds import DT, START, drift, expected, iterate, same
@@ -246,6 +247,25 @@ def test_states_that_are_not_kept_are_computed_again_but_not_for_ever(monkeypatc
     in_memory(scenario)
 
 
+@pytest.mark.parametrize("state_bytes", [1, 1_000, 2**20, 2**26])
+def test_what_is_kept_is_bounded_however_small_a_state_is(state_bytes: int) -> None:
+    array = ArrayArg(dtype="uint8", shape=(state_bytes,), digest=bytes(32))
+    launch = RoundLaunch(
+        kernel=BlobRef(digest=b"k" * 32, size=9),
+        entry="step",
+        launch=LaunchSpec(dims=1, grid=(1, 1, 1), block=(1, 1, 1)),
+        args=(NextArg(array=0),),
+    )
+    work = RoundWork(
+        launches=(launch,), state=(array,), first=0, rounds=2**20 - 1, rounds_per_chunk=2**17, units_per_chunk=1
+    )
+    held: list[int] = []
+    with _round_provider.RoundStates(work, window=3, hold=held.append) as states:
+        chunks = 4 * -(-work.rounds_per_chunk // states.stride)  # what is kept of four chunks
+        assert 1 <= states.stride <= work.rounds_per_chunk
+        assert chunks * (state_bytes + 512) <= max(2 * _round_provider.KEPT_BYTES, 5 * (state_bytes + 512))
+
+
 def test_a_worker_that_dies_ends_the_leg_and_not_the_task() -> None:
     async def scenario(market: Market) -> None:
         weak = await market.provider(
@@ -306,19 +326,19 @@ def test_two_receipts_for_one_chunk_of_rounds_convict_without_computing(monkeypa
         await iterate(node)
         (link,) = links
         _, payload = open_receipt(
-            link.receipts[1][0],
+            link.receipts[4][0],
             network=link.agreement.network,
             provider=provider.peer_id,
             task=link.agreement.task_id,
-            index=1,
+            index=4,
         )
         signer = provider.services.key
         other = seal_receipt(
             dataclasses.replace(payload, output=bytes(32)), network=link.agreement.network, signer=signer
         )
-        receipts = link.receipts[1][0], other
+        receipts = link.receipts[4][0], other
         dead = InlineWorkers(faults=WorkerFaults(dies_at=frozenset(range(99))))
-        made = two_results_evidence(link.agreement, receipts, 1, signer=node.services.key, now_ms=node.now_ms())
+        made = two_results_evidence(link.agreement, receipts, 4, signer=node.services.key, now_ms=node.now_ms())
         verdict = await verify_evidence(made, workers=dead)
         assert (verdict.wrong, verdict.peer) == ("provider", provider.peer_id)
         # Its own ledger would not have signed the second one.
