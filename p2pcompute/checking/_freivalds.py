@@ -72,7 +72,8 @@ class FreivaldsScreen:
 
     def bound(self, rows: Rows) -> np.ndarray[Any, np.dtype[np.float64]]:
         """What an honest residual of each of these rows of `a` stays within, all but surely."""
-        norms = np.linalg.norm(rows.astype(np.float64), axis=1)
+        wide = rows.astype(np.float64, copy=False)
+        norms = np.sqrt(np.einsum("ij,ij->i", wide, wide))
         return np.asarray(_T * math.sqrt(self._b.shape[0]) * self._roundoff * norms * self._size + 1e-300)
 
     async def suspects(self, ids: Threads, claimed: Rows) -> Threads:
@@ -84,10 +85,10 @@ class FreivaldsScreen:
         """
         if not len(ids):
             return np.empty(0, dtype=np.int64)
-        rows = self._a[ids]
+        rows = self._a[ids].astype(np.float64)
         with np.errstate(all="ignore"):
             signs = self._rng.integers(0, 2, size=(self._b.shape[1], self._rounds)).astype(np.float64) * 2 - 1
-            residual = claimed.astype(np.float64) @ signs - rows.astype(np.float64) @ await self._times(signs)
+            residual = claimed.astype(np.float64) @ signs - rows @ await self._times(signs)
             share = np.abs(residual).max(axis=1) / self.bound(rows)
         share[~np.isfinite(share)] = np.inf  # a NaN or an infinity: only the strict sample can tell whose it is
         order = np.argsort(-share, kind="stable")
@@ -110,7 +111,7 @@ class FreivaldsScreen:
         """Which of these rows are off by half of the tolerance, of what binary64 gives for them."""
         step = max(1, _PIECE // max(1, self._b.shape[1]))
         total = np.zeros(claimed.shape, dtype=np.float64)
-        left = rows.astype(np.float64)
+        left = rows.astype(np.float64, copy=False)
         with np.errstate(all="ignore"):
             for at in range(0, self._b.shape[0], step):
                 total += left[:, at : at + step] @ self._b[at : at + step]

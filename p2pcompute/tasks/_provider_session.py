@@ -16,6 +16,7 @@ from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.errors import ExecutionError, KernelError, StorageError, StreamError, WorkerTimeout
 from p2pcompute.market import check_program
+from p2pcompute.storage import ReceiptConflict
 from p2pcompute_protocols import negotiation, task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, WireCode
@@ -564,6 +565,14 @@ class Session:
             receipt = await account.issue(
                 payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
             )
+        except ReceiptConflict as exc:
+            with trio.CancelScope(shield=True):
+                await account.drop(used_units=used.units)
+            if self.fp != "fast":
+                raise
+            # Asked for a second time, and this time the last places are others: there is one receipt for a chunk.
+            await self._fail(agreement, index, account, WireCode.EXECUTION_FAILED, str(exc))
+            return True
         except BaseException:  # it is computed, and owed by nobody
             with trio.CancelScope(shield=True):
                 await account.drop(used_units=used.units)

@@ -17,9 +17,17 @@ import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute._groups import single_error
 from p2pcompute._matmul import _work
+from p2pcompute.checking import DEFAULT_TOLERANCE
 from p2pcompute.errors import ConfigError, KernelTypeError, NoProviderError, P2PComputeError, UnstableKernel
 from p2pcompute.events import LiarCaught
 from p2pcompute.testing import MemoryNetwork, open_simulated_node, simulated_chain
+from p2pcompute_protocols import task
+from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.negotiation import CheckPolicy
+from p2pcompute_protocols.task import Assign, ChunkError, Notice
+
+from ..market._rogues import Rogue
+from ._attacks import play, refused
 
 
 @p2p.kernel
@@ -284,3 +292,39 @@ def test_matrices_that_have_no_product() -> None:
     ):
         with pytest.raises(KernelTypeError, match=words):
             _work(left, right, {})
+
+
+@pytest.mark.parametrize("fp", ["fast", "strict"])
+def test_a_chunk_that_comes_out_otherwise_the_second_time(fp: str) -> None:
+    # One chunk has one receipt. In strict mode a second result is a fault of the machine; in fast mode it may happen.
+    calls: list[int] = []
+
+    def wobbles(output: bytes, index: int) -> bytes:
+        calls.append(index)
+        if calls.count(0) != 2 or index:
+            return output
+        values = np.frombuffer(output, np.float32).copy()
+        values[0] = np.nextafter(values[0], np.float32(9))
+        return values.tobytes()
+
+    tolerance = DEFAULT_TOLERANCE if fp == "fast" else None
+    check = CheckPolicy(kind="sample", per_chunk=256, tolerance=tolerance)
+
+    async def asks_twice(rogue: Rogue, provider: Any) -> None:
+        opened = await rogue.open_task(provider, fp=fp, check=check)
+        await opened.start()
+        await opened.dialogue.send(Assign(index=0))
+        assert await opened.result() == 0
+        await opened.dialogue.send(Assign(index=0))
+        if fp == "strict":
+            await refused(opened.dialogue, WireCode.INTERNAL)
+            return
+        while not isinstance(error := await opened.dialogue.receive(stall_s=60), ChunkError):
+            assert isinstance(error, Notice)
+        _, payload = task.open_receipt(
+            error.receipt, network="simulated", provider=provider.peer_id, task=opened.agreement.task_id, index=0
+        )
+        assert payload.code == WireCode.EXECUTION_FAILED
+        await opened.stream.reset()  # the task went on until then
+
+    play(asks_twice, price="0 USD", fault=wobbles)
