@@ -428,11 +428,16 @@ class WorkerProcess:
             raise WorkerProtocolError("the worker answered before it was asked")
 
     async def _receive(self, request: int) -> list[Any]:
-        try:
-            # No room for descriptors: the kernel drops what comes and says so.
-            frame, _, flags, _ = await self._channel.recvmsg(ipc.MAX_REPLY_BYTES + 1, 0)
-        except ConnectionResetError:
-            frame, flags = b"", 0
+        while True:  # there is nothing yet: to try before the wait would be one system call more for each chunk
+            await trio.lowlevel.wait_readable(self._raw_channel)
+            try:
+                # No room for descriptors: the kernel drops what comes and says so.
+                frame, _, flags, _ = self._raw_channel.recvmsg(ipc.MAX_REPLY_BYTES + 1, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                frame, flags = b"", 0
+            break
         if flags & socket.MSG_CTRUNC:
             raise WorkerProtocolError("the worker sent descriptors")
         if not frame:
