@@ -28,6 +28,7 @@ from p2pcompute.tasks import (
     ProviderReady,
     ProviderRefused,
     SecondCopyHere,
+    TaskEnded,
     TaskEvent,
     TaskStarted,
     WaitingForProviders,
@@ -108,6 +109,8 @@ class TaskView:
                 view.busy.clear()
             case WaitingForProviders():
                 self.state = "waiting for providers"
+            case SecondCopyHere() | TaskEnded():
+                pass
             case LiarCaught():
                 view = self.providers[event.provider]
                 view.state = f"caught lying in chunk {event.index}"
@@ -215,10 +218,7 @@ class Progress:
                     style="yellow",
                 )
             case SecondCopyHere():
-                return Text(
-                    f"chunk {event.index} is done a second time here, by us: {event.reason}",
-                    style="yellow",
-                )
+                return Text(f"chunk {event.index} is done a second time here, by us: {event.reason}", style="yellow")
             case ChunkRejected():
                 return Text(f"{short_peer(event.provider)} failed chunk {event.index}: {event.reason}", style="yellow")
             case LiarCaught():
