@@ -321,8 +321,8 @@ def set_receipt_key(key: address, signature: Signature):
 @external
 def allow(key: address, amount: uint256):
     """
-    @notice Set what verdicts may take from the caller from now on, in all, on terms that its key has signed. It can't be
-            lowered, since somebody may count on it; it ends with the key.
+    @notice Set what verdicts may take from the caller from now on, in all, on terms that its key has signed. It can't
+            be lowered, since somebody may count on it; it ends with the key.
     @param key A key that the caller has named.
     @param amount In base units; at least what is left of it.
     """
