@@ -75,8 +75,8 @@ class SettlePolicy:
 
 
 def claim_gas(rows: int) -> int:
-    """About what a claim of so many rows uses, over all its batches (cold, measured on anvil: 68,746 for one row that
-    credits a payee for the first time, 182,734 for ten, 1,493,674 for a hundred)."""
+    """About what a claim of so many rows uses, over all its batches: no less than what is measured (70,431 for one row
+    that credits a payee for the first time, 185,577 for ten, 1,507,989 for a hundred: `benchmarks/hub_gas.py`)."""
     batches = -(-rows // MAX_BATCH)
     return batches * _TX_GAS + rows * _ROW_GAS
 
