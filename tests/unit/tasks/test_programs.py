@@ -561,3 +561,42 @@ def test_a_program_is_given_no_directory_that_holds_the_nodes_keys(
     data = str(tmp_path / "files" / "data")
     ((program, given),) = allowed_programs(["tiny-learner:infer", "infer"], {"infer": data})
     assert (program.label, given) == ("tiny-learner:infer", data)
+
+
+def test_a_program_in_fast_mode_is_compared_within_the_tolerance(site: Path) -> None:
+    # Of a program there is no strict form: what the requester's own call gives is what others have to come near to.
+    text = "def step(index, out, x):\n    out[...] = x[index].sum() / 3\n"
+    install(site, "soft-steps", "1", {"soft_steps.py": text}, {"step": "soft_steps:step"})
+    x = np.random.default_rng(6).random((32, 8))
+
+    def by(factor: float) -> Any:
+        return lambda output, _index: (np.frombuffer(output) * factor).tobytes()
+
+    async def scenario(market: Market) -> None:
+        for factor, fp, is_caught in (
+            (1 + 1e-10, "fast", False),
+            (1 + 1e-8, "fast", True),
+            (1 + 1e-10, "strict", True),
+        ):
+            near = await market.provider(programs=["step"], fault=by(factor), price="0.01 USD")
+            exact = await market.provider(programs=["step"])
+            node = await market.node(connect=(near, exact))
+            for check in ("sample", "quorum"):
+                watch = Watch()
+                found = await node.run(
+                    p2p.program("step")[32],
+                    p2p.out(32, np.float64),
+                    x,
+                    chunks=4,
+                    fp=fp,
+                    check=check,
+                    samples=8,
+                    on_event=watch,
+                )
+                assert np.allclose(found, x.sum(axis=1) / 3, rtol=1e-9)
+                if check == "sample":
+                    assert bool(watch.of(LiarCaught)) == is_caught, (factor, fp)
+            market.kill(near)
+            market.kill(exact)
+
+    in_memory(scenario)
