@@ -18,6 +18,8 @@ from p2pcompute.tasks import (
     Paid,
     ProviderLost,
     ProviderReady,
+    SecondCopyHere,
+    TaskEnded,
     TaskEvent,
     TaskStarted,
 )
@@ -58,6 +60,8 @@ def events() -> list[TaskEvent]:
     said += [ProviderLost(provider=BEN, reason="the stream broke", requeued=(3, 4))]
     said += [ChunkDone(provider=ADA, index=i, checked=100) for i in (5, 1, 2, 3, 4)]
     said += [Paid(provider=ADA, paid_uusd=50)]
+    said += [SecondCopyHere(provider=ADA, index=4, reason="no second provider is to be had for it")]
+    said += [TaskEnded(chunks=6, done=6, accepted_uusd=70, paid_uusd=60)]
     return said
 
 
