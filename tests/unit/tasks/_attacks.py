@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from p2pcompute._serving import ProviderRole
 from p2pcompute.node import Node
 from p2pcompute_protocols.connection import StreamEnded
 from p2pcompute_protocols.errors import WireCode
@@ -41,3 +42,8 @@ async def refused(dialogue: Any, code: WireCode) -> None:
     while not isinstance(message := await dialogue.receive(stall_s=600), Refused):
         assert not isinstance(message, StreamEnded)
     assert message.code == code, message.detail
+
+
+def role_of(provider: Node) -> ProviderRole:
+    assert provider.provider is not None
+    return provider.provider

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from contextlib import AsyncExitStack
 
 import numpy as np
 import pytest
 import trio
 
-from p2pcompute._books import _ProviderAccount
 from p2pcompute._provider_events import WatchedBooks
-from p2pcompute._serving import ProviderRole
 from p2pcompute.errors import NoProviderError, StreamError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
-from p2pcompute.payments import CreditBook, CreditPolicy, subnet_of
+from p2pcompute.payments import CreditPolicy, subnet_of
 from p2pcompute.tasks import _provider_session as provider_module
 from p2pcompute.tasks._places import Guest, Place, Places
-from p2pcompute.testing import InlineWorkers, WorkerFaults, virtual_clock_ms
 from p2pcompute_protocols import task
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
@@ -45,7 +40,7 @@ from p2pcompute_protocols.work import ChunkWork
 
 from ..market._harness import Market, Z, compute, in_memory, until
 from ..market._rogues import CHUNKS, NETWORK, Rogue, RogueTask, axpy_work, ended, open_rogue
-from ._attacks import Attack, play, refused
+from ._attacks import Attack, play, refused, role_of
 
 ATTACKS: dict[str, Attack] = {}
 _REQUESTER = Role.REQUESTER
@@ -393,145 +388,6 @@ async def asks_for_chunks_without_credit_to_stay(rogue: Rogue, provider: Node) -
         nursery.cancel_scope.cancel()
     assert trio.current_time() - began < 40
     role_of(provider).credit.policy = CreditPolicy()
-
-
-# Time: what a stranger can make a provider compute, or compile, for nothing
-
-
-class _KeptCharges(CreditBook):
-    """A credit book without the defence: what was charged at first is all, and whoever leaves has it back."""
-
-    async def settle(self, peer: PeerId, *, subnet: str, charged_pusd: int, cost_pusd: int) -> None:
-        if cost_pusd < 20_000_000:
-            await self.release(peer, pusd=charged_pusd)
-
-
-async def _times_out(opened: RogueTask) -> None:
-    await opened.dialogue.expect(ChunkError, stall_s=None)
-
-
-async def _finishes(opened: RogueTask) -> None:
-    await trio.sleep(19)
-    await opened.dialogue.send(Finish(code=0, detail=""))
-    await opened.dialogue.expect(Closed)
-
-
-async def _leaves(opened: RogueTask) -> None:
-    await trio.sleep(19)
-
-
-@pytest.mark.parametrize("end", [_times_out, _finishes, _leaves])
-@pytest.mark.parametrize("defended", [False, True])
-def test_a_stranger_has_so_much_time_and_no_more(end: Callable[[RogueTask], Awaitable[None]], defended: bool) -> None:
-    """Chunks that never end are computed for their time limit, and each has a result of nothing."""
-
-    async def scenario(market: Market) -> None:
-        # 72 s of a reference core at 0.05 USD an hour
-        faults = WorkerFaults(hangs_at=frozenset({0}))
-        provider = await market.provider(credit=CreditPolicy(peer_uusd=1_000), workers=market.workers(faults=faults))
-        role = role_of(provider)
-        if not defended:
-            books = role.tasks.books
-            assert isinstance(books, WatchedBooks)
-            books._books._credit = _KeptCharges(  # type: ignore[attr-defined]
-                ledger=provider.services.ledger, policy=role.options.credit, clock_ms=virtual_clock_ms
-            )
-        used_s = 0.0
-        async with open_rogue(market, connect=(provider,)) as rogue:
-            for _ in range(16):
-                opened = await rogue.open_task(provider)
-                await opened.send_inputs()
-                if isinstance(await opened.dialogue.expect(Ready, Refused), Refused):
-                    break
-                began = trio.current_time()
-                await opened.dialogue.send(Assign(index=0))
-                await end(opened)
-                used_s += trio.current_time() - began
-                await opened.stream.reset()
-                await until(lambda: not role.tasks.active)
-        assert (60 < used_s < 100) if defended else used_s > 300
-
-    in_memory(scenario)
-
-
-@pytest.mark.parametrize("defended", [False, True])
-def test_compiling_is_neither_free_nor_beside_the_slots(defended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kernel that takes long to compile, in each task that a stranger may have."""
-    if not defended:
-
-        async def nothing(*_args: Any, **_kwargs: Any) -> None:
-            await trio.lowlevel.checkpoint()
-
-        monkeypatch.setattr(_ProviderAccount, "begin_compile", nothing)
-        monkeypatch.setattr(_ProviderAccount, "end_compile", nothing)
-
-    async def scenario(market: Market) -> None:
-        workers = _CountedWorkers(compile_s=50.0)
-        provider = await market.provider(credit=CreditPolicy(peer_uusd=4_000), workers=workers)
-        if not defended:
-            role_of(provider).tasks.compilers.total = 1_000
-            role_of(provider).tasks._compiling = _LocksForNobody()
-        ends: list[bool] = []
-
-        async def compile_once(rogue: Rogue) -> None:
-            opened = await rogue.open_task(provider)
-            await opened.send_inputs()
-            message = await opened.dialogue.expect(Ready, Refused, stall_s=None)
-            ends.append(isinstance(message, Ready))
-            if isinstance(message, Refused):
-                assert message.code == WireCode.CREDIT_EXHAUSTED
-            await opened.stream.reset()
-            await trio.sleep(0.1)
-
-        async with open_rogue(market, connect=(provider,)) as rogue, trio.open_nursery() as nursery:
-
-            async def again_and_again() -> None:
-                for _ in range(5):
-                    await compile_once(rogue)
-
-            nursery.start_soon(again_and_again)
-            nursery.start_soon(again_and_again)
-        assert workers.most == (1 if defended else 2)
-        # 695 micro-USD each; the last one is only charged two seconds before it begins
-        assert ends.count(True) == (6 if defended else 10)
-
-    in_memory(scenario)
-
-
-class _LocksForNobody(dict[PeerId, trio.Lock]):
-    """Gives each who asks a lock of its own."""
-
-    def setdefault(self, _peer: PeerId, default: Any = None) -> trio.Lock:
-        assert isinstance(default, trio.Lock)
-        return default
-
-
-class _CountedWorkers(InlineWorkers):
-    """Counts how many compile at once."""
-
-    now = 0
-    most = 0
-
-    @asynccontextmanager
-    async def session(self, *, tenant: str | None = None, keep: Any = bool) -> Any:  # type: ignore[override]
-        async with super().session(tenant=tenant) as session:
-            compile_ = session.compile
-
-            async def counted(*args: Any) -> Any:
-                self.now += 1
-                self.most = max(self.most, self.now)
-                try:
-                    return await compile_(*args)
-                finally:
-                    self.now -= 1
-
-            session.compile = counted  # type: ignore[method-assign]
-            yield session
-
-
-def role_of(provider: Node) -> ProviderRole:
-    assert provider.provider is not None
-    return provider.provider
 
 
 # Inputs
