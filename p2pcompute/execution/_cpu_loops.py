@@ -2,23 +2,31 @@
 
 They are what a compiler has to vectorise, so they are as somebody would write them by hand. Where a kernel asks for
 nothing but its place in the grid, the threads of all blocks of one axis are one loop. Where it is short and has more
-axes, the loop along x has a length that stands in the text: numba's LLVM does not vectorise one of 16 turns unless it
-knows that there are 16. Kernels with loops of their own gain nothing by that and would take twice as long to compile.
+axes, a line of a block is a loop of a length that stands in the text: numba's LLVM does not vectorise one of 16 turns
+unless it knows that there are 16. Lines of neighbouring blocks follow each other, since they lie so in the inputs.
+Where the kernel has code for the threads within its border (`Lowered.inner`), whole blocks of such have that. Kernels
+with loops of their own gain nothing by lines and would take twice as long to compile; those with split inputs have
+plain loops as well.
+
+Threads share the work by a counter: each portion is taken where the loops begin (`_cpu_crew`).
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from p2pcompute.execution._api import Launch
 from p2pcompute.execution._lower import Lowered
 from p2pcompute.execution._lower_block import BlockCode, BlockMemory
 from p2pcompute.execution._lower_split import is_split
 
-__all__ = ["memory", "program_text"]
+__all__ = ["Line", "line", "memory", "program_text"]
 
 _LOOP = re.compile(r"^ *(for|while) ", re.MULTILINE)
 _SHORT = 60  # lines
+_RUN = 128  # threads that a run of lines in neighbouring blocks has
+_FIRST_ROW = 4  # for each axis of the launch: arguments of a body before its row
 
 
 def memory(lowered: Lowered) -> tuple[BlockMemory, ...]:
@@ -29,79 +37,138 @@ def memory(lowered: Lowered) -> tuple[BlockMemory, ...]:
     return tuple(BlockMemory(name=f"l_{array.name}", dtype=array.dtype, size=array.size) for array in lowered.locals)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """What the text calls as ``across``: `function` for `width` threads in a line, the row being argument `row`."""
+
+    function: str
+    width: int
+    row: int
+
+
+def line(lowered: Lowered, launch: Launch) -> Line | None:
+    """The line of a block that the program's text wants, if it does."""
+    if not _lined(lowered):
+        return None
+    function = "body" if lowered.inner is None else "inner"
+    return Line(function=function, width=launch.block[0], row=_FIRST_ROW * lowered.dims)
+
+
 def program_text(lowered: Lowered, launch: Launch) -> str:
     """The whole program: device functions, the body, ``run_blocks`` and ``run_threads``.
 
-    Their arguments are ``first, blocks`` or ``threads`` (linear ids), then block size, grid size and extent along each
-    axis, then the kernel's arguments and its `memory`. Of the launch the text depends on the block's size alone, and
-    on that only where it says so.
+    Their arguments are ``counters, portion, stop`` (of blocks or of ids, see `Crew.run`), ``first`` or ``threads``
+    (linear ids), then block size, grid size and extent along each axis, the places from which and below which threads
+    are inner ones, then the kernel's arguments and its `memory`. Of the launch the text depends on the block's size
+    alone, and on that only where it says so.
     """
     dims = lowered.dims
-    geometry = ", ".join(f"{letter}_{axis}" for letter in "dne" for axis in range(dims))
+    geometry = ", ".join(f"{letter}_{axis}" for letter in "nelh" for axis in range(dims))
+    geometry = ", ".join([*(f"d_{axis}" for axis in range(dims)), geometry])
     arguments = ", ".join([*lowered.arguments, *(array.name for array in memory(lowered))])
     head = f"{geometry}, {arguments}"
     functions = [code for _, code in lowered.functions]
     if lowered.block is not None:
         return "\n".join([*functions, *_block_parts(lowered.block, launch, head, arguments)])
-    run = _flat(head, arguments) if _by_grid(lowered) else _nested(lowered, launch, head, arguments)
-    return "\n".join([*functions, lowered.body, run, _threads(dims, head, arguments)])
+    run = _flat(lowered, head, arguments) if _by_grid(lowered) else _nested(lowered, launch, head, arguments)
+    bodies = [lowered.body]
+    if lowered.inner is not None:
+        bodies.append(lowered.inner.body.replace("def body(", "def inner(", 1))
+    return "\n".join([*functions, *bodies, run, _threads(dims, head, arguments)])
 
 
 def _by_grid(lowered: Lowered) -> bool:
     """Whether the kernel has one axis and asks for its place in the grid only, not in the block."""
-    lines = [line for line in lowered.body.splitlines()[1:] if line != " g0 = b_0 * d_0 + t_0"]
+    lines = [text for text in lowered.body.splitlines()[1:] if text != " g0 = b_0 * d_0 + t_0"]
     return lowered.dims == 1 and not re.search(r"\b[tb]_0\b", "\n".join(lines))
 
 
-def _flat(head: str, arguments: str) -> str:
-    return (
-        f"def run_blocks(first, blocks, {head}):\n start = first * d_0\n"
-        f" for j in range(min(blocks * d_0, e_0 - start)):\n"
-        f"  body(start + j, 0, d_0, n_0, uint64(j), {arguments})\n"  # so 0 * d_0 + (start + j) is its place
+def _lined(lowered: Lowered) -> bool:
+    # Loads from split inputs are so short that LLVM would find no vectors in a line of them.
+    if lowered.block is not None or any(is_split(parameter.spec) for parameter in lowered.parameters):
+        return False
+    text = lowered.body
+    simple = not lowered.functions and not _LOOP.search(text) and text.count("\n") <= _SHORT
+    return simple and not _by_grid(lowered)
+
+
+def _flat(lowered: Lowered, head: str, arguments: str) -> str:
+    def loop(function: str, start: str, stop: str) -> str:
+        return (
+            f"  for j in range({start}, {stop}):\n"
+            f"   {function}(start + j, 0, d_0, n_0, uint64(j), {arguments})\n"  # so 0 * d_0 + (start + j) is its place
+        )
+
+    code = (
+        f"{_taking('run_blocks', 'first', head)}"
+        f"  start = first * d_0\n  at *= d_0\n  end = max(at, min(end * d_0, e_0 - start))\n"
     )
+    if lowered.inner is None:
+        code += loop("body", "at", "end")
+    else:
+        code += "  low = min(max(at, l_0 - start), end)\n  high = max(low, min(h_0 - start, end))\n"
+        code += loop("body", "at", "low") + loop("inner", "low", "high") + loop("body", "high", "end")
+    return code + _TAKEN
 
 
 def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
     dims = lowered.dims
-    places = ", ".join(f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims))
-    size = " * ".join(f"d_{axis}" for axis in range(dims))
-    code = _start(head, dims)
     row = "0"
     for axis in reversed(range(1, dims)):
-        code += f"{' ' * (1 + dims - axis)}for t_{axis} in range(min(d_{axis}, e_{axis} - b_{axis} * d_{axis})):\n"
         row = f"t_{axis}" if row == "0" else f"({row} * d_{axis} + t_{axis})"
-    row = f"({row} * d_0 + t_0)" if dims > 1 else "t_0"
-    body = f"body({places}, uint64(k * ({size}) + {row}), {arguments})\n"
-    deep = " " * (1 + dims)
-    rest = f"{deep}for t_0 in range(min(d_0, e_0 - b_0 * d_0)):\n{deep} {body}"
-    text = lowered.body
-    # Loads from split inputs are so short that LLVM would unroll the 16 turns, and then finds no vectors in them.
-    split = any(is_split(parameter.spec) for parameter in lowered.parameters)
-    if split or _LOOP.search(text) or text.count("\n") > _SHORT or lowered.functions:
-        code += rest
+    row = f"{row} * d_0" if dims > 1 else "0"
+    size = " * ".join(f"d_{axis}" for axis in range(dims))
+
+    def lines(lengths: list[str]) -> str:
+        return "".join(
+            f"{' ' * (3 + dims - axis)}for t_{axis} in range({lengths[axis]}):\n" for axis in reversed(range(1, dims))
+        )
+
+    def call(function: str, thread: str, ahead: str) -> str:
+        places = [thread, *(f"t_{axis}" for axis in range(1, dims)), f"b_0{ahead}"]
+        places += [f"b_{axis}" for axis in range(1, dims)]
+        places += [f"{letter}_{axis}" for letter in "dn" for axis in range(dims)]
+        here = f"(k{ahead}) * ({size}) + {row}" + ("" if thread == "0" else f" + {thread}")
+        return f"{function}({', '.join(places)}, uint64({here}), {arguments})\n"
+
+    parts = [f"min(d_{axis}, e_{axis} - b_{axis} * d_{axis})" for axis in range(dims)]
+    deep = " " * (3 + dims)
+    each = f"{lines(parts)}{deep}for t_0 in range({parts[0]}):\n{deep} {call('body', 't_0', '')}"
+    made = line(lowered, launch)
+    sizes = "" if made is None else "".join(f" d_{axis} = {launch.block[axis]}\n" for axis in range(dims))
+    code = _start(head, dims, sizes)
+    if made is None and lowered.inner is None:
+        return code + "   m = 1\n   if True:\n" + each + _step(dims)
+    inner = lowered.inner is not None
+    inside = [f"b_{axis} * d_{axis} >= {f'l_{axis}' if inner else '0'}" for axis in range(dims if inner else 0)] + [
+        f"b_{axis} * d_{axis} + d_{axis} <= {'h' if inner else 'e'}_{axis}" for axis in range(1, dims)
+    ]
+    run = max(1, _RUN // launch.block[0]) if made is not None and dims > 1 else 1
+    code += f"   m = min(n_0 - b_0, end - k, {run}, ({'h' if inner else 'e'}_0 - b_0 * d_0) // d_0)\n"
+    code += f"   if {' and '.join(['m > 0', *inside])}:\n"
+    code += lines([f"d_{axis}" for axis in range(dims)])
+    if made is not None:
+        code += f"{deep}for z in range(m):\n{deep} {call('across', '0', ' + z')}"
     else:
-        width = launch.block[0]
-        code += f"{deep}if d_0 == {width} and b_0 * {width} + {width} <= e_0:\n{deep} for t_0 in range({width}):\n"
-        code += f"{deep}  {body}{deep}else:\n"
-        code += "".join(f" {line}\n" for line in rest.splitlines())
-    return code + _step(dims)
+        code += f"{deep}for t_0 in range(d_0):\n{deep} {call('inner', 't_0', '')}"
+    return f"{code}   else:\n    m = 1\n{each}{_step(dims)}"
 
 
 def _threads(dims: int, head: str, arguments: str) -> str:
     places = ", ".join(f"{letter}_{axis}" for letter in "tbdn" for axis in range(dims))
     size = " * ".join(f"d_{axis}" for axis in range(dims))
     decode = "".join(
-        f"  {place}_{axis} = {rest} % {of}_{axis}\n  {rest} = {rest} // {of}_{axis}\n"
+        f"   {place}_{axis} = {rest} % {of}_{axis}\n   {rest} = {rest} // {of}_{axis}\n"
         if axis < dims - 1
-        else f"  {place}_{axis} = {rest}\n"
+        else f"   {place}_{axis} = {rest}\n"
         for place, rest, of in (("b", "q", "n"), ("t", "w", "d"))
         for axis in range(dims)
     )
     inside = " and ".join(f"b_{axis} * d_{axis} + t_{axis} < e_{axis}" for axis in range(dims))
     return (
-        f"def run_threads(threads, {head}):\n for k in range(threads.shape[0]):\n"
-        f"  q = threads[k] // ({size})\n  w = threads[k] % ({size})\n{decode}"
-        f"  if {inside}:\n   body({places}, uint64(k), {arguments})\n"
+        f"{_taking('run_threads', 'threads', head)}  for k in range(at, end):\n"
+        f"   q = threads[k] // ({size})\n   w = threads[k] % ({size})\n{decode}"
+        f"   if {inside}:\n    body({places}, uint64(k), {arguments})\n{_TAKEN}"
     )
 
 
@@ -110,27 +177,42 @@ def _block_parts(code: BlockCode, launch: Launch, head: str, arguments: str) -> 
     dims = launch.dims
     sizes = [str(launch.block[axis]) for axis in range(dims)]
     places = ", ".join([*(f"b_{axis}" for axis in range(dims)), *sizes, *(f"n_{axis}" for axis in range(dims))])
-    call = f"  block({places}, k, {arguments})\n"
-    blocks = f"{_start(head, dims)}{call}{_step(dims)}"
+    call = f"   block({places}, k, {arguments})\n"
+    blocks = f"{_start(head, dims)}   m = 1\n{call}{_step(dims)}"
     decode = "".join(
-        f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n" if axis < dims - 1 else f"  b_{axis} = q\n"
+        f"   b_{axis} = q % n_{axis}\n   q = q // n_{axis}\n" if axis < dims - 1 else f"   b_{axis} = q\n"
         for axis in range(dims)
     )
-    items = f"def run_threads(threads, {head}):\n for k in range(threads.shape[0]):\n  q = threads[k]\n{decode}{call}"
+    items = (
+        f"{_taking('run_threads', 'threads', head)}  for k in range(at, end):\n"
+        f"   q = threads[k]\n{decode}{call}{_TAKEN}"
+    )
     return [*(text for _, text in code.functions), code.block, blocks, items]
 
 
-def _start(head: str, dims: int) -> str:
+def _taking(name: str, what: str, head: str, known: str = "") -> str:
+    """The head of a function that takes portions until there are none: from ``at`` to below ``end``."""
+    return (
+        f"def {name}(counters, portion, stop, {what}, {head}):\n{known} while True:\n"
+        f"  taken = take(counters, portion)\n  if taken >= stop:\n   break\n"
+        f"  at = taken\n  end = min(taken + portion, stop)\n"
+    )
+
+
+_TAKEN = "  finished(counters, min(taken + portion, stop) - taken)\n"
+
+
+def _start(head: str, dims: int, known: str = "") -> str:
     """The loop over blocks: places of the first one are divided out, those of the others counted."""
-    code = f"def run_blocks(first, blocks, {head}):\n q = first\n"
+    code = f"{_taking('run_blocks', 'first', head, known)}  q = first + at\n"
     for axis in range(dims - 1):
-        code += f" b_{axis} = q % n_{axis}\n q = q // n_{axis}\n"
-    return code + f" b_{dims - 1} = q\n for k in range(blocks):\n"
+        code += f"  b_{axis} = q % n_{axis}\n  q = q // n_{axis}\n"
+    return code + f"  b_{dims - 1} = q\n  k = at\n  while k < end:\n"
 
 
 def _step(dims: int) -> str:
-    code = "  b_0 += 1\n"
+    code = "   k += m\n   b_0 += m\n"
     for axis in range(dims - 1):
-        deep = "  " + " " * axis
+        deep = "   " + " " * axis
         code += f"{deep}if b_{axis} == n_{axis}:\n{deep} b_{axis} = 0\n{deep} b_{axis + 1} += 1\n"
-    return code
+    return code + _TAKEN

@@ -72,6 +72,8 @@ class IndexRanges:
     def __init__(self) -> None:
         self.sites: dict[int, tuple[Interval | None, ...]] = {}
         self.always: dict[int, bool] = {}
+        self.never: dict[int, bool] = {}
+        self.compared: dict[int, tuple[Interval | None, ...]] = {}
         self.reaches: dict[int, tuple[Reach, ...]] = {}
 
     def inside(self, key: ast.expr, axis: int, length: int) -> bool:
@@ -84,6 +86,10 @@ class IndexRanges:
         """Whether a comparison of what differs from thread to thread is surely true."""
         return self.always.get(id(node), False)
 
+    def fails(self, node: ast.Compare) -> bool:
+        """Whether it is surely false; asked of a part of a launch only (`index_ranges`)."""
+        return self.never.get(id(node), False)
+
 
 def index_ranges(
     admitted: Admitted,
@@ -91,6 +97,7 @@ def index_ranges(
     args: Sequence[ArgSpec],
     extents: tuple[int, int, int],
     integers: Collection[str],
+    within: Sequence[Interval] | None = None,
 ) -> IndexRanges:
     """Go through the kernel once.
 
@@ -98,8 +105,11 @@ def index_ranges(
         admitted, launch, args: the kernel and what it is bound to.
         extents: for each grid axis, how many places along it run.
         integers: names of variables that are int64 or bool.
+        within: for each grid axis the first and the last place of the threads that are asked about; all that run
+            without it.
     """
-    walk = _Walk(admitted, launch, dict(zip(admitted.entry.params, args, strict=True)), extents, frozenset(integers))
+    specs = dict(zip(admitted.entry.params, args, strict=True))
+    walk = _Walk(admitted, launch, specs, extents, frozenset(integers), within)
     walk.block(admitted.entry.node.body)
     return walk.found
 
@@ -112,8 +122,10 @@ class _Walk:
         specs: Mapping[str, ArgSpec],
         extents: tuple[int, int, int],
         integers: frozenset[str],
+        within: Sequence[Interval] | None,
     ) -> None:
         self.found = IndexRanges()
+        self.within = within
         self.scratch = admitted.entry.scratch
         self.grid = admitted.grid.variables
         self.launch = launch
@@ -318,8 +330,7 @@ class _Walk:
                 if name in self.splits:
                     self.record_reach(name, index)
             case ast.Compare():
-                sure = self.surely(node)
-                self.found.always[id(node)] = sure and self.found.always.get(id(node), True)
+                self.comparison(node)
             case _:
                 pass
         for child in ast.iter_child_nodes(node):
@@ -329,13 +340,22 @@ class _Walk:
     def record(self, index: ast.expr) -> None:
         parts = index.elts if isinstance(index, ast.Tuple) else [index]
         intervals = tuple(self.value(part) for part in parts)
-        have = self.found.sites.get(id(index))
-        if have is not None:
-            intervals = tuple(
-                None if one is None or other is None else _hull(one, other)
-                for one, other in zip(have, intervals, strict=True)
-            )
-        self.found.sites[id(index)] = intervals
+        self.found.sites[id(index)] = _hulls(self.found.sites.get(id(index)), intervals)
+
+    def comparison(self, node: ast.Compare) -> None:
+        key, found = id(node), self.found
+        operands = tuple(self.value(operand) for operand in (node.left, *node.comparators))
+        found.compared[key] = _hulls(found.compared.get(key), operands)
+        if any(one is None for one in operands) or all(one is not None and one[0] == one[1] for one in operands):
+            outcomes: list[bool | None] = [None]  # the same for all threads stays: other arguments need no other code
+        else:
+            outcomes = [
+                None if one is None or other is None else _outcome(op, one, other)
+                for op, one, other in zip(node.ops, operands, operands[1:], strict=False)
+            ]
+        found.always[key] = all(outcomes) and found.always.get(key, True)
+        if self.within is not None:
+            found.never[key] = any(outcome is False for outcome in outcomes) and found.never.get(key, True)
 
     # Distances from the thread's place
 
@@ -428,27 +448,7 @@ class _Walk:
             case _:
                 return frozenset() if grid_axis(node, self.grid) is not None else None
 
-    def surely(self, node: ast.Compare) -> bool:
-        operands = [self.value(operand) for operand in (node.left, *node.comparators)]
-        if any(one is None for one in operands) or all(one is not None and one[0] == one[1] for one in operands):
-            return False  # what is the same for all threads stays in the code: other arguments need no other
-        for op, one, other in zip(node.ops, operands, operands[1:], strict=False):
-            if one is None or other is None:
-                return False
-            match op:
-                case ast.Lt():
-                    sure = one[1] < other[0]
-                case ast.LtE():
-                    sure = one[1] <= other[0]
-                case ast.Gt():
-                    sure = one[0] > other[1]
-                case ast.GtE():
-                    sure = one[0] >= other[1]
-                case _:
-                    sure = False
-            if not sure:
-                return False
-        return True
+    # Values
 
     def several(self, node: ast.expr) -> list[Interval | None]:
         """Intervals of the values that a right side gives."""
@@ -539,6 +539,8 @@ class _Walk:
         block, grid = self.launch.block[axis], self.launch.grid[axis]
         match what:
             case "grid":
+                if self.within is not None:
+                    return self.within[axis]
                 return 0, max(0, min(self.extents[axis], block * grid) - 1)
             case "threadIdx":
                 return 0, block - 1
@@ -585,6 +587,33 @@ def _sure(interval: Interval) -> Interval:
 
 def _hull(one: Interval, other: Interval) -> Interval:
     return min(one[0], other[0]), max(one[1], other[1])
+
+
+def _hulls(have: tuple[Interval | None, ...] | None, also: tuple[Interval | None, ...]) -> tuple[Interval | None, ...]:
+    if have is None:
+        return also
+    return tuple(
+        None if one is None or other is None else _hull(one, other) for one, other in zip(have, also, strict=True)
+    )
+
+
+def _outcome(op: ast.cmpop, one: Interval, other: Interval) -> bool | None:
+    """What a comparison of any two numbers of these intervals gives, if it is the same for all."""
+    match op:
+        case ast.Lt():
+            return True if one[1] < other[0] else False if one[0] >= other[1] else None
+        case ast.LtE():
+            return True if one[1] <= other[0] else False if one[0] > other[1] else None
+        case ast.Gt():
+            return _outcome(ast.Lt(), other, one)
+        case ast.GtE():
+            return _outcome(ast.LtE(), other, one)
+        case ast.Eq() if one[1] < other[0] or other[1] < one[0]:
+            return False
+        case ast.NotEq() if one[1] < other[0] or other[1] < one[0]:
+            return True
+        case _:
+            return None
 
 
 def _binary(op: ast.operator, one: Interval, other: Interval) -> Interval | None:

@@ -17,6 +17,7 @@ from p2pcompute.execution._api import ArgSpec, InputSpec, Launch, OutputSpec, Sc
 from p2pcompute.execution._block_races import Races, find_races
 from p2pcompute.execution._guard import Admitted, Function
 from p2pcompute.execution._guard_scratch import Scratch
+from p2pcompute.execution._index_interior import find_interior
 from p2pcompute.execution._index_ranges import IndexRanges, index_ranges
 from p2pcompute.execution._index_values import Site, index_values
 from p2pcompute.execution._language import MAX_INSTANCES, MAX_TYPED_NODES
@@ -26,12 +27,14 @@ from p2pcompute.execution._lower_block import BlockCode
 from p2pcompute.execution._lower_fission import block_code
 from p2pcompute.execution._lower_function import FunctionLowering, in_turn
 from p2pcompute.execution._lower_scratch import ScratchLowering, zero_of
-from p2pcompute.execution._lower_split import check_reads, split_arguments
+from p2pcompute.execution._lower_split import check_reads, is_split, split_arguments
 from p2pcompute.execution._lower_types import ArrayType, Scalar, Type, from_dtype
 from p2pcompute.execution._lower_widths import counts_bits
 from p2pcompute.execution._rows import extents
 
-__all__ = ["Lowered", "Parameter", "lower"]
+__all__ = ["Inner", "Lowered", "Parameter", "lower"]
+
+_SHORT = 60  # lines of a kernel that is compiled twice, for its border and for the rest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +46,16 @@ class Parameter:
     spec: ArgSpec
     dtype: str
     ndim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    """Code for the threads whose place along each axis is from `low` to below `high`: of the same name, arguments and
+    results as the body, with fewer tests. A back end need not use it."""
+
+    low: tuple[int, int, int]
+    high: tuple[int, int, int]
+    body: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +78,7 @@ class Lowered:
             behind ``r``, and last ``m_<name>`` for each shared array, flat, followed by ``w_<name>`` of the same size
             where that has a snapshot; then ``o``, if `BlockCode.vectors` are not empty: they, behind each other. It
             calls ``syncthreads()`` and ``atomic_<operation>(array, place, value)``.
+        inner: the body for those threads that are not at a border, where they need fewer tests.
     """
 
     functions: tuple[tuple[str, str], ...]
@@ -74,6 +88,7 @@ class Lowered:
     dims: int
     scratch: tuple[Scratch, ...] = ()
     block: BlockCode | None = None
+    inner: Inner | None = None
 
     @property
     def locals(self) -> tuple[Scratch, ...]:
@@ -107,6 +122,7 @@ class _Program:
         self.races = Races(refresh=[frozenset()] * (0 if plan is None else plan.barriers))
         self.scratch = ScratchLowering(scratch, self.sites)
         self.ranges = IndexRanges()
+        self.integers: frozenset[str] = frozenset()
         self.work_out_indices(args)
 
     def check_premises(self) -> None:
@@ -139,6 +155,7 @@ class _Program:
         integers = {name for name, kind in lowering.types.items() if kind in (Scalar.BOOL, Scalar.INT)}
         self.ranges = index_ranges(admitted, self.launch, args, self.extents, integers)
         check_reads(admitted, self.specs, self.ranges)
+        self.integers = frozenset(integers)
         if not admitted.entry.scratch and plan is None:
             return
         self.sites = index_values(admitted, self.launch, args, integers)
@@ -201,10 +218,13 @@ class _Program:
             )
         functions = [(name, by_name[name].code) for name in used]
         body = head + where + lines
+        inner = self.inner(head + where, lines)
         blocks = [] if block is None else ["\n".join([block.block, *(code for _, code in block.functions)])]
         if far := apart(functions, [body, *blocks]):
             functions = [(name, renamed(code, far)) for name, code in functions]
             body = renamed(body, far)
+            if inner is not None:
+                inner = replace(inner, body=renamed(inner.body, far))
             if block is not None:
                 parts = tuple((name, renamed(code, far)) for name, code in block.functions)
                 block = replace(block, block=renamed(block.block, far), functions=parts)
@@ -216,7 +236,28 @@ class _Program:
             dims=dims,
             scratch=tuple(entry.scratch.values()),
             block=block,
+            inner=inner,
         )
+
+    def inner(self, head: str, lines: str) -> Inner | None:
+        """The kernel once more for the threads within its border. One that is long, or calls functions of its own,
+        spends its time elsewhere and takes long enough to compile. A split input knows of no border: its window has
+        what lies beyond the edges."""
+        entry = self.admitted.entry
+        if self.admitted.plan is not None or self.instances or lines.count("\n") > _SHORT:
+            return None
+        if any(is_split(spec) for spec in self.specs.values()):
+            return None
+        found = find_interior(
+            self.admitted, self.launch, tuple(self.specs.values()), self.extents, self.integers, self.ranges
+        )
+        if found is None:
+            return None
+        whole, self.ranges = self.ranges, found.ranges
+        self.typed_nodes = 0  # the rounds are those that were taken before: no launch has a kernel refused for them
+        code = FunctionLowering(self, entry, tuple(map(_type, self.specs.values())), is_entry=True).run()
+        self.ranges = whole
+        return Inner(low=found.low, high=found.high, body=head + code)
 
     def shared(self) -> list[str]:
         """Names of the shared arrays, and of the snapshots of those that have one."""

@@ -177,6 +177,10 @@ class ArrayLowering:
         """Whether a comparison is true for every thread that comes there."""
         return self.is_entry and self.ranges.holds(node)
 
+    def never(self, node: ast.Compare) -> bool:
+        """Whether it is false for every one of them; asked of code for the inner threads only."""
+        return self.is_entry and self.ranges.fails(node)
+
     @property
     def unlike(self) -> frozenset[str]:
         """Outputs whose leading axes are not as long as the longest: threads run that lie outside of them."""

@@ -64,6 +64,10 @@ class ArrayUse(Protocol):
         """Whether a comparison is known to be true."""
         ...
 
+    def never(self, node: ast.Compare) -> bool:
+        """Whether it is known to be false."""
+        ...
+
     def call(self, name: str, node: ast.Call, types: tuple[Type, ...]) -> tuple[str, Scalar | tuple[Scalar, ...]]:
         """The compiled name and the result's type of a device function."""
         ...
@@ -322,6 +326,8 @@ class ExpressionLowering:
         """A comparison, chained or not. Each pair is compared in the wider of its two types."""
         if self.arrays.always(node):
             return Expr("True", Scalar.BOOL)
+        if self.arrays.never(node):
+            return Expr("False", Scalar.BOOL)
         parts: list[str] = []
         left = self.scalar(node.left)
         for place, (op, comparator) in enumerate(zip(node.ops, node.comparators, strict=True)):

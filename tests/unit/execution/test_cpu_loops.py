@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 
 from p2pcompute import cuda
-from p2pcompute.execution._cpu import CpuBackend, _Crew
+from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute.execution._cpu_crew import Crew, Pace
+from p2pcompute.execution._cpu_intrinsics import finished, take
 from p2pcompute.execution._cpu_loops import memory, program_text
 from p2pcompute.execution._guard import admit
 from p2pcompute.execution._lower import lower
@@ -113,7 +117,7 @@ def test_one_axis(backend: CpuBackend) -> None:
         i = np.arange(size)
         check(backend, by_block_and_thread.bind(out(size, np.int64)), i // 128 * 1000 + i % 128)
     assert text(by_grid.bind(out(9, np.int64), np.zeros(9, np.int32))).count("for ") == 2  # one loop, and the items'
-    assert "b_0 += 1" in text(by_block_and_thread.bind(out(9, np.int64)))
+    assert "b_0 += m" in text(by_block_and_thread.bind(out(9, np.int64)))
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (16, 17), (15, 32), (40, 50), (1, 1)])
@@ -156,11 +160,96 @@ def test_arrays_to_work_in_begin_with_zeros_for_each_thread_and_block(backend: C
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_portions_cover_a_launch_once(threads: int) -> None:
-    crew = _Crew(threads)
+    taken: list[tuple[int, int]] = []
+
+    def part(counters: Array, portion: int, stop: int) -> None:
+        while (at := int(take_one(counters, portion))) < stop:
+            taken.append((at, min(portion, stop - at)))
+            finish_one(counters, taken[-1][1])
+
+    def portion_of(start: int, count: int) -> None:
+        taken.append((start, count))
+
+    crew = Crew(threads)
     try:
+        taken.clear()
+        crew.share(1_000, portion_of)
+        assert sorted(at for start, count in taken for at in range(start, start + count)) == list(range(1_000))
         for total in (0, 1, 2, 31, 64 * threads - 1, 64 * threads, 5_000):
-            taken: list[tuple[int, int]] = []
-            crew.share(total, lambda start, count, taken=taken: taken.append((start, count)))
-            assert sorted(at for start, count in taken for at in range(start, start + count)) == list(range(total))
+            for pace in (None, Pace(), slow()):
+                taken.clear()
+                crew.run(total, part, pace)
+                assert sorted(at for start, count in taken for at in range(start, start + count)) == list(range(total))
     finally:
         crew.close()
+
+
+def slow() -> Pace:
+    """As of a kernel that took a second for each item: others are woken at once."""
+    pace = Pace()
+    pace.ns = 1e9
+    return pace
+
+
+@numba.njit
+def take_one(counters, count):
+    return take(counters, count)
+
+
+@numba.njit
+def finish_one(counters, count):
+    return finished(counters, count)
+
+
+def test_a_thread_that_fails_before_it_takes_leaves_all_to_the_others() -> None:
+    caller = threading.get_ident()
+    taken: list[int] = []
+
+    def part(counters: Array, portion: int, stop: int) -> None:
+        if threading.get_ident() != caller:
+            raise MemoryError
+        while (at := int(take_one(counters, portion))) < stop:
+            taken.append(at)
+            finish_one(counters, min(portion, stop - at))
+
+    crew = Crew(3)
+    try:
+        for _ in range(3):
+            taken.clear()
+            crew.run(48, part, slow())
+            assert taken == list(range(48))
+    finally:
+        crew.close()
+
+
+@pytest.mark.parametrize("failing", [(0,), (30,), (0, 30)])
+def test_what_a_portion_raises_is_raised_where_it_was_asked_for(failing: tuple[int, ...]) -> None:
+    """Not lost with the thread that took it: rows would stay as they were."""
+
+    def part(start: int, count: int) -> None:
+        if any(start <= at < start + count for at in failing):
+            raise MemoryError
+
+    crew = Crew(3)
+    try:
+        for _ in range(3):
+            with pytest.raises(MemoryError):
+                crew.share(48, part)
+        crew.share(48, lambda start, count: None)
+    finally:
+        crew.close()
+
+
+def test_an_output_in_the_memory_of_another_array_is_refused(backend: CpuBackend) -> None:
+    x = np.zeros(256, np.int64)
+    binding = shifted.bind(out(128, np.int64), x[64:192])
+    compiled = backend.compile(binding.source, binding.launch, binding.specs)
+    with pytest.raises(ValueError, match="overlap"):
+        compiled.run_blocks(0, 1, [x[64:192]], [x[:128]])
+    compiled.run_blocks(0, 1, [x[128:]], [x[:128]])
+
+
+@kernel
+def shifted(result, x):
+    i = cuda.grid(1)
+    result[i] = x[i - 1] + 1

@@ -165,6 +165,24 @@ def test_floats_come_near(make: Any, dtype: str) -> None:
 
 
 @p2p.kernel
+def smooth(out, x):
+    c, r = cuda.grid(2)
+    if 0 < r < out.shape[0] - 1:
+        out[r, c] = (x[r - 1, c] + x[r + 1, c] + x[r, c - 1] + x[r, c + 1]) / np.float32(4.0)
+    else:
+        out[r, c] = math.sqrt(x[r, c])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_lines_and_borders_have_what_they_have_in_strict_mode(threads: int) -> None:
+    x = np.random.default_rng(5).random((45, 70), dtype=np.float32)
+    binding = smooth.bind(p2p.out(x.shape, np.float32), x)
+    strict, fast = (compute(binding, fp, threads=threads)[0] for fp in ("strict", "fast"))
+    assert np.allclose(strict, fast, rtol=2e-6, atol=0)
+    assert np.array_equal(strict == 0, fast == 0)
+
+
+@p2p.kernel
 def remains(out, x, y):
     i = cuda.grid(1)
     if i < out.size:

@@ -15,6 +15,8 @@ from p2pcompute._split import split
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import InputSpec, Launch, SplitSpec
 from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute.execution._cpu_loops import program_text
+from p2pcompute.execution._guard import admit
 from p2pcompute.execution._lower import lower
 from p2pcompute.execution._split import Window, fill_window, window_box
 from p2pcompute.kernel import device, kernel, out, reduce
@@ -484,6 +486,32 @@ def test_an_array_in_a_file_is_not_read_into_memory(tmp_path: Path) -> None:
 
 
 # Attacks: what is compiled does not test what it has proved, so whoever runs it looks at the window first.
+
+
+def test_an_output_in_the_memory_of_a_window_is_refused(backend: CpuBackend) -> None:
+    binding = along[2, 8].bind(out(16, np.int64), split(np.ones(16, np.int64), halo=1), -1, 2)
+    compiled = backend.compile(binding.source, binding.launch, binding.specs)
+    memory = np.ones(18, np.int64)
+    scalars = arguments(binding, ((0, 8), (0, 1), (0, 1)))[1:]
+    for at in (0, 9):
+        with pytest.raises(ValueError, match="overlap"):
+            compiled.run_blocks(0, 1, [Window((-1,), memory[:10]), *scalars], [memory[at : at + 8]])
+    compiled.run_blocks(0, 1, [Window((-1,), memory[:10]), *scalars], [memory[10:]])
+
+
+@kernel
+def near(result, x):
+    c, r = cuda.grid(2)
+    result[r, c] = x[r - 1, c] + x[r + 1, c] if 0 < r < result.shape[0] - 1 else x[r, c]
+
+
+def test_code_over_windows_has_plain_loops_and_no_border() -> None:
+    x = np.arange(40 * 40).reshape(40, 40)
+    for value, plain in ((x, False), (split(x, halo=1), True)):
+        binding = near.bind(out((40, 40), np.int64), value)
+        lowered = lower(admit(binding.source), binding.launch, binding.specs)
+        assert (lowered.inner is None) == plain
+        assert ("across(" not in program_text(lowered, binding.launch)) == plain
 
 
 @pytest.mark.parametrize(
