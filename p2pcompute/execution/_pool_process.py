@@ -304,6 +304,7 @@ class WorkerProcess:
         `WorkerTimeout`, `WorkerDied` or `WorkerProtocolError` with it dead. Where it is cancelled the worker is asked
         to stop, and is killed unless it has answered after `grace_s`: `usable` says which it was.
         """
+        self.delivered = False  # before the wait: who is cancelled in it has sent nothing
         await take(self._busy)
         try:
             return await self._exchange(operation, fields, fds, timeout_s=timeout_s, progress=progress, grace_s=grace_s)
@@ -328,7 +329,6 @@ class WorkerProcess:
         )
         packet: list[Any] = []
         began_ns = time.monotonic_ns()
-        self.delivered = False
         try:
             with trio.move_on_after(timeout_s) as scope:
                 self._refuse_early_reply()

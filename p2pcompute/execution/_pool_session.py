@@ -240,6 +240,7 @@ class WorkerSession:
         packet = await self._windows.put(windows or {})
         if packet is not None:
             await self._exchange(ipc.WINDOWS, *packet, timeout_s=timeout_s)
+            self._windows.taken()
 
     def _layout(self, items: int, *, with_ids: bool) -> ipc.Layout:
         """Where things lie in a run's arena; chunks of a task are alike, so that the last one mostly serves again."""

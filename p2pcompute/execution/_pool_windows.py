@@ -23,6 +23,7 @@ class SessionWindows:
         self._most_bytes = most_bytes
         self._specs: dict[int, InputSpec] = {}
         self._arena: Arena | None = None
+        self._mapped = False  # whether the worker has the arena
 
     @property
     def nbytes(self) -> int:
@@ -39,7 +40,7 @@ class SessionWindows:
 
     async def put(self, windows: Mapping[int, Window]) -> tuple[list[Any], list[int]] | None:
         """Write the windows of a run; gives the fields and descriptors of the packet that says so, or None where no
-        input is split.
+        input is split. The memory goes along until `taken` says that the worker has it.
 
         Raises:
             ValueError: not one window for each split input, or one of another type.
@@ -62,18 +63,22 @@ class SessionWindows:
             total += -(-values.nbytes // ipc.ALIGNMENT) * ipc.ALIGNMENT
         if total > self._most_bytes:
             raise ExecutionError(f"the windows of this run have {total} bytes and a worker takes {self._most_bytes}")
-        fresh = self._arena is None or self._arena.nbytes < total
-        if fresh:
+        if self._arena is None or self._arena.nbytes < total:
             # At least double: a hostile worker that keeps the old ones holds no more than the last one's size.
             size = min(max(total, 2 * self.nbytes, ipc.ALIGNMENT), max(self._most_bytes, total))
             self.close()
             self._arena = Arena(size)
-        assert self._arena is not None
-        await self._arena.fill(pieces)
-        return [fields, self._arena.nbytes if fresh else 0], [self._arena.fileno()] if fresh else []
+        arena = self._arena
+        await arena.fill(pieces)
+        return [fields, 0 if self._mapped else arena.nbytes], [] if self._mapped else [arena.fileno()]
+
+    def taken(self) -> None:
+        """The packet of the last `put` has reached the worker, which answered."""
+        self._mapped = True
 
     def close(self) -> None:
         """Give the memory back."""
         if self._arena is not None:
             self._arena.close()
             self._arena = None
+        self._mapped = False

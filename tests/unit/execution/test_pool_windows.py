@@ -99,6 +99,9 @@ def test_memory_for_windows_is_bounded() -> None:
         packet = await held.put({0: Window((0,), np.ones(3_000, np.uint8))})
         assert packet is not None
         assert held.nbytes == packet[0][1] >= 3_000
+        again = await held.put({0: Window((0,), np.ones(3_000, np.uint8))})
+        assert again == packet, "the worker may not have got it"
+        held.taken()
         assert await held.put({0: Window((9,), np.ones(2_000, np.uint8))}) == ([[[[9], [2_000]]], 0], [])
         with pytest.raises(ExecutionError, match="4096"):
             await held.put({0: Window((0,), np.ones(5_000, np.uint8))})
@@ -136,3 +139,32 @@ def test_what_stands_in_the_packets_is_checked() -> None:
     ):
         with pytest.raises(ipc.FrameError):
             ipc.take_windows(bad_window, [spec])
+
+
+def test_a_run_that_is_cancelled_before_its_windows_reach_the_worker_spoils_no_later_one() -> None:
+    async def work(session: WorkerSession) -> None:
+        binding = around.bind(out(Y.shape, np.int64), split(Y, halo=1), 0, 1)
+        await session.compile(binding.source, binding.launch, binding.specs, {})
+        count = binding.launch.blocks
+
+        async def run(first: int, blocks: int) -> bytes:
+            given = windows(binding, blocks_box(binding.launch, first, blocks), Y)
+            return (await session.run_blocks(first, blocks, timeout_s=60, windows=given)).outputs[0]
+
+        due = await run(count // 2, 1)
+        await run(0, 1)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cancel, scope)  # runs where this task waits first: for the copy of large windows
+                await run(0, count)
+        assert scope.cancelled_caught
+        assert session.usable
+        assert await run(count // 2, 1) == due
+        assert len(await run(0, count)) >= Y.nbytes
+
+    with_worker(work)
+
+
+async def cancel(scope: trio.CancelScope) -> None:
+    await trio.lowlevel.cancel_shielded_checkpoint()
+    scope.cancel()
