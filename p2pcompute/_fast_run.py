@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from p2pcompute._split_run import has_splits
 from p2pcompute.checking import (
     DEFAULT_TOLERANCE,
     FreivaldsScreen,
@@ -31,6 +32,7 @@ __all__ = ["MAX_LOOSE", "ChunkJudge", "check_policy", "check_tolerance", "make_s
 
 MAX_LOOSE: Final = 0.05  # of the samples at home, before fast mode is given up
 _MOST_SILENT: Final = 0.5
+_REHEARSED: Final = 4  # chunks, where inputs are split
 _PROBED_ROWS: Final = 16  # of a product: each costs as much as a matrix has elements
 _RECOMPUTE_S: Final = 300.0
 
@@ -112,27 +114,33 @@ def make_sampler(
     return made
 
 
-async def rehearse(sampler: Sampler, binding: Binding) -> None:
-    """Run samples of the whole launch in both modes here, before anybody is asked.
+async def rehearse(sampler: Sampler, binding: Binding, work: Work) -> None:
+    """Run samples of the whole launch in both modes here, before anybody is asked. Where inputs are split, of a few
+    chunks: a worker gets the windows of one chunk at a time.
 
     Raises:
         UnstableKernel: results hang on rounding by more than the tolerance, or the tolerance is so wide that zeros
             would pass for them. No money has moved.
     """
-    items = binding.launch.blocks * binding.layout.items_per_block
-    inside = None
-    if items <= 1 << 22:
-        inside = binding.layout.items_inside(0, binding.launch.blocks)
-    found = await sampler.rehearse(0, items, inside=inside)
-    if found.loose > MAX_LOOSE * found.checked:
+    parts = [(0, binding.launch.blocks)]
+    if has_splits(binding):
+        chosen = np.random.default_rng().choice(work.chunks, size=min(_REHEARSED, work.chunks), replace=False)
+        parts = [work.chunk_range(int(index)) for index in chosen]
+    checked = loose = silent = 0
+    for first, blocks in parts:
+        items = blocks * binding.layout.items_per_block
+        inside = binding.layout.items_inside(first, blocks) if items <= 1 << 22 else None
+        found = await sampler.rehearse(first * binding.layout.items_per_block, items, inside=inside)
+        checked, loose, silent = checked + found.checked, loose + found.loose, silent + found.silent
+    if loose > MAX_LOOSE * checked:
         raise UnstableKernel(
-            f"in fast mode {found.loose} of {found.checked} samples are off by more than the tolerance on this machine "
+            f"in fast mode {loose} of {checked} samples are off by more than the tolerance on this machine "
             "alone: what they give hangs on rounding",
             instead='ask for fp="strict", or give a larger rtol or atol. No money has moved',
         )
-    if found.silent > _MOST_SILENT * found.checked:
+    if silent > _MOST_SILENT * checked:
         raise UnstableKernel(
-            f"zeros would pass for {found.silent} of {found.checked} samples: atol is larger than the results",
+            f"zeros would pass for {silent} of {checked} samples: atol is larger than the results",
             instead="give an atol well below the results that matter. No money has moved",
         )
 

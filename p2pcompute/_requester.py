@@ -400,7 +400,7 @@ class TaskRun:
                     fast=fast,
                 )
                 if fast is not None and options.checks:
-                    await rehearse(sampler, binding)
+                    await rehearse(sampler, binding, work)
             request = TaskRequest(
                 work=work,
                 blobs=cut.blobs,

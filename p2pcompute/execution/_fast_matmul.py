@@ -39,6 +39,8 @@ def is_product(source: KernelSource, args: Sequence[ArgSpec]) -> bool:
     out, a, b = args
     if not (isinstance(out, OutputSpec) and isinstance(a, InputSpec) and isinstance(b, InputSpec)):
         return False
+    if a.split is not None or b.split is not None:  # of which a worker has windows
+        return False
     if len(out.shape) != 2 or len(a.shape) != 2 or len(b.shape) != 2 or out.reduce is not None:
         return False
     fits = a.shape[1] == b.shape[0] and out.shape == (a.shape[0], b.shape[1])

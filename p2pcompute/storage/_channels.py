@@ -289,13 +289,15 @@ class ChannelsMixin:
 
     async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutRow:
         """What the chain says about an outgoing channel. More claimed than this ledger has signed for (a restored
-        backup) was signed by us once, and what it paid for counts as accepted."""
+        backup) was signed by us once, and what it paid for counts as accepted. So what is claimed never gets less
+        here, whatever the chain takes back: the payee holds that voucher, and it would be counted twice."""
 
         def work(tx: Transaction) -> ChannelOutRow:
             row = need_out(tx, channel)
-            if (row.deposit_uusd, row.claimed_uusd) != (deposit_uusd, claimed_uusd):
-                tx.emit("chain_read_out", channel=channel, deposit_uusd=deposit_uusd, claimed_uusd=claimed_uusd)
-                self._rebase_out(tx, row, claimed_uusd)
+            most_uusd = max(row.claimed_uusd, claimed_uusd)
+            if (row.deposit_uusd, row.claimed_uusd) != (deposit_uusd, most_uusd):
+                tx.emit("chain_read_out", channel=channel, deposit_uusd=deposit_uusd, claimed_uusd=most_uusd)
+                self._rebase_out(tx, row, most_uusd)
             return need_out(tx, channel)
 
         return await self._write(work)

@@ -244,6 +244,22 @@ def test_a_payer_with_a_restored_backup_adopts_its_own_newest_voucher(run: Run, 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
+def test_a_claim_that_the_chain_takes_back_for_a_while_is_made_good_once(run: Run) -> None:
+    async def body(world: Any) -> None:
+        task = await world.agree()
+        await world.payer.open_channels(world.need(1_000))
+        # A restored backup: this ledger knows nothing of the 100 that the chain has claimed.
+        ledger, channel = world.payer_ledger, world.channel
+        for claimed_uusd in (100, 0, 100, 60, 100):  # reorganisations, or an endpoint behind the others
+            await ledger.set_chain_out(channel, deposit_uusd=1_000, claimed_uusd=claimed_uusd)
+        await world.work(task, 0, units=5)
+        row = await ledger.channel_out(channel)
+        assert (row.accepted_uusd, row.claimed_uusd) == (105, 100)
+        await ledger.verify(full=True)
+
+    run(body)
+
+
 def test_a_payee_with_a_restored_backup_gets_the_newest_voucher_again(run: Run, make_world: Any) -> None:
     async def main() -> None:
         world = make_world()

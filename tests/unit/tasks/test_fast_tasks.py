@@ -194,6 +194,12 @@ def test_a_kernel_that_is_made_of_rounding_is_refused_before_anybody_is_paid() -
     run(None, kernel=remains, args=(ARGS[0], X, Y), fp="strict")
 
 
+def test_a_kernel_that_is_made_of_rounding_is_refused_where_its_inputs_are_split() -> None:
+    # The samples are of chunks whose windows are made here: elsewhere there would be zeros, and nothing to round.
+    with pytest.raises(UnstableKernel, match="hangs on rounding"):
+        run(None, kernel=remains, args=(ARGS[0], *(p2p.split(one, tile=(64,)) for one in (X, Y))), chunks=32)
+
+
 @p2p.kernel
 def flips(out, hits, x):
     i = cuda.grid(1)
