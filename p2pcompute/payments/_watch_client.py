@@ -35,6 +35,7 @@ __all__ = ["TowerRefused", "VoucherKeeping"]
 
 PUSH_S: Final = 30.0  # between two looks at what is new
 _ANSWER_S: Final = 30.0
+_MOST_REFUSALS: Final = 8  # in one dialogue: a tower leaves whoever goes on
 _log = logging.getLogger("p2pcompute.payments")
 
 
@@ -128,10 +129,12 @@ class VoucherKeeping:
         return True
 
     async def push(self) -> int:
-        """Leave what is new since the last time. The vouchers that the tower has taken.
+        """Leave what is new since the last time: of channels that the tower has first, then those that are worth most.
+        The vouchers that the tower has taken.
 
         Raises:
-            TowerRefused, StreamError, RemoteProtocolError: as `restore`.
+            TowerRefused: also where it refuses a voucher; it has got the others then, unless it refused too many.
+            StreamError, RemoteProtocolError: as `restore`.
         """
         rows = [
             row
@@ -140,6 +143,9 @@ class VoucherKeeping:
         ]
         if not rows:
             return 0
+        # Anybody can open channels to us: those that find no room may not keep newer vouchers of others back.
+        rows.sort(key=lambda row: (row.channel not in self._left, -row.unclaimed_uusd))
+        refusals: list[WatchRefusal] = []
         stream = await self._dial()
         try:
             dialogue = await self._greet(stream)
@@ -155,9 +161,14 @@ class VoucherKeeping:
                 )
                 await dialogue.send(WatchKeep(voucher=voucher))
                 answer = await dialogue.expect(WatchKept, WatchRefusal, stall_s=_ANSWER_S)
-                if isinstance(answer, WatchRefusal):
-                    raise _refused(self._name, answer)
-                self._left[row.channel] = row.best_uusd
+                if isinstance(answer, WatchKept):
+                    self._left[row.channel] = row.best_uusd
+                    continue
+                refusals.append(answer)
+                if len(refusals) == _MOST_REFUSALS:
+                    break
+            if refusals:
+                raise _refused(self._name, refusals[0])
             return len(rows)
         finally:
             await _close(stream)

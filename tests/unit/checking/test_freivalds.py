@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from p2pcompute._matmul import product
+from p2pcompute._split import split
 from p2pcompute.checking import FreivaldsScreen, ProductSampler, Sampler, product_tolerance
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._fast_matmul import ENTRY, TEXT, is_product
@@ -53,6 +54,10 @@ def test_the_text_is_the_kernel() -> None:
     other = product[M, 1].bind(out((M, N), np.float64), *matrices("random"))
     assert not is_product(other.source, other.specs)  # another type: the text is compiled
     assert not is_product(binding.source, binding.specs[::-1])
+    a, b = matrices("random")
+    for values in ((split(a), b), (a, split(b))):  # a worker has windows of these, and no matrices
+        bound = product[M, 1].bind(out((M, N), np.float32), *values)
+        assert not is_product(bound.source, bound.specs)
 
 
 KINDS = ["random", "positive", "adversarial", "uneven"]

@@ -304,6 +304,38 @@ def test_what_is_kept(run: Run, pair: Any, monkeypatch: pytest.MonkeyPatch) -> N
     run(body)
 
 
+def test_channels_that_find_no_room_keep_no_newer_vouchers_back(
+    run: Run, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(world: Any) -> None:
+        await paid(world)
+        monkeypatch.setattr(watchtower_module, "MAX_WATCHED", 1)
+        ledger = world.payee_ledger
+        async with open_tower(world, pair) as tower:
+            keeping = tower.keeping(ledger)
+            assert await keeping.push() == 1
+            for n in range(1, 31):  # of strangers, each worth something, before and behind the other by their IDs
+                key = WalletKey(bytes([n]) * 32)
+                channel = channel_id(world.wallet.address, world.account.address, key.address)
+                await ledger.open_channel_in(
+                    channel, payer=world.wallet.address, signer=key.address, peer=world.requester.peer_id
+                )
+                await ledger.set_chain_in(channel, deposit_uusd=100, claimed_uusd=0, close_at_s=0)
+                signature = world.voucher(100, channel=channel, key=key)
+                await ledger.take_voucher(
+                    channel, amount_uusd=100, memo=bytes(32), signature=signature, peer=world.requester.peer_id
+                )
+            task = await world.agree()
+            await world.work(task, 0, units=4)
+            await world.channel_out().pay()
+            for _ in range(2):
+                with pytest.raises(TowerRefused, match="NO_CAPACITY"):
+                    await keeping.push()
+                assert [row.amount_uusd for row in await tower.store.every()] == [9]
+
+    run(body)
+
+
 def test_a_full_disk_is_said(run: Run, pair: Any) -> None:
     async def body(world: Any) -> None:
         async with open_tower(world, pair) as tower:
