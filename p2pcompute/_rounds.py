@@ -376,6 +376,11 @@ def _bind_step(
                 assert not isinstance(spec, OutputSpec)
                 args.append(spec)
                 if isinstance(spec, InputSpec):
+                    if spec.split is not None:
+                        raise KernelTypeError(
+                            "a split input among the arguments of a round",
+                            instead="pass the array itself: all rounds of a chunk are computed with all of it",
+                        )
                     constants.append(np.asarray(value))
     return Step(source=binding.source, launch=binding.launch, args=tuple(args)), tuple(constants), binding
 

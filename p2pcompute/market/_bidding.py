@@ -116,6 +116,9 @@ class FixedPricePolicy:
             raise LocalProtocolError(f"we speak {self.language}", code=WireCode.UNSUPPORTED)
         if payload.fp not in self.modes:
             raise LocalProtocolError(f"we compute in {' and '.join(self.modes)} mode", code=WireCode.UNSUPPORTED)
+        if isinstance(payload.work, RoundWork) and payload.fp != "strict":
+            # Every state has to have one value; so they would be computed strictly, at the price of the other mode.
+            raise LocalProtocolError("rounds are computed in strict mode only", code=WireCode.UNSUPPORTED)
         price_pusd = self._price_of(payload)
         if payload.max_price_pusd < price_pusd:
             raise LocalProtocolError(f"our price is {price_pusd} pUSD a unit", code=WireCode.PRICE_TOO_LOW)

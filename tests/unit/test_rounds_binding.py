@@ -80,6 +80,7 @@ CASES: dict[str, tuple[Any, int, dict[str, Any], tuple[Any, ...], str]] = {
         p2p.step(add, p2p.out(10, np.float32), p2p.state("x")), 1, {"x": X}, (), "is an array of the state"),
     "a combined array of another shape": (
         p2p.step(add, p2p.new("x", reduce="sum", shape=10), p2p.state("x")), 1, {"x": X}, (), r"comes to \(1,\)"),
+    "a split input": (mix, 1, {"x": X}, (p2p.split(X),), "a split input among the arguments"),
     "a state that the launch stores into": (
         p2p.step(add, p2p.state("x"), p2p.new("x")), 1, {"x": X}, (), "out is an output|stores into"),
 }  # fmt: skip

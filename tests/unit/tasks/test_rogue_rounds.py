@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import trio
 
-from p2pcompute.checking import SampleReport, read_evidence, two_results_evidence, verify_evidence
+from p2pcompute.checking import DEFAULT_TOLERANCE, SampleReport, read_evidence, two_results_evidence, verify_evidence
 from p2pcompute.checking._rounds import RoundSampler
 from p2pcompute.errors import EvidenceError, StorageError, TaskError
+from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
 from p2pcompute.tasks import (
     Agreed,
@@ -29,10 +30,12 @@ from p2pcompute.tasks._round_link import RoundLink
 from p2pcompute.testing import InlineWorkers, WorkerFaults
 from p2pcompute_protocols.evidence import EvidenceFile
 from p2pcompute_protocols.limits import MAX_EVIDENCE_BYTES
+from p2pcompute_protocols.negotiation import CheckPolicy
 from p2pcompute_protocols.task import open_receipt, seal_receipt
 from p2pcompute_protocols.work import ArrayArg, BlobRef, LaunchSpec, NextArg, RoundLaunch, RoundWork
 
 from ..market._harness import Market, Watch, in_memory
+from ..market._rogues import open_rogue
 from ._rounds import DT, START, drift, expected, iterate, same
 
 
@@ -243,6 +246,29 @@ def test_states_that_are_not_kept_are_computed_again_but_not_for_ever(monkeypatc
             await iterate(node, check="none")
         again = sum(count for _, count in ran) - sum(count for at, count in ran if at % 8 == 0 and count == 8)
         assert again <= 2 * 3 * 8  # of one chunk, at two agreements
+
+    in_memory(scenario)
+
+
+def test_rounds_are_not_sold_at_the_price_of_fast_mode() -> None:
+    array = ArrayArg(dtype="uint8", shape=(8,), digest=bytes(32))
+    launch = RoundLaunch(
+        kernel=BlobRef(digest=b"k" * 32, size=9),
+        entry="step",
+        launch=LaunchSpec(dims=1, grid=(1, 1, 1), block=(8, 1, 1)),
+        args=(NextArg(array=0),),
+    )
+    work: Any = RoundWork(
+        launches=(launch,), state=(array,), first=0, rounds=8, rounds_per_chunk=4, units_per_chunk=1_000
+    )
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(price="0.05 USD", fast_price="0.001 USD")
+        fast = CheckPolicy(kind="sample", per_chunk=8, tolerance=DEFAULT_TOLERANCE)
+        async with open_rogue(market, connect=(provider,)) as rogue:
+            assert isinstance((await rogue.agree(provider, work)).terms.work, RoundWork)
+            with pytest.raises(OrderRefused, match="strict mode only"):
+                await rogue.agree(provider, work, fp="fast", check=fast)
 
     in_memory(scenario)
 
