@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -152,6 +152,7 @@ class Payer:
     async def _open_channels(self, needs: Sequence[ChannelNeed], deposit_uusd: int) -> None:
         await self._outbox.settle()
         rows: list[FundRow] = []
+        due_uusd: dict[ChannelId, int] = {}  # what is to be deposited in all
         # Two peers may name one payee: that is one channel, and one row.
         wanted: dict[ChannelId, tuple[ChannelNeed, int]] = {}
         for need in needs:
@@ -164,6 +165,7 @@ class Payer:
             missing = max(row.accepted_uusd + amount_uusd, reserved_uusd) - row.deposit_uusd
             if missing > 0:
                 rows.append(FundRow(payee=need.payee, signer=self.wallet.address, amount_uusd=missing))
+                due_uusd[channel] = row.deposit_uusd + missing
         if not rows:
             return
         total = sum(row.amount_uusd for row in rows)
@@ -178,10 +180,15 @@ class Payer:
                 if len(batch) == 1:
                     self._refused_funding(batch[0], exc)
                     continue
-                # One row that the hub refuses (a payee is free in a bid) undoes all of them.
+                # One row that the hub refuses (a payee is free in a bid) undoes all of them. But an endpoint may have
+                # lost sight of what was mined, and then it only looks so.
                 for row_ in batch:
+                    channel = self.channel_id(row_.payee)
+                    left_uusd = due_uusd[channel] - (await self.refresh(channel)).deposit_uusd
+                    if left_uusd <= 0:
+                        continue
                     try:
-                        await self._fund([row_])
+                        await self._fund([replace(row_, amount_uusd=min(row_.amount_uusd, left_uusd))])
                     except (TransactionFailed, RpcError) as alone:
                         if not _reverted(alone):
                             raise

@@ -9,9 +9,9 @@ import pytest
 import trio
 
 from p2pcompute._books import RequesterLedgerBooks
-from p2pcompute.errors import DiskFull
+from p2pcompute.errors import DiskFull, TransactionFailed
 from p2pcompute.identity import NodeKey
-from p2pcompute.payments import ChannelNeed, ChannelUnfundable
+from p2pcompute.payments import ChannelNeed, ChannelUnfundable, Fund
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols.ids import Address
 
@@ -24,6 +24,27 @@ def test_two_peers_that_name_one_payee_get_one_channel(run: Run) -> None:
         needs = [*world.need(300), ChannelNeed(payee=world.account.address, peer=other, amount_uusd=200)]
         await world.payer.open_channels(needs)
         assert world.chain.channels[world.channel].deposit_uusd == 500
+
+    run(body)
+
+
+def test_a_batch_that_only_looks_as_if_it_had_failed_is_not_paid_in_twice(run: Run) -> None:
+    async def body(world: Any) -> None:
+        run_ = world.payer_outbox.run
+
+        async def lose_sight(call: Any, **options: Any) -> Any:
+            outcome = await run_(call, **options)
+            if isinstance(call, Fund) and len(call.rows) > 1:
+                raise TransactionFailed("another transaction has used this one's nonce")
+            return outcome
+
+        world.payer_outbox.run = lose_sight
+        payee = Address(b"o" * 20)
+        other = ChannelNeed(payee=payee, peer=NodeKey(b"o" * 32).peer_id, amount_uusd=200)
+        await world.payer.open_channels([*world.need(300), other])
+        for channel, uusd in ((world.channel, 300), (world.payer.channel_id(payee), 200)):
+            assert world.chain.channels[channel].deposit_uusd == uusd
+            world.payer.check_fundable(channel)
 
     run(body)
 
