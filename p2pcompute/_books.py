@@ -147,6 +147,8 @@ class _ProviderAccount:
         price_pusd = self._agreement.terms.price_pusd
         # Before anything is awaited: all tasks of a peer share what it may owe.
         self._begun_pusd[self._peer] += self._chunk_pusd
+        # As it is before what is owed is read: what is receipted meanwhile counts twice rather than never.
+        others_pusd = self._begun_pusd[self._peer] - self._chunk_pusd
         try:
             recent_pusd, old_pusd = await self._unpaid_pusd()
             charged = await self._credit.charge(
@@ -154,7 +156,7 @@ class _ProviderAccount:
                 subnet=self._subnet,
                 pusd=self._chunk_pusd,
                 newcomer_pusd=max(self._chunk_pusd, price_pusd * _LEAST_UNITS),
-                unpaid_pusd=recent_pusd + self._begun_pusd[self._peer] - self._chunk_pusd,
+                unpaid_pusd=recent_pusd + others_pusd,
                 old_pusd=old_pusd,
             )
         except CreditExhausted as exc:
@@ -176,10 +178,9 @@ class _ProviderAccount:
 
     async def look(self) -> None:
         """See how much more the peer may owe. A window beyond that would have it wait for chunks that can't begin."""
+        begun_pusd = self._begun_pusd.get(self._peer, 0)
         recent_pusd, old_pusd = await self._unpaid_pusd()
-        room_pusd = await self._credit.room_pusd(
-            self._peer, unpaid_pusd=recent_pusd + self._begun_pusd.get(self._peer, 0), old_pusd=old_pusd
-        )
+        room_pusd = await self._credit.room_pusd(self._peer, unpaid_pusd=recent_pusd + begun_pusd, old_pusd=old_pusd)
         self._room = self._window.maximum
         if room_pusd is not None and self._chunk_pusd:
             self._room = max(1, self._window.unpaid + room_pusd // self._chunk_pusd)

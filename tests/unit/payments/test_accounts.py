@@ -172,6 +172,37 @@ def test_what_a_known_peer_may_owe_counts_over_all_its_tasks(run: Run) -> None:
     run(body)
 
 
+def test_a_chunk_that_is_receipted_while_another_begins_is_counted(run: Run) -> None:
+    async def body(world: Any) -> None:
+        first = await world.agree(price_pusd=1_000_000)
+        await world.payer.open_channels(world.need(10_000))
+        await world.work(first, 0, units=400)
+        await world.channel_out().pay()
+        books = provider_books(world, known_uusd=400, peer_uusd=0)  # may owe 200
+        accounts, tasks = [], []
+        for _ in range(3):
+            tasks.append(await world.agree(price_pusd=1_000_000))
+            accounts.append(await books.open(world.last_agreement))
+            accounts[-1]._chunk_pusd = 100_000_000
+        await accounts[0].begin()
+        await accounts[1].begin()
+        is_known = accounts[2]._credit.is_known
+
+        async def meanwhile(peer: Any) -> bool:  # what is owed has been read, and what is under way has not
+            await accounts[0].issue(world.receipt(tasks[0], 0, units=100), world.sign_receipt)
+            return bool(await is_known(peer))
+
+        accounts[2]._credit.is_known = meanwhile
+        with pytest.raises(LocalProtocolError) as caught:
+            await accounts[2].begin()
+        assert caught.value.code == WireCode.CREDIT_EXHAUSTED
+        accounts[2]._credit.is_known = is_known
+        for account in accounts:
+            await account.close()
+
+    run(body)
+
+
 DAY_MS = 24 * 3_600_000
 
 
