@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.errors import InsufficientFunds, P2PComputeError
+from p2pcompute.errors import InsufficientFunds, P2PComputeError, VoucherRefused
 from p2pcompute.market import Standing, Standings
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute.payments._debts import OLD_DEBT_MS
@@ -488,11 +488,14 @@ class _RequesterAccount:
     async def _pay(self) -> int:
         try:
             return await self._channel.pay()
-        except InsufficientFunds:
+        except InsufficientFunds as exc:
             # What was there before may be enough; where it is not, say why there is no more.
-            if self._funding is not None and self._funding.error is not None:
+            if self._funding is None or not self._funding.over.is_set():
+                raise
+            if self._funding.error is not None:
                 raise self._funding.error from None
-            raise
+            # It was there: a payee may close its channel at any time, and that is its affair, not the whole task's.
+            raise VoucherRefused(f"the channel was closed while work went on: {exc}") from exc
         except trio.Cancelled:
             # A voucher may be on its way without its answer; the next payment asks on a new stream where we stand.
             with trio.CancelScope(shield=True):

@@ -10,7 +10,10 @@ import pytest
 import trio
 
 from p2pcompute.identity import NodeKey
-from p2pcompute.tasks import ChunkDone, LiarCaught, ProviderLost, ProviderRefused
+from p2pcompute.payments import Settler
+from p2pcompute.payments._closing import close_channel
+from p2pcompute.tasks import ChunkDone, LiarCaught, Paid, ProviderLost, ProviderRefused
+from p2pcompute.testing import virtual_clock_ms
 from p2pcompute_protocols.task import (
     BlobStart,
     ChunkError,
@@ -332,5 +335,37 @@ def _play(name: str, *, with_honest: bool) -> None:
                 assert any(re.search(says, reason) for reason in reasons), reasons
             channels = [c for c in await requester.services.ledger.channels_out() if c.peer == rogue.key.peer_id]
             assert all(c.voucher_uusd == 0 for c in channels)
+
+    in_memory(scenario)
+
+
+def test_a_provider_that_closes_its_channel_ends_its_own_part_and_no_more() -> None:
+    async def scenario(market: Market) -> None:
+        closing, other = await market.provider(price="5 USD"), await market.provider(price="6 USD")
+        requester = await market.node(connect=(closing, other))
+        gone: list[bool] = []
+
+        def react(event: object) -> None:
+            if isinstance(event, Paid) and event.provider == closing.peer_id and not gone:
+                gone.append(True)
+                market.nursery.start_soon(close)
+
+        async def close() -> None:
+            services = closing.services
+            (row,) = await services.ledger.channels_in()
+            settler = Settler(ledger=services.ledger, hub=services.hub, outbox=services.outbox, cap_uusd=0)
+            await close_channel(
+                row.channel.hex(),
+                ledger=services.ledger,
+                hub=services.hub,
+                outbox=services.outbox,
+                settler=settler,
+                clock_ms=virtual_clock_ms,
+            )
+
+        watch = Watch(react)
+        assert np.array_equal(await compute(requester, watch=watch, chunks=64, max_price="9 USD"), Z)
+        assert any(lost.provider == closing.peer_id for lost in watch.of(ProviderLost))
+        assert {done.provider for done in watch.of(ChunkDone)} == {closing.peer_id, other.peer_id}
 
     in_memory(scenario)
