@@ -302,6 +302,7 @@ class JsonWatcher:
         self.tasks: list[TaskView] = []
         self._file = file
         self._now: TaskView | None = None
+        self._ended: TaskEnded | None = None
 
     def write(self, **fields: Any) -> None:
         """One line, at once."""
@@ -326,6 +327,9 @@ class JsonWatcher:
             self._now = TaskView()
             self.tasks.append(self._now)
         self._now.take(event)
+        if isinstance(event, TaskEnded):
+            self._ended = event  # what came of the task is one line
+            return
         values = {
             spec.name: value.hex() if isinstance(value := getattr(event, spec.name), bytes) else value
             for spec in dataclasses.fields(event)
@@ -335,6 +339,7 @@ class JsonWatcher:
     def task_ended(self, error: BaseException | None) -> None:
         """Write what came of it."""
         task, self._now = self._now, None
+        ended, self._ended = self._ended, None
         if task is None:
             task = TaskView()
         task.took_s = time.monotonic() - task.started_s
@@ -346,6 +351,7 @@ class JsonWatcher:
                 peer: {"chunks": len(view.done), "paid_uusd": view.paid_uusd} for peer, view in task.providers.items()
             },
             paid_uusd=task.paid_uusd,
+            accepted_uusd=0 if ended is None else ended.accepted_uusd,
             seconds=round(task.took_s, 3),
         )
 

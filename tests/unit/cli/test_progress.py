@@ -156,6 +156,7 @@ def test_json_lines() -> None:
     lines: list[dict[str, Any]] = [json.loads(line) for line in file.getvalue().splitlines()]
     assert [line["event"] for line in lines[:3]] == ["compiling", "task-started", "agreed"]
     assert lines[2]["task"] == "00" * 32
+    assert [line["event"] for line in lines].count("task-ended") == 1
     assert lines[-1]["event"] == "task-ended"
     assert lines[-1]["error"] is None
     assert lines[-1]["providers"][HONEST] == {"chunks": 4, "paid_uusd": 40}

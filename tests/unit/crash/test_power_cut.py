@@ -136,7 +136,7 @@ def test_each_single_sync_counts(tmp_path: Path, scratch: Path) -> None:
 
 
 def postponed(ledger: Any, method: str) -> None:
-    """What `method` writes is committed when the ledger is used the next time, and not before it returns."""
+    """What `method` writes is committed when the ledger is written the next time, and not before it returns."""
     database = ledger._database
     write, read, original = database.write_all, database.read, getattr(ledger, method)
 
@@ -149,7 +149,8 @@ def postponed(ledger: Any, method: str) -> None:
         return write(works, now_ms)
 
     def read_later(work: Callable[[Any], Any]) -> Any:
-        finish()
+        if database.connection.in_transaction:  # it sees what is not committed
+            return work(_database.Transaction(database.connection, 0))
         return read(work)
 
     async def begin_only(*args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, example, given, settings
 from p2pcompute.errors import P2PComputeError
 from p2pcompute.identity import WalletKey
 from p2pcompute.payments import ChannelOnChain, ModelChain, _settler
+from p2pcompute.payments._api import ChannelIn
 from p2pcompute.payments._payee import CLOSING_MARGIN_S
 from p2pcompute.storage import CeilingReached
 from p2pcompute_protocols.channel import (
@@ -373,8 +374,12 @@ def test_a_payee_that_never_looks_at_the_chain_loses_more(monkeypatch: pytest.Mo
     acts: list[tuple[str, Any]] = [*paid, ("ask to close", 0), ("wait", 86_400), ("close", 0)]
     with slow_settler():
         assert trio.run(against_a_bad_payer, acts, clock=trio.testing.MockClock(autojump_threshold=0)) <= 0
+
+    async def as_it_was(_: _settler.Settler, row: ChannelIn) -> ChannelIn:
+        return row
+
     with slow_settler():
-        monkeypatch.setattr(_settler, "CLOSING_S", -CLOSE_DELAY_S)
+        monkeypatch.setattr(_settler.Settler, "_refresh", as_it_was)
         short = trio.run(against_a_bad_payer, acts, clock=trio.testing.MockClock(autojump_threshold=0))
     assert short == 6 * CHUNK_UUSD > WINDOW * CHUNK_UUSD
 

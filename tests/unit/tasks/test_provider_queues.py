@@ -420,14 +420,14 @@ def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() 
         async with open_rogue(market, connect=(provider,)) as rogue:
             opened = await rogue.open_task(provider)
             session = _provider_session.Session(tasks, opened.stream)
-            sizes = [_provider.SHARED_BYTES] * 8 + [_provider.SHARED_BYTES - 1]
+            sizes = [_provider_session.SHARED_BYTES] * 8 + [_provider_session.SHARED_BYTES - 1]
             session.connection.blob_sizes = {bytes([n]): size for n, size in enumerate(sizes)}
             session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=False))
             with session._holding():
                 session._hold(5)
                 assert tasks.newcomers_hold == 5
             assert tasks.newcomers_hold == 0
-            session.connection.blob_sizes[b"one more"] = _provider.SHARED_BYTES
+            session.connection.blob_sizes[b"one more"] = _provider_session.SHARED_BYTES
             with pytest.raises(_provider_session.RefuseError) as caught, session._holding():
                 pass
             assert caught.value.message.code == WireCode.OVERSIZED
@@ -454,7 +454,7 @@ class _Blind(_provider_session.Session):
         await super()._watch_presence()
 
     async def _ready(self) -> None:
-        while self.connection.state is _provider.TaskState.SETUP:  # noqa: ASYNC110
+        while self.connection.state is _provider_session.TaskState.SETUP:  # noqa: ASYNC110
             await trio.sleep(0.1)
 
 
