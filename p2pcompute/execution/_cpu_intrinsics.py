@@ -98,7 +98,7 @@ def across(function: Any, width: int, row: int) -> Any:
 def _kept(module: Any) -> Any:
     """A loop's metadata: its own id first, as LLVM has it, then that it is not to be unrolled."""
     word = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
-    made = ir.MDValue(module, [word], name=str(len(module.metadata)))
+    made: Any = ir.MDValue(module, [word], name=str(len(module.metadata)))
     made.operands = [made, word]
     return made
 
