@@ -51,6 +51,7 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, threads: int = 1) -> None:
+        self.threads = threads  # of a launch, at once
         self._crew = Crew(threads)
         self._namespace = helpers(
             numba.njit(forceinline=True, **_OPTIONS), math_jit=numba.njit(**_OPTIONS), apart=apart

@@ -114,6 +114,7 @@ class Worker:
         self._splits: list[tuple[int, InputSpec]] = []  # places among `_args`
         self._windows: mmap.mmap | None = None
         self._rounds = WorkerRounds(backend)
+        self._at_once: int = getattr(backend, "threads", 1)
         self._buffer = memoryview(bytearray(ipc.MAX_PACKET_BYTES + 1))
 
     def serve(self) -> None:
@@ -270,7 +271,7 @@ class Worker:
 
         self._said_ns = time.monotonic_ns()
         try:
-            in_launches(total, launch, self._paces[operation], between)
+            in_launches(total, launch, self._paces[operation], between, at_once=self._at_once)
         except Stopped:
             if arena is not None:
                 _clear(arena)

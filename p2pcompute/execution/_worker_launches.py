@@ -59,12 +59,15 @@ class Pace:
         self._item_ns = max(spent_ns, 1) / items
 
 
-def in_launches(total: int, launch: Callable[[int, int], None], pace: Pace, between: Between) -> None:
+def in_launches(
+    total: int, launch: Callable[[int, int], None], pace: Pace, between: Between, *, at_once: int = 1
+) -> None:
     """Call ``launch(start, count)`` for parts that cover ``range(total)``, ascending.
 
+    As many items as are computed `at_once` are one launch at least: they take no longer than one of them.
     Raises `Stopped` where `between` gives False.
     """
-    done, count = 0, pace.first(total)
+    done, count = 0, min(total, max(at_once, pace.first(total)))
     while True:
         began = time.perf_counter_ns()
         launch(done, count)
@@ -74,4 +77,4 @@ def in_launches(total: int, launch: Callable[[int, int], None], pace: Pace, betw
             return
         if not between(done):
             raise Stopped
-        count = pace.following(count, total - done)
+        count = min(total - done, max(at_once, pace.following(count, total - done)))

@@ -109,6 +109,18 @@ def test_whatever_items_cost_each_is_run_once(costs: list[int], known: int | Non
             assert count == 1 or count * spent / before <= max(LONGEST_NS, TARGET_NS) * 1.001
 
 
+def test_what_is_computed_at_once_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long items, one a launch, would leave all threads but one without work."""
+    clock, made = Clock(monkeypatch), list[int]()
+
+    def launch(_: int, count: int) -> None:
+        made.append(count)
+        clock.now_ns += 10 * TARGET_NS
+
+    in_launches(11, launch, Pace(), lambda _: True, at_once=4)
+    assert made == [4, 4, 3]
+
+
 def test_a_run_stops_between_two_launches(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, pace, ran = Clock(monkeypatch), Pace(), []
 
