@@ -21,7 +21,7 @@ __all__ = ["close"]
 def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_json: bool, debug: bool) -> None:
     """Close the payment CHANNEL, named by the first 8 digits of its ID or more."""
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
-    asker.confirm(f"channel {channel} is closed", asker("/wallet"), yes=yes)
+    asker.confirm(f"closing channel {channel}", asker("/wallet"), yes=yes)
     answer = asker("/close", "POST", channel=channel)
     if as_json:
         json_line(**answer)
@@ -29,7 +29,8 @@ def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_
     if answer["state"] == "closing":
         click.echo(
             f"asked for it: from {_day(answer['close_at_s'] * 1000)} on `p2pcompute close {channel}` brings back what "
-            "is left; vouchers count until then, and new work with this provider takes the request back"
+            "is left; vouchers count until then, and work that needs a larger deposit with this provider takes the request "
+            "back"
         )
     elif answer["direction"] == "out":
         click.echo(f"closed: {usd(answer['refund_uusd'])} came back, {usd(answer['claimed_uusd'])} had been claimed")
