@@ -111,14 +111,19 @@ def json_line(**fields: Any) -> None:
     sys.stdout.flush()
 
 
+class _PlainFormatter(logging.Formatter):
+    """Levels in small letters, as compilers write them; to all others in this process they are what they were."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
 def hush_logs(debug: bool) -> None:
     """Warnings as plain lines on stderr; everything with --debug."""
     handler = logging.StreamHandler()
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s" if debug else "%(levelname)s: %(message)s")
+        logging.Formatter("%(asctime)s %(name)s %(levelname)s: %(message)s") if debug else _PlainFormatter()
     )
-    if not debug:
-        logging.addLevelName(logging.WARNING, "warning")
     logging.basicConfig(handlers=[handler], level=logging.INFO if debug else logging.WARNING)
 
 

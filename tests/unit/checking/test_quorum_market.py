@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def test_where_there_is_nobody_else_we_compute_it_ourselves_and_say_so(caplog: p
             (provider.peer_id, "no second provider is to be had for it")
         }
         (told,) = [record for record in caplog.records if "done a second time here" in record.message]
-        assert told.levelname == "WARNING"
+        assert told.levelno == logging.WARNING
 
     async def without_honest(market: Market) -> None:
         liar = await market.provider(fault=one_bit)

@@ -45,9 +45,9 @@ def only_in_memory(function: Scenario) -> Scenario:
 
 
 def altered_rows(output: bytes, index: int) -> bytes:
-    """A lie: every 40th byte is another one, so about every tenth row of float32."""
+    """A lie in every row of float32: whatever a sample meets, it is wrong, so that no test waits for luck."""
     lie = bytearray(output)
-    lie[::40] = bytes((byte + 1) % 256 for byte in lie[::40])
+    lie[::4] = bytes((byte + 1) % 256 for byte in lie[::4])
     return bytes(lie)
 
 
