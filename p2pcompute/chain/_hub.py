@@ -13,6 +13,12 @@ from typing import Any
 from p2pcompute_protocols.channel._voucher import MAX_AMOUNT_UUSD, Voucher, keccak256
 from p2pcompute_protocols.ids import Address, ChannelId
 
+from ._abi import address as _address
+from ._abi import bytes32 as _bytes32
+from ._abi import counted as _counted
+from ._abi import selector as _selector
+from ._abi import word as _word
+
 __all__ = [
     "CHECKPOINT_TOPIC",
     "CLAIMED_TOPIC",
@@ -48,8 +54,6 @@ MAX_BATCH = 256
 
 CLOSE_DELAY_S = 86_400
 """Seconds from a payer's request to close to the earliest refund."""
-
-_MAX_WORD = 2**256 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,22 +149,6 @@ class CheckpointEvent:
     skipped: tuple[int, ...]
 
 
-def _selector(signature: str) -> bytes:
-    return keccak256(signature.encode("ascii"))[:4]
-
-
-def _word(value: int) -> bytes:
-    if not 0 <= value <= _MAX_WORD:
-        raise ValueError("an amount is not an unsigned integer of 256 bits")
-    return value.to_bytes(32, "big")
-
-
-def _address(value: bytes) -> bytes:
-    if len(value) != 20:
-        raise ValueError("an address has 20 bytes")
-    return value.rjust(32, b"\0")
-
-
 def _address_amount(address: bytes, amount: int) -> bytes:
     """A word of an address and an amount of 96 bits, as rows of a batch hold it."""
     if not 0 <= amount <= MAX_AMOUNT_UUSD:
@@ -168,12 +156,6 @@ def _address_amount(address: bytes, amount: int) -> bytes:
     if len(address) != 20:
         raise ValueError("an address has 20 bytes")
     return amount.to_bytes(12, "big") + address
-
-
-def _bytes32(value: bytes) -> bytes:
-    if len(value) != 32:
-        raise ValueError("expected 32 bytes")
-    return value
 
 
 _APPROVE = _selector("approve(address,uint256)")
@@ -198,7 +180,7 @@ def _rows(rows: Iterable[bytes]) -> bytes:
     made = list(rows)
     if len(made) > MAX_BATCH:
         raise ValueError(f"at most {MAX_BATCH} rows fit into one batch, {len(made)} were given")
-    return _word(len(made)) + b"".join(made)
+    return _counted(made)
 
 
 def encode_approve(spender: Address, amount_uusd: int) -> bytes:

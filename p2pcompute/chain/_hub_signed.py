@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from p2pcompute_protocols.channel._voucher import MAX_AMOUNT_UUSD, Domain, keccak256
 from p2pcompute_protocols.ids import Address, ChannelId
 
+from ._abi import DOMAIN_TYPE, MAX_TIME_S
+from ._abi import address as _address
+from ._abi import bytes32 as _bytes32
+from ._abi import word as _word
+
 __all__ = [
     "MAX_EPOCH",
     "Authorization",
@@ -32,9 +37,6 @@ __all__ = [
 MAX_EPOCH = 2**24 - 1
 """Closings that a channel counts; from there on no signed closing counts."""
 
-_MAX_TIME_S = 2**40 - 1
-_MAX_WORD = 2**256 - 1
-_DOMAIN_TYPE = keccak256(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
 _PERMIT_TYPE = keccak256(b"Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)")
 _RECEIVE_TYPE = keccak256(
     b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
@@ -49,24 +51,6 @@ _DEPOSIT_WITH_AUTHORIZATION = keccak256(
 _CLOSE_SIGNED = keccak256(b"close_signed(address,address,address,uint256,uint256,bytes32,bytes32)")[:4]
 _EPOCH = keccak256(b"epoch(bytes32)")[:4]
 _NONCES = keccak256(b"nonces(address)")[:4]
-
-
-def _word(value: int) -> bytes:
-    if type(value) is not int or not 0 <= value <= _MAX_WORD:
-        raise ValueError("an amount or a time is an unsigned integer of 256 bits")
-    return value.to_bytes(32, "big")
-
-
-def _address(value: bytes) -> bytes:
-    if len(value) != 20:
-        raise ValueError("an address has 20 bytes")
-    return value.rjust(32, b"\0")
-
-
-def _bytes32(value: bytes) -> bytes:
-    if len(value) != 32:
-        raise ValueError("expected 32 bytes")
-    return value
 
 
 def _vrs(signature: bytes) -> bytes:
@@ -107,7 +91,7 @@ class TokenDomain:
 
     def __post_init__(self) -> None:
         names = keccak256(self.name.encode()) + keccak256(self.version.encode())
-        value = keccak256(_DOMAIN_TYPE + names + _word(self.chain_id) + _address(self.contract))
+        value = keccak256(DOMAIN_TYPE + names + _word(self.chain_id) + _address(self.contract))
         object.__setattr__(self, "separator", value)
 
 
@@ -240,7 +224,7 @@ class CloseConsent:
         _bytes32(self.channel)
         if not 0 <= self.epoch < MAX_EPOCH:
             raise ValueError("a channel that was closed 2**24-1 times can't be closed by signature")
-        if not 0 <= self.amount_uusd <= MAX_AMOUNT_UUSD or not 0 <= self.deadline_s <= _MAX_TIME_S:
+        if not 0 <= self.amount_uusd <= MAX_AMOUNT_UUSD or not 0 <= self.deadline_s <= MAX_TIME_S:
             raise ValueError("an amount has 96 bits and a deadline 40")
 
 

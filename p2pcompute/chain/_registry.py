@@ -6,7 +6,7 @@ signed for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,11 @@ from p2pcompute_protocols.channel._voucher import keccak256
 from p2pcompute_protocols.ids import Address, TaskId
 from p2pcompute_protocols.merkle import InclusionProof
 
+from ._abi import address as _address
+from ._abi import bytes32 as _bytes32
+from ._abi import counted as _counted
+from ._abi import selector as _selector
+from ._abi import word as _word
 from ._hub_signed import compact
 from ._registry_signed import StakeTerms, StrictReceipt, Verdict
 
@@ -64,12 +69,7 @@ CUT_PAUSE_S = 86_400
 CUT_PARTS = 20
 """A cut for equivocation is one part in so many of the stake, or of the minimum stake where that is less."""
 
-_MAX_WORD = 2**256 - 1
 SLASHED_TOPIC = keccak256(b"Slashed(address,bytes32,address,uint256,uint256)")
-
-
-def _selector(signature: str) -> bytes:
-    return keccak256(signature.encode("ascii"))[:4]
 
 
 _SIGNATURE_T = "(bytes32,bytes32)"
@@ -97,24 +97,6 @@ _CAP = _selector("cap(address)")
 _CREDITS = _selector("credits(address)")
 _BURNED = _selector("burned()")
 _SPEAKS_FOR = _selector("speaks_for(address,address)")
-
-
-def _word(value: int) -> bytes:
-    if type(value) is not int or not 0 <= value <= _MAX_WORD:
-        raise ValueError("an amount, an index or a time is an unsigned integer of 256 bits")
-    return value.to_bytes(32, "big")
-
-
-def _address(value: bytes) -> bytes:
-    if len(value) != 20:
-        raise ValueError("an address has 20 bytes")
-    return value.rjust(32, b"\0")
-
-
-def _bytes32(value: bytes) -> bytes:
-    if len(value) != 32:
-        raise ValueError("expected 32 bytes")
-    return value
 
 
 # Calldata
@@ -194,7 +176,7 @@ def encode_slash_anchored(
     head = _address(owner) + _conflict(anchored, other[0]) + compact(other[1])
     tree = _bytes32(root) + _word(proof.leaves) + _word(proof.index)
     offset = len(head) + len(tree) + 32
-    path = _word(len(proof.path)) + b"".join(map(_bytes32, proof.path))
+    path = _counted(map(_bytes32, proof.path))
     return _SLASH_ANCHORED + head + tree + _word(offset) + path
 
 
@@ -229,18 +211,13 @@ def encode_slash_by_verdict(
         _word(terms.threshold),
         _word(terms.expires_s),
         _word(7 * 32),
-        _list(map(_address, terms.arbiters)),
+        _counted(map(_address, terms.arbiters)),
     )
     tail = b"".join(fields)
-    rows = _list(_word(place) + compact(votes[place]) for place in sorted(votes))
+    rows = _counted(_word(place) + compact(votes[place]) for place in sorted(votes))
     head = compact(provider_signature) + compact(requester_signature) + _word(verdict.amount_uusd) + verdict.evidence
     at = len(head) + 2 * 32  # the two offsets come on top
     return _SLASH_BY_VERDICT + _word(at) + head + _word(at + len(tail)) + tail + rows
-
-
-def _list(members: Iterable[bytes]) -> bytes:
-    made = list(members)
-    return _word(len(made)) + b"".join(made)
 
 
 def encode_active(owner: Address) -> bytes:

@@ -15,6 +15,11 @@ from p2pcompute_protocols.channel._voucher import MAX_AMOUNT_UUSD, keccak256
 from p2pcompute_protocols.ids import Address, TaskId
 from p2pcompute_protocols.merkle import MerkleTree
 
+from ._abi import DOMAIN_TYPE, MAX_TIME_S
+from ._abi import address as _address
+from ._abi import bytes32 as _bytes32
+from ._abi import word as _word
+
 __all__ = [
     "MAX_ARBITERS",
     "RegistryDomain",
@@ -31,9 +36,6 @@ __all__ = [
 
 MAX_ARBITERS = 16
 
-_MAX_TIME_S = 2**40 - 1
-_MAX_WORD = 2**256 - 1
-_DOMAIN_TYPE = keccak256(b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)")
 _NAMES = keccak256(b"p2pcompute stake") + keccak256(b"1")
 _KEY_TYPE = keccak256(b"ReceiptKey(address owner)")
 _RECEIPT_TYPE = keccak256(b"StrictReceipt(bytes32 task,uint64 index,bytes32 output)")
@@ -42,24 +44,6 @@ _TERMS_TYPE = keccak256(
     b"address[] arbiters)"
 )
 _VERDICT_TYPE = keccak256(b"Verdict(bytes32 terms,uint96 amount,bytes32 evidence)")
-
-
-def _word(value: int) -> bytes:
-    if type(value) is not int or not 0 <= value <= _MAX_WORD:
-        raise ValueError("an amount, an index or a time is an unsigned integer of 256 bits")
-    return value.to_bytes(32, "big")
-
-
-def _address(value: bytes) -> bytes:
-    if len(value) != 20:
-        raise ValueError("an address has 20 bytes")
-    return value.rjust(32, b"\0")
-
-
-def _bytes32(value: bytes) -> bytes:
-    if len(value) != 32:
-        raise ValueError("expected 32 bytes")
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +61,7 @@ class RegistryDomain:
     separator: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        value = keccak256(_DOMAIN_TYPE + _NAMES + _word(self.chain_id) + _address(self.contract))
+        value = keccak256(DOMAIN_TYPE + _NAMES + _word(self.chain_id) + _address(self.contract))
         object.__setattr__(self, "separator", value)
 
     def digest(self, struct_hash: bytes) -> bytes:
@@ -136,7 +120,7 @@ class StakeTerms:
         _bytes32(self.task)
         for address in (self.provider, self.requester, *self.arbiters):
             _address(address)
-        if not 0 <= self.at_risk_uusd <= MAX_AMOUNT_UUSD or not 0 <= self.expires_s <= _MAX_TIME_S:
+        if not 0 <= self.at_risk_uusd <= MAX_AMOUNT_UUSD or not 0 <= self.expires_s <= MAX_TIME_S:
             raise ValueError("an amount has 96 bits and a time 40")
         if not 0 < self.threshold <= len(self.arbiters) <= MAX_ARBITERS:
             raise ValueError(f"there are 1 to {MAX_ARBITERS} arbiters, and the threshold is between 1 and their number")
