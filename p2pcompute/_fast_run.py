@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from p2pcompute._options import OptionError, number, one_of, said
 from p2pcompute._split_run import has_splits
 from p2pcompute.checking import (
     DEFAULT_TOLERANCE,
@@ -37,21 +38,26 @@ _PROBED_ROWS: Final = 16  # of a product: each costs as much as a matrix has ele
 _RECOMPUTE_S: Final = 300.0
 
 
-def check_tolerance(fp: str, rtol: float | None, atol: float | None) -> str | None:
-    """Why these can't be options of one task, or None. What fits which dtype is `tolerance_of`'s."""
-    if fp not in ("strict", "fast"):
-        return f'fp is {fp!r}; write "strict" or "fast"'
-    for name, value, low, high in (
-        ("rtol", rtol, MIN_RTOL["float64"], MAX_RTOL),
-        ("atol", atol, 0.0, math.nextafter(math.inf, 0)),
+def check_tolerance(options: object) -> None:
+    """Check the fields `fp`, `rtol` and `atol` together. What fits which dtype is `tolerance_of`'s.
+
+    Raises:
+        OptionError: these can't be options of one task.
+    """
+    one_of(options, "fp", "strict", "fast")
+    least = ", ".join(f"{low:.3g} for {dtype}" for dtype, low in sorted(MIN_RTOL.items()))
+    for name, low, high, write in (
+        ("rtol", min(MIN_RTOL.values()), MAX_RTOL, f"at most {MAX_RTOL:g}, and at least {least} outputs; or None"),
+        ("atol", 0.0, math.nextafter(math.inf, 0), "a number from 0 on, or None"),
     ):
+        value = getattr(options, name)
         if value is None:
             continue
-        if fp == "strict":
-            return f'{name} is {value!r}; strict results are equal to the bit: leave it out, or ask for fp="fast"'
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-            return f"{name} is {value!r}; write a number from {low:.3g} to {high:.3g}, or None"
-    return None
+        if getattr(options, "fp") == "strict":  # noqa: B009  of any dataclass that has it
+            raise OptionError(
+                f'{name} is {said(value)}; strict results are equal to the bit: leave it out, or ask for fp="fast"'
+            )
+        number(options, name, low, high, write=write)
 
 
 def tolerance_of(fp: str, rtol: float | None, atol: float | None, outputs: Sequence[OutputSpec]) -> Tolerance | None:

@@ -71,7 +71,8 @@ def _work(a: Any, b: Any, options: dict[str, Any]) -> tuple[ConfiguredKernel, tu
         )
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
     chosen = dict(options)
-    fp = chosen.get("fp", "strict")
+    asked = chosen.get("fp", "strict")
+    fp = asked if isinstance(asked, str) else ""  # which is refused as an option
     chosen.setdefault("samples", _SAMPLES.get(fp, 2))
     if fp == "fast" and (chosen.get("rtol") is None or chosen.get("atol") is None):
         rtol, atol = product_tolerance(left, right)

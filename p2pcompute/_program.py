@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from p2pcompute._options import said
 from p2pcompute._program_run import program_ref
-from p2pcompute.errors import KernelTypeError, ProgramError
+from p2pcompute.errors import KernelTypeError, NotCalled, ProgramError
 from p2pcompute.execution._api import ArgSpec
 from p2pcompute.execution._program import program_launch, program_layout, program_source
 from p2pcompute.execution._program_files import InstalledProgram, installed_programs, look_up, normalised
@@ -42,6 +43,12 @@ def program(what: str | Callable[..., Any], *, version: str | None = None, diges
         ProgramError: there is none, there are several, it is not the one that `version` and `digest` name, or its
             files can't be pinned.
     """
+    given: object = what
+    if not isinstance(given, str) and not callable(given):
+        raise ProgramError(f"{said(what)} names no program; write its name, such as p2p.program('infer')")
+    for part, text in (("version", version), ("digest", digest)):
+        if text is not None and not isinstance(text, str):
+            raise ProgramError(f"{part} is {said(text)}; write it as text, as `p2pcompute programs` shows it")
     if (version is None) != (digest is None):
         raise ProgramError("a program is pinned by version and digest together; give both, or none")
     name = what if isinstance(what, str) else _name_of(what)
@@ -105,14 +112,16 @@ class Program:
         pinned = f"{self.ref.distribution}:{self.name} {self.ref.version}, files {self.ref.digest.hex()[:16]}"
         return f"<p2pcompute.program {pinned}{'' if self.installed else ', not installed here'}>"
 
-    def __call__(self, *_: Any) -> NoReturn:
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Programs are not called: says how to start one."""
-        raise TypeError(f"start {self.name} with p2pcompute.run({self.name}[items], ...)")
+        raise NotCalled(
+            f"{self.name} is a program", instead=f"start {self.name} with p2pcompute.run({self.name}[items], ...)"
+        )
 
     def __getitem__(self, items: int) -> ConfiguredProgram:
         """The program, for the items 0 to `items` - 1."""
         if isinstance(items, bool) or not isinstance(items, int | np.integer) or not 1 <= items <= 2**40:
-            raise KernelTypeError(f"{items!r} is no number of items", instead="give a whole number from 1")
+            raise KernelTypeError(f"{said(items)} is no number of items", instead="give a whole number from 1")
         return ConfiguredProgram(self, int(items))
 
     def bind(self, *args: Any) -> Binding:
@@ -131,6 +140,11 @@ class ConfiguredProgram:
 
     program: Program
     items: int
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """Programs are not called: says how to start one."""
+        this = f"{self.program.name}[{self.items}]"
+        raise NotCalled(f"{this} is a program with its items", instead=f"start it with p2pcompute.run({this}, ...)")
 
     def bind(self, *args: Any) -> Binding:
         """Bind arguments. Python's floats are float64, as in the program's own code, and its ints int64.

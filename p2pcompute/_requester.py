@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import numpy as np
@@ -16,7 +17,17 @@ import trio
 from p2pcompute._fast_run import ChunkJudge, check_policy, check_tolerance, make_sampler, rehearse, tolerance_of
 from p2pcompute._groups import single_error
 from p2pcompute._measures import run_ns
-from p2pcompute._options import AmountError, OptionError, parse_usd, price_per_unit_pusd, whole
+from p2pcompute._options import (
+    AmountError,
+    OptionError,
+    callback,
+    number,
+    one_of,
+    parse_usd,
+    price_per_unit_pusd,
+    said,
+    whole,
+)
 from p2pcompute._program_run import (
     PROGRAM_SETUP_S,
     calibrate_program,
@@ -143,38 +154,21 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         if parse_usd(self.budget) > _MAX_BUDGET_UUSD:
-            raise AmountError(f"budget is {self.budget!r}; write at most {_MAX_BUDGET_UUSD // 1_000_000} USD")
+            raise AmountError(f"budget is {said(self.budget)}; write at most {_MAX_BUDGET_UUSD // 1_000_000} USD")
         if self.max_price is not None:
             price_per_unit_pusd(self.max_price, at_most=True)
         if self.chunks is not None:
             whole(self, "chunks", 1, MAX_CHUNKS, otherwise=", or None to have it chosen")
         whole(self, "max_providers", 1, _MAX_PROVIDERS)
         whole(self, "samples", 0, _MAX_SAMPLES)
-        if self.check not in ("sample", "quorum", "none"):
-            raise OptionError(f'check is {self.check!r}; write "sample", "quorum" or "none"')
-        if self.item_s is not None and (
-            isinstance(self.item_s, bool)
-            or not isinstance(self.item_s, int | float)
-            or not 0 < self.item_s <= _MAX_ITEM_S
-        ):
-            raise OptionError(
-                f"item_s is {self.item_s!r}; write seconds, more than 0 and at most {_MAX_ITEM_S:.0f}, or None"
-            )
-        if (
-            isinstance(self.deadline_s, bool)
-            or not isinstance(self.deadline_s, int | float)
-            or not 0 < self.deadline_s <= MAX_DEADLINE_MS / 1000
-        ):
-            raise OptionError(
-                f"deadline_s is {self.deadline_s!r}; write seconds from now, more than 0 and at most "
-                f"{MAX_DEADLINE_MS // 1000} (7 days)"
-            )
-        if self.quorum_share is not None and (
-            isinstance(self.quorum_share, bool)
-            or not isinstance(self.quorum_share, int | float)
-            or not 0 <= self.quorum_share <= 1
-        ):
-            raise OptionError(f"quorum_share is {self.quorum_share!r}; write a share from 0 to 1")
+        one_of(self, "check", "sample", "quorum", "none")
+        if self.item_s is not None:
+            most = f"seconds, more than 0 and at most {_MAX_ITEM_S:.0f}, or None"
+            number(self, "item_s", 0, _MAX_ITEM_S, above=True, write=most)
+        most = f"seconds from now, more than 0 and at most {MAX_DEADLINE_MS // 1000} (7 days)"
+        number(self, "deadline_s", 0, MAX_DEADLINE_MS / 1000, above=True, write=most)
+        if self.quorum_share is not None:
+            number(self, "quorum_share", 0, 1, write="a share from 0 to 1")
         if self.quorum_share is not None and self.check != "quorum":
             raise OptionError(
                 f'quorum_share is {self.quorum_share!r} and check is "{self.check}"; write check="quorum" too, or '
@@ -182,10 +176,9 @@ class RunOptions:
             )
         if self.check == "quorum" and self.max_providers < 2:
             raise OptionError('max_providers is 1; check="quorum" takes at least 2')
-        if why := check_tolerance(self.fp, self.rtol, self.atol):
-            raise OptionError(why)
-        if self.device not in ("cpu", "cuda", "any"):
-            raise OptionError(f'device is {self.device!r}; write "cpu", "cuda" or "any"')
+        check_tolerance(self)
+        one_of(self, "device", "cpu", "cuda", "any")
+        callback(self, "on_event")
 
     @property
     def doubled(self) -> float:
@@ -229,6 +222,15 @@ class _Pool(Protocol):
     def session(self, *, tenant: str | None = None) -> Any: ...
 
 
+def params_of(kernel: object) -> tuple[str, ...]:
+    """Names of a kernel's parameters; none of anything else."""
+    from p2pcompute.kernel import ConfiguredKernel, Kernel
+
+    if isinstance(kernel, ConfiguredKernel):
+        kernel = kernel.kernel
+    return kernel.params if isinstance(kernel, Kernel) else ()
+
+
 def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = None) -> Binding:
     """Check kernel or program, arguments and options together.
 
@@ -241,7 +243,7 @@ def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = No
     from p2pcompute.kernel import ConfiguredKernel, Kernel
 
     if not isinstance(kernel, Kernel | ConfiguredKernel | Program | ConfiguredProgram):
-        name = getattr(kernel, "__name__", type(kernel).__name__)
+        name = kernel.__name__ if isinstance(kernel, FunctionType) else said(kernel)
         raise KernelTypeError(
             f"{name} is not a kernel",
             instead="decorate the function with @p2p.kernel; an installed program is p2p.program(name)",
@@ -251,12 +253,7 @@ def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = No
     binding = kernel.bind(*args)
     if options is not None:
         tolerance_of(options.fp, options.rtol, options.atol, binding.layout.outputs)
-    if isinstance(kernel, Kernel):
-        names = kernel.params
-    elif isinstance(kernel, ConfiguredKernel):
-        names = kernel.kernel.params
-    else:
-        names = tuple(f"argument {place}" for place in range(1, len(args) + 1))
+    names = params_of(kernel) or tuple(f"argument {place}" for place in range(1, len(args) + 1))
     values = iter(binding.values)
     size = 0
     for name, spec in zip(names, binding.specs, strict=True):

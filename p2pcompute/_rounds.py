@@ -14,21 +14,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import trio
 
 from p2pcompute._groups import single_error
-from p2pcompute._options import parse_usd, price_per_unit_pusd, whole
+from p2pcompute._options import parse_usd, price_per_unit_pusd, said, whole
 from p2pcompute._requester import _DEFAULT_PRICE_LIMIT_PUSD, _OWN, RunOptions, TaskRun
+from p2pcompute._rounds_words import (
+    BoundStep,
+    New,
+    Number,
+    State,
+    Steps,
+    by_names,
+    check_arguments,
+    launches,
+    new,
+    round_number,
+    state,
+    state_arrays,
+    step,
+)
 from p2pcompute.checking import DEFAULT_SAMPLES, SampleReport
 from p2pcompute.checking._rounds import RoundSampler, draw_rounds
 from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError, TaskTimeout
 from p2pcompute.execution._language import LANGUAGE_VERSION
-from p2pcompute.kernel import Binding, ConfiguredKernel, Kernel, Out, out, reduce
+from p2pcompute.kernel import Binding, Out, out, reduce
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskStarted
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute.tasks._round_task import Party, RoundRequest, RoundTask
@@ -50,6 +65,7 @@ __all__ = [
     "Round",
     "RoundOptions",
     "RoundsRun",
+    "Steps",
     "bind_rounds",
     "new",
     "round_number",
@@ -57,8 +73,6 @@ __all__ = [
     "step",
 ]
 
-_NEW: Final = "new_"  # what a parameter's name begins with that is the next value of an array
-_NUMBER: Final = "round_number"
 _CHUNK_US: Final = 400_000  # of one reference core, that a chunk takes at least
 _CHUNK_MOST_US: Final = 10_000_000
 _MOVED_BYTES_PER_US: Final = 10  # what a network is taken to move
@@ -70,75 +84,6 @@ _RECOMPUTE_BYTES: Final = 16 * 1024 * 1024  # of states that our worker gives at
 _MOST_ROUNDS_A_CHUNK: Final = 4_096
 
 Array = np.ndarray[Any, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _New:
-    name: str
-    reduce: str | None = None
-    shape: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Number:
-    pass
-
-
-round_number: Final = _Number()
-"""In a call of `step`: an int64 scalar, how many rounds there were before this one."""
-
-
-def state(name: str) -> Any:
-    """In a call of `step`: an input, the array `name` of the state, as an earlier launch of this round left it, or else
-    the last round. A launch that also gives this array reads what the last round left."""
-    return _State(name)
-
-
-def new(name: str, *, reduce: str | None = None, shape: int | Sequence[int] | None = None) -> Any:
-    """In a call of `step`: the output that becomes the array `name` of the state.
-
-    Args:
-        name: an array of the state, of whose shape and dtype it is. One launch of a round gives it, all of it: what no
-            thread stores is zero.
-        reduce: the operation by which the values of all threads are combined, as for `p2p.reduce`.
-        shape: with `reduce`, what the kernel stores into; what it comes to has to be the array's shape, or one element.
-    """
-    if shape is not None:
-        shape = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(length) for length in shape)
-    if (reduce is None) != (shape is None):
-        raise KernelTypeError(
-            f"the new {name} has a shape of its own, or is combined, but not both",
-            instead='write p2p.new("x"), or p2p.new("x", reduce="sum", shape=…) with what the kernel stores into',
-        )
-    return _New(name, reduce, shape)
-
-
-@dataclass(frozen=True, slots=True)
-class BoundStep:
-    """One launch of a round. Made by `step`."""
-
-    kernel: Kernel | ConfiguredKernel
-    args: tuple[Any, ...]
-
-
-def step(kernel: Kernel | ConfiguredKernel, *args: Any) -> BoundStep:
-    """One launch of a round: a kernel, or ``kernel[blocks, threads]``, and an argument for each of its parameters.
-
-    Args:
-        kernel: what `p2p.kernel` made.
-        args: `p2p.new(name)` for outputs, `p2p.state(name)`, arrays, numbers, and `p2p.round_number`.
-    """
-    if not isinstance(kernel, Kernel | ConfiguredKernel):
-        raise KernelTypeError(f"{kernel!r} is not a kernel", instead="decorate the function with @p2p.kernel")
-    return BoundStep(kernel, args)
-
-
-Steps: TypeAlias = "Kernel | ConfiguredKernel | BoundStep | Sequence[BoundStep]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,19 +121,16 @@ class RoundOptions:
         if self.rounds_per_chunk is not None:
             whole(self, "rounds_per_chunk", 1, MAX_LEAVES - 1, otherwise=", or None to have it chosen")
         whole(self, "check_rounds", 1, 2)
-        self.run_options()
+        checked = self.run_options()
+        for name in _COMMON:
+            object.__setattr__(self, name, getattr(checked, name))
 
     def run_options(self) -> RunOptions:
         """Those that all tasks have."""
-        return RunOptions(
-            budget=self.budget,
-            deadline_s=self.deadline_s,
-            samples=self.samples,
-            check=self.check,
-            max_price=self.max_price,
-            device=self.device,
-            on_event=self.on_event,
-        )
+        return RunOptions(**{name: getattr(self, name) for name in _COMMON})
+
+
+_COMMON: Final = {field.name for field in fields(RoundOptions)} & {field.name for field in fields(RunOptions)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,21 +193,14 @@ def bind_rounds(steps: Steps, rounds: int, state: Mapping[str, Any], args: Seque
 
     holder = _Count(rounds)
     whole(holder, "rounds", 1, MAX_LEAVES - 1)
-    arrays: dict[str, Array] = {}
-    for name, value in state.items():
-        made = np.ascontiguousarray(value)
-        if not isinstance(value, np.ndarray) or made.ndim == 0 or 0 in made.shape:
-            raise KernelTypeError(
-                f"the state's {name} is {_said(value)}", instead="pass NumPy arrays of one element at least"
-            )
-        out(made.shape, made.dtype)  # refuses what no kernel takes
-        arrays[name] = made
-    if not arrays:
-        raise KernelTypeError("the state is empty", instead='pass state={"x": array}')
-    given = list(steps) if isinstance(steps, Sequence) else [steps]
+    arrays = state_arrays(state)
+    given = launches(steps)
+    values_given: object = args
+    if isinstance(values_given, str | bytes) or not isinstance(values_given, Sequence):
+        raise KernelTypeError(f"args is {said(args)}", instead="pass a tuple of the values, such as args=(dt,)")
     if args and (len(given) != 1 or isinstance(given[0], BoundStep)):
         raise KernelTypeError("args are for a bare kernel", instead="put them into p2p.step(kernel, …)")
-    bound = [one if isinstance(one, BoundStep) else _by_names(one, arrays, args) for one in given]
+    bound = [one if isinstance(one, BoundStep) else by_names(one, arrays, args) for one in given]
     names = tuple(arrays)
     places = {name: place for place, name in enumerate(names)}
     made_steps: list[Step] = []
@@ -293,37 +228,6 @@ class _Count:
     rounds: int
 
 
-def _said(value: Any) -> str:
-    return f"{value.dtype}{value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-
-
-def _by_names(kernel: Kernel | ConfiguredKernel, arrays: Mapping[str, Array], args: Sequence[Any]) -> BoundStep:
-    """A bare kernel: its parameters say what they are by their names; all others are `args`, in order."""
-    params = (kernel.kernel if isinstance(kernel, ConfiguredKernel) else kernel).params
-    found: list[Any] = []
-    rest = iter(args)
-    used = 0
-    for name in params:
-        if name in arrays:
-            found.append(_State(name))
-        elif name.startswith(_NEW) and name.removeprefix(_NEW) in arrays:
-            found.append(_New(name.removeprefix(_NEW)))
-        elif name == _NUMBER:
-            found.append(round_number)
-        else:
-            try:
-                found.append(next(rest))
-            except StopIteration:
-                raise KernelTypeError(
-                    f"{name} is no array of the state, no new_… of one, and args has only {len(args)}",
-                    instead=f"the state has {', '.join(arrays)}; all other parameters are args, in order",
-                ) from None
-            used += 1
-    if used != len(args):
-        raise KernelTypeError(f"args has {len(args)} values and the kernel takes {used} of them", instead="pass those")
-    return BoundStep(kernel, tuple(found))
-
-
 def _bind_step(
     one: BoundStep, arrays: Mapping[str, Array], places: Mapping[str, int]
 ) -> tuple[Step, tuple[Array, ...], Binding]:
@@ -335,18 +239,19 @@ def _bind_step(
             raise KernelTypeError(f"the state has no {name}", instead=f"it has {', '.join(arrays)}")
         return arrays[name]
 
+    check_arguments(one)
     values: list[Any] = []
     for arg in one.args:
         match arg:
-            case _State():
+            case State():
                 values.append(array(arg.name))
-            case _New():
+            case New():
                 like = array(arg.name)
                 if arg.reduce is None or arg.shape is None:
                     values.append(out(like.shape, like.dtype))
                 else:
                     values.append(reduce(arg.reduce, arg.shape, like.dtype))
-            case _Number():
+            case Number():
                 values.append(np.int64(0))
             case Out():
                 raise KernelTypeError("an output of a round is an array of the state", instead='pass p2p.new("name")')
@@ -359,9 +264,9 @@ def _bind_step(
     for arg, spec in zip(one.args, binding.specs, strict=True):
         value = None if isinstance(spec, OutputSpec) else next(given)
         match arg:
-            case _State():
+            case State():
                 args.append(ReadState(array=places[arg.name]))
-            case _New():
+            case New():
                 assert isinstance(spec, OutputSpec)
                 if result_shape(spec, binding.launch) != arrays[arg.name].shape:
                     raise KernelTypeError(
@@ -370,17 +275,12 @@ def _bind_step(
                         instead="give the state's array that shape; one number is an array of one element",
                     )
                 args.append(WriteState(array=places[arg.name], spec=spec))
-            case _Number():
+            case Number():
                 args.append(RoundNumber(dtype="int64"))
             case _:
                 assert not isinstance(spec, OutputSpec)
                 args.append(spec)
                 if isinstance(spec, InputSpec):
-                    if spec.split is not None:
-                        raise KernelTypeError(
-                            "a split input among the arguments of a round",
-                            instead="pass the array itself: all rounds of a chunk are computed with all of it",
-                        )
                     constants.append(np.asarray(value))
     return Step(source=binding.source, launch=binding.launch, args=tuple(args)), tuple(constants), binding
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -24,7 +25,7 @@ from p2pcompute_protocols.money import PUSD_PER_UUSD
 from p2pcompute_protocols.work import ProgramRef
 
 from ._books import ProviderLedgerBooks
-from ._options import OptionError, price_per_unit_pusd, whole
+from ._options import OptionError, callback, flag, one_of, price_per_unit_pusd, said, whole
 from ._provider_events import ProviderEvent, WatchedBooks
 
 if TYPE_CHECKING:
@@ -98,14 +99,13 @@ class ProviderOptions:
 
     def __post_init__(self) -> None:
         price_per_unit_pusd(self.price)
-        if self.fp not in ("strict", "fast", "both"):
-            raise OptionError(f'fp is {self.fp!r}; write "strict", "fast" or "both"')
+        one_of(self, "fp", "strict", "fast", "both")
         if self.fast_price is not None:
             if self.fp == "strict":
                 raise OptionError('fast_price is given and fp is "strict"; write fp="both", or leave it out')
             price_per_unit_pusd(self.fast_price)
         if not isinstance(self.device, str) or not _DEVICE.fullmatch(self.device):
-            raise OptionError(f"device is {self.device!r}; write 'cpu', or 'cuda:0' for the first GPU")
+            raise OptionError(f"device is {said(self.device)}; write 'cpu', or 'cuda:0' for the first GPU")
         if self.device != "cpu" and (self.programs or self.threads is not None):
             raise OptionError(
                 f"programs and threads are of the processor, and this node is to lend {self.device}; serve them from "
@@ -118,13 +118,19 @@ class ProviderOptions:
         whole(self, "claim_above_uusd", 0, 2**63 - 1)
         if self.coin_price_uusd is not None:
             whole(self, "coin_price_uusd", 0, 2**63 - 1, otherwise=", or None")
+        flag(self, "allow_unsandboxed")
+        callback(self, "on_event")
+        callback(self, "fault", takes="output bytes and chunk index, which gives bytes")
+        credit: object = self.credit
+        if not isinstance(credit, CreditPolicy):
+            raise OptionError(f"credit is {said(credit)}; write a p2pcompute.payments.CreditPolicy")
         object.__setattr__(self, "watch_for", watched(self.watch_for))
         object.__setattr__(self, "watchtowers", towers(self.watchtowers))
         region = self.region
         if region is not None and (
             not isinstance(region, str) or not region.isprintable() or not 1 <= len(region.encode()) <= MAX_NAME
         ):
-            raise OptionError(f"region is {region!r}; write 1 to {MAX_NAME} bytes of printable text, or None")
+            raise OptionError(f"region is {said(region)}; write 1 to {MAX_NAME} bytes of printable text, or None")
         programs = self.programs
         if (
             isinstance(programs, str)
@@ -132,11 +138,11 @@ class ProviderOptions:
             or not all(isinstance(name, str) for name in programs)
             or len(programs) > _MAX_PROGRAMS
         ):
-            raise OptionError(f"programs is {programs!r}; write a list of at most {_MAX_PROGRAMS} names")
+            raise OptionError(f"programs is {said(programs)}; write a list of at most {_MAX_PROGRAMS} names")
         object.__setattr__(self, "programs", tuple(programs))
         given: object = self.program_data
         unknown = (
-            [repr(name) for name in given if name not in programs] if isinstance(given, Mapping) else [repr(given)]
+            [said(name) for name in given if name not in programs] if isinstance(given, Mapping) else [said(given)]
         )
         if unknown:
             raise OptionError(
@@ -144,6 +150,10 @@ class ProviderOptions:
                 f"({', '.join(programs) or 'none'}); name one as it is written there: {{name: directory}}, or "
                 "--program-data NAME=DIR"
             )
+        for name, directory in self.program_data.items():
+            where: object = directory
+            if not isinstance(where, str | PathLike):
+                raise OptionError(f"program_data has {said(where)} for {name}; write a directory's path as text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

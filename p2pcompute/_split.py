@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from p2pcompute._given import lengths_of
+from p2pcompute._options import said
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import InputSpec, SplitSpec
 from p2pcompute.execution._guard import Admitted
@@ -31,7 +33,9 @@ class Split:
     tile: tuple[int, ...] | None
 
 
-def split(array: Any, *, halo: int | Sequence[int] = 0, edge: str = "zero", tile: Sequence[int] | None = None) -> Split:
+def split(
+    array: Any, *, halo: int | Sequence[int] = 0, edge: str = "zero", tile: int | Sequence[int] | None = None
+) -> Split:
     """Pass an input that is cut into tiles: a provider gets those that its chunks need, and the array may be larger
     than what one provider would take, up to 4 GiB.
 
@@ -44,40 +48,35 @@ def split(array: Any, *, halo: int | Sequence[int] = 0, edge: str = "zero", tile
             its task runs, that ends with `InputChanged`.
         halo: how far from its own place a thread loads: one number, or one for each axis.
         edge: what it finds beyond the array: "zero" zeros, "clamp" the nearest element, "wrap" the other side.
-        tile: lengths of a tile along each axis; chosen where None.
+        tile: lengths of a tile along each axis, one number where there is one axis; chosen where None.
 
     Raises:
         KernelTypeError: the array can't be an argument, or one of the others is out of its range; says which it has.
     """
     if not isinstance(array, np.ndarray) or array.ndim == 0:
-        raise KernelTypeError(f"a {type(array).__name__} can't be split", instead="pass a NumPy array")
+        raise KernelTypeError(
+            f"a {type(array).__name__} can't be split", instead="pass a NumPy array of one axis at least"
+        )
     if array.dtype.name not in DTYPES or not array.dtype.isnative:
         raise KernelTypeError(
             f"an array of dtype {array.dtype} can't be split", instead=f"use one of {', '.join(DTYPES)}"
         )
-    if edge not in EDGES:
-        raise KernelTypeError(f"edge is {edge!r}", instead='write "zero", "clamp" or "wrap"')
-    several = tuple(halo) if isinstance(halo, Sequence | np.ndarray) else (halo,)
-    numbers = tuple(_whole(number, "halo", 0, MAX_HALO) for number in several)
-    if len(several) not in (1, array.ndim):
-        raise KernelTypeError(f"halo is {halo!r}", instead=f"write one number, or {array.ndim}: one for each axis")
+    if not isinstance(edge, str) or edge not in EDGES:
+        raise KernelTypeError(f"edge is {said(edge)}", instead='write "zero", "clamp" or "wrap"')
+    numbers = lengths_of(halo, "halo", instead=f"write a whole number from 0 to {MAX_HALO}", most=MAX_HALO)
+    if len(numbers) not in (1, array.ndim):
+        raise KernelTypeError(f"halo is {said(halo)}", instead=f"write one number, or {array.ndim}: one for each axis")
     lengths: tuple[int, ...] | None = None
     if tile is not None:
-        lengths = tuple(_whole(number, "tile", 1, 2**40) for number in tile)
+        lengths = lengths_of(tile, "tile", instead=f"write a whole number from 1 to {2**40}", least=1, most=2**40)
         if len(lengths) != array.ndim:
-            raise KernelTypeError(f"tile is {tile!r}", instead=f"write {array.ndim} numbers, one for each axis")
+            raise KernelTypeError(f"tile is {said(tile)}", instead=f"write {array.ndim} numbers, one for each axis")
     return Split(
         array=np.ascontiguousarray(array),
-        halo=numbers if isinstance(halo, Sequence | np.ndarray) else numbers[0],
+        halo=numbers[0] if len(numbers) == 1 else numbers,
         edge=edge,
         tile=lengths,
     )
-
-
-def _whole(number: Any, what: str, low: int, high: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int | np.integer) or not low <= number <= high:
-        raise KernelTypeError(f"{what} is {number!r}", instead=f"write a whole number from {low} to {high}")
-    return int(number)
 
 
 def split_argument(name: str, value: Split, admitted: Admitted) -> InputSpec:

@@ -21,8 +21,6 @@ __all__ = ["iterate", "run"]
 
 T = TypeVar("T")
 
-_NODE_OPTIONS = frozenset({"bootstrap", "chain", "listen", "network", "profile"})
-
 
 def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
     """Run a kernel on the network, from synchronous code.
@@ -31,7 +29,7 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
         kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``; or a program: ``p2p.program(name)[items]``.
         args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output.
         options: those of `Node.run` (budget, chunks, max_providers, deadline_s, samples, …) and those of `open_node`
-            (profile, network, bootstrap, chain, listen).
+            (profile, network, bootstrap, chain, hub, token, listen).
 
     Returns:
         The output array, or a tuple of them.
@@ -42,13 +40,13 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
 
     Ctrl-C ends the task: providers stop and bill nothing more, and KeyboardInterrupt is raised.
     """
-    from ._options import chosen
-    from ._requester import RunOptions, bound
+    from ._options import NODE_OPTIONS, chosen
+    from ._requester import RunOptions, bound, params_of
 
     _refuse_async("run")
     # What is wrong with the kernel or an option is said before anything is opened.
     node_options = _node_options(options)
-    bound(kernel, args, chosen(RunOptions, options))
+    bound(kernel, args, chosen(RunOptions, options, besides=NODE_OPTIONS, params=params_of(kernel)))
     return _with_node(lambda node: node.run(kernel, *args, **options), node_options)
 
 
@@ -71,18 +69,20 @@ def iterate(
 
     Ctrl-C ends the task, as in `run`.
     """
-    from ._options import chosen
+    from ._options import NODE_OPTIONS, chosen
     from ._rounds import RoundOptions, bind_rounds
 
     _refuse_async("iterate")
     node_options = _node_options(options)
-    chosen(RoundOptions, options)
+    chosen(RoundOptions, options, besides=NODE_OPTIONS)
     bind_rounds(steps, rounds, state, args)
     return _with_node(lambda node: node.iterate(steps, rounds=rounds, state=state, args=args, **options), node_options)
 
 
 def _node_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: options.pop(name) for name in tuple(options) if name in _NODE_OPTIONS}
+    from ._options import NODE_OPTIONS
+
+    return {name: options.pop(name) for name in tuple(options) if name in NODE_OPTIONS}
 
 
 def _refuse_async(what: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 
-from p2pcompute._options import OptionError
+from p2pcompute._options import OptionError, said
 from p2pcompute.payments import SettlePolicy, VoucherKeeping, Watchtower
 from p2pcompute.storage import InlineExecutor, open_watch_store
 from p2pcompute_protocols import watch
@@ -33,7 +33,7 @@ def _texts(given: object, name: str, most: int) -> tuple[str, ...]:
         or not all(isinstance(item, str) for item in given)
         or len(given) > most
     ):
-        raise OptionError(f"{name} is {given!r}; write a list of at most {most} texts")
+        raise OptionError(f"{name} is {said(given)}; write a list of at most {most} texts")
     return tuple(dict.fromkeys(given))
 
 

@@ -7,6 +7,7 @@
     │   └── PortInUse                the listen port is taken
     ├── KernelError                  a kernel is refused; has file, line, reason and what to write instead
     │   ├── KernelTypeError          arguments do not fit the kernel or the program
+    │   │   └── NotCalled            a kernel or a program was called: `run` starts them; also a TypeError
     │   └── UnstableKernel           in fast mode its results can't be checked within the tolerance
     ├── ProgramError                 a program is not installed here, can't be pinned, or is needed and is not there
     ├── NoProviderError              nobody on the network fits the order; no money has moved
@@ -71,6 +72,7 @@ __all__ = [
     "KernelTypeError",
     "LedgerCorrupt",
     "NoProviderError",
+    "NotCalled",
     "OverlayError",
     "P2PComputeError",
     "Partial",
@@ -166,6 +168,10 @@ class KernelError(P2PComputeError):
 
 class KernelTypeError(KernelError):
     """Arguments do not fit the kernel or the program."""
+
+
+class NotCalled(KernelTypeError, TypeError):
+    """A kernel or a program was called as a function. `p2pcompute.run` starts them."""
 
 
 class UnstableKernel(KernelError):

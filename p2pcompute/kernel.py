@@ -14,8 +14,10 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
+from p2pcompute._given import dtype_of, lengths_of
+from p2pcompute._options import said
 from p2pcompute._split import Split, split_argument
-from p2pcompute.errors import KernelError, KernelTypeError
+from p2pcompute.errors import KernelError, KernelTypeError, NotCalled
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit_tree
 from p2pcompute.execution._language import DTYPES, MAX_SOURCE_BYTES
@@ -50,12 +52,11 @@ def out(shape: int | Sequence[int], dtype: Any) -> Out:
     Raises:
         KernelTypeError: no kernel can give such an array.
     """
-    lengths = (int(shape),) if isinstance(shape, int | np.integer) else tuple(int(length) for length in shape)
-    kind = np.dtype(dtype)
-    if kind.name not in DTYPES:
-        raise KernelTypeError(f"no output has the dtype {kind}", instead=f"use one of {', '.join(DTYPES)}")
-    if not lengths or any(length < 0 for length in lengths):
-        raise KernelTypeError(f"no output has the shape {lengths}", instead="give a length for each axis")
+    advice = "give a length for each axis, whole numbers from 0"
+    lengths = lengths_of(shape, "an output's shape", instead=advice)
+    kind = dtype_of(dtype, "no output has")
+    if not lengths:
+        raise KernelTypeError(f"no output has the shape {lengths}", instead=advice)
     return Out(lengths, kind)
 
 
@@ -78,9 +79,9 @@ def reduce(operation: str, shape: int | Sequence[int], dtype: Any) -> Out:
         KernelTypeError: no kernel can give such an array, or values of this dtype are not combined so.
     """
     asked = out(shape, dtype)
-    if not can_reduce(operation, asked.dtype.name):
+    if not isinstance(operation, str) or not can_reduce(operation, asked.dtype.name):
         raise KernelTypeError(
-            f"values of {asked.dtype} are not combined by {operation!r}", instead=defined_for(asked.dtype.name)
+            f"values of {asked.dtype} are not combined by {said(operation)}", instead=defined_for(asked.dtype.name)
         )
     return Out(asked.shape, asked.dtype, operation)
 
@@ -109,7 +110,7 @@ class Device:
 
 def device(function: Callable[..., Any]) -> Device:
     """Decorate a function that kernels call. It is checked with the kernel that calls it."""
-    if not callable(function) or isinstance(function, type | Kernel):
+    if not callable(function) or isinstance(function, type | Kernel | ConfiguredKernel):
         raise KernelError(f"a {type(function).__name__} is no device function", instead="decorate a plain function")
     return Device(function)
 
@@ -183,19 +184,24 @@ class Kernel:
         self.__name__ = self.name
         self.__wrapped__ = function
 
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the parameters that it stores into."""
+        return self._admitted.outputs
+
     def __repr__(self) -> str:
         return f"<p2pcompute.kernel {self.name}({', '.join(self.params)})>"
 
-    def __call__(self, *_: Any) -> NoReturn:
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
         """Kernels are not called: says how to start one."""
-        raise TypeError(f"start {self.name} with p2pcompute.run({self.name}, ...)")
+        raise NotCalled(f"{self.name} is a kernel", instead=f"start {self.name} with p2pcompute.run({self.name}, ...)")
 
     def __getitem__(self, geometry: tuple[Geometry, Geometry]) -> ConfiguredKernel:
         """``kernel[blocks, threads]``, ints or tuples (x, y, z) as in numba.cuda."""
         if not isinstance(geometry, tuple) or len(geometry) != 2:
             raise KernelTypeError("geometry is kernel[blocks, threads]", instead="give both, as ints or tuples")
-        grid, grid_dims = _triple(geometry[0])
-        block, block_dims = _triple(geometry[1])
+        grid, grid_dims = _triple(geometry[0], "blocks")
+        block, block_dims = _triple(geometry[1], "threads")
         return ConfiguredKernel(self, Launch(grid=grid, block=block, dims=max(grid_dims, block_dims)))
 
     def launch_for(self, out_shape: Sequence[int]) -> Launch:
@@ -204,6 +210,7 @@ class Kernel:
         by x. Kernels whose threads work together have none."""
         mapping = self._admitted.grid.mapping[self._admitted.outputs[0]]
         self._refuse_default()
+        out_shape = lengths_of(out_shape, "an output's shape", instead="give a length for each axis")
         if len(out_shape) < len(mapping):
             raise KernelTypeError(
                 f"{self.name} indexes its output by {len(mapping)} grid axes and the shape is {tuple(out_shape)}"
@@ -277,6 +284,18 @@ class ConfiguredKernel:
     kernel: Kernel
     launch: Launch
 
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        """numba.cuda starts kernels so; here somebody is paid for it: says how to start one."""
+        dims = self.launch.dims
+        blocks, threads = (
+            str(sizes[0]) if dims == 1 else str(sizes[:dims]) for sizes in (self.launch.grid, self.launch.block)
+        )
+        this = f"{self.kernel.name}[{blocks}, {threads}]"
+        raise NotCalled(
+            f"{this} is a kernel with its geometry",
+            instead=f"start it with p2pcompute.run({this}, ...), and take the outputs that this gives back",
+        )
+
     def bind(self, *args: Any) -> Binding:
         """Bind arguments under this geometry.
 
@@ -290,10 +309,11 @@ def _unwrap(value: object) -> Any:
     return value.function if isinstance(value, Device) else None
 
 
-def _triple(value: Geometry) -> tuple[tuple[int, int, int], int]:
-    lengths = (int(value),) if isinstance(value, int | np.integer) else tuple(int(length) for length in value)
-    if not 1 <= len(lengths) <= 3 or any(length < 1 for length in lengths):
-        raise KernelTypeError(f"{value!r} is no geometry", instead="give one to three positive numbers")
+def _triple(value: Geometry, what: str) -> tuple[tuple[int, int, int], int]:
+    advice = "give one to three positive whole numbers, as in kernel[blocks, threads]"
+    lengths = lengths_of(value, f"the number of {what}", instead=advice, least=1)
+    if not 1 <= len(lengths) <= 3:
+        raise KernelTypeError(f"the number of {what} is {said(value)}", instead=advice)
     padded = (*lengths, 1, 1)
     return (padded[0], padded[1], padded[2]), len(lengths)
 
@@ -316,7 +336,7 @@ def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
         value = np.int64(value) if value < 2**63 else np.uint64(value)
     elif not isinstance(value, np.ndarray):
         raise KernelTypeError(
-            f"{name} is a {type(value).__name__}",
+            f"{name} is a {type(value).__name__}: {said(value)}",
             instead="pass NumPy arrays, p2pcompute.split(...), numbers and p2pcompute.out(...)",
         )
     if value.dtype.name not in DTYPES or not value.dtype.isnative:

@@ -28,9 +28,10 @@ from p2pcompute._partial import Placed
 from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
-from p2pcompute._requester import Chunk, RunOptions, TaskRun
+from p2pcompute._requester import Chunk, RunOptions, TaskRun, params_of
 from p2pcompute._rounds import Round, RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
+from p2pcompute._where import check_where, multiaddrs, place_of
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdBoard, AdService
@@ -271,7 +272,7 @@ class Node:
 
         Cancellation: providers stop and bill nothing more.
         """
-        task = self._task(kernel, args, chosen(RunOptions, options))
+        task = self._task(kernel, args, chosen(RunOptions, options, params=params_of(kernel)))
         binding = task.bind()
         placed = Placed(binding)
         try:
@@ -375,7 +376,7 @@ class Node:
         ``async for chunk in node.map(…)``; leave early with ``async with node.map(…) as chunks``. Arguments and
         errors are those of `run`, raised by the iteration; kernel errors at once.
         """
-        task = self._task(kernel, args, chosen(RunOptions, options))
+        task = self._task(kernel, args, chosen(RunOptions, options, params=params_of(kernel)))
         return ChunkStream(self, task, task.bind())
 
     async def serve(
@@ -620,11 +621,11 @@ async def open_node(
     *,
     profile: str | Profile | None = None,
     network: str | None = None,
-    bootstrap: Sequence[str] = (),
+    bootstrap: str | Sequence[str] = (),
     chain: str | None = None,
     hub: str | None = None,
     token: str | None = None,
-    listen: Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
+    listen: str | Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
     start_chain: bool = False,
 ) -> AsyncGenerator[Node]:
     """Open a node of this profile; keys and ledger are made on first use.
@@ -634,14 +635,14 @@ async def open_node(
             the named one open, an ephemeral one is used instead, on a development chain only: it lives on free money
             and is gone afterwards.
         network: the network's ID; P2PCOMPUTE_NETWORK, then "local", where None.
-        bootstrap: multiaddrs of peers to join by; P2PCOMPUTE_BOOTSTRAP (comma-separated) and the nodes of this
+        bootstrap: multiaddrs of peers to join by, or one; P2PCOMPUTE_BOOTSTRAP (comma-separated) and the nodes of this
             network that run on this machine come on top.
         chain: JSON-RPC URL of any EVM chain; P2PCOMPUTE_CHAIN, then what the profile has kept, then the embedded chain
             of this machine, where None.
         hub: address of the hub contract there; P2PCOMPUTE_HUB, then what the profile has kept, where None. Not needed
             on a development chain. Its code is compared with ours at every start.
         token: address of the token that the hub has to be of; P2PCOMPUTE_TOKEN, then the one that it is of.
-        listen: multiaddrs to listen on; port 0 takes a free one.
+        listen: multiaddrs to listen on, or one; port 0 takes a free one.
         start_chain: where no chain is named, run this machine's development chain while the node is open, or join the
             one that runs. For the first provider of a network; `p2pcompute up` does so.
 
@@ -655,8 +656,10 @@ async def open_node(
 
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
+    place = place_of(profile)
+    check_where(network=network, chain=chain, hub=hub, token=token, start_chain=start_chain)
+    bootstrap, listen = multiaddrs(bootstrap, "bootstrap"), multiaddrs(listen, "listen")
     async with AsyncExitStack() as stack:
-        place = Profile.named(profile) if isinstance(profile, str) else profile
         if start_chain and chain is None and "P2PCOMPUTE_CHAIN" not in os.environ and kept_choice(place) is None:
             chain = await stack.enter_async_context(_local_chain(network))
         services, now_ms = await stack.enter_async_context(

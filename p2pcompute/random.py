@@ -10,6 +10,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ._options import said
+from .errors import KernelTypeError
+
 __all__ = ["philox", "uniform"]
 
 _Ints: TypeAlias = int | np.ndarray[Any, Any]
@@ -23,12 +26,15 @@ def philox(c0: _Ints, c1: _Ints, c2: _Ints, c3: _Ints, k0: _Ints, k1: _Ints) -> 
     """One block of Philox4x32-10.
 
     Args:
-        c0, c1, c2, c3: the counter's words; of each the low 32 bits count.
+        c0, c1, c2, c3: the counter's words, integers or arrays of such; of each the low 32 bits count.
         k0, k1: the key's words, likewise.
 
     Returns:
         Four words from 0 to 2**32 - 1: ints for ints, int64 arrays of the broadcast shape where an argument is an
         array. In a kernel they are int64.
+
+    Raises:
+        KernelTypeError: an argument is no integer.
     """
     words = [_word(value) for value in (c0, c1, c2, c3, k0, k1)]
     single = all(np.ndim(word) == 0 for word in words)
@@ -57,6 +63,9 @@ def uniform(seed: _Ints, index: _Ints, dim: _Ints) -> Any:
 
     Returns:
         np.float32, or a float32 array of the broadcast shape.
+
+    Raises:
+        KernelTypeError: an argument is no integer.
     """
     s, i, d = _wide(seed), _wide(index), _wide(dim)
     quad = d >> np.uint64(2)
@@ -68,7 +77,12 @@ def uniform(seed: _Ints, index: _Ints, dim: _Ints) -> Any:
 def _wide(value: _Ints) -> Any:
     if isinstance(value, int):
         return np.uint64(value & 0xFFFFFFFFFFFFFFFF)
-    return np.asarray(value).astype(np.uint64)[()]
+    given: Any = value
+    if not isinstance(given, np.ndarray | np.generic) or given.dtype.kind not in "iub":
+        raise KernelTypeError(
+            f"a random number is asked for by {said(given)}", instead="pass integers, or NumPy arrays of integers"
+        )
+    return np.asarray(given).astype(np.uint64)[()]
 
 
 def _word(value: _Ints) -> Any:

@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from p2pcompute._chain_choice import ChainChoice, choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._launch import default_network, default_profile
 from p2pcompute._profile import Profile
+from p2pcompute._where import check_where, place_of
 from p2pcompute.control import MoneyOnChain
 from p2pcompute.errors import ChainError, ConfigError
 from p2pcompute.identity import WalletKey
@@ -50,7 +51,8 @@ async def open_wallet(
     """
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
-    place = Profile.named(profile) if isinstance(profile, str) else profile
+    place = place_of(profile)
+    check_where(network=network, chain=chain, hub=hub, token=token)
     if not place.wallet_key.exists():
         raise ConfigError(
             f"there is no profile at {place.path}, so it has no money; --profile names another, and `p2pcompute up` "

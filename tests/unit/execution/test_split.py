@@ -468,7 +468,7 @@ def test_what_is_only_perhaps_too_far_is_not_refused(backend: CpuBackend, which:
         ({"halo": 0.5}, "halo is 0.5"),
         ({"halo": (1, 1)}, "one for each axis"),
         ({"edge": "mirror"}, "edge is 'mirror'"),
-        ({"tile": (0,)}, "tile is 0"),
+        ({"tile": (0,)}, r"tile is \(0,\)"),
         ({"tile": (4, 4)}, "one for each axis"),
     ],
 )

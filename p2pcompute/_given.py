@@ -1,0 +1,77 @@
+"""Shapes, dtypes and names as users write them in calls, checked where they are written."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from p2pcompute._options import said
+from p2pcompute.errors import KernelTypeError
+from p2pcompute.execution._language import DTYPES
+
+__all__ = ["dtype_of", "lengths_of", "name_of"]
+
+
+def lengths_of(given: object, what: str, *, instead: str, least: int = 0, most: int = 2**63 - 1) -> tuple[int, ...]:
+    """One whole number, or several of them, as a tuple.
+
+    Args:
+        given: an int, NumPy's or Python's, or a sequence or an array of such.
+        what: what it is, for the error: it is followed by "is" and the value.
+        instead: what to write.
+        least, most: the range of each.
+
+    Raises:
+        KernelTypeError: it is something else, such as a float: a length is never rounded.
+    """
+    several: Sequence[Any]
+    if isinstance(given, np.ndarray):
+        several = given.tolist() if given.ndim == 1 else [given]
+    elif isinstance(given, Sequence) and not isinstance(given, str | bytes | bytearray):
+        several = given
+    else:
+        several = [given]
+    found: list[int] = []
+    for one in several:
+        try:
+            number = least - 1 if isinstance(one, bool | np.bool_) else operator.index(one)
+        except TypeError:
+            number = least - 1
+        if not least <= number <= most:
+            raise KernelTypeError(f"{what} is {said(given)}", instead=instead)
+        found.append(number)
+    return tuple(found)
+
+
+def dtype_of(given: object, what: str) -> np.dtype[Any]:
+    """A dtype that kernels know, in this machine's byte order.
+
+    Raises:
+        KernelTypeError: it is none; `what` begins the sentence, such as "no output has".
+    """
+    kind: np.dtype[Any] | None = None
+    # NumPy takes None for float64, and more that nobody means: structures of fields, say.
+    if isinstance(given, str | type | np.dtype):
+        try:
+            kind = np.dtype(given)
+        except (TypeError, ValueError, SyntaxError):
+            kind = None
+    if kind is None or kind.name not in DTYPES:
+        raise KernelTypeError(
+            f"{what} the dtype {said(given) if kind is None else kind}", instead=f"use one of {', '.join(DTYPES)}"
+        )
+    return np.dtype(kind.name)
+
+
+def name_of(given: object, call: str) -> str:
+    """The name of an array of the state, in a call such as ``p2p.new``.
+
+    Raises:
+        KernelTypeError: it is no text.
+    """
+    if not isinstance(given, str) or not given:
+        raise KernelTypeError(f"{call} takes a name, not {said(given)}", instead=f'write {call}("x") for the array x')
+    return given
