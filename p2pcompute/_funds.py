@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from p2pcompute.errors import ChainError, InsufficientFunds
+from p2pcompute_protocols.money import usd
 
 if TYPE_CHECKING:
     from p2pcompute._chain_choice import ConnectedChain
@@ -67,7 +68,7 @@ class AccountFunds:
             await faucet(self._chain.rpc, account, wei=0 if wei >= _GAS_WEI else _GAS_GIFT_WEI, token_uusd=missing)
         except ChainError as exc:
             raise InsufficientFunds(
-                f"the wallet 0x{account.hex()} lacks {missing} micro-USD and the chain's faucet gives none: {exc}"
+                f"the wallet 0x{account.hex()} lacks {usd(missing)} and the chain's faucet gives none: {exc}"
             ) from exc
 
     async def _from_owner(self, amount_uusd: int) -> None:

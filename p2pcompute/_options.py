@@ -213,7 +213,7 @@ def parse_usd(amount: str | float) -> int:
     except (InvalidOperation, Overflow):
         raise none from None
     if not value_uusd.is_finite() or value_uusd < 0:
-        raise AmountError(f"{said(amount)} is not a positive amount; write it as '0.01 USD'")
+        raise AmountError(f"{said(amount)} is not a positive number of USD; write it as '0.01 USD'")
     if value_uusd > _MOST_UUSD:
         raise AmountError(f"{said(amount)} is more money than there is; write it as '0.01 USD'")
     if value_uusd != value_uusd.to_integral_value():

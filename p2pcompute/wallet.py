@@ -10,7 +10,7 @@ A running node has the same as `Node.money`, and `p2pcompute wallet` and its lik
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from p2pcompute._chain_choice import ChainChoice, choose_chain, hub_of, keep_choice, open_choice
@@ -37,12 +37,14 @@ async def open_wallet(
     chain: str | None = None,
     hub: str | None = None,
     token: str | None = None,
+    on_start_chain: Callable[[str], None] | None = None,
 ) -> AsyncGenerator[MoneyOnChain]:
     """Open the money of a profile whose node is not running.
 
     Args:
         profile, network, chain, hub, token: as `open_node` takes them. Where no chain is named and this machine has
             the network's development chain, that one runs while the context is open.
+        on_start_chain: gets a line that says so, before it is started.
 
     Raises:
         ConfigError: the profile was never used; its ledger is of another chain.
@@ -62,6 +64,11 @@ async def open_wallet(
         ledger = await stack.enter_async_context(open_ledger(place.path, clock_ms=wall_clock_ms))
         choice = choose_chain(place, network, chain=chain, hub=hub, token=token)
         if choice is None:
+            if on_start_chain is not None:
+                on_start_chain(
+                    f"no chain is named and none runs here: starting this machine's development chain of the network "
+                    f"{network!r} meanwhile"
+                )
             choice = ChainChoice(url=await stack.enter_async_context(_local_chain(network)))
         connected = await stack.enter_async_context(open_choice(choice))
         await ledger.bind_chain(connected.terms)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import click
 
 from ._money import Place, _Asker, _day, _options, _show_wallet
-from ._shared import json_line, usd
+from ._shared import json_line, short_peer, usd
 
 __all__ = ["close"]
+
+
+def _named(asker: _Asker, name: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the channel that begins so; says it where there is none, before anything is asked."""
+    from p2pcompute.errors import ConfigError
+    from p2pcompute.payments import named_channel
+
+    by_id = {row["channel"]: row for row in rows}
+    try:
+        return by_id[named_channel(name, by_id)]
+    except ConfigError as exc:
+        asker.fail(exc)
 
 
 @click.command(
@@ -21,7 +36,11 @@ __all__ = ["close"]
 def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_json: bool, debug: bool) -> None:
     """Close the payment CHANNEL, named by the first 8 digits of its ID or more."""
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
-    asker.confirm(f"closing channel {channel}", asker("/wallet"), yes=yes)
+    facts = asker("/channels")
+    row = _named(asker, channel, facts["channels"])
+    left, peer = usd(row["deposit_uusd"] - row["claimed_uusd"]), short_peer(row["peer"])
+    what = f"on which {peer} pays us" if row["direction"] == "in" else f"on which we pay {peer}"
+    asker.confirm(f"closing channel {row['channel'][:8]}, {what}: {left} are left on it", facts, yes=yes)
     answer = asker("/close", "POST", channel=channel)
     if as_json:
         json_line(**answer)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial, wraps
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar, cast
 
 import click
 
@@ -68,6 +68,7 @@ class _Asker:
         self._place = place
         self.as_json = as_json
         self._debug = debug
+        self._said: set[str] = set()
         hush_logs(debug)
 
     def __call__(self, target: str, method: str = "GET", **fields: Any) -> dict[str, Any]:
@@ -76,8 +77,17 @@ class _Asker:
         try:
             answer: dict[str, Any] = trio.run(partial(self._ask, target, method, fields))
         except BaseException as exc:  # noqa: BLE001  said in one line
-            fail(exc, as_json=self.as_json, debug=self._debug)
+            self.fail(exc)
         return answer
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Say what went wrong in one line and leave."""
+        fail(error, as_json=self.as_json, debug=self._debug)
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._said:
+            self._said.add(line)
+            click.echo(line, err=True)
 
     async def _ask(self, target: str, method: str, fields: Mapping[str, Any]) -> Any:
         from p2pcompute._profile import Profile
@@ -91,7 +101,9 @@ class _Asker:
                 pass  # a dead one has left its socket behind, or it does not answer: then the ledger's lock says so
         from p2pcompute.wallet import open_wallet
 
-        async with open_wallet(profile=place, network=self._network, **self._place) as money:
+        async with open_wallet(
+            profile=place, network=self._network, **self._place, on_start_chain=self._say_once
+        ) as money:
             return await MONEY_ANSWERS[method, target](money, fields)
 
     def confirm(self, what: str, facts: Mapping[str, Any], *, yes: bool) -> None:
@@ -118,7 +130,7 @@ def _amount(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from exc
     if not amount_uusd:
-        raise click.BadParameter("write an amount of at least one micro-USD, such as '1.50 USD'")
+        raise click.BadParameter("write an amount of at least 0.000001 USD, such as '1.50 USD'")
     return amount_uusd
 
 
@@ -292,8 +304,13 @@ def fund(amount: int | None, profile: str, network: str, place: Place, yes: bool
     """Bring AMOUNT of the account's tokens into the hub, for channels."""
     if amount is None:
         raise click.UsageError("write an amount, such as '5 USD'")
+    from p2pcompute.payments import too_few_tokens
+
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
-    asker.confirm(f"{usd(amount)} of tokens go into the hub", asker("/wallet"), yes=yes)
+    facts = asker("/wallet")
+    if facts["tokens_uusd"] < amount:
+        asker.fail(too_few_tokens(facts["account"], facts["tokens_uusd"], amount))
+    asker.confirm(f"{usd(amount)} of tokens go into the hub", facts, yes=yes)
     answer = asker("/fund", "POST", amount_uusd=amount)
     if as_json:
         json_line(**answer)
@@ -314,15 +331,12 @@ def withdraw(
     amount: int | None, to: str, profile: str, network: str, place: Place, yes: bool, as_json: bool, debug: bool
 ) -> None:
     """Take AMOUNT of what is free at the hub out of it."""
+    from p2pcompute.payments import too_little_free
+
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     facts = asker("/wallet")
-    if not facts["free_uusd"]:
-        from p2pcompute.errors import InsufficientFunds
-
-        nothing = InsufficientFunds(
-            "nothing is free at the hub, so nothing was withdrawn; what was earned is free after `p2pcompute settle`"
-        )
-        fail(nothing, as_json=as_json, debug=debug)
+    if not facts["free_uusd"] or (amount or 0) > facts["free_uusd"]:
+        asker.fail(too_little_free(facts["free_uusd"], amount))
     what = usd(facts["free_uusd"] if amount is None else amount)
     asker.confirm(f"{what} go to {to}", facts, yes=yes)
     # Of what came in meanwhile nothing was said.

@@ -27,6 +27,7 @@ from ._api import Stream as Stream
 from ._api import Withdraw as Withdraw
 from ._chain_hub import ChainHub as ChainHub
 from ._closing import ClosedChannel as ClosedChannel
+from ._closing import named_channel as named_channel
 from ._confirmations import AT_ONCE as AT_ONCE
 from ._confirmations import PUBLIC_CHAIN as PUBLIC_CHAIN
 from ._confirmations import Confirmations as Confirmations
@@ -49,6 +50,8 @@ from ._settle_policy import SettlePolicy as SettlePolicy
 from ._settler import Settler as Settler
 from ._wallet import Balances as Balances
 from ._wallet import Wallet as Wallet
+from ._wallet import too_few_tokens as too_few_tokens
+from ._wallet import too_little_free as too_little_free
 from ._watch_client import TowerRefused as TowerRefused
 from ._watch_client import VoucherKeeping as VoucherKeeping
 from ._watchtower import Watchtower as Watchtower
@@ -99,5 +102,8 @@ __all__ = [
     "Watchtower",
     "Withdraw",
     "max_loss",
+    "named_channel",
     "subnet_of",
+    "too_few_tokens",
+    "too_little_free",
 ]

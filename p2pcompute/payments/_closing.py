@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
@@ -14,7 +14,7 @@ from ._api import ChannelIn, ChannelOnChain, ChannelOutView, Finalize, Hub, Paye
 from ._outbox import Outbox
 from ._settler import Settler
 
-__all__ = ["ClosedChannel", "ClosingLedger", "close_channel", "find_channel"]
+__all__ = ["ClosedChannel", "ClosingLedger", "close_channel", "find_channel", "named_channel"]
 
 _LEAST_DIGITS: Final = 8
 
@@ -56,17 +56,26 @@ async def find_channel(ledger: ClosingLedger, name: str) -> tuple[ChannelIn | No
     Raises:
         ConfigError: none begins so, or more than one.
     """
-    digits = name.lower().removeprefix("0x")
+    incoming = {row.channel.hex(): row for row in await ledger.channels_in()}
+    outgoing = {row.channel.hex(): row for row in await ledger.channels_out()}
+    found = named_channel(name, [*incoming, *outgoing])
+    return incoming.get(found), outgoing.get(found)
+
+
+def named_channel(name: str, channels: Iterable[str]) -> str:
+    """The one of `channels`, IDs in hexadecimal digits, that begins so.
+
+    Raises:
+        ConfigError: none begins so, or more than one.
+    """
+    given: object = name
+    digits = given.lower().removeprefix("0x") if isinstance(given, str) else ""
     if len(digits) < _LEAST_DIGITS or set(digits) - set("0123456789abcdef"):
         raise ConfigError(f"{name!r} names no channel; write {_LEAST_DIGITS} digits or more of `p2pcompute channels`")
-    incoming = [row for row in await ledger.channels_in() if row.channel.hex().startswith(digits)]
-    outgoing = [row for row in await ledger.channels_out() if row.channel.hex().startswith(digits)]
-    match incoming, outgoing:
-        case [row], []:
-            return row, None
-        case [], [out]:
-            return None, out
-        case [], []:
+    match [channel for channel in channels if channel.startswith(digits)]:
+        case [found]:
+            return found
+        case []:
             raise ConfigError(f"no channel begins with {name}; `p2pcompute channels` shows those that there are")
         case _:
             raise ConfigError(f"more than one channel begins with {name}; write more of its digits")

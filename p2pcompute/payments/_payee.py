@@ -31,6 +31,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError,
 from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.limits import MAX_FRAME_BYTES, MAX_TEXT
+from p2pcompute_protocols.money import usd
 
 from ._api import ChannelIn, Hub, PayeeLedger, Stream, payee_view
 
@@ -248,7 +249,7 @@ class Payee:
             await self._blame(session)
             raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
         if amount <= best:
-            raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {best} micro-USD held", best_uusd=best)
+            raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {usd(best)} held", best_uusd=best)
         row = await self._cover(session, row, amount)
         try:
             stored = await self._ledger.take_voucher(
@@ -299,7 +300,7 @@ class Payee:
             )
             self._wake(channel)  # the chain may know of more than we did
         if amount_uusd > row.deposit_uusd:
-            raise self._unfunded(row, f"the channel holds {row.deposit_uusd} micro-USD")
+            raise self._unfunded(row, f"the channel holds {usd(row.deposit_uusd)}")
         if row.close_at_s and row.close_at_s - self._clock_ms() // 1000 < CLOSING_MARGIN_S:
             raise self._unfunded(row, "the channel is about to close; fund it again to keep it open")
         return row

@@ -35,6 +35,7 @@ from p2pcompute_protocols.channel import (
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
+from p2pcompute_protocols.money import usd
 from p2pcompute_protocols.task import ReceiptPayload
 
 from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream, payee_view
@@ -219,7 +220,7 @@ class Payer:
         tokens = await self.hub.tokens_uusd()
         if tokens < missing:
             raise InsufficientFunds(
-                f"0x{self.hub.account.hex()} has {tokens} micro-USD and {missing} are needed; bring tokens there or "
+                f"0x{self.hub.account.hex()} has {usd(tokens)} and {usd(missing)} are needed; bring tokens there or "
                 "lower the budget"
             )
         amount = max(missing, min(deposit_uusd, tokens))
@@ -409,7 +410,7 @@ class ChannelOut:
         if signer != self._payer.wallet.address:
             await self.aclose()
             raise VoucherRefused(
-                f"the provider {self.peer} shows a voucher of {sync.amount_uusd} micro-USD that is not ours; "
+                f"the provider {self.peer} shows a voucher of {usd(sync.amount_uusd)} that is not ours; "
                 "do not deal with it"
             )
         await self._payer.ledger.adopt_voucher(
@@ -438,8 +439,8 @@ class ChannelOut:
                 fresh = await self._payer.refresh(self.id)
                 if fresh.deposit_uusd < row.voucher_uusd:
                     raise InsufficientFunds(
-                        f"the channel to 0x{self.payee.hex()} holds {fresh.deposit_uusd} micro-USD and "
-                        f"{row.voucher_uusd} are signed; fund it again"
+                        f"the channel to 0x{self.payee.hex()} holds {usd(fresh.deposit_uusd)} and "
+                        f"{usd(row.voucher_uusd)} are signed; fund it again"
                     )
             return (await payee_view(self._payer.hub, self.id)).deposit_uusd < row.voucher_uusd
         return False
@@ -459,5 +460,5 @@ def _refused_error(refusal: VoucherRefusal) -> VoucherRefused:
         name = str(refusal.code)
     return VoucherRefused(
         f"the provider refused the voucher: {name}, {refusal.detail or 'no reason given'} (it holds "
-        f"{refusal.best_uusd} micro-USD)"
+        f"{usd(refusal.best_uusd)})"
     )

@@ -9,13 +9,14 @@ from typing import Protocol
 
 from p2pcompute.errors import ConfigError, InsufficientFunds
 from p2pcompute_protocols.ids import Address
+from p2pcompute_protocols.money import usd
 
 from ._api import ChannelIn, ChannelOutView, Hub, Withdraw
 from ._closing import ClosedChannel, ClosingLedger, close_channel
 from ._outbox import Outbox
 from ._settler import Settler
 
-__all__ = ["Balances", "Wallet"]
+__all__ = ["Balances", "Wallet", "too_few_tokens", "too_little_free"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,10 +108,7 @@ class Wallet:
         _positive(amount_uusd)
         tokens = await self._hub.tokens_uusd()
         if tokens < amount_uusd:
-            raise InsufficientFunds(
-                f"0x{self.address.hex()} has {tokens / 1e6:.6f} USD of tokens and {amount_uusd / 1e6:.6f} USD were to "
-                "be brought in; send tokens there first"
-            )
+            raise too_few_tokens("0x" + self.address.hex(), tokens, amount_uusd)
         await self._outbox.deposit(amount_uusd)
         return await self.balances()
 
@@ -142,20 +140,47 @@ class Wallet:
             ConfigError: nobody could use tokens there.
             SettlementPending, TransactionFailed, ChainError: see `Outbox.run`.
         """
-        if len(to) != 20 or not any(to) or to in (self._hub.terms.hub, self._hub.terms.token):
+        account: object = to
+        if not isinstance(account, bytes) or len(account) != 20:
+            raise ConfigError(
+                "tokens sent there would be lost: an account has 20 bytes; p2pcompute.control.parse_address makes them "
+                "of 0x and 40 digits"
+            )
+        if amount_uusd is not None:
+            _positive(amount_uusd)
+        if not any(to) or to in (self._hub.terms.hub, self._hub.terms.token):
             raise ConfigError("tokens sent there would be lost; name an account of yours")
         free = await self._hub.free_uusd()
         amount_uusd = free if amount_uusd is None else amount_uusd
         if free < amount_uusd or not free:
-            raise InsufficientFunds(
-                f"{free} micro-USD are free at the hub and {amount_uusd or 'some'} were to be withdrawn; what was "
-                "earned is free after `p2pcompute settle`"
-            )
-        _positive(amount_uusd)
+            raise too_little_free(free, amount_uusd or None)
         await self._outbox.run(Withdraw(amount_uusd=amount_uusd, to=to))
         return amount_uusd
 
 
+def too_few_tokens(account: str, tokens_uusd: int, amount_uusd: int) -> InsufficientFunds:
+    """What to raise where an account lacks the tokens that are to be brought in."""
+    return InsufficientFunds(
+        f"{account} has {usd(tokens_uusd)} of tokens and {usd(amount_uusd)} were to be brought in; send tokens there "
+        "first"
+    )
+
+
+def too_little_free(free_uusd: int, amount_uusd: int | None) -> InsufficientFunds:
+    """What to raise where less is free at the hub than is to be withdrawn; None is all, of nothing."""
+    if not free_uusd:
+        return InsufficientFunds(
+            "nothing is free at the hub, so nothing was withdrawn; what was earned is free after `p2pcompute settle`"
+        )
+    return InsufficientFunds(
+        f"{usd(free_uusd)} are free at the hub and {usd(amount_uusd or free_uusd)} were to be withdrawn; what was "
+        "earned is free after `p2pcompute settle`"
+    )
+
+
 def _positive(amount_uusd: int) -> None:
+    given: object = amount_uusd
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise ConfigError("amounts here are whole numbers of micro-USD; write 1_500_000 for 1.50 USD")
     if amount_uusd <= 0:
-        raise ConfigError("an amount of at least one micro-USD is wanted, such as '1.50 USD'")
+        raise ConfigError("an amount of at least 0.000001 USD is wanted, such as '1.50 USD'")

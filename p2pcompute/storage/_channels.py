@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from p2pcompute.errors import InsufficientFunds, StorageError, VoucherRefused
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
-from p2pcompute_protocols.money import PUSD_PER_UUSD
+from p2pcompute_protocols.money import PUSD_PER_UUSD, usd
 
 from ._database import Transaction
 from ._rows import ChannelInRow, ChannelOutRow
@@ -148,7 +148,7 @@ class ChannelsMixin:
         def work(tx: Transaction) -> ChannelInRow:
             row = need_in(tx, channel)
             if amount_uusd <= row.paid_uusd:
-                raise VoucherRefused(f"a voucher of {amount_uusd} micro-USD where {row.paid_uusd} are held already")
+                raise VoucherRefused(f"a voucher of {usd(amount_uusd)} where {usd(row.paid_uusd)} are held already")
             gained_uusd = amount_uusd - row.paid_uusd
             tx.emit(
                 "voucher_taken",
@@ -238,7 +238,7 @@ class ChannelsMixin:
                 return row
             if amount_uusd > row.deposit_uusd:
                 raise InsufficientFunds(
-                    f"the channel to 0x{row.payee.hex()} holds {row.deposit_uusd} micro-USD and {amount_uusd} are due; "
+                    f"the channel to 0x{row.payee.hex()} holds {usd(row.deposit_uusd)} and {usd(amount_uusd)} are due; "
                     "wait for its funding or fund it again"
                 )
             memo, signature = sign(amount_uusd)

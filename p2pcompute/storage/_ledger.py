@@ -13,7 +13,7 @@ import trio
 from p2pcompute.errors import ConfigError, PaymentError, StorageError
 from p2pcompute_protocols.channel import channel_id
 from p2pcompute_protocols.ids import Address, PeerId, TaskId
-from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.money import ChainTerms, usd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
 
@@ -314,8 +314,8 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
                 total_pusd += pusd
                 if ceil_uusd(total_pusd) > agreement.ceiling_uusd:
                     raise CeilingReached(
-                        f"task {task.hex()[:16]} would cost {ceil_uusd(total_pusd)} micro-USD and its ceiling is "
-                        f"{agreement.ceiling_uusd}; raise the budget and run the rest anew"
+                        f"task {task.hex()[:16]} would cost {usd(ceil_uusd(total_pusd))} and its ceiling is "
+                        f"{usd(agreement.ceiling_uusd)}; raise the budget and run the rest anew"
                     )
                 tx.emit(
                     "work_accepted",

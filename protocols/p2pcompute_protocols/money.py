@@ -11,7 +11,7 @@ from typing import Final
 from .limits import UINT64_MAX
 from .wire import Bytes, Record, Uint, record, wire
 
-__all__ = ["PUSD_PER_UUSD", "ChainTerms", "owed_uusd"]
+__all__ = ["PUSD_PER_UUSD", "ChainTerms", "owed_uusd", "usd"]
 
 PUSD_PER_UUSD: Final = 1_000_000
 
@@ -24,6 +24,12 @@ class ChainTerms(Record):
     hub: bytes = wire(2, Bytes(20))
     token: bytes = wire(3, Bytes(20))
     decimals: int = wire(4, Uint(0, 36))
+
+
+def usd(amount_uusd: int) -> str:
+    """Micro-USD as people read them, to the last digit: "0.010000 USD"."""
+    whole, rest = divmod(abs(amount_uusd), 1_000_000)
+    return f"{'-' * (amount_uusd < 0)}{whole}.{rest:06d} USD"
 
 
 def owed_uusd(units: int, price_pusd: int) -> int:

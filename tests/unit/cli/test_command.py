@@ -47,7 +47,7 @@ def invoke(*args: str, home: Path) -> tuple[int, str]:
         (("run", "/nonexistent.py"), "does not exist"),
         (("run", "--budget", "a lot", __file__), "is not an amount"),
         (("run", "--budget", "-1 USD", __file__), "is not a positive number"),
-        (("run", "--budget", "0.0000001 USD", __file__), "micro-USD"),
+        (("run", "--budget", "0.0000001 USD", __file__), "0.000001 USD"),
         (("status", "--json", "--metrics"), "exclude each other"),
         (("status", "--watch", "0"), "not in the range"),
     ],

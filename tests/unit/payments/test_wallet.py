@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,16 +91,26 @@ def test_what_is_not_there_can_neither_be_brought_in_nor_taken_out(make_world: C
             await payee.fund(1)
         with pytest.raises(InsufficientFunds, match="free after `p2pcompute settle`"):
             await payee.withdraw(OWNER)
-        with pytest.raises(InsufficientFunds, match="10 were to be withdrawn"):
-            await payer.withdraw(OWNER, 10)
         for amount in (0, -5):
-            with pytest.raises(ConfigError, match="at least one micro-USD"):
+            with pytest.raises(ConfigError, match=r"at least 0\.000001 USD"):
                 await payer.fund(amount)
         assert world.chain.nonces == nonces  # nothing was sent
         await payer.fund(10)
+        with pytest.raises(InsufficientFunds, match=r"0\.000010 USD are free at the hub and 0\.000011 USD were to be"):
+            await payer.withdraw(OWNER, 11)
         for amount in (0, -5):
-            with pytest.raises(ConfigError, match="at least one micro-USD"):
+            with pytest.raises(ConfigError, match=r"at least 0\.000001 USD"):
                 await payer.withdraw(OWNER, amount)
+        wrong: Any = "1.50 USD"
+        for call in (partial(payer.withdraw, OWNER), payer.fund):
+            with pytest.raises(ConfigError, match=r"write 1_500_000 for 1\.50 USD"):
+                await call(wrong)
+        wrong = "0x" + OWNER.hex()
+        with pytest.raises(ConfigError, match="parse_address"):
+            await payer.withdraw(wrong)
+        wrong = 5
+        with pytest.raises(ConfigError, match="5 names no channel"):
+            await payer.close(wrong)
         assert (await payer.balances()).free_uusd == 10
 
     run(make_world, scenario)

@@ -1,0 +1,104 @@
+"""`p2pcompute close`, `withdraw` and `fund` look at what is there before they announce anything."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from p2pcompute._profile import Profile
+from p2pcompute.control import MoneyOnChain
+from p2pcompute.payments import Outbox, Wallet
+from p2pcompute.storage import InlineExecutor, open_ledger
+from p2pcompute_cli.main import main
+
+from .conftest import NOW_MS, TERMS, World
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command on the payer's money of a world in which 7 micro-USD were paid of 1,000 reserved, and 10 are
+    free at the hub. Its chain is a model, and is there when no other runs."""
+    world = World(tmp_path / "world")
+
+    async def begin() -> None:
+        async with world.open():
+            task = await world.agree()
+            await world.payer.open_channels(world.need(1_000))
+            await world.work(task, 0)
+            await world.channel_out().pay()
+            hub = world.payer.hub
+            await Wallet(ledger=world.payer_ledger, hub=hub, outbox=world.payer_outbox).fund(10)
+
+    trio.run(begin)
+
+    @asynccontextmanager
+    async def opened(*, on_start_chain: Callable[[str], None], **_: Any) -> AsyncGenerator[MoneyOnChain]:
+        on_start_chain("starting the chain")
+        async with open_ledger(
+            tmp_path / "world" / "payer", executor=InlineExecutor(), clock_ms=lambda: NOW_MS
+        ) as ledger:
+            hub = world.chain.hub(world.wallet.address)
+            wallet = Wallet(ledger=ledger, hub=hub, outbox=Outbox(ledger=ledger, hub=hub), clock_ms=lambda: NOW_MS)
+            yield MoneyOnChain(
+                wallet=wallet, ledger=ledger, network="test", chain_url=None, chain_id=TERMS.chain_id, hub=TERMS.hub
+            )
+
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+    monkeypatch.setattr("p2pcompute.wallet.open_wallet", opened)
+    assert not Profile.named("default").control_socket.exists()
+
+    def run(*words: str) -> tuple[int, str, str]:
+        nonces = dict(world.chain.nonces)
+        code = main([*words])
+        if code:
+            assert world.chain.nonces == nonces  # nothing was sent
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("close", "ffffffff"), "no channel begins with ffffffff"),
+        (("close", "xyz"), "'xyz' names no channel; write 8 digits or more"),
+        (("withdraw", "1 USD", "--to", "0x" + "5a" * 20), "0.000010 USD are free at the hub and 1.000000 USD were"),
+        (("fund", "1000 USD"), "of tokens and 1000.000000 USD were to be brought in; send tokens there first"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_is_said_before_anything_is_announced(
+    words: tuple[str, ...], says: str, command: Command
+) -> None:
+    code, out, err = command(*words, "--yes")
+    assert code > 2
+    assert says in err
+    for announced in ("closing channel", "go to", "go into"):
+        assert announced not in out + err
+
+
+def test_a_channel_is_announced_by_what_is_left_on_it(command: Command) -> None:
+    _, listed, _ = command("channels", "--json")
+    name = listed.partition('"channel": "')[2][:8]
+    code, _, err = command("close", name)
+    assert code == 2  # nobody can be asked
+    assert f"closing channel {name}, on which we pay …" in err
+    assert "0.001" in err.partition(": ")[2]
+    assert "are left on it (network test, chain " in err
+    code, out, err = command("close", name, "--yes")
+    assert code == 0, err
+    assert "asked for it" in out
+
+
+def test_that_a_chain_is_started_is_said_once(command: Command) -> None:
+    code, out, err = command("withdraw", "all", "--to", "0x" + "5a" * 20, "--yes")
+    assert code == 0, err
+    assert "withdrew 0.000010 USD" in out
+    assert err.count("starting the chain") == 1  # though it was asked twice
