@@ -13,6 +13,7 @@ from p2pcompute.errors import InsufficientFunds, P2PComputeError, VoucherRefused
 from p2pcompute.market import Standing, Standings
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute.payments._debts import OLD_DEBT_MS
+from p2pcompute.payments._earlier import EarlierWork
 from p2pcompute_protocols.channel import channel_id
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
@@ -48,6 +49,7 @@ class ProviderLedgerBooks:
         self._credit = credit
         self._subnet = subnet
         self._begun_pusd: Counter[PeerId] = Counter()  # chunks under way, over all tasks of a peer
+        self._accounts: dict[ChannelId, set[_ProviderAccount]] = {}  # of the tasks that run
 
     async def agreed(self, agreement: Agreement) -> None:  # noqa: ARG002  as the protocol has it
         """Nothing is stored yet: both signatures prove an agreement to whoever is shown it, and agreeing costs a
@@ -80,11 +82,24 @@ class ProviderLedgerBooks:
             subnet=self._subnet(peer),
             chunk_pusd=chunk_pusd,
             window=CreditWindow(size=min(first, maximum), maximum=maximum),
-            debt_pusd=0 if channel is None else channel.unpaid_pusd,
+            earlier=EarlierWork(
+                owed_pusd=0 if channel is None else channel.owed_pusd,
+                paid_uusd=0 if channel is None else channel.paid_uusd,
+            ),
             begun_pusd=self._begun_pusd,
+            siblings=self._accounts.setdefault(channel_, set()),
+            forget=lambda: self._forget(channel_),
         )
-        await account.look()
+        try:
+            await account.look()
+        except BaseException:
+            account.leave()
+            raise
         return account
+
+    def _forget(self, channel: ChannelId) -> None:
+        if not self._accounts.get(channel):
+            self._accounts.pop(channel, None)
 
 
 class _ProviderAccount:
@@ -102,8 +117,10 @@ class _ProviderAccount:
         subnet: str,
         chunk_pusd: int,
         window: CreditWindow,
-        debt_pusd: int,
+        earlier: EarlierWork,
         begun_pusd: Counter[PeerId],
+        siblings: set[_ProviderAccount],
+        forget: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._payee = payee
@@ -117,14 +134,19 @@ class _ProviderAccount:
         self._window = window
         # What was left unpaid by earlier tasks stays owed and counts against credit, but a voucher that covers only
         # this task's work moves this task on: a requester that lost a result before it could check it owes nothing.
-        self._debt_pusd = debt_pusd
+        self._earlier = earlier
+        self._siblings = siblings  # the accounts of all tasks that run on this channel
+        self._forget = forget
+        siblings.add(self)
         self._begun_pusd = begun_pusd
         self._under_way: list[int] = []  # what each chunk that is begun and not receipted was charged
         self._last_pusd = 0  # what the chunk that was receipted last was charged
         self._compile_pusd = 0  # what the compilation under way was charged
         self._extra_pusd = 0  # charged for receipted chunks above their price, not given back yet
-        self._owed: deque[int] = deque()  # what the channel has to have paid for each unpaid chunk, ascending
+        self._owed: deque[int] = deque()  # all that was owed on the channel with each unpaid chunk, ascending
+        self._pusd: deque[int] = deque()  # what each of them costs
         self._issued = trio.Event()
+        self._waiting = trio.CancelScope()  # around the wait for a voucher
         self._room = window.maximum  # chunks that may be unpaid here before the peer owes as much as it may
 
     @property
@@ -276,31 +298,29 @@ class _ProviderAccount:
             # Not now: the task may be about to end because the chunk cost more than its order says.
             self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)
         row = await self._ledger.channel_in(self._channel)
-        owed_pusd = 0 if row is None else row.owed_pusd
-        # The voucher that was paid last may have been rounded up by almost a micro-USD, of which the requester has
-        # that much work left to accept: where a debt is left out, it is left out too, or nobody would pay again.
-        left_out_pusd = self._debt_pusd + PUSD_PER_UUSD - 1 if self._debt_pusd else 0
-        self._owed.append(-(-max(0, owed_pusd - left_out_pusd) // PUSD_PER_UUSD))
+        self._owed.append(0 if row is None else row.owed_pusd)
+        self._pusd.append(payload.units * self._agreement.terms.price_pusd)
         self._issued.set()
 
     async def _note_paid_debt(self) -> None:
         """What was paid beyond this task's work so far has paid for earlier work, and pays for none to come."""
         row = await self._ledger.channel_in(self._channel)
-        if row is None or not self._debt_pusd:
-            return
-        surplus_pusd = row.paid_uusd * PUSD_PER_UUSD - (row.owed_pusd - self._debt_pusd)
-        if surplus_pusd >= PUSD_PER_UUSD:  # less is what was rounded up
-            self._debt_pusd = max(0, self._debt_pusd - surplus_pusd)
+        if row is not None:
+            self._earlier.see(owed_pusd=row.owed_pusd, paid_uusd=row.paid_uusd)
 
     async def wait_changed(self) -> None:
         """Wait for the voucher that covers the oldest unpaid chunk."""
         while not self._owed:
             self._issued = trio.Event()
             await self._issued.wait()
-        paid_uusd = await self._payee.wait_paid(self._channel, self._owed[0])
+        paid_uusd = 0
+        while paid_uusd < self._earlier.due_uusd(self._owed[0]):
+            with trio.CancelScope() as self._waiting:
+                paid_uusd = await self._payee.wait_paid(self._channel, self._earlier.due_uusd(self._owed[0]))
         covered = 0
-        while self._owed and self._owed[0] <= paid_uusd:
+        while self._owed and self._earlier.due_uusd(self._owed[0]) <= paid_uusd:
             self._owed.popleft()
+            self._pusd.popleft()
             covered += 1
         self._window.paid(covered)
         await self.look()
@@ -308,6 +328,7 @@ class _ProviderAccount:
     async def close(self) -> None:
         """Mark the agreement as ended."""
         task = self._agreement.task_id
+        self.leave()
         while self._under_way:
             await self.drop()
         await self._give_back_extra()
@@ -316,6 +337,21 @@ class _ProviderAccount:
             await self._ledger.close_agreement(task, state="failed", reason="ended with unpaid chunks")
         else:
             await self._ledger.close_agreement(task, state="done")
+
+    def leave(self) -> None:
+        """This task takes no more part in its channel. What it leaves unpaid may be lost, and then nobody pays it; the
+        other tasks there are not to wait for it."""
+        if self in self._siblings:
+            self._siblings.remove(self)
+            for other in self._siblings:
+                other.lose(sum(self._pusd))
+            self._forget()
+
+    def lose(self, pusd: int) -> None:
+        """Another task on this channel has ended with so much unpaid."""
+        if pusd:
+            self._earlier.lose(pusd)
+            self._waiting.cancel()  # it may be waited for just now
 
 
 class RequesterLedgerBooks:

@@ -13,6 +13,7 @@ import trio.testing
 from p2pcompute._books import ProviderLedgerBooks, RequesterLedgerBooks
 from p2pcompute.errors import BudgetError, DiskFull
 from p2pcompute.payments import CreditBook, CreditPolicy
+from p2pcompute.payments._earlier import EarlierWork
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols import cbor
 from p2pcompute_protocols.envelope import seal
@@ -355,6 +356,77 @@ def test_a_debt_that_stays_is_left_out_of_what_a_task_has_to_have_paid(run: Run)
     run(body)
 
 
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_lost_result_that_hides_in_a_rounded_voucher_is_not_waited_for(
+    run: Run, mended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10.3 micro-USD are accepted and 11 paid; 0.4 more are receipted and lost, which is no debt to be seen. After a
+    chunk of 6.5 the provider counts 17.2 and the requester 16.8, so its voucher says 17."""
+    if not mended:
+        monkeypatch.setattr(EarlierWork, "left_out_pusd", 0)
+
+    async def body(world: Any) -> None:
+        await world.payer.open_channels(world.need(10_000))
+        books = provider_books(world)
+        await world.work(await world.agree(price_pusd=1_000), 0, units=10_300)
+        await world.channel_out().pay()
+        lost = world.receipt(await world.agree(price_pusd=1_000), 0, units=400)
+        await world.payee_ledger.record_receipt(lost, sign=world.sign_receipt)
+        assert await world.payee_ledger.unpaid_pusd(world.requester.peer_id, world.channel) == 0
+        task = await world.agree(price_pusd=1_000)
+        account = await books.open(world.last_agreement)
+        account._chunk_pusd = 6_500_000
+        await account.begin()
+        receipt = world.receipt(task, 0, units=6_500)
+        envelope = await account.issue(receipt, world.sign_receipt)
+        with trio.move_on_after(1):
+            await account.wait_changed()
+        assert account.unpaid == 1  # nothing of it is paid
+        await world.channel_out().accept(task, [(receipt, envelope)], sampled=1)
+        await world.channel_out().pay()
+        with trio.move_on_after(1):
+            await account.wait_changed()
+        assert account.unpaid == (0 if mended else 1)
+        await account.close()
+
+    run(body)
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_result_that_is_lost_in_one_task_holds_up_no_other_on_the_channel(
+    run: Run, mended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not mended:
+        monkeypatch.setattr(EarlierWork, "lose", lambda *_: None)
+
+    async def body(world: Any) -> None:
+        await world.payer.open_channels(world.need(10_000))
+        books = provider_books(world)
+        task = await world.agree(price_pusd=1_000_000)
+        first = await books.open(world.last_agreement)
+        other_task = await world.agree(price_pusd=1_000_000)
+        other = await books.open(world.last_agreement)
+        first._chunk_pusd = other._chunk_pusd = 10_000_000
+        await other.begin()
+        await other.issue(world.receipt(other_task, 0, units=10), world.sign_receipt)
+        await first.begin()
+        receipt = world.receipt(task, 0, units=10)
+        envelope = await first.issue(receipt, world.sign_receipt)
+        await world.channel_out().accept(task, [(receipt, envelope)], sampled=1)
+        await world.channel_out().pay()
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.deadline = trio.current_time() + 1
+            nursery.start_soon(first.wait_changed)
+            await trio.testing.wait_all_tasks_blocked()
+            assert first.unpaid == 1  # the other task's chunk may still be paid
+            await other.close()
+        assert first.unpaid == (0 if mended else 1)
+        await first.close()
+        assert not books._accounts
+
+    run(body)
+
+
 def test_compiling_takes_from_what_a_known_peer_may_owe(run: Run) -> None:
     async def body(world: Any) -> None:
         task = await world.agree(price_pusd=14)
@@ -391,7 +463,7 @@ def test_what_is_issued_is_owed_whoever_cancels(run: Run) -> None:
             scope.cancel()
             await account.issue(world.receipt(task, 0), world.sign_receipt)
         assert len(await world.payee_ledger.receipts(task)) == 1
-        assert list(account._owed) == [1]
+        assert list(account._owed) == [1_000_000]
         await account.close()
         assert (await world.payee_ledger.agreement(task)).state == "failed"
 

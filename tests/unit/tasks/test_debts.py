@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import trio
 
-from p2pcompute._books import _RequesterAccount
+from p2pcompute._books import _ProviderAccount, _RequesterAccount
+from p2pcompute._requester import TaskRun
 from p2pcompute.errors import TaskError
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditPolicy
+from p2pcompute.payments._earlier import EarlierWork
 from p2pcompute.tasks import ChunkDone, Paid, ProviderLost, ProviderRefused, TaskStarted, _coordinator, _link
 from p2pcompute_protocols import task
 
@@ -127,5 +129,58 @@ def test_what_a_broken_link_left_unpaid_is_paid_before_the_next_task(
         (channel,) = await requester.services.ledger.channels_out()
         assert channel.accepted_uusd == channel.acked_uusd
         assert requester.services.books.standing(provider.peer_id).paid_uusd >= channel.acked_uusd - 2
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("mended", [True, False])
+def test_a_result_that_was_lost_with_a_task_broken_off_stalls_no_later_task(
+    mended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cost less than a micro-USD, so it hides in a voucher that was rounded up. The next task's first chunk is paid
+    in full then and not in the provider's eyes: it waits for money, and the requester for a result."""
+    if not mended:
+        monkeypatch.setattr(EarlierWork, "left_out_pusd", 0)
+    units = 0.0
+
+    async def costs(*_: Any) -> float:
+        await trio.lowlevel.checkpoint()
+        return units
+
+    monkeypatch.setattr(TaskRun, "_calibrate", costs)
+    issue = _ProviderAccount.issue
+    broken_off: list[trio.CancelScope] = []
+
+    async def and_breaks_off(account: _ProviderAccount, *args: Any) -> bytes:
+        envelope = await issue(account, *args)
+        for scope in broken_off:
+            scope.cancel()
+        return envelope
+
+    monkeypatch.setattr(_ProviderAccount, "issue", and_breaks_off)
+
+    async def scenario(market: Market) -> None:
+        nonlocal units
+        provider = await market.provider(price="3.6 USD")  # a unit costs 1,000 pico-USD
+        requester = await market.node(connect=(provider,))
+        units = 38 / 256  # of an item; a chunk has 256
+        assert np.array_equal(await compute(requester, budget="1 USD"), Z)  # 0.608 micro-USD
+        units = 300 / 256
+        with trio.CancelScope() as scope:
+            broken_off.append(scope)
+            await compute(requester, budget="1 USD")
+        assert scope.cancelled_caught
+        broken_off.clear()
+        (paid,) = await requester.services.ledger.channels_out()
+        (owed,) = await provider.services.ledger.channels_in()
+        assert (paid.accepted_pusd, owed.owed_pusd, owed.paid_uusd) == (608_000, 908_000, 1)
+        assert not owed.unpaid_pusd
+        units = 350 / 256
+        watch = Watch()
+        began = trio.current_time()
+        with suppress(*(() if mended else (TaskError,))):  # a second agreement may bring it to an end
+            assert np.array_equal(await compute(requester, watch=watch, budget="1 USD"), Z)
+        assert bool(watch.of(ProviderLost)) != mended
+        assert (trio.current_time() - began < 10) == mended
 
     in_memory(scenario)
