@@ -131,7 +131,8 @@ class RunOptions:
         rtol, atol: in fast mode, an element of a float output is right where it differs from the strict one by atol +
             rtol times its size at most. Where None: 1e-4 and 1e-6 of float32, 1e-9 and 1e-12 of float64.
         device: "cpu", "cuda" or "any".
-        on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block.
+        on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. What it raises ends the task, and is
+            raised.
 
     Raises:
         OptionError: one of them is out of its range; says which range it has. Also a ValueError.
@@ -326,9 +327,10 @@ class TaskRun:
             async with trio.open_nursery() as nursery:
                 if self._needs_worker:
                     nursery.start_soon(self.pool)
-                await self.coordinator.candidates(
+                offered = await self.coordinator.candidates(
                     requirement, units=1, fp=options.fp, language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
                 )
+                self.budget.check_price(min(candidate.option.price_pusd for candidate in offered))
                 self._emit(Compiling())
         tolerance = tolerance_of(options.fp, options.rtol, options.atol, binding.layout.outputs)
         async with self._worker() as own, self._fast_worker(binding) as own_fast:

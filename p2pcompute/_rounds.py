@@ -101,7 +101,8 @@ class RoundOptions:
         deadline_s: seconds from now, at most 7 days.
         max_price: the most that an hour of a reference core may cost.
         device: "cpu", "cuda" or "any".
-        on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block.
+        on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. What it raises ends the task, and is
+            raised.
 
     Raises:
         OptionError: one of them is out of its range; says which range it has. Also a ValueError.
@@ -340,9 +341,10 @@ class RoundsRun:
         with single_error(NoProviderError, P2PComputeError):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.pool)
-                await self.coordinator.candidates(
+                offered = await self.coordinator.candidates(
                     requirement, units=1, fp="strict", language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
                 )
+                self.budget.check_price(min(candidate.option.price_pusd for candidate in offered))
                 self._emit(Compiling())
         try:
             with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):

@@ -14,7 +14,7 @@ import resource
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, Self, TypeVar
 
@@ -23,6 +23,7 @@ import trio
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
+from p2pcompute._listening import listening
 from p2pcompute._options import chosen
 from p2pcompute._partial import Placed
 from p2pcompute._profile import Profile
@@ -367,6 +368,8 @@ class Node:
             if waits:
                 await stack.enter_async_context(self._turn)
             task.options = stack.enter_context(allowance(task.options, task.budget))
+            listener = stack.enter_context(listening(task.options.on_event))
+            task.options = replace(task.options, on_event=listener)
             with single_error(P2PComputeError):
                 await task.execute(binding, deliver)
 

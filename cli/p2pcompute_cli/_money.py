@@ -213,7 +213,8 @@ def earnings(profile: str, network: str, place: Place, as_json: bool, debug: boo
 
 @click.command(
     epilog="\b\nExamples:\n  p2pcompute receipts\n  p2pcompute receipts --csv --limit 10000 > receipts.csv\n\n"
-    "The newest tasks come first. `code` is 0 for a result; `verdict` is what this node found, where it bought."
+    "The newest tasks come first. `code` is 0 for a result; `verdict` is what this node found, where it bought. "
+    "Amounts are exact; only what is paid for all of them together is rounded up, to a millionth."
 )
 @click.option("--csv", "as_csv", is_flag=True, help="one line each, for a spreadsheet")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1_000, show_default=True, help="how many at most")
@@ -248,7 +249,7 @@ def receipts(profile: str, network: str, place: Place, as_csv: bool, limit: int,
                 {
                     **row,
                     "agreed": _day(row["agreed_ms"], offset=True),
-                    "usd": f"{row['pusd'] / 1e12:.12f}",
+                    "usd": _exact_usd(row["pusd"]),
                     "reason": _cell(row["reason"]),
                 }
             )
@@ -260,10 +261,15 @@ def receipts(profile: str, network: str, place: Place, as_csv: bool, limit: int,
             did = "for" if row["role"] == "provider" else "by"
             click.echo(
                 f"  {_day(row['agreed_ms'])}  task {row['task'][:8]} chunk {row['index']:>5}  "
-                f"{row['pusd'] / 1e12:>12.6f} USD  {did} {short_peer(row['peer'])}  {said}"
+                f"{_exact_usd(row['pusd']):>16} USD  {did} {short_peer(row['peer'])}  {said}"
             )
         if len(rows) == limit:
             click.echo(f"  the newest {limit}; --limit for more")
+
+
+def _exact_usd(pusd: int) -> str:
+    """To the last pico-USD: a chunk may cost less than a millionth, and what is earned is rounded once, in the sum."""
+    return f"{pusd // 10**12}.{pusd % 10**12:012d}"
 
 
 def _cell(text: str) -> str:

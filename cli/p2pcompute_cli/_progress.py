@@ -66,6 +66,7 @@ class TaskView:
     providers: dict[str, ProviderView] = field(default_factory=dict)
     checked: int = 0
     error: str = ""
+    broken_off: bool = False  # by its user, as with Ctrl-C: that is no failure
 
     @property
     def done(self) -> int:
@@ -173,6 +174,7 @@ class Progress:
             return
         task.took_s = time.monotonic() - task.started_s
         task.error = "" if error is None else type(error).__name__
+        task.broken_off = error is not None and not isinstance(error, Exception)
         if error is None:
             providers = sum(1 for view in task.providers.values() if view.done)
             self._console.print(
@@ -282,10 +284,13 @@ class Progress:
             table.add_row(peer if self._console.width > 90 else short_peer(peer), str(chunks), usd(paid))
         table.add_row("total", str(sum(row[0] for row in rows.values())), usd(sum(row[1] for row in rows.values())))
         self._console.print(table, highlight=False)
-        failed = sum(1 for task in self.tasks if task.error)
+        failed = sum(1 for task in self.tasks if task.error and not task.broken_off)
+        broken_off = sum(1 for task in self.tasks if task.broken_off)
         self._console.print(
             count(len(self.tasks), "task")
-            + (f", {failed} of them failed," if failed else "")
+            + (f", {failed} of them failed" if failed else "")
+            + (f", {broken_off} of them broken off" if broken_off else "")
+            + ("," if failed or broken_off else "")
             + f" in {seconds(took_s)}",
             highlight=False,
         )

@@ -91,7 +91,7 @@ def _incoming(row: ChannelInRow) -> dict[str, Any]:
     }
 
 
-def _outgoing(row: ChannelOutRow) -> dict[str, Any]:
+def _outgoing(row: ChannelOutRow, close_at_s: int) -> dict[str, Any]:
     return {
         "channel": row.channel.hex(),
         "direction": "out",
@@ -102,13 +102,15 @@ def _outgoing(row: ChannelOutRow) -> dict[str, Any]:
         "claimed_uusd": row.claimed_uusd,
         "unclaimed_uusd": max(0, row.voucher_uusd - row.claimed_uusd),
         "worked_uusd": row.accepted_uusd,
-        "close_at_s": 0,
+        "close_at_s": close_at_s,
     }
 
 
 async def _channels(money: MoneyOnChain, _: Mapping[str, Any]) -> dict[str, Any]:
     incoming, outgoing = await money.ledger.channels_in(), await money.ledger.channels_out()
-    return {**_where(money), "channels": [*map(_incoming, incoming), *map(_outgoing, outgoing)]}
+    closing = await money.wallet.closing()
+    rows = [*map(_incoming, incoming), *(_outgoing(row, closing.get(row.channel, 0)) for row in outgoing)]
+    return {**_where(money), "channels": rows}
 
 
 async def _receipts(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,5 +177,5 @@ MONEY_ANSWERS: Final[
 where it is left out), ``/close`` takes ``channel`` (the first 8 digits of its ID, or more), ``/receipts`` takes
 ``limit``."""
 
-ON_CHAIN: Final = frozenset({"/wallet", "/settle", "/fund", "/withdraw", "/close"})
+ON_CHAIN: Final = frozenset({"/wallet", "/channels", "/settle", "/fund", "/withdraw", "/close"})
 """Those of them that wait for the chain."""

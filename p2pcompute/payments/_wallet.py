@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
-from p2pcompute.errors import ConfigError, InsufficientFunds
-from p2pcompute_protocols.ids import Address
+import trio
+
+from p2pcompute.errors import ChainError, ConfigError, InsufficientFunds
+from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import usd
 
 from ._api import ChannelIn, ChannelOutView, Hub, Withdraw
@@ -17,6 +20,9 @@ from ._outbox import Outbox
 from ._settler import Settler
 
 __all__ = ["Balances", "Wallet", "too_few_tokens", "too_little_free"]
+
+_CLOSING_S: Final = 5.0
+_AT_ONCE: Final = 4  # requests to the chain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,26 @@ class Wallet:
     async def channels(self) -> tuple[list[ChannelIn], list[ChannelOutView]]:
         """Channels on which the account is paid, and those on which it pays, as the ledger has them."""
         return list(await self._ledger.channels_in()), list(await self._ledger.channels_out())
+
+    async def closing(self) -> dict[ChannelId, int]:
+        """The channels on which the account pays and whose close it has asked for: UNIX time from which each can be
+        closed. The chain is asked, for 5 s at most; what it does not say is left out."""
+        found: dict[ChannelId, int] = {}
+
+        async def look(channel: ChannelId) -> None:
+            with suppress(ChainError):
+                async with at_once:
+                    state = await self._hub.channel(channel)
+                if state.close_at_s:
+                    found[channel] = state.close_at_s
+
+        at_once = trio.CapacityLimiter(_AT_ONCE)
+        with trio.move_on_after(_CLOSING_S):
+            async with trio.open_nursery() as nursery:
+                for row in await self._ledger.channels_out():
+                    if row.deposit_uusd > row.claimed_uusd:
+                        nursery.start_soon(look, row.channel)
+        return found
 
     async def settle(self) -> int:
         """Claim on chain what vouchers are worth; channels stay open. What it brought, in micro-USD.

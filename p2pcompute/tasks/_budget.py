@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from typing import Final
 
 from p2pcompute.errors import BudgetError
 from p2pcompute_protocols.money import PUSD_PER_UUSD
 
 __all__ = ["TaskBudget"]
+
+_UNITS_PER_HOUR: Final = 3_600_000_000  # microseconds
 
 
 class TaskBudget:
@@ -66,6 +69,22 @@ class TaskBudget:
         if level.accepted_pusd:
             text += f", of which {max(0, level._left_pusd() or 0) / PUSD_PER_UUSD / 1e6:.6f} USD are left"
         return f"{text}; {level._raise}"
+
+    def check_price(self, pusd: int) -> None:
+        """Before any work is compiled and timed: where nothing is left, it takes a provider that works for nothing.
+
+        Args:
+            pusd: what the cheapest one takes for a unit.
+
+        Raises:
+            BudgetError: it takes something; says how much an hour.
+        """
+        if pusd and self.left_uusd == 0:
+            hour_usd = pusd * _UNITS_PER_HOUR / PUSD_PER_UUSD / 1e6
+            raise BudgetError(
+                f"{self.shortage()}: the cheapest provider takes {hour_usd:.4f} USD for an hour of a reference core. "
+                "Nothing was paid for this task."
+            )
 
     def take(self, pusd: int) -> None:
         """Accept `pusd` more.

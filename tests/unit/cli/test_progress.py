@@ -147,6 +147,18 @@ def test_a_terminal_gets_a_live_display_that_leaves_nothing_behind() -> None:
     assert "1 task, 1 of them failed, in 12.5 s" in text
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "1 task, 1 of them broken off, in 12.5 s"),
+        (BaseExceptionGroup("", [KeyboardInterrupt()]), "1 task, 1 of them broken off, in 12.5 s"),
+        (ExceptionGroup("", [ValueError()]), "1 task, 1 of them failed, in 12.5 s"),
+    ],
+)
+def test_who_breaks_a_task_off_is_not_told_that_it_failed(error: BaseException, said: str) -> None:
+    assert said in told(Console(file=io.StringIO(), width=200), error)
+
+
 def test_json_lines() -> None:
     file = io.StringIO()
     watcher = JsonWatcher(file)

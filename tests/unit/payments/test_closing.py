@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import trio
 
-from p2pcompute.errors import ConfigError
+from p2pcompute.control import MONEY_ANSWERS, MoneyOnChain
+from p2pcompute.errors import ChainUnreachable, ConfigError
 from p2pcompute.payments import ClosedChannel, Finalize, RequestClose, Wallet
 from p2pcompute.payments._model_hub import CLOSE_DELAY_S
 
@@ -60,6 +61,15 @@ def run(make_world: Callable[..., World], scenario: Callable[[World, Clock, Wall
     trio.run(main)
 
 
+async def shown_to(wallet: Wallet, world: World) -> list[tuple[str, int]]:
+    """What `p2pcompute channels` is told of the payer's: direction, and when each can be closed."""
+    money = MoneyOnChain(
+        wallet=wallet, ledger=world.payer_ledger, network="test", chain_url=None, chain_id=1, hub=bytes(20)
+    )
+    answer = await MONEY_ANSWERS["GET", "/channels"](money, {})
+    return [(row["direction"], row["close_at_s"]) for row in answer["channels"]]
+
+
 def test_a_payee_claims_and_closes_at_once(make_world: Callable[..., World]) -> None:
     async def scenario(world: World, clock: Clock, payer: Wallet, payee: Wallet) -> None:
         await earn(world, 7)
@@ -88,6 +98,7 @@ def test_a_payer_asks_waits_a_day_and_gets_what_is_left(make_world: Callable[...
         asked = await payer.close(name)
         due_s = clock.now_ms // 1000 + CLOSE_DELAY_S
         assert (asked.direction, asked.state, asked.close_at_s, asked.refund_uusd) == ("out", "closing", due_s, 0)
+        assert await shown_to(payer, world) == [("out", due_s)]
         clock.now_ms += DAY_MS - 1000
         again = await payer.close(name)
         assert (again.state, again.close_at_s) == ("closing", due_s)  # the date stays
@@ -98,8 +109,24 @@ def test_a_payer_asks_waits_a_day_and_gets_what_is_left(make_world: Callable[...
         assert (await payer.balances()).free_uusd == 993
         (row,) = await world.payer_ledger.channels_out()
         assert (row.deposit_uusd, row.claimed_uusd) == (7, 7)
+        assert await shown_to(payer, world) == [("out", 0)]
         with pytest.raises(ConfigError, match="nothing is reserved"):
             await payer.close(name)
+
+    run(make_world, scenario)
+
+
+def test_a_chain_that_does_not_answer_hides_no_channels(
+    make_world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(world: World, clock: Clock, payer: Wallet, payee: Wallet) -> None:
+        async def fails(_: Any) -> Any:
+            raise ChainUnreachable("nobody answers")
+
+        await earn(world, 7)
+        await payer.close(world.channel.hex())
+        monkeypatch.setattr(payer._hub, "channel", fails)
+        assert await shown_to(payer, world) == [("out", 0)]
 
     run(make_world, scenario)
 
