@@ -2,6 +2,11 @@
 
 Portions differ in cost, so there are several for each thread, and each takes the next when it has done one. That is a
 counter in memory and no word between threads: compiled code takes portions without the interpreter's lock.
+
+A thread that sleeps takes some tens of microseconds to wake, which is much of a short launch. So one that has done its
+share looks for as long as that whether the next launch begins: launches follow each other where a chunk is run in
+slices and where work goes in rounds. It looks at that launch's own counter, which changes when the asking thread is in
+compiled code: woken earlier, it would wait for the interpreter's lock, asleep.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ _ALONE_NS = 50_000  # after which other threads are woken
 _LONG_NS = 4 * _ALONE_NS  # of a launch like the last one: others are woken at once
 _PORTIONS = 32  # for each thread
 _TURNS = 50_000  # of looking whether the others are done, before sleeping: some tens of microseconds
+_WATCHES = 25_000  # of looking whether the next launch has begun, before sleeping: a tenth of a millisecond
+_WATCHED_NS = 40_000  # of a launch like the last one, for threads that look: they begin in no time
 
 
 def new_counters() -> Array:
@@ -52,15 +59,16 @@ class Crew:
     """
 
     def __init__(self, threads: int) -> None:
-        self._inboxes = [SimpleQueue[Callable[[], None] | None]() for _ in range(threads - 1)]
+        self.threads = threads
+        self._look: Any = _look() if threads > 1 else None
+        self._inboxes = [_Inbox(self._look) for _ in range(threads - 1)]
+        self._next = new_counters()  # of the launch that comes
         self._others = [
             threading.Thread(target=_serve, args=(inbox,), name=f"kernel-{number}", daemon=True)
             for number, inbox in enumerate(self._inboxes)
         ]
         for other in self._others:
             other.start()
-        self.threads = threads
-        self._settle: Any = _settle() if self._others else None
         self._take: Any = None
         self._finished: Any = None
 
@@ -100,36 +108,37 @@ class Crew:
             return
         began = time.perf_counter_ns()
         done = 0
+        long_ns = _WATCHED_NS if all(inbox.watched for inbox in self._inboxes) else _LONG_NS
         # One of few items may take as long as it likes: the others are not to wait for it.
-        if total >= 64 * threads and (pace is None or pace.ns * total < _LONG_NS):
-            done = _alone(total, total // 8, part)
+        if total >= 64 * threads and (pace is None or pace.ns * total < long_ns):
+            done = _alone(total, total // 8, 1 if pace is None or not pace.ns else int(_ALONE_NS / 2 / pace.ns), part)
         if done < total:
             self._together(done, total, part)
         if pace is not None:
             pace.ns = (time.perf_counter_ns() - began) / total
 
     def _together(self, done: int, total: int, part: Part) -> None:
-        counters = new_counters()
-        counters[:] = done
+        counters, self._next = self._next, new_counters()
+        counters[0] = done
         portion = max(1, total // (_PORTIONS * self.threads))
         ended: list[threading.Lock] = []
         for inbox in self._inboxes[: -(-(total - done) // portion) - 1]:
             lock = threading.Lock()
             lock.acquire()
             ended.append(lock)
-            inbox.put(_Job(part, counters, portion, total, lock))
+            inbox.jobs.put(_Job(part, counters, portion, total, lock, self._next))
         try:
             part(counters, portion, total)
         finally:
             # One that wakes only now finds nothing to take, and is not waited for.
-            if not self._settle(counters, total, _TURNS):
+            if not self._look(counters, total - done, _TURNS):
                 for lock in ended:
                     lock.acquire()
 
     def close(self) -> None:
         """End the threads."""
         for inbox in self._inboxes:
-            inbox.put(None)
+            inbox.jobs.put(None)
         for other in self._others:
             other.join()
 
@@ -137,12 +146,15 @@ class Crew:
 class _Job:
     """A part for another thread. It may fail for want of memory before it takes anything: others do it all then."""
 
-    __slots__ = ("_arguments", "_ended", "_part")
+    __slots__ = ("_arguments", "_ended", "_part", "following")
 
-    def __init__(self, part: Part, counters: Array, portion: int, total: int, ended: threading.Lock) -> None:
+    def __init__(
+        self, part: Part, counters: Array, portion: int, total: int, ended: threading.Lock, following: Array
+    ) -> None:
         self._part = part
         self._arguments = (counters, portion, total)
         self._ended = ended
+        self.following = following  # the next launch's counters
 
     def __call__(self) -> None:
         try:
@@ -152,16 +164,36 @@ class _Job:
             self._ended.release()
 
 
-def _serve(inbox: SimpleQueue[Callable[[], None] | None]) -> None:
-    while (job := inbox.get()) is not None:
+class _Inbox:
+    """What one of the other threads is to do.
+
+    Attributes:
+        jobs: None ends it.
+        watched: whether it looks for the next launch without sleeping.
+    """
+
+    __slots__ = ("jobs", "look", "watched")
+
+    def __init__(self, look: Any) -> None:
+        self.jobs = SimpleQueue[_Job | None]()
+        self.look = look
+        self.watched = False
+
+
+def _serve(inbox: _Inbox) -> None:
+    while (job := inbox.jobs.get()) is not None:
         job()
+        following = job.following
         del job  # it holds the arrays
+        inbox.watched = True
+        inbox.look(following, 1, _WATCHES)
+        inbox.watched = False
 
 
-def _alone(total: int, most: int, part: Part) -> int:
-    """Begin without the others: to wake them takes longer than all of a small launch. How much is done; what comes
-    first says little of what follows, so no portion is larger than `most`."""
-    done, size, end = 0, 1, time.perf_counter_ns() + _ALONE_NS
+def _alone(total: int, most: int, size: int, part: Part) -> int:
+    """Begin without the others, with a portion of `size`: to wake them takes longer than all of a small launch. How
+    much is done; what comes first says little of what follows, so no portion is larger than `most`."""
+    done, size, end = 0, max(1, min(size, most)), time.perf_counter_ns() + _ALONE_NS
     counters = new_counters()
     while done < total and time.perf_counter_ns() < end:
         size = min(size, total - done)
@@ -172,17 +204,18 @@ def _alone(total: int, most: int, part: Part) -> int:
     return done
 
 
-def _settle() -> Any:
-    """``settle(counters, total, turns)``: look whether all is done until it is or so many turns have passed."""
+def _look() -> Any:
+    """``look(counters, done, turns)``: look whether so many items are done until they are or so many turns have
+    passed."""
 
-    def settle(counters: Any, total: Any, turns: Any) -> Any:
+    def look(counters: Any, done: Any, turns: Any) -> Any:
         for _ in range(turns):  # noqa: SIM110 - numba compiles no generators
-            if finished(counters, 0) >= total:
+            if finished(counters, 0) >= done:
                 return True
         return False
 
     counters = numba.types.Array(numba.types.int64, 1, "C")
-    return _compiled(settle, counters, numba.types.int64, numba.types.int64)
+    return _compiled(look, counters, numba.types.int64, numba.types.int64)
 
 
 def _counting(function: Any) -> Any:

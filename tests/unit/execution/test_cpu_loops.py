@@ -184,6 +184,26 @@ def test_portions_cover_a_launch_once(threads: int) -> None:
         crew.close()
 
 
+def test_launches_that_follow_each_other_are_each_covered_once() -> None:
+    """Threads that look for the next launch find its portions, none of the last one's, and miss no word to end."""
+    taken: list[tuple[int, int]] = []
+
+    def part(counters: Array, portion: int, stop: int) -> None:
+        while (at := int(take_one(counters, portion))) < stop:
+            taken.append((at, min(portion, stop - at)))
+            finish_one(counters, taken[-1][1])
+
+    crew = Crew(3)
+    try:
+        for total in [2, 3, 200, 1_000] * 100:
+            taken.clear()
+            crew.run(total, part, slow())
+            assert sorted(at for start, count in taken for at in range(start, start + count)) == list(range(total))
+    finally:
+        crew.close()
+    assert not [thread for thread in crew._others if thread.is_alive()]
+
+
 def slow() -> Pace:
     """As of a kernel that took a second for each item: others are woken at once."""
     pace = Pace()
