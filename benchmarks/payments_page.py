@@ -22,9 +22,10 @@ TAIL = """
 the one that the payer's binding names), stored by a commit that is synced, and acknowledged. Payers, payees and ledgers
 are those of a node; the hub is a model of it, asked once for each channel.
 
-- *Both ledgers*: the payer's voucher is on its disk before it is sent, and the ack after it came. Those are three
-  commits in a row for each voucher, the payee's in the middle. Payer and provider share one process here, and so one
-  interpreter. Accepting the work is a commit of its own: in sequence it is not counted, at once it is.
+- *Both ledgers*: the payer's voucher is on its disk before it is sent, and the payee's before it is acknowledged. Those
+  are two commits in a row for each voucher. The ack is written at the payer along with what comes next, here the work
+  that is accepted then. Payer and provider share one process here, and so one interpreter. Accepting the work is a
+  commit of its own: in sequence it is not counted, at once it is.
 - *Payers without ledgers* sign and send, and keep nothing, on a core of their own where there is one. This is how many
   vouchers a provider takes.
 - *At once*: what waits while the disk syncs is committed together (group commit), each in a savepoint of its own.

@@ -64,7 +64,11 @@ class Dialogue:
             RemoteProtocolError: the peer takes no bytes (code STALLED); the stream is of no more use.
             StreamError: the stream broke.
         """
-        async with self._send_lock:
+        try:
+            self._send_lock.acquire_nowait()  # nearly always; what is sent lets others run
+        except trio.WouldBlock:
+            await self._send_lock.acquire()
+        try:
             for message in messages:
                 data = self.connection.send(message)
                 with trio.move_on_after(self._send_s) as scope:
@@ -73,6 +77,8 @@ class Dialogue:
                     raise RemoteProtocolError(
                         f"the peer did not take a message in {self._send_s:g} s", code=WireCode.STALLED
                     )
+        finally:
+            self._send_lock.release()
 
     async def receive(self, *, stall_s: float | None = None) -> Record:
         """The next message, or `StreamEnded`.

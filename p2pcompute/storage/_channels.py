@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from p2pcompute.errors import InsufficientFunds, StorageError, VoucherRefused
@@ -67,6 +68,8 @@ def release_credit(tx: Transaction, peer: str, pusd: int) -> None:
 class ChannelsMixin:
     """Methods of `Ledger` about channels; see there for what holds for all of them."""
 
+    _acks: dict[ChannelId, int]  # what payees said last; it may not be written yet
+
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
@@ -74,6 +77,9 @@ class ChannelsMixin:
         raise NotImplementedError
 
     async def _look(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
+    def _ride(self, key: object, work: Callable[[Transaction], object]) -> None:
         raise NotImplementedError
 
     # Incoming: we are the payee
@@ -159,15 +165,25 @@ class ChannelsMixin:
                 peer=peer,
                 gained_uusd=gained_uusd,
             )
-            self._rebase_in(tx, row, amount_uusd)
+            rebased_pusd = self._rebase_in(tx, row, amount_uusd)
             release_credit(tx, peer, gained_uusd * PUSD_PER_UUSD)
-            return need_in(tx, channel)
+            return replace(
+                row,
+                best_uusd=amount_uusd,
+                memo=memo,
+                signature=signature,
+                peer=peer,
+                owed_pusd=row.owed_pusd + rebased_pusd,
+            )
 
         return await self._write(work)
 
-    def _rebase_in(self, tx: Transaction, row: ChannelInRow, paid_uusd: int) -> None:
-        if paid_uusd > row.owed_uusd:
-            tx.emit("owed_rebased", channel=row.channel, pusd=paid_uusd * PUSD_PER_UUSD - row.owed_pusd)
+    def _rebase_in(self, tx: Transaction, row: ChannelInRow, paid_uusd: int) -> int:
+        if paid_uusd <= row.owed_uusd:
+            return 0
+        pusd = paid_uusd * PUSD_PER_UUSD - row.owed_pusd
+        tx.emit("owed_rebased", channel=row.channel, pusd=pusd)
+        return pusd
 
     async def set_chain_in(
         self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int, close_at_s: int
@@ -215,7 +231,8 @@ class ChannelsMixin:
             row = tx.one(f"{_OUT} WHERE channel = :channel", channel=channel)
             return None if row is None else _out(row)
 
-        return await self._look(work)
+        row = await self._look(work)
+        return None if row is None else self._with_ack(row)
 
     async def channels_out(self) -> list[ChannelOutRow]:
         """All outgoing channels."""
@@ -243,7 +260,7 @@ class ChannelsMixin:
                 )
             memo, signature = sign(amount_uusd)
             tx.emit("voucher_signed", channel=channel, amount_uusd=amount_uusd, memo=memo, signature=signature)
-            return need_out(tx, channel)
+            return replace(row, voucher_uusd=amount_uusd, memo=memo, signature=signature)
 
         return await self._write(work)
 
@@ -270,22 +287,35 @@ class ChannelsMixin:
             tx.emit("accepted_rebased", channel=row.channel, pusd=lost_uusd * PUSD_PER_UUSD)
 
     async def ack_voucher(self, channel: ChannelId, *, amount_uusd: int) -> ChannelOutRow:
-        """The payee said that it holds a voucher of this amount; an amount above our highest is ignored."""
+        """The payee said that it holds a voucher of this amount; an amount above our highest is ignored.
 
-        def work(tx: Transaction) -> ChannelOutRow:
-            row = need_out(tx, channel)
-            if row.acked_uusd < amount_uusd <= row.voucher_uusd:
-                tx.emit(
-                    "voucher_acked",
-                    channel=channel,
-                    amount_uusd=amount_uusd,
-                    peer=row.peer,
-                    gained_uusd=amount_uusd - row.acked_uusd,
-                )
-                row = need_out(tx, channel)
-            return row
+        Nothing leaves on the strength of it, and after a crash the next sync says it again. So it is not waited for:
+        the next transaction takes it along, at the latest when the channels are listed or the ledger is closed.
+        """
+        row = await self._look(lambda tx: need_out(tx, channel))
+        row = self._with_ack(row)
+        if row.acked_uusd < amount_uusd <= row.voucher_uusd:
+            self._acks[channel] = amount_uusd
+            self._ride(("ack", channel), lambda tx: self._write_ack(tx, channel, amount_uusd))
+            row = self._with_ack(row)
+        return row
 
-        return await self._write(work)
+    def _with_ack(self, row: ChannelOutRow) -> ChannelOutRow:
+        acked_uusd = self._acks.get(row.channel, 0)
+        if row.acked_uusd < acked_uusd <= row.voucher_uusd:
+            return replace(row, acked_uusd=acked_uusd)
+        return row
+
+    def _write_ack(self, tx: Transaction, channel: ChannelId, amount_uusd: int) -> None:
+        row = need_out(tx, channel)
+        if row.acked_uusd < amount_uusd <= row.voucher_uusd:
+            tx.emit(
+                "voucher_acked",
+                channel=channel,
+                amount_uusd=amount_uusd,
+                peer=row.peer,
+                gained_uusd=amount_uusd - row.acked_uusd,
+            )
 
     async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutRow:
         """What the chain says about an outgoing channel. More claimed than this ledger has signed for (a restored

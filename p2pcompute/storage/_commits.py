@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, cast
 import trio
 
 from ._database import Database, Transaction
-from ._executor import Executor
+from ._executor import BriefExecutor, Executor
 
 __all__ = ["MAX_GROUP", "GroupCommit"]
 
@@ -55,9 +55,27 @@ class GroupCommit:
     def __init__(self, database: Database, executor: Executor, clock_ms: Callable[[], int]) -> None:
         self._database = database
         self._executor = executor
+        self._brief = executor.brief if isinstance(executor, BriefExecutor) else None
         self._clock_ms = clock_ms
         self._waiting: deque[_Waiting] = deque()
+        self._riders: dict[object, Callable[[Transaction], Any]] = {}
         self._busy = False
+
+    def ride(self, key: object, work: Callable[[Transaction], Any]) -> None:
+        """Have `work` written along with the next transaction, whoever's that is: only for what nobody relies on
+        being on disk. It costs no sync of its own.
+
+        Args:
+            key: a later one with the same key takes its place.
+            work: is undone alone, and forgotten, where it raises; a full disk leaves it for the next time.
+        """
+        self._riders.pop(key, None)
+        self._riders[key] = work
+
+    @property
+    def riding(self) -> bool:
+        """Whether something waits for the next transaction."""
+        return bool(self._riders)
 
     async def __call__(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in a transaction, and return what it gives once that is on disk.
@@ -98,14 +116,19 @@ class GroupCommit:
         group = [self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))]
         for one in group:
             one.taken = True
+        riders, self._riders = self._riders, {}
+        works = [*riders.values(), *(one.work for one in group)]
+        run = self._executor if self._brief is None or len(group) > 1 else self._brief
         now_ms = self._clock_ms()
         outcomes: list[Any] = []
         try:
             with trio.CancelScope(shield=True):
-                outcomes = await self._executor(lambda: self._database.write_all([one.work for one in group], now_ms))
+                outcomes = await run(lambda: self._database.write_all(works, now_ms))
+            del outcomes[: len(riders)]
         except BaseException as exc:  # noqa: BLE001  each of them has to hear of it, the leader too
             # Nothing of any of them is there. Each gets an error of its own: tasks add to what they raise.
             outcomes = [exc, *(_another(exc) for _ in group[1:])]
+            self._riders = riders | self._riders
         for one, outcome in zip(group, outcomes, strict=True):
             one.outcome = outcome
             one.turn.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -12,7 +12,7 @@ import trio
 
 from p2pcompute.errors import ConfigError, PaymentError, StorageError
 from p2pcompute_protocols.channel import channel_id
-from p2pcompute_protocols.ids import Address, PeerId, TaskId
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import ChainTerms, usd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
@@ -82,7 +82,7 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
     Each method that changes something is one transaction: when it returns the change is on disk (WAL and
     ``synchronous=FULL``), when it raises nothing changed. Methods can be called from many tasks; they run one after
     the other, and those that wait for the disk share its next sync. A method is cancelled either before it began, and
-    then did nothing, or not at all.
+    then did nothing, or not at all. One change waits for no sync, since nothing rests on it: `ack_voucher`.
 
     Raises, from any method:
         DiskFull: no room. Nothing is lost and the ledger goes on once there is room.
@@ -102,6 +102,7 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
         self._database = database
         self._executor = executor
         self._commit = GroupCommit(database, executor, clock_ms)
+        self._acks: dict[ChannelId, int] = {}
         self._lock = lock
 
     @property
@@ -118,7 +119,11 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         return await self._commit(work)
 
+    def _ride(self, key: object, work: Callable[[Transaction], object]) -> None:
+        self._commit.ride(key, work)
+
     async def _read(self, work: Callable[[Transaction], T]) -> T:
+        await self._write_riders()
         return await self._executor(lambda: self._database.read(work))
 
     async def _look(self, work: Callable[[Transaction], T]) -> T:
@@ -127,9 +132,15 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
         await trio.lowlevel.checkpoint()
         return self._database.look(work)
 
+    async def _write_riders(self) -> None:
+        if self._commit.riding:
+            with suppress(StorageError):  # they say nothing that is not said again; to read is what was asked for
+                await self._commit(lambda _: None)
+
     async def aclose(self) -> None:
         """Close the file and release the lock; waits for a call under way. Safe to call twice."""
         with trio.CancelScope(shield=True):
+            await self._write_riders()
             self._database.close_looks()
             await self._executor(self._database.close)
         if self._lock is not None:

@@ -40,8 +40,10 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
             "UPDATE channels_in SET best_uusd = :amount_uusd, memo = :memo, signature = :signature, peer = :peer"
             " WHERE channel = :channel"
         ),
-        _SEEN,
-        "UPDATE peers SET paid_uusd = paid_uusd + :gained_uusd WHERE peer = :peer",
+        (
+            "INSERT INTO peers (peer, first_seen_ms, paid_uusd) VALUES (:peer, :now_ms, :gained_uusd)"
+            " ON CONFLICT (peer) DO UPDATE SET paid_uusd = paid_uusd + excluded.paid_uusd"
+        ),
     ),
     "owed_rebased": (
         "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd, base_pusd = base_pusd + :pusd WHERE channel = :channel",

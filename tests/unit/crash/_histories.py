@@ -271,6 +271,7 @@ def live(
                 for _ in range(steps):
                     await life.act()
                 for who, ledger in (("payer", world.payer_ledger), ("payee", world.payee_ledger)):
+                    await ledger.channels_out()  # writes what was waiting for the next transaction
                     history.events[who] = _events(ledger)
 
     with recorder.installed(), _same_order():

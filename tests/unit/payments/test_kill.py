@@ -110,6 +110,10 @@ async def scenario(world: Any, point: str) -> None:
         await world.channel_out().pay()
         if point == "voucher acked":
             die()
+        assert (await world.payer_ledger.channel_out(world.channel)).acked_uusd == 5
+        await world.payer_ledger.note_failure(world.provider.peer_id)  # whatever is written next takes the ack along
+        if point == "ack written":
+            die()
 
 
 def killed_at(directory: Path, point: str) -> None:
@@ -198,7 +202,8 @@ def test_killed_after_a_receipt_is_stored(tmp_path: Path, make_world: Any) -> No
         ("voucher signed", 0, 0, 0),
         ("voucher stored", 5, 0, 0),
         ("voucher taken", 5, 5, 0),
-        ("voucher acked", 5, 5, 5),
+        ("voucher acked", 5, 5, 0),
+        ("ack written", 5, 5, 5),
     ],
 )
 def test_killed_on_the_way_of_a_voucher(

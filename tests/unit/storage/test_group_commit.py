@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import trio.testing
 from p2pcompute.errors import DiskFull
 from p2pcompute.storage import InlineExecutor, Ledger, LedgerFailed, ReceiptConflict, ThreadExecutor, open_ledger
 from p2pcompute.storage._commits import MAX_GROUP
+from p2pcompute.storage._executor import BRIEF_IN_A_ROW, BRIEF_S
 from p2pcompute_protocols.ids import PeerId
 
 T = TypeVar("T")
@@ -258,5 +260,128 @@ def test_a_hundred_signers_of_one_increment_sign_once(tmp_path: Path, deal: Any,
                 assert len(set(seen)) == 1
                 assert seen[0][0] == amount
             await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+def on_disk(ledger: Ledger, sql: str) -> Any:
+    """What another connection finds, that is to say what is committed."""
+    connection = sqlite3.connect(str(ledger.path))
+    try:
+        return connection.execute(sql).fetchone()[0]
+    finally:
+        connection.close()
+
+
+def test_an_ack_rides_with_the_next_transaction(tmp_path: Path, deal: Any) -> None:
+    """It is seen at once, costs no sync of its own, and is there after a close, and after the next start."""
+    acked = "SELECT acked_uusd FROM channels_out"
+
+    async def main() -> None:
+        async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+            channel = (await ledger.add_agreement(deal.agreement, role="requester")).channel
+            await ledger.set_chain_out(channel, deposit_uusd=1_000, claimed_uusd=0)
+
+            async def pay(index: int) -> None:
+                receipt = deal.receipt(index)
+                await ledger.accept_work(deal.task, [(receipt, deal.sign(receipt))], sampled=1)
+                row = await ledger.raise_voucher(channel, sign=lambda _: (bytes(32), bytes(65)))
+                assert (await ledger.ack_voucher(channel, amount_uusd=row.voucher_uusd)).acked_uusd == row.voucher_uusd
+                found = await ledger.channel_out(channel)
+                assert found is not None
+                assert found.acked_uusd == row.voucher_uusd
+
+            sizes = commits(ledger)
+            await pay(0)
+            assert (sizes, on_disk(ledger, acked)) == ([1, 1], 0)
+            await pay(1)  # its first transaction takes the ack of the first voucher along
+            assert (sizes, on_disk(ledger, acked)) == ([1, 1, 2, 1], 3)
+            assert [row.acked_uusd for row in await ledger.channels_out()] == [6]  # to list them writes it
+            assert on_disk(ledger, acked) == 6
+            await pay(2)
+        async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+            assert on_disk(ledger, acked) == 9
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+def test_what_rides_is_undone_alone_and_waits_for_room(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+
+            def fails(tx: Any) -> None:
+                tx.emit("peer_banned", peer="half", reason="x")
+                raise ValueError("after its first write")
+
+            ledger._ride("fails", fails)
+            ledger._ride("stays", lambda tx: tx.emit("peer_banned", peer="rider", reason="x"))
+            connection = ledger._database.connection
+            pages = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+            with pytest.raises(DiskFull):
+                await ledger.ban(PeerId("no room"), reason="x" * 20_000)
+            assert on_disk(ledger, "SELECT count(*) FROM peers") == 0
+            connection.execute("PRAGMA max_page_count = 100000")
+            await ledger.ban(PeerId("room"), reason="x")
+            assert [row.peer for row in await ledger.peers()] == ["rider", "room"]
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+def test_a_quick_disk_needs_no_thread_and_a_slow_one_has_it_back() -> None:
+    """The event loop feels one slow call, and none while others want to run."""
+
+    async def main() -> None:
+        now, takes = 0.0, 0.0
+        places: list[str] = []
+
+        def clock_s() -> float:
+            return now
+
+        def call() -> None:
+            nonlocal now
+            now += takes
+            places.append("loop" if threading.current_thread() is threading.main_thread() else "thread")
+
+        async def calls(count: int) -> list[str]:
+            places.clear()
+            for _ in range(count):
+                await executor.brief(call)
+            return places.copy()
+
+        executor = ThreadExecutor(clock_s=clock_s)
+        assert await calls(BRIEF_IN_A_ROW + 2) == ["thread"] * BRIEF_IN_A_ROW + ["loop"] * 2
+        takes = BRIEF_S
+        assert await calls(3) == ["loop", "thread", "thread"]
+        takes = 0.0
+        assert await calls(BRIEF_IN_A_ROW + 1) == ["thread"] * BRIEF_IN_A_ROW + ["loop"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.checkpoint)
+            assert await calls(1) == ["thread"]
+        assert await calls(1) == ["loop"]
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await calls(1)
+        assert scope.cancelled_caught
+        assert places == []
+
+        # One that is under way in the thread is waited for.
+        held, done = threading.Event(), trio.Event()
+
+        async def hold() -> None:
+            await executor(held.wait)
+            done.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hold)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(calls, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            assert places == []
+            held.set()
+        assert done.is_set()
+        assert places == ["thread"]
 
     trio.run(main)
