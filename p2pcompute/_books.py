@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.errors import InsufficientFunds, P2PComputeError, VoucherRefused
+from p2pcompute.errors import ChannelClosing, InsufficientFunds, P2PComputeError, VoucherRefused
 from p2pcompute.market import Standing, Standings
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute.payments._debts import OLD_DEBT_MS
@@ -72,6 +72,10 @@ class ProviderLedgerBooks:
         payer = agreement.terms.payer
         channel_ = channel_id(Address(payer.owner), Address(agreement.terms.payee), Address(payer.signer))
         channel = await self._ledger.channel_in(channel_)
+        try:
+            await self._payee.check_open(channel_)
+        except ChannelClosing as exc:
+            raise LocalProtocolError(str(exc), code=WireCode.CLOSING) from exc
         account = _ProviderAccount(
             ledger=self._ledger,
             payee=self._payee,
@@ -192,9 +196,11 @@ class _ProviderAccount:
         if not self._stored:
             try:
                 await self._ledger.add_agreement(self._agreement, role="provider")
-            except BaseException:
+            except BaseException as exc:
                 with trio.CancelScope(shield=True):
                     await self.drop()
+                if isinstance(exc, ChannelClosing):  # consented to since the task was opened
+                    raise LocalProtocolError(str(exc), code=WireCode.CLOSING) from exc
                 raise
             self._stored = True
 

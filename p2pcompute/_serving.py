@@ -194,6 +194,7 @@ class ProviderRole:
             hub=services.hub,
             payee=services.wallet.address,
             network=node.network,
+            signer=services.wallet,
             clock_ms=node.now_ms,
         )
         self.credit = CreditBook(ledger=services.ledger, policy=options.credit, clock_ms=node.now_ms)

@@ -30,6 +30,8 @@
     │   └── RecordRefused            a DHT record or a gossip message failed validation
     ├── PaymentError
     │   ├── VoucherRefused           a voucher is not better than the one we hold, or not for this channel
+    │   ├── ChannelClosing           the payee has consented to close the channel; nothing more is paid over it
+    │   ├── ChannelBusy              work over the channel is under way or unpaid, so it is not closed now
     │   ├── InsufficientFunds        the wallet or the channel does not hold enough
     │   ├── storage.CeilingReached   an agreement's ceiling would be passed
     │   └── payments.CreditExhausted a stranger's free credit is used up
@@ -59,6 +61,8 @@ __all__ = [
     "BudgetError",
     "ChainError",
     "ChainUnreachable",
+    "ChannelBusy",
+    "ChannelClosing",
     "ChunkFailed",
     "ConfigError",
     "DialError",
@@ -270,6 +274,14 @@ class PaymentError(P2PComputeError):
 
 class VoucherRefused(PaymentError):
     """A voucher is not better than the one we hold, or not for this channel."""
+
+
+class ChannelClosing(PaymentError):
+    """The payee has consented to close the channel: nothing more is paid over it before that, or the deadline."""
+
+
+class ChannelBusy(PaymentError):
+    """Work over the channel is under way or unpaid, so its payee does not consent to close it now."""
 
 
 class InsufficientFunds(PaymentError):

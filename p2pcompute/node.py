@@ -29,13 +29,14 @@ from p2pcompute._partial import Placed
 from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
+from p2pcompute._reach import ask_from_node
 from p2pcompute._requester import Chunk, RunOptions, TaskRun, params_of
 from p2pcompute._rounds import Round, RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute._where import check_where, multiaddrs, place_of
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import NodeKey, WalletKey
-from p2pcompute.market import AdBoard, AdService
+from p2pcompute.market import AdBoard, AdService, Discovery
 from p2pcompute.overlay import Overlay
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger, WatchStore
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
     from p2pcompute.checking import Finding
     from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.execution._program_files import InstalledProgram
+    from p2pcompute.payments._api import ChannelOutView
+    from p2pcompute_protocols.channel import CloseConsent
 
 __all__ = ["Node", "NodeServices", "compose_node", "open_node"]
 
@@ -147,7 +150,19 @@ class Node:
         """This node's account: balances, claiming, bringing in and taking out."""
         services = self.services
         settler = None if self.provider is None else self.provider.settler
-        return Wallet(ledger=services.ledger, hub=services.hub, outbox=services.outbox, settler=settler)
+        return Wallet(
+            ledger=services.ledger,
+            hub=services.hub,
+            outbox=services.outbox,
+            settler=settler,
+            clock_ms=self.now_ms,
+            ask=self._ask_close,
+        )
+
+    async def _ask_close(self, row: ChannelOutView) -> tuple[CloseConsent, bytes]:
+        services = self.services
+        discovery = Discovery(overlay=services.overlay, board=services.board, network=self.network, now_ms=self.now_ms)
+        return await ask_from_node(services.payer, discovery, row)
 
     async def _worker_pool(self, threads: int = 0, allow_unsandboxed: bool = False) -> WorkerPool:
         """The workers, opened on first use; 0 threads are all cores."""

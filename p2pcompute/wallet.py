@@ -10,19 +10,24 @@ A running node has the same as `Node.money`, and `p2pcompute wallet` and its lik
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
 
 from p2pcompute._chain_choice import ChainChoice, choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._launch import default_network, default_profile
-from p2pcompute._profile import Profile
+from p2pcompute._profile import NetworkDir, Profile
 from p2pcompute._where import check_where, place_of
 from p2pcompute.control import MoneyOnChain
 from p2pcompute.errors import ChainError, ConfigError
-from p2pcompute.identity import WalletKey
+from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.node import _local_chain, wall_clock_ms
 from p2pcompute.payments import Balances, Outbox, Wallet
 from p2pcompute.storage import open_ledger
+
+if TYPE_CHECKING:
+    from p2pcompute.payments._api import ChannelOutView
+    from p2pcompute_protocols.channel import CloseConsent
 
 __all__ = ["Balances", "MoneyOnChain", "Wallet", "open_wallet"]
 
@@ -38,6 +43,7 @@ async def open_wallet(
     hub: str | None = None,
     token: str | None = None,
     on_start_chain: Callable[[str], None] | None = None,
+    bootstrap: Sequence[str] = (),
 ) -> AsyncGenerator[MoneyOnChain]:
     """Open the money of a profile whose node is not running.
 
@@ -45,6 +51,7 @@ async def open_wallet(
         profile, network, chain, hub, token: as `open_node` takes them. Where no chain is named and this machine has
             the network's development chain, that one runs while the context is open.
         on_start_chain: gets a line that says so, before it is started.
+        bootstrap: as `open_node` takes it, to ask payees for their consent to close channels.
 
     Raises:
         ConfigError: the profile was never used; its ledger is of another chain.
@@ -80,8 +87,25 @@ async def open_wallet(
             await outbox.look()
         except ChainError as exc:
             _log.warning("a transaction of an earlier run is still under way and is sent again later: %s", exc)
+
+        async def ask(row: ChannelOutView) -> tuple[CloseConsent, bytes]:
+            from p2pcompute._opening import _peers
+            from p2pcompute._reach import ask_without_node
+
+            return await ask_without_node(
+                row,
+                key=NodeKey.load_or_create(place.node_key),
+                wallet=key,
+                ledger=ledger,
+                hub=account,
+                outbox=outbox,
+                network=network,
+                now_ms=wall_clock_ms,
+                peers=_peers(NetworkDir.named(network), bootstrap),
+            )
+
         yield MoneyOnChain(
-            wallet=Wallet(ledger=ledger, hub=account, outbox=outbox),
+            wallet=Wallet(ledger=ledger, hub=account, outbox=outbox, ask=ask),
             ledger=ledger,
             network=network,
             chain_url=choice.url,

@@ -28,7 +28,7 @@ def _named(asker: _Asker, name: str, rows: Sequence[dict[str, Any]]) -> dict[str
 @click.command(
     epilog="\b\nExamples:\n  p2pcompute channels\n  p2pcompute close 3f9a11c0\n\n"
     "Where we are paid, our vouchers are claimed first, and the channel is closed at once. Where we pay, what is left "
-    "comes back a day after the first time; then run it again."
+    "comes back at once if the payee's node answers and agrees; else a day after the first time: then run it again."
 )
 @click.argument("channel")
 @click.option("--yes", is_flag=True, help="do not ask")
@@ -47,8 +47,8 @@ def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_
         return
     if answer["state"] == "closing":
         click.echo(
-            f"asked for it: from {_day(answer['close_at_s'] * 1000)} on `p2pcompute close {channel}` brings back what "
-            "is left; vouchers count until then, and work that needs a larger deposit with this provider takes the "
+            f"the payee has not agreed, so the hub was asked: from {_day(answer['close_at_s'] * 1000)} on "
+            f"`p2pcompute close {channel}` brings back what is left; vouchers count until then, and work that needs a larger deposit with this provider takes the "
             "request back"
         )
     elif answer["direction"] == "out":

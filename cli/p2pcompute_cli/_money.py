@@ -101,8 +101,9 @@ class _Asker:
                 pass  # a dead one has left its socket behind, or it does not answer: then the ledger's lock says so
         from p2pcompute.wallet import open_wallet
 
+        chain, hub, token = (self._place[name] for name in ("chain", "hub", "token"))
         async with open_wallet(
-            profile=place, network=self._network, **self._place, on_start_chain=self._say_once
+            profile=place, network=self._network, chain=chain, hub=hub, token=token, on_start_chain=self._say_once
         ) as money:
             return await MONEY_ANSWERS[method, target](money, fields)
 

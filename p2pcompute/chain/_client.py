@@ -32,6 +32,7 @@ from ._hub import (
     encode_balances,
     encode_channel,
 )
+from ._hub_signed import encode_epoch
 from ._rpc import ChainClient, hex_bytes, hex_int
 from ._tx import UnsignedTx, sign_transaction, transaction_hash
 
@@ -153,6 +154,13 @@ class HubClient:
         """Where many channels stand, in few exchanges."""
         outputs = await self._read_many([(self.hub, encode_channel(channel)) for channel in channels])
         return _decoded(lambda: [decode_channel(output) for output in outputs])
+
+    async def channel_epoch(self, channel: ChannelId, *, block: int | None = None) -> int:
+        """How often a channel was closed: after the newest block, or after the one with this number."""
+        tag = "latest" if block is None else hex(block)
+        output = hex_bytes(await self.client.call(*self._read(self.hub, encode_epoch(channel), tag)))
+        # Before the hub was created there was nothing there, so no channel either.
+        return _decoded(lambda: decode_word(output or bytes(32)))
 
     async def balance_uusd(self, owner: Address) -> int:
         """An account's free balance at the hub."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from p2pcompute_protocols.channel._voucher import MAX_AMOUNT_UUSD, Domain, keccak256
+from p2pcompute_protocols.channel import MAX_EPOCH, CloseConsent, close_digest
+from p2pcompute_protocols.channel._voucher import keccak256
 from p2pcompute_protocols.ids import Address, ChannelId
 
-from ._abi import DOMAIN_TYPE, MAX_TIME_S
+from ._abi import DOMAIN_TYPE
 from ._abi import address as _address
 from ._abi import bytes32 as _bytes32
 from ._abi import word as _word
@@ -34,15 +35,11 @@ __all__ = [
     "permit_digest",
 ]
 
-MAX_EPOCH = 2**24 - 1
-"""Closings that a channel counts; from there on no signed closing counts."""
-
 _PERMIT_TYPE = keccak256(b"Permit(address owner,address spender,uint256 value,uint256 nonce,uint256 deadline)")
 _RECEIVE_TYPE = keccak256(
     b"ReceiveWithAuthorization(address from,address to,uint256 value,uint256 validAfter,uint256 validBefore,"
     b"bytes32 nonce)"
 )
-_CLOSE_TYPE = keccak256(b"Close(bytes32 channel,uint24 epoch,uint96 amount,uint40 deadline)")
 _DEPOSIT_INTENT = keccak256(b"p2pcompute hub: deposit for the signer")
 _DEPOSIT_WITH_PERMIT = keccak256(b"deposit_with_permit(uint256,address,uint256,uint8,bytes32,bytes32)")[:4]
 _DEPOSIT_WITH_AUTHORIZATION = keccak256(
@@ -197,47 +194,6 @@ def encode_deposit_with_authorization(authorization: Authorization, signature: b
         _vrs(signature),
     )
     return _DEPOSIT_WITH_AUTHORIZATION + b"".join(words)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloseConsent:
-    """What a payee signs so that a channel may be closed at once (EIP-712 `Close`).
-
-    A payee that has signed one takes no more vouchers on the channel until it is closed or the deadline has passed.
-
-    Attributes:
-        channel: the channel's ID.
-        epoch: how often it was closed before; see `encode_epoch`.
-        amount_uusd: the total that has to be claimed first, over the channel's life: the newest voucher's.
-        deadline_s: UNIX time up to which it is good.
-
-    Raises:
-        ValueError: a field is out of range.
-    """
-
-    channel: ChannelId
-    epoch: int
-    amount_uusd: int
-    deadline_s: int
-
-    def __post_init__(self) -> None:
-        _bytes32(self.channel)
-        if not 0 <= self.epoch < MAX_EPOCH:
-            raise ValueError("a channel that was closed 2**24-1 times can't be closed by signature")
-        if not 0 <= self.amount_uusd <= MAX_AMOUNT_UUSD or not 0 <= self.deadline_s <= MAX_TIME_S:
-            raise ValueError("an amount has 96 bits and a deadline 40")
-
-
-def close_digest(hub: Domain, consent: CloseConsent) -> bytes:
-    """The 32 bytes that the payee signs, in the domain of the hub's vouchers."""
-    return _typed(
-        hub.separator,
-        _CLOSE_TYPE,
-        consent.channel,
-        _word(consent.epoch),
-        _word(consent.amount_uusd),
-        _word(consent.deadline_s),
-    )
 
 
 def encode_close_signed(

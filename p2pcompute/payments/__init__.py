@@ -10,6 +10,7 @@ from ._api import Approve as Approve
 from ._api import ChannelOnChain as ChannelOnChain
 from ._api import Claim as Claim
 from ._api import ClaimRow as ClaimRow
+from ._api import CloseSigned as CloseSigned
 from ._api import CreditExhausted as CreditExhausted
 from ._api import Deposit as Deposit
 from ._api import FeeRaiser as FeeRaiser
@@ -68,6 +69,7 @@ __all__ = [
     "ChannelUnfundable",
     "Claim",
     "ClaimRow",
+    "CloseSigned",
     "ClosedChannel",
     "Confirmations",
     "CreditBook",

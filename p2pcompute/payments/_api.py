@@ -23,7 +23,10 @@ __all__ = [
     "ChannelOutView",
     "Claim",
     "ClaimRow",
+    "CloseSigned",
+    "ConfirmingEpochs",
     "ConfirmingHub",
+    "ConsentOut",
     "CreditExhausted",
     "Deposit",
     "Dial",
@@ -45,6 +48,7 @@ __all__ = [
     "Stream",
     "TxLedger",
     "Withdraw",
+    "payee_epoch",
     "payee_view",
 ]
 
@@ -163,7 +167,20 @@ class Finalize:
     signer: Address
 
 
-HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw | RequestClose | Finalize
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseSigned:
+    """Close a channel at once, as anyone with the payee's signature (`p2pcompute_protocols.channel.CloseConsent`)."""
+
+    payer: Address
+    payee: Address
+    signer: Address
+    epoch: int
+    amount_uusd: int
+    deadline_s: int
+    signature: bytes
+
+
+HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw | RequestClose | Finalize | CloseSigned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +218,10 @@ class Hub(Protocol):
 
     async def channel(self, channel: ChannelId) -> ChannelOnChain:
         """Where a channel stands; zeros for one that was never funded."""
+        ...
+
+    async def epoch(self, channel: ChannelId) -> int:
+        """How often a channel was closed."""
         ...
 
     async def free_uusd(self) -> int:
@@ -244,6 +265,20 @@ class ConfirmingHub(Protocol):
 async def payee_view(hub: Hub, channel: ChannelId) -> ChannelOnChain:
     """Where a channel stands for its payee. The payer reads `Hub.channel`: it must not fund twice what waits."""
     return await (hub.confirmed_channel(channel) if isinstance(hub, ConfirmingHub) else hub.channel(channel))
+
+
+@runtime_checkable
+class ConfirmingEpochs(Protocol):
+    """A `Hub` on a chain that can take a closing back."""
+
+    async def confirmed_epoch(self, channel: ChannelId) -> int:
+        """How often a channel was closed in blocks that the chain hardly takes back any more."""
+        ...
+
+
+async def payee_epoch(hub: Hub, channel: ChannelId) -> int:
+    """How often a channel was closed for good, as far as its payee relies on it."""
+    return await (hub.confirmed_epoch(channel) if isinstance(hub, ConfirmingEpochs) else hub.epoch(channel))
 
 
 @runtime_checkable
@@ -300,6 +335,19 @@ class ChannelIn(Protocol):
     def unclaimed_uusd(self) -> int: ...
 
 
+class ConsentOut(Protocol):
+    """Our consent to close a channel on which we are paid; see `p2pcompute.storage.ConsentRow`."""
+
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def amount_uusd(self) -> int: ...
+    @property
+    def deadline_s(self) -> int: ...
+    @property
+    def signature(self) -> bytes: ...
+
+
 class ChannelOutView(Protocol):
     """A channel on which we pay; see `p2pcompute.storage.ChannelOutRow`."""
 
@@ -307,6 +355,8 @@ class ChannelOutView(Protocol):
     def channel(self) -> ChannelId: ...
     @property
     def payee(self) -> Address: ...
+    @property
+    def peer(self) -> PeerId: ...
     @property
     def accepted_uusd(self) -> int: ...
     @property
@@ -411,3 +461,15 @@ class PayeeLedger(Protocol):
         self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int, close_at_s: int
     ) -> ChannelIn: ...
     async def note_failure(self, peer: PeerId) -> None: ...
+    async def consent(self, channel: ChannelId) -> ConsentOut | None: ...
+    async def give_consent(
+        self,
+        channel: ChannelId,
+        *,
+        epoch: int,
+        amount_uusd: int,
+        deadline_s: int,
+        renew_before_s: int,
+        sign: Callable[[int, int, int], bytes],
+    ) -> ConsentOut: ...
+    async def end_consent(self, channel: ChannelId, *, epoch: int) -> None: ...

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from p2pcompute.errors import ConfigError, RpcError
+from p2pcompute_protocols.channel import CloseConsent, channel_id
 from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import ChainTerms
 
@@ -15,6 +16,7 @@ from ._api import (
     Approve,
     ChannelOnChain,
     Claim,
+    CloseSigned,
     Deposit,
     Finalize,
     Fund,
@@ -113,6 +115,22 @@ class ChainHub:
             claimed_uusd=state.claimed_uusd,
             close_at_s=state.close_at_s,
         )
+
+    async def epoch(self, channel: ChannelId) -> int:
+        """How often a channel was closed, in the newest block."""
+        return await self._client.channel_epoch(channel)
+
+    async def confirmed_epoch(self, channel: ChannelId) -> int:
+        """The same, as deep in the chain as a deposit has to lie to count in full.
+
+        Raises:
+            HeadOutOfLine: as `confirmed_channel`.
+        """
+        if self._confirmations.whole == 1:
+            return await self._client.channel_epoch(channel)
+        head = await self._client.head()
+        self._see(head)
+        return await self._client.channel_epoch(channel, block=max(0, head.number - self._confirmations.whole + 1))
 
     def _see(self, head: Head) -> None:
         """Hold an endpoint's head against the clock and against what it said before."""
@@ -232,6 +250,16 @@ class ChainHub:
                 return self._client.hub, chain.encode_request_close(call.payee, call.signer)
             case Finalize():
                 return self._client.hub, chain.encode_finalize(call.payer, call.payee, call.signer)
+            case CloseSigned():
+                consent = CloseConsent(
+                    channel=channel_id(call.payer, call.payee, call.signer),
+                    epoch=call.epoch,
+                    amount_uusd=call.amount_uusd,
+                    deadline_s=call.deadline_s,
+                )
+                return self._client.hub, chain.encode_close_signed(
+                    consent, call.signature, payer=call.payer, payee=call.payee, signer=call.signer
+                )
 
     async def send(self, raw: bytes) -> None:
         """Broadcast signed bytes. That the endpoint keeps them isn't said: it does not while they pay too little.

@@ -1,22 +1,46 @@
-"""Closing a channel: a payee does it at once, a payer asks and comes back a day later."""
+"""Closing a channel: a payee does it at once, a payer with the payee's consent, or by a request and a day's wait."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeAlias
 
-from p2pcompute.errors import ConfigError
-from p2pcompute_protocols.channel import channel_id
-from p2pcompute_protocols.ids import ChannelId
+from p2pcompute.errors import (
+    ConfigError,
+    OverlayError,
+    PaymentError,
+    RpcError,
+    TransactionFailed,
+)
+from p2pcompute_protocols.channel import CloseConsent, channel_id
+from p2pcompute_protocols.errors import ProtocolError
+from p2pcompute_protocols.ids import Address, ChannelId
 
-from ._api import ChannelIn, ChannelOnChain, ChannelOutView, Finalize, Hub, PayeeLedger, RequestClose
+from ._api import (
+    ChannelIn,
+    ChannelOnChain,
+    ChannelOutView,
+    Claim,
+    ClaimRow,
+    CloseSigned,
+    Finalize,
+    Hub,
+    PayeeLedger,
+    RequestClose,
+)
 from ._outbox import Outbox
 from ._settler import Settler
 
-__all__ = ["ClosedChannel", "ClosingLedger", "close_channel", "find_channel", "named_channel"]
+__all__ = ["AskClose", "ClosedChannel", "ClosingLedger", "close_channel", "find_channel", "named_channel"]
+
+AskClose: TypeAlias = Callable[[ChannelOutView], Awaitable[tuple[CloseConsent, bytes]]]
+"""Asks the payee of a channel for its consent; see `ChannelOut.ask_close`, whose errors it raises."""
 
 _LEAST_DIGITS: Final = 8
+_LEAST_LEFT_S: Final = 120  # of a consent: for a claim and a closing to be mined
+_log = logging.getLogger("p2pcompute.payments")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +67,7 @@ class ClosedChannel:
 class ClosingLedger(PayeeLedger, Protocol):
     """What closing reads and writes on disk."""
 
+    async def channel_out(self, channel: ChannelId) -> ChannelOutView | None: ...
     async def channels_out(self) -> Sequence[ChannelOutView]: ...
     async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutView: ...
 
@@ -89,13 +114,16 @@ async def close_channel(
     outbox: Outbox,
     settler: Settler,
     clock_ms: Callable[[], int],
+    ask: AskClose | None = None,
+    signers: Sequence[Address] = (),
 ) -> ClosedChannel:
     """Close a channel, as far as its account can now.
 
     A channel on which the account is paid is claimed and closed at once. A voucher that comes in between the two is
-    not lost, but waits for the channel to be funded again; a provider drains first. On one on which it pays, the first
-    call asks for what is left, and a call from a day later on gets it; vouchers count until then. New work that tops
-    the channel up takes the request back.
+    not lost, but waits for the channel to be funded again; a provider drains first. One on which it pays is closed at
+    once where its payee consents: what is owed is paid and claimed for the payee first. Where it does not, or can't be
+    asked, the first call asks the hub for what is left, and a call from a day later on gets it; vouchers count until
+    then. New work that tops the channel up takes that request back.
 
     Args:
         name: see `find_channel`.
@@ -104,6 +132,8 @@ async def close_channel(
         outbox: the only sender of the account's transactions.
         settler: claims.
         clock_ms: UNIX time in milliseconds.
+        ask: asks the payee for its consent; None where it can't be asked.
+        signers: other keys than the account's own that sign, or have signed, for it.
 
     Raises:
         ConfigError: there is no such channel; it has nothing to close; another key signs on it.
@@ -124,11 +154,20 @@ async def close_channel(
         )
         return _closed(incoming.channel, "in", before, after)
     assert outgoing is not None
-    channel, payee, signer = outgoing.channel, outgoing.payee, hub.account
-    if channel_id(hub.account, payee, signer) != channel:
+    channel, payee = outgoing.channel, outgoing.payee
+    known = (hub.account, *signers)
+    signer = next((key for key in known if channel_id(hub.account, payee, key) == channel), None)
+    if signer is None:
         raise ConfigError("another key than the account's signs on this channel; close it with a client of that key")
     await outbox.settle()
     before = _open(await hub.channel(channel))
+    if ask is not None and not 0 < before.close_at_s <= clock_ms() // 1000:
+        agreed = await _close_agreed(
+            outgoing, signer, before, ledger=ledger, hub=hub, outbox=outbox, clock_ms=clock_ms, ask=ask
+        )
+        if agreed is not None:
+            return agreed
+        before = _open(await hub.channel(channel))
     if not before.close_at_s:
         await outbox.run(RequestClose(payee=payee, signer=signer))
         before = await hub.channel(channel)
@@ -142,6 +181,60 @@ async def close_channel(
             claimed_uusd=before.claimed_uusd,
         )
     await outbox.run(Finalize(payer=hub.account, payee=payee, signer=signer))
+    after = await hub.channel(channel)
+    await ledger.set_chain_out(channel, deposit_uusd=after.deposit_uusd, claimed_uusd=after.claimed_uusd)
+    return _closed(channel, "out", before, after)
+
+
+async def _close_agreed(
+    row: ChannelOutView,
+    signer: Address,
+    before: ChannelOnChain,
+    *,
+    ledger: ClosingLedger,
+    hub: Hub,
+    outbox: Outbox,
+    clock_ms: Callable[[], int],
+    ask: AskClose,
+) -> ClosedChannel | None:
+    """Close a channel with its payee's consent; None where there is none that is of use."""
+    channel, payee = row.channel, row.payee
+    try:
+        consent, signature = await ask(row)
+    except (PaymentError, OverlayError, ProtocolError) as exc:
+        _log.info("the channel %s is not closed at once: %s", channel.hex()[:8], exc)
+        return None
+    if consent.epoch != await hub.epoch(channel) or consent.deadline_s - clock_ms() // 1000 < _LEAST_LEFT_S:
+        _log.info("the consent to close the channel %s is of no use, it is for another time", channel.hex()[:8])
+        return None
+    row = await ledger.channel_out(channel) or row  # what was owed was paid before the consent
+    try:
+        if before.claimed_uusd < consent.amount_uusd:
+            # The hub wants the payee to have its money first; anyone may bring it.
+            if row.memo is None or row.signature is None:
+                return None
+            claim = ClaimRow(
+                payer=hub.account,
+                signer=signer,
+                amount_uusd=row.voucher_uusd,
+                memo=row.memo,
+                signature=row.signature,
+            )
+            await outbox.run(Claim(payee=payee, rows=(claim,)))
+        await outbox.run(
+            CloseSigned(
+                payer=hub.account,
+                payee=payee,
+                signer=signer,
+                epoch=consent.epoch,
+                amount_uusd=consent.amount_uusd,
+                deadline_s=consent.deadline_s,
+                signature=signature,
+            )
+        )
+    except (TransactionFailed, RpcError) as exc:
+        _log.info("the hub does not close the channel %s at once: %s", channel.hex()[:8], exc)
+        return None
     after = await hub.channel(channel)
     await ledger.set_chain_out(channel, deposit_uusd=after.deposit_uusd, claimed_uusd=after.claimed_uusd)
     return _closed(channel, "out", before, after)

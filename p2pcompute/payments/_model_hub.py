@@ -16,7 +16,14 @@ import cbor2
 import trio
 
 from p2pcompute.errors import TransactionFailed
-from p2pcompute_protocols.channel import Domain, Voucher, channel_id, recover_signer
+from p2pcompute_protocols.channel import (
+    CloseConsent,
+    Domain,
+    Voucher,
+    channel_id,
+    recover_closer,
+    recover_signer,
+)
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import ChainTerms
@@ -26,6 +33,7 @@ from ._api import (
     ChannelOnChain,
     Claim,
     ClaimRow,
+    CloseSigned,
     Deposit,
     Finalize,
     Fund,
@@ -39,7 +47,8 @@ from ._api import (
 __all__ = ["ModelChain", "ModelHub"]
 
 _CALLS: Final = {
-    call.__name__.lower(): call for call in (Approve, Deposit, Fund, Claim, Withdraw, RequestClose, Finalize)
+    call.__name__.lower(): call
+    for call in (Approve, Deposit, Fund, Claim, Withdraw, RequestClose, Finalize, CloseSigned)
 }
 CLOSE_DELAY_S: Final = 86_400  # the hub's
 _ZERO: Final = ChannelOnChain(deposit_uusd=0, claimed_uusd=0, close_at_s=0)
@@ -61,6 +70,7 @@ class ModelChain:
         mines: whether transactions are mined as they come; False keeps them until `mine`.
         tokens, allowances, free: by account, in micro-USD.
         channels: by channel ID.
+        epochs: by channel ID, how often it was closed.
     """
 
     def __init__(self, terms: ChainTerms, *, clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000) -> None:
@@ -71,6 +81,7 @@ class ModelChain:
         self.allowances: dict[Address, int] = {}
         self.free: dict[Address, int] = {}
         self.channels: dict[ChannelId, ChannelOnChain] = {}
+        self.epochs: dict[ChannelId, int] = {}
         self.nonces: dict[Address, int] = {}
         self._pool: dict[bytes, bytes] = {}
         self._outcomes: dict[bytes, Outcome] = {}
@@ -134,6 +145,8 @@ class ModelChain:
                     self._request_close(channel_id(account, call.payee, call.signer))
                 case Finalize():
                     self._finalize(account, call)
+                case CloseSigned():
+                    self._close_signed(call)
         except _Revert:
             return Outcome(ok=False)
         return Outcome(ok=True)
@@ -179,20 +192,49 @@ class ModelChain:
             raise _Revert
         if account != call.payee and not 0 < state.close_at_s <= self.clock_ms() // 1000:
             raise _Revert
+        self._close(channel, call.payer, state)
+
+    def _close_signed(self, call: CloseSigned) -> None:
+        channel = channel_id(call.payer, call.payee, call.signer)
+        state = self.channels.get(channel, _ZERO)
+        if state.deposit_uusd == state.claimed_uusd and not state.close_at_s:
+            raise _Revert
+        if self.clock_ms() // 1000 > call.deadline_s or state.claimed_uusd < call.amount_uusd:
+            raise _Revert
+        # Whatever epoch the caller says, the one that counts is the channel's.
+        consent = CloseConsent(
+            channel=channel,
+            epoch=self.epochs.get(channel, 0),
+            amount_uusd=call.amount_uusd,
+            deadline_s=call.deadline_s,
+        )
+        try:
+            good = recover_closer(self._domain, consent, call.signature) == call.payee
+        except LocalProtocolError:
+            good = False
+        if not good:
+            raise _Revert
+        self._close(channel, call.payer, state)
+
+    @property
+    def _domain(self) -> Domain:
+        return Domain(chain_id=self.terms.chain_id, contract=Address(self.terms.hub))
+
+    def _close(self, channel: ChannelId, payer: Address, state: ChannelOnChain) -> None:
         refund = state.deposit_uusd - state.claimed_uusd
-        self.free[call.payer] = self.free.get(call.payer, 0) + refund
+        self.free[payer] = self.free.get(payer, 0) + refund
+        self.epochs[channel] = self.epochs.get(channel, 0) + 1
         self.channels[channel] = ChannelOnChain(
             deposit_uusd=state.claimed_uusd, claimed_uusd=state.claimed_uusd, close_at_s=0
         )
 
     def _claim(self, call: Claim) -> tuple[tuple[ChannelId, int], ...]:
-        domain = Domain(chain_id=self.terms.chain_id, contract=Address(self.terms.hub))
         claimed: list[tuple[ChannelId, int]] = []
         for row in call.rows:
             channel = channel_id(row.payer, call.payee, row.signer)
             state = self.channels.get(channel, _ZERO)
             total = min(row.amount_uusd, state.deposit_uusd)
-            if total <= state.claimed_uusd or not _signed(domain, channel, row):
+            if total <= state.claimed_uusd or not _signed(self._domain, channel, row):
                 continue
             self.free[call.payee] = self.free.get(call.payee, 0) + total - state.claimed_uusd
             self.channels[channel] = dataclasses.replace(state, claimed_uusd=total)
@@ -242,6 +284,11 @@ class ModelHub:
         """Where a channel stands."""
         await trio.lowlevel.checkpoint()
         return self._chain.channels.get(channel, _ZERO)
+
+    async def epoch(self, channel: ChannelId) -> int:
+        """How often a channel was closed."""
+        await trio.lowlevel.checkpoint()
+        return self._chain.epochs.get(channel, 0)
 
     async def free_uusd(self) -> int:
         """The account's free balance at the hub."""

@@ -12,12 +12,14 @@ from typing import Final
 import trio
 
 from p2pcompute._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, Dialogue
-from p2pcompute.errors import ChainError, DiskFull, VoucherRefused
-from p2pcompute_protocols._binding import SignerBinding, verify_binding
+from p2pcompute.errors import ChainError, ChannelClosing, DiskFull, VoucherRefused
+from p2pcompute_protocols._binding import SignerBinding, WalletSigner, verify_binding
 from p2pcompute_protocols.channel import (
     ChannelConnection,
     ChannelHello,
     ChannelSync,
+    CloseAsk,
+    ConsentFrame,
     Domain,
     Voucher,
     VoucherAck,
@@ -32,8 +34,10 @@ from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.limits import MAX_FRAME_BYTES, MAX_TEXT
 from p2pcompute_protocols.money import usd
+from p2pcompute_protocols.wire import Record
 
 from ._api import ChannelIn, Hub, PayeeLedger, Stream, payee_view
+from ._consents import Consents, NoConsent
 
 __all__ = ["Payee", "PayeeCounters"]
 
@@ -96,6 +100,7 @@ class Payee:
         hub: for the deposits of channels.
         payee: the account that is paid.
         network: the overlay network's ID, part of every binding.
+        signer: the payee's own key, to consent to closings; None consents to none.
         clock_ms: UNIX time in milliseconds.
     """
 
@@ -106,6 +111,7 @@ class Payee:
         hub: Hub,
         payee: Address,
         network: str,
+        signer: WalletSigner | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
         self._ledger = ledger
@@ -114,6 +120,7 @@ class Payee:
         self._network = network
         self._clock_ms = clock_ms
         self._domain = Domain(chain_id=hub.terms.chain_id, contract=Address(hub.terms.hub))
+        self._consents = Consents(ledger=ledger, hub=hub, signer=signer, domain=self._domain, clock_ms=clock_ms)
         self._waiting: dict[ChannelId, trio.Event] = {}
         self._read_at: dict[ChannelId, float] = {}
         self.counters = PayeeCounters(streams=0, vouchers=0, paid_uusd=0, refused=Counter())
@@ -127,6 +134,11 @@ class Payee:
         """Work receipted on a channel and not paid, in pico-USD."""
         row = await self._ledger.channel_in(channel)
         return 0 if row is None else row.unpaid_pusd
+
+    async def check_open(self, channel: ChannelId) -> None:
+        """Raise `ChannelClosing` where we have consented to close a channel, so that no work may begin that is to be
+        paid over it."""
+        await self._consents.check(channel)
 
     async def wait_paid(self, channel: ChannelId, at_least_uusd: int) -> int:
         """Wait until at least this much is paid on a channel, and give what is. Cancel it to stop waiting."""
@@ -201,14 +213,13 @@ class Payee:
             message = await dialogue.receive(stall_s=IDLE_TIMEOUT_S)
             if isinstance(message, StreamEnded):
                 return
-            assert isinstance(message, VoucherFrame)
             try:
                 try:
-                    await self._take(session, message)
+                    answer = await self._answer(session, message)
                 except DiskFull as exc:
                     raise _Refuse(
                         WireCode.INTERNAL,
-                        "no room to store the voucher; try again later",
+                        "no room to store it; try again later",
                         best_uusd=connection.best_uusd,
                     ) from exc
             except _Refuse as refusal:
@@ -216,7 +227,33 @@ class Payee:
                 self.counters.refused[refusal.code] += 1
                 await dialogue.send(refusal.message())
             else:
-                await dialogue.send(VoucherAck(amount_uusd=message.amount_uusd))
+                await dialogue.send(answer)
+                if isinstance(answer, ConsentFrame):
+                    return
+
+    async def _answer(self, session: _Session, message: Record) -> VoucherAck | ConsentFrame:
+        if isinstance(message, CloseAsk):
+            return await self._consent(session, message)
+        assert isinstance(message, VoucherFrame)
+        await self._take(session, message)
+        return VoucherAck(amount_uusd=message.amount_uusd)
+
+    async def _consent(self, session: _Session, ask: CloseAsk) -> ConsentFrame:
+        """Consent to close the session's channel, on disk before it is sent; raises `_Refuse`."""
+        channel = session.channel
+        row = await self._ledger.channel_in(channel)
+        best = row.paid_uusd if row is not None else 0
+        if ask.amount_uusd > MAX_LEDGER_UUSD:
+            raise _Refuse(WireCode.OVERSIZED, "above what this node keeps account of", best_uusd=best)
+        if row is None or row.paid_uusd < ask.amount_uusd:
+            # The chain may know of more than we do; a stranger's channel gets its row where there is money behind it.
+            row = await self._cover(session, None, ask.amount_uusd)
+            best = row.paid_uusd
+        try:
+            given = await self._consents.give(channel, amount_uusd=ask.amount_uusd)
+        except NoConsent as exc:
+            raise _Refuse(exc.code, str(exc), best_uusd=best, deposit_uusd=row.deposit_uusd) from exc
+        return ConsentFrame(epoch=given.epoch, deadline_s=given.deadline_s, signature=given.signature)
 
     async def _greet(self, peer: PeerId, hello: ChannelHello) -> _Session:
         if hello.chain != self._hub.terms:
@@ -250,6 +287,11 @@ class Payee:
             raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
         if amount <= best:
             raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {usd(best)} held", best_uusd=best)
+        try:
+            if await self._consents.check(session.channel):
+                self._read_at.pop(session.channel, None)  # it was closed since then
+        except ChannelClosing as exc:
+            raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=best) from exc
         row = await self._cover(session, row, amount)
         try:
             stored = await self._ledger.take_voucher(
@@ -262,6 +304,8 @@ class Payee:
         except VoucherRefused as exc:
             # Another stream of the same payer was faster, or the chain knows of more than we did.
             raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=max(best, row.paid_uusd)) from exc
+        except ChannelClosing as exc:
+            raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=max(best, row.paid_uusd)) from exc
         self.counters.vouchers += 1
         self.counters.paid_uusd += stored.paid_uusd - best
         session.row = stored

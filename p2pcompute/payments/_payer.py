@@ -23,12 +23,16 @@ from p2pcompute_protocols.channel import (
     ChannelConnection,
     ChannelHello,
     ChannelSync,
+    CloseAsk,
+    CloseConsent,
+    ConsentFrame,
     Domain,
     Voucher,
     VoucherAck,
     VoucherFrame,
     VoucherRefusal,
     channel_id,
+    recover_closer,
     recover_signer,
     voucher_digest,
 )
@@ -38,7 +42,7 @@ from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import usd
 from p2pcompute_protocols.task import ReceiptPayload
 
-from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream, payee_view
+from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream, payee_epoch, payee_view
 from ._outbox import Outbox
 
 __all__ = ["ChannelNeed", "ChannelOut", "ChannelUnfundable", "Payer"]
@@ -51,7 +55,9 @@ _RETRY_MOST_S: Final = 5.0
 _POLL_S: Final = 0.25
 _CLOSE_S: Final = 1.0  # for closing a stream on which a payment was cancelled
 _NO_MEMO: Final = bytes(32)
-_TRY_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.BAD_VOUCHER})
+_TRY_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.BAD_VOUCHER, WireCode.CLOSING})
+_ASK_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.PAYMENT_REQUIRED})
+_MAX_ASKS: Final = 4  # a provider notices the end of a task a moment after its requester
 
 
 class ChannelUnfundable(PaymentError):
@@ -334,6 +340,66 @@ class ChannelOut:
             row = await self._row()
             return max(row.acked_uusd, row.claimed_uusd)
 
+    async def ask_close(self) -> tuple[CloseConsent, bytes]:
+        """Ask the provider to let the channel be closed at once, at all that was accepted on it; that is paid first.
+
+        Nothing is stored: a consent that is lost is given again, and asking binds nobody here. What is signed on the
+        channel afterwards is refused until it was closed.
+
+        Returns:
+            What the provider has signed, and its signature, which is verified.
+
+        Raises:
+            VoucherRefused: it does not consent, says why, or signs something else.
+            StreamError, OverlayError: it can't be reached. InsufficientFunds, ChainError: as `pay`.
+        """
+        await self.pay()
+        async with self._lock:
+            pause_s = _RETRY_FIRST_S
+            for asked in range(1, _MAX_ASKS + 1):
+                try:
+                    amount_uusd, answer = await self._ask_close()
+                except (RemoteProtocolError, *STREAM_FAULTS) as exc:
+                    raise StreamError(f"the provider {self.peer} does not answer ({exc}); ask again later") from exc
+                finally:
+                    with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+                        await self.aclose()
+                if isinstance(answer, ConsentFrame):
+                    return self._verified(amount_uusd, answer)
+                if answer.code not in _ASK_AGAIN or asked == _MAX_ASKS:
+                    raise VoucherRefused(
+                        f"the provider {self.peer} does not consent to close the channel: "
+                        f"{answer.detail or 'no reason given'}"
+                    )
+                await trio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _RETRY_MOST_S)
+            raise AssertionError("the last try ends in an answer")
+
+    async def _ask_close(self) -> tuple[int, ConsentFrame | VoucherRefusal]:
+        # A stream of its own: one that was kept may hold a farewell.
+        await self.aclose()
+        dialogue = await self._open()
+        row = await self._row()  # the sync may have brought back a voucher
+        amount_uusd = max(row.voucher_uusd, row.claimed_uusd)
+        if row.voucher_uusd == amount_uusd and amount_uusd > 0:
+            refusal = await self._offer(dialogue, row)
+            if refusal is not None:
+                return amount_uusd, refusal
+        await dialogue.send(CloseAsk(amount_uusd=amount_uusd))
+        return amount_uusd, await dialogue.expect(ConsentFrame, VoucherRefusal, stall_s=ANSWER_TIMEOUT_S)
+
+    def _verified(self, amount_uusd: int, answer: ConsentFrame) -> tuple[CloseConsent, bytes]:
+        consent = CloseConsent(
+            channel=self.id, epoch=answer.epoch, amount_uusd=amount_uusd, deadline_s=answer.deadline_s
+        )
+        try:
+            closer = recover_closer(self._payer.domain, consent, answer.signature)
+        except LocalProtocolError:
+            closer = None
+        if closer != self.payee:
+            raise VoucherRefused(f"the provider {self.peer} has signed something else than this closing")
+        return consent, answer.signature
+
     async def _row(self) -> ChannelOutView:
         ledger = self._payer.ledger
         row = await ledger.channel_out(self.id)
@@ -432,6 +498,10 @@ class ChannelOut:
             # next sync shows it, and what the chain has claimed can only have been ours.
             await self.aclose()
             await self._payer.refresh(self.id)
+        elif refusal.code == WireCode.CLOSING:
+            # A closing has to lie as deep in the chain as a deposit. Where none is under way, the tries end.
+            hub = self._payer.hub
+            return await payee_epoch(hub, self.id) < await hub.epoch(self.id)
         elif refusal.code == WireCode.UNFUNDED:
             fresh = await self._payer.refresh(self.id)
             if fresh.deposit_uusd < row.voucher_uusd:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -15,7 +15,7 @@ from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.money import usd
 
 from ._api import ChannelIn, ChannelOutView, Hub, Withdraw
-from ._closing import ClosedChannel, ClosingLedger, close_channel
+from ._closing import AskClose, ClosedChannel, ClosingLedger, close_channel
 from ._outbox import Outbox
 from ._settler import Settler
 
@@ -57,6 +57,8 @@ class Wallet:
         outbox: the only sender of the account's transactions.
         settler: claims; it may be the running node's.
         clock_ms: UNIX time in milliseconds.
+        ask: asks the payee of a channel to consent to its closing; None where it can't be asked.
+        signers: other keys than the account's own that sign, or have signed, for it.
     """
 
     def __init__(
@@ -67,11 +69,15 @@ class Wallet:
         outbox: Outbox,
         settler: Settler | None = None,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        ask: AskClose | None = None,
+        signers: Sequence[Address] = (),
     ) -> None:
         self._ledger = ledger
         self._hub = hub
         self._outbox = outbox
         self._clock_ms = clock_ms
+        self._ask = ask
+        self._signers = tuple(signers)
         self._settler = settler or Settler(ledger=ledger, hub=hub, outbox=outbox, cap_uusd=0)
 
     @property
@@ -152,6 +158,8 @@ class Wallet:
             outbox=self._outbox,
             settler=self._settler,
             clock_ms=self._clock_ms,
+            ask=self._ask,
+            signers=self._signers,
         )
 
     async def withdraw(self, to: Address, amount_uusd: int | None = None) -> int:

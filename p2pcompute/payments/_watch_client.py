@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 import trio
 
 from p2pcompute._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, Dialogue
-from p2pcompute.errors import ChainError, DiskFull, PaymentError, VoucherRefused
+from p2pcompute.errors import ChainError, ChannelClosing, DiskFull, PaymentError, VoucherRefused
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.channel import Domain, channel_id
 from p2pcompute_protocols.connection import Role
@@ -124,7 +124,7 @@ class VoucherKeeping:
             await self._ledger.take_voucher(
                 channel, amount_uusd=amount, memo=voucher.memo, signature=voucher.signature, peer=row.peer
             )
-        except VoucherRefused:
+        except (ChannelClosing, VoucherRefused):
             return False
         return True
 

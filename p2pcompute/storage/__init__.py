@@ -20,6 +20,7 @@ from ._peers import CreditVerdict as CreditVerdict
 from ._rows import AgreementRow as AgreementRow
 from ._rows import ChannelInRow as ChannelInRow
 from ._rows import ChannelOutRow as ChannelOutRow
+from ._rows import ConsentRow as ConsentRow
 from ._rows import LoggedReceipt as LoggedReceipt
 from ._rows import OutboxRow as OutboxRow
 from ._rows import PeerRow as PeerRow
@@ -36,6 +37,7 @@ __all__ = [
     "CeilingReached",
     "ChannelInRow",
     "ChannelOutRow",
+    "ConsentRow",
     "CreditVerdict",
     "Executor",
     "InlineExecutor",

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from p2pcompute.errors import InsufficientFunds, StorageError, VoucherRefused
+from p2pcompute.errors import ChannelClosing, InsufficientFunds, StorageError, VoucherRefused
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.money import PUSD_PER_UUSD, usd
 
 from ._database import Transaction
 from ._rows import ChannelInRow, ChannelOutRow
 
-__all__ = ["ChannelsMixin", "release_credit"]
+__all__ = ["ChannelsMixin", "refuse_closing", "release_credit"]
 
 _IN = (
     "SELECT channel, payer, signer, peer, owed_pusd, best_uusd, memo, signature, deposit_uusd, claimed_uusd,"
@@ -51,6 +51,16 @@ def need_out(tx: Transaction, channel: ChannelId) -> ChannelOutRow:
     if row is None:
         raise StorageError(f"no outgoing channel {channel.hex()[:16]} in the ledger")
     return _out(row)
+
+
+def refuse_closing(tx: Transaction, channel: ChannelId) -> None:
+    """Raise `ChannelClosing` where our consent to close an incoming channel is out."""
+    row = tx.one("SELECT amount_uusd FROM consents WHERE channel = :channel", channel=channel)
+    if row is not None:
+        raise ChannelClosing(
+            f"we have signed that the channel {channel.hex()[:8]} may be closed at {row[0]} micro-USD; it is of use "
+            "again once it is closed and funded anew"
+        )
 
 
 def release_credit(tx: Transaction, peer: str, pusd: int) -> None:
@@ -149,10 +159,12 @@ class ChannelsMixin:
 
         Raises:
             VoucherRefused: not above the best one, or not above what was claimed on chain.
+            ChannelClosing: we have signed that the channel may be closed; what the voucher says could not be claimed.
         """
 
         def work(tx: Transaction) -> ChannelInRow:
             row = need_in(tx, channel)
+            refuse_closing(tx, channel)
             if amount_uusd <= row.paid_uusd:
                 raise VoucherRefused(f"a voucher of {usd(amount_uusd)} where {usd(row.paid_uusd)} are held already")
             gained_uusd = amount_uusd - row.paid_uusd

@@ -17,8 +17,9 @@ from p2pcompute_protocols.money import ChainTerms, usd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
 
-from ._channels import ChannelsMixin
+from ._channels import ChannelsMixin, refuse_closing
 from ._commits import GroupCommit
+from ._consents import ConsentsMixin
 from ._database import Database, Transaction
 from ._executor import Executor, ThreadExecutor
 from ._lock import LedgerLock
@@ -76,7 +77,7 @@ def need_agreement(tx: Transaction, task: TaskId, role: RoleName) -> AgreementRo
     return found
 
 
-class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
+class Ledger(ChannelsMixin, ConsentsMixin, OutboxMixin, PeersMixin):
     """All durable state of a node about work and money. Open it with `open_ledger`.
 
     Each method that changes something is one transaction: when it returns the change is on disk (WAL and
@@ -181,6 +182,9 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
         """Record an agreement, and the channel it is paid over. The same one again changes nothing.
 
         A provider calls it before the countersignature leaves, a requester before it opens the task.
+
+        Raises:
+            ChannelClosing: as provider, where we have signed that the channel may be closed.
         """
         terms = agreement.terms
         channel = channel_id(Address(terms.payer.owner), Address(terms.payee), Address(terms.payer.signer))
@@ -189,6 +193,8 @@ class Ledger(ChannelsMixin, OutboxMixin, PeersMixin):
         def work(tx: Transaction) -> AgreementRow:
             task = agreement.task_id
             if tx.one("SELECT 1 FROM agreements WHERE task = :task", task=task) is None:
+                if role == "provider":
+                    refuse_closing(tx, channel)
                 tx.emit(
                     "agreed",
                     task=task,

@@ -54,6 +54,14 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
             " close_at_s = :close_at_s WHERE channel = :channel"
         ),
     ),
+    "consent_given": (
+        (
+            "INSERT INTO consents (channel, epoch, amount_uusd, deadline_s, signature)"
+            " VALUES (:channel, :epoch, :amount_uusd, :deadline_s, :signature) ON CONFLICT (channel) DO UPDATE SET"
+            " epoch = :epoch, amount_uusd = :amount_uusd, deadline_s = :deadline_s, signature = :signature"
+        ),
+    ),
+    "consent_ended": ("DELETE FROM consents WHERE channel = :channel",),
     "channel_out_opened": ("INSERT INTO channels_out (channel, payee, peer) VALUES (:channel, :payee, :peer)",),
     "channel_out_peer": ("UPDATE channels_out SET peer = :peer WHERE channel = :channel",),
     "work_accepted": (

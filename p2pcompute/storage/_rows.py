@@ -13,6 +13,7 @@ __all__ = [
     "AgreementState",
     "ChannelInRow",
     "ChannelOutRow",
+    "ConsentRow",
     "OutboxRow",
     "PeerRow",
     "ReceiptRow",
@@ -158,6 +159,17 @@ class ChannelOutRow:
     def accepted_uusd(self) -> int:
         """`accepted_pusd`, rounded up: what the next voucher will say."""
         return ceil_uusd(self.accepted_pusd)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsentRow:
+    """Our consent that a channel may be closed, as payee; see `p2pcompute_protocols.channel.CloseConsent`."""
+
+    channel: ChannelId
+    epoch: int
+    amount_uusd: int
+    deadline_s: int
+    signature: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,7 +145,18 @@ CREATE TABLE credit (
 CREATE INDEX credit_hour ON credit (hour, subnet);
 """
 
-MIGRATIONS: Final[Sequence[str]] = (_V1,)
+_CONSENTS: Final = """
+-- What a payee has signed so that a channel may be closed at once. One of an epoch that is over is not kept.
+CREATE TABLE consents (
+    channel     BLOB PRIMARY KEY CHECK (length(channel) = 32),
+    epoch       INTEGER NOT NULL CHECK (epoch >= 0),
+    amount_uusd INTEGER NOT NULL CHECK (amount_uusd >= 0),
+    deadline_s  INTEGER NOT NULL CHECK (deadline_s >= 0),
+    signature   BLOB NOT NULL CHECK (length(signature) = 65)
+) STRICT;
+"""
+
+MIGRATIONS: Final[Sequence[str]] = (_V1, _CONSENTS)
 
 DERIVED_TABLES: Final = (
     "home",
@@ -158,4 +169,5 @@ DERIVED_TABLES: Final = (
     "outbox_rows",
     "peers",
     "credit",
+    "consents",
 )

@@ -63,7 +63,8 @@ def virtual_clock_ms() -> int:
 
 def simulated_chain() -> ModelChain:
     """A model of a chain with the hub on it."""
-    return ModelChain(ChainTerms(chain_id=31_337_001, hub=b"\x11" * 20, token=b"\x22" * 20, decimals=6))
+    terms = ChainTerms(chain_id=31_337_001, hub=b"\x11" * 20, token=b"\x22" * 20, decimals=6)
+    return ModelChain(terms, clock_ms=virtual_clock_ms)
 
 
 @dataclass(slots=True, kw_only=True)

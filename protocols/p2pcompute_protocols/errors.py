@@ -48,6 +48,7 @@ class WireCode(enum.IntEnum):
     UNDERPRICED = 25  # the work turned out to cost far more than the order said
     CHECK_FAILED = 26  # a sample did not match
     INTERNAL = 27
+    CLOSING = 28  # the channel's payee has consented to close it
 
 
 class ProtocolError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import trio
 from p2pcompute.chain import ChainClient, DevChainProcess, HubClient, dev_info, encode_request_close, faucet
 from p2pcompute.errors import ConfigError, RpcError, TransactionFailed
 from p2pcompute.identity import WalletKey
+from p2pcompute.node import wall_clock_ms
 from p2pcompute.payments import (
     Approve,
     ChainHub,
     Claim,
     ClaimRow,
+    CloseSigned,
     Deposit,
     Finalize,
     Fund,
@@ -31,10 +34,11 @@ from p2pcompute.payments import (
     Payer,
     RequestClose,
     Settler,
+    Wallet,
     Withdraw,
 )
 from p2pcompute.storage import InlineExecutor, open_ledger
-from p2pcompute_protocols.channel import Domain, Voucher, channel_id, voucher_digest
+from p2pcompute_protocols.channel import CloseConsent, Domain, Voucher, channel_id, close_digest, voucher_digest
 from p2pcompute_protocols.ids import Address
 from p2pcompute_protocols.money import ChainTerms
 
@@ -53,7 +57,7 @@ def load_world() -> Any:
     return module
 
 
-def on_chain(world: Any, client: HubClient, terms: ChainTerms) -> None:
+def on_chain(world: Any, client: HubClient, terms: ChainTerms, *, live: bool = False) -> None:
     """Put the chain where the world has its model, after `compose`."""
     hubs = [ChainHub(client, terms=terms, private_key=key.private_key) for key in (world.wallet, world.account)]
     world.payer_outbox = Outbox(ledger=world.payer_ledger, hub=hubs[0])
@@ -67,7 +71,12 @@ def on_chain(world: Any, client: HubClient, terms: ChainTerms) -> None:
         dial=world.dial,
     )
     world.payee = Payee(
-        ledger=world.payee_ledger, hub=hubs[1], payee=world.account.address, network="test", clock_ms=lambda: 1_000_000
+        ledger=world.payee_ledger,
+        hub=hubs[1],
+        payee=world.account.address,
+        network="test",
+        signer=world.account,
+        clock_ms=wall_clock_ms if live else lambda: 1_000_000,
     )
     world.settler = Settler(ledger=world.payee_ledger, hub=hubs[1], outbox=world.payee_outbox, cap_uusd=100)
 
@@ -127,12 +136,71 @@ def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_closed_with_the_payees_consent_on_the_contract(tmp_path: Path) -> None:
+    """At once, twice over: and a consent that is used is good for nothing on the channel that was opened again."""
+    module = load_world()
+
+    async def main() -> None:
+        world = module.World(tmp_path / "nodes")
+        with trio.fail_after(90):
+            async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
+                info = await dev_info(rpc)
+                client = HubClient(rpc, info.hub, info.token)
+                terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
+                for key in (world.wallet, world.account):
+                    await faucet(rpc, key.address, token_uusd=50_000)
+                world.chain.terms = module.TERMS = terms
+                world.domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
+                async with world.open():
+                    on_chain(world, client, terms, live=True)
+                    payer, payee = world.wallet.address, world.account.address
+                    wallet = Wallet(
+                        ledger=world.payer_ledger,
+                        hub=world.payer.hub,
+                        outbox=world.payer_outbox,
+                        ask=lambda row: world.channel_out().ask_close(),
+                    )
+                    used: list[Any] = []
+                    for times in (1, 2):
+                        task = await world.agree()
+                        await world.payer.open_channels(world.need(1_000))
+                        await world.work(task, times, units=7)
+                        assert await world.channel_out().pay() == 7 * times
+                        for ledger in (world.payer_ledger, world.payee_ledger):
+                            await ledger.close_agreement(task, state="done")
+                        for consent, signature in used:
+                            with pytest.raises((TransactionFailed, RpcError)):
+                                await world.payer_outbox.run(
+                                    CloseSigned(
+                                        payer=payer,
+                                        payee=payee,
+                                        signer=payer,
+                                        epoch=consent.epoch,
+                                        amount_uusd=consent.amount_uusd,
+                                        deadline_s=consent.deadline_s,
+                                        signature=signature,
+                                    )
+                                )
+                        used.append(await world.channel_out().ask_close())
+                        assert used[-1][0].epoch == await client.channel_epoch(world.channel) == times - 1
+                        closed = await wallet.close(world.channel.hex())
+                        assert (closed.state, closed.claimed_uusd) == ("closed", 7 * times)
+                        assert await client.balance_uusd(payee) == 7 * times
+                        assert await client.channel_epoch(world.channel) == times
+                        await world.payee.check_open(world.channel)
+                    assert await client.nonce(payee) == 0
+                    assert await client.balance_uusd(payer) == 1_007 - 14
+
+    trio.run(main)
+
+
 def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
     """The same calls on both: the same outcomes, claims, balances and channels after each."""
     payer, payee, thief = (WalletKey(bytes([i]) * 32) for i in (1, 2, 3))
 
     async def play(hubs: list[Hub], domain: Domain) -> list[Any]:
         seen: list[Any] = []
+        reopened: list[bool] = []
         channel = channel_id(payer.address, payee.address, payer.address)
         ledgers = [Outbox(ledger=ledger, hub=hub) for ledger, hub in zip(kept, hubs, strict=True)]
 
@@ -171,6 +239,34 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
         await do(0, closing)  # without a request
         await do(1, closing)
         await do(1, closing)  # it is closed
+        for epoch, amount, key, left_s in (
+            (1, 90, payee, 3_600),  # nothing is on it
+            (1, 91, payee, 3_600),  # below what has to be claimed
+            (0, 90, payee, 3_600),
+            (1, 90, thief, 3_600),
+            (1, 90, payee, -3_600),
+            (1, 90, payee, 3_600),
+            (2, 90, payee, 3_600),
+        ):
+            consent = CloseConsent(
+                channel=channel, epoch=epoch, amount_uusd=amount, deadline_s=int(time.time()) + left_s
+            )
+            await do(
+                0,
+                CloseSigned(
+                    payer=payer.address,
+                    payee=payee.address,
+                    signer=payer.address,
+                    epoch=epoch,
+                    amount_uusd=amount,
+                    deadline_s=consent.deadline_s,
+                    signature=key.sign_digest(close_digest(domain, consent)),
+                ),
+            )
+            seen.append(await hubs[0].epoch(channel))
+            if amount == 90 and left_s > 0 and key is payee and epoch == 1 and not reopened:
+                reopened.append(True)
+                await do(0, Fund(rows=(dataclasses.replace(fund, amount_uusd=10),)))
         await do(0, RequestClose(payee=payee.address, signer=payer.address))  # and has nothing to ask for
         await do(1, Withdraw(amount_uusd=91, to=payer.address))  # 90 are free
         await do(1, Withdraw(amount_uusd=5, to=Address(bytes(20))))
@@ -204,6 +300,6 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
                         kept.extend((first, second))
                         results.append(await play(list(hubs), domain))
                 assert results[0] == results[1]
-                assert results[1].count("failed") == 8
+                assert results[1].count("failed") == 14
 
     trio.run(main)

@@ -1,5 +1,17 @@
 """Payment channels and their vouchers: `protocols/channel/README.md` is the specification."""
 
+from ._close import (
+    MAX_EPOCH as MAX_EPOCH,
+)
+from ._close import (
+    CloseConsent as CloseConsent,
+)
+from ._close import (
+    close_digest as close_digest,
+)
+from ._close import (
+    recover_closer as recover_closer,
+)
 from ._messages import (
     MESSAGES as MESSAGES,
 )
@@ -11,6 +23,12 @@ from ._messages import (
 )
 from ._messages import (
     ChannelSync as ChannelSync,
+)
+from ._messages import (
+    CloseAsk as CloseAsk,
+)
+from ._messages import (
+    ConsentFrame as ConsentFrame,
 )
 from ._messages import (
     VoucherAck as VoucherAck,

@@ -10,8 +10,19 @@ from ..errors import LocalProtocolError
 from ..limits import MAX_TEXT, UINT64_MAX
 from ..money import ChainTerms
 from ..wire import Bytes, Nested, Record, Text, Uint, optional, record, wire
+from ._close import MAX_DEADLINE_S, MAX_EPOCH
 
-__all__ = ["MESSAGES", "PROTOCOL_ID", "ChannelHello", "ChannelSync", "VoucherAck", "VoucherFrame", "VoucherRefusal"]
+__all__ = [
+    "MESSAGES",
+    "PROTOCOL_ID",
+    "ChannelHello",
+    "ChannelSync",
+    "CloseAsk",
+    "ConsentFrame",
+    "VoucherAck",
+    "VoucherFrame",
+    "VoucherRefusal",
+]
 
 PROTOCOL_ID: Final = "/p2pcompute/channel/1"
 _AMOUNT: Final = Uint(0, UINT64_MAX)
@@ -35,6 +46,14 @@ class VoucherFrame(Record):
     amount_uusd: int = wire(1, _AMOUNT)
     memo: bytes = wire(2, Bytes(32))
     signature: bytes = wire(3, Bytes(65))
+
+
+@record
+class CloseAsk(Record):
+    """Payer: close the channel at this total; no voucher above it comes."""
+
+    TYPE = 3
+    amount_uusd: int = wire(1, _AMOUNT)
 
 
 @record
@@ -71,6 +90,17 @@ class VoucherRefusal(Record):
     deposit_uusd: int | None = optional(4, _AMOUNT, default=None)
 
 
+@record
+class ConsentFrame(Record):
+    """Payee: its signature over the closing at the total that was asked for; EIP-712, 65 bytes."""
+
+    TYPE = 20
+    epoch: int = wire(1, Uint(0, MAX_EPOCH - 1))
+    deadline_s: int = wire(2, Uint(0, MAX_DEADLINE_S))
+    signature: bytes = wire(3, Bytes(65))
+
+
 MESSAGES: Final[Mapping[int, type[Record]]] = {
-    cls.TYPE: cls for cls in (ChannelHello, VoucherFrame, ChannelSync, VoucherAck, VoucherRefusal)
+    cls.TYPE: cls
+    for cls in (ChannelHello, VoucherFrame, CloseAsk, ChannelSync, VoucherAck, VoucherRefusal, ConsentFrame)
 }

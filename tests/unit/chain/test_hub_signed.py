@@ -32,6 +32,7 @@ from p2pcompute.chain._hub_signed import (
 )
 from p2pcompute_protocols._evm import sign_digest
 from p2pcompute_protocols.channel._voucher import Domain, keccak256
+from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import Address
 
 from .weakened import Case, Compiler, needs_compiler
@@ -379,7 +380,7 @@ def test_signatures_of_another_length_are_refused_before_they_are_sent(bench: Be
 def test_a_consent_out_of_range_can_not_exist(fields: dict[str, Any]) -> None:
     good = {"channel": bytes(32), "epoch": 0, "amount_uusd": 0, "deadline_s": 0}
     CloseConsent(**good)
-    with pytest.raises(ValueError):
+    with pytest.raises(LocalProtocolError):
         CloseConsent(**{**good, **fields})
 
 

@@ -66,6 +66,7 @@ class World:
         self.chain.mint(self.wallet.address, 10_000_000)
         self.domain = Domain(chain_id=TERMS.chain_id, contract=Address(TERMS.hub))
         self.reachable = True
+        self.now_ms = NOW_MS  # the payee's clock
         self.agreements = 0
 
     def binding(self, **changes: Any) -> SignerBinding:
@@ -117,7 +118,8 @@ class World:
             hub=payee_hub,
             payee=self.account.address,
             network=NETWORK,
-            clock_ms=lambda: NOW_MS,
+            signer=self.account,
+            clock_ms=lambda: self.now_ms,
         )
         self.settler = Settler(
             ledger=payee_ledger, hub=payee_hub, outbox=self.payee_outbox, cap_uusd=100, clock_ms=lambda: NOW_MS

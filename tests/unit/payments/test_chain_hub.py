@@ -17,6 +17,7 @@ from p2pcompute.chain import (
     NoGas,
     UnsignedTx,
     decode_transaction,
+    encode_epoch,
     sign_transaction,
 )
 from p2pcompute.errors import RpcError, StorageError, TransactionFailed
@@ -38,6 +39,8 @@ class Node:
         self.age_s = 0
         self.base_wei = GWEI
         self.channels: dict[int, tuple[int, int, int]] = {}  # from a block on
+        self.closed: list[int] = []  # blocks in which the channel was
+        self.hub_since = 0
         self.receipts: dict[str, Any] = {}
         self.nonce = 0
         self.sent: list[bytes] = []
@@ -67,6 +70,10 @@ class Node:
                 return {"baseFeePerGas": [hex(GWEI)] * 100 + [hex(self.base_wei)]}
             case "eth_call":
                 number = self.head if params[1] == "latest" else int(params[1], 16)
+                if params[0]["data"] == "0x" + encode_epoch(CHANNEL).hex():
+                    if number < self.hub_since:
+                        return "0x"
+                    return "0x" + sum(block <= number for block in self.closed).to_bytes(32, "big").hex()
                 state = next((self.channels[n] for n in sorted(self.channels, reverse=True) if n <= number), (0, 0, 0))
                 return "0x" + "".join(value.to_bytes(32, "big").hex() for value in state)
             case "eth_getTransactionReceipt":
@@ -167,6 +174,24 @@ def test_a_deposit_counts_by_its_depth_and_a_request_to_close_at_once() -> None:
             counted.append(state.deposit_uusd)
         assert counted == [50_000] * 2 + [10_000_000] * 9 + [20_000_000] * 2
         assert (await hub.channel(CHANNEL)).deposit_uusd == 20_000_000  # as its payer sees it
+
+    with_hub(body)
+
+
+def test_a_closing_counts_by_its_depth() -> None:
+    """For the payee, that is: a consent that a reorganisation makes good again must not meet new vouchers."""
+
+    async def body(node: Node, hub: ChainHub) -> None:
+        node.closed = [100]
+        counted = []
+        for node.head in range(99, 113):
+            counted.append((await hub.epoch(CHANNEL), await hub.confirmed_epoch(CHANNEL)))
+        assert counted == [(0, 0)] + [(1, 0)] * 11 + [(1, 1)] * 2
+        node.hub_since = 105  # of which there was nothing a few blocks ago
+        assert await hub.confirmed_epoch(CHANNEL) == 0
+        node.age_s = 901
+        with pytest.raises(HeadOutOfLine):
+            await hub.confirmed_epoch(CHANNEL)
 
     with_hub(body)
 

@@ -18,7 +18,8 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcompute.payments import ModelHub
+from p2pcompute.errors import ChannelClosing
+from p2pcompute.payments import Approve, CloseSigned, Deposit, Fund, FundRow, ModelHub, Wallet
 from p2pcompute.storage import ReceiptConflict
 
 KILLED = 77
@@ -114,6 +115,59 @@ async def scenario(world: Any, point: str) -> None:
         await world.payer_ledger.note_failure(world.provider.peer_id)  # whatever is written next takes the ack along
         if point == "ack written":
             die()
+        await end_and_close(world, task, point)
+
+
+async def end_and_close(world: Any, task: Any, point: str) -> None:
+    """The task ends, and the payer closes the channel with the payee's consent."""
+    await world.payee_ledger.close_agreement(task, state="done")
+    await world.payer_ledger.close_agreement(task, state="done")
+
+    class DyingPayee:
+        address = world.account.address
+
+        def sign_digest(self, digest: bytes) -> bytes:
+            signature = world.account.sign_digest(digest)
+            die()
+            return bytes(signature)
+
+    if point == "consent signed":
+        world.payee._consents._signer = DyingPayee()
+    dial = world.dial
+
+    async def watched(peer: Any) -> Any:
+        client = await dial(peer)
+        server = world.streams[-1][1]
+        if point == "consent stored":
+            server.on_send = lambda _: die() if server.sent else None  # the first thing that it says is the sync
+        return client
+
+    world.payer.dial = watched
+    consent, signature = await world.channel_out().ask_close()
+    if point == "consent given":
+        die()
+    closing = CloseSigned(
+        payer=world.wallet.address,
+        payee=world.account.address,
+        signer=world.wallet.address,
+        epoch=consent.epoch,
+        amount_uusd=consent.amount_uusd,
+        deadline_s=consent.deadline_s,
+        signature=signature,
+    )
+    hub = world.payer.hub
+
+    def sign_nothing(nonce: int) -> tuple[bytes, bytes]:
+        signed = sign(nonce)
+        if point == "closing signed":
+            die()
+        return signed  # type: ignore[no-any-return]
+
+    sign = await hub.signing(closing)
+    await world.payer_ledger.queue_tx(
+        world.wallet.address, kind="closesigned", chain_nonce=await hub.nonce(), sign=sign_nothing
+    )
+    die()
 
 
 def killed_at(directory: Path, point: str) -> None:
@@ -219,6 +273,76 @@ def test_killed_on_the_way_of_a_voucher(
         assert (out.voucher_uusd, out.acked_uusd) == (5, 5)
 
     after_kill(tmp_path, make_world, point, body)
+
+
+@pytest.mark.parametrize(
+    ("point", "held"),
+    [("consent signed", False), ("consent stored", True), ("consent given", True), ("closing signed", True)],
+)
+def test_killed_on_the_way_of_a_consent(tmp_path: Path, make_world: Any, point: str, held: bool) -> None:
+    """What was signed and not stored, nobody has seen: the payee goes on. What is stored it keeps to, and gives again:
+    the payer that died, or whose answer was lost, gets its money back all the same."""
+
+    async def body(world: Any) -> None:
+        out = await world.payee_ledger.consent(world.channel)
+        assert (out is not None) == held
+        await fund_anew(world)
+        if held:
+            with pytest.raises(ChannelClosing):
+                await world.payee_ledger.take_voucher(
+                    world.channel, amount_uusd=6, memo=bytes(32), signature=world.voucher(6), peer="peer"
+                )
+        else:
+            await world.payee.check_open(world.channel)
+        consent, signature = await world.channel_out().ask_close()
+        if held:
+            assert (consent.epoch, consent.deadline_s, signature) == (out.epoch, out.deadline_s, out.signature)
+        wallet = Wallet(
+            ledger=world.payer_ledger,
+            hub=world.payer.hub,
+            outbox=world.payer_outbox,
+            clock_ms=lambda: world.now_ms,
+            ask=lambda row: world.channel_out().ask_close(),
+        )
+        world.chain.clock_ms = lambda: world.now_ms
+        closed = await wallet.close(world.channel.hex())
+        assert (closed.state, closed.refund_uusd, closed.claimed_uusd) == ("closed", 1_000, 5)
+        assert world.chain.free == {world.wallet.address: 1_000, world.account.address: 5}
+        await world.payee.check_open(world.channel)
+        await world.payer_ledger.verify(full=True)
+        await world.payee_ledger.verify(full=True)
+
+    after_kill(tmp_path, make_world, point, body)
+
+
+async def fund_anew(world: Any) -> None:
+    """That chain lived in the killed process, so this one has none of its transactions yet."""
+    await world.payer_outbox.deposit(1_005)
+    row = FundRow(payee=world.account.address, signer=world.wallet.address, amount_uusd=1_005)
+    await world.payer_outbox.run(Fund(rows=(row,)))
+
+
+def test_killed_after_a_closing_is_stored(tmp_path: Path, make_world: Any) -> None:
+    """The next start sends it, and it closes the channel once."""
+
+    async def body(world: Any) -> None:
+        (queued,) = await world.payer_ledger.unsettled(world.wallet.address)
+        assert queued.kind == "closesigned"
+        # The chain as it was when the process died: the voucher claimed, the nonces used.
+        world.chain.clock_ms = lambda: world.now_ms
+        hub = world.chain.hub(world.wallet.address)
+        row = FundRow(payee=world.account.address, signer=world.wallet.address, amount_uusd=1_005)
+        for call in (Approve(amount_uusd=1_005), Deposit(amount_uusd=1_005), Fund(rows=(row,))):
+            await hub.send((await hub.signing(call))(await hub.nonce())[1])
+        await world.settler.checkpoint()
+        await world.payer_outbox.settle()
+        state = await hub.channel(world.channel)
+        assert (state.deposit_uusd, state.claimed_uusd, await hub.epoch(world.channel)) == (5, 5, 1)
+        await world.payer_outbox.settle()
+        assert await hub.epoch(world.channel) == 1
+        assert world.chain.free == {world.wallet.address: 1_000, world.account.address: 5}
+
+    after_kill(tmp_path, make_world, "closing stored", body)
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,13 @@ def test_voucher_types() -> None:
     assert channel.voucher_digest(channel.Domain(chain_id=31337, contract=hub), made) == keccak256(  # type: ignore[arg-type]
         b"\x19\x01" + domain + struct
     )
+    close = "Close(bytes32 channel,uint24 epoch,uint96 amount,uint40 deadline)"
+    assert f"    {close}\n" in text
+    consent = channel.CloseConsent(channel=made.channel, epoch=2, amount_uusd=5, deadline_s=9)
+    closing = keccak256(keccak256(close.encode()) + channel_id + word(2) + word(5) + word(9))
+    assert channel.close_digest(channel.Domain(chain_id=31337, contract=hub), consent) == keccak256(  # type: ignore[arg-type]
+        b"\x19\x01" + domain + closing
+    )
 
 
 def test_where_ads_go() -> None:

@@ -156,7 +156,9 @@ class ChannelDialogue(Dialogue):
         return st.one_of(
             st.just(channel.ChannelHello(chain=CHAIN, payer=BINDING, payee=b"p" * 20)),
             st.builds(channel.VoucherFrame, amount_uusd=near, memo=st.just(bytes(32)), signature=st.just(bytes(65))),
+            st.builds(channel.CloseAsk, amount_uusd=near),
             sync,
+            st.just(channel.ConsentFrame(epoch=0, deadline_s=1, signature=bytes(65))),
             st.builds(channel.VoucherAck, amount_uusd=near | offered),
             st.builds(channel.VoucherRefusal, code=st.just(19), detail=st.just(""), best_uusd=near),
         )
@@ -165,6 +167,11 @@ class ChannelDialogue(Dialogue):
     def amounts_never_go_back(self) -> None:
         acked = [m.amount_uusd for m in self.said[Role.PROVIDER] if isinstance(m, channel.VoucherAck)]
         assert acked == sorted(set(acked))
+
+    @invariant()
+    def nothing_is_said_after_a_consent(self) -> None:
+        kinds = [type(message) for message in self.said[Role.PROVIDER]]
+        assert channel.ConsentFrame not in kinds[:-1]
 
 
 class WatchDialogue(Dialogue):

@@ -67,9 +67,11 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
     channel.ChannelConnection: [
         channel.ChannelHello(chain=CHAIN, payer=BINDING, payee=b"p" * 20),
         channel.VoucherFrame(amount_uusd=5, memo=bytes(32), signature=bytes(65)),
+        channel.CloseAsk(amount_uusd=3),
         channel.ChannelSync(amount_uusd=0),
         channel.VoucherAck(amount_uusd=4),
         channel.VoucherRefusal(code=19, detail="no", best_uusd=0),
+        channel.ConsentFrame(epoch=0, deadline_s=1, signature=bytes(65)),
     ],
     watch.WatchConnection: [
         watch.WatchHello(chain=CHAIN, owner=BINDING),
@@ -348,6 +350,7 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
         R, C.OPEN, has(), channel.VoucherFrame(amount_uusd=2, memo=bytes(32), signature=bytes(65)), BAD_VOUCHER),
     "a voucher that stands still": (
         R, C.OPEN, has(), channel.VoucherFrame(amount_uusd=3, memo=bytes(32), signature=bytes(65)), BAD_VOUCHER),
+    "a closing below what is held": (R, C.OPEN, has(), channel.CloseAsk(amount_uusd=2), BAD_VOUCHER),
     "an ack for another voucher": (P, C.PAYING, has(), channel.VoucherAck(amount_uusd=5), OUT_OF_ORDER),
     "less kept than was sent": (P, W.KEEPING, has(_sent_uusd=6), watch.WatchKept(amount_uusd=5), OUT_OF_ORDER),
     "given again": (

@@ -141,6 +141,24 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
             "digest": channel.voucher_digest(domain, made).hex(),
         }
 
+    def consent() -> Any:
+        parties = [Address(bytes.fromhex(context[who])) for who in ("payer", "payee", "signer")]
+        domain = channel.Domain(chain_id=context["chain_id"], contract=Address(bytes.fromhex(context["hub"])))
+        made = channel.CloseConsent(
+            channel=channel.channel_id(*parties),
+            epoch=context["epoch"],
+            amount_uusd=context["amount_uusd"],
+            deadline_s=context["deadline_s"],
+        )
+        closer = channel.recover_closer(domain, made, data)
+        if closer != parties[1]:
+            raise LocalProtocolError("signed by somebody else", code=WireCode.BAD_SIGNATURE)
+        return {
+            "closer": closer.hex(),
+            "channel": made.channel.hex(),
+            "digest": channel.close_digest(domain, made).hex(),
+        }
+
     def inclusion() -> Any:
         found = InclusionProof.decode(data)
         verify_inclusion(bytes.fromhex(context["leaf"]), found, bytes.fromhex(context["root"]))
@@ -177,6 +195,7 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
         "receipt": receipt,
         "voucher": voucher,
         "inclusion": inclusion,
+        "consent": consent,
         "rounds": rounds,
         "evidence": evidence,
     }

@@ -15,6 +15,7 @@ import trio
 from p2pcompute.errors import ConfigError, DiskFull, ProfileInUse
 from p2pcompute.storage import InlineExecutor, open_ledger
 from p2pcompute.storage._schema import MIGRATIONS
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 
 HOLDER = """
 import sys, trio
@@ -67,7 +68,7 @@ def test_an_old_ledger_is_migrated_in_place(tmp_path: Path, deal: Any) -> None:
     newer = (*MIGRATIONS, "ALTER TABLE peers ADD COLUMN note TEXT NOT NULL DEFAULT 'old';")
 
     async def main() -> None:
-        async with open_ledger(tmp_path, executor=InlineExecutor(), migrations=MIGRATIONS[:1]) as ledger:
+        async with open_ledger(tmp_path, executor=InlineExecutor(), migrations=MIGRATIONS) as ledger:
             await ledger.add_agreement(deal.agreement, role="provider")
             await ledger.record_receipt(deal.receipt(0), sign=deal.sign)
         async with open_ledger(tmp_path, executor=InlineExecutor(), migrations=newer) as ledger:
@@ -78,6 +79,23 @@ def test_an_old_ledger_is_migrated_in_place(tmp_path: Path, deal: Any) -> None:
         with pytest.raises(ConfigError, match="install the newer p2pcompute"):
             async with open_ledger(tmp_path, executor=InlineExecutor()):
                 pass
+
+    trio.run(main)
+
+
+def test_a_ledger_from_before_there_were_consents_takes_them(tmp_path: Path, deal: Any) -> None:
+    channel, account, peer = ChannelId(b"c" * 32), Address(b"a" * 20), PeerId("peer")
+
+    async def main() -> None:
+        async with open_ledger(tmp_path, executor=InlineExecutor(), migrations=MIGRATIONS[:1]) as ledger:
+            await ledger.open_channel_in(channel, payer=account, signer=account, peer=peer)
+        async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+            await ledger.take_voucher(channel, amount_uusd=5, memo=bytes(32), signature=bytes(65), peer=peer)
+            given = await ledger.give_consent(
+                channel, epoch=0, amount_uusd=5, deadline_s=1, renew_before_s=0, sign=lambda *_: bytes(65)
+            )
+            assert await ledger.consent(channel) == given
+            await ledger.verify(full=True)
 
     trio.run(main)
 

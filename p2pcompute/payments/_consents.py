@@ -1,0 +1,155 @@
+"""The payee's consent to close a channel at once: when it is given, what it forbids, and when it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from p2pcompute.errors import ChainError, ChannelBusy, ChannelClosing, VoucherRefused
+from p2pcompute_protocols._binding import WalletSigner
+from p2pcompute_protocols.channel import MAX_EPOCH, CloseConsent, Domain, close_digest
+from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.ids import ChannelId
+
+from ._api import ConsentOut, Hub, PayeeLedger, payee_epoch
+
+__all__ = ["CONSENT_S", "OVER_S", "Consents", "NoConsent"]
+
+CONSENT_S: Final = 900
+"""How long a consent is good: for the payer's claim and its closing, each of which may wait for a block."""
+OVER_S: Final = 3_600
+"""A consent counts as over so long behind its deadline: the clocks of chains are not ours."""
+_LEAST_LEFT_S: Final = 600  # one that is out already is given again while it is good for so long
+_CHAIN_READ_S: Final = 0.5  # at most one read of the chain per channel in this time
+_MAX_TRACKED: Final = 4_096
+
+
+class NoConsent(Exception):
+    """It is not given, with the wire code that says why."""
+
+    def __init__(self, code: WireCode, detail: str) -> None:
+        self.code = code
+        super().__init__(detail)
+
+
+class Consents:
+    """Gives consents for one payee, and says when a channel is of use again.
+
+    Args:
+        ledger: see `PayeeLedger`.
+        hub: for how often channels were closed.
+        signer: the payee's own key; None gives no consents, but keeps to those that are out.
+        domain: of the hub's vouchers and closings.
+        clock_ms: UNIX time in milliseconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: PayeeLedger,
+        hub: Hub,
+        signer: WalletSigner | None,
+        domain: Domain,
+        clock_ms: Callable[[], int],
+    ) -> None:
+        self._ledger = ledger
+        self._hub = hub
+        self._signer = signer
+        self._domain = domain
+        self._clock_ms = clock_ms
+        self._read_at: dict[ChannelId, float] = {}
+        self._lock = trio.Lock()
+
+    async def check(self, channel: ChannelId) -> bool:
+        """Raise `ChannelClosing` where a consent to close the channel is out and may still be used.
+
+        One whose channel was closed, or whose time is over, is taken off the ledger; whether one was.
+
+        Raises:
+            ChannelClosing: it is; or the chain can't be asked whether it still is.
+        """
+        if await self._ledger.consent(channel) is None:
+            return False
+        async with self._lock:
+            return await self._check(channel)
+
+    async def _check(self, channel: ChannelId) -> bool:
+        out = await self._ledger.consent(channel)
+        if out is None:
+            return True  # another task has seen it meanwhile
+        if not self._is_late(out):
+            self._look_again(channel)
+            try:
+                epoch = await payee_epoch(self._hub, channel)
+            except ChainError as exc:
+                self._read_at.pop(channel, None)
+                raise ChannelClosing("we have signed a closing, and the chain can't be asked about it now") from exc
+            if epoch <= out.epoch:
+                raise ChannelClosing(
+                    f"we have signed that this channel may be closed at {out.amount_uusd} micro-USD; close it and fund "
+                    "it again, or wait until the consent is over"
+                )
+        await self._ledger.end_consent(channel, epoch=out.epoch)
+        return True
+
+    def _is_late(self, out: ConsentOut) -> bool:
+        return self._clock_ms() // 1000 > out.deadline_s + OVER_S
+
+    def _look_again(self, channel: ChannelId) -> None:
+        now = trio.current_time()
+        read_at = self._read_at.pop(channel, None)
+        if read_at is not None and now - read_at < _CHAIN_READ_S:
+            self._read_at[channel] = read_at
+            raise ChannelClosing("the channel was looked up a moment ago; try again shortly")
+        if len(self._read_at) >= _MAX_TRACKED:
+            # Forgetting the oldest costs one more read of the chain.
+            self._read_at.pop(next(iter(self._read_at)))
+        self._read_at[channel] = now
+
+    async def give(self, channel: ChannelId, *, amount_uusd: int) -> ConsentOut:
+        """Consent to close a channel that the ledger has, at what is paid on it. It is on disk before it is given.
+
+        Raises:
+            NoConsent: with PAYMENT_REQUIRED where work is under way or unpaid, BAD_VOUCHER where another amount is
+                paid, CLOSING where one of an earlier epoch is out, INTERNAL where the chain can't be asked, UNSUPPORTED
+                where it can't be signed.
+            DiskFull: see there; nothing was signed that anybody has seen.
+        """
+        signer = self._signer
+        if signer is None or signer.address != self._hub.account:
+            raise NoConsent(WireCode.UNSUPPORTED, "this node does not have the payee's key at hand")
+        try:
+            epoch = await self._hub.epoch(channel)
+        except ChainError as exc:
+            raise NoConsent(WireCode.INTERNAL, "the chain can't be asked now; try again later") from exc
+        out = await self._ledger.consent(channel)
+        if out is not None and out.epoch != epoch:
+            try:
+                await self.check(channel)
+            except ChannelClosing as exc:
+                raise NoConsent(WireCode.CLOSING, str(exc)) from exc
+        if epoch >= MAX_EPOCH:
+            raise NoConsent(WireCode.UNSUPPORTED, "the channel was closed too often to be closed by signature")
+        now_s = self._clock_ms() // 1000
+
+        def sign(epoch: int, amount_uusd: int, deadline_s: int) -> bytes:
+            consent = CloseConsent(channel=channel, epoch=epoch, amount_uusd=amount_uusd, deadline_s=deadline_s)
+            return signer.sign_digest(close_digest(self._domain, consent))
+
+        try:
+            return await self._ledger.give_consent(
+                channel,
+                epoch=epoch,
+                amount_uusd=amount_uusd,
+                deadline_s=now_s + CONSENT_S,
+                renew_before_s=now_s + _LEAST_LEFT_S,
+                sign=sign,
+            )
+        except ChannelBusy as exc:
+            raise NoConsent(WireCode.PAYMENT_REQUIRED, str(exc)) from exc
+        except VoucherRefused as exc:
+            raise NoConsent(WireCode.BAD_VOUCHER, str(exc)) from exc
+        except ChannelClosing as exc:
+            raise NoConsent(WireCode.CLOSING, str(exc)) from exc

@@ -1,0 +1,108 @@
+"""The ledger's part about consents to close a channel: signed once nothing is under way, and then nothing more is.
+
+The row of a consent is the line that a payee must not cross: while it is there, no voucher is taken on its channel and
+no agreement is entered into that is paid over it. It is checked in the same transaction as either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from p2pcompute.errors import ChannelBusy, VoucherRefused
+from p2pcompute_protocols.ids import ChannelId
+
+from ._channels import need_in, refuse_closing
+from ._database import Transaction
+from ._rows import ConsentRow
+
+__all__ = ["ConsentsMixin"]
+
+_CONSENT = "SELECT channel, epoch, amount_uusd, deadline_s, signature FROM consents WHERE channel = :channel"
+
+T = TypeVar("T")
+
+
+def _consent(tx: Transaction, channel: ChannelId) -> ConsentRow | None:
+    row = tx.one(_CONSENT, channel=channel)
+    return None if row is None else ConsentRow(**dict(zip(ConsentRow.__dataclass_fields__, row, strict=True)))
+
+
+class ConsentsMixin:
+    """Methods of `Ledger` about consents; see there for what holds for all of them."""
+
+    async def _write(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
+    async def _look(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
+    async def consent(self, channel: ChannelId) -> ConsentRow | None:
+        """The consent that is out for a channel, if any."""
+        return await self._look(lambda tx: _consent(tx, channel))
+
+    async def give_consent(
+        self,
+        channel: ChannelId,
+        *,
+        epoch: int,
+        amount_uusd: int,
+        deadline_s: int,
+        renew_before_s: int,
+        sign: Callable[[int, int, int], bytes],
+    ) -> ConsentRow:
+        """Sign that a channel on which we are paid may be closed, and store that before anybody sees it.
+
+        `sign` gets epoch, amount and deadline and gives the signature; it is called inside of the transaction. One that
+        is out already for the same epoch is given again, or signed anew where its deadline is before `renew_before_s`.
+
+        Raises:
+            ChannelBusy: an agreement over the channel is open, or work is unpaid; nothing was signed.
+            VoucherRefused: what we are paid on it is not `amount_uusd`; nothing was signed.
+            ChannelClosing: a consent of another epoch is out.
+        """
+
+        def work(tx: Transaction) -> ConsentRow:
+            row = need_in(tx, channel)
+            if tx.one(
+                "SELECT 1 FROM agreements WHERE channel = :channel AND state = 'open' AND role = 'provider'",
+                channel=channel,
+            ):
+                raise ChannelBusy("work that is paid over the channel is under way; ask again when it has ended")
+            if row.unpaid_pusd:
+                raise ChannelBusy(
+                    f"work of {row.owed_uusd - row.paid_uusd} micro-USD is unpaid on the channel; pay it first"
+                )
+            if row.paid_uusd != amount_uusd:
+                raise VoucherRefused(f"{row.paid_uusd} micro-USD are paid on the channel, and not {amount_uusd}")
+            out = _consent(tx, channel)
+            if out is not None:
+                if out.epoch != epoch:
+                    refuse_closing(tx, channel)
+                if out.deadline_s >= renew_before_s:
+                    return out
+            latest_s = deadline_s if out is None else max(deadline_s, out.deadline_s)
+            signature = sign(epoch, amount_uusd, latest_s)
+            tx.emit(
+                "consent_given",
+                channel=channel,
+                epoch=epoch,
+                amount_uusd=amount_uusd,
+                deadline_s=latest_s,
+                signature=signature,
+            )
+            given = _consent(tx, channel)
+            assert given is not None
+            return given
+
+        return await self._write(work)
+
+    async def end_consent(self, channel: ChannelId, *, epoch: int) -> None:
+        """The consent of this epoch can close nothing any more: the channel was closed, or it is too late for that."""
+
+        def work(tx: Transaction) -> None:
+            out = _consent(tx, channel)
+            if out is not None and out.epoch == epoch:
+                tx.emit("consent_ended", channel=channel)
+
+        await self._write(work)
