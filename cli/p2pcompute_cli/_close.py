@@ -48,8 +48,8 @@ def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_
     if answer["state"] == "closing":
         click.echo(
             f"the payee has not agreed, so the hub was asked: from {_day(answer['close_at_s'] * 1000)} on "
-            f"`p2pcompute close {channel}` brings back what is left; vouchers count until then, and work that needs a larger deposit with this provider takes the "
-            "request back"
+            f"`p2pcompute close {channel}` brings back what is left; vouchers count until then, and work that needs a "
+            "larger deposit with this provider takes the request back"
         )
     elif answer["direction"] == "out":
         click.echo(f"closed: {usd(answer['refund_uusd'])} came back, {usd(answer['claimed_uusd'])} had been claimed")
