@@ -324,6 +324,29 @@ def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkey
         verified(home, profile)
 
 
+def test_a_requester_closes_a_channel_at_once(start: Callable[..., Program], tmp_path: Path) -> None:
+    """Its script has ended, so the command itself asks the provider, which agrees; then the two go on."""
+    provider = start("up", "--json", "--threads", "1")
+    provider.wait_event("ready")
+    for times in (1, 2):
+        ran = start("run", "--json", "--profile", "mine", *job(tmp_path, 2, 50, 600))
+        assert ran.end() == 0, ran.said
+        listed = start("channels", "--json", "--profile", "mine")
+        assert listed.end() == 0
+        (channel,) = listed.lines[0]["channels"]
+        closed = start("close", channel["channel"][:8], "--yes", "--json", "--profile", "mine")
+        assert closed.end() == 0, closed.said
+        (answer,) = closed.lines
+        assert (answer["direction"], answer["state"]) == ("out", "closed"), times
+        assert answer["claimed_uusd"] == channel["voucher_uusd"] > 0
+        assert answer["refund_uusd"] == channel["deposit_uusd"] - channel["voucher_uusd"] > 0
+        assert answer["reserved_uusd"] == 0
+    provider.process.send_signal(signal.SIGINT)
+    assert provider.end() == 0, provider.said
+    for profile in ("default", "mine"):
+        verified(tmp_path / "home", profile)
+
+
 def wait_for_chain(url: str) -> None:
     async def main() -> None:
         with trio.fail_after(PATIENCE_S):
