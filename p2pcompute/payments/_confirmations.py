@@ -68,5 +68,6 @@ class Confirmations:
 AT_ONCE: Final = Confirmations(steps=(), whole=1, head_age_s=None, head_back=None)
 """Of a chain that one machine makes: nobody takes blocks back, and an idle one makes none."""
 
-PUBLIC_CHAIN: Final = Confirmations(steps=((1, 50_000), (3, 10_000_000)), whole=12, head_age_s=900, head_back=64)
-"""Of every other chain. 0.05 USD is what one stranger may owe in an hour (`CreditPolicy`)."""
+PUBLIC_CHAIN: Final = Confirmations(steps=((1, 50_000),), whole=13, head_age_s=900, head_back=64)
+"""Of every other chain. What lies in or under 13 blocks survives a reorganisation of 12; of what does not, 0.05 USD
+counts, which is what one stranger may owe in an hour (`CreditPolicy`). A step between the two would be lost whole."""

@@ -173,7 +173,7 @@ def test_a_claim_that_is_taken_back_is_made_again(anvil: OpenAnvil, payments_wor
             account = world.account.address
             assert await world.settler.round() == {world.channel: 700_000}
             assert world.states() == [(0, "sent")]  # mined, and not deep enough to be believed
-            await chain.mine(10)
+            await chain.mine(11)
             assert await world.settler.round() == {}
             await chain.reorg(12)
             assert await chain.hub.balance_uusd(account) == 0
@@ -491,9 +491,9 @@ def test_refusals_of_what_is_not_deep_enough_say_what_counts(anvil: OpenAnvil, p
         async with anvil() as chain, playing(chain, payments_world) as world:
             await owe(world, 8_000_000)
             assert (await world.payee_hub.confirmed_channel(world.channel)).deposit_uusd == 50_000
-            await chain.mine(2)
-            assert (await world.payee_hub.confirmed_channel(world.channel)).deposit_uusd == 10_000_000
-            await chain.mine(9)
+            await chain.mine(11)
+            assert (await world.payee_hub.confirmed_channel(world.channel)).deposit_uusd == 50_000
+            await chain.mine()
             assert (await world.payee_hub.confirmed_channel(world.channel)).deposit_uusd == 20_000_000
             assert await world.channel_out().pay() == 8_000_000
 

@@ -172,7 +172,7 @@ def test_a_deposit_counts_by_its_depth_and_a_request_to_close_at_once() -> None:
             state = await hub.confirmed_channel(CHANNEL)
             assert state.close_at_s == 7
             counted.append(state.deposit_uusd)
-        assert counted == [50_000] * 2 + [10_000_000] * 9 + [20_000_000] * 2
+        assert counted == [50_000] * 12 + [20_000_000]
         assert (await hub.channel(CHANNEL)).deposit_uusd == 20_000_000  # as its payer sees it
 
     with_hub(body)
@@ -246,9 +246,9 @@ def test_a_transaction_counts_as_settled_once_it_is_deep() -> None:
             assert node.sent == [raw, second]
             for sent in (raw, second):
                 node.mined(sent, 101)
-            node.head = 111
+            node.head = 112  # a reorganisation of twelve blocks takes block 101 with it
             assert await outbox.look() == 2
-            node.head = 112
+            node.head = 113
             assert await outbox.look() == 0
 
     with_hub(body)

@@ -119,9 +119,11 @@ def test_policies_that_cannot_be(wrong: dict[str, int]) -> None:
 
 # Confirmations
 
+STEPS = Confirmations(steps=((1, 50_000), (3, 10_000_000)), whole=12, head_age_s=900, head_back=64)
+
 
 def test_a_new_deposit_counts_step_by_step() -> None:
-    policy = PUBLIC_CHAIN
+    policy = STEPS
     assert policy.depths == (1, 3, 12)
     assert policy.counted([20_000_000, 0, 0], 0) == 50_000
     assert policy.counted([20_000_000, 20_000_000, 0], 0) == 10_000_000
@@ -131,17 +133,19 @@ def test_a_new_deposit_counts_step_by_step() -> None:
     assert policy.counted([20_000_000, 7_000_000, 7_000_000], 7_000_000) == 7_050_000
     assert (policy.needed(50_000), policy.needed(50_001), policy.needed(10_000_001)) == (1, 3, 12)
     assert (AT_ONCE.counted([5], 0), AT_ONCE.needed(10**12)) == (5, 1)
+    assert PUBLIC_CHAIN.depths == (1, 13)
+    assert PUBLIC_CHAIN.counted([20_000_000, 0], 0) == 50_000
 
 
 @given(deposits=st.lists(st.integers(0, 10**9), min_size=3, max_size=3), claimed=st.integers(0, 10**9))
 def test_no_more_counts_than_is_there_or_than_the_steps_allow(deposits: list[int], claimed: int) -> None:
-    counted = PUBLIC_CHAIN.counted(deposits, claimed)
+    counted = STEPS.counted(deposits, claimed)
     assert counted <= max(deposits)
     assert counted >= deposits[-1]
     for lost_from in (0, 1, 2):
         # Blocks newer than that are taken back: at most the step's value is lost.
         left = max(deposits[lost_from + 1 :], default=0)
-        steps = [most for _, most in PUBLIC_CHAIN.steps]
+        steps = [most for _, most in STEPS.steps]
         if lost_from < 2 and deposits[lost_from] >= left:
             assert counted <= max(left, claimed + steps[lost_from])
 
