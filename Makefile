@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly mutants test-gpu bench-payments check-system clean
+.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments check-system clean
 
 install: $(STAMP)
 
@@ -74,6 +74,12 @@ contracts-nightly: $(STAMP)
 	@P2PCOMPUTE_CONTRACT_EXAMPLES=$${EXAMPLES:-10000} P2PCOMPUTE_CONTRACT_STEPS=$${STEPS:-500} \
 	    $(BIN)/python -m pytest tests/unit/chain/test_hub_model.py tests/unit/chain/test_registry_model.py \
 	    --timeout=0 -n 2 --dist=loadfile
+
+# two nodes, chain and adversary: histories that nobody has tried yet, about two a second. What fails is made small and
+# printed, with a line that plays it again
+adversary-nightly: $(STAMP)
+	@P2PCOMPUTE_ADVERSARY_EXAMPLES=$${EXAMPLES:-20000} P2PCOMPUTE_ADVERSARY_PHRASES=$${PHRASES:-30} \
+	    $(BIN)/python -m pytest tests/unit/payments/test_whole.py -k whatever --timeout=0 -rP
 
 # plants the faults of tests/mutants, one at a time, and sees that the tests find them
 mutants: $(STAMP)
