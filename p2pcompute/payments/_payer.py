@@ -44,6 +44,7 @@ from p2pcompute_protocols.task import ReceiptPayload
 
 from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream, payee_epoch, payee_view
 from ._outbox import Outbox
+from ._refusals import refused_error
 
 __all__ = ["ChannelNeed", "ChannelOut", "ChannelUnfundable", "Payer"]
 
@@ -334,7 +335,7 @@ class ChannelOut:
                         attempt -= 1  # it only waits for blocks, as we would
                     if attempt == MAX_ATTEMPTS:
                         await self.aclose()
-                        raise _refused_error(refusal)
+                        raise refused_error(refusal)
                 await trio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_MOST_S)
             row = await self._row()
@@ -456,7 +457,7 @@ class ChannelOut:
         answer = await dialogue.receive(stall_s=ANSWER_TIMEOUT_S)
         if isinstance(answer, VoucherRefusal):
             await self.aclose()
-            raise _refused_error(answer)
+            raise refused_error(answer)
         if not isinstance(answer, ChannelSync):
             raise RemoteProtocolError("the stream ended", code=WireCode.OUT_OF_ORDER)
         await self._sync(answer)
@@ -492,7 +493,7 @@ class ChannelOut:
             return False
         if refusal.code not in _TRY_AGAIN:
             await self.aclose()
-            raise _refused_error(refusal)
+            raise refused_error(refusal)
         if refusal.code == WireCode.BAD_VOUCHER:
             # The provider holds, or the chain has claimed, more than we know of. Only what we signed counts: the
             # next sync shows it, and what the chain has claimed can only have been ours.
@@ -520,15 +521,4 @@ def _reverted(exc: ChainError) -> bool:
     """Whether the hub refuses a call, be it when its gas is estimated; anything else is no fault of its rows."""
     return isinstance(exc, TransactionFailed) or (
         isinstance(exc, RpcError) and (exc.code == 3 or "revert" in str(exc).lower())
-    )
-
-
-def _refused_error(refusal: VoucherRefusal) -> VoucherRefused:
-    try:
-        name = WireCode(refusal.code).name
-    except ValueError:
-        name = str(refusal.code)
-    return VoucherRefused(
-        f"the provider refused the voucher: {name}, {refusal.detail or 'no reason given'} (it holds "
-        f"{usd(refusal.best_uusd)})"
     )
