@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 CUDA   := $(VENV)/.installed-cuda
 ANVIL  := .anvil/.installed-1.7.1
-# a file's tests stay together: they share compiled kernels and contracts
-PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile
+# a file's tests stay together: they share compiled kernels and contracts. tests/conftest.py has the longest come first
+PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: install cuda-compile anvil demo test lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments check-system clean
+.PHONY: install cuda-compile anvil demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments check-system clean
 
 install: $(STAMP)
 
@@ -47,6 +47,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	@sh scripts/compile-contracts.sh --venv
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# the tests N times over, each time in another order and with other examples, to find what hangs on luck; a table at the
+# end, and what each run said under build/repeat. TESTS="tests/unit/tasks" repeats a part of them
+N ?= 20
+TESTS ?=
+repeat: $(STAMP)
+	@sh scripts/compile-contracts.sh --venv
+	@$(BIN)/python scripts/repeat.py $(N) -- $(PYTEST_ARGS) $(TESTS)
 
 # What needs a GPU: bits against the processor's, the lock, cancelling, memory, energy. Skips, and says why, without one.
 test-gpu: $(CUDA)

@@ -89,6 +89,6 @@ def test_the_next_task_finds_the_workers_that_the_cancelled_one_had() -> None:
 
 async def settled(*pools: WorkerPool) -> None:
     """Wait until each has one worker that waits, and none in use."""
-    with trio.fail_after(60):
+    with trio.fail_after(300):
         while any(workers._lent or len(workers._kept) != 1 for workers in pools):  # noqa: ASYNC110
             await trio.sleep(0.01)

@@ -66,7 +66,7 @@ async def say(path: Path, data: bytes) -> bytes:
 
 def run(main: Any) -> None:
     async def bounded() -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             await main()
 
     trio.run(bounded)

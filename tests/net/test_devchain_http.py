@@ -35,7 +35,7 @@ def with_chain(tmp_path: Path, use: Callable[[str, int], Awaitable[None]], limit
         await serve_devchain(tmp_path / "chain", limits=limits, task_status=task_status)
 
     async def main() -> None:
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 info = await nursery.start(serve)
                 await use(info.url, int(info.url.rsplit(":", 1)[1]))
@@ -220,7 +220,7 @@ def test_a_journal_that_fails_ends_the_chain_though_its_client_has_left(
         raise StorageError("the journal failed")
 
     async def main() -> None:
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 monkeypatch.setattr(DevRpc, "answer", failing)
                 info = await nursery.start(serve_devchain, tmp_path / "chain")
@@ -258,7 +258,7 @@ def at_endpoint(answer: bytes, *, timeout_s: float = 5, hold: bool = False) -> p
         await stream.aclose()
 
     async def main() -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 listeners = await nursery.start(trio.serve_tcp, handle, 0)
                 port = listeners[0].socket.getsockname()[1]

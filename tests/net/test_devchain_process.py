@@ -81,7 +81,7 @@ def test_a_signal_stops_it_in_order(tmp_path: Path, number: signal.Signals) -> N
     async def main() -> None:
         async with DevChainProcess(tmp_path) as chain:
             chain.process.send_signal(number)
-            with trio.fail_after(30):
+            with trio.fail_after(300):
                 assert await chain.process.wait() == 0
 
     trio.run(main)
@@ -98,7 +98,7 @@ def test_a_signal_stops_it_in_the_middle_of_a_long_call(tmp_path: Path) -> None:
             nursery.start_soon(ask, chain.url)
             await trio.testing.wait_all_tasks_blocked(0.3)  # the call has gone out
             chain.process.send_signal(signal.SIGTERM)
-            with trio.fail_after(30):
+            with trio.fail_after(300):
                 assert await chain.process.wait() == 0
 
     trio.run(main)
@@ -109,7 +109,7 @@ def test_it_ends_with_its_owner(tmp_path: Path) -> None:
         async with DevChainProcess(tmp_path) as chain:
             assert chain.process.stdin is not None
             await chain.process.stdin.aclose()  # as when the owner is killed
-            with trio.fail_after(30):
+            with trio.fail_after(300):
                 assert await chain.process.wait() == 0
 
     trio.run(main)

@@ -18,7 +18,7 @@ def test_conforms(name: str) -> None:
         def open_node(validator: RecordValidator):
             return open_libp2p(NodeKey.generate(), record_validator=validator)
 
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             await OVERLAY_CHECKS[name](open_node)
 
     trio.run(main)

@@ -94,7 +94,7 @@ async def answers(client: Libp2pOverlay, peer: PeerId) -> bool:
 
 def run(main: Callable[[], Awaitable[None]], clock: Any = None) -> None:
     async def bounded() -> None:
-        with trio.fail_after(40):
+        with trio.fail_after(300):
             await main()
 
     trio.run(bounded, clock=clock)

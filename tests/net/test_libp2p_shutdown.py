@@ -42,7 +42,7 @@ async def echo(stream: Any) -> None:
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        with trio.fail_after(40):
+        with trio.fail_after(300):
             await main()
 
     trio.run(bounded)

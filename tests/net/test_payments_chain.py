@@ -86,7 +86,7 @@ def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
 
     async def main() -> None:
         world = module.World(tmp_path / "nodes")
-        with trio.fail_after(90):
+        with trio.fail_after(300):
             async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
                 info = await dev_info(rpc)
                 client = HubClient(rpc, info.hub, info.token)
@@ -278,7 +278,7 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
     kept: list[Any] = []
 
     async def main() -> None:
-        with trio.fail_after(90):
+        with trio.fail_after(300):
             async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
                 info = await dev_info(rpc)
                 terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)

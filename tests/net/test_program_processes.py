@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ..unit.execution._program_site import install, install_example
-from .test_cli_processes import Program
+from ._programs import Program
 
-pytestmark = [pytest.mark.net, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.net
 
 ASK = """
 import numpy as np
@@ -51,25 +51,18 @@ print(p2p.run(total[1], p2p.out(1, np.int64), 10, check="none", item_s=0.01).tol
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Program]]:
-    """Starts commands that share one home; `site` is on the path of those that are told so."""
-    programs: list[Program] = []
-    (tmp_path / "home").mkdir(mode=0o700)
+def ask(start: Callable[..., Program]) -> Callable[..., Program]:
+    """Starts commands; `site` is on the path of those that are told so."""
 
     def make(*args: str, site: Path | None = None) -> Program:
         paths = [str(site)] if site is not None else []
         paths += [path for path in (os.environ.get("PYTHONPATH"),) if path]
-        programs.append(Program(tmp_path / "home", *args, PYTHONPATH=os.pathsep.join(paths)))
-        return programs[-1]
+        return start(*args, PYTHONPATH=os.pathsep.join(paths))
 
-    yield make
-    for program in programs:
-        if program.process.poll() is None:
-            program.process.kill()
-        program.end()
+    return make
 
 
-def test_one_allows_a_program_and_another_has_it_run(start: Callable[..., Program], tmp_path: Path) -> None:
+def test_one_allows_a_program_and_another_has_it_run(ask: Callable[..., Program], tmp_path: Path) -> None:
     site, clinic, data = tmp_path / "site", tmp_path / "clinic", tmp_path / "data"
     install_example(site)
     install(clinic, "clinic", "1", {"clinic.py": COUNT}, {"total": "clinic:total"})
@@ -79,18 +72,18 @@ def test_one_allows_a_program_and_another_has_it_run(start: Callable[..., Progra
     (tmp_path / "ask.py").write_text(ASK)
     (tmp_path / "ask_private.py").write_text(ASK_PRIVATE)
 
-    listed = start("programs", "--json", site=clinic)
+    listed = ask("programs", "--json", site=clinic)
     assert listed.end() == 0
     digests = {program["name"]: program["digest"] for program in listed.lines}
     assert set(digests) == {"infer", "local-step", "total"}
 
     allowed = ("--allow-program", "infer", "--allow-program", "clinic:total", "--program-data", f"clinic:total={data}")
-    provider = start("up", "--json", *allowed, site=clinic)
+    provider = ask("up", "--json", *allowed, site=clinic)
     ready = provider.wait_event("ready")
     assert {program["name"] for program in ready["programs"]} == {"infer", "total"}
 
     # A requester with the same files, elsewhere: samples are run again here.
-    script = start("run", "--json", "--profile", "mine", str(tmp_path / "ask.py"), site=site)
+    script = ask("run", "--json", "--profile", "mine", str(tmp_path / "ask.py"), site=site)
     assert script.end() == 0, script.said
     assert script.said == "equal\n"
     done = script.events("chunk-done")
@@ -100,22 +93,22 @@ def test_one_allows_a_program_and_another_has_it_run(start: Callable[..., Progra
     assert summary["paid_uusd"] > 0
 
     # One without it, for data that only the provider has: nothing is checked, and both have signed that.
-    private = start("run", "--json", "--profile", "mine", str(tmp_path / "ask_private.py"), digests["total"])
+    private = ask("run", "--json", "--profile", "mine", str(tmp_path / "ask_private.py"), digests["total"])
     assert private.end() == 0, private.said
     assert private.said == "[420]\n"
 
     # One with other files.
     install_example(site, extra="\n# a change\n")
-    other = start("run", "--json", "--profile", "mine", str(tmp_path / "ask.py"), site=site)
+    other = ask("run", "--json", "--profile", "mine", str(tmp_path / "ask.py"), site=site)
     assert other.end() == 5
     assert "its program infer is another one" in other.said
 
-    status = start("status", "--json")
+    status = ask("status", "--json")
     assert status.end() == 0
     told = {program["name"]: program for program in status.lines[0]["provider"]["programs"]}
     assert told["infer"]["digest"] == digests["infer"]
     assert (told["infer"]["data"], told["total"]["data"]) == (None, str(data.resolve()))
 
-    refused = start("up", "--json", "--profile", "second", "--allow-program", "infer")
+    refused = ask("up", "--json", "--profile", "second", "--allow-program", "infer")
     assert refused.end() == 13
     assert [event["error"] for event in refused.events("error")] == ["ProgramError"]

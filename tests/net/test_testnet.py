@@ -30,7 +30,7 @@ assert np.array_equal(z, 3 * x)
 print("right")
 """
 
-pytestmark = [pytest.mark.net, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.net
 
 
 @pytest.fixture
@@ -71,12 +71,12 @@ def test_a_testnet_serves_a_plain_script_and_leaves_nothing(home: Path, tmp_path
                 break
         assert len(pids) == 2
         asked = subprocess.run(
-            [sys.executable, str(script)], env=environment(home), capture_output=True, timeout=120, check=False
+            [sys.executable, str(script)], env=environment(home), capture_output=True, timeout=500, check=False
         )
         assert asked.stdout.decode().split() == ["right"], asked.stderr.decode()
         up.send_signal(signal.SIGINT)
         said = [event.get("event") for event in events(up)]
-        assert up.wait(timeout=20) == 130
+        assert up.wait(timeout=500) == 130
         assert said.count("stopped") == 2
         assert not any(alive(pid) for pid in pids)
     finally:

@@ -16,7 +16,7 @@ HEAVY = ("numpy", "trio", "numba", "llvmlite", "libp2p", "multiaddr", "eth", "et
 
 def modules_after(statement: str) -> set[str]:
     code = f"import sys, json\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=500)
     return {name.partition(".")[0] for name in json.loads(done.stdout)}
 
 
@@ -58,7 +58,7 @@ def test_other_names_are_no_attributes() -> None:
 def test_every_public_name_can_be_imported_first() -> None:
     names = [name for name in p2pcompute.__all__ if not name.startswith("_")]
     code = "; ".join(f"from p2pcompute import {name}" for name in names)
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=500)
 
 
 def test_the_simulation_is_exported_by_testing() -> None:

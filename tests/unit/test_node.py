@@ -476,7 +476,7 @@ def test_a_lie_about_a_partial_is_caught_and_computed_anew() -> None:
     x = np.arange(100_000, dtype=np.int64)
 
     async def scenario(market: Market) -> None:
-        liar, honest = await market.provider(fault=lie(0.2, 8)), await market.provider()
+        liar, honest = await market.provider(fault=lie(1, 8)), await market.provider()
         node = await market.node(connect=(liar, honest))
         watch = Watch()
         total = await node.run(terms, p2p.reduce("sum", x.size, np.int64), x, chunks=16, on_event=watch)

@@ -103,7 +103,7 @@ async def run_anvil(*options: str) -> AsyncGenerator[str]:
     try:
         url = f"http://127.0.0.1:{port}"
         async with ChainClient(url) as client:
-            with trio.fail_after(60):
+            with trio.fail_after(300):
                 while True:
                     try:
                         await client.chain_id()

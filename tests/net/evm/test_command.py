@@ -19,7 +19,7 @@ from p2pcompute._profile import Profile
 from p2pcompute.chain import ChainClient
 from p2pcompute.identity import WalletKey
 
-pytestmark = [pytest.mark.net, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.net
 
 SCRIPT = """
 import numpy as np

@@ -144,7 +144,7 @@ async def ask_to_close(evm: Any, world: Any) -> None:
 
 def play(body: Callable[[], Any]) -> None:
     async def main() -> None:
-        with trio.fail_after(100):
+        with trio.fail_after(300):
             await body()
 
     trio.run(main)

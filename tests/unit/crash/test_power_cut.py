@@ -21,7 +21,7 @@ from ._power import Lost, Tally, cut, reopened
 
 NIGHTLY = os.environ.get("P2PCOMPUTE_NIGHTLY") == "1"
 STEPS = 100 if NIGHTLY else 20
-pytestmark = pytest.mark.timeout(7_200 if NIGHTLY else 300)
+pytestmark = pytest.mark.timeout(7_200 if NIGHTLY else 900)
 
 
 @pytest.fixture

@@ -142,7 +142,7 @@ def run_file(program: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "program.py"
         path.write_text(program)
-        result = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=True)
+        result = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=500, check=True)
         return result.stdout
 
 

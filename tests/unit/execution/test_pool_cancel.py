@@ -54,7 +54,7 @@ async def begin_and_cancel(session: WorkerSession) -> list[int]:
         scope.cancel()
 
     with trio.CancelScope() as scope:
-        await session.run_blocks(0, 1024, timeout_s=120, progress=progress)
+        await session.run_blocks(0, 1024, timeout_s=500, progress=progress)
     assert scope.cancelled_caught
     return told
 
@@ -102,7 +102,7 @@ def test_progress_rises_and_is_told_to_who_asks() -> None:
         async with toys() as pool, pool.session() as session:
             await compile_toy(session, "Steps")
             told: list[int] = []
-            result = await session.run_blocks(3, 40, timeout_s=120, progress=told.append)
+            result = await session.run_blocks(3, 40, timeout_s=500, progress=told.append)
             assert int64s(result.outputs[0]) == list(range(3 * 64 + 1, 43 * 64 + 1))
             assert told == sorted(set(told))
             assert told
@@ -118,7 +118,7 @@ def test_another_task_s_calls_go_on_after_one_was_cancelled() -> None:
             got: list[list[int]] = []
 
             async def other() -> None:
-                got.append(int64s((await session.run_blocks(7, 1, timeout_s=120)).outputs[0]))
+                got.append(int64s((await session.run_blocks(7, 1, timeout_s=500)).outputs[0]))
 
             async with trio.open_nursery() as nursery:
                 with trio.CancelScope() as scope:
@@ -128,7 +128,7 @@ def test_another_task_s_calls_go_on_after_one_was_cancelled() -> None:
                             nursery.start_soon(other)  # it queues behind the run
                         scope.cancel()
 
-                    await session.run_blocks(0, 1024, timeout_s=120, progress=progress)
+                    await session.run_blocks(0, 1024, timeout_s=500, progress=progress)
             assert got == [list(range(449, 513))]
 
     trio.run(main)
@@ -139,9 +139,12 @@ def test_one_that_does_not_stop_is_killed_after_the_grace_period(name: str) -> N
     async def main() -> None:
         async with toys(grace_s=0.05) as pool, pool.session() as session:
             pid = session.pid
-            with trio.fail_after(30), trio.move_on_after(0.2) as scope:
+            if name == "Spin":
                 await compile_toy(session, name)
-                await session.run_blocks(0, 1, timeout_s=120)
+            with trio.fail_after(300), trio.move_on_after(0.2) as scope:
+                if name == "CompileForever":
+                    await compile_toy(session, name)
+                await session.run_blocks(0, 1, timeout_s=500)
             assert scope.cancelled_caught
             assert not session.usable
             with pytest.raises(WorkerDied, match=r"did not stop within 0\.05 s"):
@@ -156,7 +159,7 @@ def test_a_pool_that_closes_waits_for_no_kernel(first: str) -> None:
     """Neither for one that was asked to stop before, nor for one that is cancelled after that."""
 
     async def main() -> None:
-        with trio.fail_after(30):
+        with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
                 running, stopping = trio.Event(), trio.Event()
                 scope = trio.CancelScope()
@@ -166,7 +169,7 @@ def test_a_pool_that_closes_waits_for_no_kernel(first: str) -> None:
                         await compile_toy(session, "Spin")
                         with scope:
                             nursery.start_soon(watch, session)
-                            await session.run_blocks(0, 1, timeout_s=120)
+                            await session.run_blocks(0, 1, timeout_s=500)
                         assert not session.usable
 
                 async def watch(session: WorkerSession) -> None:
@@ -194,7 +197,7 @@ def test_a_session_that_is_cancelled_leaves_its_worker_to_its_tenant() -> None:
                 async with pool.session(tenant="a") as session, trio.open_nursery():
                     pids.append(session.pid)
                     await compile_toy(session, "Steps")
-                    await session.run_blocks(0, 1024, timeout_s=120, progress=lambda _: scope.cancel())
+                    await session.run_blocks(0, 1024, timeout_s=500, progress=lambda _: scope.cancel())
             assert scope.cancelled_caught
             assert pool.kept == 1
             async with pool.session(tenant="a") as session:
@@ -215,7 +218,7 @@ def test_one_that_ends_for_another_reason_is_not_kept() -> None:
             with trio.CancelScope() as scope:
                 async with pool.session(tenant="a", keep=lambda: False) as session:
                     await compile_toy(session, "Steps")
-                    await session.run_blocks(0, 1024, timeout_s=120, progress=lambda _: scope.cancel())
+                    await session.run_blocks(0, 1024, timeout_s=500, progress=lambda _: scope.cancel())
             assert pool.kept == 0
 
     trio.run(main)
@@ -224,10 +227,13 @@ def test_one_that_ends_for_another_reason_is_not_kept() -> None:
 def test_one_that_was_killed_is_not_kept() -> None:
     async def main() -> None:
         async with toys(keep=1, grace_s=0.05) as pool:
-            with trio.move_on_after(0.2):
+            scope = trio.CancelScope()
+            with scope:
                 async with pool.session(tenant="a") as session:
                     await compile_toy(session, "Spin")
-                    await session.run_blocks(0, 1, timeout_s=120)
+                    scope.deadline = trio.current_time() + 0.2
+                    await session.run_blocks(0, 1, timeout_s=500)
+            assert scope.cancelled_caught
             assert pool.kept == 0
 
     trio.run(main)

@@ -153,4 +153,4 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
         "except AttributeError: pass\n"
         "else: raise AssertionError\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=500)

@@ -294,7 +294,7 @@ def test_the_attacks_work_where_there_is_no_lock(site: Path, home: Path) -> None
         "    attack(sys.argv[2]); print(attack.__name__)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, str(site), str(home)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, str(site), str(home)], capture_output=True, text=True, timeout=500
     )
     assert done.stdout.split() == [attack.__name__ for attack in hostile_program.ATTACKS], done.stderr
 

@@ -62,7 +62,7 @@ def attack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attack]:
                     "abstract": f"p2pcompute-{home}",
                 }
                 argv = [sys.executable, "-I", "-B", str(HOSTILE / "attacks.py"), json.dumps(config)]
-                done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+                done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=500)
                 return dict(json.loads(done.stdout))
 
             yield run

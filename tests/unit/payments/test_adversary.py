@@ -336,7 +336,7 @@ async def against_a_bad_payer(acts: list[tuple[str, Any]]) -> int:
         return await owed() - chain.free.get(payee, 0)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @SETTINGS
 @given(acts=st.lists(PAYER_ACTS, max_size=40))
 @example(acts=[("fund", 40), ("work", 2), ("pay", 0), ("ask to close", 0), ("wait", 86_400), ("close", 0)])
@@ -522,7 +522,7 @@ def _claim(world: Any, chain: BentChain, seen: list[VoucherFrame], act: str, how
     chain._claim(Claim(payee=world.account.address, rows=(row,)))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 @SETTINGS
 @given(acts=st.lists(PAYEE_ACTS, max_size=25))
 @example(acts=[("work", 5), ("pay", "honest"), ("claim", 0), ("work", 3), ("pay", "old sync"), ("claim", 1)])

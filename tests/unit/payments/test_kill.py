@@ -172,7 +172,7 @@ async def end_and_close(world: Any, task: Any, point: str) -> None:
 
 def killed_at(directory: Path, point: str) -> None:
     code = f"import runpy; runpy.run_path({str(__file__)!r})['child']({str(directory)!r}, {point!r})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == KILLED, done.stderr
 
 

@@ -82,7 +82,7 @@ def killed_after(directory: Path, lines: int) -> list[list[str]]:
     return [line.decode().rstrip().split(maxsplit=2) for line in heard if line.endswith(b"\n")]
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_killed_again_and_again_nothing_that_was_let_out_is_missing(tmp_path: Path) -> None:
     chance = random.Random(7)
     best: dict[int, int] = {}

@@ -222,7 +222,7 @@ def machine(make_world: Callable[..., Any]) -> type[RuleBasedStateMachine]:
     return Payments
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_or_paid_twice(make_world: Callable[..., Any]) -> None:
     run_state_machine_as_test(
         machine(make_world),

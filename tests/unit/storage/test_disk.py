@@ -62,7 +62,7 @@ def test_a_file_system_without_room(tmp_path: Path) -> None:
         pytest.skip("mounting a small tmpfs needs unprivileged user namespaces; max_page_count is tested everywhere")
     script = 'mount -t tmpfs -o size=512k tmpfs "$1" && exec "$2" -c "$3" "$1"'
     command = ["unshare", "-Urm", "sh", "-c", script, "sh", str(tmp_path), sys.executable, FULL_DISK]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("stored ")
 

@@ -9,7 +9,7 @@ answer differently each time and see whether a kernel's result depends on it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
 
 OpenValue = Callable[[int], int]  # width in bits -> any value of that width
@@ -22,27 +22,32 @@ def documented(width: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A binary interchange format of IEEE 754: `digits` counts the hidden one."""
+    """A binary interchange format of IEEE 754: `digits` counts the hidden one. What follows from the two is worked out
+    once: it is asked for some ten times an operation."""
 
     width: int
     digits: int
+    bias: int = field(init=False)
+    least: int = field(init=False)  # the exponent of the last place of a subnormal number
+    infinity: int = field(init=False)
+    sign: int = field(init=False)
+    size: int = field(init=False)  # all bits but the sign's
+    hidden: int = field(init=False)  # the leading digit's place
+    stored: int = field(init=False)  # the digits that are written
 
-    @property
-    def bias(self) -> int:
-        return (1 << (self.width - self.digits - 1)) - 1
-
-    @property
-    def least(self) -> int:
-        """The exponent of the last place of a subnormal number."""
-        return 2 - self.bias - self.digits
-
-    @property
-    def infinity(self) -> int:
-        return ((1 << (self.width - self.digits)) - 1) << (self.digits - 1)
-
-    @property
-    def sign(self) -> int:
-        return 1 << (self.width - 1)
+    def __post_init__(self) -> None:
+        bias = (1 << (self.width - self.digits - 1)) - 1
+        derived = {
+            "bias": bias,
+            "least": 2 - bias - self.digits,
+            "infinity": ((1 << (self.width - self.digits)) - 1) << (self.digits - 1),
+            "sign": 1 << (self.width - 1),
+            "size": (1 << (self.width - 1)) - 1,
+            "hidden": 1 << (self.digits - 1),
+            "stored": (1 << (self.digits - 1)) - 1,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
 
 F32 = Format(32, 24)
@@ -50,24 +55,23 @@ F64 = Format(64, 53)
 
 
 def is_nan(f: Format, x: int) -> bool:
-    return x & (f.sign - 1) > f.infinity
+    return x & f.size > f.infinity
 
 
 def is_infinite(f: Format, x: int) -> bool:
-    return x & (f.sign - 1) == f.infinity
+    return x & f.size == f.infinity
 
 
 def is_zero(f: Format, x: int) -> bool:
-    return x & (f.sign - 1) == 0
+    return x & f.size == 0
 
 
 def take_apart(f: Format, x: int) -> tuple[int, int, int]:
     """(sign bit, m, e) of a finite number of the size m * 2**e."""
-    low = f.digits - 1
-    exponent, fraction = (x & (f.sign - 1)) >> low, x & ((1 << low) - 1)
+    exponent = (x & f.size) >> (f.digits - 1)
     if exponent == 0:
-        return x & f.sign, fraction, f.least
-    return x & f.sign, fraction | 1 << low, exponent + f.least - 1
+        return x & f.sign, x & f.stored, f.least
+    return x & f.sign, x & f.stored | f.hidden, exponent + f.least - 1
 
 
 def put_together(f: Format, sign: int, m: int, e: int, *, sticky: bool = False) -> int:
@@ -75,25 +79,29 @@ def put_together(f: Format, sign: int, m: int, e: int, *, sticky: bool = False) 
     has two digits more than the format at least."""
     if m == 0:
         return sign
-    up = max(0, f.digits + 2 - m.bit_length())
-    if sticky and up:
-        raise ArithmeticError("an inexact number has too few digits to be rounded")
-    m, e = m << up, e - up
+    digits, least = f.digits, f.least
+    long = m.bit_length()
+    if long < digits + 2:
+        if sticky:
+            raise ArithmeticError("an inexact number has too few digits to be rounded")
+        up = digits + 2 - long
+        m, e, long = m << up, e - up, digits + 2
     if sticky:
-        m, e = m << 1 | 1, e - 1
-    shift = max(m.bit_length() - f.digits, f.least - e)  # 2 at least
-    kept, rest, half = m >> shift, m & ((1 << shift) - 1), 1 << (shift - 1)
+        m, e, long = m << 1 | 1, e - 1, long + 1
+    shift = long - digits  # 2 at least
+    if shift < least - e:
+        shift = least - e
+    kept = m >> shift
+    rest, half = m - (kept << shift), 1 << (shift - 1)
     e += shift
     if rest > half or (rest == half and kept & 1):
         kept += 1
-    if kept >> f.digits:
+    if kept >> digits:
         kept, e = kept >> 1, e + 1
-    if kept >> (f.digits - 1) == 0:
+    if kept < f.hidden:
         return sign | kept
-    exponent = e - f.least + 1
-    if exponent >= f.infinity >> (f.digits - 1):
-        return sign | f.infinity
-    return sign | exponent << (f.digits - 1) | kept & ((1 << (f.digits - 1)) - 1)
+    bits = (e - least + 1 << (digits - 1)) | kept & f.stored
+    return sign | bits if bits < f.infinity else sign | f.infinity
 
 
 def some_nan(f: Format, open_value: OpenValue, *operands: int) -> int:
@@ -103,22 +111,23 @@ def some_nan(f: Format, open_value: OpenValue, *operands: int) -> int:
         nans = [x for x in operands if is_nan(f, x)]
         if nans:
             return nans[value % len(nans)] | 1 << (f.digits - 2)
-    return value & f.sign | f.infinity | 1 << (f.digits - 2) | value & ((1 << (f.digits - 1)) - 1)
+    return value & f.sign | f.infinity | 1 << (f.digits - 2) | value & f.stored
 
 
 def add(f: Format, a: int, b: int, open_value: OpenValue) -> int:
-    if is_nan(f, a) or is_nan(f, b):
-        return some_nan(f, open_value, a, b)
-    if is_infinite(f, a) or is_infinite(f, b):
+    if a & f.size >= f.infinity or b & f.size >= f.infinity:
+        if is_nan(f, a) or is_nan(f, b):
+            return some_nan(f, open_value, a, b)
         if is_infinite(f, a) and is_infinite(f, b) and a != b:
             return some_nan(f, open_value)
         return a if is_infinite(f, a) else b
     (sa, ma, ea), (sb, mb, eb) = take_apart(f, a), take_apart(f, b)
-    e = min(ea, eb)
-    total = (-ma if sa else ma) * (1 << (ea - e)) + (-mb if sb else mb) * (1 << (eb - e))
+    e = min(eb, ea)
+    one, two = ma << (ea - e), mb << (eb - e)
+    total = (-one if sa else one) + (-two if sb else two)
     if total == 0:
         return sa & sb  # -0 only from two negative zeros
-    return put_together(f, f.sign if total < 0 else 0, abs(total), e)
+    return put_together(f, f.sign, -total, e) if total < 0 else put_together(f, 0, total, e)
 
 
 def sub(f: Format, a: int, b: int, open_value: OpenValue) -> int:
@@ -127,9 +136,9 @@ def sub(f: Format, a: int, b: int, open_value: OpenValue) -> int:
 
 def mul(f: Format, a: int, b: int, open_value: OpenValue) -> int:
     sign = (a ^ b) & f.sign
-    if is_nan(f, a) or is_nan(f, b):
-        return some_nan(f, open_value, a, b)
-    if is_infinite(f, a) or is_infinite(f, b):
+    if a & f.size >= f.infinity or b & f.size >= f.infinity:
+        if is_nan(f, a) or is_nan(f, b):
+            return some_nan(f, open_value, a, b)
         return some_nan(f, open_value) if is_zero(f, a) or is_zero(f, b) else sign | f.infinity
     (_, ma, ea), (_, mb, eb) = take_apart(f, a), take_apart(f, b)
     return put_together(f, sign, ma * mb, ea + eb)
@@ -184,9 +193,13 @@ def sqrt(f: Format, a: int, open_value: OpenValue) -> int:
 
 def compare(f: Format, a: int, b: int) -> int | None:
     """-1, 0 or 1; None where they are unordered."""
-    if is_nan(f, a) or is_nan(f, b):
+    x, y = a & f.size, b & f.size
+    if x > f.infinity or y > f.infinity:
         return None
-    x, y = (-(v & (f.sign - 1)) if v & f.sign else v for v in (a, b))
+    if a & f.sign:
+        x = -x
+    if b & f.sign:
+        y = -y
     return (x > y) - (x < y)
 
 
