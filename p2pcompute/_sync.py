@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sniffio
@@ -40,14 +41,15 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
 
     Ctrl-C ends the task: providers stop and bill nothing more, and KeyboardInterrupt is raised.
     """
-    from ._options import NODE_OPTIONS, chosen
-    from ._requester import RunOptions, bound, params_of
+    with _plain_interrupt():
+        from ._options import NODE_OPTIONS, chosen
+        from ._requester import RunOptions, bound, params_of
 
-    _refuse_async("run")
-    # What is wrong with the kernel or an option is said before anything is opened.
-    node_options = _node_options(options)
-    bound(kernel, args, chosen(RunOptions, options, besides=NODE_OPTIONS, params=params_of(kernel)))
-    return _with_node(lambda node: node.run(kernel, *args, **options), node_options)
+        _refuse_async("run")
+        # What is wrong with the kernel or an option is said before anything is opened.
+        node_options = _node_options(options)
+        bound(kernel, args, chosen(RunOptions, options, besides=NODE_OPTIONS, params=params_of(kernel)))
+        return _with_node(lambda node: node.run(kernel, *args, **options), node_options)
 
 
 def iterate(
@@ -69,14 +71,31 @@ def iterate(
 
     Ctrl-C ends the task, as in `run`.
     """
-    from ._options import NODE_OPTIONS, chosen
-    from ._rounds import RoundOptions, bind_rounds
+    with _plain_interrupt():
+        from ._options import NODE_OPTIONS, chosen
+        from ._rounds import RoundOptions, bind_rounds
 
-    _refuse_async("iterate")
-    node_options = _node_options(options)
-    chosen(RoundOptions, options, besides=NODE_OPTIONS)
-    bind_rounds(steps, rounds, state, args)
-    return _with_node(lambda node: node.iterate(steps, rounds=rounds, state=state, args=args, **options), node_options)
+        _refuse_async("iterate")
+        node_options = _node_options(options)
+        chosen(RoundOptions, options, besides=NODE_OPTIONS)
+        bind_rounds(steps, rounds, state, args)
+        return _with_node(
+            lambda node: node.iterate(steps, rounds=rounds, state=state, args=args, **options), node_options
+        )
+
+
+@contextmanager
+def _plain_interrupt() -> Generator[None]:
+    """Ctrl-C, whatever was going on, as the caller's line and nothing of what is below it: it may come in the middle of
+    an import, of a node that opens, or as one of many errors of tasks that end with it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt from None
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def _node_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -110,7 +129,3 @@ def _with_node(call: Callable[[Node], Awaitable[T]], node_options: dict[str, Any
     except P2PComputeError as exc:
         # Thirty lines of trio and contextlib say nothing about the caller's code, and the message is what helps.
         raise exc.with_traceback(None) from None
-    except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt) is None:
-            raise
-        raise KeyboardInterrupt from None
