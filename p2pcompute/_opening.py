@@ -70,10 +70,9 @@ async def open_services(
             "`p2pcompute status` shows it where a node of it runs"
         )
     if choice is None:
-        how = HOW_TO_GET_ONE
-        if network != "local":
-            how = how.replace("`p2pcompute up`", f"`p2pcompute up --network {network}`")
-        raise NoProviderError(f"No provider fits: no network {network!r} is running here. {how}")
+        raise NoProviderError(
+            f"No provider fits: no network {network!r} is running here. {_how_to_get_one(directory, network)}"
+        )
     async with AsyncExitStack() as stack:
         connected = await stack.enter_async_context(open_choice(choice))
         spare = isinstance(profile, str) and connected.place.development
@@ -108,6 +107,7 @@ async def open_services(
             evidence=EvidenceStore(directory=place.evidence, run_sync=trio.to_thread.run_sync),
         )
         services.chain_url = choice.url
+        services.coordinator.advice = partial(_how_to_get_one, directory, network)
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device
         services.watch_store = partial(open_watch_store, place.path)
         try:
@@ -115,6 +115,18 @@ async def open_services(
         except ChainError as exc:
             _log.warning("a transaction of an earlier run is still under way and is sent again later: %s", exc)
         yield services, now_ms
+
+
+def _how_to_get_one(directory: NetworkDir, network: str) -> str:
+    """What to do where there is no provider; to wait, where one of this machine is about to be one."""
+    starting = directory.starting()
+    if starting:
+        return (
+            f"`p2pcompute up` is starting here (process {starting[0]}) and lends once it has measured this machine: "
+            "run this again in some seconds. No money has moved."
+        )
+    named = "" if network == "local" else f" --network {network}"
+    return HOW_TO_GET_ONE.replace("`p2pcompute up`", f"`p2pcompute up{named}`")
 
 
 def _peers(directory: NetworkDir, bootstrap: Sequence[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Where a node keeps its files, and how nodes on one machine find each other.
 
     <home>/profiles/<profile>/     node.key, wallet.key, ledger.sqlite3, control.sock
-    <home>/networks/<network>/     chain.json, chain/, nodes/<peer id>.json
+    <home>/networks/<network>/     chain.json, chain/, nodes/<peer id>.json, starting/<pid>.json
     <home>/device.json             the last measurement of this machine
 
 `<home>` is P2PCOMPUTE_HOME, else XDG_DATA_HOME/p2pcompute, else ~/.local/share/p2pcompute. Running nodes leave a
@@ -17,17 +17,19 @@ import os
 import re
 import secrets
 import tempfile
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ._private_files import make_directories
 from .errors import ConfigError
 
 __all__ = ["Announcement", "NetworkDir", "Profile", "home_dir", "write_json"]
 
+_STARTING_S: Final = 600.0  # what was killed while it started has left its note, and others may get its number
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
@@ -174,6 +176,29 @@ class NetworkDir:
                     )
                 )
         return found
+
+    def starting(self) -> list[int]:
+        """The processes on this machine that are about to lend in this network: they measure the machine, say."""
+        found: list[int] = []
+        with contextlib.suppress(OSError):
+            for path in sorted((self.path / "starting").glob("*.json"))[:256]:
+                note = read_json(path)
+                pid = None if note is None else note.get("pid")
+                if isinstance(pid, int) and _alive(pid) and time.time() - path.stat().st_mtime < _STARTING_S:
+                    found.append(pid)
+        return found
+
+    @contextmanager
+    def announce_start(self) -> Generator[None]:
+        """Let others on this machine know that this process is about to lend."""
+        path = self.path / "starting" / f"{os.getpid()}.json"
+        with contextlib.suppress(OSError):  # it helps others, and this process not at all
+            write_json(path, {"pid": os.getpid()})
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def announce_node(self, peer_id: str, addresses: tuple[str, ...]) -> Generator[None]:

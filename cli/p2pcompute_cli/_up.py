@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -236,14 +236,18 @@ class _Stopper:
 async def _main(settings: Settings) -> None:
     import trio
 
+    from p2pcompute._profile import NetworkDir
+
     stopper = _Stopper(settings.as_json)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(stopper.watch)
-        async with _chain(settings, stopper) as url:
-            if not stopper.asked:
-                with stopper.scope:
-                    await _lend(settings, url, stopper)
-        nursery.cancel_scope.cancel()
+    with ExitStack() as starting:
+        starting.enter_context(NetworkDir.named(settings.network).announce_start())
+        async with trio.open_nursery() as nursery:
+            await nursery.start(stopper.watch)
+            async with _chain(settings, stopper) as url:
+                if not stopper.asked:
+                    with stopper.scope:
+                        await _lend(settings, url, stopper, starting)
+            nursery.cancel_scope.cancel()
     if settings.as_json:
         json_line(event="stopped")
     else:
@@ -274,7 +278,7 @@ async def _chain(settings: Settings, stopper: _Stopper) -> AsyncGenerator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
+async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: ExitStack) -> None:
     import trio
 
     import p2pcompute as p2p
@@ -331,6 +335,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper) -> None:
                 )
             )
             stopper.scope = nursery.cancel_scope
+            starting.close()
             await nursery.start(_control, node, profile)
             _ready(settings, node, role, chain, await node.sandbox_layers())
             await trio.sleep_forever()

@@ -96,6 +96,7 @@ class Coordinator:
     now_ms: Callable[[], int]
     is_banned: Callable[[PeerId], bool] = lambda _: False
     evidence: EvidenceStore | None = None  # where what liars have signed is kept for others to check
+    advice: Callable[[], str] = lambda: HOW_TO_GET_ONE  # what to do where there is no provider, as things stand
     draw: Callable[[int], int] = secrets.randbelow  # one of so many, from 0; a newcomer's chances are our own secret
     requeued: int = 0  # of the task that ended last
     _salt: bytes = field(default_factory=lambda: secrets.token_bytes(16))
@@ -134,7 +135,7 @@ class Coordinator:
         if not found:
             seen = "; ".join(f"…{peer[-8:]}: {why}" for peer, why in list(reasons.items())[:4])
             known = f"{len(reasons)} known, none fits ({seen})" if reasons else "none is known"
-            raise NoProviderError(f"No provider fits this order: {known}. {HOW_TO_GET_ONE}")
+            raise NoProviderError(f"No provider fits this order: {known}. {self.advice()}")
         return found
 
     async def run(
@@ -383,7 +384,7 @@ class Coordinator:
     def _nobody(self, request: TaskRequest, state: RunState, orphans: list[int]) -> P2PComputeError:
         why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(state.reasons.items())[:4])
         if not state.agreed:
-            return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
+            return NoProviderError(f"No provider took the order ({why}). {self.advice()}")
         failed = [index for index in orphans if index in state.failures]
         # Where it failed at several, that is what the user has to know, whatever else became of them since.
         blamed = failed and (

@@ -32,7 +32,7 @@ from p2pcompute_protocols.work import RoundWork
 
 from ._api import RequesterAccount
 from ._budget import TaskBudget
-from ._coordinator import DISCOVERY_S, HOW_TO_GET_ONE, Coordinator
+from ._coordinator import DISCOVERY_S, Coordinator
 from ._events import (
     ChunkAssigned,
     ChunkDone,
@@ -197,7 +197,7 @@ class RoundTask:
     def _nobody(self) -> TaskError | NoProviderError:
         why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(self._reasons.items())[:4])
         if not self._agreed:
-            return NoProviderError(f"No provider took the order ({why}). {HOW_TO_GET_ONE}")
+            return NoProviderError(f"No provider took the order ({why}). {self.coordinator.advice()}")
         return TaskError(
             f"all providers are gone with {self.done} of {self.request.rounds} rounds done ({why}); what was paid is "
             "covered by receipts. node.rounds keeps the state behind them: begin again from there when providers are "
