@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -147,8 +147,9 @@ class _ProviderAccount:
         self._last_pusd = 0  # what the chunk that was receipted last was charged
         self._compile_pusd = 0  # what the compilation under way was charged
         self._extra_pusd = 0  # charged for receipted chunks above their price, not given back yet
-        self._owed: deque[int] = deque()  # all that was owed on the channel with each unpaid chunk, ascending
-        self._pusd: deque[int] = deque()  # what each of them costs
+        # Of each unpaid chunk: all that was owed on the channel with it, ascending, and what it has added to that.
+        self._owed: deque[tuple[int, int]] = deque()
+        self._receipted: set[int] = set()
         self._issued = trio.Event()
         self._waiting = trio.CancelScope()  # around the wait for a voucher
         self._room = window.maximum  # chunks that may be unpaid here before the peer owes as much as it may
@@ -304,8 +305,10 @@ class _ProviderAccount:
             # Not now: the task may be about to end because the chunk cost more than its order says.
             self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)
         row = await self._ledger.channel_in(self._channel)
-        self._owed.append(0 if row is None else row.owed_pusd)
-        self._pusd.append(payload.units * self._agreement.terms.price_pusd)
+        again = payload.index in self._receipted  # asked for a second time: nothing more is owed
+        self._receipted.add(payload.index)
+        cost_pusd = 0 if again else payload.units * self._agreement.terms.price_pusd
+        self._owed.append((0 if row is None else row.owed_pusd, cost_pusd))
         self._issued.set()
 
     async def _note_paid_debt(self) -> None:
@@ -320,13 +323,12 @@ class _ProviderAccount:
             self._issued = trio.Event()
             await self._issued.wait()
         paid_uusd = 0
-        while paid_uusd < self._earlier.due_uusd(self._owed[0]):
+        while paid_uusd < (due_uusd := self._earlier.due_uusd(self._owed[0][0])):
             with trio.CancelScope() as self._waiting:
-                paid_uusd = await self._payee.wait_paid(self._channel, self._earlier.due_uusd(self._owed[0]))
+                paid_uusd = await self._payee.wait_paid(self._channel, due_uusd)
         covered = 0
-        while self._owed and self._earlier.due_uusd(self._owed[0]) <= paid_uusd:
+        while self._owed and self._earlier.due_uusd(self._owed[0][0]) <= paid_uusd:
             self._owed.popleft()
-            self._pusd.popleft()
             covered += 1
         self._window.paid(covered)
         await self.look()
@@ -350,14 +352,14 @@ class _ProviderAccount:
         if self in self._siblings:
             self._siblings.remove(self)
             for other in self._siblings:
-                other.lose(sum(self._pusd))
+                other.lose(self._owed)
             self._forget()
 
-    def lose(self, pusd: int) -> None:
-        """Another task on this channel has ended with so much unpaid."""
-        if pusd:
-            self._earlier.lose(pusd)
-            self._waiting.cancel()  # it may be waited for just now
+    def lose(self, chunks: Iterable[tuple[int, int]]) -> None:
+        """Another task on this channel has ended with these chunks unpaid."""
+        for owed_pusd, cost_pusd in chunks:
+            self._earlier.lose(owed_pusd=owed_pusd, pusd=cost_pusd)
+        self._waiting.cancel()  # one of them may be waited for just now
 
 
 class RequesterLedgerBooks:

@@ -21,10 +21,10 @@ class EarlierWork:
         paid_uusd: all that is paid on it.
     """
 
-    __slots__ = ("_accepted_pusd", "_before_pusd")
+    __slots__ = ("_accepted_pusd", "_before_pusd", "_begun_pusd")
 
     def __init__(self, *, owed_pusd: int, paid_uusd: int) -> None:
-        self._before_pusd = owed_pusd
+        self._begun_pusd = self._before_pusd = owed_pusd
         self._accepted_pusd = 0  # of it, at the least
         self.see(owed_pusd=owed_pusd, paid_uusd=paid_uusd)
 
@@ -40,9 +40,15 @@ class EarlierWork:
         accepted_pusd = (paid_uusd - 1) * PUSD_PER_UUSD + 1 - since_pusd
         self._accepted_pusd = max(self._accepted_pusd, min(accepted_pusd, self._before_pusd))
 
-    def lose(self, pusd: int) -> None:
-        """Another task on the channel has ended with so much unpaid, which counts as earlier work from now on."""
-        self._before_pusd += pusd
+    def lose(self, *, owed_pusd: int, pusd: int) -> None:
+        """Another task on the channel has ended with a chunk unpaid, which counts as earlier work from now on.
+
+        Args:
+            owed_pusd: all that was receipted on the channel with it.
+            pusd: what it costs.
+        """
+        if owed_pusd > self._begun_pusd:  # else it was there before, and is counted
+            self._before_pusd += pusd
 
     def due_uusd(self, owed_pusd: int) -> int:
         """What has to be paid on the channel for all work of the task up to where `owed_pusd` were receipted."""

@@ -397,7 +397,7 @@ def test_a_result_that_is_lost_in_one_task_holds_up_no_other_on_the_channel(
     run: Run, mended: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not mended:
-        monkeypatch.setattr(EarlierWork, "lose", lambda *_: None)
+        monkeypatch.setattr(EarlierWork, "lose", lambda *_, **__: None)
 
     async def body(world: Any) -> None:
         await world.payer.open_channels(world.need(10_000))
@@ -463,7 +463,7 @@ def test_what_is_issued_is_owed_whoever_cancels(run: Run) -> None:
             scope.cancel()
             await account.issue(world.receipt(task, 0), world.sign_receipt)
         assert len(await world.payee_ledger.receipts(task)) == 1
-        assert list(account._owed) == [1_000_000]
+        assert list(account._owed) == [(1_000_000, 1_000_000)]
         await account.close()
         assert (await world.payee_ledger.agreement(task)).state == "failed"
 

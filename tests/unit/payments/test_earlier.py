@@ -60,9 +60,11 @@ def test_who_never_paid_gets_no_part_of_a_micro_usd(owed: int) -> None:
     assert earlier.due_uusd(owed + 1) == 1
 
 
-@given(before=PUSD, paid=st.integers(0, 3), work=PUSD, other=PUSD)
+@given(before=PUSD, paid=st.integers(0, 3), work=PUSD, other=st.integers(1, 3 * PUSD_PER_UUSD))
 def test_what_another_task_loses_is_not_waited_for(before: int, paid: int, work: int, other: int) -> None:
     alone = EarlierWork(owed_pusd=before, paid_uusd=paid)
     beside = EarlierWork(owed_pusd=before, paid_uusd=paid)
-    beside.lose(other)
+    beside.lose(owed_pusd=before + work + other, pusd=other)
+    assert beside.due_uusd(before + work + other) == alone.due_uusd(before + work)
+    beside.lose(owed_pusd=before, pusd=other)  # what was there before counts once
     assert beside.due_uusd(before + work + other) == alone.due_uusd(before + work)
