@@ -19,16 +19,17 @@ import json
 import os
 import platform
 import re
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
 import trio
+from _common import Figure, arguments, cores, processor, report, say
+from _common import at_most as figure
 from execution_hand import libm_functions, make, strict_functions
 from execution_kernel_speed import Case, alternate, cases, unchecked_backend
 from execution_page import page
@@ -46,29 +47,6 @@ PAGE = HERE.parent / "docs" / "benchmarks" / "execution.md"
 SPEND_S = 5.0  # on a kernel at least, after it is compiled
 QUICK = ("SAXPY", "tiled GEMM")
 REACH = {"proved": 1.1, "affine": 1.3, "data": 2.0}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One line: what, how much, and what it has to be at most; without `reach` it only tells."""
-
-    figure: str
-    value: float
-    unit: str
-    reach: float | None = None
-    ok: bool | None = None
-
-
-def figure(name: str, value: float, unit: str, reach: float | None = None) -> Figure:
-    """A figure, held against what it has to reach."""
-    rounded = float(f"{value:.3g}")
-    return Figure(figure=name, value=rounded, unit=unit, reach=reach, ok=None if reach is None else rounded <= reach)
-
-
-def say(what: str) -> None:
-    """Progress."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
-    sys.stderr.flush()
 
 
 def kernels(options: argparse.Namespace, threads: int) -> Iterator[Figure]:
@@ -162,27 +140,13 @@ def others() -> Iterator[Figure]:
                 yield Figure(**{key: entry.get(key) for key in ("figure", "value", "unit", "reach", "ok")})
 
 
-def processor() -> str:
-    """The processor's name, as Linux has it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.machine()
-
-
 def main() -> None:
     """Measure, print, and write where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few kernels and rounds, for tests")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write", action="store_true", help="write the page and the results")
+    parser = arguments(__doc__, quick="few kernels and rounds")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     options.rounds = 2 if options.quick else max(1, min(options.rounds, 1000))
-    threads = len(os.sched_getaffinity(0))
+    threads = cores()
     began, load = time.perf_counter(), os.getloadavg()[0]
     figures = [*kernels(options, threads), *workers(options, threads)]
     if not options.quick:
@@ -192,18 +156,7 @@ def main() -> None:
         f"NumPy {np.__version__}; load average at the start {load:.1f}, {options.rounds} rounds, "
         f"{time.perf_counter() - began:.0f} s"
     )
-    entries = [asdict(one) for one in figures]
-    if options.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(entries, indent=1, ensure_ascii=False) + "\n")
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(entries, machine))
-    if options.json:
-        sys.stdout.write(json.dumps(entries, ensure_ascii=False) + "\n")
-    else:
-        for one in figures:
-            held = "" if one.reach is None else f"  (at most {one.reach:g}: {'yes' if one.ok else 'NO'})"
-            sys.stdout.write(f"{one.value:10g} {one.unit:6} {one.figure}{held}\n")
+    report(figures, options, results=RESULTS, page_at=PAGE, page=partial(page, machine=machine))
 
 
 if __name__ == "__main__":

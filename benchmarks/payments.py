@@ -12,20 +12,19 @@ for tests: no figure of it means anything.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import shutil
 import sqlite3
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import trio
+from _common import Figure, arguments, at_least, at_most, cores, processor, report, say
 from payments_gas import gas
 from payments_page import page
 from payments_world import Provider, Requester, open_pair, open_provider, open_requester, restart_s, signer_s
@@ -34,38 +33,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "payments.json"
 PAGE = HERE.parent / "docs" / "benchmarks" / "payments.md"
 ROUNDS = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
-    """One line: what, how much, and what it has to reach; `least` says whether that is a lower bound."""
-
-    figure: str
-    value: float
-    unit: str
-    reach: float | None = None
-    ok: bool | None = None
-    least: bool = False
-
-
-def at_least(name: str, value: float, unit: str, reach: float | None = None) -> Figure:
-    """The more the better."""
-    rounded = float(f"{value:.3g}")
-    return Figure(
-        figure=name, value=rounded, unit=unit, reach=reach, ok=None if reach is None else rounded >= reach, least=True
-    )
-
-
-def at_most(name: str, value: float, unit: str, reach: float | None = None, *, digits: int = 3) -> Figure:
-    """The less the better."""
-    rounded = float(f"{value:.{digits}g}")
-    return Figure(figure=name, value=rounded, unit=unit, reach=reach, ok=None if reach is None else rounded <= reach)
-
-
-def say(what: str) -> None:
-    """Progress."""
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {what}\n")
-    sys.stderr.flush()
 
 
 def best(rounds: int, measure: Callable[[Path], Awaitable[float]], directory: Path) -> float:
@@ -228,23 +195,9 @@ def signatures(options: argparse.Namespace) -> Iterator[Figure]:
     yield at_least("the same, with the signer's key known", 1 / verify, "/s")
 
 
-def processor() -> str:
-    """The processor's name, as Linux has it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.machine()
-
-
 def main() -> None:
     """Measure, print, and write where asked to."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="few vouchers, for tests")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--write", action="store_true", help="write the page and the results")
+    parser = arguments(__doc__, quick="few vouchers")
     parser.add_argument("--directory", type=Path, default=None, help="where the ledgers lie meanwhile")
     options = parser.parse_args()
     options.rounds = 1 if options.quick else ROUNDS
@@ -262,24 +215,11 @@ def main() -> None:
     finally:
         shutil.rmtree(directory)
     machine = (
-        f"{processor()}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, SQLite "
+        f"{processor()}, {cores()} cores; Python {platform.python_version()}, SQLite "
         f"{sqlite3.sqlite_version}, coincurve {version('coincurve')}; "
         f"load average at the start {load:.1f}, {time.perf_counter() - began:.0f} s"
     )
-    entries = [asdict(one) for one in figures]
-    plain = [{name: value for name, value in entry.items() if name != "least"} for entry in entries]
-    if options.write:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(plain, indent=1, ensure_ascii=False) + "\n")
-        PAGE.parent.mkdir(exist_ok=True)
-        PAGE.write_text(page(entries, machine))
-    if options.json:
-        sys.stdout.write(json.dumps(plain, ensure_ascii=False) + "\n")
-    else:
-        for one in figures:
-            bound = "at least" if one.least else "at most"
-            held = "" if one.reach is None else f"  ({bound} {one.reach:g}: {'yes' if one.ok else 'NO'})"
-            sys.stdout.write(f"{one.value:10g} {one.unit:10} {one.figure}{held}\n")
+    report(figures, options, results=RESULTS, page_at=PAGE, page=partial(page, machine=machine))
 
 
 if __name__ == "__main__":

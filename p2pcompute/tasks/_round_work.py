@@ -25,6 +25,8 @@ from p2pcompute_protocols.work import (
     state_digest,
 )
 
+from ._work import little_endian
+
 if TYPE_CHECKING:
     from p2pcompute.execution import SharedInput
     from p2pcompute.execution._api import InputSpec
@@ -61,10 +63,6 @@ def wipe(arrays: Iterable[bytes | bytearray]) -> None:
     for array in arrays:
         if isinstance(array, bytearray):
             array[:] = bytes(len(array))
-
-
-def _little(value: Any) -> Any:
-    return value.astype(value.dtype.newbyteorder("<"), copy=False)
 
 
 def round_work(
@@ -129,9 +127,9 @@ def _wire(arg: Any, values: Any, blob: Any) -> StepArg:
 
     match arg:
         case ScalarSpec():
-            return ScalarArg(dtype=arg.dtype, value=_little(np.asarray(arg.value, arg.dtype)).tobytes())
+            return ScalarArg(dtype=arg.dtype, value=little_endian(np.asarray(arg.value, arg.dtype)).tobytes())
         case InputSpec():
-            return ArrayArg(dtype=arg.dtype, shape=arg.shape, digest=blob(_little(next(values)).tobytes()))
+            return ArrayArg(dtype=arg.dtype, shape=arg.shape, digest=blob(little_endian(next(values)).tobytes()))
         case ReadState():
             return StateArg(array=arg.array)
         case WriteState():

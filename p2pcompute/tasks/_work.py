@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ._splits import SplitInputs
 
-__all__ = ["chunk_bytes", "chunk_work", "execution_args", "program_work", "row_bytes", "wire_args"]
+__all__ = ["chunk_bytes", "chunk_work", "execution_args", "little_endian", "program_work", "row_bytes", "wire_args"]
 
 
 def wire_args(binding: Binding, splits: SplitInputs | None = None) -> tuple[tuple[WorkArg, ...], dict[bytes, bytes]]:
@@ -51,16 +51,17 @@ def wire_args(binding: Binding, splits: SplitInputs | None = None) -> tuple[tupl
             case OutputSpec():
                 wire.append(OutArg(dtype=spec.dtype, shape=spec.shape, reduce=spec.reduce))
             case InputSpec():
-                data = _little(next(values)).tobytes()
+                data = little_endian(next(values)).tobytes()
                 digest = hashlib.sha256(data).digest()
                 blobs[digest] = data
                 wire.append(ArrayArg(dtype=spec.dtype, shape=spec.shape, digest=digest))
             case ScalarSpec():
-                wire.append(ScalarArg(dtype=spec.dtype, value=_little(next(values)).tobytes()))
+                wire.append(ScalarArg(dtype=spec.dtype, value=little_endian(next(values)).tobytes()))
     return tuple(wire), blobs
 
 
-def _little(value: Any) -> Any:
+def little_endian(value: Any) -> Any:
+    """An array or a NumPy scalar as its bytes go over the wire: the same one, where it is that already."""
     return value.astype(value.dtype.newbyteorder("<"), copy=False)
 
 
