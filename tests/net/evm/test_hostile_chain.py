@@ -19,12 +19,8 @@ from p2pcompute.payments import (
     PUBLIC_CHAIN,
     ChainHub,
     Confirmations,
-    Outbox,
-    Payee,
-    Payer,
     SettlementPending,
     SettlePolicy,
-    Settler,
 )
 from p2pcompute_protocols.channel import Domain
 from p2pcompute_protocols.errors import WireCode
@@ -67,7 +63,7 @@ async def playing(
     for key in (world.wallet, world.account):
         await evm.give(key.address, tokens_uusd)
     async with world.open(), ChainClient(evm.url, exchange=exchange) as payee_rpc:
-        hubs = [
+        world.payer_hub, world.payee_hub = hubs = tuple(
             ChainHub(
                 client,
                 terms=evm.terms,
@@ -77,31 +73,15 @@ async def playing(
                 clock_ms=world.clock.ms,
             )
             for client, key in ((evm.hub, world.wallet), (evm.place.client(payee_rpc), world.account))
-        ]
-        world.payer_hub, world.payee_hub = hubs
-        world.payer_outbox = Outbox(ledger=world.payer_ledger, hub=hubs[0], timeout_s=timeout_s)
-        world.payee_outbox = Outbox(ledger=world.payee_ledger, hub=hubs[1], timeout_s=timeout_s)
-        world.payer = Payer(
-            ledger=world.payer_ledger,
-            hub=hubs[0],
-            outbox=world.payer_outbox,
-            wallet=world.wallet,
-            binding=world.binding(),
-            dial=world.dial,
         )
-        world.payee = Payee(
-            ledger=world.payee_ledger,
-            hub=hubs[1],
-            payee=world.account.address,
-            network="test",
+        world.compose(
+            world.payer_ledger,
+            world.payee_ledger,
+            world.nursery,
+            hubs=hubs,
+            policy=policy,
             clock_ms=world.clock.ms,
-        )
-        world.settler = Settler(
-            ledger=world.payee_ledger,
-            hub=hubs[1],
-            outbox=world.payee_outbox,
-            policy=policy or SettlePolicy(cap_uusd=100),
-            clock_ms=world.clock.ms,
+            timeout_s=timeout_s,
         )
         world.states = lambda: world.payee_ledger._database.connection.execute(
             "SELECT nonce, state FROM outbox ORDER BY id"

@@ -13,7 +13,8 @@ import trio.testing
 
 from p2pcompute.errors import DialError
 from p2pcompute.identity import NodeKey, WalletKey
-from p2pcompute.payments import ChannelNeed, ChannelOut, ModelChain, Outbox, Payee, Payer, Settler
+from p2pcompute.payments import ChannelNeed, ChannelOut, Hub, ModelChain, Outbox, Payee, Payer, SettlePolicy, Settler
+from p2pcompute.payments._outbox import MINED_TIMEOUT_S
 from p2pcompute.storage import InlineExecutor, Ledger, open_ledger
 from p2pcompute_protocols._binding import SignerBinding, bind_signer
 from p2pcompute_protocols.channel import Domain, Voucher, voucher_digest
@@ -99,12 +100,23 @@ class World:
             await self.payer.aclose()
             nursery.cancel_scope.cancel()
 
-    def compose(self, payer_ledger: Ledger, payee_ledger: Ledger, nursery: trio.Nursery) -> None:
+    def compose(
+        self,
+        payer_ledger: Ledger,
+        payee_ledger: Ledger,
+        nursery: trio.Nursery,
+        *,
+        hubs: tuple[Hub, Hub] | None = None,
+        policy: SettlePolicy | None = None,
+        clock_ms: Callable[[], int] | None = None,
+        timeout_s: float = MINED_TIMEOUT_S,
+    ) -> None:
+        """Put both nodes together; `hubs` are the payer's and the payee's, the model's where there are none."""
         self.payer_ledger, self.payee_ledger = payer_ledger, payee_ledger
         self.nursery = nursery
-        payer_hub, payee_hub = self.chain.hub(self.wallet.address), self.chain.hub(self.account.address)
-        self.payer_outbox = Outbox(ledger=payer_ledger, hub=payer_hub)
-        self.payee_outbox = Outbox(ledger=payee_ledger, hub=payee_hub)
+        payer_hub, payee_hub = hubs or (self.chain.hub(self.wallet.address), self.chain.hub(self.account.address))
+        self.payer_outbox = Outbox(ledger=payer_ledger, hub=payer_hub, timeout_s=timeout_s)
+        self.payee_outbox = Outbox(ledger=payee_ledger, hub=payee_hub, timeout_s=timeout_s)
         self.payer = Payer(
             ledger=payer_ledger,
             hub=payer_hub,
@@ -119,10 +131,14 @@ class World:
             payee=self.account.address,
             network=NETWORK,
             signer=self.account,
-            clock_ms=lambda: self.now_ms,
+            clock_ms=clock_ms or (lambda: self.now_ms),
         )
         self.settler = Settler(
-            ledger=payee_ledger, hub=payee_hub, outbox=self.payee_outbox, cap_uusd=100, clock_ms=lambda: NOW_MS
+            ledger=payee_ledger,
+            hub=payee_hub,
+            outbox=self.payee_outbox,
+            policy=policy or SettlePolicy(cap_uusd=100),
+            clock_ms=clock_ms or (lambda: self.now_ms),
         )
         self.streams: list[tuple[MemoryStream, MemoryStream]] = []
 

@@ -31,6 +31,33 @@ def provider_books(world: Any, **policy: int) -> ProviderLedgerBooks:
     return ProviderLedgerBooks(world.payee_ledger, world.payee, credit, lambda _: "10.0.0.0/24")
 
 
+async def paid_before(world: Any, units: int) -> None:
+    """The requester is known: so many micro-USD of work were done for it, and paid."""
+    task = await world.agree(price_pusd=1_000_000)
+    await world.payer.open_channels(world.need(10_000))
+    await world.work(task, 0, units=units)
+    await world.channel_out().pay()
+
+
+async def three_accounts(world: Any) -> tuple[list[Any], list[Any]]:
+    """Accounts and their tasks, with chunks of 100 micro-USD, of a requester that has paid 400 and may owe 200."""
+    await paid_before(world, 400)
+    books = provider_books(world, known_uusd=400, peer_uusd=0)
+    accounts, tasks = list[Any](), list[Any]()
+    for _ in range(3):
+        tasks.append(await world.agree(price_pusd=1_000_000))
+        accounts.append(await books.open(world.last_agreement))
+        accounts[-1]._chunk_pusd = 100_000_000
+    return accounts, tasks
+
+
+async def begun(world: Any, **policy: int) -> Any:
+    """The account of the last agreement, with a chunk that has begun."""
+    account = await provider_books(world, **policy).open(world.last_agreement)
+    await account.begin()
+    return account
+
+
 async def used(world: Any) -> int:
     return int(await world.payee_ledger.credit_used_pusd(HOUR))
 
@@ -38,8 +65,7 @@ async def used(world: Any) -> int:
 def test_a_newcomer_is_charged_for_two_seconds_until_its_chunk_is_receipted(run: Run) -> None:
     async def body(world: Any) -> None:
         task = await world.agree(price_pusd=14)
-        account = await provider_books(world).open(world.last_agreement)
-        await account.begin()
+        account = await begun(world)
         assert await used(world) == 28_000_000
         await account.issue(world.receipt(task, 0, units=1), world.sign_receipt)
         await account.close()
@@ -56,8 +82,7 @@ def test_a_newcomer_is_charged_for_two_seconds_until_its_chunk_is_receipted(run:
 def test_a_chunk_without_a_result_costs_credit_what_it_used(run: Run, seconds: int, left: int) -> None:
     async def body(world: Any) -> None:
         await world.agree(price_pusd=14)
-        account = await provider_books(world).open(world.last_agreement)
-        await account.begin()
+        account = await begun(world)
         await account.drop(used_units=seconds * 1_000_000)
         assert account.unpaid == 0
         await account.close()
@@ -70,8 +95,7 @@ def test_a_chunk_without_a_result_costs_credit_what_it_used(run: Run, seconds: i
 def test_a_chunk_that_cost_more_than_its_units_is_charged_for_it(run: Run, seconds: int, left: int) -> None:
     async def body(world: Any) -> None:
         task = await world.agree(price_pusd=14)
-        account = await provider_books(world).open(world.last_agreement)
-        await account.begin()
+        account = await begun(world)
         await account.issue(world.receipt(task, 0, units=1), world.sign_receipt)
         await account.drop(used_units=seconds * 1_000_000)
         assert account.unpaid == 1  # it is owed all the same
@@ -84,8 +108,7 @@ def test_a_chunk_that_cost_more_than_its_units_is_charged_for_it(run: Run, secon
 def test_work_without_a_result_ends_a_newcomers_credit_and_that_of_its_subnet(run: Run) -> None:
     async def body(world: Any) -> None:
         await world.agree(price_pusd=14)
-        account = await provider_books(world, subnet_uusd=50_000).open(world.last_agreement)
-        await account.begin()
+        account = await begun(world, subnet_uusd=50_000)
         await account.drop(used_units=10**12)
         with pytest.raises(LocalProtocolError) as caught:
             await account.begin()
@@ -149,16 +172,7 @@ def test_cheap_chunks_of_a_dear_node_do_not_starve_a_newcomer(run: Run) -> None:
 
 def test_what_a_known_peer_may_owe_counts_over_all_its_tasks(run: Run) -> None:
     async def body(world: Any) -> None:
-        first = await world.agree(price_pusd=1_000_000)
-        await world.payer.open_channels(world.need(10_000))
-        await world.work(first, 0, units=400)
-        await world.channel_out().pay()
-        books = provider_books(world, known_uusd=400, peer_uusd=0)  # may owe 200
-        accounts, tasks = [], []
-        for _ in range(3):
-            tasks.append(await world.agree(price_pusd=1_000_000))
-            accounts.append(await books.open(world.last_agreement))
-            accounts[-1]._chunk_pusd = 100_000_000
+        accounts, tasks = await three_accounts(world)
         await accounts[0].begin()
         await accounts[0].issue(world.receipt(tasks[0], 0, units=100), world.sign_receipt)
         await accounts[1].begin()
@@ -175,16 +189,7 @@ def test_what_a_known_peer_may_owe_counts_over_all_its_tasks(run: Run) -> None:
 
 def test_a_chunk_that_is_receipted_while_another_begins_is_counted(run: Run) -> None:
     async def body(world: Any) -> None:
-        first = await world.agree(price_pusd=1_000_000)
-        await world.payer.open_channels(world.need(10_000))
-        await world.work(first, 0, units=400)
-        await world.channel_out().pay()
-        books = provider_books(world, known_uusd=400, peer_uusd=0)  # may owe 200
-        accounts, tasks = [], []
-        for _ in range(3):
-            tasks.append(await world.agree(price_pusd=1_000_000))
-            accounts.append(await books.open(world.last_agreement))
-            accounts[-1]._chunk_pusd = 100_000_000
+        accounts, tasks = await three_accounts(world)
         await accounts[0].begin()
         await accounts[1].begin()
         is_known = accounts[2]._credit.is_known
@@ -242,10 +247,7 @@ def test_a_debt_of_a_day_ago_lowers_what_a_known_peer_may_owe_and_shuts_it_out_n
             credit = CreditBook(ledger=world.payee_ledger, policy=policy, clock_ms=lambda: now_ms)
             return ProviderLedgerBooks(world.payee_ledger, world.payee, credit, lambda _: "10.0.0.0/24")
 
-        first = await world.agree(price_pusd=1_000_000)
-        await world.payer.open_channels(world.need(10_000))
-        await world.work(first, 0, units=400)
-        await world.channel_out().pay()
+        await paid_before(world, 400)
         books = opened()  # 200 may be owed
         await _leave_unpaid(world, books, 200)
         assert not await _may_owe(world, books, 1)
@@ -275,10 +277,7 @@ def test_a_window_is_no_larger_than_what_a_known_peer_may_owe_still(run: Run) ->
     """A requester waits for its window's results before it pays: those that can't begin would be waited for in vain."""
 
     async def body(world: Any) -> None:
-        first = await world.agree(price_pusd=1_000_000)
-        await world.payer.open_channels(world.need(10_000))
-        await world.work(first, 0, units=400)
-        await world.channel_out().pay()
+        await paid_before(world, 400)
         books = provider_books(world, known_uusd=400, peer_uusd=0)  # 200 may be owed
         await _leave_unpaid(world, books, 150)
         task = await world.agree(price_pusd=1_000_000)
@@ -457,8 +456,7 @@ def test_what_is_issued_is_owed_whoever_cancels(run: Run) -> None:
 
     async def body(world: Any) -> None:
         task = await world.agree()
-        account = await provider_books(world).open(world.last_agreement)
-        await account.begin()
+        account = await begun(world)
         with trio.CancelScope() as scope:
             scope.cancel()
             await account.issue(world.receipt(task, 0), world.sign_receipt)
