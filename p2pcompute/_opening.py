@@ -15,6 +15,7 @@ import trio
 
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._chain_choice import choose_chain, hub_of, keep_choice, open_choice
+from p2pcompute._fast_proof import kept_proof
 from p2pcompute._funds import AccountFunds
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
 from p2pcompute.checking import EvidenceStore
@@ -34,10 +35,13 @@ from p2pcompute_protocols.ads import Device
 from p2pcompute_protocols.ids import PeerId
 
 if TYPE_CHECKING:
-    from p2pcompute.execution import Benchmark, WorkerPool
+    from pathlib import Path
+
+    from p2pcompute.execution import Benchmark, FastFindings, WorkerPool
+    from p2pcompute.execution import Device as Facts
     from p2pcompute.execution._program_files import InstalledProgram
 
-__all__ = ["measure_device", "open_services", "wire_services"]
+__all__ = ["measure_device", "open_services", "prove_fast", "wire_services"]
 
 _log = logging.getLogger("p2pcompute.node")
 
@@ -109,6 +113,7 @@ async def open_services(
         services.chain_url = choice.url
         services.coordinator.advice = partial(_how_to_get_one, directory, network)
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device
+        services.prove_fast = prove_fast
         services.watch_store = partial(open_watch_store, place.path)
         try:
             await services.outbox.look()
@@ -279,16 +284,10 @@ def known_device(threads: int, measured: Benchmark | None = None, *, slot: str =
 
     `measured` is a new one; it is kept for the next time.
     """
-    from p2pcompute.execution import probe_devices
-
-    facts = next((device for device in probe_devices() if device.slot == slot), None)
-    if facts is None:
+    place = _kept_at(threads, slot)
+    if place is None:
         return None
-    path = home_dir() / ("device.json" if slot == "cpu" else f"device-{slot.replace(':', '')}.json")
-    # Another compiler may compute other bits: what was measured and tested with the last one says nothing of it.
-    machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/numba {version('numba')}"
-    if slot != "cpu":
-        machine += f"/numba-cuda {version('numba-cuda')}/driver {facts.driver}"
+    facts, path, machine = place
     if measured is not None:
         write_json(path, {"machine": machine, "scores": measured.scores, "measured_s": int(time.time())})
     note = read_json(path)
@@ -304,6 +303,35 @@ def known_device(threads: int, measured: Benchmark | None = None, *, slot: str =
         score_milli=dict(scores)[1],
         scores=scores,
     )
+
+
+def _kept_at(threads: int, slot: str) -> tuple[Facts, Path, str] | None:
+    """A device, the file of its measurement, and what that is of; None where there is no such device."""
+    from p2pcompute.execution import probe_devices
+
+    facts = next((device for device in probe_devices() if device.slot == slot), None)
+    if facts is None:
+        return None
+    path = home_dir() / ("device.json" if slot == "cpu" else f"device-{slot.replace(':', '')}.json")
+    # Another compiler may compute other bits: what was measured and tested with the last one says nothing of it.
+    machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/numba {version('numba')}"
+    if slot != "cpu":
+        machine += f"/numba-cuda {version('numba-cuda')}/driver {facts.driver}"
+    return facts, path, machine
+
+
+async def prove_fast(pool: WorkerPool, slot: str = "cpu") -> FastFindings:
+    """How near this device's fast mode is to strict mode, tested in a worker where that is not known yet.
+
+    Raises:
+        FastSelfTestError: it is too far off.
+    """
+    from p2pcompute.execution import fast_self_test
+
+    place = _kept_at(pool.threads, slot)
+    if place is None:
+        return await fast_self_test(pool)
+    return await kept_proof(place[1], place[2], partial(fast_self_test, pool))
 
 
 def _scores(noted: object) -> tuple[tuple[int, int], ...] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +26,7 @@ from p2pcompute_protocols.money import PUSD_PER_UUSD
 from p2pcompute_protocols.work import ProgramRef
 
 from ._books import ProviderLedgerBooks
+from ._fast_proof import ModesSold, check_tolerance
 from ._options import OptionError, callback, flag, one_of, price_per_unit_pusd, said, whole
 from ._provider_events import ProviderEvent, WatchedBooks
 
@@ -53,7 +55,8 @@ class ProviderOptions:
 
     Attributes:
         price: USD for an hour of a reference core (a device that is twice as fast earns twice as much an hour).
-        fp: the floating-point modes that are sold: "strict", "fast" (docs/fast.md) or "both".
+        fp: the floating-point modes that are sold: "strict", "fast" (docs/fast.md) or "both". A machine whose fast
+            mode is too far off sells strict mode only, or nothing where "fast" is all that was wanted.
         fast_price: as `price`, for fast mode; None takes the same.
         device: what computes: ``cpu``, or a GPU by its place on the bus, ``cuda:0``.
         slots: chunks computed at once.
@@ -174,6 +177,7 @@ class ProviderRole:
         pool: WorkerPool,
         device: Device,
         programs: Mapping[ProgramRef, AllowedProgram],
+        sold: ModesSold,
     ) -> None:
         self.node = node
         self.options = options
@@ -183,7 +187,8 @@ class ProviderRole:
         self.fast_price_pusd = (
             self.price_pusd if options.fast_price is None else price_per_unit_pusd(options.fast_price)
         )
-        self.modes = ("strict", "fast") if options.fp == "both" else (options.fp,)
+        self.modes = sold.modes
+        self.fast_refused = sold.refused  # why fast mode is not sold although it was wanted
         thread_milli = max(1, device.score_milli // pool.threads)
         services = node.services
         self._sessions: set[trio.CancelScope] = set()
@@ -236,6 +241,7 @@ class ProviderRole:
                 price_pusd=self.price_pusd,
                 modes=self.modes,
                 fast_price_pusd=self.fast_price_pusd,
+                check_tolerance=partial(check_tolerance, findings=sold.findings),
                 max_window=options.max_window,
                 now_ms=node.now_ms,
                 has_room=self.tasks.has_room,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, Self,
 import trio
 
 from p2pcompute._books import RequesterLedgerBooks
+from p2pcompute._fast_proof import Prove, modes_sold
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._listening import listening
@@ -110,6 +111,7 @@ class NodeServices:
     chain_url: str | None = None
     open_device_pool: Callable[[str, bool], WorkerPool] | None = None
     measure_on: Callable[[WorkerPool, str], Awaitable[Device]] | None = None
+    prove_fast: Prove | None = None
     watch_store: Callable[[], AbstractAsyncContextManager[WatchStore]] | None = None
 
 
@@ -409,6 +411,8 @@ class Node:
             ProgramError: a program that is allowed is not installed, or can't be pinned.
             InsufficientFunds: there is nothing to pay the gas of a claim with; has the account and what to send.
             SandboxError: strangers' kernels can't be locked in here; says what is missing.
+            SelfTestError, FastSelfTestError: this machine computes what nobody else does, and sells nothing; the
+                second where ``fp="fast"`` is all that it was to sell.
             ConfigError: this node serves already, its workers are open with other settings, or an option is unknown or
                 out of its range.
         """
@@ -433,6 +437,7 @@ class Node:
             score_milli=measured.score_milli,
             scores=measured.scores,
         )
+        sold = await modes_sold(terms.fp, self.services.prove_fast, pool, terms.device)
         programs = {
             program_ref(program): AllowedProgram(
                 pool=await self._program_pool(program, data=data, spare=1, allow_unsandboxed=terms.allow_unsandboxed),
@@ -440,7 +445,7 @@ class Node:
             )
             for program, data in allowed
         }
-        role = self.provider = ProviderRole(self, terms, pool, device, programs)
+        role = self.provider = ProviderRole(self, terms, pool, device, programs, sold)
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(role.serve, self.services.ad_service)

@@ -401,7 +401,9 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
 
 def _modes_text(role: ProviderRole) -> str:
     dearer = role.fast_price_pusd != role.price_pusd and "fast" in role.modes
-    return " and ".join(role.modes) + (f", fast for {usd(role.fast_price_pusd * 3_600)} an hour" if dearer else "")
+    refused = f"; NOT fast: {role.fast_refused}" if role.fast_refused else ""
+    dear = f", fast for {usd(role.fast_price_pusd * 3_600)} an hour" if dearer else ""
+    return " and ".join(role.modes) + dear + refused
 
 
 def _sandbox_text(layers: Layers | None) -> str:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from p2pcompute.execution._probe import Device, Score, measure_score, probe_devices
     from p2pcompute.execution._sandbox import Layers, SandboxPolicy, WorkerLimits
     from p2pcompute.execution._selftest import SelfTestError, self_test
+    from p2pcompute.execution._selftest_fast import FastFindings, FastSelfTestError, fast_self_test
 
 __all__ = [
     "ArgSpec",
@@ -37,6 +38,8 @@ __all__ = [
     "CompiledKernel",
     "Device",
     "Fact",
+    "FastFindings",
+    "FastSelfTestError",
     "InputSpec",
     "KernelSource",
     "Launch",
@@ -54,6 +57,7 @@ __all__ = [
     "benchmark",
     "device_worker",
     "doctor_facts",
+    "fast_self_test",
     "measure_score",
     "open_pool",
     "probe_devices",
@@ -68,6 +72,8 @@ _HOME = {
     "CompiledKernel": "_api",
     "Device": "_probe",
     "Fact": "_doctor",
+    "FastFindings": "_selftest_fast",
+    "FastSelfTestError": "_selftest_fast",
     "InputSpec": "_api",
     "KernelSource": "_api",
     "Launch": "_api",
@@ -85,6 +91,7 @@ _HOME = {
     "benchmark": "_bench",
     "device_worker": "_pool_cuda",
     "doctor_facts": "_doctor",
+    "fast_self_test": "_selftest_fast",
     "measure_score": "_probe",
     "open_pool": "_pool",
     "probe_devices": "_probe",

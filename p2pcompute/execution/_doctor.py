@@ -22,6 +22,7 @@ from p2pcompute.execution._sandbox_bwrap import probe_bwrap
 from p2pcompute.execution._sandbox_devices import driver_directories
 from p2pcompute.execution._sandbox_landlock import landlock_abi
 from p2pcompute.execution._sandbox_seccomp import seccomp_available
+from p2pcompute.execution._selftest_fast import FastSelfTestError, fast_self_test
 
 __all__ = ["Fact", "doctor_facts"]
 
@@ -52,7 +53,8 @@ class Fact:
 async def doctor_facts(
     *, limits: WorkerLimits | None = None, policy: SandboxPolicy | None = None, start_worker: bool = True
 ) -> list[Fact]:
-    """Look at everything that workers rest on, and start one to see (2 s or so; `start_worker=False` leaves it out).
+    """Look at everything that workers rest on, and start some to see what they compute (8 s or so, most of it
+    compiling; `start_worker=False` leaves it out).
 
     Never raises for what it finds; cancellation ends the worker.
     """
@@ -62,8 +64,10 @@ async def doctor_facts(
     facts += [_landlock(), _seccomp(), await _bwrap(policy), _rlimits(limits)]
     if start_worker:
         facts.append(await _worker(limits, policy))
+        facts.append(await _fast_mode("cpu", limits, policy))
         for slot in [device.slot for device in probe_devices() if device.kind == "cuda"]:
             facts.append(await _gpu_worker(slot, limits, policy))
+            facts.append(await _fast_mode(slot, limits, policy))
     return facts
 
 
@@ -208,6 +212,25 @@ async def _gpu_worker(slot: str, limits: WorkerLimits, policy: SandboxPolicy) ->
         return Fact(name=f"{slot} worker", ok=False, detail=str(error), advice=advice, needed=False)
     detail = f"warm and locked in {trio.current_time() - started:.1f} s, and computes what it should"
     return Fact(name=f"{slot} worker", ok=True, detail=detail, needed=False)
+
+
+async def _fast_mode(slot: str, limits: WorkerLimits, policy: SandboxPolicy) -> Fact:
+    name = "fast mode" if slot == "cpu" else f"{slot} fast mode"
+    try:
+        async with open_pool(spare=0, limits=limits, policy=policy, program=device_worker(slot)) as pool:
+            found = await fast_self_test(pool)
+    except FastSelfTestError as error:
+        advice = (
+            "nothing has to be done to lend in strict mode; `p2pcompute up` sells no fast mode until this is mended"
+        )
+        return Fact(name=name, ok=False, detail=str(error), advice=advice, needed=False)
+    except ExecutionError as error:
+        return Fact(name=name, ok=False, detail=f"not tested: {error}", advice="mend the worker first", needed=False)
+    detail = (
+        f"off by {found.error32:.1g} in float32 and {found.error64:.1g} in float64 at most; agrees to tolerances from "
+        f"{found.least_rtol('float32'):.1g} and {found.least_rtol('float64'):.1g} on"
+    )
+    return Fact(name=name, ok=True, detail=detail, needed=False)
 
 
 async def _start_and_look(limits: WorkerLimits, policy: SandboxPolicy, slot: str = "cpu") -> Layers:

@@ -12,7 +12,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.money import PUSD_PER_UUSD, ChainTerms
-from p2pcompute_protocols.negotiation import BidPayload, CheckPolicy, OrderPayload
+from p2pcompute_protocols.negotiation import BidPayload, CheckPolicy, OrderPayload, Tolerance
 from p2pcompute_protocols.work import ProgramRef, ProgramWork, RoundWork, Work
 
 __all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy", "check_program"]
@@ -39,7 +39,7 @@ class FixedPricePolicy:
     as long again as it has paid for. `programs` are those that the owner of this node allows; each runs on one thread,
     whose part of the device's score is `thread_milli`. Those that are `private` read data of the owner's, so that
     nobody else gets what they give. `modes` are the floating-point modes that are sold; `fast_price_pusd` is the price
-    of fast mode, `price_pusd` where None.
+    of fast mode, `price_pusd` where None; `check_tolerance` refuses work in it whose tolerance is too tight here.
     """
 
     device: Device
@@ -56,6 +56,7 @@ class FixedPricePolicy:
     private: Collection[ProgramRef] = ()
     modes: Collection[str] = ("strict",)
     fast_price_pusd: int | None = None
+    check_tolerance: Callable[[Work | None, Tolerance | None], None] | None = None
     thread_milli: int = 1_000
     region: str | None = None
 
@@ -116,6 +117,8 @@ class FixedPricePolicy:
             raise LocalProtocolError(f"we speak {self.language}", code=WireCode.UNSUPPORTED)
         if payload.fp not in self.modes:
             raise LocalProtocolError(f"we compute in {' and '.join(self.modes)} mode", code=WireCode.UNSUPPORTED)
+        if self.check_tolerance is not None:
+            self.check_tolerance(payload.work, payload.check.tolerance)
         if isinstance(payload.work, RoundWork) and payload.fp != "strict":
             # Every state has to have one value; so they would be computed strictly, at the price of the other mode.
             raise LocalProtocolError("rounds are computed in strict mode only", code=WireCode.UNSUPPORTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from p2pcompute.execution import (
     WorkerLimits,
     _doctor,
     _probe,
+    _selftest_fast,
     doctor_facts,
     measure_score,
     open_pool,
@@ -97,11 +99,24 @@ def test_the_doctor_starts_a_worker_and_says_what_locks_it() -> None:
         "bubblewrap",
         "rlimits",
         "worker",
+        "fast mode",
     ]
     assert facts["gpu"].detail.startswith("cuda:0" if len(probe_devices()) > 1 else "none: ")
     assert all(fact.ok for fact in facts.values() if fact.needed)
     assert "seccomp on" in facts["worker"].detail
+    assert "agrees to tolerances from" in facts["fast mode"].detail
     assert all(fact.advice for fact in facts.values() if not fact.ok)
+
+
+@pytest.mark.net
+def test_the_doctor_says_that_fast_mode_is_too_far_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the doctor a machine whose strict bits are others is one with which nothing can be compared."""
+    part = _selftest_fast.PARTS[2]
+    monkeypatch.setattr(_selftest_fast, "PARTS", (dataclasses.replace(part, digest="0" * 64),))
+    fact = trio.run(_doctor._fast_mode, "cpu", WorkerLimits(), SandboxPolicy())
+    assert (fact.name, fact.ok, fact.needed) == ("fast mode", False, False)
+    assert part.title in fact.detail
+    assert "strict mode" in fact.advice
 
 
 def test_the_doctor_says_what_is_missing_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
