@@ -9,6 +9,7 @@ from typing import Final
 from p2pcompute.errors import VoucherRefused
 from p2pcompute_protocols.channel import VoucherRefusal
 from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.money import usd
 
 __all__ = ["REASONS", "refused_error"]
 
@@ -27,6 +28,8 @@ REASONS: Final[Mapping[WireCode, str]] = MappingProxyType(
         "goes on from there",
         WireCode.UNFUNDED: "the channel holds too little that counts yet, or is about to close; wait for blocks, fund "
         "it again, or take back the request to close by new work",
+        WireCode.CLOSING: "it has consented to close the channel and takes no more on it; the next payment after the "
+        "closing opens it anew",
         WireCode.OVERSIZED: "the amount, or a message, is above what it keeps account of; close the channel and open "
         "another one, of another account",
         WireCode.INTERNAL: "it can't reach its chain or its disk is full; the voucher is kept, so try again later",
@@ -42,7 +45,7 @@ REASONS: Final[Mapping[WireCode, str]] = MappingProxyType(
 def refused_error(refusal: VoucherRefusal) -> VoucherRefused:
     """The error for a refusal that no further try can mend.
 
-    It holds the code's name, the payee's own words, what the payee holds in micro-USD, and what to do next.
+    It holds the code's name, the payee's own words, what the payee holds, and what to do next.
     """
     try:
         code = WireCode(refusal.code)
@@ -56,5 +59,5 @@ def refused_error(refusal: VoucherRefusal) -> VoucherRefused:
         advice = REASONS.get(code, "that is no reason to refuse a voucher; deal with another provider")
     return VoucherRefused(
         f"the provider refused the voucher: {name}, {refusal.detail or 'no reason given'} (it holds "
-        f"{refusal.best_uusd} micro-USD); {advice}"
+        f"{usd(refusal.best_uusd)}); {advice}"
     )

@@ -14,7 +14,15 @@ import p2pcompute.payments
 import p2pcompute_protocols
 from p2pcompute.errors import ChainUnreachable, DiskFull, InsufficientFunds, StreamError, VoucherRefused
 from p2pcompute.payments._refusals import REASONS, refused_error
-from p2pcompute_protocols.channel import ChannelHello, ChannelSync, VoucherAck, VoucherFrame, VoucherRefusal
+from p2pcompute_protocols.channel import (
+    ChannelHello,
+    ChannelSync,
+    CloseAsk,
+    ConsentFrame,
+    VoucherAck,
+    VoucherFrame,
+    VoucherRefusal,
+)
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.money import ChainTerms
 
@@ -178,6 +186,17 @@ async def unknown_message(world: Any) -> Any:
     return await said(world, b"\xa1\x00\x18\x63")
 
 
+async def consented(world: Any) -> Any:
+    wire = await greeted(world)
+    await wire.say(voucher(world, 5))
+    assert isinstance(await wire.hear(), VoucherAck)
+    for agreement in await world.payee_ledger.open_agreements():
+        await world.payee_ledger.close_agreement(agreement.task, state="done")
+    await wire.say(CloseAsk(amount_uusd=5))
+    assert isinstance(await wire.hear(), ConsentFrame)
+    return await paying(world, 6)
+
+
 async def nothing_reserved(world: Any) -> Any:
     del world.chain.channels[world.channel]
     return await paying(world, 5)
@@ -190,11 +209,12 @@ CASES: list[tuple[Callable[[Any], Any], WireCode, str]] = [
     (forged_binding, WireCode.BAD_SIGNATURE, "signed"),
     (forged_voucher, WireCode.BAD_SIGNATURE, "not signed by the channel's signer"),
     (not_above, WireCode.BAD_VOUCHER, "5 is held"),
-    (overtaken, WireCode.BAD_VOUCHER, "7 are held already"),
-    (above_the_deposit, WireCode.UNFUNDED, "holds 1000 micro-USD"),
+    (overtaken, WireCode.BAD_VOUCHER, "0.000007 USD are held already"),
+    (above_the_deposit, WireCode.UNFUNDED, "holds 0.001000 USD"),
     (asked_again_at_once, WireCode.UNFUNDED, "try again shortly"),
     (about_to_close, WireCode.UNFUNDED, "about to close"),
-    (nothing_reserved, WireCode.UNFUNDED, "holds 0 micro-USD"),
+    (consented, WireCode.CLOSING, "consent"),
+    (nothing_reserved, WireCode.UNFUNDED, "holds 0.000000 USD"),
     (too_large, WireCode.OVERSIZED, "keeps account of"),
     (large_frame, WireCode.OVERSIZED, "are allowed"),
     (no_chain, WireCode.INTERNAL, "try again later"),
@@ -267,5 +287,5 @@ def test_a_payer_tells_what_to_do_about_any_refusal(run: Run, pair: Any, code: W
 
 def test_a_reason_of_a_later_release_is_shown_as_it_is() -> None:
     error = refused_error(VoucherRefusal(code=200, detail="", best_uusd=3))
-    assert "200, no reason given (it holds 3 micro-USD)" in str(error)
+    assert "200, no reason given (it holds 0.000003 USD)" in str(error)
     assert "deal with another provider" in str(error)
