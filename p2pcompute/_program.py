@@ -18,8 +18,9 @@ import numpy as np
 
 from p2pcompute._options import said
 from p2pcompute._program_run import program_ref
+from p2pcompute._split import Split
 from p2pcompute.errors import KernelTypeError, NotCalled, ProgramError
-from p2pcompute.execution._api import ArgSpec
+from p2pcompute.execution._api import ArgSpec, InputSpec, SplitSpec
 from p2pcompute.execution._program import program_launch, program_layout, program_source
 from p2pcompute.execution._program_files import InstalledProgram, installed_programs, look_up, normalised
 from p2pcompute.kernel import Binding, Out, _argument
@@ -147,7 +148,8 @@ class ConfiguredProgram:
         raise NotCalled(f"{this} is a program with its items", instead=f"start it with p2pcompute.run({this}, ...)")
 
     def bind(self, *args: Any) -> Binding:
-        """Bind arguments. Python's floats are float64, as in the program's own code, and its ints int64.
+        """Bind arguments. Python's floats are float64, as in the program's own code, and its ints int64. The first axis
+        of an array in `p2pcompute.split` counts the items.
 
         Raises:
             KernelTypeError: one of them is neither an array, a number nor an output, or an output has not as many rows
@@ -161,6 +163,10 @@ class ConfiguredProgram:
                     f"argument {place} is to be combined, and outputs of programs are not",
                     instead="pass p2pcompute.out(shape, dtype) and combine what comes back",
                 )
+            if isinstance(value, Split):
+                specs.append(_split_items(place, value))
+                values.append(value)
+                continue
             spec, taken = _argument(f"argument {place}", np.float64(value) if isinstance(value, float) else value)
             specs.append(spec)
             if taken is not None:
@@ -174,3 +180,18 @@ class ConfiguredProgram:
             layout=program_layout(launch, specs),
             program=self.program.ref,
         )
+
+
+def _split_items(place: int, value: Split) -> InputSpec:
+    """What a program is bound to for a split argument."""
+    halo = value.halo if isinstance(value.halo, tuple) else (value.halo,)
+    if any(halo[1:]):
+        raise KernelTypeError(
+            f"argument {place} has the halo {halo}, and an item has a place along the first axis only",
+            instead="give the other axes a halo of 0: each item has all of them",
+        )
+    return InputSpec(
+        dtype=value.array.dtype.name,
+        shape=value.array.shape,
+        split=SplitSpec(axes=(0,), halo=halo[:1], edge=value.edge),
+    )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from p2pcompute._profile import home_dir
+from p2pcompute._split_run import some_items
 from p2pcompute.checking import DEFAULT_SAMPLES
 from p2pcompute.errors import ConfigError, ExecutionError, NoProviderError, ProgramError
 from p2pcompute.execution._program_files import InstalledProgram, look_up
@@ -125,16 +126,18 @@ def explained(error: NoProviderError, program: ProgramRef) -> NoProviderError:
 
 
 async def calibrate_program(worker: WorkerSession, binding: Binding) -> float:
-    """Microseconds that one item takes here, on one thread: one is run, then more, until a run can be timed.
+    """Microseconds that one item takes here, on one thread: one is run, then more, until a run can be timed. Where
+    inputs are split they are neighbours, more or less.
 
     Raises:
         ExecutionError: it does not run here.
     """
     rng: np.random.Generator = np.random.default_rng()
-    items, count = binding.launch.blocks, 1
+    first, items = some_items(binding, rng)
+    count = 1
 
     async def timed(count: int) -> int:
-        picked: np.ndarray[Any, Any] = np.sort(rng.integers(0, items, size=count, dtype=np.int64))
+        picked: np.ndarray[Any, Any] = first + np.sort(rng.integers(0, items, size=count, dtype=np.int64))
         return int((await worker.run_threads(picked, timeout_s=_TIMEOUT_S)).wall_ns)
 
     try:

@@ -15,12 +15,12 @@ from p2pcompute.execution._api import InputSpec, OutputSpec
 from p2pcompute.execution._split import blocks_box, window_box
 from p2pcompute.tasks._splits import SplitInputs, TiledInput, along_rows, tile_shape
 from p2pcompute.tasks._windows import array_pieces, tile_pieces, windowed
-from p2pcompute.tasks._work import chunk_work, row_bytes
+from p2pcompute.tasks._work import chunk_work, program_work, row_bytes
 from p2pcompute_protocols._split import chunk_tiles
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.limits import MAX_CHUNK_TILES, MAX_CHUNKS, MAX_HELD_TILE_BYTES, MAX_WINDOW_BYTES
 from p2pcompute_protocols.task import HeldTiles
-from p2pcompute_protocols.work import ChunkWork, OutArg, Work, WorkArg
+from p2pcompute_protocols.work import ChunkWork, OutArg, ProgramWork, Work, WorkArg
 
 if TYPE_CHECKING:
     from p2pcompute.kernel import Binding
@@ -80,7 +80,7 @@ def windowed_worker(worker: Any, binding: Binding, cut: Cut | None = None) -> An
     if worker is None or not arrays:
         return worker
     pieces = array_pieces(arrays)
-    if cut is not None and cut.splits is not None and isinstance(cut.work, ChunkWork):
+    if cut is not None and cut.splits is not None and isinstance(cut.work, ChunkWork | ProgramWork):
         pieces = tile_pieces(cut.work, HeldTiles(cut.work, cut.splits.manifests), cut.splits.tile)
     return windowed(worker, binding.launch, binding.specs, binding.layout.items_per_block, pieces)
 
@@ -106,11 +106,11 @@ def _window_bytes(binding: Binding, splits: list[InputSpec], blocks: int) -> int
 
 
 async def cut_with_splits(binding: Binding, blocks_per_chunk: int, block_units: float, *, exactly: bool) -> Cut:
-    """The wire form of a launch with split inputs.
+    """The wire form of a launch, or of calls of a program, with split inputs.
 
     Args:
-        binding: the kernel and its arguments.
-        blocks_per_chunk: blocks of a chunk; fewer where their windows and tiles would be over a bound.
+        binding: the kernel or program and its arguments.
+        blocks_per_chunk: blocks of a chunk, or items; fewer where their windows and tiles would be over a bound.
         block_units: units of one block.
         exactly: not fewer only because they suit the split inputs better.
 
@@ -120,7 +120,7 @@ async def cut_with_splits(binding: Binding, blocks_per_chunk: int, block_units: 
     """
     launch, arguments = binding.launch, _split_arguments(binding)
     per_chunk = blocks_per_chunk if exactly else along_rows(blocks_per_chunk, launch.grid)
-    work: ChunkWork | None = None
+    work: ChunkWork | ProgramWork | None = None
     blobs: dict[bytes, bytes] = {}
     while True:
         tiled = {
@@ -134,10 +134,16 @@ async def cut_with_splits(binding: Binding, blocks_per_chunk: int, block_units: 
             for position, (spec, value) in arguments.items()
         }
         units = max(1, math.ceil(block_units * per_chunk))
-        if work is None:
+        if work is None and binding.program is not None:
+            work, blobs = program_work(
+                binding, items_per_chunk=per_chunk, units_per_chunk=units, splits=SplitInputs(tiled)
+            )
+        elif work is None:
             work, blobs = chunk_work(
                 binding, blocks_per_chunk=per_chunk, units_per_chunk=units, splits=SplitInputs(tiled)
             )
+        elif isinstance(work, ProgramWork):
+            work = replace(work, items_per_chunk=per_chunk, units_per_chunk=units, args=_with_splits(work, tiled))
         else:
             work = replace(
                 work,
@@ -151,7 +157,8 @@ async def cut_with_splits(binding: Binding, blocks_per_chunk: int, block_units: 
             break
         if per_chunk == 1 or -(-launch.blocks // (per_chunk // 2)) > MAX_CHUNKS:
             raise KernelTypeError(
-                f"what a block reads of split inputs is over a bound of the protocol: {fault}",
+                f"what {'a block' if binding.program is None else 'an item'} reads of split inputs is over a bound of "
+                f"the protocol: {fault}",
                 instead="give it a smaller halo, blocks of fewer threads, or other tiles (tile=...)",
             )
         per_chunk //= 2
@@ -164,11 +171,11 @@ async def cut_with_splits(binding: Binding, blocks_per_chunk: int, block_units: 
     return Cut(work, blobs, SplitInputs(tiled), most)
 
 
-def _with_splits(work: ChunkWork, tiled: dict[int, TiledInput]) -> tuple[WorkArg, ...]:
+def _with_splits(work: ChunkWork | ProgramWork, tiled: dict[int, TiledInput]) -> tuple[WorkArg, ...]:
     return tuple(tiled[position].arg if position in tiled else arg for position, arg in enumerate(work.args))
 
 
-async def _most_tile_bytes(work: ChunkWork) -> tuple[int, LocalProtocolError | None]:
+async def _most_tile_bytes(work: ChunkWork | ProgramWork) -> tuple[int, LocalProtocolError | None]:
     """What the tiles of a chunk come to at most, over all chunks; or why the first is over a bound."""
     if (bound := _bound(work)) is not None:
         return bound, None
@@ -184,7 +191,7 @@ async def _most_tile_bytes(work: ChunkWork) -> tuple[int, LocalProtocolError | N
     return most, None
 
 
-def _bound(work: ChunkWork) -> int | None:
+def _bound(work: ChunkWork | ProgramWork) -> int | None:
     """At most so many bytes of tiles a chunk, all within the bounds of the protocol; None where that is not seen
     without looking at each. Chunks that are a part of a row of blocks, whole rows or whole planes are all alike."""
     gx, gy, gz = work.launch.grid

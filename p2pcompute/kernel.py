@@ -320,8 +320,6 @@ def _triple(value: Geometry, what: str) -> tuple[tuple[int, int, int], int]:
 
 def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
     """The spec and the value of one argument. Python's floats are float32, as literals are; its ints are int64."""
-    if isinstance(value, Split):
-        raise KernelTypeError(f"{name} is split", instead="pass the whole array: programs read what they like")
     if isinstance(value, Out):
         return OutputSpec(dtype=value.dtype.name, shape=value.shape, reduce=value.reduce), None
     if isinstance(value, bool):

@@ -3,6 +3,9 @@
 A program is called as ``function(index, *arguments)``. `index` is the item's, from 0; the arguments stand in the order
 of the call: a NumPy scalar, a read-only array, or for each output the item's own row, a zeroed array of the output's
 shape without its first axis, that the function writes (``row[...] = value`` where it has no axes). It returns None.
+The first axis of a split input runs along the items. An item gets its own row of it, read-only, a NumPy scalar where
+that has no axes; with a halo the rows from so many before its own to so many behind it, beyond the array by the edge
+rule.
 
 So an item takes a thread's place in the rest of the house: it is what is placed, sampled and compared by itself, and a
 block holds one. In a kernel's source stand the program's distribution, version, name and digest.
@@ -17,6 +20,7 @@ from typing import Any, Protocol
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._rows import Layout
+from p2pcompute.execution._split import check_window, split_fault
 
 __all__ = ["ItemFailed", "ProgramBackend", "ProgramIdentity", "program_launch", "program_layout", "program_source"]
 
@@ -92,6 +96,9 @@ class ProgramBackend:
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
         """Check that the call fits. Raises `KernelError`, `KernelTypeError`."""
         self._layout(source, launch, args)
+        for place, spec in enumerate(args, 1):
+            if isinstance(spec, InputSpec) and spec.split is not None and (fault := split_fault(spec, 1)):
+                raise KernelTypeError(f"argument {place} can't be split so: {fault}", instead="split its first axis")
         try:
             inspect.signature(self._function).bind(0, *args)
         except TypeError as error:
@@ -130,6 +137,9 @@ class _Calls:
         self._outputs = [place for place, spec in enumerate(args) if isinstance(spec, OutputSpec)]
         self._given = [place for place, spec in enumerate(args) if not isinstance(spec, OutputSpec)]
         self._inputs = frozenset(place for place, spec in enumerate(args) if isinstance(spec, InputSpec))
+        self._splits = {
+            place: spec for place, spec in enumerate(args) if isinstance(spec, InputSpec) and spec.split is not None
+        }
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         """Items [first_block, first_block + blocks); see `CompiledKernel`."""
@@ -142,13 +152,27 @@ class _Calls:
     def _run(self, items: Sequence[int], args: Sequence[Any], outs: Sequence[Array]) -> None:
         if items and not 0 <= min(items) <= max(items) < self._items:
             raise ValueError(f"items outside of {self._items}")
+        if not items:
+            return
         arguments: list[Any] = [None] * (len(self._outputs) + len(self._given))
+        windows: list[tuple[int, int, int, Array]] = []
         for place, value in zip(self._given, args, strict=True):
+            if place in self._splits:
+                spec = self._splits[place]
+                assert spec.split is not None
+                check_window(f"argument {place + 1}", spec, value, ((min(items), max(items) + 1), (0, 1), (0, 1)))
+                values = value.values.view()
+                values.flags.writeable = False
+                windows.append((place, value.origin[0], spec.split.halo[0], values))
+                continue
             if place in self._inputs:
                 value = value.view()
                 value.flags.writeable = False
             arguments[place] = value
         for row, index in enumerate(items):
+            for place, origin, halo, values in windows:
+                at = index - origin
+                arguments[place] = values[at - halo : at + halo + 1] if halo else values[at]
             for place, out in zip(self._outputs, outs, strict=True):
                 arguments[place] = out[row, ...]
             self._call(index, arguments)

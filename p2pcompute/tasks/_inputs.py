@@ -18,7 +18,7 @@ import trio
 
 from p2pcompute.execution import SharedInput
 from p2pcompute_protocols.ids import PeerId
-from p2pcompute_protocols.work import ChunkWork, Work
+from p2pcompute_protocols.work import ChunkWork, ProgramWork, Work
 
 __all__ = ["SHARED_BYTES", "Input", "KeptInputs", "TaskInputs"]
 
@@ -154,11 +154,11 @@ class TaskInputs:
         self.whole: dict[bytes, Input] = dict.fromkeys(work.inputs, b"")
         self.had: set[bytes] = set()
         # What this process reads itself: the kernel and manifests.
-        self._plain = (
-            {work.kernel.digest, *(arg.manifest for arg in work.splits.values())}
-            if isinstance(work, ChunkWork)
-            else set[bytes]()
-        )
+        self._plain = set[bytes]()
+        if isinstance(work, ChunkWork):
+            self._plain.add(work.kernel.digest)
+        if isinstance(work, ChunkWork | ProgramWork):
+            self._plain |= {arg.manifest for arg in work.splits.values()}
         self._kept = kept
         self._peer = peer
         self._keep = keep

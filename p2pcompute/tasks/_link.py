@@ -51,7 +51,7 @@ from p2pcompute_protocols.task import (
     TaskState,
 )
 from p2pcompute_protocols.wire import Record
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import ChunkWork, ProgramWork
 
 from ._api import RequesterAccount
 from ._scheduler import ChunkScheduler
@@ -152,7 +152,7 @@ class Link:
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
         self.splits = splits
-        if splits is not None and isinstance(work, ChunkWork):
+        if splits is not None and isinstance(work, ChunkWork | ProgramWork):
             self.connection.tiles = HeldTiles(work, splits.manifests)
         self.window = agreement.terms.credit_window
         self.slots = agreement.terms.slots

@@ -13,7 +13,7 @@ from p2pcompute.execution._api import ArgSpec, Launch
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
 from p2pcompute_protocols.task import BlobData, BlobStart, HeldTiles, TaskConnection
 from p2pcompute_protocols.wire import Record
-from p2pcompute_protocols.work import ChunkWork, Work
+from p2pcompute_protocols.work import ChunkWork, ProgramWork, Work
 
 from ._inputs import Input
 from ._link import MIN_BYTES_PER_S
@@ -47,9 +47,9 @@ class TaskTiles:
         self._piece = bytearray()
         self._awaited: int | None = None
         self._until_s = math.inf
-        self._work: ChunkWork | None = None
+        self._work: ChunkWork | ProgramWork | None = None
         self._held: HeldTiles | None = None
-        if isinstance(work, ChunkWork) and work.splits:
+        if isinstance(work, ChunkWork | ProgramWork) and work.splits:
             contents = {position: blobs[arg.manifest] for position, arg in work.splits.items()}
             manifests = {
                 position: content if isinstance(content, bytes) else content.read()

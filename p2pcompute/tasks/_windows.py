@@ -12,7 +12,7 @@ import trio
 from p2pcompute.execution._api import ArgSpec, InputSpec, Launch
 from p2pcompute.execution._split import Box, Window, blocks_box, fill_window, items_box, window_box
 from p2pcompute_protocols.task import HeldTiles
-from p2pcompute_protocols.work import ChunkWork, SplitArg
+from p2pcompute_protocols.work import ChunkWork, ProgramWork, SplitArg
 
 from ._api import ChunkRun, TaskWorker
 
@@ -30,7 +30,7 @@ def array_pieces(arrays: Mapping[int, Array]) -> Pieces:
     return lambda position, _first: [((0,) * arrays[position].ndim, arrays[position])]
 
 
-def tile_pieces(work: ChunkWork, tiles: HeldTiles, content: Callable[[bytes], bytes]) -> Pieces:
+def tile_pieces(work: ChunkWork | ProgramWork, tiles: HeldTiles, content: Callable[[bytes], bytes]) -> Pieces:
     """Of tiles by digest, those that the chunk has in which a run lies."""
     splits = work.splits
 

@@ -92,7 +92,7 @@ def chunk_work(
 
 
 def program_work(
-    binding: Binding, *, items_per_chunk: int, units_per_chunk: int
+    binding: Binding, *, items_per_chunk: int, units_per_chunk: int, splits: SplitInputs | None = None
 ) -> tuple[ProgramWork, dict[bytes, bytes]]:
     """The wire form of calls of a program, and every blob that it names.
 
@@ -100,7 +100,7 @@ def program_work(
         LocalProtocolError: over a bound of the protocol (OVERSIZED).
     """
     assert binding.program is not None
-    args, blobs = wire_args(binding)
+    args, blobs = wire_args(binding, splits)
     work = ProgramWork(
         program=binding.program,
         items=binding.launch.blocks,

@@ -15,7 +15,7 @@ from .errors import LocalProtocolError, WireCode
 from .limits import MAX_CHUNK_TILES, MAX_HELD_TILE_BYTES, MAX_WINDOW_BYTES
 
 if TYPE_CHECKING:
-    from .work import ChunkWork, LaunchSpec, SplitArg
+    from .work import ChunkWork, LaunchSpec, ProgramWork, SplitArg
 
 __all__ = ["EDGES", "chunk_boxes", "chunk_tiles", "chunk_window_bytes"]
 
@@ -45,7 +45,7 @@ def chunk_boxes(launch: LaunchSpec, first_block: int, blocks: int) -> Iterator[B
         blocks -= done
 
 
-def chunk_window_bytes(work: ChunkWork, index: int) -> int:
+def chunk_window_bytes(work: ChunkWork | ProgramWork, index: int) -> int:
     """Bytes of the boxes around all that the chunk's threads may read, of all split inputs together."""
     found = list(chunk_boxes(work.launch, *work.chunk_range(index)))
     total = 0
@@ -62,7 +62,7 @@ def chunk_window_bytes(work: ChunkWork, index: int) -> int:
     return total
 
 
-def chunk_tiles(work: ChunkWork, index: int) -> tuple[tuple[int, int], ...]:
+def chunk_tiles(work: ChunkWork | ProgramWork, index: int) -> tuple[tuple[int, int], ...]:
     """The tiles that chunk `index` needs: (position of the argument, number of the tile), in ascending order.
 
     Raises:

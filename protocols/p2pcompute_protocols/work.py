@@ -228,6 +228,7 @@ class SplitArg(Record):
 
 
 WorkArg: TypeAlias = ScalarArg | ArrayArg | OutArg | SplitArg
+_MOST_ITEMS_SPLIT: Final = 2**31 - 1  # as of blocks along an axis
 _WORK_ARG: Final = OneOf({1: ScalarArg, 2: ArrayArg, 3: OutArg, 4: SplitArg})
 
 
@@ -355,8 +356,10 @@ class ProgramWork(Record):
             raise LocalProtocolError("work without an output")
         if any(arg.reduce is not None for arg in outs):
             raise LocalProtocolError("outputs of a program are not combined")
-        if any(isinstance(arg, SplitArg) for arg in self.args):
-            raise LocalProtocolError("inputs of a program are not split", code=WireCode.UNSUPPORTED)
+        if any(arg.axes != (0,) for arg in self.splits.values()):
+            raise LocalProtocolError("the first axis of a program's split input counts its items, and no other does")
+        if self.splits and self.items > _MOST_ITEMS_SPLIT:
+            raise LocalProtocolError(f"{self.items} items with split inputs", code=WireCode.OVERSIZED)
         if any(arg.shape[0] != self.items for arg in outs):
             raise LocalProtocolError("the first axis of a program's outputs counts its items")
         if self.items_per_chunk > self.items:
@@ -366,6 +369,16 @@ class ProgramWork(Record):
         _check_sizes(self.args, self.chunks)
         if len(set(_blobs(self.args))) != len(self.inputs):
             raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
+
+    @property
+    def launch(self) -> LaunchSpec:
+        """The geometry that says which items a chunk has: blocks of one. There is one where an input is split."""
+        return LaunchSpec(dims=1, grid=(self.items, 1, 1), block=(1, 1, 1))
+
+    @property
+    def splits(self) -> dict[int, SplitArg]:
+        """The split arguments, by position."""
+        return {position: arg for position, arg in enumerate(self.args) if isinstance(arg, SplitArg)}
 
     @property
     def blocks(self) -> int:
@@ -394,7 +407,8 @@ class ProgramWork(Record):
 
     @property
     def inputs(self) -> dict[bytes, int]:
-        """Digest to size of each distinct blob that the work needs."""
+        """Digest to size of each distinct blob that the work needs at its beginning: arrays, and manifests of split
+        ones."""
         return dict(_blobs(self.args))
 
 

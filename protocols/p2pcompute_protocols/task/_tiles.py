@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from .._split import chunk_tiles
 from ..errors import LocalProtocolError, WireCode
 from ..limits import MAX_HELD_TILE_BYTES
-from ..work import ChunkWork
+from ..work import ChunkWork, ProgramWork
 
 __all__ = ["HeldTiles"]
 
@@ -29,7 +29,7 @@ class HeldTiles:
         LocalProtocolError: MALFORMED, a manifest of another length than the tiles have.
     """
 
-    def __init__(self, work: ChunkWork, manifests: Mapping[int, bytes]) -> None:
+    def __init__(self, work: ChunkWork | ProgramWork, manifests: Mapping[int, bytes]) -> None:
         for position, arg in work.splits.items():
             if len(manifests[position]) != arg.manifest_bytes:
                 raise LocalProtocolError("a manifest of another length than the tiles have")

@@ -163,7 +163,11 @@ def _chunk_work(draw: Any, v: Values) -> None:
 def _program_work(draw: Any, v: Values) -> None:
     items = v["items"] = draw(st.integers(1, 2**12))
     outs = [a for a in v["args"][:3] if isinstance(a, work.OutArg)] + [draw(records(work.OutArg))]
-    rest = [a for a in v["args"][:3] if not isinstance(a, work.OutArg | work.SplitArg)]
+    rest = [
+        dataclasses.replace(a, axes=(0,), halo=a.halo[:1]) if isinstance(a, work.SplitArg) else a
+        for a in v["args"][:3]
+        if not isinstance(a, work.OutArg)
+    ]
     v["args"] = (*rest, *(dataclasses.replace(out, shape=(items, *out.shape[1:3]), reduce=None) for out in outs[:2]))
     row_bytes = sum(arg.nbytes // items for arg in v["args"] if isinstance(arg, work.OutArg))
     v["items_per_chunk"] = draw(st.integers(1, max(1, min(items, MAX_OUTPUT_BYTES // row_bytes))))

@@ -96,9 +96,13 @@ def test_work_that_a_split_input_does_not_fit() -> None:
         split_work(split_arg(), args=(split_arg(), split_arg(tile=(5, 6)), OutArg(dtype="uint8", shape=(20,))))
     assert error.value.code is WireCode.BAD_DIGEST
     made: ProgramWork = program_work()
-    with pytest.raises(LocalProtocolError, match="not split") as error:
-        dataclasses.replace(made, args=(*made.args, split_arg()))
-    assert error.value.code is WireCode.UNSUPPORTED
+    with pytest.raises(LocalProtocolError, match="counts its items") as error:
+        dataclasses.replace(made, args=(*made.args, split_arg(axes=(1, 0), halo=(1, 1))))
+    assert error.value.code is WireCode.MALFORMED
+    huge = OutArg(dtype="uint8", shape=(2**31,))
+    with pytest.raises(LocalProtocolError, match="items with split inputs") as error:
+        dataclasses.replace(made, items=2**31, items_per_chunk=2**26, args=(split_arg(), huge))
+    assert error.value.code is WireCode.OVERSIZED
     assert split_work(split_arg()).inputs[bytes(32)] == 5 * 32
 
 

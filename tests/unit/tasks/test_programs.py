@@ -324,8 +324,9 @@ def test_a_call_that_the_program_does_not_take_is_refused_here(site: Path) -> No
         node = await market.node(connect=(provider,))
         with pytest.raises(KernelTypeError, match="does not take an index and 2 arguments"):
             await node.run(p2p.program("step"), p2p.out(8, np.int32), 1.0)
-        with pytest.raises(KernelTypeError, match="pass the whole array"):
-            await node.run(p2p.program("step"), p2p.out(8, np.int32), p2p.split(np.zeros(8, np.int32)))
+        wide = p2p.split(np.zeros((8, 2), np.int32), halo=(0, 1))
+        with pytest.raises(KernelTypeError, match="along the first axis only"):
+            await node.run(p2p.program("step"), p2p.out(8, np.int32), wide)
         assert market.chain.minted_uusd == 0
         # Where nobody can try it here, the provider says it.
         watch = Watch()

@@ -10,12 +10,13 @@ import cbor2
 from p2pcompute_protocols import negotiation
 from p2pcompute_protocols.ids import peer_id_to_bytes
 from p2pcompute_protocols.wire import Record
-from p2pcompute_protocols.work import OutArg
+from p2pcompute_protocols.work import OutArg, SplitArg
 
 from ._material import (
     CHAIN,
     DATA,
     KERNEL,
+    MANIFEST,
     NOW,
     PAYEE,
     PROVIDER,
@@ -167,6 +168,22 @@ def negotiation_vectors() -> Json:
         ),
         check=negotiation.CheckPolicy(kind="none", per_chunk=0),
     )
+    batch = an_order(
+        work=program_work(
+            args=(
+                *program_work().args,
+                SplitArg(
+                    dtype="uint8",
+                    shape=(20, 6),
+                    tile=(4, 6),
+                    axes=(0,),
+                    halo=(0,),
+                    edge="zero",
+                    manifest=sha(MANIFEST),
+                ),
+            )
+        )
+    )
     tolerance = negotiation.Tolerance.of(rtol32=1e-4, atol32=1e-6, rtol64=1e-9, atol64=0.0)
     fast = negotiation.CheckPolicy(kind="sample", per_chunk=4, tolerance=tolerance)
     check_map = fast.to_map()
@@ -195,6 +212,7 @@ def negotiation_vectors() -> Json:
             ordered,
             feature=program_work().program.feature,
         ),
+        taken("an order for calls of a program over a batch in tiles", "order", order_bytes(batch.encode()), batch),
         taken("an order for rounds", "order", order_bytes(in_rounds.encode()), in_rounds),
         taken("a bid", "bid", bid, a_bid(order)),
         taken(
@@ -338,10 +356,15 @@ def negotiation_vectors() -> Json:
             )
         ),
         refused(
-            "a program with a split input",
+            "a program with an input that is split along more than its items",
             "order",
-            order_bytes(edited(an_order(), k4=[4, {**program_map, 3: [*program_map[3], [4, cut]]}])),
-            "UNSUPPORTED",
+            order_bytes(
+                edited(
+                    an_order(),
+                    k4=[4, {**program_map, 3: [*program_map[3], [4, {**cut, 4: [0, 1], 5: [1, 1]}]]}],
+                )
+            ),
+            "MALFORMED",
         ),
         *(
             refused(name, "order", order_bytes(edited(an_order(), k4=[4, {**program_map, **changes}])), code)
