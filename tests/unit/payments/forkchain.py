@@ -22,14 +22,14 @@ from p2pcompute.errors import ChainUnreachable
 from p2pcompute_protocols._evm import keccak256
 from p2pcompute_protocols.ids import Address
 
-__all__ = ["BLOCK_S", "CHAIN_ID", "SEES_BACK", "Endpoint", "ForkNode"]
+__all__ = ["BLOCK_S", "CHAIN_ID", "SEES_BACK", "TOKENS", "Endpoint", "ForkNode"]
 
 CHAIN_ID = 1234
 BLOCK_S = 12
 SEES_BACK = 13
 """Blocks that are worth making: nothing here looks at more depth, so longer silences have no more of them."""
 
-_TOKENS = Path(__file__).parents[2] / "contracts"
+TOKENS = Path(__file__).parents[2] / "contracts"
 _GAS = 3_000_000
 _WEI = 10**30
 
@@ -95,12 +95,13 @@ class ForkNode:
         code = (
             token_creation(bank.address, 10**15)
             if self._plain
-            else bytes.fromhex(json.loads((_TOKENS / f"{token}.json").read_text())["bytecode"][2:])
+            else bytes.fromhex(json.loads((TOKENS / f"{token}.json").read_text())["bytecode"][2:])
         )
         self.token = self._create(code)
         self.hub = self._create((hub_code or load_artifact("ChannelHub").bytecode) + self.token.rjust(32, b"\0"))
         self.faucet_address = bank.address
         self.deployed = self.chain.head
+        self._rpc = DevRpc(self)  # type: ignore[arg-type]
 
     def _create(self, code: bytes) -> Address:
         mined = self.transact(self._bank, None, code)
@@ -139,6 +140,10 @@ class ForkNode:
 
     def advance(self, seconds: int) -> int:
         raise ValueError("its clock is the test's")
+
+    def answer(self, body: bytes) -> bytes:
+        """What the endpoint says to a body of JSON-RPC."""
+        return self._rpc.answer(body)
 
     # As those that attack use it
 
@@ -208,7 +213,6 @@ class Endpoint:
 
     def __init__(self, node: ForkNode) -> None:
         self._node = node
-        self._rpc = DevRpc(node)  # type: ignore[arg-type]
         self.down = False
 
     async def exchange(self, body: bytes) -> bytes:
@@ -217,4 +221,4 @@ class Endpoint:
         if self.down:
             raise ChainUnreachable("the endpoint is down")
         self._node.catch_up()
-        return self._rpc.answer(body)
+        return self._node.answer(body)

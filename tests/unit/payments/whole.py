@@ -162,15 +162,18 @@ class Whole:
     Args:
         token: see `ForkNode`.
         hub_code: see `ForkNode`.
+        chain: makes the node; anything in the shape of `ForkNode`.
     """
 
-    def __init__(self, token: str = "plain", *, hub_code: bytes | None = None) -> None:
+    def __init__(
+        self, token: str = "plain", *, hub_code: bytes | None = None, chain: Callable[..., Any] = ForkNode
+    ) -> None:
         self.ada_account, self.bob_account = Account.of(b"a"), Account.of(b"b")
         self.mallory, self.stranger = Account.of(b"m"), Account.of(b"s")
         bank = Account.of(b"k")
         self.bank = bank
         everybody = (self.ada_account, self.bob_account, self.mallory, self.stranger)
-        self.node = ForkNode(self.now_s, everybody, token=token, hub_code=hub_code, bank=bank)
+        self.node = chain(self.now_s, everybody, token=token, hub_code=hub_code, bank=bank)
         self.token_kind = token
         self.confirmations = CAREFUL
         self.terms = ChainTerms(chain_id=CHAIN_ID, hub=bytes(self.node.hub), token=bytes(self.node.token), decimals=6)
