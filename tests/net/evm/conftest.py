@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -29,12 +30,12 @@ from p2pcompute.chain import (
 )
 from p2pcompute.chain._artifacts import hub_creation, token_creation
 from p2pcompute.chain._hub import encode_transfer
-from p2pcompute.errors import ChainUnreachable
 from p2pcompute_protocols.channel._voucher import address_of, keccak256
 from p2pcompute_protocols.ids import Address
 from p2pcompute_protocols.money import ChainTerms
 
 ROOT = Path(__file__).parents[3]
+LISTENS = re.compile(rb"Listening on 127\.0\.0\.1:(\d+)")
 HOW = "anvil is not here; `make anvil` gets it (P2PCOMPUTE_ANVIL names another one's program)"
 
 
@@ -44,12 +45,6 @@ def anvil_program() -> str | None:
         return named
     found = sorted((ROOT / ".anvil" / "node_modules" / "@foundry-rs").glob("anvil-*-*/bin/anvil"))
     return str(found[0]) if found else None
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass
@@ -93,29 +88,24 @@ async def run_anvil(*options: str) -> AsyncGenerator[str]:
     program = anvil_program()
     if program is None:
         pytest.skip(HOW)
-    port = free_port()
-    process = await trio.lowlevel.open_process(
-        [program, "--host", "127.0.0.1", "--port", str(port), "--silent", "--threads", "1", *options],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        async with ChainClient(url) as client:
+    with tempfile.TemporaryFile() as said:  # a file, since nobody would empty a pipe
+        process = await trio.lowlevel.open_process(
+            [program, "--host", "127.0.0.1", "--port", "0", "--threads", "1", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            # It takes a port itself: one that was found free before might be another's by then.
             with trio.fail_after(300):
-                while True:
-                    try:
-                        await client.chain_id()
-                        break
-                    except ChainUnreachable:
-                        assert process.poll() is None, "anvil ended by itself"
-                        await trio.sleep(0.05)
-        yield url
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+                while (found := LISTENS.search(os.pread(said.fileno(), 1 << 16, 0))) is None:
+                    assert process.poll() is None, "anvil ended by itself"
+                    await trio.sleep(0.02)
+            yield f"http://127.0.0.1:{int(found[1])}"
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 BANK = coincurve.PrivateKey(keccak256(b"bank"))
