@@ -52,7 +52,6 @@ async def playing(
     policy: SettlePolicy | None = None,
     exchange: Any = None,
     tokens_uusd: int = 50_000_000,
-    timeout_s: float = 30,
 ) -> AsyncGenerator[Any]:
     """A payer and a payee on `evm`. The payee goes through `exchange`, where one is given."""
     world = module.World()
@@ -81,7 +80,7 @@ async def playing(
             hubs=hubs,
             policy=policy,
             clock_ms=world.clock.ms,
-            timeout_s=timeout_s,
+            timeout_s=300,
         )
         world.states = lambda: world.payee_ledger._database.connection.execute(
             "SELECT nonce, state FROM outbox ORDER BY id"
@@ -300,16 +299,24 @@ def test_a_fee_spike_is_waited_for_and_then_paid(anvil: OpenAnvil, payments_worl
     play(body)
 
 
+async def settles_nothing(world: Any) -> None:
+    """A round that nobody mines; it is not waited for as long as for what has to be mined."""
+    outbox = world.payee_outbox
+    patience_s, outbox._timeout_s = outbox._timeout_s, 1.0
+    with pytest.raises(SettlementPending):
+        await world.settler.round()
+    outbox._timeout_s = patience_s
+
+
 def test_a_transaction_that_pays_too_little_is_outbid(anvil: OpenAnvil, payments_world: Any) -> None:
     """Sent before the spike, it would lie there until the channel is closed. It is not signed anew for another nonce:
     that could be mined as well."""
 
     async def body() -> None:
-        async with anvil() as chain, playing(chain, payments_world, timeout_s=1) as world:
+        async with anvil() as chain, playing(chain, payments_world) as world:
             await earn(chain, world, 500_000)
             await chain.rpc.call("evm_setAutomine", [False])
-            with pytest.raises(SettlementPending):
-                await world.settler.round()
+            await settles_nothing(world)
             (first,) = await world.payee_ledger.unsettled(world.account.address)
             await chain.rpc.call("anvil_setNextBlockBaseFeePerGas", [hex(500 * 10**9)])
             await chain.mine()
@@ -318,8 +325,7 @@ def test_a_transaction_that_pays_too_little_is_outbid(anvil: OpenAnvil, payments
             await chain.rpc.call("anvil_setNextBlockBaseFeePerGas", [hex(500 * 10**9)])
             await chain.pass_time(DAY_S * 9 // 10)
             world.clock.now_s = await chain.now_s()
-            with pytest.raises(SettlementPending):
-                await world.settler.round()
+            await settles_nothing(world)
             (second,) = await world.payee_ledger.unsettled(world.account.address)
             assert (second.nonce, second.rows) == (first.nonce, first.rows)
             old, new = decode_transaction(first.raw), decode_transaction(second.raw)
@@ -352,11 +358,10 @@ async def ask_to_close_unmined(chain: Any, world: Any) -> None:
 
 def test_the_earlier_of_two_for_one_nonce_may_be_the_one_that_is_mined(anvil: OpenAnvil, payments_world: Any) -> None:
     async def body() -> None:
-        async with anvil() as chain, playing(chain, payments_world, timeout_s=1) as world:
+        async with anvil() as chain, playing(chain, payments_world) as world:
             await earn(chain, world, 500_000)
             await chain.rpc.call("evm_setAutomine", [False])
-            with pytest.raises(SettlementPending):
-                await world.settler.round()
+            await settles_nothing(world)
             (first,) = await world.payee_ledger.unsettled(world.account.address)
             # A crash between the two: the second one is on disk and was never sent.
             await chain.base_fee(500)
@@ -376,11 +381,10 @@ def test_the_earlier_of_two_for_one_nonce_may_be_the_one_that_is_mined(anvil: Op
 
 def test_a_dropped_transaction_is_sent_again(anvil: OpenAnvil, payments_world: Any) -> None:
     async def body() -> None:
-        async with anvil() as chain, playing(chain, payments_world, timeout_s=1) as world:
+        async with anvil() as chain, playing(chain, payments_world) as world:
             await earn(chain, world, 500_000)
             await chain.rpc.call("evm_setAutomine", [False])
-            with pytest.raises(SettlementPending):
-                await world.settler.round()
+            await settles_nothing(world)
             (queued,) = await world.payee_ledger.unsettled(world.account.address)
             assert await chain.rpc.call("anvil_dropTransaction", ["0x" + queued.hash.hex()])
             await chain.mine()
@@ -397,11 +401,10 @@ def test_a_request_to_close_before_a_claim_takes_nothing_from_it(anvil: OpenAnvi
     """The payer sees the claim wait, and pays more to be mined first."""
 
     async def body() -> None:
-        async with anvil() as chain, playing(chain, payments_world, timeout_s=1) as world:
+        async with anvil() as chain, playing(chain, payments_world) as world:
             await earn(chain, world, 500_000)
             await chain.rpc.call("evm_setAutomine", [False])
-            with pytest.raises(SettlementPending):
-                await world.settler.round()
+            await settles_nothing(world)
             await front_run(chain, world)
             block = await chain.rpc.call("eth_getBlockByNumber", ["latest", True])
             senders = [tx["from"] for tx in block["transactions"]]
@@ -432,7 +435,7 @@ def test_a_claim_has_to_come_before_the_window_ends(anvil: OpenAnvil, payments_w
     """Whoever claims only when the refund is due can be front-run by it; the settler claims when it is asked for."""
 
     async def body() -> None:
-        async with anvil() as chain, playing(chain, payments_world, timeout_s=1) as world:
+        async with anvil() as chain, playing(chain, payments_world) as world:
             await earn(chain, world, 50)
             await ask_to_close(chain, world)
             if defended:
