@@ -18,6 +18,7 @@ from p2pcompute._chain_choice import choose_chain, hub_of, keep_choice, open_cho
 from p2pcompute._fast_proof import kept_proof
 from p2pcompute._funds import AccountFunds
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
+from p2pcompute._stakes import open_stake_parts
 from p2pcompute.checking import EvidenceStore
 from p2pcompute.errors import ChainError, ConfigError, NoProviderError, ProfileInUse
 from p2pcompute.execution._language import LANGUAGE_VERSION
@@ -62,6 +63,7 @@ async def open_services(
     token: str | None = None,
     listen: Sequence[str],
     now_ms: Callable[[], int],
+    registry: str | None = None,
 ) -> AsyncGenerator[tuple[NodeServices, Callable[[], int]]]:
     """The parts of a node on a real network; see `open_node` for arguments and errors."""
     directory = NetworkDir.named(network)
@@ -115,6 +117,7 @@ async def open_services(
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device
         services.prove_fast = prove_fast
         services.watch_store = partial(open_watch_store, place.path)
+        services.stake = open_stake_parts(connected, wallet, place, registry=registry, now_ms=now_ms)
         try:
             await services.outbox.look()
         except ChainError as exc:

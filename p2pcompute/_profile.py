@@ -105,6 +105,11 @@ class Profile:
         return self.path / "wallet.key"
 
     @property
+    def receipt_key(self) -> Path:
+        """The secp256k1 key that signs for the account's stake, once the stake registry knows it."""
+        return self.path / "receipt.key"
+
+    @property
     def evidence(self) -> Path:
         """The directory of what liars have signed; `p2pcompute evidence list` shows it."""
         return self.path / "evidence"

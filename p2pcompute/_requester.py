@@ -44,6 +44,7 @@ from p2pcompute._split_run import (
     some_items,
     windowed_worker,
 )
+from p2pcompute._stakes import check_stakes, prepare_stake
 from p2pcompute.checking import (
     DEFAULT_SAMPLES,
     Sampler,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from p2pcompute._program import ConfiguredProgram, Program
     from p2pcompute.execution import WorkerSession
     from p2pcompute.kernel import Binding, ConfiguredKernel, Kernel
+    from p2pcompute.stake import StakeDesk
 
     Runnable = Kernel | ConfiguredKernel | Program | ConfiguredProgram
 
@@ -131,6 +133,11 @@ class RunOptions:
         rtol, atol: in fast mode, an element of a float output is right where it differs from the strict one by atol +
             rtol times its size at most. Where None: 1e-4 and 1e-6 of float32, 1e-9 and 1e-12 of float64.
         device: "cpu", "cuda" or "any".
+        min_stake: what a provider has to have at stake, such as "100 USD", as the stake registry says.
+        arbiters: multiaddrs or peer IDs of arbiters, 16 at most. Only providers that accept all of them, and put a
+            stake at risk, get work; `Node.accuse` has a liar's stake taken.
+        arbiters_needed: how many of them have to find against a provider; more than half where None.
+        at_risk: what verdicts may take for one task; the least stake of the registry where None.
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. What it raises ends the task, and is
             raised.
 
@@ -151,6 +158,10 @@ class RunOptions:
     rtol: float | None = None
     atol: float | None = None
     device: str = "any"
+    min_stake: str | int | float | None = None
+    arbiters: Sequence[str] = ()
+    arbiters_needed: int | None = None
+    at_risk: str | int | float | None = None
     on_event: Callable[[TaskEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -180,6 +191,7 @@ class RunOptions:
         check_tolerance(self)
         one_of(self, "device", "cpu", "cuda", "any")
         callback(self, "on_event")
+        check_stakes(self)
 
     @property
     def doubled(self) -> float:
@@ -288,6 +300,7 @@ class TaskRun:
     score_milli: Callable[[], Awaitable[int]]
     fund: Callable[[int], Awaitable[None]]
     now_ms: Callable[[], int]
+    stakes: Callable[[], StakeDesk] | None = None  # raises ConfigError where there is no registry
     budget: TaskBudget = field(default_factory=TaskBudget)  # started, with what `options` say at most
     ended: TaskEnded | None = None  # what it came to, once it has started and ended
     held: frozenset[int] = frozenset()  # the chunks that came, and hold
@@ -370,6 +383,7 @@ class TaskRun:
                     f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and {self.budget.shortage()}, or cut the "
                     "work. Nothing was paid for this task."
                 )
+            stake = await prepare_stake(self.options, self.stakes)
             self._emit(
                 TaskStarted(
                     chunks=work.chunks,
@@ -424,6 +438,7 @@ class TaskRun:
                 sample_every=sampled_every(options.samples, items)
                 if options.check == "sample" and binding.program is None
                 else 1,
+                stake=stake,
             )
             judge: ChunkJudge | None = None
             if worker is not None and tolerance is not None:

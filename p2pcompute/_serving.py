@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from p2pcompute._stakes import arbiter_peers, make_pledges, stake_service
 from p2pcompute._watching import serve_watching, towers, watched
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
@@ -23,11 +24,12 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_NAME
 from p2pcompute_protocols.money import PUSD_PER_UUSD
+from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.work import ProgramRef
 
 from ._books import ProviderLedgerBooks
 from ._fast_proof import ModesSold, check_tolerance
-from ._options import OptionError, callback, flag, one_of, price_per_unit_pusd, said, whole
+from ._options import OptionError, callback, flag, one_of, parse_usd, price_per_unit_pusd, said, whole
 from ._provider_events import ProviderEvent, WatchedBooks
 
 if TYPE_CHECKING:
@@ -75,6 +77,9 @@ class ProviderOptions:
         watch_for: peers and accounts (0x…) for whom this node is a watchtower: it keeps their vouchers, and claims
             them, at its own cost for gas, where a channel of theirs closes and they don't.
         watchtowers: multiaddrs of peers that do so for this node; each gets the newest vouchers within half a minute.
+        arbiters: peers (IDs or multiaddrs) that this node accepts as arbiters, 16 at most: what they find can take its
+            stake. Orders that name others are refused, and all that name any where there is none.
+        at_risk: the most that it puts at risk for one task; the least stake of the registry where None.
         on_event: gets every `ProviderEvent` (`p2pcompute.events`); must not block.
 
     Raises:
@@ -98,6 +103,8 @@ class ProviderOptions:
     coin_price_uusd: int | None = None
     watch_for: Sequence[str] = ()
     watchtowers: Sequence[str] = ()
+    arbiters: Sequence[str] = ()
+    at_risk: str | int | float | None = None
     on_event: Callable[[ProviderEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -129,6 +136,9 @@ class ProviderOptions:
             raise OptionError(f"credit is {said(credit)}; write a p2pcompute.payments.CreditPolicy")
         object.__setattr__(self, "watch_for", watched(self.watch_for))
         object.__setattr__(self, "watchtowers", towers(self.watchtowers))
+        object.__setattr__(self, "arbiters", arbiter_peers(self.arbiters))
+        if self.at_risk is not None:
+            parse_usd(self.at_risk)
         region = self.region
         if region is not None and (
             not isinstance(region, str) or not region.isprintable() or not 1 <= len(region.encode()) <= MAX_NAME
@@ -251,14 +261,22 @@ class ProviderRole:
                 private=frozenset(program for program, allowed in programs.items() if allowed.data is not None),
                 thread_milli=thread_milli,
                 region=options.region,
+                arbiters=options.arbiters,
             ),
-            agreed=self.tasks.books.agreed,
+            agreed=self._agreed,
         )
+        at_risk_uusd = None if options.at_risk is None else parse_usd(options.at_risk)
+        self.pledges = make_pledges(node, options.arbiters, at_risk_uusd)
 
     def emit(self, event: ProviderEvent) -> None:
         """Tell whoever watches this provider."""
         if self.options.on_event is not None:
             self.options.on_event(event)
+
+    async def _agreed(self, agreement: Agreement) -> None:
+        await self.tasks.books.agreed(agreement)
+        if self.pledges is not None:
+            self.pledges.note(agreement)
 
     def _subnet(self, peer: PeerId) -> str:
         return subnet_of(
@@ -322,6 +340,8 @@ class ProviderRole:
         services.overlay.handle(task.PROTOCOL_ID, self._serve_task)
         self.negotiations.register()
         ad_service.make_ad = self.make_ad
+        if self.pledges is not None:
+            stake_service(self.node).pledges = self.pledges
         try:
             async with trio.open_nursery() as nursery:
                 await nursery.start(ad_service.sell)
@@ -332,6 +352,8 @@ class ProviderRole:
                 await trio.sleep_forever()
         finally:
             self.tasks.draining = True
+            if self.pledges is not None:
+                stake_service(self.node).pledges = None
             await ad_service.withdraw()
 
     async def _serve_task(self, stream: OverlayStream) -> None:

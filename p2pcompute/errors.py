@@ -14,7 +14,8 @@
     ├── BudgetError                  the work costs more than the budget, before or while it is done
     ├── TaskError                    a task ended without a full result
     │   ├── TaskRefused              the provider refused the task with a typed reason
-    │   │   └── market.OrderRefused  it does not bid or does not sign
+    │   │   ├── market.OrderRefused  it does not bid or does not sign
+    │   │   └── stake.StakeTooLow, stake.PledgeRefused: it has too little at stake, or does not put it at risk
     │   ├── ChunkFailed              a chunk failed for a reason that another provider would meet as well
     │   ├── InputChanged             a split input was written to while its task ran
     │   └── TaskTimeout              the deadline passed
@@ -45,7 +46,8 @@
     │   ├── DiskFull                 no room; what was committed before is safe
     │   ├── storage.LedgerFailed     the disk failed; restart the node
     │   └── LedgerCorrupt            a check of the ledger's own invariants failed
-    └── EvidenceError                a file of evidence is none, and says nothing of anybody
+    ├── EvidenceError                a file of evidence is none, and says nothing of anybody
+    └── StakeError                   stake.NoVerdict: too few arbiters find the provider wrong
 
 What peers do wrong on the wire is in `p2pcompute_protocols.errors` (`LocalProtocolError`, `RemoteProtocolError`).
 Each message says what to do next. `exit_code` is what the command returns for it, and `partial` is what a task had
@@ -87,6 +89,7 @@ __all__ = [
     "RecordRefused",
     "RpcError",
     "SandboxError",
+    "StakeError",
     "StorageError",
     "StreamError",
     "TaskError",
@@ -334,3 +337,9 @@ class EvidenceError(P2PComputeError):
     """A file of evidence is none: it says nothing of anybody. The message says what is wrong with it."""
 
     exit_code = 14
+
+
+class StakeError(P2PComputeError):
+    """Nothing is taken from anybody's stake. The message says why, and what to do."""
+
+    exit_code = 15

@@ -25,6 +25,7 @@ from p2pcompute._fast_proof import Prove, modes_sold
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._listening import listening
+from p2pcompute._node_stakes import NodeStakes
 from p2pcompute._options import chosen
 from p2pcompute._partial import Placed
 from p2pcompute._profile import Profile
@@ -34,6 +35,7 @@ from p2pcompute._reach import ask_from_node
 from p2pcompute._requester import Chunk, RunOptions, TaskRun, params_of
 from p2pcompute._rounds import Round, RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
+from p2pcompute._stakes import StakeParts, make_desk
 from p2pcompute._where import check_where, multiaddrs, place_of
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import NodeKey, WalletKey
@@ -113,9 +115,10 @@ class NodeServices:
     measure_on: Callable[[WorkerPool, str], Awaitable[Device]] | None = None
     prove_fast: Prove | None = None
     watch_store: Callable[[], AbstractAsyncContextManager[WatchStore]] | None = None
+    stake: StakeParts | None = None
 
 
-class Node:
+class Node(NodeStakes):
     """A node on the network. Made by `open_node`.
 
     Attributes:
@@ -260,6 +263,7 @@ class Node:
             score_milli=self._score_milli if program is None else self._thread_milli,
             fund=self.services.fund_wallet,
             now_ms=self.now_ms,
+            stakes=partial(make_desk, self),
         )
 
     async def run(self, kernel: Runnable, *args: Any, **options: Any) -> Any:
@@ -270,7 +274,7 @@ class Node:
             args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` or `p2p.reduce(operation, shape, dtype)` for
                 each output.
             options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, check, quorum_share,
-                item_s, max_price, device, on_event.
+                item_s, max_price, device, min_stake, arbiters, on_event.
 
         Returns:
             The output array, or a tuple of them where there are several.
@@ -650,6 +654,7 @@ async def open_node(
     token: str | None = None,
     listen: str | Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
     start_chain: bool = False,
+    registry: str | None = None,
 ) -> AsyncGenerator[Node]:
     """Open a node of this profile; keys and ledger are made on first use.
 
@@ -668,6 +673,8 @@ async def open_node(
         listen: multiaddrs to listen on, or one; port 0 takes a free one.
         start_chain: where no chain is named, run this machine's development chain while the node is open, or join the
             one that runs. For the first provider of a network; `p2pcompute up` does so.
+        registry: address of the stake registry there; P2PCOMPUTE_REGISTRY where None. Only stakes need it, and not on
+            a development chain.
 
     Raises:
         NoProviderError: no network is up here and none was named.
@@ -695,6 +702,7 @@ async def open_node(
                 token=token,
                 listen=listen,
                 now_ms=wall_clock_ms,
+                registry=registry,
             )
         )
         node = await stack.enter_async_context(compose_node(services, network=network, now_ms=now_ms))

@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from p2pcompute._chain_choice import ChainChoice, choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._launch import default_network, default_profile
 from p2pcompute._profile import NetworkDir, Profile
+from p2pcompute._stakes import make_staking, open_stake_parts
 from p2pcompute._where import check_where, place_of
 from p2pcompute.control import MoneyOnChain
 from p2pcompute.errors import ChainError, ConfigError
@@ -42,14 +44,15 @@ async def open_wallet(
     chain: str | None = None,
     hub: str | None = None,
     token: str | None = None,
+    registry: str | None = None,
     on_start_chain: Callable[[str], None] | None = None,
     bootstrap: Sequence[str] = (),
 ) -> AsyncGenerator[MoneyOnChain]:
     """Open the money of a profile whose node is not running.
 
     Args:
-        profile, network, chain, hub, token: as `open_node` takes them. Where no chain is named and this machine has
-            the network's development chain, that one runs while the context is open.
+        profile, network, chain, hub, token, registry: as `open_node` takes them. Where no chain is named and this
+            machine has the network's development chain, that one runs while the context is open.
         on_start_chain: gets a line that says so, before it is started.
         bootstrap: as `open_node` takes it, to ask payees for their consent to close channels.
 
@@ -104,6 +107,7 @@ async def open_wallet(
                 peers=_peers(NetworkDir.named(network), bootstrap),
             )
 
+        parts = open_stake_parts(connected, key, place, registry=registry, now_ms=wall_clock_ms)
         yield MoneyOnChain(
             wallet=Wallet(ledger=ledger, hub=account, outbox=outbox, ask=ask),
             ledger=ledger,
@@ -111,4 +115,5 @@ async def open_wallet(
             chain_url=choice.url,
             chain_id=connected.terms.chain_id,
             hub=connected.terms.hub,
+            staking=partial(make_staking, parts, account, outbox),
         )

@@ -51,6 +51,18 @@ the budget, which caps it. With --json events go to stdout, and what the script 
     help="the most that all tasks of the script may spend together, such as '0.05 USD' [each task has its own budget: "
     "what the script says, else 0.10 USD]",
 )
+@click.option(
+    "--min-stake",
+    metavar="AMOUNT",
+    help="what a provider has to have at stake, such as '100 USD', for tasks that say nothing of it",
+)
+@click.option(
+    "--arbiter",
+    "arbiters",
+    metavar="MULTIADDR",
+    multiple=True,
+    help="an arbiter that providers have to accept, with a stake at risk; may be repeated; more than half must agree",
+)
 @common_options
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -62,6 +74,8 @@ def run(
     hub: str | None,
     token: str | None,
     budget: int | None,
+    min_stake: str | None,
+    arbiters: tuple[str, ...],
     as_json: bool,
     debug: bool,
     file: Path,
@@ -69,7 +83,17 @@ def run(
 ) -> None:
     """Run a Python script that uses p2p.run, and show its progress."""
     hush_logs(debug)
-    _set_environment(profile, network, bootstrap, budget, chain=chain, hub=hub, token=token)
+    _set_environment(
+        profile,
+        network,
+        bootstrap,
+        budget,
+        chain=chain,
+        hub=hub,
+        token=token,
+        min_stake=min_stake,
+        arbiters=",".join(arbiters) or None,
+    )
     with _end_on_sigterm():
         if as_json:
             _run_json(file, args, budget, debug)
@@ -78,14 +102,14 @@ def run(
 
 
 def _set_environment(
-    profile: str, network: str, bootstrap: Sequence[str], budget_uusd: int | None, **chain: str | None
+    profile: str, network: str, bootstrap: Sequence[str], budget_uusd: int | None, **settings: str | None
 ) -> None:
     """The defaults for the script's nodes, in its threads and child processes too."""
     os.environ["P2PCOMPUTE_PROFILE"] = profile
     os.environ["P2PCOMPUTE_NETWORK"] = network
     if bootstrap:
         os.environ["P2PCOMPUTE_BOOTSTRAP"] = ",".join(bootstrap)
-    for name, value in chain.items():
+    for name, value in settings.items():
         if value:
             os.environ[f"P2PCOMPUTE_{name.upper()}"] = value
     if budget_uusd is not None:

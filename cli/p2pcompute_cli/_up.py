@@ -145,6 +145,20 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     multiple=True,
     help="a peer that keeps this node's vouchers and was told to; may be repeated",
 )
+@click.option(
+    "--arbiter",
+    "arbiters",
+    metavar="PEER",
+    multiple=True,
+    help="accept this peer as an arbiter: what it finds can take this account's stake (`p2pcompute stake`), at most "
+    "--at-risk for one task; may be repeated [none: orders that name arbiters are refused]",
+)
+@click.option("--at-risk", metavar="AMOUNT", help="the most put at risk for one task [the least stake that counts]")
+@click.option(
+    "--registry",
+    metavar="ADDRESS",
+    help="the stake registry; kept in the profile, and not needed on a development chain",
+)
 @click.option("--fault", metavar="lie:FRACTION[:ROWBYTES]", hidden=True)
 @common_options
 def up(**options: Any) -> None:
@@ -189,6 +203,9 @@ class Settings:
     allow_unsandboxed: bool
     watch_for: tuple[str, ...]
     watchtowers: tuple[str, ...]
+    arbiters: tuple[str, ...]
+    at_risk: str | None
+    registry: str | None
     fault: str | None
     as_json: bool
 
@@ -310,6 +327,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
         hub=settings.hub,
         token=settings.token,
         listen=settings.listen,
+        registry=settings.registry,
     ) as node:
         started = time.monotonic()
         async with trio.open_nursery() as nursery:
@@ -330,6 +348,8 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
                     allow_unsandboxed=settings.allow_unsandboxed,
                     watch_for=settings.watch_for,
                     watchtowers=settings.watchtowers,
+                    arbiters=settings.arbiters,
+                    at_risk=settings.at_risk,
                     fault=fault,
                     on_event=show,
                 )
@@ -338,9 +358,28 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
             starting.close()
             await nursery.start(_control, node, profile)
             _ready(settings, node, role, chain, await node.sandbox_layers())
+            if settings.arbiters:
+                await _warn_of_stake(node, settings.profile)
             await trio.sleep_forever()
         if not settings.as_json:
             click.echo(f"lent for {seconds(time.monotonic() - started)}", err=True)
+
+
+async def _warn_of_stake(node: Node, profile: str) -> None:
+    """Say what is missing where arbiters are accepted and nothing is there that they could take."""
+    from p2pcompute.errors import ChainError
+
+    try:
+        status = await (await node.staking()).status()
+    except ChainError as exc:
+        click.echo(f"warning: orders that name arbiters are refused: {exc}", err=True)
+        return
+    if not status.active or not status.at_risk_uusd:
+        click.echo(
+            "warning: orders that name arbiters are refused until something is at stake: "
+            f"`p2pcompute stake '{status.min_stake_uusd / 1e6:g} USD' --profile {profile}`",
+            err=True,
+        )
 
 
 async def _control(node: Node, profile: Any, *, task_status: trio.TaskStatus[None]) -> None:

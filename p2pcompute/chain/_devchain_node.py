@@ -1,4 +1,4 @@
-"""The development chain with its journal, its two contracts and its faucet."""
+"""The development chain with its journal, its contracts and its faucet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ import coincurve
 from p2pcompute_protocols.channel._voucher import address_of, keccak256
 from p2pcompute_protocols.ids import Address
 
-from ._artifacts import hub_creation, token_creation
+from ._artifacts import hub_creation, registry_creation, token_creation
 from ._devchain_evm import DevChain, Genesis, Mined, TransactionRefused
 from ._devchain_journal import Journal, JournalCorrupt
 from ._devchain_pool import Pool
 from ._hub import encode_transfer
+from ._registry import DEFAULT_MIN_STAKE_UUSD, DEFAULT_STAKE_PER_CORE_UUSD
+from ._registry_place import REGISTRAR_SECRET, dev_registry
 from ._tx import UnsignedTx, contract_address, sign_transaction
 
 __all__ = ["DEV_CHAIN_ID", "DevNode"]
@@ -30,6 +32,7 @@ FAUCET_MAX_UUSD = 10**15
 _JOURNAL_VERSION = 2  # 1 had another hub, which does not understand what is sent today
 _SUPPLY_UUSD = 10**21
 _FAUCET_WEI = 10**36
+_REGISTRAR_WEI = 10**19
 _FAUCET_SECRET = keccak256(b"p2pcompute development chain: faucet")  # public; there is nothing to protect
 
 
@@ -51,6 +54,7 @@ class DevNode:
         chain: the chain itself.
         token: address of the test token, 6 decimals.
         hub: address of the channel hub for it.
+        registry: address of the stake registry for it.
 
     Raises:
         ProfileInUse, ConfigError: see `Journal`.
@@ -64,6 +68,8 @@ class DevNode:
         self.faucet_address = address_of(self._faucet.public_key)
         self.token = contract_address(self.faucet_address, 0)
         self.hub = contract_address(self.faucet_address, 1)
+        self._registrar = coincurve.PrivateKey(REGISTRAR_SECRET)
+        self.registry = dev_registry()
         self._journal = None if directory is None else Journal(directory)
         try:
             entries = self._journal.entries if self._journal else []
@@ -71,6 +77,8 @@ class DevNode:
             if self.chain.head == 0:
                 # The chain is new, or was killed between its first two lines.
                 self._deploy()
+            if not self.chain.state(self.chain.head).get_code(self.registry):
+                self._deploy_registry()  # a chain of a version that had none gets it too
         except BaseException:
             self.close()
             raise
@@ -81,18 +89,18 @@ class DevNode:
 
     # Start
 
-    def _genesis(self, timestamp_s: int) -> Genesis:
-        return Genesis(
-            chain_id=DEV_CHAIN_ID,
-            timestamp_s=timestamp_s,
-            balances_wei=((self.faucet_address, _FAUCET_WEI),),
-        )
+    def _genesis(self, timestamp_s: int, *, with_registrar: bool) -> Genesis:
+        balances = [(self.faucet_address, _FAUCET_WEI)]
+        if with_registrar:
+            balances.append((address_of(self._registrar.public_key), _REGISTRAR_WEI))
+        return Genesis(chain_id=DEV_CHAIN_ID, timestamp_s=timestamp_s, balances_wei=tuple(balances))
 
     def _start(self) -> DevChain:
         timestamp_s = self._now_s()
         if self._journal:
-            self._journal.append({"journal": _JOURNAL_VERSION, "chain_id": DEV_CHAIN_ID, "genesis_s": timestamp_s})
-        return DevChain(self._genesis(timestamp_s))
+            first = {"journal": _JOURNAL_VERSION, "chain_id": DEV_CHAIN_ID, "genesis_s": timestamp_s, "registrar": True}
+            self._journal.append(first)
+        return DevChain(self._genesis(timestamp_s, with_registrar=True))
 
     def _replay(self, entries: Sequence[dict[str, Any]]) -> DevChain:
         first = entries[0]
@@ -100,7 +108,7 @@ class DevNode:
             raise JournalCorrupt(
                 "the chain's journal is of another version; move chain.journal away to start a new chain"
             )
-        chain = DevChain(self._genesis(int(first["genesis_s"])))
+        chain = DevChain(self._genesis(int(first["genesis_s"]), with_registrar=first.get("registrar") is True))
         for number, entry in enumerate(entries[1:], start=1):
             if "ahead_s" in entry:
                 self._ahead_s = int(entry["ahead_s"])
@@ -118,10 +126,29 @@ class DevNode:
         return chain
 
     def _deploy(self) -> None:
-        """Both contracts in block 1."""
+        """All contracts in block 1; the registry is left out where its account has nothing yet."""
         creations = (token_creation(self.faucet_address, _SUPPLY_UUSD), hub_creation(self.token))
         raws = [self._sign(None, data, nonce=nonce, gas=4_000_000) for nonce, data in enumerate(creations)]
-        mined = self._mine(raws)
+        if self.chain.state(0).get_balance(address_of(self._registrar.public_key)):
+            raws.append(self._registry_creation())
+        self._must(self._mine(raws))
+
+    def _deploy_registry(self) -> None:
+        """The registry on a chain that was made before there was one. Its account is its own, so that its address
+        depends on nothing that was done on the chain before."""
+        registrar = address_of(self._registrar.public_key)
+        nonce = self.chain.state(self.chain.head).get_nonce(self.faucet_address)
+        self._must(self._mine([self._sign(registrar, b"", nonce=nonce, gas=100_000, value_wei=_REGISTRAR_WEI)]))
+        self._must(self._mine([self._registry_creation()]))
+
+    def _registry_creation(self) -> bytes:
+        data = registry_creation(
+            self.token, min_stake_uusd=DEFAULT_MIN_STAKE_UUSD, stake_per_core_uusd=DEFAULT_STAKE_PER_CORE_UUSD
+        )
+        return self._sign(None, data, nonce=0, gas=4_000_000, key=self._registrar)
+
+    @staticmethod
+    def _must(mined: Sequence[Mined]) -> None:
         if not all(item.ok for item in mined):
             raise AssertionError("the contracts in this package do not deploy")
 
@@ -208,7 +235,16 @@ class DevNode:
             self._journal.append({"t": header.timestamp, "txs": [raw.hex() for raw in raws], "hash": header.hash.hex()})
         return mined
 
-    def _sign(self, to: Address | None, data: bytes, *, nonce: int, gas: int, value_wei: int = 0) -> bytes:
+    def _sign(
+        self,
+        to: Address | None,
+        data: bytes,
+        *,
+        nonce: int,
+        gas: int,
+        value_wei: int = 0,
+        key: coincurve.PrivateKey | None = None,
+    ) -> bytes:
         tx = UnsignedTx(
             chain_id=DEV_CHAIN_ID,
             nonce=nonce,
@@ -219,4 +255,4 @@ class DevNode:
             priority_fee_wei=0,
             value_wei=value_wei,
         )
-        return sign_transaction(tx, self._faucet).raw
+        return sign_transaction(tx, key or self._faucet).raw

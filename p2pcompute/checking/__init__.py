@@ -19,6 +19,9 @@ from ._evidence import (
     EVIDENCE_SUFFIX as EVIDENCE_SUFFIX,
 )
 from ._evidence import (
+    PLEDGE_SUFFIX as PLEDGE_SUFFIX,
+)
+from ._evidence import (
     EvidenceStore as EvidenceStore,
 )
 from ._evidence import (

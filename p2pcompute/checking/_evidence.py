@@ -37,6 +37,7 @@ from ._sampling import SampleReport
 
 __all__ = [
     "EVIDENCE_SUFFIX",
+    "PLEDGE_SUFFIX",
     "EvidenceStore",
     "can_be_judged",
     "read_evidence",
@@ -49,6 +50,7 @@ __all__ = [
 _log = logging.getLogger("p2pcompute.checking")
 
 EVIDENCE_SUFFIX: Final = ".p2pevidence"
+PLEDGE_SUFFIX: Final = ".p2ppledge"
 INLINE_BYTES: Final = 16 * 1024 * 1024  # inputs that are put into a file, all together
 _MAX_FILES: Final = 64
 _MAX_BYTES: Final = 256 * 1024 * 1024
@@ -283,16 +285,19 @@ class EvidenceStore:
     max_files: int = _MAX_FILES
     max_bytes: int = _MAX_BYTES
 
-    async def save(self, agreement: Agreement, what: str, data: bytes) -> Path | None:
+    async def save(self, agreement: Agreement, what: str, data: bytes, *, pledge: bytes = b"") -> Path | None:
         """Keep a file; gives where it lies. A disk that takes none is logged, and does not end the task.
 
         Args:
             agreement: of the task; its ID begins the file's name.
             what: goes into the name, such as "chunk-7".
             data: its bytes.
+            pledge: what the provider has put at risk; lies beside the file, under its name with `PLEDGE_SUFFIX`.
         """
         path = self.directory / f"{agreement.task_id.hex()[:16]}-{what}{EVIDENCE_SUFFIX}"
         try:
+            if pledge:
+                await self.run_sync(partial(self._write, path.with_suffix(PLEDGE_SUFFIX), pledge))
             await self.run_sync(partial(self._write, path, data))
         except (OSError, ConfigError) as exc:
             _log.warning("evidence against %s is not kept: %s", agreement.terms.provider, exc)
@@ -318,6 +323,7 @@ class EvidenceStore:
         while held and (len(held) >= self.max_files or total + size > self.max_bytes):
             _, oldest, length = held.pop(0)
             oldest.unlink(missing_ok=True)
+            oldest.with_suffix(PLEDGE_SUFFIX).unlink(missing_ok=True)
             total -= length
 
     def files(self) -> list[Path]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import ConfigError
 from p2pcompute.payments import Wallet
 from p2pcompute.storage import ChannelInRow, ChannelOutRow, Ledger
 from p2pcompute_protocols.ids import Address
+
+from ._stakes import STAKE_ANSWERS, STAKE_ON_CHAIN
+
+if TYPE_CHECKING:
+    from p2pcompute.stake import Staking
 
 __all__ = ["MONEY_ANSWERS", "ON_CHAIN", "MoneyOnChain", "parse_address"]
 
@@ -19,7 +24,7 @@ _DEFAULT_RECEIPTS: Final = 1_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoneyOnChain:
-    """Whose money, and where. `chain_url` is None where it is not known."""
+    """Whose money, and where. `chain_url` is None where it is not known. `staking` opens the account's stake."""
 
     wallet: Wallet
     ledger: Ledger
@@ -27,6 +32,7 @@ class MoneyOnChain:
     chain_url: str | None
     chain_id: int
     hub: bytes
+    staking: Callable[[], Awaitable[Staking]] | None = None
 
 
 def parse_address(text: object) -> Address:
@@ -172,10 +178,11 @@ MONEY_ANSWERS: Final[
     ("POST", "/fund"): _fund,
     ("POST", "/withdraw"): _withdraw,
     ("POST", "/close"): _close,
+    **STAKE_ANSWERS,
 }
 """Routes about money: ``/fund`` takes ``amount_uusd``, ``/withdraw`` takes ``to`` and ``amount_uusd`` (all that is free
 where it is left out), ``/close`` takes ``channel`` (the first 8 digits of its ID, or more), ``/receipts`` takes
-``limit``."""
+``limit``; those of `STAKE_ANSWERS` come on top."""
 
-ON_CHAIN: Final = frozenset({"/wallet", "/channels", "/settle", "/fund", "/withdraw", "/close"})
+ON_CHAIN: Final = frozenset({"/wallet", "/channels", "/settle", "/fund", "/withdraw", "/close"}) | STAKE_ON_CHAIN
 """Those of them that wait for the chain."""

@@ -94,6 +94,7 @@ def _money(node: Node) -> MoneyOnChain:
         chain_url=services.chain_url,
         chain_id=terms.chain_id,
         hub=bytes(terms.hub),
+        staking=node.staking,
     )
 
 

@@ -38,8 +38,9 @@ class FixedPricePolicy:
     How long a chunk may hold a slot is the requester's own figure, so a newcomer's holds it for half a minute, and for
     as long again as it has paid for. `programs` are those that the owner of this node allows; each runs on one thread,
     whose part of the device's score is `thread_milli`. Those that are `private` read data of the owner's, so that
-    nobody else gets what they give. `modes` are the floating-point modes that are sold; `fast_price_pusd` is the price
-    of fast mode, `price_pusd` where None; `check_tolerance` refuses work in it whose tolerance is too tight here.
+    nobody else gets what they give. `arbiters` are the peers that may judge this provider. `modes` are the
+    floating-point modes that are sold; `fast_price_pusd` is the price of fast mode, `price_pusd` where None;
+    `check_tolerance` refuses work in it whose tolerance is too tight here.
     """
 
     device: Device
@@ -59,6 +60,7 @@ class FixedPricePolicy:
     check_tolerance: Callable[[Work | None, Tolerance | None], None] | None = None
     thread_milli: int = 1_000
     region: str | None = None
+    arbiters: Collection[str] = ()
 
     async def bid(self, requester: PeerId, order: Envelope, payload: OrderPayload) -> BidPayload:
         """Decide on an order.
@@ -138,6 +140,11 @@ class FixedPricePolicy:
             raise LocalProtocolError(f"we lack {', '.join(sorted(missing))}", code=WireCode.UNSUPPORTED)
         if requirement.region not in (None, self.region):
             raise LocalProtocolError("we are not in that region", code=WireCode.UNSUPPORTED)
+        if not set(payload.arbiters) <= set(self.arbiters):
+            raise LocalProtocolError(
+                "we accept none of these arbiters" if self.arbiters else "we accept no arbiters",
+                code=WireCode.UNSUPPORTED,
+            )
         if payload.ceiling_uusd > MAX_CEILING_UUSD:
             raise LocalProtocolError(f"a ceiling is {MAX_CEILING_UUSD} micro-USD at most", code=WireCode.OVERSIZED)
         if payload.deadline_ms <= self.now_ms():

@@ -11,6 +11,7 @@ from ._api import ChannelOnChain as ChannelOnChain
 from ._api import Claim as Claim
 from ._api import ClaimRow as ClaimRow
 from ._api import CloseSigned as CloseSigned
+from ._api import ContractCall as ContractCall
 from ._api import CreditExhausted as CreditExhausted
 from ._api import Deposit as Deposit
 from ._api import FeeRaiser as FeeRaiser
@@ -72,6 +73,7 @@ __all__ = [
     "CloseSigned",
     "ClosedChannel",
     "Confirmations",
+    "ContractCall",
     "CreditBook",
     "CreditExhausted",
     "CreditPolicy",

@@ -27,6 +27,7 @@ __all__ = [
     "ConfirmingEpochs",
     "ConfirmingHub",
     "ConsentOut",
+    "ContractCall",
     "CreditExhausted",
     "Deposit",
     "Dial",
@@ -180,7 +181,15 @@ class CloseSigned:
     signature: bytes
 
 
-HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw | RequestClose | Finalize | CloseSigned
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContractCall:
+    """Call another contract than the hub with the account's money and nonces: the token, or the stake registry."""
+
+    to: Address
+    data: bytes
+
+
+HubCall: TypeAlias = Approve | Deposit | Fund | Claim | Withdraw | RequestClose | Finalize | CloseSigned | ContractCall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from ._api import (
     ChannelOnChain,
     Claim,
     CloseSigned,
+    ContractCall,
     Deposit,
     Finalize,
     Fund,
@@ -260,6 +261,8 @@ class ChainHub:
                 return self._client.hub, chain.encode_close_signed(
                     consent, call.signature, payer=call.payer, payee=call.payee, signer=call.signer
                 )
+            case ContractCall():
+                return call.to, call.data
 
     async def send(self, raw: bytes) -> None:
         """Broadcast signed bytes. That the endpoint keeps them isn't said: it does not while they pay too little.

@@ -34,6 +34,7 @@ from ._api import (
     Claim,
     ClaimRow,
     CloseSigned,
+    ContractCall,
     Deposit,
     Finalize,
     Fund,
@@ -48,7 +49,7 @@ __all__ = ["ModelChain", "ModelHub"]
 
 _CALLS: Final = {
     call.__name__.lower(): call
-    for call in (Approve, Deposit, Fund, Claim, Withdraw, RequestClose, Finalize, CloseSigned)
+    for call in (Approve, Deposit, Fund, Claim, Withdraw, RequestClose, Finalize, CloseSigned, ContractCall)
 }
 CLOSE_DELAY_S: Final = 86_400  # the hub's
 _ZERO: Final = ChannelOnChain(deposit_uusd=0, claimed_uusd=0, close_at_s=0)
@@ -147,6 +148,8 @@ class ModelChain:
                     self._finalize(account, call)
                 case CloseSigned():
                     self._close_signed(call)
+                case ContractCall():
+                    raise _Revert  # there is no other contract here
         except _Revert:
             return Outcome(ok=False)
         return Outcome(ok=True)

@@ -25,6 +25,7 @@ __all__ = [
     "RequesterAccount",
     "RequesterBooks",
     "RoundsRun",
+    "TaskStake",
     "TaskWorker",
     "Workers",
 ]
@@ -149,6 +150,26 @@ class ProviderAccount(Protocol):
 
     async def close(self) -> None:
         """The task has ended here; what is unpaid stays owed."""
+        ...
+
+
+class TaskStake(Protocol):
+    """What a task asks of the stakes of its providers. `p2pcompute.stake.TaskStake` is one."""
+
+    @property
+    def arbiters(self) -> tuple[str, ...]:
+        """The peers that orders name as arbiters."""
+        ...
+
+    async def admit(self, provider: PeerId, payee: bytes) -> None:
+        """Raise `TaskRefused` where too little is at stake; `ChainError` where that can't be told."""
+        ...
+
+    async def pledge(self, agreement: Agreement) -> bytes:
+        """Have the provider put its stake at risk; the file to have it taken by, empty where there are no arbiters.
+
+        Raises `TaskRefused` where it does not, and what streams and chains raise.
+        """
         ...
 
 

@@ -463,8 +463,10 @@ class Coordinator:
         reason = "cancelled"
         account = await self.books.open(agreement, request.budget)
         try:
+            pledge = b"" if request.stake is None else await request.stake.pledge(agreement)
             hooks = self._hooks(request, state, agreement)
             link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, hooks, request.splits)
+            link.pledge = pledge
             contact.link = link
             await link.run()
             reason = ""
@@ -543,7 +545,7 @@ class Coordinator:
         except (InputChanged, ProtocolError) as exc:
             _log.warning("evidence against %s can't be made: %s", lie.provider, exc)
             return None
-        path = await self.evidence.save(link.agreement, f"chunk-{lie.index}", made)
+        path = await self.evidence.save(link.agreement, f"chunk-{lie.index}", made, pledge=link.pledge)
         return None if path is None else str(path)
 
     def _hooks(self, request: TaskRequest, state: RunState, agreement: Agreement) -> LinkHooks:

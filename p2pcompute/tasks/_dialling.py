@@ -55,8 +55,11 @@ class Dialler:
 
         Raises:
             NoPlaceError: they are. What the provider may have signed by then costs nobody anything.
+            TaskRefused, ChainError: it has too little at stake, or that can't be told.
             OrderRefused, RemoteProtocolError, OverlayError: as `negotiate`.
         """
+        if request.stake is not None:
+            await request.stake.admit(candidate.peer_id, candidate.payee)
         if candidate.peer_id not in self.overlay.peers():
             await self._dial(candidate)
         full = is_full()
@@ -78,7 +81,7 @@ class Dialler:
             language=request.language,
             deadline_ms=request.deadline_ms,
             standing=False,
-            arbiters=(),
+            arbiters=() if request.stake is None else request.stake.arbiters,
         )
 
         def accept(bid: BidPayload) -> bool:

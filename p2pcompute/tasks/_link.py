@@ -152,6 +152,7 @@ class Link:
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
         self.splits = splits
+        self.pledge = b""  # what the provider has put at risk, as a file
         if splits is not None and isinstance(work, ChunkWork | ProgramWork):
             self.connection.tiles = HeldTiles(work, splits.manifests)
         self.window = agreement.terms.credit_window

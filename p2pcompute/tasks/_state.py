@@ -14,6 +14,7 @@ from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
 from p2pcompute_protocols.work import Work
 
+from ._api import TaskStake
 from ._budget import TaskBudget
 from ._doubling import QuorumDesk
 from ._events import TaskEvent
@@ -42,8 +43,9 @@ class TaskRequest:
 
     `setup_s` is how long a provider may take from its agreement until it is ready, and `chunk_s` for a chunk, where
     others wait that were never asked. Where nobody does it has as long as was agreed. Of `sample_every` chunks of a
-    provider one is sampled, or more where its window is short (`SampleRuns`). `outcome` says what has come
-    of it once `Coordinator.run` has ended, in whatever way.
+    provider one is sampled, or more where its window is short (`SampleRuns`). `stake` is what the task asks of
+    providers' stakes, None for nothing. `outcome` says what has come of it once `Coordinator.run` has ended, in
+    whatever way.
     """
 
     work: Work
@@ -62,6 +64,7 @@ class TaskRequest:
     setup_s: float = 10.0
     chunk_s: float = 20.0
     sample_every: int = 1
+    stake: TaskStake | None = None
     outcome: TaskOutcome = field(default_factory=TaskOutcome)
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "MAX_ARGS",
     "MAX_BLOB_BYTES",
     "MAX_BUCKETS",
+    "MAX_CARD_BYTES",
     "MAX_CBOR_DEPTH",
     "MAX_CBOR_ITEMS",
     "MAX_CHUNKS",
@@ -113,6 +114,7 @@ MAX_HELD_TILE_BYTES: Final = 64 * 1024 * 1024  # of all tiles that a provider ho
 MAX_WINDOW_BYTES: Final = 64 * 1024 * 1024  # the boxes around all that a chunk reads, of all its arrays
 
 MAX_WATCHED_PER_REPLY: Final = 64  # vouchers in one WatchGiven
+MAX_CARD_BYTES: Final = 1024  # an arbiter's card, in its envelope; sixteen of them go into one frame
 
 # Proofs and disputes
 MAX_LEAVES: Final = MAX_CHUNKS

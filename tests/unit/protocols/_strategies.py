@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from p2pcompute_protocols import ads, channel, dispute, evidence, merkle, negotiation, task, watch, wire, work
+from p2pcompute_protocols import ads, channel, dispute, evidence, merkle, negotiation, stake, task, watch, wire, work
 from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
@@ -40,6 +40,7 @@ PROTOCOLS: dict[str, dict[int, type[Record]]] = {
     "task": dict(task.MESSAGES),
     "channel": dict(channel.MESSAGES),
     "watch": dict(watch.MESSAGES),
+    "stake": dict(stake.MESSAGES),
     "merkle": {},
     "dispute": dict(dispute.MESSAGES),
     "evidence": {},
@@ -56,6 +57,7 @@ PAYLOADS: dict[str, list[type[Record]]] = {
     "task": [ReceiptPayload],
     "channel": [],
     "watch": [watch.WatchedVoucher],
+    "stake": [stake.PledgedTerms, stake.ArbiterCard, stake.PledgeFile, stake.SignedReceipt],
     "merkle": [merkle.InclusionProof],
     "dispute": [dispute.RoundsPayload, dispute.StateClaim],
     "evidence": [evidence.EvidenceFile, evidence.Accusation],
@@ -299,6 +301,21 @@ def _given(draw: Any, v: Values) -> None:
     v["more"] = v["more"] and bool(v["vouchers"])
 
 
+def _terms(draw: Any, v: Values) -> None:
+    count = len(v["arbiters"])
+    accounts = st.lists(st.binary(min_size=20, max_size=20), min_size=count + 2, max_size=count + 2, unique=True)
+    v["provider"], v["requester"], *arbiters = draw(accounts)
+    v["arbiters"], v["threshold"] = tuple(sorted(arbiters)), draw(st.integers(1, count))
+
+
+def _card(draw: Any, v: Values) -> None:
+    v["binding"] = dataclasses.replace(v["binding"], signer=v["binding"].owner)
+
+
+def _cards(draw: Any, v: Values) -> None:
+    v["cards"] = tuple(bytes([n]) * draw(st.integers(1, 9)) for n in range(len(v["terms"].arbiters)))
+
+
 def _rounds(draw: Any, v: Values) -> None:
     v["out"] = None if v["state"] is None else draw(st.integers(0, 31).filter(lambda n: n != v["state"]))
 
@@ -340,6 +357,10 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     task.Notice: _notice,
     channel.ChannelSync: _sync,
     watch.WatchGiven: _given,
+    stake.PledgedTerms: _terms,
+    stake.ArbiterCard: _card,
+    stake.Pledge: _cards,
+    stake.PledgeFile: _cards,
     merkle.InclusionProof: _inclusion,
     dispute.RoundsPayload: _rounds,
     evidence.Accusation: _accusation,

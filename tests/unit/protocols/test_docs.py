@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import _binding, ads, channel, dispute, negotiation, task, watch
+from p2pcompute_protocols import _binding, ads, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols._evm import keccak256
 from p2pcompute_protocols.connection import Connection
 from p2pcompute_protocols.ids import peer_id_from_public_key
@@ -39,6 +39,7 @@ CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "task": task.TaskConnection,
     "channel": channel.ChannelConnection,
     "watch": watch.WatchConnection,
+    "stake": stake.StakeConnection,
     "dispute": dispute.DisputeConnection,
 }
 INNER: dict[str, list[type[Record]]] = {
@@ -126,6 +127,7 @@ def test_protocol_ids(protocol: str) -> None:
         "task": task,
         "channel": channel,
         "watch": watch,
+        "stake": stake,
         "dispute": dispute,
     }[protocol]
     assert f"\n    {module.PROTOCOL_ID}\n" in readme(protocol)

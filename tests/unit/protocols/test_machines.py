@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, task, watch
+from p2pcompute_protocols import ads, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.limits import MAX_STATES_PER_CHUNK
@@ -210,6 +210,55 @@ class WatchDialogue(Dialogue):
     def _refused(self) -> bool:
         said = self.said[Role.PROVIDER]
         return bool(said) and isinstance(said[0], watch.WatchRefusal)
+
+
+class StakeDialogue(Dialogue):
+    kind = stake.StakeConnection
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        terms = stake.PledgedTerms(
+            chain=CHAIN,
+            registry=bytes(20),
+            task=bytes(32),
+            provider=b"p" * 20,
+            requester=b"q" * 20,
+            at_risk_uusd=2,
+            threshold=1,
+            expires_s=1,
+            arbiters=(b"a" * 20,),
+        )
+        digests = st.sampled_from([b"d" * 32, b"e" * 32])
+        signed = bytes(65)
+        return st.one_of(
+            st.just(stake.CardQuery()),
+            st.just(stake.Pledge(terms=terms, signature=signed, cards=(b"c",))),
+            st.just(stake.StrictQuery(task=bytes(32), index=0)),
+            st.builds(
+                stake.Accuse,
+                terms=st.just(terms),
+                provider_signature=st.just(signed),
+                requester_signature=st.just(signed),
+                size=st.integers(1, 3),
+                digest=digests,
+            ),
+            st.integers(1, 2).map(lambda size: stake.EvidencePiece(data=bytes(size))),
+            st.just(stake.EvidenceEnd()),
+            st.just(stake.CardGiven(card=b"c")),
+            st.just(stake.Pledged(signature=signed)),
+            st.just(stake.StrictGiven(output=bytes(32), signature=signed)),
+            st.just(stake.Proceed()),
+            st.builds(stake.VerdictGiven, amount_uusd=st.integers(1, 3), evidence=digests, signature=st.just(signed)),
+            st.just(stake.StakeRefusal(code=9, detail="no")),
+        )
+
+    @invariant()
+    def verdicts_are_on_what_was_sent(self) -> None:
+        accused = [m for m in self.said[Role.REQUESTER] if isinstance(m, stake.Accuse)]
+        verdicts = [m for m in self.said[Role.PROVIDER] if isinstance(m, stake.VerdictGiven)]
+        assert len(verdicts) <= len(accused)
+        assert all(m.evidence in {one.digest for one in accused} and m.amount_uusd <= 2 for m in verdicts)
+        got = sum(len(m.data) for m in self.said[Role.REQUESTER] if isinstance(m, stake.EvidencePiece))
+        assert got <= sum(m.size for m in accused)
 
 
 class DisputeDialogue(Dialogue):
@@ -433,12 +482,14 @@ AdsDialogue.TestCase.settings = SETTINGS
 NegotiationDialogue.TestCase.settings = SETTINGS
 ChannelDialogue.TestCase.settings = SETTINGS
 WatchDialogue.TestCase.settings = SETTINGS
+StakeDialogue.TestCase.settings = SETTINGS
 DisputeDialogue.TestCase.settings = SETTINGS
 TaskDialogue.TestCase.settings = settings(SETTINGS, max_examples=80, stateful_step_count=12)
 TestAds = AdsDialogue.TestCase
 TestNegotiation = NegotiationDialogue.TestCase
 TestChannel = ChannelDialogue.TestCase
 TestWatch = WatchDialogue.TestCase
+TestStake = StakeDialogue.TestCase
 TestDispute = DisputeDialogue.TestCase
 TestTask = TaskDialogue.TestCase
 RoundsDialogue.TestCase.settings = TaskDialogue.TestCase.settings

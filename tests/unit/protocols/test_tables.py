@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, task, watch
+from p2pcompute_protocols import ads, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
@@ -34,6 +34,17 @@ BINDING = SignerBinding(
     signature=bytes(65),
 )
 WATCHED = watch.WatchedVoucher(payer=b"q" * 20, signer=b"s" * 20, amount_uusd=5, memo=bytes(32), signature=bytes(65))
+TERMS = stake.PledgedTerms(
+    chain=CHAIN,
+    registry=b"r" * 20,
+    task=DIGEST,
+    provider=b"p" * 20,
+    requester=b"q" * 20,
+    at_risk_uusd=9,
+    threshold=1,
+    expires_s=1,
+    arbiters=(b"a" * 20,),
+)
 MESSAGES: dict[type[Connection[Any]], list[Record]] = {
     ads.AdsConnection: [
         ads.AdQuery(limit=1),
@@ -82,6 +93,20 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
         watch.WatchGiven(vouchers=(WATCHED,), more=False),
         watch.WatchRefusal(code=13, detail="no"),
     ],
+    stake.StakeConnection: [
+        stake.CardQuery(),
+        stake.Pledge(terms=TERMS, signature=bytes(65), cards=(b"c",)),
+        stake.StrictQuery(task=DIGEST, index=1),
+        stake.Accuse(terms=TERMS, provider_signature=bytes(65), requester_signature=bytes(65), size=3, digest=DIGEST),
+        stake.EvidencePiece(data=BLOB),
+        stake.EvidenceEnd(),
+        stake.CardGiven(card=b"c"),
+        stake.Pledged(signature=bytes(65)),
+        stake.StrictGiven(output=DIGEST, signature=bytes(65)),
+        stake.Proceed(),
+        stake.VerdictGiven(amount_uusd=9, evidence=DIGEST, signature=bytes(65)),
+        stake.StakeRefusal(code=9, detail="no"),
+    ],
     dispute.DisputeConnection: [
         dispute.Challenge(task=TASK_ID),
         dispute.Ask(state=3),
@@ -99,6 +124,9 @@ def arrange(conn: Connection[Any], state: enum.Enum, message: Record) -> None:
     conn.state = state
     if isinstance(conn, channel.ChannelConnection):
         conn.best_uusd, conn._offered_uusd = 3, 4
+    if isinstance(conn, stake.StakeConnection):
+        conn._digest, conn._at_risk_uusd = DIGEST, 9
+        conn._left = 3 if isinstance(message, stake.EvidencePiece) else 0
     if isinstance(conn, dispute.DisputeConnection):
         conn.network, conn.provider, conn.task = NETWORK, PROVIDER.peer_id, TaskId(TASK_ID)
         conn.rounds, conn.asked = some_rounds(), 3
@@ -271,6 +299,7 @@ Arrange = Callable[[Any], None]
 S = task.TaskState
 C = channel.ChannelState
 W = watch.WatchState
+K = stake.StakeState
 P, R = Role.PROVIDER, Role.REQUESTER
 
 
@@ -355,6 +384,13 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
     "less kept than was sent": (P, W.KEEPING, has(_sent_uusd=6), watch.WatchKept(amount_uusd=5), OUT_OF_ORDER),
     "given again": (
         P, W.FETCHING, has(_after=WATCHED.place), watch.WatchGiven(vouchers=(WATCHED,), more=False), OUT_OF_ORDER),
+    "more evidence than announced": (
+        R, K.RECEIVING, has(_left=2), stake.EvidencePiece(data=BLOB), OVERSIZED),
+    "less evidence than announced": (R, K.RECEIVING, has(_left=1), stake.EvidenceEnd(), OUT_OF_ORDER),
+    "a verdict on other evidence": (
+        P, K.JUDGING, has(), stake.VerdictGiven(amount_uusd=9, evidence=bytes(32), signature=bytes(65)), REPLAYED),
+    "a verdict on more than is at risk": (
+        P, K.JUDGING, has(), stake.VerdictGiven(amount_uusd=10, evidence=DIGEST, signature=bytes(65)), OVERSIZED),
 }  # fmt: skip
 
 
@@ -362,7 +398,7 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
 def test_what_a_connection_remembers(name: str) -> None:
     role, state, change, message, code = REMEMBERED[name]
     kinds: dict[type[Any], type[Connection[Any]]] = {
-        S: task.TaskConnection, C: channel.ChannelConnection, W: watch.WatchConnection
+        S: task.TaskConnection, C: channel.ChannelConnection, W: watch.WatchConnection, K: stake.StakeConnection
     }  # fmt: skip
     cls = kinds[type(state)]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, task, watch
+from p2pcompute_protocols import ads, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols._binding import SignerBinding, verify_binding
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.envelope import open_envelope
@@ -25,13 +25,14 @@ from .vectors import build
 from .vectors._material import plain
 
 ROOT = Path(__file__).parents[3] / "protocols"
-NAMES = ("envelope", "ads", "negotiation", "task", "channel", "watch", "merkle", "dispute", "evidence")
+NAMES = ("envelope", "ads", "negotiation", "task", "channel", "watch", "stake", "merkle", "dispute", "evidence")
 CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "ads": ads.AdsConnection,
     "negotiation": negotiation.NegotiationConnection,
     "task": task.TaskConnection,
     "channel": channel.ChannelConnection,
     "watch": watch.WatchConnection,
+    "stake": stake.StakeConnection,
     "dispute": dispute.DisputeConnection,
 }
 
@@ -169,6 +170,9 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
             data, network=network, provider=PeerId(context["provider"]), task=TaskId(bytes.fromhex(context["task"]))
         )[1]
 
+    def arbiter_card() -> Any:
+        return stake.open_card(data, network=network, now_ms=now_ms).card
+
     def evidence() -> Any:
         found = open_evidence(data)
         assert found.needs.keys() == found.blobs.keys() | found.missing.keys()
@@ -197,6 +201,7 @@ def run(protocol: str, vector: dict[str, Any]) -> Any:
         "inclusion": inclusion,
         "consent": consent,
         "rounds": rounds,
+        "arbiter-card": arbiter_card,
         "evidence": evidence,
     }
     result = ops[vector["op"]]()

@@ -1,0 +1,180 @@
+"""`p2pcompute arbiter` judges evidence for others; `p2pcompute accuse` has a liar's stake taken."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._shared import common_options, fail, hush_logs, json_line, labelled, network_options, short_peer, usd
+
+if TYPE_CHECKING:
+    from p2pcompute.node import Node
+    from p2pcompute.stake import Slashed
+
+__all__ = ["accuse", "arbiter"]
+
+_row = partial(labelled, width=10)
+
+
+@click.command(
+    epilog="\b\nExamples:\n  p2pcompute arbiter\n  p2pcompute stake '100 USD' --profile arbiter    # once\n\n"
+    "Providers accept an arbiter by `p2pcompute up --arbiter PEER`, requesters name it by arbiters=[ADDRESS]."
+)
+@click.option(
+    "--listen",
+    metavar="MULTIADDR",
+    multiple=True,
+    default=("/ip4/127.0.0.1/tcp/0",),
+    show_default=True,
+    help="where to listen; may be repeated",
+)
+@click.option(
+    "--registry",
+    metavar="ADDRESS",
+    help="the stake registry; kept in the profile, and not needed on a development chain",
+)
+@click.option("--allow-unsandboxed", is_flag=True, help="run strangers' kernels without Landlock and seccomp")
+@partial(network_options, profile="arbiter")
+@common_options
+def arbiter(**options: Any) -> None:
+    """Judge evidence of lies, in a locked worker, for a stake of your own; until Ctrl-C."""
+    import trio
+
+    as_json, debug = options.pop("as_json"), options.pop("debug")
+    hush_logs(debug)
+    try:
+        trio.run(partial(_arbitrate, as_json=as_json, **options))
+    except KeyboardInterrupt:
+        pass
+    except BaseException as exc:  # noqa: BLE001  said in one line
+        fail(exc, as_json=as_json, debug=debug)
+    if as_json:
+        json_line(event="stopped")
+
+
+async def _arbitrate(*, as_json: bool, profile: str, allow_unsandboxed: bool, **options: Any) -> None:
+    import signal
+
+    import trio
+
+    import p2pcompute as p2p
+    from p2pcompute._profile import Profile
+
+    def show(task: bytes, wrong: str, reason: str) -> None:
+        if as_json:
+            json_line(event="verdict", task=task.hex(), wrong=wrong, reason=reason)
+        else:
+            click.echo(f"task {task.hex()[:8]}: {wrong}: {reason}", err=True)
+
+    place = Profile.named(profile)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with p2p.open_node(profile=place, start_chain=True, **options) as node, trio.open_nursery() as nursery:
+            await nursery.start(partial(node.arbitrate, allow_unsandboxed=allow_unsandboxed, on_verdict=show))
+            await nursery.start(_control, node, place)
+            await _ready(node, profile, as_json=as_json)
+            async for _ in signals:
+                break
+            nursery.cancel_scope.cancel()
+
+
+async def _control(node: Node, place: Any, *, task_status: Any) -> None:
+    from p2pcompute.control import serve_control
+
+    await serve_control(node, place.control_socket, task_status=task_status)
+
+
+async def _ready(node: Node, profile: str, *, as_json: bool) -> None:
+    status = await (await node.staking()).status()
+    account = "0x" + node.services.wallet.address.hex()
+    if as_json:
+        json_line(
+            event="ready",
+            peer_id=node.peer_id,
+            addresses=list(node.addresses),
+            network=node.network,
+            wallet=account,
+            registry="0x" + status.registry.hex(),
+            stake_uusd=status.stake_uusd,
+            active=status.active,
+        )
+        return
+    _row("peer", node.peer_id)
+    for address in node.addresses:
+        _row("address", address)
+    _row("account", account)
+    _row("stake", usd(status.stake_uusd))
+    if not status.active:
+        click.echo(
+            f"warning: verdicts do not count yet: `p2pcompute stake '{status.min_stake_uusd / 1e6:g} USD' --profile "
+            f"{profile}` puts the least stake in",
+            err=True,
+        )
+    click.echo(f"ready on network {node.network}; Ctrl-C stops", err=True)
+
+
+@click.command(
+    epilog="\b\nExamples:\n  p2pcompute evidence list --profile requester\n"
+    "  p2pcompute accuse 3f9c01d2a4b5e6f7-chunk-3.p2pevidence\n"
+    "  p2pcompute accuse first.p2preceipt second.p2preceipt\n\n"
+    "The pledge lies beside the evidence. Anybody may accuse; what is not burned goes to the requester, and for two "
+    "receipts of one chunk to whoever shows them."
+)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("other", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--registry",
+    metavar="ADDRESS",
+    help="the stake registry; kept in the profile, and not needed on a development chain",
+)
+@click.option("--yes", is_flag=True, help="do not ask")
+@partial(network_options, profile="requester")
+@common_options
+def accuse(file: Path, other: Path | None, yes: bool, as_json: bool, debug: bool, **options: Any) -> None:
+    """Have the arbiters of a task judge FILE, and the liar's stake taken."""
+    import trio
+
+    hush_logs(debug)
+    if not yes:
+        click.echo(f"{file} goes to the arbiters of its task, and their verdict to the chain; gas is yours", err=True)
+        if not sys.stdin.isatty():
+            raise click.UsageError("nobody can be asked here; add --yes to do it")
+        click.confirm("do it?", abort=True, err=True)
+    try:
+        slashed = trio.run(partial(_accuse, file, other, options))
+    except BaseException as exc:  # noqa: BLE001  said in one line
+        fail(exc, as_json=as_json, debug=debug)
+    _show(slashed, as_json=as_json)
+
+
+async def _accuse(file: Path, other: Path | None, options: dict[str, Any]) -> Slashed:
+    import p2pcompute as p2p
+
+    async with p2p.open_node(**options) as node:
+        return await node.accuse(file, other)
+
+
+def _show(slashed: Slashed, *, as_json: bool) -> None:
+    burned_uusd = slashed.taken_uusd - slashed.paid_uusd
+    if as_json:
+        json_line(
+            provider="0x" + slashed.provider.hex(),
+            beneficiary="0x" + slashed.beneficiary.hex(),
+            stake_uusd=slashed.stake_uusd,
+            taken_uusd=slashed.taken_uusd,
+            paid_uusd=slashed.paid_uusd,
+            burned_uusd=burned_uusd,
+            arbiters=list(slashed.arbiters),
+            declined=dict(slashed.declined),
+        )
+        return
+    _row("liar", f"0x{slashed.provider.hex()}: {usd(slashed.taken_uusd)} taken, {usd(slashed.stake_uusd)} left")
+    _row("paid", f"{usd(slashed.paid_uusd)} to 0x{slashed.beneficiary.hex()}; `p2pcompute unstake` brings it home")
+    _row("burned", usd(burned_uusd))
+    for peer in slashed.arbiters:
+        _row("judged by", short_peer(peer))
+    for peer, why in slashed.declined.items():
+        _row("not by", f"{short_peer(peer)}: {why}")

@@ -1,0 +1,98 @@
+"""What a node does with stakes: its own, others' and verdicts. `Node` inherits these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
+
+import trio
+
+from p2pcompute import _stakes
+from p2pcompute.errors import ConfigError
+
+if TYPE_CHECKING:
+    from p2pcompute.node import Node
+    from p2pcompute.stake import Arbiter, Slashed, StakeService, Staking
+
+__all__ = ["NodeStakes"]
+
+
+class NodeStakes:
+    """The part of a node that is about stakes."""
+
+    stake_service: StakeService | None = None
+
+    async def staking(self) -> Staking:
+        """This node's account at the stake registry: status, stake, unstake.
+
+        Raises:
+            ConfigError, chain.NoRegistry, chain.WrongRegistry, ChainError: there is no registry to be had.
+        """
+        services = cast("Node", self).services
+        return await _stakes.make_staking(services.stake, services.hub, services.outbox)
+
+    async def accuse(self, evidence: str | Path, other: str | Path | None = None) -> Slashed:
+        """Have a liar's stake taken: the arbiters that the agreement names judge, and the registry carries it out.
+
+        Args:
+            evidence: a file that was kept when a liar was caught (`LiarCaught.evidence`), with the pledge beside it;
+                or a receipt for the registry (``.p2preceipt``).
+            other: the pledge, where it lies elsewhere; of a receipt the one that contradicts it.
+
+        Raises:
+            EvidenceError: a file is none, or proves nothing.
+            stake.NoVerdict: too few arbiters find the provider wrong.
+            SettlementPending, TransactionFailed, ChainError: see `Outbox.run`.
+
+        Cancellation: nothing was sent to the chain, or what was sent is mined.
+        """
+        second = None if other is None else Path(other)
+        return await _stakes.accuse(cast("Node", self), Path(evidence), second)
+
+    async def arbitrate(
+        self,
+        *,
+        allow_unsandboxed: bool = False,
+        on_verdict: Callable[[bytes, str, str], None] | None = None,
+        task_status: trio.TaskStatus[Arbiter] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
+        """Be an arbiter until cancelled: judge evidence of tasks that name this node, in a locked worker, and sign what
+        was found. Verdicts count while this node's account has a stake.
+
+        Args:
+            allow_unsandboxed: run strangers' kernels although this kernel has neither Landlock nor seccomp.
+            on_verdict: gets the task's ID, who was found wrong ("provider", "accuser" or "undecided"), and why; must
+                not block.
+
+        Raises:
+            ConfigError: it is one already, or there is no stake registry. ChainError: the endpoint.
+            SandboxError: strangers' kernels can't be locked in here.
+        """
+        from p2pcompute.stake import Arbiter
+
+        node = cast("Node", self)
+        services, service = node.services, _stakes.stake_service(node)
+        if service.arbiter is not None:
+            raise ConfigError("this node is an arbiter already")
+        if services.stake is None:
+            raise ConfigError("this node knows no stake registry: stakes are on a real chain only")
+        await services.stake.registry()
+        await node._worker_pool(0, allow_unsandboxed)
+        service.arbiter = Arbiter(
+            registry=services.stake.registry,
+            wallet=services.wallet,
+            signer=services.key,
+            binding=services.binding,
+            network=node.network,
+            now_ms=node.now_ms,
+            workers=partial(node._worker_pool, 0, allow_unsandboxed),
+            on_verdict=on_verdict,
+        )
+        try:
+            task_status.started(service.arbiter)
+            await trio.sleep_forever()
+        finally:
+            service.arbiter = None
+        raise AssertionError("unreachable")

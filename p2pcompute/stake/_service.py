@@ -1,0 +1,143 @@
+"""Who answers on stake streams: a provider with its pledges, an arbiter with its verdicts, or both."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from p2pcompute._dialogue import STREAM_FAULTS, Dialogue
+from p2pcompute.errors import ChainError, ExecutionError, SandboxError, StorageError
+from p2pcompute_protocols.connection import Role, StreamEnded
+from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.limits import MAX_TEXT
+from p2pcompute_protocols.stake import (
+    PROTOCOL_ID,
+    Accuse,
+    CardGiven,
+    CardQuery,
+    EvidenceEnd,
+    EvidencePiece,
+    Pledge,
+    Pledged,
+    Proceed,
+    StakeConnection,
+    StakeRefusal,
+    StrictGiven,
+    StrictQuery,
+)
+from p2pcompute_protocols.wire import Record
+
+from ._arbiter import Arbiter
+from ._pledges import Pledges
+
+if TYPE_CHECKING:
+    from p2pcompute.overlay import Overlay, OverlayStream
+
+__all__ = ["StakeService"]
+
+_log = logging.getLogger("p2pcompute.stake")
+_QUESTION_S: Final = 30.0
+_MOST_STREAMS: Final = 64
+_MOST_OF_A_PEER: Final = 8
+_FILE_S: Final = 180.0
+_MOST_ACCUSING: Final = 2  # files that are taken in at a time
+
+
+@dataclass(slots=True, kw_only=True)
+class StakeService:
+    """Answers what it can; either part may be missing."""
+
+    overlay: Overlay
+    pledges: Pledges | None = None
+    arbiter: Arbiter | None = None
+    _streams: Counter[str] = field(default_factory=Counter[str])
+    _accusing: int = 0
+
+    def register(self) -> None:
+        """Answer stake streams from now on."""
+        self.overlay.handle(PROTOCOL_ID, self.serve_stream)
+
+    async def serve_stream(self, stream: OverlayStream) -> None:
+        """One stream, until its peer closes it."""
+        peer = stream.peer_id
+        if self._streams.total() >= _MOST_STREAMS or self._streams[peer] >= _MOST_OF_A_PEER:
+            await stream.reset()
+            return
+        self._streams[peer] += 1
+        try:
+            await self._serve(stream)
+        except RemoteProtocolError as exc:
+            _log.info("a stake stream with %s ended: %s", stream.peer_id, exc)
+            await stream.reset()
+        except STREAM_FAULTS as exc:
+            _log.info("a stake stream with %s ended: %s", stream.peer_id, exc)
+        finally:
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+
+    async def _serve(self, stream: OverlayStream) -> None:
+        dialogue = Dialogue(StakeConnection(Role.PROVIDER), stream)
+        while True:
+            asked = await dialogue.receive(stall_s=_QUESTION_S)
+            if isinstance(asked, StreamEnded):
+                return
+            try:
+                answer = await self._answer(dialogue, stream, asked)
+            except LocalProtocolError as exc:
+                answer = StakeRefusal(code=exc.code, detail=_told(str(exc)))
+            except (ChainError, ExecutionError, SandboxError, StorageError, ValueError) as exc:
+                _log.warning("a question about stakes by %s is not answered: %s", stream.peer_id, exc)
+                answer = StakeRefusal(code=WireCode.INTERNAL, detail="this node can't answer now")
+            await dialogue.send(answer)
+
+    async def _answer(self, dialogue: Dialogue, stream: OverlayStream, asked: Record) -> Record:
+        match asked:
+            case CardQuery() if self.arbiter is not None:
+                return CardGiven(card=await self.arbiter.card())
+            case Pledge() if self.pledges is not None:
+                return Pledged(signature=await self.pledges.pledge(stream.peer_id, asked))
+            case StrictQuery() if self.pledges is not None:
+                output, signature = await self.pledges.strict_receipt(stream.peer_id, asked)
+                return StrictGiven(output=output, signature=signature)
+            case Accuse() if self.arbiter is not None:
+                return await self._accused(self.arbiter, dialogue, asked)
+            case CardQuery() | Accuse():
+                raise LocalProtocolError("this node is no arbiter", code=WireCode.UNSUPPORTED)
+            case _:
+                raise LocalProtocolError("this node pledges nothing", code=WireCode.UNSUPPORTED)
+
+    async def _accused(self, arbiter: Arbiter, dialogue: Dialogue, asked: Accuse) -> Record:
+        await arbiter.admit(asked)
+        if self._accusing >= _MOST_ACCUSING:
+            raise LocalProtocolError("other evidence is being taken; try again later", code=WireCode.NO_CAPACITY)
+        self._accusing += 1
+        try:
+            await dialogue.send(Proceed())
+            evidence = b""
+            with trio.move_on_after(_FILE_S):  # however regularly it drips
+                evidence = await _file(dialogue)
+        finally:
+            self._accusing -= 1
+        if not evidence:
+            raise RemoteProtocolError(f"the evidence did not come in {_FILE_S:g} s", code=WireCode.STALLED)
+        return await arbiter.judge(asked, evidence)
+
+
+async def _file(dialogue: Dialogue) -> bytes:
+    found = bytearray()
+    while True:
+        piece = await dialogue.expect(EvidencePiece, EvidenceEnd, stall_s=_QUESTION_S)
+        if isinstance(piece, EvidenceEnd):
+            return bytes(found)
+        found += piece.data
+
+
+def _told(text: str) -> str:
+    """As a message can hold it."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain.encode()[: MAX_TEXT - 4].decode("utf-8", "ignore")
