@@ -22,7 +22,7 @@ from p2pcompute._stakes import open_stake_parts
 from p2pcompute.checking import EvidenceStore
 from p2pcompute.errors import ChainError, ConfigError, NoProviderError, ProfileInUse
 from p2pcompute.execution._language import LANGUAGE_VERSION
-from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.identity import AskPassword, Keyring, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
 from p2pcompute.node import NodeServices
 from p2pcompute.overlay import Overlay, open_libp2p
@@ -64,6 +64,7 @@ async def open_services(
     listen: Sequence[str],
     now_ms: Callable[[], int],
     registry: str | None = None,
+    password: AskPassword = password_from_environment,
 ) -> AsyncGenerator[tuple[NodeServices, Callable[[], int]]]:
     """The parts of a node on a real network; see `open_node` for arguments and errors."""
     directory = NetworkDir.named(network)
@@ -84,7 +85,7 @@ async def open_services(
         spare = isinstance(profile, str) and connected.place.development
         place, ledger = await _open_profile(stack, place, now_ms, ephemeral=spare)
         key = NodeKey.load_or_create(place.node_key)
-        wallet = WalletKey.load_or_create(place.wallet_key)
+        keys = await trio.to_thread.run_sync(Keyring(place.path).open, password)
         await ledger.bind_chain(connected.terms)
         keep_choice(place, choice.url, connected.place)
         overlay = await stack.enter_async_context(
@@ -98,10 +99,11 @@ async def open_services(
         stack.enter_context(directory.announce_node(key.peer_id, overlay.addresses))
         services = wire_services(
             key=key,
-            wallet=wallet,
+            wallet=keys.signer,
+            account=keys.account,
             overlay=overlay,
             ledger=ledger,
-            hub=hub_of(connected, wallet, clock_ms=now_ms),
+            hub=hub_of(connected, keys.account, clock_ms=now_ms),
             network=network,
             now_ms=now_ms,
             open_pool=_open_pool,
@@ -109,15 +111,16 @@ async def open_services(
             known_device=lambda: known_device(len(os.sched_getaffinity(0))),
             guess_milli=1_000 * len(os.sched_getaffinity(0)),
             cores=len(os.sched_getaffinity(0)),
-            fund_wallet=AccountFunds(connected, wallet, ledger).ensure,
+            fund_wallet=AccountFunds(connected, keys.account, ledger).ensure,
             evidence=EvidenceStore(directory=place.evidence, run_sync=trio.to_thread.run_sync),
         )
+        services.retired = keys.retired
         services.chain_url = choice.url
         services.coordinator.advice = partial(_how_to_get_one, directory, network)
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device
         services.prove_fast = prove_fast
         services.watch_store = partial(open_watch_store, place.path)
-        services.stake = open_stake_parts(connected, wallet, place, registry=registry, now_ms=now_ms)
+        services.stake = open_stake_parts(connected, keys.account, place, registry=registry, now_ms=now_ms)
         try:
             await services.outbox.look()
         except ChainError as exc:
@@ -174,6 +177,7 @@ def wire_services(
     known_device: Callable[[], Device | None],
     guess_milli: int,
     fund_wallet: Callable[[int], Awaitable[None]],
+    account: WalletKey | None = None,
     open_program_pool: Callable[[InstalledProgram, str | None, int, bool], Any] | None = None,
     cores: int = 1,
     evidence: EvidenceStore | None = None,
@@ -181,12 +185,16 @@ def wire_services(
     """Connect given parts to each other; the same for real and for simulated ones.
 
     `open_program_pool` opens the workers of a program, with the directory that they may read, and so many in reserve;
-    real ones where None. `cores` is what `guess_milli` is of.
+    real ones where None. `cores` is what `guess_milli` is of. `account` holds the money, and is the account of `hub`;
+    `wallet` itself where None.
     """
+    account = wallet if account is None else account
 
     def bind() -> SignerBinding:
         now = now_ms()
-        return bind_signer(network, key.peer_id, wallet, sequence=now, expires_ms=now + _BINDING_MS)
+        return bind_signer(
+            network, key.peer_id, wallet, owner=account.address, sequence=now, expires_ms=now + _BINDING_MS
+        )
 
     def binding() -> SignerBinding:
         if payer.binding.expires_ms - now_ms() < _BINDING_LEFT_MS:
@@ -217,6 +225,7 @@ def wire_services(
     return NodeServices(
         key=key,
         wallet=wallet,
+        account=account,
         overlay=overlay,
         ledger=ledger,
         hub=hub,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from p2pcompute.errors import DialError, OverlayError
+from p2pcompute.errors import DialError, OverlayError, VoucherRefused
 from p2pcompute.market import AdBoard, AdRecordValidator, Discovery
 from p2pcompute.payments import Payer
 from p2pcompute_protocols import channel
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ask_from_node", "ask_without_node", "reach"]
 
+_OTHER_KEY: Final = "a key of before signs on this channel, and its payee answers to that one only"
 REACH_S: Final = 15.0  # for finding a peer and connecting to it
 _BINDING_MS: Final = 3_600_000
 
@@ -62,6 +63,8 @@ async def ask_from_node(
     payer: Payer, discovery: Discovery, row: ChannelOutView, *, hints: Sequence[str] = ()
 ) -> tuple[CloseConsent, bytes]:
     """Ask as a node that runs; raises what `ChannelOut.ask_close` does, and DialError."""
+    if payer.channel_id(row.payee) != row.channel:
+        raise VoucherRefused(_OTHER_KEY)
     await reach(discovery, row.peer, hints=hints)
     return await payer.channel(row.payee, row.peer).ask_close()
 
@@ -91,6 +94,8 @@ async def ask_without_node(
     """
     from p2pcompute.overlay import open_libp2p
 
+    if channel.channel_id(hub.account, row.payee, wallet.address) != row.channel:
+        raise VoucherRefused(_OTHER_KEY)
     validator = AdRecordValidator(network=network, now_ms=now_ms)
     others = [address for address in peers if not address.endswith(f"/p2p/{key.peer_id}")]
     consent: tuple[CloseConsent, bytes] | None = None

@@ -207,9 +207,9 @@ class ProviderRole:
         self.payee = Payee(
             ledger=services.ledger,
             hub=services.hub,
-            payee=services.wallet.address,
+            payee=services.account.address,
             network=node.network,
-            signer=services.wallet,
+            signer=services.account,
             clock_ms=node.now_ms,
         )
         self.credit = CreditBook(ledger=services.ledger, policy=options.credit, clock_ms=node.now_ms)
@@ -246,7 +246,7 @@ class ProviderRole:
             policy=FixedPricePolicy(
                 device=device,
                 chain=services.hub.terms,
-                payee=services.wallet.address,
+                payee=services.account.address,
                 language=LANGUAGE_VERSION,
                 price_pusd=self.price_pusd,
                 modes=self.modes,

@@ -13,17 +13,20 @@ from p2pcompute._options import OptionError, said
 from p2pcompute.payments import SettlePolicy, VoucherKeeping, Watchtower
 from p2pcompute.storage import InlineExecutor, open_watch_store
 from p2pcompute_protocols import watch
+from p2pcompute_protocols._binding import bind_signer
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId, public_key_of
 
 if TYPE_CHECKING:
     from p2pcompute._serving import ProviderOptions
-    from p2pcompute.node import Node, NodeServices
+    from p2pcompute.node import Node
+    from p2pcompute_protocols._binding import SignerBinding
 
 __all__ = ["serve_watching", "towers", "watched"]
 
 _MOST_WATCHED: Final = 64  # each may leave 1024 vouchers of 200 bytes
 _MOST_TOWERS: Final = 8
+_BINDING_MS: Final = 3_600_000
 
 
 def _texts(given: object, name: str, most: int) -> tuple[str, ...]:
@@ -94,13 +97,22 @@ async def serve_watching(
             if tower is not None:
                 await nursery.start(tower.serve)
             for address in options.watchtowers:
-                await nursery.start(_keeping(services, address).serve)
+                await nursery.start(_keeping(node, address).serve)
             task_status.started()
             await trio.sleep_forever()
     raise AssertionError("unreachable")
 
 
-def _keeping(services: NodeServices, address: str) -> VoucherKeeping:
+def _keeping(node: Node, address: str) -> VoucherKeeping:
+    services = node.services
+
+    def bind() -> SignerBinding:
+        # By the account itself, which is another key than the one that signs vouchers where there is an owner.
+        now = node.now_ms()
+        return bind_signer(
+            node.network, services.key.peer_id, services.account, sequence=now, expires_ms=now + _BINDING_MS
+        )
+
     async def dial() -> Any:
         peer = await services.overlay.connect(address)
         return await services.overlay.open_stream(peer, watch.PROTOCOL_ID)
@@ -108,7 +120,7 @@ def _keeping(services: NodeServices, address: str) -> VoucherKeeping:
     return VoucherKeeping(
         ledger=services.ledger,
         hub=services.hub,
-        binding=services.binding,
+        binding=bind,
         dial=dial,
         peer_id=services.key.peer_id,
         name=f"…{address[-8:]}",

@@ -3,7 +3,8 @@
     P2PComputeError
     ├── ConfigError                  a setting, a profile or the machine is not as it has to be
     │   ├── ProfileInUse             another process owns this profile's ledger
-    │   ├── IdentityError            the key file is unreadable, malformed or open to others
+    │   ├── IdentityError            the key file is unreadable, malformed or open to others; identity.KeystoreError,
+    │   │                            .WrongPassword, .OwnerLocked
     │   └── PortInUse                the listen port is taken
     ├── KernelError                  a kernel is refused; has file, line, reason and what to write instead
     │   ├── KernelTypeError          arguments do not fit the kernel or the program

@@ -38,7 +38,7 @@ from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute._stakes import StakeParts, make_desk
 from p2pcompute._where import check_where, multiaddrs, place_of
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
-from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdService, Discovery
 from p2pcompute.overlay import Overlay
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
@@ -48,7 +48,7 @@ from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute.tasks._disputes import challenge
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
-from p2pcompute_protocols.ids import ChannelId, PeerId, TaskId
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.work import ProgramRef
 
 if TYPE_CHECKING:
@@ -89,10 +89,14 @@ class _Run(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class NodeServices:
-    """What a node is made of; tests put other parts in place of these."""
+    """What a node is made of; tests put other parts in place of these.
+
+    `wallet` signs vouchers and `account` holds the money: one key, unless the profile has an owner.
+    """
 
     key: NodeKey
     wallet: WalletKey
+    account: WalletKey
     overlay: Overlay
     ledger: Ledger
     hub: Hub
@@ -110,6 +114,7 @@ class NodeServices:
     guess_milli: int
     cores: int
     fund_wallet: Callable[[int], Awaitable[None]]
+    retired: tuple[Address, ...] = ()
     chain_url: str | None = None
     open_device_pool: Callable[[str, bool], WorkerPool] | None = None
     measure_on: Callable[[WorkerPool, str], Awaitable[Device]] | None = None
@@ -162,6 +167,7 @@ class Node(NodeStakes):
             settler=settler,
             clock_ms=self.now_ms,
             ask=self._ask_close,
+            signers=(services.wallet.address, *services.retired),
         )
 
     async def _ask_close(self, row: ChannelOutView) -> tuple[CloseConsent, bytes]:
@@ -655,6 +661,7 @@ async def open_node(
     listen: str | Sequence[str] = ("/ip4/127.0.0.1/tcp/0",),
     start_chain: bool = False,
     registry: str | None = None,
+    password: AskPassword | None = None,
 ) -> AsyncGenerator[Node]:
     """Open a node of this profile; keys and ledger are made on first use.
 
@@ -675,6 +682,8 @@ async def open_node(
             one that runs. For the first provider of a network; `p2pcompute up` does so.
         registry: address of the stake registry there; P2PCOMPUTE_REGISTRY where None. Only stakes need it, and not on
             a development chain.
+        password: gives the password of the owner's key, where the profile has an owner; called in another thread.
+            P2PCOMPUTE_PASSWORD, then the first line of the file that P2PCOMPUTE_PASSWORD_FILE names, where None.
 
     Raises:
         NoProviderError: no network is up here and none was named.
@@ -703,6 +712,7 @@ async def open_node(
                 listen=listen,
                 now_ms=wall_clock_ms,
                 registry=registry,
+                password=password or password_from_environment,
             )
         )
         node = await stack.enter_async_context(compose_node(services, network=network, now_ms=now_ms))

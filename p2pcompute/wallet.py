@@ -12,8 +12,11 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+import trio
 
 from p2pcompute._chain_choice import ChainChoice, choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._launch import default_network, default_profile
@@ -22,16 +25,17 @@ from p2pcompute._stakes import make_staking, open_stake_parts
 from p2pcompute._where import check_where, place_of
 from p2pcompute.control import MoneyOnChain
 from p2pcompute.errors import ChainError, ConfigError
-from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.identity import AskPassword, Keyring, MoneyKeys, NodeKey, WalletKey, password_from_environment
 from p2pcompute.node import _local_chain, wall_clock_ms
-from p2pcompute.payments import Balances, Outbox, Wallet
+from p2pcompute.payments import Balances, ClosedChannel, Outbox, Wallet
 from p2pcompute.storage import open_ledger
+from p2pcompute_protocols.ids import Address
 
 if TYPE_CHECKING:
     from p2pcompute.payments._api import ChannelOutView
     from p2pcompute_protocols.channel import CloseConsent
 
-__all__ = ["Balances", "MoneyOnChain", "Wallet", "open_wallet"]
+__all__ = ["Balances", "MoneyOnChain", "Rotated", "Wallet", "give_owner", "open_wallet", "rotate_signer"]
 
 _log = logging.getLogger("p2pcompute.payments")
 
@@ -47,6 +51,7 @@ async def open_wallet(
     registry: str | None = None,
     on_start_chain: Callable[[str], None] | None = None,
     bootstrap: Sequence[str] = (),
+    password: AskPassword | None = None,
 ) -> AsyncGenerator[MoneyOnChain]:
     """Open the money of a profile whose node is not running.
 
@@ -54,6 +59,7 @@ async def open_wallet(
         profile, network, chain, hub, token, registry: as `open_node` takes them. Where no chain is named and this
             machine has the network's development chain, that one runs while the context is open.
         on_start_chain: gets a line that says so, before it is started.
+        password: as `open_node` takes it.
         bootstrap: as `open_node` takes it, to ask payees for their consent to close channels.
 
     Raises:
@@ -61,15 +67,48 @@ async def open_wallet(
         ProfileInUse: another process has it open; a running node is asked by `p2pcompute wallet`.
         ChainUnreachable, WrongChain, chain.NoHub, chain.WrongHub: as `open_node`.
     """
-    profile = default_profile() if profile is None else profile
-    network = default_network() if network is None else network
-    place = place_of(profile)
-    check_where(network=network, chain=chain, hub=hub, token=token)
+    place = _place(profile)
+    password = password or password_from_environment
+    async with _open(
+        place,
+        network,
+        chain=chain,
+        hub=hub,
+        token=token,
+        registry=registry,
+        on_start_chain=on_start_chain,
+        bootstrap=bootstrap,
+        password=password,
+    ) as (money, _):
+        yield money
+
+
+def _place(profile: str | Profile | None) -> Profile:
+    place = place_of(default_profile() if profile is None else profile)
     if not place.wallet_key.exists():
         raise ConfigError(
             f"there is no profile at {place.path}, so it has no money; --profile names another, and `p2pcompute up` "
             "makes one"
         )
+    return place
+
+
+@asynccontextmanager
+async def _open(
+    place: Profile,
+    network: str | None,
+    *,
+    chain: str | None,
+    hub: str | None,
+    token: str | None,
+    registry: str | None = None,
+    on_start_chain: Callable[[str], None] | None = None,
+    bootstrap: Sequence[str],
+    password: AskPassword,
+    checked: bool = True,
+) -> AsyncGenerator[tuple[MoneyOnChain, MoneyKeys]]:
+    network = default_network() if network is None else network
+    check_where(network=network, chain=chain, hub=hub, token=token)
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(place.path, clock_ms=wall_clock_ms))
         choice = choose_chain(place, network, chain=chain, hub=hub, token=token)
@@ -83,8 +122,8 @@ async def open_wallet(
         connected = await stack.enter_async_context(open_choice(choice))
         await ledger.bind_chain(connected.terms)
         keep_choice(place, choice.url, connected.place)
-        key = WalletKey.load_or_create(place.wallet_key)
-        account = hub_of(connected, key, clock_ms=wall_clock_ms)
+        keys = await trio.to_thread.run_sync(partial(Keyring(place.path).open, password, checked=checked))
+        account = hub_of(connected, keys.account, clock_ms=wall_clock_ms)
         outbox = Outbox(ledger=ledger, hub=account)
         try:
             await outbox.look()
@@ -98,7 +137,7 @@ async def open_wallet(
             return await ask_without_node(
                 row,
                 key=NodeKey.load_or_create(place.node_key),
-                wallet=key,
+                wallet=keys.signer,
                 ledger=ledger,
                 hub=account,
                 outbox=outbox,
@@ -107,13 +146,108 @@ async def open_wallet(
                 peers=_peers(NetworkDir.named(network), bootstrap),
             )
 
-        parts = open_stake_parts(connected, key, place, registry=registry, now_ms=wall_clock_ms)
-        yield MoneyOnChain(
-            wallet=Wallet(ledger=ledger, hub=account, outbox=outbox, ask=ask),
-            ledger=ledger,
-            network=network,
-            chain_url=choice.url,
-            chain_id=connected.terms.chain_id,
-            hub=connected.terms.hub,
-            staking=partial(make_staking, parts, account, outbox),
+        signers = (keys.signer.address, *keys.retired)
+        parts = open_stake_parts(connected, keys.account, place, registry=registry, now_ms=wall_clock_ms)
+        yield (
+            MoneyOnChain(
+                wallet=Wallet(ledger=ledger, hub=account, outbox=outbox, ask=ask, signers=signers),
+                ledger=ledger,
+                network=network,
+                chain_url=choice.url,
+                chain_id=connected.terms.chain_id,
+                hub=connected.terms.hub,
+                staking=partial(make_staking, parts, account, outbox),
+            ),
+            keys,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotated:
+    """What a rotation has done.
+
+    Attributes:
+        old, new: the signers' accounts.
+        settled_uusd: what claiming has brought.
+        closed: the channels of the old signer: closed, or closing where the payee did not agree.
+    """
+
+    old: Address
+    new: Address
+    settled_uusd: int
+    closed: tuple[ClosedChannel, ...]
+
+
+async def rotate_signer(
+    *,
+    profile: str | Profile | None = None,
+    network: str | None = None,
+    chain: str | None = None,
+    hub: str | None = None,
+    token: str | None = None,
+    bootstrap: Sequence[str] = (),
+    password: AskPassword | None = None,
+) -> Rotated:
+    """Put a new hot key in the place of a profile's last one: drain, and let the next work open channels anew.
+
+    What was earned is claimed. Channels for which the old key signs are closed, at once where their payees agree and by
+    asking the hub otherwise; `p2pcompute close` brings those back a day later. Then the owner names the new key. Killed
+    anywhere, the same call goes on: nothing is done twice, and until the owner has named the new key the old one signs.
+
+    Args:
+        profile, network, chain, hub, token, bootstrap, password: as `open_wallet` takes them.
+
+    Raises:
+        ConfigError: the profile has no owner; what `open_wallet` raises.
+        SettlementPending, TransactionFailed, ChainError: see `Outbox.run`; the rotation goes on with the next call.
+    """
+    place = _place(profile)
+    keyring = Keyring(place.path)
+    if not keyring.has_owner:
+        raise ConfigError(
+            "this profile's one key holds its money and signs for it, so it can't be changed under it; make an owner "
+            "with `p2pcompute wallet new --profile NAME` and withdraw there"
+        )
+    async with _open(
+        place,
+        network,
+        chain=chain,
+        hub=hub,
+        token=token,
+        bootstrap=bootstrap,
+        password=password or password_from_environment,
+        checked=False,
+    ) as (money, keys):
+        new = keyring.begin_rotation().address  # on disk before anything else: a crash from here on is gone on from
+        settled = await money.wallet.settle()
+        closed: list[ClosedChannel] = []
+        for row in await money.wallet.reserved():
+            try:
+                closed.append(await money.wallet.close(row.channel.hex()))
+            except ConfigError as exc:
+                _log.warning("the channel %s stays as it is: %s", row.channel.hex()[:8], exc)
+        keyring.end_rotation(keys.account, now_ms=wall_clock_ms())
+        return Rotated(old=keys.signer.address, new=new, settled_uusd=settled, closed=tuple(closed))
+
+
+async def give_owner(profile: str | Profile, put: Callable[[Keyring], WalletKey]) -> Address:
+    """Put an owner's key into a profile that has no channels yet; its money is the owner's from then on.
+
+    Args:
+        profile: its name, or a `Profile`; made where it is missing.
+        put: `Keyring.create_owner` or `Keyring.import_owner`, with what they take; called in another thread.
+
+    Raises:
+        ConfigError: the profile has channels, which are its hot key's.
+        ProfileInUse: a node has it open.
+        IdentityError: it has an owner; what `put` raises.
+    """
+    place = place_of(profile)
+    async with open_ledger(place.path, clock_ms=wall_clock_ms) as ledger:
+        if await ledger.channels_in() or await ledger.channels_out():
+            raise ConfigError(
+                f"the channels of the profile {place.path.name} are its own key's, not an owner's; give the owner to "
+                "another one with --profile NAME, and bring the money there with `p2pcompute withdraw`"
+            )
+        owner = await trio.to_thread.run_sync(put, Keyring(place.path))
+        return owner.address

@@ -79,14 +79,14 @@ async def _check(profile: str, network: str, url: str | None, hub: str | None, t
     from p2pcompute._funds import coins
     from p2pcompute._profile import Profile
     from p2pcompute.errors import ConfigError
-    from p2pcompute.identity import WalletKey
+    from p2pcompute.identity import Keyring, WalletKey
 
     place = Profile.named(profile)
     choice = choose_chain(place, network, chain=url, hub=hub, token=token)
     if choice is None:
         raise ConfigError("no chain is named, and none runs here; name one with --chain URL, or run `p2pcompute up`")
     async with open_choice(choice) as found:
-        account = WalletKey.load_or_create(place.wallet_key).address
+        account = Keyring(place.path).owner_address() or WalletKey.load_or_create(place.wallet_key).address
         head = await found.hub.head()
         return {
             "chain_id": found.place.chain_id,

@@ -1,4 +1,4 @@
-"""`p2pcompute wallet`, `channels`, `earnings`, `receipts`, `settle`, `fund` and `withdraw`: a profile's money.
+"""`p2pcompute channels`, `earnings`, `receipts`, `settle`, `fund` and `withdraw`: a profile's money.
 
 A running node is asked, since it has the ledger; else the profile is opened here.
 """
@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn, TypeAlias, TypeVar, cast
 
 import click
 
+from ._passwords import owner_password, password_option
 from ._shared import (
     chain_options,
     common_options,
@@ -27,11 +28,11 @@ from ._shared import (
     usd,
 )
 
-__all__ = ["channels", "earnings", "fund", "receipts", "settle", "wallet", "withdraw"]
+__all__ = ["channels", "earnings", "fund", "receipts", "settle", "withdraw"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 Place: TypeAlias = Mapping[str, str | None]
-"""--chain, --hub and --token."""
+"""--chain, --hub, --token and --password-file."""
 _ANSWER_S: Final = 160.0
 _row = partial(labelled, width=12)
 
@@ -39,6 +40,7 @@ _row = partial(labelled, width=12)
 def _options(function: F) -> F:
     for option in (
         common_options,
+        password_option,
         partial(chain_options, where="where the node does not run: "),
         click.option(
             "--network",
@@ -53,8 +55,11 @@ def _options(function: F) -> F:
         function = option(function)
 
     @wraps(function)
-    def with_place(chain: str | None, hub: str | None, token: str | None, **options: Any) -> Any:
-        return function(place={"chain": chain, "hub": hub, "token": token}, **options)
+    def with_place(
+        chain: str | None, hub: str | None, token: str | None, password_file: str | None, **options: Any
+    ) -> Any:
+        where = {"chain": chain, "hub": hub, "token": token, "password_file": password_file}
+        return function(place=where, **options)
 
     return cast("F", with_place)
 
@@ -66,6 +71,7 @@ class _Asker:
         self._profile = profile
         self._network = network
         self._place = place
+        self.password_file = place["password_file"]
         self.as_json = as_json
         self._debug = debug
         self._said: set[str] = set()
@@ -102,8 +108,15 @@ class _Asker:
         from p2pcompute.wallet import open_wallet
 
         chain, hub, token = (self._place[name] for name in ("chain", "hub", "token"))
+        password = owner_password(place.path, self.password_file)
         async with open_wallet(
-            profile=place, network=self._network, chain=chain, hub=hub, token=token, on_start_chain=self._say_once
+            profile=place,
+            network=self._network,
+            chain=chain,
+            hub=hub,
+            token=token,
+            on_start_chain=self._say_once,
+            password=password,
         ) as money:
             return await MONEY_ANSWERS[method, target](money, fields)
 
@@ -154,17 +167,6 @@ def _show_wallet(answer: dict[str, Any]) -> None:
     _row("free", f"{usd(answer['free_uusd'])} at the hub, to withdraw or for channels")
     _row("in channels", f"{usd(answer['reserved_uusd'])}, of it promised {usd(answer['promised_uusd'])}")
     _row("unclaimed", f"{usd(answer['unclaimed_uusd'])} of vouchers that we hold; `p2pcompute settle` claims them")
-
-
-@click.command(epilog="\b\nExamples:\n  p2pcompute wallet\n  p2pcompute wallet --profile requester --json")
-@_options
-def wallet(profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
-    """Show where this profile's money lies."""
-    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/wallet")
-    if as_json:
-        json_line(**answer)
-    else:
-        _show_wallet(answer)
 
 
 @click.command(epilog="\b\nExamples:\n  p2pcompute channels\n  p2pcompute channels --profile requester --json")

@@ -136,7 +136,7 @@ class Progress:
         ours = path is not None and path.parent.name == self._profile
         self._console.print(
             f"network {node.network}: money of the development chain {terms.chain_id} (test money), hub "
-            f"0x{bytes(terms.hub).hex()[:8]}…, wallet 0x{node.services.wallet.address.hex()}"
+            f"0x{bytes(terms.hub).hex()[:8]}…, wallet 0x{node.services.account.address.hex()}"
             + ("" if ours else f"; profile {self._profile} is in use, so this one is used once and thrown away"),
             style="dim",
             highlight=False,
@@ -321,7 +321,7 @@ class JsonWatcher:
             event="node-opened",
             network=node.network,
             peer_id=node.peer_id,
-            wallet="0x" + node.services.wallet.address.hex(),
+            wallet="0x" + node.services.account.address.hex(),
             chain_id=terms.chain_id,
             hub="0x" + bytes(terms.hub).hex(),
         )

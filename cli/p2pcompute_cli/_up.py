@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._passwords import owner_password, password_option
 from ._shared import common_options, count, fail, hush_logs, json_line, network_options, seconds, short_peer, usd
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
 """
 )
 @network_options
+@password_option
 @click.option(
     "--listen",
     metavar="MULTIADDR",
@@ -207,6 +209,7 @@ class Settings:
     at_risk: str | None
     registry: str | None
     fault: str | None
+    password_file: str | None
     as_json: bool
 
 
@@ -328,6 +331,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
         token=settings.token,
         listen=settings.listen,
         registry=settings.registry,
+        password=owner_password(profile.path, settings.password_file),
     ) as node:
         started = time.monotonic()
         async with trio.open_nursery() as nursery:
@@ -389,7 +393,7 @@ async def _control(node: Node, profile: Any, *, task_status: trio.TaskStatus[Non
 
 
 def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layers: Layers | None) -> None:
-    terms, wallet = node.services.hub.terms, node.services.wallet.address
+    terms, wallet = node.services.hub.terms, node.services.account.address
     hub, credit = "0x" + bytes(terms.hub).hex(), role.options.credit
     facts = {
         "peer_id": node.peer_id,

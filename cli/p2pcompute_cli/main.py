@@ -21,7 +21,7 @@ _COMMANDS: Final = {
     "run": ("p2pcompute_cli._run", "run", "Run a Python script that uses p2p.run, and show its progress."),
     "status": ("p2pcompute_cli._status", "status", "Show what the running node does, earns and is owed."),
     "drain": ("p2pcompute_cli._status", "drain", "Have the running node take no more work."),
-    "wallet": ("p2pcompute_cli._money", "wallet", "Show where this profile's money lies."),
+    "wallet": ("p2pcompute_cli._wallet", "wallet", "Show where this profile's money lies, and whose it is."),
     "channels": ("p2pcompute_cli._money", "channels", "Show the payment channels."),
     "earnings": ("p2pcompute_cli._money", "earnings", "Show what was earned, by who paid it."),
     "receipts": ("p2pcompute_cli._money", "receipts", "List the receipts of chunks that were done here or for us."),

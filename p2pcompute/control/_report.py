@@ -40,7 +40,7 @@ async def node_status(node: Node) -> dict[str, Any]:
         "peers": sorted(services.overlay.peers())[:_MOST_PEERS],
         "peer_count": len(services.overlay.peers()),
         "ads": sum(1 for _ in services.board.entries()),
-        "wallet": "0x" + services.wallet.address.hex(),
+        "wallet": "0x" + services.account.address.hex(),
         "chain": {"url": services.chain_url, "chain_id": terms.chain_id, "hub": "0x" + bytes(terms.hub).hex()},
         "provider": _provider(node, now_ms),
         "totals": {

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from p2pcompute.errors import IdentityError
 
-__all__ = ["SECRET_BYTES", "load_or_create_secret"]
+__all__ = ["SECRET_BYTES", "load_or_create_secret", "read_private", "store_new", "sync_directory"]
 
 SECRET_BYTES = 32
 _MAX_FILE_BYTES = 256  # a key file is about 100 bytes; anything bigger is something else
@@ -51,6 +51,27 @@ def load_or_create_secret(path: Path, *, kind: str, create: Callable[[], bytes])
 
 
 def _load(path: Path, kind: str) -> bytes | None:
+    data = _read(path, kind, _MAX_FILE_BYTES + 1)
+    return None if data is None else _parse(path, kind, data)
+
+
+def read_private(path: Path, *, most_bytes: int) -> bytes | None:
+    """What is in a file that nobody else can read; None where there is none.
+
+    Raises:
+        IdentityError: others can read it, it is not ours, larger than `most_bytes`, or can't be read.
+    """
+    try:
+        data = _read(path, "secret", most_bytes + 1)
+    except OSError as exc:
+        reason = exc.strerror or type(exc).__name__
+        raise IdentityError(f"{path}: cannot be read ({reason}); check the path and its permissions") from None
+    if data is not None and len(data) > most_bytes:
+        raise IdentityError(f"{path}: is larger than {most_bytes} bytes, so it is something else")
+    return data
+
+
+def _read(path: Path, kind: str, most_bytes: int) -> bytes | None:
     try:
         # O_NONBLOCK: opening a pipe that somebody put there must not hang.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -70,10 +91,9 @@ def _load(path: Path, kind: str) -> bytes | None:
                 f"{path}: mode {stat.S_IMODE(info.st_mode):04o} lets others read it; if it is still secret, "
                 f"run `chmod 600 {path}`, otherwise move it away and a new key is made"
             )
-        data = os.read(fd, _MAX_FILE_BYTES + 1)
+        return os.read(fd, most_bytes)
     finally:
         os.close(fd)
-    return _parse(path, kind, data)
 
 
 def _parse(path: Path, kind: str, data: bytes) -> bytes:
@@ -88,19 +108,37 @@ def _parse(path: Path, kind: str, data: bytes) -> bytes:
 def _store(path: Path, kind: str, secret: bytes) -> None:
     if len(secret) != SECRET_BYTES:
         raise IdentityError(f"{path}: a {kind} has {SECRET_BYTES} bytes")
+    store_new(path, kind.encode("ascii") + b"\n" + secret.hex().encode("ascii") + b"\n")
+
+
+def store_new(path: Path, data: bytes) -> bool:
+    """Write a file that only its owner can read, whole or not at all; False where there is one of that name already.
+
+    Raises:
+        OSError: it can't be made.
+    """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(kind.encode("ascii") + b"\n" + secret.hex().encode("ascii") + b"\n")
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        with contextlib.suppress(FileExistsError):  # somebody else was first: theirs is the key
+        try:
             os.link(temporary, path)
+            new = True
+        except FileExistsError:  # somebody else was first: theirs is what counts
+            new = False
     finally:
         os.unlink(temporary)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_directory(path.parent)
+    return new
+
+
+def sync_directory(path: Path) -> None:
+    """Have the names in a directory on disk."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:

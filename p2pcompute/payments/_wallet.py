@@ -120,6 +120,16 @@ class Wallet:
                         nursery.start_soon(look, row.channel)
         return found
 
+    async def reserved(self) -> list[ChannelOutView]:
+        """The channels on which it pays and on which money is left, or whose closing is asked for, as the chain has
+        them. Raises `ChainError`."""
+        found: list[ChannelOutView] = []
+        for row in await self._ledger.channels_out():
+            state = await self._hub.channel(row.channel)
+            if state.deposit_uusd > state.claimed_uusd or state.close_at_s:
+                found.append(row)
+        return found
+
     async def settle(self) -> int:
         """Claim on chain what vouchers are worth; channels stay open. What it brought, in micro-USD.
 

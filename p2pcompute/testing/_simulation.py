@@ -325,6 +325,7 @@ async def open_simulated_node(
     network_id: str = DEFAULT_NETWORK,
     now_ms: Callable[[], int] = virtual_clock_ms,
     evidence: Path | None = None,
+    owner: WalletKey | None = None,
 ) -> AsyncGenerator[Node]:
     """A node on a network in memory, or on any overlay that is open already.
 
@@ -337,10 +338,12 @@ async def open_simulated_node(
         network_id: the network's ID; peers of another one refuse it.
         now_ms: its wall clock.
         evidence: a directory for what liars have signed; None to keep none.
+        owner: holds the money, where that is another key than the one that signs vouchers.
     """
     key = key or NodeKey.generate()
     pool = workers or InlineWorkers()
     wallet = WalletKey.generate()
+    account = owner or wallet
 
     async def measure(_: Any) -> Device:
         await trio.lowlevel.checkpoint()
@@ -348,8 +351,8 @@ async def open_simulated_node(
 
     async def fund(amount_uusd: int) -> None:
         await trio.lowlevel.checkpoint()
-        held = chain.tokens.get(wallet.address, 0) + chain.free.get(wallet.address, 0)
-        chain.mint(wallet.address, max(0, amount_uusd - held))
+        held = chain.tokens.get(account.address, 0) + chain.free.get(account.address, 0)
+        chain.mint(account.address, max(0, amount_uusd - held))
 
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(None, executor=InlineExecutor(), clock_ms=now_ms))
@@ -363,9 +366,10 @@ async def open_simulated_node(
         services = wire_services(
             key=key,
             wallet=wallet,
+            account=account,
             overlay=overlay,
             ledger=ledger,
-            hub=chain.hub(wallet.address),
+            hub=chain.hub(account.address),
             network=network_id,
             now_ms=now_ms,
             open_pool=lambda _threads, _unsandboxed: pool,

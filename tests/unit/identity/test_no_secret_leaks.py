@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gc
 import io
+import json
 import logging
 import traceback
 from pathlib import Path
@@ -18,7 +19,7 @@ import trio.testing
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute.errors import IdentityError, P2PComputeError
-from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.identity import NodeKey, WalletKey, decrypt_keystore, encrypt_keystore
 from p2pcompute.testing import MemoryNetwork, open_simulated_node, simulated_chain
 
 
@@ -78,7 +79,7 @@ def test_a_node_at_work_says_nothing_of_its_keys(
     async def main() -> None:
         network, chain = MemoryNetwork(latency_s=0.02), simulated_chain()
         async with (
-            open_simulated_node(network, chain) as provider,
+            open_simulated_node(network, chain, owner=WalletKey.generate()) as provider,
             open_simulated_node(network, chain) as node,
             trio.open_nursery() as nursery,
         ):
@@ -96,7 +97,7 @@ def test_a_node_at_work_says_nothing_of_its_keys(
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    assert len(secrets) >= 4
+    assert len(secrets) >= 5  # two nodes', each with a key for its money, and an owner's
     assert "WalletKey 0x" in said.getvalue()
     assert_silent(caplog.text, secrets)
     assert_silent(said.getvalue(), secrets)
@@ -111,6 +112,12 @@ def test_errors_about_key_files_hold_nothing_of_them(tmp_path: Path) -> None:
         with pytest.raises(IdentityError) as caught:
             kind.load_or_create(path)
         assert_silent("".join(traceback.format_exception(caught.value)), [secret])
+    keystore = encrypt_keystore(secret, "a password", n=16)
+    for data, password in ((keystore, "another"), (keystore[:-9], "a password"), (b"{}", "a password")):
+        with pytest.raises(IdentityError) as caught:
+            decrypt_keystore(data, password)
+        text = "".join(traceback.format_exception(caught.value))
+        assert_silent(text, [secret, json.loads(keystore)["crypto"]["ciphertext"].encode()])
     with pytest.raises(IdentityError) as caught:
         WalletKey(b"\xff" * 32)
     assert_silent("".join(traceback.format_exception(caught.value)), [b"\xff" * 32])

@@ -12,6 +12,7 @@ import trio.testing
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute.errors import TaskError
+from p2pcompute.identity import WalletKey
 from p2pcompute.testing import MemoryNetwork, open_simulated_node, simulated_chain
 
 
@@ -22,12 +23,14 @@ def doubled(out: Any, x: Any) -> None:
         out[i] = x[i] + x[i]
 
 
-def in_virtual_time(body: Any) -> None:
+def in_virtual_time(body: Any, *, owners: bool = False) -> None:
+    selling, buying = (WalletKey.generate(), WalletKey.generate()) if owners else (None, None)
+
     async def main() -> None:
         network, chain = MemoryNetwork(latency_s=0.02), simulated_chain()
         async with (
-            open_simulated_node(network, chain) as provider,
-            open_simulated_node(network, chain) as node,
+            open_simulated_node(network, chain, owner=selling) as provider,
+            open_simulated_node(network, chain, owner=buying) as node,
             trio.open_nursery() as nursery,
         ):
             await node.services.overlay.connect(provider.addresses[0])
@@ -45,7 +48,10 @@ async def buy(node: Any) -> None:
     assert (await node.run(doubled, p2p.out(x.shape, x.dtype), x) == 2 * x).all()
 
 
-def test_bought_closed_and_bought_again() -> None:
+@pytest.mark.parametrize("owners", [False, True])
+def test_bought_closed_and_bought_again(owners: bool) -> None:
+    """With owners of their own on both sides, too: the money is theirs, and other keys sign for it."""
+
     async def body(node: Any, provider: Any, chain: Any) -> None:
         for times in (1, 2):
             await buy(node)
@@ -55,11 +61,30 @@ def test_bought_closed_and_bought_again() -> None:
             assert (closed.state, closed.direction) == ("closed", "out")
             assert closed.refund_uusd == reserved.deposit_uusd - row.voucher_uusd > 0
             assert chain.epochs[row.channel] == times
-            assert chain.free[provider.services.wallet.address] == row.voucher_uusd
-        # The payee took part without a transaction of its own.
-        assert provider.services.wallet.address not in chain.nonces
+            assert chain.free[provider.services.account.address] == row.voucher_uusd
+        # The payee took part without a transaction of its own, and hot keys hold no money and send nothing.
+        assert provider.services.account.address not in chain.nonces
+        for other in (node, provider):
+            services = other.services
+            assert (services.account.address != services.wallet.address) == owners
+            if owners:
+                hot = services.wallet.address
+                assert hot not in chain.nonces
+                assert not chain.free.get(hot, 0) + chain.tokens.get(hot, 0)
 
-    in_virtual_time(body)
+    in_virtual_time(body, owners=owners)
+
+
+def test_what_an_owner_has_earned_is_claimed_for_it() -> None:
+    async def body(node: Any, provider: Any, chain: Any) -> None:
+        await buy(node)
+        (row,) = await node.services.ledger.channels_out()
+        earned = await provider.money.settle()
+        assert earned == row.voucher_uusd > 0
+        to = WalletKey.generate().address
+        assert await provider.money.withdraw(to) == earned == chain.tokens[to]
+
+    in_virtual_time(body, owners=True)
 
 
 def test_a_channel_with_a_consent_takes_no_task() -> None:

@@ -241,6 +241,7 @@ def test_a_requester_that_starts_again_goes_on_with_its_channel() -> None:
             again = wire_services(
                 key=services.key,
                 wallet=services.wallet,
+                account=services.account,
                 overlay=overlay,
                 ledger=services.ledger,
                 hub=services.hub,
