@@ -115,6 +115,7 @@ class _Asker:
             chain=chain,
             hub=hub,
             token=token,
+            registry=self._place.get("registry"),
             on_start_chain=self._say_once,
             password=password,
         ) as money:

@@ -152,6 +152,50 @@ def test_a_requester_closes_a_channel_at_once(start: Callable[..., Program], tmp
         verified(tmp_path / "home", profile)
 
 
+def test_an_owner_buys_and_changes_the_key_that_signs(start: Callable[..., Program], tmp_path: Path) -> None:
+    """Its key lies under a password; each command gets that from a file, and none without it gets at the money."""
+    password = tmp_path / "password"
+    password.write_text("correct horse\n")
+    password.chmod(0o600)
+    given = {"P2PCOMPUTE_PASSWORD_FILE": str(password)}
+    new = start("wallet", "new", "--profile", "safe", "--json", "--password-file", str(password))
+    assert new.end() == 0, new.said
+    owner = new.lines[0]["owner"]
+    first = start("wallet", "address", "--profile", "safe", "--json")
+    assert first.end() == 0, first.said
+    assert (first.lines[0]["account"], first.lines[0]["has_owner"]) == (owner, True)
+    assert first.lines[0]["signer"] != owner
+
+    provider = start("up", "--json", "--threads", "1")
+    provider.wait_event("ready")
+    locked = start("run", "--json", "--profile", "safe", *job(tmp_path, 2, 50, 600))
+    assert locked.end() != 0
+    assert locked.events("error")[0]["error"] == "OwnerLocked"
+    ran = start("run", "--json", "--profile", "safe", *job(tmp_path, 2, 50, 600), **given)
+    assert ran.end() == 0, ran.said
+    rotated = start("wallet", "rotate", "--profile", "safe", "--yes", "--json", **given)
+    assert rotated.end() == 0, rotated.said
+    (done,) = rotated.lines
+    assert done["old"] == first.lines[0]["signer"] != done["new"]
+    (channel,) = done["channels"]
+    assert channel["state"] == "closed"
+    assert channel["refund_uusd"] > 0
+    again = start("run", "--json", "--profile", "safe", *job(tmp_path, 2, 50, 600), **given)
+    assert again.end() == 0, again.said
+    shown = start("channels", "--profile", "safe", "--json", "--password-file", str(password))
+    assert shown.end() == 0, shown.said
+    assert shown.lines[0]["account"] == owner
+    rows = {row["channel"]: row for row in shown.lines[0]["channels"]}
+    assert len(rows) == 2  # one for each key
+    assert rows.pop(channel["channel"])["voucher_uusd"] > 0
+    (opened,) = rows.values()
+    assert opened["deposit_uusd"] >= opened["voucher_uusd"] > 0
+    provider.process.send_signal(signal.SIGINT)
+    assert provider.end() == 0, provider.said
+    for profile in ("default", "safe"):
+        verified(tmp_path / "home", profile)
+
+
 def test_a_liar_by_fault_is_caught_and_gets_nothing(start: Callable[..., Program], tmp_path: Path) -> None:
     with chain(tmp_path) as url:
         liar = start("up", "--json", "--profile", "liar", "--fault", "lie:0.5:4", "--chain", url)
