@@ -129,7 +129,9 @@ def choose_chain(
         found = ChainChoice(url=url) if kept is None else replace(kept, url=url)
     if hub_text or token_text:
         if found is None:
-            raise ConfigError("a hub or a token is named and no chain; name its endpoint with --chain URL")
+            raise ConfigError(
+                "a hub or a token is named and no chain; name its endpoint: --chain URL, P2PCOMPUTE_CHAIN or chain=…"
+            )
         if hub_text:
             found = ChainChoice(url=found.url, hub=account(hub_text))
         if token_text:

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from p2pcompute._options import said
+from p2pcompute._options import OptionError, said
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._language import DTYPES
 
-__all__ = ["dtype_of", "lengths_of", "name_of"]
+__all__ = ["check_challenge", "dtype_of", "lengths_of", "name_of", "refuse_masked"]
 
 
 def lengths_of(given: object, what: str, *, instead: str, least: int = 0, most: int = 2**63 - 1) -> tuple[int, ...]:
@@ -64,6 +64,32 @@ def dtype_of(given: object, what: str) -> np.dtype[Any]:
             f"{what} the dtype {said(given) if kind is None else kind}", instead=f"use one of {', '.join(DTYPES)}"
         )
     return np.dtype(kind.name)
+
+
+def check_challenge(provider: object, task: object, digests: object) -> None:
+    """Check what a dispute is asked for with.
+
+    Raises:
+        OptionError: the provider is no text, the task is no ID, or these are no digests of two states at least.
+    """
+    if not isinstance(provider, str):
+        raise OptionError(f"provider is {said(provider)}; write its peer ID, such as `Round.provider` has it")
+    if not isinstance(task, bytes) or len(task) != 32:
+        raise OptionError(f"task is {said(task)}; write the 32 bytes of its ID, as the event `Agreed` has them")
+    several = list(digests) if isinstance(digests, Sequence) and not isinstance(digests, str | bytes) else []
+    if len(several) < 2 or not all(isinstance(one, bytes) and len(one) == 32 for one in several):
+        raise OptionError(
+            f"digests is {said(digests)}; write a list of 32 bytes for each state, the one before the first round first"
+        )
+
+
+def refuse_masked(value: object, what: str) -> None:
+    """Raise KernelTypeError for an array with a mask, such as `errors.Partial` has: kernels would see what is behind
+    it."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise KernelTypeError(
+            f"{what} has a mask, which kernels don't know", instead="pass its .filled(value), and the mask by itself"
+        )
 
 
 def name_of(given: object, call: str) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from . import cuda
+from ._given import refuse_masked
 from .errors import KernelTypeError
 from .kernel import kernel, out
 
@@ -60,6 +61,8 @@ async def matmul_on(node: Node, a: Any, b: Any, **options: Any) -> Any:
 def _work(a: Any, b: Any, options: dict[str, Any]) -> tuple[ConfiguredKernel, tuple[Any, ...], dict[str, Any]]:
     from p2pcompute.checking import product_tolerance
 
+    for name, matrix in (("a", a), ("b", b)):
+        refuse_masked(matrix, name)
     left, right = np.asarray(a), np.asarray(b)
     if left.ndim != 2 or right.ndim != 2 or left.shape[1] != right.shape[0] or 0 in (*left.shape, *right.shape):
         raise KernelTypeError(

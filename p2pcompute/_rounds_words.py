@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from p2pcompute._given import lengths_of, name_of
+from p2pcompute._given import lengths_of, name_of, refuse_masked
 from p2pcompute._options import said
 from p2pcompute._split import Split
 from p2pcompute.errors import KernelTypeError
@@ -152,6 +152,7 @@ def state_arrays(state: object) -> dict[str, Array]:
             raise KernelTypeError(
                 f"the state's {name} is {_said(value)}", instead="pass NumPy arrays of one element at least"
             )
+        refuse_masked(value, f"the state's {name}")
         if value.dtype.name not in DTYPES or not value.dtype.isnative:
             raise KernelTypeError(
                 f"the state's {name} is of dtype {value.dtype}", instead=f"use one of {', '.join(DTYPES)}"

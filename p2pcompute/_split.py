@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from p2pcompute._given import lengths_of
+from p2pcompute._given import lengths_of, refuse_masked
 from p2pcompute._options import said
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import InputSpec, SplitSpec
@@ -57,6 +57,7 @@ def split(
         raise KernelTypeError(
             f"a {type(array).__name__} can't be split", instead="pass a NumPy array of one axis at least"
         )
+    refuse_masked(array, "what is to be split")
     if array.dtype.name not in DTYPES or not array.dtype.isnative:
         raise KernelTypeError(
             f"an array of dtype {array.dtype} can't be split", instead=f"use one of {', '.join(DTYPES)}"

@@ -64,11 +64,13 @@ def towers(given: object) -> tuple[str, ...]:
     """Multiaddrs of watchtowers. Raises `OptionError`."""
     found = _texts(given, "watchtowers", _MOST_TOWERS)
     for text in found:
-        if not text.startswith("/") or "/p2p/" not in text:
+        try:
+            public_key_of(PeerId(text.rpartition("/p2p/")[2] if text.startswith("/") else ""))
+        except LocalProtocolError as exc:
             raise OptionError(
-                f"watchtowers names {text!r}; write a multiaddr with its peer, such as "
+                f"watchtowers names {said(text)} ({exc}); write a multiaddr with its peer, such as "
                 "/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…"
-            )
+            ) from exc
     return found
 
 

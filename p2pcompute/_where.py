@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import sniffio
+
 from p2pcompute._options import OptionError, said, texts
 from p2pcompute._profile import Profile
+from p2pcompute.errors import ConfigError
 
-__all__ = ["check_where", "multiaddrs", "place_of"]
+__all__ = ["check_where", "multiaddrs", "place_of", "refuse_other_loops"]
+
+
+def refuse_other_loops(what: str) -> None:
+    """Raise ConfigError where the caller's event loop is not trio's."""
+    try:
+        library = sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        library = "trio"  # which says itself that it does not run
+    if library != "trio":
+        raise ConfigError(
+            f"{what} is for trio and was opened from {library}; start it with trio.run, or call p2p.run in a thread: "
+            "`await asyncio.to_thread(p2p.run, …)`"
+        )
 
 
 def place_of(profile: str | Profile) -> Profile:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
-from p2pcompute._given import dtype_of, lengths_of
+from p2pcompute._given import dtype_of, lengths_of, refuse_masked
 from p2pcompute._options import said
 from p2pcompute._split import Split, split_argument
 from p2pcompute.errors import KernelError, KernelTypeError, NotCalled
@@ -108,19 +108,34 @@ class Device:
         return f"<p2pcompute.device {self.name}>"
 
 
-def device(function: Callable[..., Any]) -> Device:
+def device(function: Callable[..., Any] | None = None, *more: Any, **options: Any) -> Device:
     """Decorate a function that kernels call. It is checked with the kernel that calls it."""
+    if function is None or more or options:
+        raise _with_arguments("device", (function, *more), options)
     if not callable(function) or isinstance(function, type | Kernel | ConfiguredKernel):
         raise KernelError(f"a {type(function).__name__} is no device function", instead="decorate a plain function")
     return Device(function)
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
+def _with_arguments(name: str, given: tuple[Any, ...], options: Mapping[str, Any]) -> KernelError:
+    """What to raise where a decorator has parentheses. numba's take signatures and options there, and these don't."""
+    values = [said(value) for value in given if value is not None]
+    return KernelError(
+        f"@p2p.{name}({', '.join([*values, *(f'{key}=…' for key in options)])}) has parentheses",
+        instead=f"write @p2p.{name} without them: types come from the arguments, and how it is run is said to p2p.run, "
+        'such as fp="fast"',
+    )
+
+
+def kernel(function: Callable[..., Any] | None = None, *more: Any, **options: Any) -> Kernel:
     """Decorate a kernel.
 
     Raises:
-        KernelError: the function, or a device function that it calls, says what the language does not hold.
+        KernelError: the function, or a device function that it calls, says what the language does not hold; or the
+            decorator has parentheses, as numba's may have.
     """
+    if function is None or more or options:
+        raise _with_arguments("kernel", (function, *more), options)
     try:
         return Kernel(function)
     except KernelError as exc:
@@ -337,6 +352,7 @@ def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
             f"{name} is a {type(value).__name__}: {said(value)}",
             instead="pass NumPy arrays, p2pcompute.split(...), numbers and p2pcompute.out(...)",
         )
+    refuse_masked(value, name)
     if value.dtype.name not in DTYPES or not value.dtype.isnative:
         raise KernelTypeError(f"{name} is of dtype {value.dtype}", instead=f"use one of {', '.join(DTYPES)}")
     if isinstance(value, np.generic):
@@ -350,8 +366,8 @@ class _CallableModule(types.ModuleType):
     """Importing this module makes it the package's attribute `kernel`, over the decorator of that name; so that
     ``@p2pcompute.kernel`` holds in every order of imports, the module is the decorator as well."""
 
-    def __call__(self, function: Callable[..., Any]) -> Kernel:
-        return kernel(function)
+    def __call__(self, function: Callable[..., Any] | None = None, *more: Any, **options: Any) -> Kernel:
+        return kernel(function, *more, **options)
 
 
 sys.modules[__name__].__class__ = _CallableModule

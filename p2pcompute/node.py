@@ -22,6 +22,7 @@ import trio
 
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._fast_proof import Prove, modes_sold
+from p2pcompute._given import check_challenge
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._listening import listening
@@ -36,7 +37,7 @@ from p2pcompute._requester import Chunk, RunOptions, TaskRun, params_of
 from p2pcompute._rounds import Round, RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute._stakes import StakeParts, make_desk
-from p2pcompute._where import check_where, multiaddrs, place_of
+from p2pcompute._where import check_where, multiaddrs, place_of, refuse_other_loops
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdService, Discovery
@@ -372,9 +373,11 @@ class Node(NodeStakes):
             digests: ours, of the states 0 to the last.
 
         Raises:
+            ConfigError: one of the arguments is something else.
             TaskRefused: the provider shows nothing, such as after it was started again.
             RemoteProtocolError: it answers otherwise than it is committed to. OverlayError: it is gone.
         """
+        check_challenge(provider, task, digests)
         return await challenge(
             self.services.overlay,
             provider,
@@ -693,6 +696,7 @@ async def open_node(
     from p2pcompute._chain_choice import kept_choice
     from p2pcompute._opening import open_services
 
+    refuse_other_loops("open_node")
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
     place = place_of(profile)

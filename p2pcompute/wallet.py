@@ -22,7 +22,7 @@ from p2pcompute._chain_choice import ChainChoice, choose_chain, hub_of, keep_cho
 from p2pcompute._launch import default_network, default_profile
 from p2pcompute._profile import NetworkDir, Profile
 from p2pcompute._stakes import make_staking, open_stake_parts
-from p2pcompute._where import check_where, place_of
+from p2pcompute._where import check_where, place_of, refuse_other_loops
 from p2pcompute.control import MoneyOnChain
 from p2pcompute.errors import ChainError, ConfigError
 from p2pcompute.identity import AskPassword, Keyring, MoneyKeys, NodeKey, WalletKey, password_from_environment
@@ -67,6 +67,7 @@ async def open_wallet(
         ProfileInUse: another process has it open; a running node is asked by `p2pcompute wallet`.
         ChainUnreachable, WrongChain, chain.NoHub, chain.WrongHub: as `open_node`.
     """
+    refuse_other_loops("open_wallet")
     place = _place(profile)
     password = password or password_from_environment
     async with _open(
@@ -87,8 +88,8 @@ def _place(profile: str | Profile | None) -> Profile:
     place = place_of(default_profile() if profile is None else profile)
     if not place.wallet_key.exists():
         raise ConfigError(
-            f"there is no profile at {place.path}, so it has no money; --profile names another, and `p2pcompute up` "
-            "makes one"
+            f"there is no profile at {place.path}, so it has no money; --profile or profile=… names another, and "
+            "`p2pcompute up` makes one"
         )
     return place
 

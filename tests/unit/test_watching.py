@@ -81,6 +81,8 @@ PEER = peer_id_from_public_key(bytes(32))
         ({"watch_for": ["0x12"]}, "write a peer ID"),
         ({"watch_for": ["0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAeD"]}, "checksum"),
         ({"watchtowers": [PEER]}, "write a multiaddr"),
+        ({"watchtowers": ["/ip4/127.0.0.1/tcp/1/p2p/abc"]}, "write a multiaddr with its peer"),
+        ({"watchtowers": [f"/ip4/127.0.0.1/tcp/1{PEER}"]}, "write a multiaddr with its peer"),
         ({"watchtowers": "/ip4/127.0.0.1/tcp/1"}, "write a list"),
         ({"coin_price_uusd": -1}, "coin_price_uusd"),
     ],

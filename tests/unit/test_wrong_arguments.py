@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import decimal
 import inspect
@@ -17,9 +18,10 @@ import trio
 
 import p2pcompute as p2p
 from p2pcompute import cuda
+from p2pcompute._given import check_challenge
 from p2pcompute._options import NODE_OPTIONS, AmountError, OptionError, UnknownOption, parse_usd, said
 from p2pcompute._rounds import bind_rounds
-from p2pcompute.errors import ConfigError, KernelTypeError, NotCalled, P2PComputeError, ProgramError
+from p2pcompute.errors import ConfigError, KernelError, KernelTypeError, NotCalled, P2PComputeError, ProgramError
 from p2pcompute.wallet import open_wallet
 
 
@@ -61,6 +63,7 @@ def plain() -> None: ...
 
 X = np.ones(8, np.float32)
 HALF: Any = 4.5
+SIGNATURE: Any = "void(f4[:])"
 ONE: Any = np.int64(1)
 FOUR: Any = np.int32(4)
 SQUARE = np.ones((2, 2), np.float32)
@@ -334,3 +337,69 @@ def test_programs_are_not_called_either() -> None:
         made(X, n=3)
     with pytest.raises(NotCalled, match=r"start it with p2pcompute\.run\(b\[3\], \.\.\.\)"):
         made[3](X)
+
+
+def test_a_decorator_has_no_parentheses() -> None:
+    """numba's take signatures and options there."""
+    for given, words in (
+        (lambda: p2p.kernel(), r"@p2p\.kernel\(\) has parentheses; write @p2p\.kernel without them"),
+        (lambda: p2p.kernel(SIGNATURE, plain), r"@p2p\.kernel\('void\(f4\[:\]\)', <function plain"),
+        (lambda: p2p.kernel(fastmath=True), r"@p2p\.kernel\(fastmath=…\) .* said to p2p\.run, such as fp=\"fast\""),
+        (lambda: p2p.device(inline=True), r"@p2p\.device\(inline=…\) has parentheses"),
+    ):
+        with pytest.raises(KernelError, match=words):
+            given()
+
+
+def test_a_configured_kernel_is_no_device_function() -> None:
+    with pytest.raises(KernelError, match="is no device function"):
+        p2p.device(saxpy[1, 1])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda masked: p2p.run(saxpy, GOOD[0], 2.0, masked, X),
+        lambda masked: p2p.split(masked),
+        lambda masked: p2p.iterate(decay, rounds=3, state={"x": masked}, args=(2.0,)),
+        lambda masked: p2p.iterate(decay, rounds=3, state={"x": X}, args=(masked,)),
+        lambda masked: p2p.matmul(SQUARE, masked.reshape(2, 4)),
+    ],
+)
+def test_what_is_behind_a_mask_is_not_computed_with(given: Callable[[Any], object]) -> None:
+    """What a failed task leaves is masked; given to the next one its zeros would count."""
+    masked = np.ma.masked_array(X, mask=X > 0)
+    with pytest.raises(KernelTypeError, match=r"has a mask, which kernels don't know; pass its \.filled\(value\)"):
+        given(masked)
+
+
+def test_a_node_and_a_wallet_are_for_trio() -> None:
+    async def node() -> None:
+        async with p2p.open_node(profile="nobody", network="nowhere"):
+            pass
+
+    async def wallet() -> None:
+        async with open_wallet(profile="nobody"):
+            pass
+
+    for opened, name in ((node, "open_node"), (wallet, "open_wallet")):
+        with pytest.raises(ConfigError, match=rf"{name} is for trio and was opened from asyncio; .*asyncio\.to_thread"):
+            asyncio.run(opened())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"provider": 5}, "provider is 5; write its peer ID"),
+        ({"task": "ab" * 32}, "task is 'abab.*; write the 32 bytes of its ID"),
+        ({"task": b"t"}, "write the 32 bytes"),
+        ({"digests": None}, "digests is None; write a list of 32 bytes"),
+        ({"digests": [b"d" * 32]}, "write a list of 32 bytes"),
+        ({"digests": [b"d" * 32, "d"]}, "write a list of 32 bytes"),
+    ],
+)
+def test_a_dispute_is_asked_for_with_digests(changes: dict[str, Any], words: str) -> None:
+    good: dict[str, Any] = {"provider": "12D3Koo", "task": b"t" * 32, "digests": [b"d" * 32] * 2}
+    check_challenge(**good)
+    with pytest.raises(OptionError, match=words):
+        check_challenge(**good | changes)
