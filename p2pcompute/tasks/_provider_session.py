@@ -508,13 +508,18 @@ class Session:
         """Compute, sign and send a chunk, or say why not; False when it has to wait for a voucher first."""
         service, terms = self.service, agreement.terms
         first, blocks = work.chunk_range(index)
-        try:
-            await account.begin()
-        except LocalProtocolError as exc:
-            if account.unpaid:
-                return False  # a voucher is under way, and brings credit back
-            await self._not_begun(agreement, index, account, exc.code, str(exc))
-            return True
+        while True:
+            unpaid = account.unpaid
+            try:
+                await account.begin()
+                break
+            except LocalProtocolError as exc:
+                if account.unpaid < unpaid:
+                    continue  # a voucher came while that was found out, and has brought credit back
+                if account.unpaid:
+                    return False  # a voucher is under way, and brings credit back
+                await self._not_begun(agreement, index, account, exc.code, str(exc))
+                return True
         run: ChunkRun | None = None
         limit_s = terms.chunk_timeout_ms / 1000
         speed_milli = service.speed_milli(work)

@@ -17,6 +17,7 @@ from p2pcompute.payments import CreditPolicy
 from p2pcompute.payments._earlier import EarlierWork
 from p2pcompute.tasks import ChunkDone, Paid, ProviderLost, ProviderRefused, TaskStarted, _coordinator, _link
 from p2pcompute_protocols import task
+from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 
 from ..market._harness import Market, Watch, Z, compute, in_memory
 from ..market._rogues import CHUNKS
@@ -182,5 +183,31 @@ def test_a_result_that_was_lost_with_a_task_broken_off_stalls_no_later_task(
             assert np.array_equal(await compute(requester, watch=watch, budget="1 USD"), Z)
         assert bool(watch.of(ProviderLost)) != mended
         assert (trio.current_time() - began < 10) == mended
+
+    in_memory(scenario)
+
+
+def test_a_voucher_that_comes_while_credit_is_looked_at_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a peer owes is read before it is compared; the voucher for all of it may come in between."""
+    begin = _ProviderAccount.begin
+    refused: list[int] = []
+
+    async def begins_late(account: _ProviderAccount) -> None:
+        if account.unpaid and not refused:
+            refused.append(account.unpaid)
+            while account.unpaid:  # noqa: ASYNC110  nobody announces it
+                await trio.sleep(0.01)
+            raise LocalProtocolError("as things stood", code=WireCode.CREDIT_EXHAUSTED)
+        await begin(account)
+
+    monkeypatch.setattr(_ProviderAccount, "begin", begins_late)
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        requester = await market.node(connect=(provider,))
+        watch = Watch()
+        assert np.array_equal(await compute(requester, watch=watch), Z)
+        assert refused
+        assert not watch.of(ProviderRefused)
 
     in_memory(scenario)
