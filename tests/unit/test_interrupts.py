@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,6 +30,14 @@ def step(new_x, x):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
     if i < new_x.size:
         new_x[i] = x[i] + 1.0
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Generator[None]:
+    """A shell's background job, which a test run may be, starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def deep_inside() -> None:
