@@ -36,7 +36,7 @@ def place_of(profile: str | Profile) -> Profile:
     if isinstance(given, Profile):
         return given
     if not isinstance(given, str):
-        directory = ", or Profile(path) of p2pcompute._profile for a directory" if isinstance(given, Path) else ""
+        directory = "; P2PCOMPUTE_HOME says where profiles lie" if isinstance(given, Path) else ""
         raise OptionError(f"profile is {said(given)}; write its name, such as 'requester'{directory}")
     return Profile.named(given)
 
