@@ -23,6 +23,7 @@ from p2pcompute_protocols.channel import (
     ChannelHello,
     ChannelSync,
     Domain,
+    ReceiptRef,
     Voucher,
     VoucherAck,
     VoucherFrame,
@@ -32,6 +33,7 @@ from p2pcompute_protocols.channel import (
 )
 from p2pcompute_protocols.connection import NEED_DATA, Role
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
+from p2pcompute_protocols.merkle import Frontier
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Terms, accept_terms, open_agreement, seal_terms
 from p2pcompute_protocols.task import ReceiptPayload
@@ -43,11 +45,18 @@ FAR_MS = 10**13
 TERMS = ChainTerms(chain_id=31337, hub=b"h" * 20, token=b"t" * 20, decimals=6)
 DOMAIN = Domain(chain_id=TERMS.chain_id, contract=Address(TERMS.hub))
 CEILING_UUSD = 1_000_000
+ENVELOPE = bytes(200)
+"""As long as a signed receipt."""
 
 
 def key(kind: bytes, number: int) -> bytes:
     """A private key."""
     return kind + number.to_bytes(32 - len(kind), "big")
+
+
+def receipt_for(task: TaskId, index: int) -> ReceiptPayload:
+    """The receipt of a chunk."""
+    return ReceiptPayload(task=task, index=index, code=0, output=b"o" * 32, fp="strict", units=1, finished_ms=1)
 
 
 class Stream:
@@ -103,11 +112,17 @@ class Provider:
         await payee.serve_channel(server)
         await server.aclose()
 
+    async def issue(self, task: TaskId, index: int) -> bytes:
+        """One more chunk is done, and its receipt is signed; in no time here."""
+        return await self.ledger.record_receipt(receipt_for(task, index), sign=lambda _: ENVELOPE)
+
     async def check(self, amounts: list[int]) -> None:
         """Raise where the balances differ."""
         rows = await self.ledger.channels_in()
         if sorted(row.best_uusd for row in rows) != sorted(amounts):
             raise AssertionError(f"{[row.best_uusd for row in rows]} are held, not {amounts}")
+        if any(row.rooted_leaves != row.best_uusd for row in rows):
+            raise AssertionError("a memo is not the root over what was paid for")
         await self.ledger.verify()
 
     async def take_from_others(self, each: int, directory: Path) -> float:
@@ -117,10 +132,15 @@ class Provider:
             the time that it takes, by that process's clock.
         """
         node, wallet = bare_payer()
+        binding = bind_signer(NETWORK, node.peer_id, wallet, sequence=1, expires_ms=FAR_MS)
         for account in self.accounts:
             channel = channel_id(wallet.address, account.address, wallet.address)
             fund(self.chain, channel)
-            await self._owe(channel, wallet.address, node.peer_id)
+            terms = agreement_with(node, binding, self.node, account.address, 0)
+            await self.ledger.add_agreement(terms, role="provider")
+            async with trio.open_nursery() as nursery:
+                for index in range(each + 1):
+                    nursery.start_soon(self.issue, terms.task_id, index)
         path = directory / "payers.sock"
         with trio.socket.socket(trio.socket.AF_UNIX) as server:
             await server.bind(str(path))
@@ -138,11 +158,6 @@ class Provider:
         await self.check([each + 1] * len(self.accounts))
         return float(said)
 
-    async def _owe(self, channel: ChannelId, payer: Address, peer: PeerId) -> None:
-        """The work that the vouchers are for was done and receipted before."""
-        await self.ledger.open_channel_in(channel, payer=payer, signer=payer, peer=peer)
-        await self.ledger._write(lambda tx: tx.emit("owed_rebased", channel=channel, pusd=CEILING_UUSD * 1_000_000))
-
 
 def bare_payer() -> tuple[NodeKey, WalletKey]:
     """Whose vouchers those are."""
@@ -159,7 +174,8 @@ async def pay_from_here(path: str, channels: int, each: int) -> float:
         half = trio.socket.socket(trio.socket.AF_UNIX)
         await half.connect(path)
         stream = Stream(trio.SocketStream(half), node.peer_id)
-        payers.append(_BarePayer(stream, channel_id(wallet.address, account, wallet.address), wallet))
+        task = agreement_with(node, binding, NodeKey(key(b"provider", 0)), account, 0).task_id
+        payers.append(_BarePayer(stream, channel_id(wallet.address, account, wallet.address), wallet, task))
         await payers[-1].greet(binding, account)
     for payer in payers:
         await payer.pay(1)  # the first reads the chain
@@ -174,19 +190,24 @@ async def pay_from_here(path: str, channels: int, each: int) -> float:
 
 
 class _BarePayer:
-    """Signs, sends and hears the ack, and keeps nothing."""
+    """Signs, sends and hears the ack, and keeps nothing but the tree of receipts."""
 
-    def __init__(self, stream: Stream, channel: ChannelId, wallet: WalletKey) -> None:
-        self.stream, self._channel, self._wallet = stream, channel, wallet
+    def __init__(self, stream: Stream, channel: ChannelId, wallet: WalletKey, task: TaskId) -> None:
+        self.stream, self._channel, self._wallet, self._task = stream, channel, wallet, task
+        self._tree = Frontier()
         self._connection = ChannelConnection(Role.REQUESTER)
 
     async def greet(self, binding: SignerBinding, payee: Address) -> None:
         await self._ask(ChannelHello(chain=TERMS, payer=binding, payee=payee), ChannelSync)
 
     async def pay(self, amount_uusd: int) -> None:
-        voucher = Voucher(channel=self._channel, amount_uusd=amount_uusd)
+        first, self._tree = self._tree.leaves, self._tree.grown([ENVELOPE])
+        voucher = Voucher(channel=self._channel, amount_uusd=amount_uusd, memo=self._tree.root)
         signature = self._wallet.sign_digest(voucher_digest(DOMAIN, voucher))
-        frame = VoucherFrame(amount_uusd=amount_uusd, memo=voucher.memo, signature=signature)
+        refs = (ReceiptRef(task=self._task, index=first),)
+        frame = VoucherFrame(
+            amount_uusd=amount_uusd, memo=voucher.memo, signature=signature, first=first, receipts=refs
+        )
         await self._ask(frame, VoucherAck)
 
     async def pay_up_to(self, amount_uusd: int) -> None:
@@ -204,6 +225,36 @@ class _BarePayer:
 def fund(chain: ModelChain, channel: ChannelId) -> None:
     """Money on a channel, from nowhere."""
     chain.channels[channel] = ChannelOnChain(deposit_uusd=CEILING_UUSD, claimed_uusd=0, close_at_s=0)
+
+
+def agreement_with(node: NodeKey, binding: SignerBinding, provider: NodeKey, payee: Address, number: int) -> Agreement:
+    """What the requester `number` and the provider have agreed on: the same bytes in every process."""
+    terms = Terms(
+        version=1,
+        order_digest=key(b"order", number),
+        bid_digest=payee.ljust(32, b"b"),
+        requester=node.peer_id,
+        provider=provider.peer_id,
+        created_ms=1,
+        deadline_ms=FAR_MS,
+        standing=True,
+        chain=TERMS,
+        payer=binding,
+        payee=payee,
+        price_pusd=1_000_000,
+        ceiling_uusd=CEILING_UUSD,
+        credit_window=1,
+        max_window=4,
+        check=CheckPolicy(kind="sample", per_chunk=16),
+        arbiters=(),
+        language="numba-cuda/1",
+        fp="strict",
+        chunk_timeout_ms=1_000,
+        timeout_payer="provider",
+        slots=1,
+    )
+    raw = accept_terms(seal_terms(terms, network=NETWORK, signer=node), network=NETWORK, signer=provider)
+    return open_agreement(raw, network=NETWORK, requester=node.peer_id, provider=provider.peer_id)
 
 
 class Requester:
@@ -238,51 +289,20 @@ class Requester:
     async def agree(self) -> None:
         """An agreement on each channel, money on it, and one voucher paid."""
         for at, account in enumerate(self.provider.accounts):
-            agreement = self._agreement(account.address)
+            agreement = agreement_with(self.node, self.binding, self.provider.node, account.address, self.number)
             self.tasks.append(agreement.task_id)
             await self.ledger.add_agreement(agreement, role="requester")
+            await self.provider.ledger.add_agreement(agreement, role="provider")
             channel = channel_id(self.wallet.address, account.address, self.wallet.address)
             fund(self.provider.chain, channel)
             await self.payers[at].open_channels(
                 [ChannelNeed(payee=account.address, peer=self.provider.node.peer_id, amount_uusd=1)]
             )
 
-    def _agreement(self, payee: Address) -> Agreement:
-        terms = Terms(
-            version=1,
-            order_digest=key(b"order", self.number),
-            bid_digest=payee.ljust(32, b"b"),
-            requester=self.node.peer_id,
-            provider=self.provider.node.peer_id,
-            created_ms=1,
-            deadline_ms=FAR_MS,
-            standing=True,
-            chain=TERMS,
-            payer=self.binding,
-            payee=payee,
-            price_pusd=1_000_000,
-            ceiling_uusd=CEILING_UUSD,
-            credit_window=1,
-            max_window=4,
-            check=CheckPolicy(kind="sample", per_chunk=16),
-            arbiters=(),
-            language="numba-cuda/1",
-            fp="strict",
-            chunk_timeout_ms=1_000,
-            timeout_payer="provider",
-            slots=1,
-        )
-        raw = accept_terms(
-            seal_terms(terms, network=NETWORK, signer=self.node), network=NETWORK, signer=self.provider.node
-        )
-        return open_agreement(raw, network=NETWORK, requester=self.node.peer_id, provider=self.provider.node.peer_id)
-
     async def accept(self, at: int, index: int) -> None:
-        """One more chunk is checked and accepted, for one micro-USD."""
-        receipt = ReceiptPayload(
-            task=self.tasks[at], index=index, code=0, output=b"o" * 32, fp="strict", units=1, finished_ms=1
-        )
-        await self.ledger.accept_work(self.tasks[at], [(receipt, bytes(200))], sampled=1)
+        """One more chunk is done, checked and accepted, for one micro-USD."""
+        envelope = await self.provider.issue(self.tasks[at], index)
+        await self.ledger.accept_work(self.tasks[at], [(receipt_for(self.tasks[at], index), envelope)], sampled=1)
 
     async def pay(self, at: int) -> int:
         """Pay for it."""
@@ -360,7 +380,7 @@ async def restart_s(directory: Path, channels: int, rounds: int) -> float:
             if await settler.exposure_uusd() != 5 * channels:
                 raise AssertionError("vouchers are missing")
             binding = bind_signer(NETWORK, node.peer_id, wallet, sequence=1, expires_ms=FAR_MS)
-            payer = _BarePayer(provider.connect(node.peer_id, 0), first, wallet)
+            payer = _BarePayer(provider.connect(node.peer_id, 0), first, wallet, TaskId(bytes(32)))
             await payer.greet(binding, account.address)
             times.append(time.perf_counter() - began)
             await payer.stream.aclose()

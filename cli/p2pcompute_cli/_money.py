@@ -216,17 +216,42 @@ def earnings(profile: str, network: str, place: Place, as_json: bool, debug: boo
 
 
 @click.command(
-    epilog="\b\nExamples:\n  p2pcompute receipts\n  p2pcompute receipts --csv --limit 10000 > receipts.csv\n\n"
+    epilog="\b\nExamples:\n  p2pcompute receipts\n  p2pcompute receipts --csv --limit 10000 > receipts.csv\n"
+    "  p2pcompute receipts --prove 5f3a09c1 12 > proof.json\n\n"
     "The newest tasks come first. `code` is 0 for a result; `verdict` is what this node found, where it bought. "
     "Amounts are exact; only what is paid for all of them together is rounded up, to a millionth."
 )
 @click.option("--csv", "as_csv", is_flag=True, help="one line each, for a spreadsheet")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=1_000, show_default=True, help="how many at most")
+@click.option(
+    "--prove",
+    type=(str, click.IntRange(0)),
+    metavar="TASK INDEX",
+    default=None,
+    help="print, as JSON, the proof that the receipt of a chunk stands behind a voucher; 8 digits of the task or more",
+)
+@click.option("--root", metavar="HEX", default="", help="with --prove: the memo that was claimed on chain")
 @_options
-def receipts(profile: str, network: str, place: Place, as_csv: bool, limit: int, as_json: bool, debug: bool) -> None:
+def receipts(
+    profile: str,
+    network: str,
+    place: Place,
+    as_csv: bool,
+    limit: int,
+    prove: tuple[str, int] | None,
+    root: str,
+    as_json: bool,
+    debug: bool,
+) -> None:
     """List the receipts of chunks that were done here or for us."""
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
+    if prove is not None:
+        asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
+        json_line(**asker("/proof", task=prove[0], index=prove[1], root=root))
+        return
+    if root:
+        raise click.UsageError("--root goes with --prove")
     answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/receipts", limit=limit)
     rows = answer["receipts"]
     if as_json:

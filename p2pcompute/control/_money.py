@@ -10,6 +10,7 @@ from p2pcompute.errors import ConfigError
 from p2pcompute.payments import Wallet
 from p2pcompute.storage import ChannelInRow, ChannelOutRow, Ledger
 from p2pcompute_protocols.ids import Address
+from p2pcompute_protocols.limits import MAX_CHUNKS
 
 from ._stakes import STAKE_ANSWERS, STAKE_ON_CHAIN
 
@@ -94,6 +95,7 @@ def _incoming(row: ChannelInRow) -> dict[str, Any]:
         "unclaimed_uusd": row.unclaimed_uusd,
         "worked_uusd": row.owed_uusd,
         "close_at_s": row.close_at_s,
+        "rooted_receipts": row.rooted_leaves,
     }
 
 
@@ -109,6 +111,7 @@ def _outgoing(row: ChannelOutRow, close_at_s: int) -> dict[str, Any]:
         "unclaimed_uusd": max(0, row.voucher_uusd - row.claimed_uusd),
         "worked_uusd": row.accepted_uusd,
         "close_at_s": close_at_s,
+        "rooted_receipts": row.signed_leaves,
     }
 
 
@@ -146,6 +149,32 @@ async def _receipts(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str,
     }
 
 
+async def _proof(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
+    task = await money.ledger.task_named(str(fields.get("task", "")))
+    index = str(fields.get("index", ""))
+    if not index.isascii() or not index.isdigit() or int(index) >= MAX_CHUNKS:
+        raise ConfigError(f"{index!r} is no chunk; write its number, 0 to {MAX_CHUNKS - 1}")
+    asked = str(fields.get("root", ""))
+    try:
+        root = bytes.fromhex(asked.removeprefix("0x"))
+    except ValueError:
+        root = b"?"
+    if len(root) not in (0, 32):
+        raise ConfigError(f"{asked!r} is no root; write the 64 digits of the memo in the hub's event Claimed")
+    proof = await money.ledger.prove_receipt(task, int(index), root=root or None)
+    return {
+        **_where(money),
+        "task": task.hex(),
+        "index": int(index),
+        "channel": proof.channel.hex(),
+        "root": proof.root.hex(),
+        "leaf": proof.proof.index,
+        "leaves": proof.proof.leaves,
+        "path": [digest.hex() for digest in proof.proof.path],
+        "receipt": proof.envelope.hex(),
+    }
+
+
 async def _settle(money: MoneyOnChain, _: Mapping[str, Any]) -> dict[str, Any]:
     return {"settled_uusd": await money.wallet.settle(), **await _wallet(money, {})}
 
@@ -174,6 +203,7 @@ MONEY_ANSWERS: Final[
     ("GET", "/wallet"): _wallet,
     ("GET", "/channels"): _channels,
     ("GET", "/receipts"): _receipts,
+    ("GET", "/proof"): _proof,
     ("POST", "/settle"): _settle,
     ("POST", "/fund"): _fund,
     ("POST", "/withdraw"): _withdraw,
@@ -182,7 +212,8 @@ MONEY_ANSWERS: Final[
 }
 """Routes about money: ``/fund`` takes ``amount_uusd``, ``/withdraw`` takes ``to`` and ``amount_uusd`` (all that is free
 where it is left out), ``/close`` takes ``channel`` (the first 8 digits of its ID, or more), ``/receipts`` takes
-``limit``; those of `STAKE_ANSWERS` come on top."""
+``limit``, ``/proof`` takes ``task`` (likewise), ``index`` and, to prove against another voucher than the newest,
+``root``; those of `STAKE_ANSWERS` come on top."""
 
 ON_CHAIN: Final = frozenset({"/wallet", "/channels", "/settle", "/fund", "/withdraw", "/close"}) | STAKE_ON_CHAIN
 """Those of them that wait for the chain."""

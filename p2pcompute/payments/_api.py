@@ -28,6 +28,7 @@ __all__ = [
     "ConfirmingHub",
     "ConsentOut",
     "ContractCall",
+    "CoveredReceipts",
     "CreditExhausted",
     "Deposit",
     "Dial",
@@ -327,6 +328,8 @@ class ChannelIn(Protocol):
     @property
     def memo(self) -> bytes | None: ...
     @property
+    def rooted_leaves(self) -> int: ...
+    @property
     def signature(self) -> bytes | None: ...
     @property
     def deposit_uusd(self) -> int: ...
@@ -357,6 +360,15 @@ class ConsentOut(Protocol):
     def signature(self) -> bytes: ...
 
 
+class CoveredReceipts(Protocol):
+    """Receipts that a voucher's root has come to cover; see `p2pcompute.storage.Covered`."""
+
+    @property
+    def first(self) -> int: ...
+    @property
+    def receipts(self) -> tuple[tuple[TaskId, int], ...]: ...
+
+
 class ChannelOutView(Protocol):
     """A channel on which we pay; see `p2pcompute.storage.ChannelOutRow`."""
 
@@ -380,6 +392,10 @@ class ChannelOutView(Protocol):
     def signature(self) -> bytes | None: ...
     @property
     def acked_uusd(self) -> int: ...
+    @property
+    def signed_leaves(self) -> int: ...
+    @property
+    def told_leaves(self) -> int: ...
     @property
     def deposit_uusd(self) -> int: ...
     @property
@@ -447,8 +463,9 @@ class PayerLedger(Protocol):
         self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int
     ) -> int: ...
     async def raise_voucher(
-        self, channel: ChannelId, *, sign: Callable[[int], tuple[bytes, bytes]]
+        self, channel: ChannelId, *, sign: Callable[[int, bytes], tuple[bytes, bytes]]
     ) -> ChannelOutView: ...
+    async def covered_by_voucher(self, channel: ChannelId) -> CoveredReceipts | None: ...
     async def adopt_voucher(
         self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes
     ) -> ChannelOutView: ...
@@ -464,7 +481,14 @@ class PayeeLedger(Protocol):
         self, channel: ChannelId, *, payer: Address, signer: Address, peer: PeerId
     ) -> ChannelIn: ...
     async def take_voucher(
-        self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes, peer: PeerId
+        self,
+        channel: ChannelId,
+        *,
+        amount_uusd: int,
+        memo: bytes,
+        signature: bytes,
+        peer: PeerId,
+        covered: CoveredReceipts | None = None,
     ) -> ChannelIn: ...
     async def set_chain_in(
         self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int, close_at_s: int

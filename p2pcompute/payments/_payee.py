@@ -31,7 +31,7 @@ from p2pcompute_protocols.channel import (
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.framing import frame
-from p2pcompute_protocols.ids import Address, ChannelId, PeerId
+from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.limits import MAX_FRAME_BYTES, MAX_TEXT
 from p2pcompute_protocols.money import usd
 from p2pcompute_protocols.wire import Record
@@ -49,6 +49,7 @@ CHAIN_TTL_S: Final = 600.0  # what was read of a channel counts for so long; clo
 CLOSING_MARGIN_S: Final = 3_600  # a channel that can be closed this soon takes no more vouchers
 MAX_LEDGER_UUSD: Final = (2**63 - 1) // 1_000_000  # owed amounts are kept in pico-USD in 64 bits
 _MAX_TRACKED_CHANNELS: Final = 4_096
+_NO_MEMO: Final = bytes(32)
 
 
 class _Refuse(Exception):
@@ -78,6 +79,13 @@ class PayeeCounters:
     vouchers: int
     paid_uusd: int
     refused: Counter[WireCode]
+    unrooted: int = 0  # vouchers taken whose memo is not the root of receipts that we issued
+
+
+@dataclass(frozen=True, slots=True)
+class _Covered:
+    first: int
+    receipts: tuple[tuple[TaskId, int], ...]
 
 
 @dataclass(slots=True)
@@ -300,6 +308,7 @@ class Payee:
                 memo=frame_.memo,
                 signature=frame_.signature,
                 peer=session.peer,
+                covered=_covered(frame_),
             )
         except VoucherRefused as exc:
             # Another stream of the same payer was faster, or the chain knows of more than we did.
@@ -308,6 +317,8 @@ class Payee:
             raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=max(best, row.paid_uusd)) from exc
         self.counters.vouchers += 1
         self.counters.paid_uusd += stored.paid_uusd - best
+        # Money is not refused for a memo: what it proves is of use to the payee, and the payer loses nothing by it.
+        self.counters.unrooted += frame_.memo != _NO_MEMO and not stored.rooted_leaves
         session.row = stored
         self._wake(session.channel)
 
@@ -360,6 +371,12 @@ class Payee:
             self._read_at.pop(next(iter(self._read_at)))
         self._read_at.pop(channel, None)
         self._read_at[channel] = now
+
+
+def _covered(frame_: VoucherFrame) -> _Covered | None:
+    if frame_.first is None or frame_.receipts is None:
+        return None
+    return _Covered(frame_.first, tuple((TaskId(one.task), one.index) for one in frame_.receipts))
 
 
 async def _farewell(stream: Stream, refusal: _Refuse) -> None:

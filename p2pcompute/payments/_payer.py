@@ -27,6 +27,7 @@ from p2pcompute_protocols.channel import (
     CloseConsent,
     ConsentFrame,
     Domain,
+    ReceiptRef,
     Voucher,
     VoucherAck,
     VoucherFrame,
@@ -55,7 +56,6 @@ _RETRY_FIRST_S: Final = 0.5
 _RETRY_MOST_S: Final = 5.0
 _POLL_S: Final = 0.25
 _CLOSE_S: Final = 1.0  # for closing a stream on which a payment was cancelled
-_NO_MEMO: Final = bytes(32)
 _TRY_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.BAD_VOUCHER, WireCode.CLOSING})
 _ASK_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.PAYMENT_REQUIRED})
 _MAX_ASKS: Final = 4  # a provider notices the end of a task a moment after its requester
@@ -276,15 +276,13 @@ class ChannelOut:
         if stream is not None:
             await stream.aclose()
 
-    async def pay(self, *, memo: bytes = _NO_MEMO) -> int:
+    async def pay(self) -> int:
         """Pay for all accepted work and wait until the provider holds the voucher.
 
         The voucher is on disk before it is sent. It is never above the accepted work, which no agreement lets pass its
         ceiling, nor above the channel's deposit; where that does not cover it yet, this waits for `open_channels`.
+        Its memo is the root over the receipts accepted on the channel, which the provider is told of with it.
         Cancelled, the voucher may or may not have reached the provider; the next call finds out.
-
-        Args:
-            memo: 32 bytes that go on chain with the voucher.
 
         Returns:
             The total that the provider holds, in micro-USD.
@@ -312,7 +310,7 @@ class ChannelOut:
                     if dialogue is None:
                         dialogue = await self._open()
                         row = await self._row()
-                    row = await self._sign(row, memo)
+                    row = await self._sign(row)
                     refusal = await self._offer(dialogue, row)
                     if refusal is None:
                         known = await self._payer.ledger.ack_voucher(self.id, amount_uusd=row.voucher_uusd)
@@ -406,12 +404,12 @@ class ChannelOut:
         row = await ledger.channel_out(self.id)
         return row if row is not None else await ledger.open_channel_out(self.id, payee=self.payee, peer=self.peer)
 
-    async def _sign(self, row: ChannelOutView, memo: bytes) -> ChannelOutView:
+    async def _sign(self, row: ChannelOutView) -> ChannelOutView:
         payer = self._payer
 
-        def sign(amount_uusd: int) -> tuple[bytes, bytes]:
-            voucher = Voucher(channel=self.id, amount_uusd=amount_uusd, memo=memo)
-            return memo, payer.wallet.sign_digest(voucher_digest(payer.domain, voucher))
+        def sign(amount_uusd: int, root: bytes) -> tuple[bytes, bytes]:
+            voucher = Voucher(channel=self.id, amount_uusd=amount_uusd, memo=root)
+            return root, payer.wallet.sign_digest(voucher_digest(payer.domain, voucher))
 
         if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
             await self._wait_funded(row.accepted_uusd)
@@ -435,7 +433,18 @@ class ChannelOut:
         if self._connection.best_uusd < row.voucher_uusd:
             assert row.memo is not None
             assert row.signature is not None
-            offer = VoucherFrame(amount_uusd=row.voucher_uusd, memo=row.memo, signature=row.signature)
+            new = None
+            if row.signed_leaves > row.told_leaves:
+                new = await self._payer.ledger.covered_by_voucher(self.id)
+            offer = VoucherFrame(
+                amount_uusd=row.voucher_uusd,
+                memo=row.memo,
+                signature=row.signature,
+                first=None if new is None else new.first,
+                receipts=None
+                if new is None
+                else tuple(ReceiptRef(task=task, index=index) for task, index in new.receipts),
+            )
             await dialogue.send(offer)
             answer = await dialogue.receive(stall_s=ANSWER_TIMEOUT_S)
             if isinstance(answer, VoucherRefusal):

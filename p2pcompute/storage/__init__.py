@@ -17,6 +17,8 @@ from ._ledger import ReceiptConflict as ReceiptConflict
 from ._ledger import UnknownAgreement as UnknownAgreement
 from ._ledger import open_ledger as open_ledger
 from ._peers import CreditVerdict as CreditVerdict
+from ._roots import Covered as Covered
+from ._roots import ReceiptProof as ReceiptProof
 from ._rows import AgreementRow as AgreementRow
 from ._rows import ChannelInRow as ChannelInRow
 from ._rows import ChannelOutRow as ChannelOutRow

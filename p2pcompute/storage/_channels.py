@@ -11,19 +11,21 @@ from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.money import PUSD_PER_UUSD, usd
 
 from ._database import Transaction
+from ._roots import Named, forget_signed_tree, next_tree, reproduce
 from ._rows import ChannelInRow, ChannelOutRow
 
 __all__ = ["ChannelsMixin", "refuse_closing", "release_credit"]
 
 _IN = (
     "SELECT channel, payer, signer, peer, owed_pusd, best_uusd, memo, signature, deposit_uusd, claimed_uusd,"
-    " close_at_s FROM channels_in"
+    " close_at_s, rooted_leaves FROM channels_in"
 )
 # A channel must cover what is accepted on it and what its open agreements can still cost.
 _OUT = (
     "SELECT channel, payee, peer, accepted_pusd, voucher_uusd, memo, signature, acked_uusd, deposit_uusd,"
     " claimed_uusd, (SELECT coalesce(sum(ceiling_uusd * 1000000 - total_pusd), 0) FROM agreements a"
-    " WHERE a.channel = c.channel AND a.state = 'open' AND a.role = 'requester') FROM channels_out c"
+    " WHERE a.channel = c.channel AND a.state = 'open' AND a.role = 'requester'), signed_leaves, told_leaves"
+    " FROM channels_out c"
 )
 
 T = TypeVar("T")
@@ -149,9 +151,19 @@ class ChannelsMixin:
         return await self._write(work)
 
     async def take_voucher(
-        self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes, peer: PeerId
+        self,
+        channel: ChannelId,
+        *,
+        amount_uusd: int,
+        memo: bytes,
+        signature: bytes,
+        peer: PeerId,
+        covered: Named | None = None,
     ) -> ChannelInRow:
         """Store a voucher that the caller has verified, before it is acknowledged.
+
+        `covered` names the receipts that its memo has come to be the root of. Where the memo is not reproduced from
+        them and from those named before, the voucher is taken all the same and `rooted_leaves` of the row is 0.
 
         In the same transaction the peer's history grows and its use of free credit shrinks by what came in.
         A voucher above what is owed is taken as payment for work that this ledger has lost (a restored backup);
@@ -168,15 +180,19 @@ class ChannelsMixin:
             if amount_uusd <= row.paid_uusd:
                 raise VoucherRefused(f"a voucher of {usd(amount_uusd)} where {usd(row.paid_uusd)} are held already")
             gained_uusd = amount_uusd - row.paid_uusd
+            found = reproduce(tx, channel, memo, covered)
             tx.emit(
-                "voucher_taken",
+                "voucher_covered" if found.grown else "voucher_taken",
                 channel=channel,
                 amount_uusd=amount_uusd,
                 memo=memo,
                 signature=signature,
                 peer=peer,
                 gained_uusd=gained_uusd,
+                **found.grown,
             )
+            if not found.grown and found.leaves != row.rooted_leaves:
+                tx.emit("memo_rooted", channel=channel, leaves=found.leaves)
             rebased_pusd = self._rebase_in(tx, row, amount_uusd)
             release_credit(tx, peer, gained_uusd * PUSD_PER_UUSD)
             return replace(
@@ -186,6 +202,7 @@ class ChannelsMixin:
                 signature=signature,
                 peer=peer,
                 owed_pusd=row.owed_pusd + rebased_pusd,
+                rooted_leaves=found.leaves,
             )
 
         return await self._write(work)
@@ -250,11 +267,14 @@ class ChannelsMixin:
         """All outgoing channels."""
         return await self._read(lambda tx: [_out(row) for row in tx.all(f"{_OUT} ORDER BY channel")])
 
-    async def raise_voucher(self, channel: ChannelId, *, sign: Callable[[int], tuple[bytes, bytes]]) -> ChannelOutRow:
+    async def raise_voucher(
+        self, channel: ChannelId, *, sign: Callable[[int, bytes], tuple[bytes, bytes]]
+    ) -> ChannelOutRow:
         """Sign for all accepted work, and store the voucher before anybody sees it.
 
-        `sign` gets the amount in micro-USD and gives memo and signature; it is called inside of the transaction,
-        and only for an amount above the last one.
+        `sign` gets the amount in micro-USD and the root over the accepted receipts, and gives memo and signature; it
+        is called inside of the transaction, and only for an amount above the last one. The root covers at most
+        MAX_COVERED receipts that the payee does not know of yet; the rest comes with the next vouchers.
 
         Raises:
             InsufficientFunds: the channel's deposit does not cover it; nothing was signed.
@@ -270,9 +290,12 @@ class ChannelsMixin:
                     f"the channel to 0x{row.payee.hex()} holds {usd(row.deposit_uusd)} and {usd(amount_uusd)} are due; "
                     "wait for its funding or fund it again"
                 )
-            memo, signature = sign(amount_uusd)
+            tree = next_tree(tx, channel)
+            memo, signature = sign(amount_uusd, tree.root if tree.leaves else bytes(32))
             tx.emit("voucher_signed", channel=channel, amount_uusd=amount_uusd, memo=memo, signature=signature)
-            return replace(row, voucher_uusd=amount_uusd, memo=memo, signature=signature)
+            if tree.leaves != row.signed_leaves:
+                tx.emit("voucher_rooted", channel=channel, leaves=tree.leaves, peaks=bytes(tree))
+            return replace(row, voucher_uusd=amount_uusd, memo=memo, signature=signature, signed_leaves=tree.leaves)
 
         return await self._write(work)
 
@@ -286,6 +309,7 @@ class ChannelsMixin:
             row = need_out(tx, channel)
             if amount_uusd > row.voucher_uusd:
                 tx.emit("voucher_signed", channel=channel, amount_uusd=amount_uusd, memo=memo, signature=signature)
+                forget_signed_tree(tx, channel)
                 self._rebase_out(tx, row, amount_uusd)
             return need_out(tx, channel)
 
@@ -328,6 +352,8 @@ class ChannelsMixin:
                 peer=row.peer,
                 gained_uusd=amount_uusd - row.acked_uusd,
             )
+            if amount_uusd == row.voucher_uusd and row.signed_leaves != row.told_leaves:
+                tx.emit("receipts_told", channel=channel)
 
     async def set_chain_out(self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int) -> ChannelOutRow:
         """What the chain says about an outgoing channel. More claimed than this ledger has signed for (a restored

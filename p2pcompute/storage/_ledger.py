@@ -25,6 +25,7 @@ from ._executor import Executor, ThreadExecutor
 from ._lock import LedgerLock
 from ._outbox import OutboxMixin
 from ._peers import PeersMixin
+from ._roots import RootsMixin
 from ._rows import AgreementRow, AgreementState, LoggedReceipt, ReceiptRow, RoleName, ceil_uusd
 from ._schema import MIGRATIONS
 from ._verify import LedgerReport, check_full, check_invariants, replay
@@ -77,7 +78,7 @@ def need_agreement(tx: Transaction, task: TaskId, role: RoleName) -> AgreementRo
     return found
 
 
-class Ledger(ChannelsMixin, ConsentsMixin, OutboxMixin, PeersMixin):
+class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
     """All durable state of a node about work and money. Open it with `open_ledger`.
 
     Each method that changes something is one transaction: when it returns the change is on disk (WAL and
@@ -335,7 +336,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, OutboxMixin, PeersMixin):
                         f"{usd(agreement.ceiling_uusd)}; raise the budget and run the rest anew"
                     )
                 tx.emit(
-                    "work_accepted",
+                    "work_rooted",
                     task=task,
                     idx=receipt.index,
                     digest=receipt.output,

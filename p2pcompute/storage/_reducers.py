@@ -13,6 +13,10 @@ from typing import Final
 __all__ = ["REDUCERS"]
 
 _SEEN = "INSERT INTO peers (peer, first_seen_ms) VALUES (:peer, :now_ms) ON CONFLICT (peer) DO NOTHING"
+_PAID = (
+    "INSERT INTO peers (peer, first_seen_ms, paid_uusd) VALUES (:peer, :now_ms, :gained_uusd)"
+    " ON CONFLICT (peer) DO UPDATE SET paid_uusd = paid_uusd + excluded.paid_uusd"
+)
 
 REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
     "chain_bound": ("INSERT INTO home (id, chain_id, hub, token) VALUES (1, :chain_id, :hub, :token)",),
@@ -40,10 +44,7 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
             "UPDATE channels_in SET best_uusd = :amount_uusd, memo = :memo, signature = :signature, peer = :peer"
             " WHERE channel = :channel"
         ),
-        (
-            "INSERT INTO peers (peer, first_seen_ms, paid_uusd) VALUES (:peer, :now_ms, :gained_uusd)"
-            " ON CONFLICT (peer) DO UPDATE SET paid_uusd = paid_uusd + excluded.paid_uusd"
-        ),
+        _PAID,
     ),
     "owed_rebased": (
         "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd, base_pusd = base_pusd + :pusd WHERE channel = :channel",
@@ -72,6 +73,32 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
         "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
         "UPDATE channels_out SET accepted_pusd = accepted_pusd + :pusd WHERE channel = :channel",
     ),
+    # As "work_accepted", which older ledgers have: the receipt is also the next leaf of its channel's tree.
+    "work_rooted": (
+        (
+            "INSERT INTO receipts_held (task, idx, code, digest, units, pusd, envelope, verdict, sampled, leaf)"
+            " VALUES (:task, :idx, 0, :digest, :units, :pusd, :envelope, 'accepted', :sampled,"
+            " (SELECT leaves FROM channels_out WHERE channel = :channel))"
+        ),
+        "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
+        ("UPDATE channels_out SET accepted_pusd = accepted_pusd + :pusd, leaves = leaves + 1 WHERE channel = :channel"),
+    ),
+    "voucher_rooted": (
+        "UPDATE channels_out SET signed_leaves = :leaves, signed_peaks = :peaks WHERE channel = :channel",
+    ),
+    "receipts_told": (
+        "UPDATE channels_out SET told_leaves = signed_leaves, told_peaks = signed_peaks WHERE channel = :channel",
+    ),
+    # As "voucher_taken", with receipts that its memo is the root of.
+    "voucher_covered": (
+        (
+            "UPDATE channels_in SET best_uusd = :amount_uusd, memo = :memo, signature = :signature, peer = :peer,"
+            " leaves = :leaves, peaks = :peaks, rooted_leaves = :leaves WHERE channel = :channel"
+        ),
+        _PAID,
+        "INSERT INTO covers (channel, first, refs) VALUES (:channel, :first, :refs)",
+    ),
+    "memo_rooted": ("UPDATE channels_in SET rooted_leaves = :leaves WHERE channel = :channel",),
     "work_rejected": (
         (
             "INSERT INTO receipts_held (task, idx, code, digest, units, pusd, envelope, verdict, sampled, reason)"

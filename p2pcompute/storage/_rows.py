@@ -92,6 +92,8 @@ class ChannelInRow:
         deposit_uusd: the total reserved on chain, when it was read last.
         claimed_uusd: the total claimed on chain, likewise.
         close_at_s: UNIX time from which the payer can take back what is left; 0 where it did not ask for that.
+        rooted_leaves: how many of our receipts the memo of the best voucher is the root of; 0 where it is not
+            reproduced from them.
     """
 
     channel: ChannelId
@@ -105,6 +107,7 @@ class ChannelInRow:
     deposit_uusd: int
     claimed_uusd: int
     close_at_s: int
+    rooted_leaves: int = 0
 
     @property
     def paid_uusd(self) -> int:
@@ -141,6 +144,8 @@ class ChannelOutRow:
         deposit_uusd: the total reserved on chain, when it was read last.
         claimed_uusd: the total claimed on chain, likewise.
         reserved_pusd: what open agreements on it can still cost.
+        signed_leaves: how many accepted receipts the highest voucher's memo is the root of.
+        told_leaves: of how many of them the payee has acknowledged to know.
     """
 
     channel: ChannelId
@@ -154,6 +159,8 @@ class ChannelOutRow:
     deposit_uusd: int
     claimed_uusd: int
     reserved_pusd: int = 0
+    signed_leaves: int = 0
+    told_leaves: int = 0
 
     @property
     def accepted_uusd(self) -> int:

@@ -156,7 +156,30 @@ CREATE TABLE consents (
 ) STRICT;
 """
 
-MIGRATIONS: Final[Sequence[str]] = (_V1, _CONSENTS)
+# Roots over receipts. `leaf` is the number of an accepted receipt in its channel's tree. `signed` is the tree under the
+# last voucher, `told` what of it the payee has acknowledged, `rooted_leaves` how much of it stands behind the best
+# voucher that we hold, 0 where its memo is not reproduced. Peaks are those of `merkle.Frontier`, refs 40 bytes each:
+# task and, big-endian, index.
+_ROOTS: Final = """
+ALTER TABLE receipts_held ADD COLUMN leaf INTEGER;
+ALTER TABLE channels_out ADD COLUMN leaves INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE channels_out ADD COLUMN signed_leaves INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE channels_out ADD COLUMN signed_peaks BLOB NOT NULL DEFAULT x'';
+ALTER TABLE channels_out ADD COLUMN told_leaves INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE channels_out ADD COLUMN told_peaks BLOB NOT NULL DEFAULT x'';
+ALTER TABLE channels_in ADD COLUMN leaves INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE channels_in ADD COLUMN peaks BLOB NOT NULL DEFAULT x'';
+ALTER TABLE channels_in ADD COLUMN rooted_leaves INTEGER NOT NULL DEFAULT 0;
+
+CREATE TABLE covers (
+    channel BLOB NOT NULL REFERENCES channels_in (channel),
+    first   INTEGER NOT NULL CHECK (first >= 0),
+    refs    BLOB NOT NULL CHECK (length(refs) > 0 AND length(refs) % 40 = 0),
+    PRIMARY KEY (channel, first)
+) STRICT, WITHOUT ROWID;
+"""
+
+MIGRATIONS: Final[Sequence[str]] = (_V1, _CONSENTS, _ROOTS)
 
 DERIVED_TABLES: Final = (
     "home",
@@ -165,6 +188,7 @@ DERIVED_TABLES: Final = (
     "receipts_held",
     "channels_in",
     "channels_out",
+    "covers",
     "outbox",
     "outbox_rows",
     "peers",

@@ -49,6 +49,14 @@ _FULL: Final = (
         ),
     ),
     (
+        "a channel's tree of receipts is not made of its accepted receipts",
+        (
+            "SELECT hex(c.channel) FROM channels_out c WHERE leaves !="
+            " (SELECT count(h.leaf) FROM receipts_held h JOIN agreements a ON a.task = h.task"
+            " WHERE a.channel = c.channel) OR NOT told_leaves <= signed_leaves OR NOT signed_leaves <= leaves"
+        ),
+    ),
+    (
         "what is owed on a channel is not the sum of its agreements",
         (
             "SELECT hex(c.channel) FROM channels_in c WHERE owed_pusd - base_pusd !="

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_CHUNKS",
     "MAX_CHUNK_TILES",
     "MAX_CLOCK_SKEW_MS",
+    "MAX_COVERED",
     "MAX_CREDIT_WINDOW",
     "MAX_DATA_FRAME_BYTES",
     "MAX_DEVICES",
@@ -118,6 +119,7 @@ MAX_CARD_BYTES: Final = 1024  # an arbiter's card, in its envelope; sixteen of t
 
 # Proofs and disputes
 MAX_LEAVES: Final = MAX_CHUNKS
+MAX_COVERED: Final = 256  # receipts that one voucher adds to its root
 MAX_PROOF_DIGESTS: Final = 20  # of one of MAX_LEAVES
 MAX_DISPUTE_QUESTIONS: Final = 32  # two, and one for each halving
 # Each input of a kernel, its source, and a chunk's tiles. Of a round there are fewer: of each launch the inputs and the

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Final
 
 from .errors import LocalProtocolError, WireCode
@@ -20,7 +21,7 @@ from .ids import Digest
 from .limits import MAX_LEAVES, MAX_PROOF_DIGESTS
 from .wire import Array, Bytes, Record, Uint, record, wire
 
-__all__ = ["EMPTY_ROOT", "InclusionProof", "MerkleTree", "leaf_hash", "node_hash", "verify_inclusion"]
+__all__ = ["EMPTY_ROOT", "Frontier", "InclusionProof", "MerkleTree", "leaf_hash", "node_hash", "verify_inclusion"]
 
 EMPTY_ROOT: Final = Digest(hashlib.sha256(b"").digest())
 """The root of a tree without leaves, as RFC 9162 has it."""
@@ -77,6 +78,56 @@ def verify_inclusion(leaf: bytes, proof: InclusionProof, root: bytes) -> None:
         index, last = index >> 1, last >> 1
     if found != root:
         raise LocalProtocolError("the leaf does not belong to this root", code=WireCode.BAD_DIGEST)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """What of a tree is needed to append to it: the roots of its complete subtrees, the largest first.
+
+    There is one for each bit of `leaves`, so a tree of a million leaves is 20 digests, and a leaf more costs two
+    hashes on average. Its root is that of `MerkleTree` over the same leaves.
+
+    Raises:
+        LocalProtocolError: the number of digests is not the one that `leaves` gives, or OVERSIZED above MAX_LEAVES.
+    """
+
+    leaves: int = 0
+    peaks: tuple[bytes, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.leaves <= MAX_LEAVES:
+            raise LocalProtocolError(f"a tree of more than {MAX_LEAVES} leaves", code=WireCode.OVERSIZED)
+        if len(self.peaks) != self.leaves.bit_count() or any(len(peak) != 32 for peak in self.peaks):
+            raise LocalProtocolError(f"{len(self.peaks)} digests where {self.leaves} leaves give another number")
+
+    @classmethod
+    def of(cls, leaves: int, raw: bytes) -> Frontier:
+        """The frontier that `bytes(...)` wrote."""
+        return cls(leaves=leaves, peaks=tuple(raw[at : at + 32] for at in range(0, len(raw), 32)))
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.peaks)
+
+    def grown(self, leaves: Iterable[bytes]) -> Frontier:
+        """With `leaves` appended, in their order."""
+        count, peaks = self.leaves, list(self.peaks)
+        for leaf in leaves:
+            node, rest = leaf_hash(leaf), count
+            while rest & 1:
+                node, rest = node_hash(peaks.pop(), node), rest >> 1
+            peaks.append(node)
+            count += 1
+        return Frontier(leaves=count, peaks=tuple(peaks))
+
+    @property
+    def root(self) -> Digest:
+        """32 bytes; `EMPTY_ROOT` without leaves."""
+        if not self.peaks:
+            return EMPTY_ROOT
+        root = self.peaks[-1]
+        for peak in self.peaks[-2::-1]:
+            root = node_hash(peak, root)
+        return Digest(root)
 
 
 class MerkleTree:

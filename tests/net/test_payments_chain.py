@@ -41,6 +41,7 @@ from p2pcompute.storage import InlineExecutor, open_ledger
 from p2pcompute_protocols.channel import CloseConsent, Domain, Voucher, channel_id, close_digest, voucher_digest
 from p2pcompute_protocols.ids import Address
 from p2pcompute_protocols.money import ChainTerms
+from p2pcompute_protocols.task import open_proven_receipt
 
 pytestmark = pytest.mark.net
 
@@ -109,6 +110,19 @@ def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
                     assert (state.deposit_uusd, state.claimed_uusd) == (1_007, 0)
                     assert await world.settler.checkpoint() == {world.channel: 7}
                     assert await client.balance_uusd(world.account.address) == 7
+                    # The event has the root over what was accepted; one receipt is proven against it.
+                    (event,) = await client.claims_between(0, await client.block_number(), payee=world.account.address)
+                    proof = await world.payee_ledger.prove_receipt(task, 0)
+                    shown = open_proven_receipt(
+                        proof.envelope,
+                        proof.proof,
+                        event.memo,
+                        network="test",
+                        provider=world.provider.peer_id,
+                        task=task,
+                        index=0,
+                    )
+                    assert (event.channel, shown.units) == (world.channel, 7)
                     await world.work(task, 1, units=3)
                     assert await world.channel_out().pay() == 10
 

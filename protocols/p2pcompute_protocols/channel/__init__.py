@@ -31,6 +31,9 @@ from ._messages import (
     ConsentFrame as ConsentFrame,
 )
 from ._messages import (
+    ReceiptRef as ReceiptRef,
+)
+from ._messages import (
     VoucherAck as VoucherAck,
 )
 from ._messages import (

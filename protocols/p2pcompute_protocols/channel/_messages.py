@@ -7,9 +7,9 @@ from typing import Final
 
 from .._binding import SignerBinding
 from ..errors import LocalProtocolError
-from ..limits import MAX_TEXT, UINT64_MAX
+from ..limits import MAX_CHUNKS, MAX_COVERED, MAX_LEAVES, MAX_TEXT, UINT64_MAX
 from ..money import ChainTerms
-from ..wire import Bytes, Nested, Record, Text, Uint, optional, record, wire
+from ..wire import Array, Bytes, Nested, Record, Text, Uint, optional, record, wire
 from ._close import MAX_DEADLINE_S, MAX_EPOCH
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "ChannelSync",
     "CloseAsk",
     "ConsentFrame",
+    "ReceiptRef",
     "VoucherAck",
     "VoucherFrame",
     "VoucherRefusal",
@@ -39,13 +40,31 @@ class ChannelHello(Record):
 
 
 @record
+class ReceiptRef(Record):
+    """A receipt with code 0, by the task and the chunk that it is for."""
+
+    task: bytes = wire(1, Bytes(32))
+    index: int = wire(2, Uint(0, MAX_CHUNKS - 1))
+
+
+@record
 class VoucherFrame(Record):
-    """Payer: a cumulative voucher; EIP-712 signature of 65 bytes."""
+    """Payer: a cumulative voucher; EIP-712 signature of 65 bytes.
+
+    `memo` is the root over the receipts that the payer has accepted on the channel, or zeros. `receipts` are those
+    that the payee has not heard of yet, in their order, the first of them number `first` of the tree.
+    """
 
     TYPE = 2
     amount_uusd: int = wire(1, _AMOUNT)
     memo: bytes = wire(2, Bytes(32))
     signature: bytes = wire(3, Bytes(65))
+    first: int | None = optional(4, Uint(0, MAX_LEAVES - 1), default=None)
+    receipts: tuple[ReceiptRef, ...] | None = optional(5, Array(Nested(ReceiptRef), MAX_COVERED), default=None)
+
+    def validate(self) -> None:
+        if (self.first is None) != (self.receipts is None) or self.receipts == ():
+            raise LocalProtocolError("receipts are named with the number of the first one, or not at all")
 
 
 @record

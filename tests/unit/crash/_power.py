@@ -325,6 +325,8 @@ async def rest_of_life(
             raise Lost(f"{where}: {paid} are paid after {promised['payer'].voucher[0]} were")
         if into is not None and into.paid_uusd != paid:
             raise Lost(f"{where}: {paid} are paid and {into.paid_uusd} are held")
+        if into is not None and into.rooted_leaves != out.signed_leaves:
+            raise Lost(f"{where}: the payee has {into.rooted_leaves} of {out.signed_leaves} receipts under its root")
         await world.settler.checkpoint()
         if chain.free.get(world.account.address, 0) != paid:
             raise Lost(f"{where}: {paid} are paid and {chain.free.get(world.account.address, 0)} are claimed")

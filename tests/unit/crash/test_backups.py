@@ -42,10 +42,10 @@ def watch_signing(ledger: Ledger) -> list[int]:
     signed: list[int] = []
     raise_voucher = ledger.raise_voucher
 
-    async def watched(channel: Any, *, sign: Callable[[int], tuple[bytes, bytes]]) -> Any:
-        def noted(amount: int) -> tuple[bytes, bytes]:
+    async def watched(channel: Any, *, sign: Callable[[int, bytes], tuple[bytes, bytes]]) -> Any:
+        def noted(amount: int, root: bytes) -> tuple[bytes, bytes]:
             signed.append(amount)
-            return sign(amount)
+            return sign(amount, root)
 
         return await raise_voucher(channel, sign=noted)
 

@@ -181,6 +181,7 @@ async def go_on(world: Any) -> None:
     await world.payer.open_channels(world.need(1_000))
     assert await world.channel_out().pay() == 5
     assert await world.payee.unpaid_pusd(world.channel) == 0
+    assert (await world.payee_ledger.channel_in(world.channel)).rooted_leaves == 1  # both come to the same root
     assert await world.settler.checkpoint() == {world.channel: 5}
     assert world.chain.free[world.account.address] == 5
     assert world.chain.total_uusd() == 10_000_000

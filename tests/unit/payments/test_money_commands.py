@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,9 @@ from p2pcompute.control import MoneyOnChain
 from p2pcompute.payments import Outbox, Wallet
 from p2pcompute.storage import InlineExecutor, open_ledger
 from p2pcompute_cli.main import main
+from p2pcompute_protocols.ids import PeerId, TaskId
+from p2pcompute_protocols.merkle import InclusionProof
+from p2pcompute_protocols.task import open_proven_receipt
 
 from .conftest import NOW_MS, TERMS, World
 
@@ -102,3 +106,41 @@ def test_that_a_chain_is_started_is_said_once(command: Command) -> None:
     assert code == 0, err
     assert "withdrew 0.000010 USD" in out
     assert err.count("starting the chain") == 1  # though it was asked twice
+
+
+def test_a_receipt_is_proven_by_the_command(command: Command) -> None:
+    """What it prints is enough for a third party that knows the root; what can't be proven is said."""
+    _, listed, _ = command("receipts", "--json")
+    (row,) = json.loads(listed)["receipts"]
+    code, out, err = command("receipts", "--prove", row["task"][:8], "0")
+    assert code == 0, err
+    shown = json.loads(out)
+    proof = InclusionProof(
+        index=shown["leaf"], leaves=shown["leaves"], path=tuple(bytes.fromhex(one) for one in shown["path"])
+    )
+    receipt = open_proven_receipt(
+        bytes.fromhex(shown["receipt"]),
+        proof,
+        bytes.fromhex(shown["root"]),
+        network=shown["network"],
+        provider=PeerId(row["peer"]),
+        task=TaskId(bytes.fromhex(shown["task"])),
+        index=0,
+    )
+    assert receipt.output.hex() == row["digest"]
+    assert json.loads(command("channels", "--json")[1])["channels"][0]["rooted_receipts"] == 1
+    again = command("receipts", "--prove", row["task"], "0", "--root", "0x" + shown["root"])
+    assert json.loads(again[1]) == shown
+    for words, says in (
+        (("--prove", "ffffffff", "0"), "no task begins with ffffffff"),
+        (("--prove", "xyz", "0"), "names no task; write 8 digits"),
+        (("--prove", row["task"], "1"), "no paid receipt for chunk 1"),
+        (("--prove", row["task"], "9999999"), "is no chunk"),
+        (("--prove", row["task"], "0", "--root", "11"), "is no root"),
+        (("--prove", row["task"], "0", "--root", "11" * 32), "does not cover chunk 0"),
+        (("--root", "11" * 32), "--root goes with --prove"),
+    ):
+        code, out, err = command("receipts", *words)
+        assert code != 0, words
+        assert says in err
+        assert out == ""

@@ -296,6 +296,13 @@ def _sync(draw: Any, v: Values) -> None:
     v["signature"] = draw(st.binary(min_size=65, max_size=65)) if held else None
 
 
+def _named(draw: Any, v: Values) -> None:
+    if not v["receipts"]:
+        v["receipts"] = v["first"] = None
+    elif v["first"] is None:
+        v["first"] = draw(st.integers(0, 2**20 - 1))
+
+
 def _given(draw: Any, v: Values) -> None:
     v["vouchers"] = tuple({one.place: one for one in sorted(v["vouchers"], key=lambda one: one.place)}.values())
     v["more"] = v["more"] and bool(v["vouchers"])
@@ -356,6 +363,7 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     ReceiptPayload: _receipt,
     task.Notice: _notice,
     channel.ChannelSync: _sync,
+    channel.VoucherFrame: _named,
     watch.WatchGiven: _given,
     stake.PledgedTerms: _terms,
     stake.ArbiterCard: _card,

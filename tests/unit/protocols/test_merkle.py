@@ -13,6 +13,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import TaskId
 from p2pcompute_protocols.merkle import (
     EMPTY_ROOT,
+    Frontier,
     InclusionProof,
     MerkleTree,
     _path_length,
@@ -38,6 +39,37 @@ def test_a_tree_is_the_one_of_the_definition(leaves: list[bytes]) -> None:
         assert list(proof.path) == path_of(index, leaves)
         verify_inclusion(leaf, proof, tree.root)
         assert InclusionProof.decode(proof.encode()) == proof
+
+
+@given(LEAVES, st.data())
+@settings(deadline=None)
+def test_a_tree_grows_from_what_its_frontier_keeps(leaves: list[bytes], data: st.DataObject) -> None:
+    """Whatever is appended at once, and through its bytes: each root is that of the tree over the same leaves."""
+    frontier, at = Frontier(), 0
+    assert frontier.root == EMPTY_ROOT
+    while at < len(leaves):
+        count = data.draw(st.integers(1, len(leaves) - at))
+        frontier, at = frontier.grown(leaves[at : at + count]), at + count
+        assert frontier.root == root_of(leaves[:at])
+        assert len(frontier.peaks) == at.bit_count()
+        frontier = Frontier.of(frontier.leaves, bytes(frontier))
+    assert frontier.leaves == len(leaves)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "raw", "code"),
+    [
+        (-1, b"", WireCode.OVERSIZED),
+        (limits.MAX_LEAVES + 1, bytes(64), WireCode.OVERSIZED),
+        (1, b"", WireCode.MALFORMED),
+        (2, bytes(64), WireCode.MALFORMED),
+        (1, bytes(31), WireCode.MALFORMED),
+    ],
+)
+def test_a_frontier_that_can_not_be_is_refused(leaves: int, raw: bytes, code: WireCode) -> None:
+    with pytest.raises(LocalProtocolError) as found:
+        Frontier.of(leaves, raw)
+    assert found.value.code == code
 
 
 @given(LEAVES, st.data())

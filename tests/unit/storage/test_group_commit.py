@@ -240,7 +240,7 @@ def test_a_hundred_signers_of_one_increment_sign_once(tmp_path: Path, deal: Any,
             seen: list[tuple[int, bytes | None]] = []
 
             async def raise_it(number: int) -> None:
-                def sign(amount_uusd: int) -> tuple[bytes, bytes]:
+                def sign(amount_uusd: int, _: bytes) -> tuple[bytes, bytes]:
                     signed.append(amount_uusd)
                     return bytes(32), number.to_bytes(65, "big")
 
@@ -285,7 +285,7 @@ def test_an_ack_rides_with_the_next_transaction(tmp_path: Path, deal: Any) -> No
             async def pay(index: int) -> None:
                 receipt = deal.receipt(index)
                 await ledger.accept_work(deal.task, [(receipt, deal.sign(receipt))], sampled=1)
-                row = await ledger.raise_voucher(channel, sign=lambda _: (bytes(32), bytes(65)))
+                row = await ledger.raise_voucher(channel, sign=lambda *_: (bytes(32), bytes(65)))
                 assert (await ledger.ack_voucher(channel, amount_uusd=row.voucher_uusd)).acked_uusd == row.voucher_uusd
                 found = await ledger.channel_out(channel)
                 assert found is not None

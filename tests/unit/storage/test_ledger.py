@@ -161,7 +161,7 @@ def test_a_voucher_is_never_above_deposit_or_accepted_work(deal: Any) -> None:
         channel = agreement.channel
         signed: list[int] = []
 
-        def sign(amount_uusd: int) -> tuple[bytes, bytes]:
+        def sign(amount_uusd: int, _: bytes) -> tuple[bytes, bytes]:
             signed.append(amount_uusd)
             return MEMO, b"s" * 65
 

@@ -110,6 +110,12 @@ def channel_vectors() -> Json:
     def voucher(amount: int) -> channel.VoucherFrame:
         return channel.VoucherFrame(amount_uusd=amount, memo=bytes(32), signature=signed(amount))
 
+    def covering(first: int | None, *chunks: int) -> channel.VoucherFrame:
+        refs = tuple(channel.ReceiptRef(task=sha(b"task"), index=chunk) for chunk in chunks)
+        memo = sha(b"receipts")
+        return channel.VoucherFrame(amount_uusd=5, memo=memo, signature=signed(5, memo), first=first, receipts=refs)
+
+    covered = covering(7, 3, 0, 2**20 - 1)
     nothing = channel.ChannelSync(amount_uusd=0)
     held = channel.ChannelSync(amount_uusd=7, memo=bytes(32), signature=signed(7))
     no = channel.VoucherRefusal(code=20, detail="the deposit is 4", best_uusd=0, deposit_uusd=4)
@@ -140,6 +146,8 @@ def channel_vectors() -> Json:
         message("a sync that holds nothing", nothing),
         message("a sync that holds a voucher", held),
         message("a voucher on its way", voucher(5)),
+        message("a voucher that names receipts", covered),
+        message("a voucher that names as many receipts as it may", covering(0, *range(256))),
         message("an ack", channel.VoucherAck(amount_uusd=5)),
         message("a refusal", no),
         message("a request to close at once", close),
@@ -184,6 +192,16 @@ def channel_vectors() -> Json:
         bad_message("a negative amount", edited(voucher(5), k1=-1), "MALFORMED"),
         bad_message("an amount in text", edited(voucher(5), k1="5"), "MALFORMED"),
         bad_message("a signature of 64 bytes on its way", edited(voucher(5), k3=bytes(64)), "OVERSIZED"),
+        bad_message("receipts without the number of the first", edited(covered, k4=None), "MALFORMED"),
+        bad_message("the number of the first of no receipts", edited(covered, k5=None), "MALFORMED"),
+        bad_message("an empty list of receipts", edited(covered, k5=[]), "MALFORMED"),
+        bad_message(
+            "more receipts than one voucher may name",
+            edited(covered, k5=[{1: sha(b"task"), 2: chunk} for chunk in range(257)]),
+            "OVERSIZED",
+        ),
+        bad_message("a receipt of a task of 31 bytes", edited(covered, k5=[{1: bytes(31), 2: 0}]), "OVERSIZED"),
+        bad_message("a first one beyond the largest tree", edited(covered, k4=2**20), "OVERSIZED"),
         bad_message("a sync above zero without its voucher", b"\xa2\x00\x11\x01\x07", "MALFORMED"),
         bad_message("a sync of zero with a voucher", edited(held, k1=0), "MALFORMED"),
         bad_message("a refusal without a reason", edited(no, k1=0), "OVERSIZED"),
