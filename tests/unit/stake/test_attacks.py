@@ -27,7 +27,7 @@ from p2pcompute.checking import result_evidence
 from p2pcompute.errors import EvidenceError, StreamError
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.node import Node
-from p2pcompute.stake import Arbiter, NoVerdict, Pledges, StakeWish, TaskStake, open_pledge
+from p2pcompute.stake import Arbiter, NoVerdict, PledgeRefused, Pledges, StakeWish, TaskStake, open_pledge
 from p2pcompute.stake import _pledges as pledges_module
 from p2pcompute.stake._terms import terms_of
 from p2pcompute.tasks import Agreed, _link
@@ -500,5 +500,28 @@ def test_receipts_for_the_registry_are_for_whoever_they_were_pledged_to(
         assert await refused(made.pledges.strict_receipt(requester, missing)) is WireCode.UNKNOWN_CHUNK
         made.pledges.note(made.agreement)
         assert await refused(made.pledges.strict_receipt(requester, query)) is WireCode.UNSUPPORTED
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+# On the requester
+
+
+def test_a_pledge_that_is_worth_less_than_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(made: Deal) -> None:
+        stake, registry, terms = await task_stake(made), made.court.registry, made.pledge.terms
+        provider = made.provider.peer_id
+        more = resigned(made, at_risk_uusd=MIN_UUSD + 1)
+        for signed_terms, signature, said in (
+            (terms, bytes(65), "has signed nothing"),
+            (terms, made.pledge.requester_signature, "does not speak for its stake"),
+            (more["terms"], more["provider_signature"], "may put less at risk"),
+        ):
+            with pytest.raises(PledgeRefused, match=said):
+                await stake._check(registry, signed_terms, signature, provider)
+        await stake._check(registry, terms, made.pledge.provider_signature, provider)
+        await made.court.staking(made.provider).unstake()  # between the order and the pledge
+        with pytest.raises(PledgeRefused, match="asked for its stake back"):
+            await stake._check(registry, terms, made.pledge.provider_signature, provider)
 
     dealt(tmp_path, monkeypatch, play)
