@@ -16,11 +16,11 @@ from p2pcompute_protocols.channel import ChannelConnection, VoucherFrame
 
 from . import whole
 from .whole import Account
-from .whole_acts import Act
+from .whole_acts import RULES, WIRE, Act
 from .whole_books import CLOSE_DELAY_S
 from .whole_mallory import FORGERIES, ORDER
 
-__all__ = ["ATTACKS", "PHRASES", "Attack"]
+__all__ = ["ATTACKS", "PHRASES", "SINGLE", "TOURS", "Attack"]
 
 Edit: TypeAlias = tuple[str, str]
 DAY, HALF_DAY, ELEVEN_BLOCKS = ("wait", 5), ("wait", 4), ("wait", 6)
@@ -319,7 +319,8 @@ PHRASES: tuple[tuple[Act, ...], ...] = (
     EARNED,
     CLOSED,
     (("ask to close", 0), ("endpoint down", 0), DAY, ("close", 0)),
-    (*EARNED, ("ask to close", 0), HALF_DAY, ("bait", 1), *PAID),
+    (("fund", 2), *EARNED, ("ask to close", 0), HALF_DAY, ("bait", 1), *PAID),
+    (("fund", 2), ("wait", 1), *PAID, ("work", 0), ("reorder", 1), ("replay", 0), ("below the best", 0)),
     (*EARNED, ("wait", 2), ("old voucher", 0), ("poison", 3)),
     (*JOBBED, ("stolen voucher", 0)),
     (("ask to close", 0), DAY, ("first: close", 0), *JOBBED * 3, ("restart", 0)),
@@ -336,3 +337,19 @@ PHRASES: tuple[tuple[Act, ...], ...] = (
     (("cut", 2), ("fund", 0), ("reorg", 5), ("wait", 2)),
 )
 """What attacks are made of: random histories are these, in any order and broken off by single acts."""
+
+SINGLE = tuple(rule for rule in RULES if rule != "reorg of 12")
+
+
+def _all_of(phrases: tuple[tuple[Act, ...], ...]) -> list[Act]:
+    return [act for phrase in phrases for act in phrase]
+
+
+TOURS: tuple[tuple[list[Act], str], ...] = (
+    (_all_of(PHRASES[:6]), "QuietToken"),
+    (_all_of(PHRASES[6:13]), "plain"),
+    (_all_of(PHRASES[13:]), "HostileToken"),
+    ([(rule, 1) for rule in SINGLE], "plain"),
+    ([("endpoint down", 0), *((f"wire {fault}", 0) for fault in WIRE), *JOBBED * 3, *EARNED, ("poison", 1)], "plain"),
+)
+"""Histories in which each rule does something, for certain."""
