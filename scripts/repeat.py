@@ -102,19 +102,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("times", type=int, help="how often; run 1 is seeded with 1")
     parser.add_argument("--into", type=Path, default=ROOT / "build" / "repeat", help="where logs and reports go")
-    parser.add_argument("given", nargs="*", help="what pytest is given: tests, options")
-    options = parser.parse_args()
+    words = sys.argv[1:]
+    end = words.index("--") if "--" in words else len(words)
+    options = parser.parse_args(words[:end])
     if options.times < 1:
         parser.error("write how often to run them, 1 or more")
-    options.into.mkdir(parents=True, exist_ok=True)
+    into = options.into.resolve()
+    into.mkdir(parents=True, exist_ok=True)
     runs: list[Run] = []
     for number in range(1, options.times + 1):
-        run = play(number, options.into, options.given)
+        run = play(number, into, words[end + 1 :])
         runs.append(run)
         said = "passed" if run.ok else f"{len(run.failed)} failed, status {run.status}"
         say(f"run {number} of {options.times}: {said}, {run.took_s:.0f} s")
     text = table(runs)
-    (options.into / "table.txt").write_text(text + "\n")
+    (into / "table.txt").write_text(text + "\n")
     say(text)
     return 0 if all(run.ok for run in runs) else 1
 
