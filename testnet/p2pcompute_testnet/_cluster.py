@@ -327,7 +327,7 @@ async def open_cluster(
             failure = exc
         with trio.CancelScope(shield=True):
             await cluster.stop(grace_s)
-            with trio.move_on_after(0.2):  # what a node wrote last ends with it
+            with trio.move_on_after(1):  # what a node wrote last ends with it, or with whoever has inherited its pipe
                 for node in cluster.nodes:
                     await node.wait_gone()
         for node in cluster.nodes:
