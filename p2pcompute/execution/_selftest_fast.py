@@ -31,6 +31,7 @@ __all__ = ["LEAST_RTOL", "PARTS", "USUAL_RTOL", "FastFindings", "FastSelfTestErr
 Array: TypeAlias = np.ndarray[Any, Any]
 
 _TIMEOUT_S: Final = 60.0
+_COMPILE_S: Final = 120.0  # three seconds where nobody else computes
 _COUNT: Final = 512  # elements of each operand
 _TERMS: Final = 256  # of a sum
 _ROOM: Final = 4.0  # a tolerance has to be so many times the greatest error that was seen: other data have others
@@ -62,11 +63,10 @@ _FUNCTIONS: Final = """def fast_functions(f, d, n, x, y, z):
         f[i, 9] = 1.0 / (1.0 + math.exp(-a))
         c = y[i, 0]
         e = y[i, 1]
-        d[i, 0] = math.exp(c * e)
-        d[i, 1] = math.sqrt(c * e + c)
-        d[i, 2] = c / e
-        d[i, 3] = c * e + e * e + c * c
-        d[i, 4] = ((c * e + 1) * e + c) * e + 2
+        d[i, 0] = math.sqrt(c * e + c)
+        d[i, 1] = c / e
+        d[i, 2] = c * e + e * e + c * c
+        d[i, 3] = ((c * e + 1) * e + c) * e + 2
         s = z[i % 4]
         n[i, 0] = int(s != s) + 2 * int(s > 3e38) + 4 * int(s < -3e38)
         n[i, 1] = int(x[i + 512, 0] == 0.0) + 2 * int(x[i - 1000, 1] == 0.0)
@@ -159,7 +159,7 @@ def _parts() -> tuple[Part, ...]:
             launch=launch,
             outputs=(
                 OutputSpec(dtype="float32", shape=(_COUNT, 10)),
-                OutputSpec(dtype="float64", shape=(_COUNT, 5)),
+                OutputSpec(dtype="float64", shape=(_COUNT, 4)),
                 OutputSpec(dtype="int64", shape=(_COUNT, 4)),
             ),
             inputs=(narrow, wide, special),
@@ -199,7 +199,7 @@ def _parts() -> tuple[Part, ...]:
 
 
 _DIGESTS: Final = (
-    "deef96b0c5e4ab593efaf15b2616aa512ebd1b8793436ccea8e9c0e6fe67bc58",
+    "f5429ea0960147d4e7c6f5a6bc30c7d54535aca1a2aff6648c7015028406bfdf",
     "13f438c842bfa72fca6ed8caad6e5801f06c6d36ae250b41ada50dc2f15d5456",
     "8ac3322e30e4c0f87066c3091406b103aea3d83264c4579fbe2e19cf94dcf9eb",
     "a5af347e8559cacc36ba1761728394dafd46995560682e87d5d35c225f62762f",
@@ -251,7 +251,7 @@ async def fast_self_test(pool: WorkerPool) -> FastFindings:
 
 async def _computed(session: WorkerSession, part: Part, fp: str) -> list[Array]:
     inputs = {len(part.outputs) + place: content for place, content in enumerate(part.inputs)}
-    await session.compile(replace(part.source, fp=fp), part.launch, part.specs, inputs)
+    await session.compile(replace(part.source, fp=fp), part.launch, part.specs, inputs, timeout_s=_COMPILE_S)
     result = await session.run_blocks(0, part.launch.blocks, timeout_s=_TIMEOUT_S)
     # Rows of all threads, those that lie outside of the output at the end.
     return [

@@ -44,6 +44,7 @@ def fast() -> Results:
     return computed("fast")
 
 
+@pytest.mark.timeout(600)
 def test_this_machine_passes_with_room(strict: Results, fast: Results) -> None:
     """And fast mode is another mode: what it may reorder it does."""
     for part, right, given in zip(PARTS, strict, fast, strict=True):
@@ -148,6 +149,8 @@ def test_findings_say_what_can_be_agreed_to() -> None:
     assert findings.least_rtol("float64") == 1e-9
 
 
+@pytest.mark.net
+@pytest.mark.timeout(600)
 def test_it_runs_in_a_locked_worker() -> None:
     async def main() -> None:
         async with open_pool(spare=0) as pool:
@@ -158,6 +161,7 @@ def test_it_runs_in_a_locked_worker() -> None:
     trio.run(main)
 
 
+@pytest.mark.net
 def test_a_worker_that_is_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held against other digests, this machine is one that computes other bits."""
     monkeypatch.setattr(_selftest_fast, "PARTS", (replace(PARTS[2], digest="0" * 64),))

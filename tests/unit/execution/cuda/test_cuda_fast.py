@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from p2pcompute import cuda
+from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._cuda import CudaBackend, CudaProgram
 from p2pcompute.execution._cuda_compile import link_cubin
 from p2pcompute.execution._ptx_lint import PtxRefused, check_ptx, find_faults
+from p2pcompute.execution._selftest_fast import PARTS, Part
 from p2pcompute.kernel import Binding, kernel, out
 
 from .ptx_machine import Machine
@@ -124,3 +126,23 @@ def test_nothing_of_it_reaches_strict_kernels(gpu: CudaBackend, machine: Machine
     assert opcodes(ptx(again, binding, "fast")) != before
     assert opcodes(ptx(again, binding, "strict")) == before
     assert any(opcode.startswith("add.rn.f32") for opcode in before)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.title)
+def test_the_fast_self_test_compiles_for_a_device_and_is_strict_where_it_has_to_be(
+    gpu: CudaBackend, cpu: CpuBackend, part: Part
+) -> None:
+    """What fast mode gives there only a device can say; what it is held against is the same."""
+    fast = gpu.ptx(dataclasses.replace(part.source, fp="fast"), part.launch, part.specs)
+    for text in (fast.blocks_ptx, fast.threads_ptx):
+        check_ptx(text, fast=True)
+    with pytest.raises(PtxRefused):
+        check_ptx(fast.blocks_ptx)
+    threads = np.array([0, part.outputs[0].shape[0] - 1])
+    found: list[list[bytes]] = []
+    for backend in (gpu, cpu):
+        rows = [np.zeros((len(threads), *spec.shape[1:]), spec.dtype) for spec in part.outputs]
+        backend.compile(part.source, part.launch, part.specs).run_threads(threads, part.inputs, rows)
+        found.append([row.tobytes() for row in rows])
+    assert found[0] == found[1]
