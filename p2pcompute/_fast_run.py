@@ -45,9 +45,10 @@ def check_tolerance(options: object) -> None:
         OptionError: these can't be options of one task.
     """
     one_of(options, "fp", "strict", "fast")
-    least = ", ".join(f"{low:.3g} for {dtype}" for dtype, low in sorted(MIN_RTOL.items()))
+    least, single = MIN_RTOL["float64"], MIN_RTOL["float32"]
+    rtols = f"a number from {least:.3g} to {MAX_RTOL:g}, or None; float32 outputs take {single:.3g} at least"
     for name, low, high, write in (
-        ("rtol", min(MIN_RTOL.values()), MAX_RTOL, f"at most {MAX_RTOL:g}, and at least {least} outputs; or None"),
+        ("rtol", least, MAX_RTOL, rtols),
         ("atol", 0.0, math.nextafter(math.inf, 0), "a number from 0 on, or None"),
     ):
         value = getattr(options, name)

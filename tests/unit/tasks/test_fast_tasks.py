@@ -163,8 +163,8 @@ def test_fast_mode_has_a_price_of_its_own() -> None:
         ({"rtol": 1.0}, "to 0.0625"),
         ({"rtol": "1e-4"}, "write a number"),
         ({"rtol": True}, "write a number"),
-        ({"atol": math.inf}, "from 0 to"),
-        ({"atol": -1}, "from 0 to"),
+        ({"atol": math.inf}, "from 0 on"),
+        ({"atol": -1}, "from 0 on"),
         ({"rtol": 1e-9}, "float32 can't keep"),
     ],
 )
