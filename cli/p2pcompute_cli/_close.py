@@ -47,9 +47,9 @@ def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_
         return
     if answer["state"] == "closing":
         click.echo(
-            f"the payee has not agreed, so the hub was asked: from {_day(answer['close_at_s'] * 1000)} on "
-            f"`p2pcompute close {channel}` brings back what is left; vouchers count until then, and work that needs a "
-            "larger deposit with this provider takes the request back"
+            "the payee has not agreed now, so the hub was asked for it: from "
+            f"{_day(answer['close_at_s'] * 1000)} on `p2pcompute close {channel}` brings back what is left; vouchers "
+            "count until then, and work that needs a larger deposit with this provider takes the request back"
         )
     elif answer["direction"] == "out":
         click.echo(f"closed: {usd(answer['refund_uusd'])} came back, {usd(answer['claimed_uusd'])} had been claimed")
