@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import trio
 
@@ -33,10 +33,11 @@ from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
 from p2pcompute._reach import ask_from_node
-from p2pcompute._requester import Chunk, RunOptions, TaskRun, params_of
-from p2pcompute._rounds import Round, RoundOptions, RoundsRun, Steps, bind_rounds
+from p2pcompute._requester import RunOptions, TaskRun, params_of
+from p2pcompute._rounds import RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute._stakes import StakeParts, make_desk
+from p2pcompute._streams import ChunkStream, Feed, RoundStream, TaskOfNode
 from p2pcompute._where import check_where, multiaddrs, place_of, refuse_other_loops
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_environment
@@ -45,7 +46,6 @@ from p2pcompute.overlay import Overlay
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger, WatchStore
 from p2pcompute.tasks import Coordinator
-from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute.tasks._disputes import challenge
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.ads import Device
@@ -65,7 +65,6 @@ if TYPE_CHECKING:
 __all__ = ["Node", "NodeServices", "compose_node", "open_node"]
 
 _log = logging.getLogger("p2pcompute.node")
-Item = TypeVar("Item")
 
 _SPARE_S: Final = 15.0
 _STOP_S: Final = 1.0
@@ -77,15 +76,6 @@ _CHECKPOINT_S: Final = 1.5
 def wall_clock_ms() -> int:
     """UNIX time in milliseconds."""
     return time.time_ns() // 1_000_000
-
-
-class _Run(Protocol):
-    """One task of this node: a `TaskRun` or a `RoundsRun`."""
-
-    options: Any
-    budget: TaskBudget
-
-    async def execute(self, bound: Any, deliver: Any, /) -> None: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -149,7 +139,7 @@ class Node(NodeStakes):
         self._pool_lock = trio.Lock()
         self._program_pools: dict[tuple[ProgramRef, str | None], WorkerPool] = {}  # by program and its data
         self._turn = trio.Lock()
-        self._feeds: set[_Feed] = set()
+        self._feeds: set[Feed] = set()
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -393,7 +383,7 @@ class Node(NodeStakes):
         caller = trio.lowlevel.current_task()
         return any(feed.waits_for(caller) for feed in self._feeds)
 
-    async def _execute(self, task: _Run, binding: Any, deliver: Callable[[Any], Any], *, waits: bool) -> None:
+    async def _execute(self, task: TaskOfNode, binding: Any, deliver: Callable[[Any], Any], *, waits: bool) -> None:
         async with AsyncExitStack() as stack:
             if waits:
                 await stack.enter_async_context(self._turn)
@@ -494,114 +484,6 @@ def _raise_descriptor_limit() -> None:
     wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-class Stream(Generic[Item]):
-    """What one task gives, as an async iterator; an async context manager that ends the task when left."""
-
-    def __init__(self, node: Node, task: _Run, binding: Any) -> None:
-        self._node = node
-        self._task = task
-        self._binding = binding
-        self._started = False
-        self._feed = _Feed()
-        self._send, self._receive = trio.open_memory_channel[Item](0)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """End the task; providers stop."""
-        self._feed.scope.cancel()
-        await self._receive.aclose()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> Item:
-        if not self._started:
-            self._started = True
-            waits = not self._node._is_within_stream()
-            self._node._feeds.add(self._feed)
-            self._node._nursery.start_soon(self._feed.run, self._node, self._task, self._binding, self._send, waits)
-        self._feed.note_consumer()
-        try:
-            return await self._receive.receive()
-        except (trio.EndOfChannel, trio.ClosedResourceError):
-            if self._feed.failure is not None:
-                raise self._feed.failure from None
-            raise StopAsyncIteration from None
-
-    def __del__(self) -> None:
-        # A loop that was left with `break` drops the iterator; its task must not go on unseen.
-        self._feed.scope.cancel()
-        self._send.close()
-        self._receive.close()
-
-
-class ChunkStream(Stream[Chunk]):
-    """The chunks of one task, as an async iterator; an async context manager that ends the task when left."""
-
-
-class RoundStream(Stream[Round]):
-    """The rounds of one task, as an async iterator; an async context manager that ends the task when left."""
-
-    def __init__(self, node: Node, task: RoundsRun) -> None:
-        super().__init__(node, task, task.bound)
-        self._rounds = task
-
-    @property
-    def done(self) -> int:
-        """How many rounds the state that is here is behind."""
-        return 0 if self._rounds.last is None else self._rounds.last[0]
-
-    @property
-    def state(self) -> dict[str, np.ndarray[Any, Any]]:
-        """The state that is here; the first one before anything was computed."""
-        last = self._rounds.last
-        return self._rounds.bound.result(self._rounds.bound.arrays if last is None else last[1].arrays)
-
-
-class _Feed:
-    """What fills a `ChunkStream`, in the node's nursery. It doesn't hold the stream, so that one can be dropped."""
-
-    def __init__(self) -> None:
-        self.scope = trio.CancelScope()
-        self.failure: Exception | None = None
-        self._consumer: trio.lowlevel.Task | None = None
-        self._around: tuple[trio.Nursery, ...] = ()
-
-    def note_consumer(self) -> None:
-        """The calling task takes the next chunk."""
-        self._consumer = trio.lowlevel.current_task()
-        self._around = tuple(self._consumer.child_nurseries)
-
-    def waits_for(self, task: trio.lowlevel.Task) -> bool:
-        """Whether the next chunk is taken only after `task` is done: it iterates, or was started by what iterates
-        in a nursery of the loop's body."""
-        if self.scope.cancel_called:
-            return False
-        nursery = None
-        while task is not self._consumer:
-            nursery = task.parent_nursery
-            if nursery is None:
-                return False
-            task = nursery.parent_task
-        return nursery not in self._around
-
-    async def run(self, node: Node, task: _Run, binding: Any, send: trio.MemorySendChannel[Any], waits: bool) -> None:
-        try:
-            with self.scope:
-                await node._execute(task, binding, send.send, waits=waits)
-        except Exception as exc:  # noqa: BLE001  whoever iterates gets it; it must not end the node
-            if not self.scope.cancel_called:  # else whoever iterated has left
-                self.failure = exc
-        finally:
-            node._feeds.discard(self)
-            send.close()
 
 
 async def _close_agreements(ledger: Ledger, reason: str) -> None:
