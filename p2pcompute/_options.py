@@ -30,7 +30,9 @@ __all__ = [
     "whole",
 ]
 
-NODE_OPTIONS: Final = frozenset({"bootstrap", "chain", "hub", "listen", "network", "profile", "start_chain", "token"})
+NODE_OPTIONS: Final = frozenset(
+    {"bootstrap", "chain", "hub", "listen", "network", "password", "profile", "registry", "start_chain", "token"}
+)
 """What `open_node` takes, and with it `run` and `iterate` of synchronous code."""
 
 _MAX_PRICE_UUSD: Final = 1_000_000 * 1_000_000  # an hour; keeps the price of a chunk within 64 bits

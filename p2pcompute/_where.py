@@ -41,7 +41,9 @@ def place_of(profile: str | Profile) -> Profile:
     return Profile.named(given)
 
 
-def check_where(*, network: object, chain: object, hub: object, token: object, start_chain: object = False) -> None:
+def check_where(
+    *, network: object, chain: object, hub: object, token: object, registry: object = None, start_chain: object = False
+) -> None:
     """Check that these are texts, and the last a bool; what they say is looked at where it is used.
 
     Raises:
@@ -52,6 +54,7 @@ def check_where(*, network: object, chain: object, hub: object, token: object, s
         ("chain", chain, "the JSON-RPC URL of its endpoint, such as 'http://127.0.0.1:8545'"),
         ("hub", hub, "the contract's address as text: 0x and 40 hexadecimal digits"),
         ("token", token, "the contract's address as text: 0x and 40 hexadecimal digits"),
+        ("registry", registry, "the contract's address as text: 0x and 40 hexadecimal digits"),
     ):
         if value is not None and not isinstance(value, str):
             raise OptionError(f"{name} is {said(value)}; write {write}, or None")

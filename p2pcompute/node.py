@@ -582,7 +582,7 @@ async def open_node(
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
     place = place_of(profile)
-    check_where(network=network, chain=chain, hub=hub, token=token, start_chain=start_chain)
+    check_where(network=network, chain=chain, hub=hub, token=token, registry=registry, start_chain=start_chain)
     bootstrap, listen = multiaddrs(bootstrap, "bootstrap"), multiaddrs(listen, "listen")
     async with AsyncExitStack() as stack:
         if start_chain and chain is None and "P2PCOMPUTE_CHAIN" not in os.environ and kept_choice(place) is None:

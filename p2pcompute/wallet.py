@@ -109,7 +109,7 @@ async def _open(
     checked: bool = True,
 ) -> AsyncGenerator[tuple[MoneyOnChain, MoneyKeys]]:
     network = default_network() if network is None else network
-    check_where(network=network, chain=chain, hub=hub, token=token)
+    check_where(network=network, chain=chain, hub=hub, token=token, registry=registry)
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(place.path, clock_ms=wall_clock_ms))
         choice = choose_chain(place, network, chain=chain, hub=hub, token=token)
