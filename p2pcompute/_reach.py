@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -16,13 +17,15 @@ from p2pcompute_protocols.ids import PeerId
 
 if TYPE_CHECKING:
     from p2pcompute.identity import NodeKey, WalletKey
+    from p2pcompute.node import NodeServices
     from p2pcompute.overlay import Overlay
     from p2pcompute.payments import Hub, Outbox
     from p2pcompute.payments._api import ChannelOutView
+    from p2pcompute.payments._closing import AskClose
     from p2pcompute.storage import Ledger
     from p2pcompute_protocols.channel import CloseConsent
 
-__all__ = ["ask_from_node", "ask_without_node", "reach"]
+__all__ = ["ask_from_node", "ask_without_node", "asking", "reach"]
 
 _OTHER_KEY: Final = "a key of before signs on this channel, and its payee answers to that one only"
 REACH_S: Final = 15.0  # for finding a peer and connecting to it
@@ -67,6 +70,12 @@ async def ask_from_node(
         raise VoucherRefused(_OTHER_KEY)
     await reach(discovery, row.peer, hints=hints)
     return await payer.channel(row.payee, row.peer).ask_close()
+
+
+def asking(services: NodeServices, *, network: str, now_ms: Callable[[], int]) -> AskClose:
+    """How a node that runs asks the payees of its channels."""
+    discovery = Discovery(overlay=services.overlay, board=services.board, network=network, now_ms=now_ms)
+    return partial(ask_from_node, services.payer, discovery)
 
 
 async def ask_without_node(

@@ -32,7 +32,7 @@ from p2pcompute._partial import Placed
 from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
-from p2pcompute._reach import ask_from_node
+from p2pcompute._reach import asking
 from p2pcompute._requester import RunOptions, TaskRun, params_of
 from p2pcompute._rounds import RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
@@ -41,7 +41,7 @@ from p2pcompute._streams import ChunkStream, Feed, RoundStream, TaskOfNode
 from p2pcompute._where import check_where, multiaddrs, place_of, refuse_other_loops
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_environment
-from p2pcompute.market import AdBoard, AdService, Discovery
+from p2pcompute.market import AdBoard, AdService
 from p2pcompute.overlay import Overlay
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger, WatchStore
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from p2pcompute.checking import Finding
     from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.execution._program_files import InstalledProgram
-    from p2pcompute.payments._api import ChannelOutView
-    from p2pcompute_protocols.channel import CloseConsent
 
 __all__ = ["Node", "NodeServices", "compose_node", "open_node"]
 
@@ -157,14 +155,9 @@ class Node(NodeStakes):
             outbox=services.outbox,
             settler=settler,
             clock_ms=self.now_ms,
-            ask=self._ask_close,
+            ask=asking(services, network=self.network, now_ms=self.now_ms),
             signers=(services.wallet.address, *services.retired),
         )
-
-    async def _ask_close(self, row: ChannelOutView) -> tuple[CloseConsent, bytes]:
-        services = self.services
-        discovery = Discovery(overlay=services.overlay, board=services.board, network=self.network, now_ms=self.now_ms)
-        return await ask_from_node(services.payer, discovery, row)
 
     async def _worker_pool(self, threads: int = 0, allow_unsandboxed: bool = False) -> WorkerPool:
         """The workers, opened on first use; 0 threads are all cores."""

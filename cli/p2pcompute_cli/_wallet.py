@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -99,7 +99,7 @@ def import_(file: Path, profile: str, password_file: str | None, as_json: bool, 
     _put(profile, lambda keyring: keyring.import_owner(data, password), as_json=as_json, debug=debug)
 
 
-def _unless_usage(exc: Exception, *, as_json: bool, debug: bool) -> None:
+def _unless_usage(exc: Exception, *, as_json: bool, debug: bool) -> NoReturn:
     if isinstance(exc, click.ClickException | click.Abort):
         raise exc
     fail(exc, as_json=as_json, debug=debug)
