@@ -43,6 +43,8 @@ class Consents:
         signer: the payee's own key; None gives no consents, but keeps to those that are out.
         domain: of the hub's vouchers and closings.
         clock_ms: UNIX time in milliseconds.
+        forget: gets a channel whose consent is over, before vouchers are taken on it again: what was read of the chain
+            until then was read of a channel that may have been closed since.
     """
 
     def __init__(
@@ -53,32 +55,34 @@ class Consents:
         signer: WalletSigner | None,
         domain: Domain,
         clock_ms: Callable[[], int],
+        forget: Callable[[ChannelId], None],
     ) -> None:
         self._ledger = ledger
         self._hub = hub
         self._signer = signer
         self._domain = domain
         self._clock_ms = clock_ms
+        self._forget = forget
         self._read_at: dict[ChannelId, float] = {}
         self._lock = trio.Lock()
 
-    async def check(self, channel: ChannelId) -> bool:
+    async def check(self, channel: ChannelId) -> None:
         """Raise `ChannelClosing` where a consent to close the channel is out and may still be used.
 
-        One whose channel was closed, or whose time is over, is taken off the ledger; whether one was.
+        One whose channel was closed, or whose time is over, is taken off the ledger.
 
         Raises:
             ChannelClosing: it is; or the chain can't be asked whether it still is.
         """
         if await self._ledger.consent(channel) is None:
-            return False
+            return
         async with self._lock:
-            return await self._check(channel)
+            await self._check(channel)
 
-    async def _check(self, channel: ChannelId) -> bool:
+    async def _check(self, channel: ChannelId) -> None:
         out = await self._ledger.consent(channel)
         if out is None:
-            return True  # another task has seen it meanwhile
+            return  # another task has seen it meanwhile
         if not self._is_late(out):
             self._look_again(channel)
             try:
@@ -91,8 +95,8 @@ class Consents:
                     f"we have signed that this channel may be closed at {out.amount_uusd} micro-USD; close it and fund "
                     "it again, or wait until the consent is over"
                 )
+        self._forget(channel)
         await self._ledger.end_consent(channel, epoch=out.epoch)
-        return True
 
     def _is_late(self, out: ConsentOut) -> bool:
         return self._clock_ms() // 1000 > out.deadline_s + OVER_S

@@ -128,9 +128,16 @@ class Payee:
         self._network = network
         self._clock_ms = clock_ms
         self._domain = Domain(chain_id=hub.terms.chain_id, contract=Address(hub.terms.hub))
-        self._consents = Consents(ledger=ledger, hub=hub, signer=signer, domain=self._domain, clock_ms=clock_ms)
         self._waiting: dict[ChannelId, trio.Event] = {}
         self._read_at: dict[ChannelId, float] = {}
+        self._consents = Consents(
+            ledger=ledger,
+            hub=hub,
+            signer=signer,
+            domain=self._domain,
+            clock_ms=clock_ms,
+            forget=self._forget_read,
+        )
         self.counters = PayeeCounters(streams=0, vouchers=0, paid_uusd=0, refused=Counter())
 
     async def paid_uusd(self, channel: ChannelId) -> int:
@@ -296,8 +303,7 @@ class Payee:
         if amount <= best:
             raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {usd(best)} held", best_uusd=best)
         try:
-            if await self._consents.check(session.channel):
-                self._read_at.pop(session.channel, None)  # it was closed since then
+            await self._consents.check(session.channel)
         except ChannelClosing as exc:
             raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=best) from exc
         row = await self._cover(session, row, amount)
@@ -371,6 +377,9 @@ class Payee:
             self._read_at.pop(next(iter(self._read_at)))
         self._read_at.pop(channel, None)
         self._read_at[channel] = now
+
+    def _forget_read(self, channel: ChannelId) -> None:
+        self._read_at.pop(channel, None)
 
 
 def _covered(frame_: VoucherFrame) -> _Covered | None:
