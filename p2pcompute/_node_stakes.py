@@ -5,18 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Final, NoReturn, cast
 
 import trio
 
 from p2pcompute import _stakes
 from p2pcompute.errors import ConfigError
+from p2pcompute_protocols._binding import SignerBinding, bind_signer
 
 if TYPE_CHECKING:
     from p2pcompute.node import Node
     from p2pcompute.stake import Arbiter, Slashed, StakeService, Staking
 
 __all__ = ["NodeStakes"]
+
+
+_BINDING_MS: Final = 30 * 24 * 3_600_000
+
+
+def _bind_account(node: Node) -> SignerBinding:
+    """An arbiter's account signs for itself, also where a hot key signs vouchers for it."""
+    now_ms = node.now_ms()
+    return bind_signer(
+        node.network, node.peer_id, node.services.account, sequence=now_ms, expires_ms=now_ms + _BINDING_MS
+    )
 
 
 class NodeStakes:
@@ -82,9 +94,9 @@ class NodeStakes:
         await node._worker_pool(0, allow_unsandboxed)
         service.arbiter = Arbiter(
             registry=services.stake.registry,
-            wallet=services.wallet,
+            wallet=services.account,
             signer=services.key,
-            binding=services.binding,
+            binding=partial(_bind_account, node),
             network=node.network,
             now_ms=node.now_ms,
             workers=partial(node._worker_pool, 0, allow_unsandboxed),

@@ -184,7 +184,7 @@ def make_desk(node: Node) -> StakeDesk:
         overlay=services.overlay,
         network=node.network,
         registry=_need(services.stake).registry,
-        wallet=services.wallet,
+        wallet=services.account,
         now_ms=node.now_ms,
     )
 
@@ -203,7 +203,7 @@ def make_pledges(node: Node, arbiters: Sequence[str], most_uusd: int | None) -> 
     parts = _need(services.stake)
     return Pledges(
         registry=parts.registry,
-        owner=services.wallet.address,
+        owner=services.account.address,
         key=parts.receipt_key,
         network=node.network,
         arbiters=frozenset(arbiters),

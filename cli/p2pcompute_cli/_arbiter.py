@@ -89,7 +89,7 @@ async def _control(node: Node, place: Any, *, task_status: Any) -> None:
 
 async def _ready(node: Node, profile: str, *, as_json: bool) -> None:
     status = await (await node.staking()).status()
-    account = "0x" + node.services.wallet.address.hex()
+    account = "0x" + node.services.account.address.hex()
     if as_json:
         json_line(
             event="ready",

@@ -74,8 +74,8 @@ class Court:
         self.registry = Registry(place=place, chain=terms, read=read)
 
     def calls(self, node: Node) -> BenchCalls:
-        wallet = node.services.wallet
-        return BenchCalls(self.bench, Account(coincurve.PrivateKey(wallet.private_key), wallet.address))
+        account = node.services.account
+        return BenchCalls(self.bench, Account(coincurve.PrivateKey(account.private_key), account.address))
 
     def staking(self, node: Node) -> Staking:
         assert node.services.stake is not None
@@ -96,7 +96,7 @@ class Court:
         await self.staking(node).stake(amount_uusd, cores=-(-amount_uusd // PER_CORE_UUSD))
 
     async def state(self, node: Node) -> StakeState:
-        return await self.registry.state(node.services.wallet.address)
+        return await self.registry.state(node.services.account.address)
 
     async def stakes(self, node: Node) -> int:
         return (await self.state(node)).stake_uusd
@@ -133,8 +133,8 @@ class Court:
         return [await self.arbiter() for _ in range(count)]
 
     async def provider(self, arbiters: list[Node], *, staked_uusd: int = MIN_UUSD, **options: Any) -> Node:
-        """A node that serves, accepts these arbiters and has a stake."""
-        opened = await self.node()
+        """A node that serves, accepts these arbiters and has a stake; `owner` holds its money where it is given."""
+        opened = await self.node(owner=options.pop("owner", None))
         if staked_uusd:
             await self.stake(opened, staked_uusd)
         accepted = {"arbiters": [one.peer_id for one in arbiters], **options}
@@ -144,11 +144,10 @@ class Court:
     async def liar(self, arbiters: list[Node], **options: Any) -> Node:
         return await self.provider(arbiters, fault=altered_rows, price="0.01 USD", **options)
 
-    async def requester(self, *connect: Node) -> Node:
+    async def requester(self, *connect: Node, owner: WalletKey | None = None) -> Node:
         self.nodes += 1
-        return await self.node(
-            connect=connect, evidence=self.tmp_path / f"evidence-{self.nodes}", key=NodeKey.generate()
-        )
+        evidence = self.tmp_path / f"evidence-{self.nodes}"
+        return await self.node(connect=connect, evidence=evidence, key=NodeKey.generate(), owner=owner)
 
     def accuser(self, node: Node) -> Accuser:
         return Accuser(
