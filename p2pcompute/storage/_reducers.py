@@ -37,7 +37,10 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
             " VALUES (:task, :idx, :code, :digest, :units, :pusd, :envelope)"
         ),
         "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
-        "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd WHERE channel = :channel",
+        (
+            "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd, issued = issued + (:code = 0)"
+            " WHERE channel = :channel"
+        ),
     ),
     "voucher_taken": (
         (

@@ -116,7 +116,7 @@ class Reproduced:
 
 def reproduce(tx: Transaction, channel: ChannelId, memo: bytes, covered: Named | None) -> Reproduced:
     """Make the root ourselves, from receipts that we have issued."""
-    row = tx.one("SELECT leaves, peaks FROM channels_in WHERE channel = :channel", channel=channel)
+    row = tx.one("SELECT leaves, peaks, issued FROM channels_in WHERE channel = :channel", channel=channel)
     assert row is not None
     known = Frontier.of(row[0], row[1])
     # What an earlier voucher named already may be named again: its ack was lost.
@@ -125,6 +125,8 @@ def reproduce(tx: Transaction, channel: ChannelId, memo: bytes, covered: Named |
         return Reproduced(leaves=known.leaves if known.leaves and known.root == memo else 0)
     if covered is None or covered.first > known.leaves or known.leaves + len(new) > MAX_LEAVES:
         return Reproduced(leaves=0)
+    if len(set(new)) < len(new) or known.leaves + len(new) > row[2]:
+        return Reproduced(leaves=0)  # each is accepted once; a payer that says otherwise would fill the disk
     envelopes = []
     for task, index in new:
         found = tx.one(

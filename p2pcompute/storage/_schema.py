@@ -179,7 +179,16 @@ CREATE TABLE covers (
 ) STRICT, WITHOUT ROWID;
 """
 
-MIGRATIONS: Final[Sequence[str]] = (_V1, _CONSENTS, _ROOTS)
+# How many results were receipted on a channel: a tree over them has no more leaves, whatever its payer names.
+_ISSUED: Final = """
+ALTER TABLE channels_in ADD COLUMN issued INTEGER NOT NULL DEFAULT 0 CHECK (issued >= 0);
+UPDATE channels_in SET issued = counted.issued FROM (
+    SELECT a.channel AS channel, count(*) AS issued FROM receipts_issued r JOIN agreements a ON a.task = r.task
+    WHERE r.code = 0 GROUP BY a.channel
+) AS counted WHERE counted.channel = channels_in.channel;
+"""
+
+MIGRATIONS: Final[Sequence[str]] = (_V1, _CONSENTS, _ROOTS, _ISSUED)
 
 DERIVED_TABLES: Final = (
     "home",

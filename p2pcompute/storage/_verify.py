@@ -57,6 +57,14 @@ _FULL: Final = (
         ),
     ),
     (
+        "a channel's count of results is not that of its receipts",
+        (
+            "SELECT hex(c.channel) FROM channels_in c WHERE issued !="
+            " (SELECT count(*) FROM agreements a JOIN receipts_issued r ON r.task = a.task"
+            " WHERE a.channel = c.channel AND r.code = 0) OR leaves > issued"
+        ),
+    ),
+    (
         "what is owed on a channel is not the sum of its agreements",
         (
             "SELECT hex(c.channel) FROM channels_in c WHERE owed_pusd - base_pusd !="

@@ -13,6 +13,7 @@ import trio.testing
 from p2pcompute.errors import StorageError
 from p2pcompute.payments import ClaimRow
 from p2pcompute.storage import _roots
+from p2pcompute_protocols.channel import Voucher, voucher_digest
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import TaskId
 from p2pcompute_protocols.merkle import MerkleTree
@@ -225,5 +226,39 @@ def test_a_backlog_is_named_part_by_part(run: Any, monkeypatch: pytest.MonkeyPat
             row = await pay_for(world, *done[known:count])
             assert (row.best_uusd, row.rooted_leaves, row.memo) == (count, leaves, root(done[:leaves]))
         assert world.payee.counters.unrooted == 0
+
+    run(body)
+
+
+def test_receipts_are_covered_once(run: Any) -> None:
+    """The attack: few receipts, named again and again. Each voucher of a micro-USD would write 10 KB."""
+
+    async def body(world: Any) -> None:
+        task = await world.agree()
+        await world.payer.open_channels(world.need(1_000))
+        refs, envelopes = [], []
+        for index in range(8):
+            _, envelope = await issue(world, task, index)
+            refs.append((task, index))
+            envelopes.append(envelope)
+
+        async def pay(amount: int, first: int, named: list[int]) -> int:
+            tree = MerkleTree([envelopes[at] for at in named])
+            voucher = Voucher(channel=world.channel, amount_uusd=amount, memo=tree.root)
+            row = await world.payee_ledger.take_voucher(
+                world.channel,
+                amount_uusd=amount,
+                memo=tree.root,
+                signature=world.wallet.sign_digest(voucher_digest(world.domain, voucher)),
+                peer=world.requester.peer_id,
+                covered=_roots.Covered(first=first, receipts=tuple(refs[at] for at in named[first:])),
+            )
+            return int(row.rooted_leaves)
+
+        assert await pay(1, 0, [0] * 256) == 0
+        assert await pay(2, 0, [0, 1, 2]) == 3
+        assert await pay(3, 3, [0, 1, 2, 0, 1, 2]) == 6  # a few may be there twice, which harms the payer's proofs only
+        assert await pay(4, 6, [0, 1, 2, 0, 1, 2, 0, 1, 2]) == 0  # as many as were issued, and no more
+        assert await pay(5, 6, [0, 1, 2, 0, 1, 2, 6, 7]) == 8
 
     run(body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import subprocess
@@ -16,6 +17,8 @@ from p2pcompute.errors import ConfigError, DiskFull, ProfileInUse
 from p2pcompute.storage import InlineExecutor, open_ledger
 from p2pcompute.storage._schema import MIGRATIONS
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
+
+EMPTY = Address(bytes(20))
 
 HOLDER = """
 import sys, trio
@@ -87,7 +90,7 @@ def test_a_ledger_from_before_there_were_consents_takes_them(tmp_path: Path, dea
     channel, account, peer = ChannelId(b"c" * 32), Address(b"a" * 20), PeerId("peer")
 
     async def main() -> None:
-        opened = {"channel": channel, "payer": account, "signer": account, "peer": peer}
+        opened: dict[str, Any] = {"channel": channel, "payer": account, "signer": account, "peer": peer}
         async with open_ledger(tmp_path, executor=InlineExecutor(), migrations=MIGRATIONS[:1]) as ledger:
             # As it was written then: today's methods read columns that came later.
             await ledger._write(lambda tx: tx.emit("channel_in_opened", **opened))
@@ -98,6 +101,26 @@ def test_a_ledger_from_before_there_were_consents_takes_them(tmp_path: Path, dea
             )
             assert await ledger.consent(channel) == given
             await ledger.verify(full=True)
+
+    trio.run(main)
+
+
+def test_results_that_a_ledger_has_receipted_are_counted_when_it_grows_older(tmp_path: Path, deal: Any) -> None:
+    """One from before they were counted: none of what its payers name of them later is one too many."""
+
+    async def main() -> None:
+        async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+            row = await ledger.add_agreement(deal.agreement, role="provider")
+            await ledger.open_channel_in(ChannelId(b"c" * 32), payer=EMPTY, signer=EMPTY, peer=PeerId("peer"))
+            for index in range(3):
+                await ledger.record_receipt(deal.receipt(index), sign=deal.sign)
+            await ledger.record_receipt(deal.receipt(3, code=9), sign=deal.sign)
+        with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite3")) as old:
+            old.executescript("ALTER TABLE channels_in DROP COLUMN issued; PRAGMA user_version = 3;")
+        async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+            await ledger.verify(full=True)
+            counted = ledger._database.connection.execute("SELECT channel, issued FROM channels_in ORDER BY issued")
+            assert counted.fetchall() == [(b"c" * 32, 0), (row.channel, 3)]
 
     trio.run(main)
 
