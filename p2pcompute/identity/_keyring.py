@@ -194,7 +194,7 @@ class Keyring:
         """Put an owner's key into the profile, under a password.
 
         Raises:
-            IdentityError: there is one already; the password is empty.
+            IdentityError: there is one already, or another profile beside this one has it; the password is empty.
         """
         self._refuse_second_owner()
         data = encrypt_keystore(secret, password, n=n)
@@ -206,7 +206,8 @@ class Keyring:
         """Put a keystore that was made elsewhere into the profile; it stays under its password.
 
         Raises:
-            IdentityError: there is one already. WrongPassword, KeystoreError: see `decrypt_keystore`.
+            IdentityError: there is one already, or another profile beside this one has it.
+            WrongPassword, KeystoreError: see `decrypt_keystore`.
         """
         self._refuse_second_owner()
         secret = decrypt_keystore(data, password)
@@ -227,10 +228,27 @@ class Keyring:
             raise IdentityError(
                 f"the key is the profile's own {self.wallet}, which lies on the disk in the open; an owner's is another"
             )
+        self._refuse_owner_of_another(owner)
         # First: an owner without a statement counts as one whose statement somebody has taken away.
         self._say(delegate(owner, signer.address, sequence=time.time_ns() // 1_000_000))
         if not store_new(self.owner, data):
             self._refuse_second_owner()
+
+    def _refuse_owner_of_another(self, owner: WalletKey) -> None:
+        """Two nodes that are paid on one account take each other's vouchers for their own, and send transactions with
+        the same nonces."""
+        for file in sorted(self.path.parent.glob(f"*/{self.owner.name}")):
+            if file.parent == self.path:
+                continue
+            try:
+                found = Keyring(file.parent).owner_address()
+            except IdentityError:
+                continue  # it opens for nobody as it is
+            if found == owner.address:
+                raise IdentityError(
+                    f"the profile {file.parent.name} has this owner: nodes with one account would be paid once for "
+                    f"what they do twice. Use that profile, or remove {file} where it is of no more use"
+                )
 
     # Rotation
 

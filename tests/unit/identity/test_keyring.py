@@ -115,6 +115,20 @@ def test_imported_and_exported(tmp_path: Path) -> None:
     assert keyring.open(told).account.address == OWNER
 
 
+def test_an_owner_is_in_one_profile_of_a_machine(tmp_path: Path) -> None:
+    """What two of them would lose is in tests/unit/payments/test_one_account.py."""
+    first, second = Keyring(tmp_path / "first"), Keyring(tmp_path / "second")
+    first.create_owner(SECRET, PASSWORD, n=16)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "owner.json").write_text("{}")
+    made = first.export_owner()
+    with pytest.raises(IdentityError, match="the profile first has this owner"):
+        second.import_owner(made, PASSWORD)
+    assert not second.has_owner
+    first.owner.unlink()
+    assert second.import_owner(made, PASSWORD).address == OWNER
+
+
 def test_the_hot_key_is_no_owner(tmp_path: Path) -> None:
     keyring = Keyring(tmp_path / "profile")
     hot = keyring.open(lambda: None).signer
