@@ -19,16 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NodeStakes"]
 
-
-_BINDING_MS: Final = 30 * 24 * 3_600_000
-
-
-def _bind_account(node: Node) -> SignerBinding:
-    """An arbiter's account signs for itself, also where a hot key signs vouchers for it."""
-    now_ms = node.now_ms()
-    return bind_signer(
-        node.network, node.peer_id, node.services.account, sequence=now_ms, expires_ms=now_ms + _BINDING_MS
-    )
+_CARD_MS: Final = 30 * 24 * 3_600_000  # a task of seven days shows an arbiter's card to whoever joins it
 
 
 class NodeStakes:
@@ -86,17 +77,25 @@ class NodeStakes:
 
         node = cast("Node", self)
         services, service = node.services, _stakes.stake_service(node)
-        if service.arbiter is not None:
-            raise ConfigError("this node is an arbiter already")
         if services.stake is None:
             raise ConfigError("this node knows no stake registry: stakes are on a real chain only")
         await services.stake.registry()
         await node._worker_pool(0, allow_unsandboxed)
+        if service.arbiter is not None:  # nothing is waited for between this and taking the place
+            raise ConfigError("this node is an arbiter already")
+
+        def bind() -> SignerBinding:
+            # By the account itself, which is another key than the one that signs vouchers where there is an owner.
+            now = node.now_ms()
+            return bind_signer(
+                node.network, services.key.peer_id, services.account, sequence=now, expires_ms=now + _CARD_MS
+            )
+
         service.arbiter = Arbiter(
             registry=services.stake.registry,
-            wallet=services.account,
+            account=services.account,
             signer=services.key,
-            binding=partial(_bind_account, node),
+            binding=bind,
             network=node.network,
             now_ms=node.now_ms,
             workers=partial(node._worker_pool, 0, allow_unsandboxed),

@@ -184,7 +184,7 @@ def make_desk(node: Node) -> StakeDesk:
         overlay=services.overlay,
         network=node.network,
         registry=_need(services.stake).registry,
-        wallet=services.account,
+        account=services.account,
         now_ms=node.now_ms,
     )
 

@@ -47,9 +47,9 @@ class Arbiter:
 
     Attributes:
         registry: opens the stake registry; raises `ChainError`.
-        wallet: the account, which needs a stake of its own for its verdicts to count.
+        account: signs verdicts, and needs a stake of its own for them to count.
         signer: this node's key.
-        binding: ties the account to the node.
+        binding: ties the account to the node, signed by the account itself.
         network: the network's ID.
         now_ms: UNIX time in milliseconds.
         workers: where strangers' kernels run.
@@ -57,7 +57,7 @@ class Arbiter:
     """
 
     registry: Callable[[], Awaitable[Registry]]
-    wallet: KeySigner
+    account: KeySigner
     signer: Signer
     binding: Callable[[], SignerBinding]
     network: str
@@ -84,7 +84,7 @@ class Arbiter:
         terms = asked.terms
         registry = await self.registry()
         check_place(terms, registry)
-        if self.wallet.address not in terms.arbiters:
+        if self.account.address not in terms.arbiters:
             raise LocalProtocolError("we are no arbiter of these terms", code=WireCode.WRONG_PEER)
         if terms.expires_s <= self.now_ms() // 1000:
             raise LocalProtocolError("these terms have expired", code=WireCode.EXPIRED)
@@ -139,7 +139,7 @@ class Arbiter:
         given = VerdictGiven(
             amount_uusd=verdict.amount_uusd,
             evidence=digest,
-            signature=self.wallet.sign_digest(verdict_digest(registry.domain, verdict)),
+            signature=self.account.sign_digest(verdict_digest(registry.domain, verdict)),
         )
         self._given[terms.struct_hash] = given
         while len(self._given) > _MOST_KEPT:

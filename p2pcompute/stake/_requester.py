@@ -89,14 +89,14 @@ class StakeDesk:
         overlay: the node's.
         network: the network's ID.
         registry: opens the stake registry; raises `ChainError`.
-        wallet: this node's account, which signs terms and gets its part of what is taken.
+        account: this node's, which signs terms and gets its part of what is taken.
         now_ms: UNIX time in milliseconds.
     """
 
     overlay: Overlay
     network: str
     registry: Callable[[], Awaitable[Registry]]
-    wallet: KeySigner
+    account: KeySigner
     now_ms: Callable[[], int]
     _stakes: dict[Address, tuple[float, int]] = field(default_factory=dict[Address, tuple[float, int]])
 
@@ -137,7 +137,7 @@ class StakeDesk:
                     if name.startswith("/"):
                         addresses.append(name)
         found = sorted(cards.values(), key=lambda card: card.account)
-        if self.wallet.address in {card.account for card in found}:
+        if self.account.address in {card.account for card in found}:
             raise ConfigError("one of the arbiters has this node's own account; name somebody else")
         if len({card.account for card in found}) < len(wish.arbiters):
             raise ConfigError("two of the arbiters have one account, and would have one vote; name each once")
@@ -233,14 +233,14 @@ class TaskStake:
             registry=registry.address,
             task=agreement.task_id,
             provider=agreed.payee,
-            requester=desk.wallet.address,
+            requester=desk.account.address,
             at_risk_uusd=self.at_risk_uusd,
             threshold=self.threshold,
             # What is asked for after now leaves after this, so a liar can't take its stake out before a verdict.
             expires_s=desk.now_ms() // 1000 + UNSTAKE_DELAY_S - _EARLIER_S,
             arbiters=tuple(card.account for card in self.cards),
         )
-        ours = desk.wallet.sign_digest(terms_digest(registry.domain, terms_of(terms)))
+        ours = desk.account.sign_digest(terms_digest(registry.domain, terms_of(terms)))
         cards = tuple(card.raw for card in self.cards)
         provider = PeerId(agreed.provider)
         stream = await desk.overlay.open_stream(provider, PROTOCOL_ID)

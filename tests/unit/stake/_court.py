@@ -58,6 +58,7 @@ class Court:
     bench: HubBench
     contract: RegistryBench
     tmp_path: Path
+    owners: bool = False  # whether everybody's money is another key's than the one that signs vouchers
     registry: Registry = field(init=False)
     nodes: int = 0
 
@@ -106,7 +107,7 @@ class Court:
         self.bench.now_s += seconds
 
     async def node(self, **options: Any) -> Node:
-        opened = await self.market.node(**options)
+        opened = await self.market.node(owner=WalletKey.generate() if self.owners else None, **options)
         opened.services.stake = self.parts()
         return opened
 
@@ -171,11 +172,11 @@ def kept(evidence: str) -> tuple[bytes, PledgeFile]:
     return path.read_bytes(), open_pledge(path.with_suffix(PLEDGE_SUFFIX).read_bytes())
 
 
-def in_court(tmp_path: Path, scenario: Callable[[Court], Awaitable[None]]) -> None:
+def in_court(tmp_path: Path, scenario: Callable[[Court], Awaitable[None]], *, owners: bool = False) -> None:
     """Play a scenario in virtual time."""
 
     async def play(market: Market) -> None:
         bench = HubBench()
-        await scenario(Court(market, bench, RegistryBench(bench), tmp_path))
+        await scenario(Court(market, bench, RegistryBench(bench), tmp_path, owners))
 
     in_memory(play)

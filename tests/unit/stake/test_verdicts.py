@@ -23,7 +23,8 @@ from ..market._harness import Z, compute
 from ._court import MIN_UUSD, Court, in_court
 
 
-def test_a_lie_costs_what_was_at_risk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("owners", [False, True], ids=["one key", "owners"])
+def test_a_lie_costs_what_was_at_risk(tmp_path: Path, owners: bool) -> None:
     async def scenario(court: Court) -> None:
         arbiters = await court.arbiters(3)
         liar, honest = await court.liar(arbiters, staked_uusd=1_500), await court.provider(arbiters)
@@ -42,9 +43,9 @@ def test_a_lie_costs_what_was_at_risk(tmp_path: Path) -> None:
             await court.accuser(requester).by_verdict(evidence, pledge)
         # The victim takes its part home.
         assert (await court.staking(requester).unstake()).credit_uusd == 0
-        assert court.bench.tokens(requester.services.wallet.address) == 500
+        assert court.bench.tokens(requester.services.account.address) == 500
 
-    in_court(tmp_path, scenario)
+    in_court(tmp_path, scenario, owners=owners)
 
 
 def test_honest_work_under_a_pledge_costs_nobody_anything(tmp_path: Path) -> None:
@@ -243,6 +244,31 @@ def test_options_that_ask_for_nothing_that_there_is(tmp_path: Path) -> None:
             await node.staking()
         with pytest.raises(ConfigError, match="no stake registry"):
             await node.arbitrate()
+
+    in_court(tmp_path, scenario)
+
+
+def test_a_node_is_one_arbiter_at_a_time(tmp_path: Path) -> None:
+    async def scenario(court: Court) -> None:
+        node = await court.node()
+        refused: list[str] = []
+
+        async def judge() -> None:
+            try:
+                await node.arbitrate()
+            except ConfigError as error:
+                refused.append(str(error))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(judge)
+            nursery.start_soon(judge)  # at the same time: both are still looking for the registry
+            await trio.sleep(1)
+            await judge()
+            assert refused == ["this node is an arbiter already"] * 2
+            assert node.stake_service is not None
+            assert node.stake_service.arbiter is not None
+            nursery.cancel_scope.cancel()
+        assert node.stake_service.arbiter is None
 
     in_court(tmp_path, scenario)
 
