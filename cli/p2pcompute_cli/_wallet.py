@@ -32,6 +32,11 @@ __all__ = ["wallet"]
 def wallet(ctx: click.Context, profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
     """Show where this profile's money lies; give it an owner, or a new key to sign with."""
     if ctx.invoked_subcommand is not None:
+        # They would be of no effect there, and the command would go to another profile than is meant.
+        source = click.core.ParameterSource.COMMANDLINE
+        given = [param.opts[0] for param in ctx.command.params if ctx.get_parameter_source(param.name or "") is source]
+        if given:
+            raise click.UsageError(f"write {', '.join(given)} behind {ctx.invoked_subcommand}, whose option it is")
         return
     answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/wallet")
     if as_json:

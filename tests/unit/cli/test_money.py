@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
-from p2pcompute_cli import _money
+from p2pcompute_cli import _money, _wallet
 
 
 def row(index: int, pusd: int) -> dict[str, Any]:
@@ -38,3 +39,15 @@ def test_a_receipt_of_less_than_a_micro_usd_is_not_shown_as_nothing(
     assert said.exit_code == 0, said.output
     for shown in ("0.000000000014", "0.000000493214", "0.000001125166", "3.000000000001"):
         assert shown in said.output
+
+
+@pytest.mark.parametrize("command", sorted(_wallet.wallet.commands))
+def test_a_profile_before_a_wallet_command_is_refused_and_not_forgotten(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A key made or changed in another profile than the one that was named would be worse than none.
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path / "home"))
+    said = CliRunner().invoke(_wallet.wallet, ["--profile", "safe", command, "--json"])
+    assert said.exit_code == 2, said.output
+    assert f"write --profile behind {command}" in said.output
+    assert not (tmp_path / "home").exists()

@@ -234,7 +234,7 @@ def test_options_that_ask_for_nothing_that_there_is(tmp_path: Path) -> None:
         {"min_stake": "much"},
     ):
         with pytest.raises(ConfigError):
-            RunOptions(**options)  # type: ignore[arg-type]
+            RunOptions(**options)
     with pytest.raises(ConfigError):
         ProviderOptions(arbiters=["nobody"])
 
