@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._passwords import owner_password, password_option
 from ._shared import common_options, fail, hush_logs, json_line, labelled, network_options, short_peer, usd
 
 if TYPE_CHECKING:
+    from p2pcompute.identity import AskPassword
     from p2pcompute.node import Node
     from p2pcompute.stake import Slashed
 
@@ -39,15 +41,20 @@ _row = partial(labelled, width=10)
 )
 @click.option("--allow-unsandboxed", is_flag=True, help="run strangers' kernels without Landlock and seccomp")
 @partial(network_options, profile="arbiter")
+@password_option
 @common_options
-def arbiter(**options: Any) -> None:
+def arbiter(password_file: str | None, **options: Any) -> None:
     """Judge evidence of lies, in a locked worker, for a stake of your own; until Ctrl-C."""
     import trio
+
+    from p2pcompute._profile import Profile
 
     as_json, debug = options.pop("as_json"), options.pop("debug")
     hush_logs(debug)
     try:
-        trio.run(partial(_arbitrate, as_json=as_json, **options))
+        # Before signals are caught: Ctrl-C has to end the prompt.
+        password = owner_password(Profile.named(options["profile"]).path, password_file)
+        trio.run(partial(_arbitrate, as_json=as_json, password=password, **options))
     except KeyboardInterrupt:
         pass
     except BaseException as exc:  # noqa: BLE001  said in one line
@@ -56,7 +63,9 @@ def arbiter(**options: Any) -> None:
         json_line(event="stopped")
 
 
-async def _arbitrate(*, as_json: bool, profile: str, allow_unsandboxed: bool, **options: Any) -> None:
+async def _arbitrate(
+    *, as_json: bool, profile: str, allow_unsandboxed: bool, password: AskPassword, **options: Any
+) -> None:
     import signal
 
     import trio
@@ -72,7 +81,10 @@ async def _arbitrate(*, as_json: bool, profile: str, allow_unsandboxed: bool, **
 
     place = Profile.named(profile)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with p2p.open_node(profile=place, start_chain=True, **options) as node, trio.open_nursery() as nursery:
+        async with (
+            p2p.open_node(profile=place, start_chain=True, password=password, **options) as node,
+            trio.open_nursery() as nursery,
+        ):
             await nursery.start(partial(node.arbitrate, allow_unsandboxed=allow_unsandboxed, on_verdict=show))
             await nursery.start(_control, node, place)
             await _ready(node, profile, as_json=as_json)
@@ -132,10 +144,21 @@ async def _ready(node: Node, profile: str, *, as_json: bool) -> None:
 )
 @click.option("--yes", is_flag=True, help="do not ask")
 @partial(network_options, profile="requester")
+@password_option
 @common_options
-def accuse(file: Path, other: Path | None, yes: bool, as_json: bool, debug: bool, **options: Any) -> None:
+def accuse(
+    file: Path,
+    other: Path | None,
+    yes: bool,
+    password_file: str | None,
+    as_json: bool,
+    debug: bool,
+    **options: Any,
+) -> None:
     """Have the arbiters of a task judge FILE, and the liar's stake taken."""
     import trio
+
+    from p2pcompute._profile import Profile
 
     hush_logs(debug)
     if not yes:
@@ -144,7 +167,8 @@ def accuse(file: Path, other: Path | None, yes: bool, as_json: bool, debug: bool
             raise click.UsageError("nobody can be asked here; add --yes to do it")
         click.confirm("do it?", abort=True, err=True)
     try:
-        slashed = trio.run(partial(_accuse, file, other, options))
+        password = owner_password(Profile.named(options["profile"]).path, password_file)
+        slashed = trio.run(partial(_accuse, file, other, {**options, "password": password}))
     except BaseException as exc:  # noqa: BLE001  said in one line
         fail(exc, as_json=as_json, debug=debug)
     _show(slashed, as_json=as_json)

@@ -153,7 +153,7 @@ def fail(error: BaseException, *, as_json: bool, debug: bool, advice: str = "") 
     from p2pcompute.errors import P2PComputeError
 
     plain = whole_error(error)
-    if isinstance(plain, KeyboardInterrupt):
+    if isinstance(plain, KeyboardInterrupt | click.Abort | click.ClickException):  # who leaves a prompt, say
         raise plain
     if debug:
         traceback.print_exception(error)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from p2pcompute._provider_events import ProviderEvent
     from p2pcompute._serving import ProviderRole
     from p2pcompute.execution import Layers
+    from p2pcompute.identity import AskPassword
 
 __all__ = ["up"]
 
@@ -171,11 +172,15 @@ def up(**options: Any) -> None:
     """
     import trio
 
+    from p2pcompute._profile import Profile
+
     as_json, debug = options.pop("as_json"), options.pop("debug")
     hush_logs(debug)
     settings = Settings(as_json=as_json, **options)
     try:
-        trio.run(_main, settings)
+        # Before signals are caught: Ctrl-C has to end the prompt.
+        password = owner_password(Profile.named(settings.profile).path, settings.password_file)
+        trio.run(_main, settings, password)
     except BaseException as exc:  # noqa: BLE001  said in one line
         fail(exc, as_json=as_json, debug=debug, advice=_advice(exc, settings))
 
@@ -253,7 +258,7 @@ class _Stopper:
                 self.scope.cancel()
 
 
-async def _main(settings: Settings) -> None:
+async def _main(settings: Settings, password: AskPassword) -> None:
     import trio
 
     from p2pcompute._profile import NetworkDir
@@ -266,7 +271,7 @@ async def _main(settings: Settings) -> None:
             async with _chain(settings, stopper) as url:
                 if not stopper.asked:
                     with stopper.scope:
-                        await _lend(settings, url, stopper, starting)
+                        await _lend(settings, url, stopper, starting, password)
             nursery.cancel_scope.cancel()
     if settings.as_json:
         json_line(event="stopped")
@@ -298,7 +303,7 @@ async def _chain(settings: Settings, stopper: _Stopper) -> AsyncGenerator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: ExitStack) -> None:
+async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: ExitStack, password: AskPassword) -> None:
     import trio
 
     import p2pcompute as p2p
@@ -331,7 +336,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
         token=settings.token,
         listen=settings.listen,
         registry=settings.registry,
-        password=owner_password(profile.path, settings.password_file),
+        password=password,
     ) as node:
         started = time.monotonic()
         async with trio.open_nursery() as nursery:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
@@ -73,7 +73,7 @@ def new(profile: str, password_file: str | None, as_json: bool, debug: bool) -> 
     try:
         password = new_password(password_file, "a new password for the owner's key", confirm=True)
     except Exception as exc:  # noqa: BLE001  said in one line
-        _unless_usage(exc, as_json=as_json, debug=debug)
+        fail(exc, as_json=as_json, debug=debug)
 
     def put(keyring: Keyring) -> WalletKey:
         from p2pcompute.identity import WalletKey
@@ -100,14 +100,8 @@ def import_(file: Path, profile: str, password_file: str | None, as_json: bool, 
         with file.open("rb") as stream:
             data = stream.read(1 << 20)
     except Exception as exc:  # noqa: BLE001  said in one line
-        _unless_usage(exc, as_json=as_json, debug=debug)
+        fail(exc, as_json=as_json, debug=debug)
     _put(profile, lambda keyring: keyring.import_owner(data, password), as_json=as_json, debug=debug)
-
-
-def _unless_usage(exc: Exception, *, as_json: bool, debug: bool) -> NoReturn:
-    if isinstance(exc, click.ClickException | click.Abort):
-        raise exc
-    fail(exc, as_json=as_json, debug=debug)
 
 
 @wallet.command(epilog="\b\nExamples:\n  p2pcompute wallet export --profile safe > owner-backup.json")
