@@ -12,6 +12,7 @@ from p2pcompute_protocols._binding import WalletSigner
 from p2pcompute_protocols.channel import MAX_EPOCH, CloseConsent, Domain, close_digest
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.ids import ChannelId
+from p2pcompute_protocols.money import usd
 
 from ._api import ConsentOut, Hub, PayeeLedger, payee_epoch
 
@@ -92,7 +93,7 @@ class Consents:
                 raise ChannelClosing("we have signed a closing, and the chain can't be asked about it now") from exc
             if epoch <= out.epoch:
                 raise ChannelClosing(
-                    f"we have signed that this channel may be closed at {out.amount_uusd} micro-USD; close it and fund "
+                    f"we have signed that this channel may be closed at {usd(out.amount_uusd)}; close it and fund "
                     "it again, or wait until the consent is over"
                 )
         self._forget(channel)

@@ -20,6 +20,7 @@ from p2pcompute.chain import (
 )
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId, TaskId
+from p2pcompute_protocols.money import usd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.stake import Pledge, StrictQuery, open_card
 from p2pcompute_protocols.task import open_receipt
@@ -99,7 +100,7 @@ class Pledges:
             raise LocalProtocolError("terms last 14 days at most", code=WireCode.EXPIRED)
         most = registry.place.min_stake_uusd if self.most_uusd is None else self.most_uusd
         if terms.at_risk_uusd > most:
-            raise LocalProtocolError(f"{most} micro-USD are put at risk in a task at most", code=WireCode.OVERSIZED)
+            raise LocalProtocolError(f"{usd(most)} are put at risk in a task at most", code=WireCode.OVERSIZED)
         made = terms_of(terms)
         if found.terms is not None and found.terms != made:
             raise LocalProtocolError("other terms are signed for this task", code=WireCode.REPLAYED)

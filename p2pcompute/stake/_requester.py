@@ -15,6 +15,7 @@ from p2pcompute.errors import ConfigError, P2PComputeError, TaskRefused
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId
+from p2pcompute_protocols.money import usd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.stake import (
     PROTOCOL_ID,
@@ -215,7 +216,7 @@ class TaskStake:
         if self.least_uusd:
             staked_uusd = await self.desk.staked_uusd(Address(payee))
             if staked_uusd < self.least_uusd:
-                raise StakeTooLow(f"it has {staked_uusd / 1e6:.6f} USD at stake, of {self.least_uusd / 1e6:.6f} USD")
+                raise StakeTooLow(f"it has {usd(staked_uusd)} at stake, of {usd(self.least_uusd)}")
 
     async def pledge(self, agreement: Agreement) -> bytes:
         """Have the provider put its stake at risk for what was agreed; the file that its victim needs.

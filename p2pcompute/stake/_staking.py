@@ -19,6 +19,7 @@ from p2pcompute.chain import (
 )
 from p2pcompute.errors import ConfigError, InsufficientFunds
 from p2pcompute_protocols.ids import Address
+from p2pcompute_protocols.money import usd
 
 from ._registry import Registry
 
@@ -127,15 +128,14 @@ class Staking:
         """
         registry, owner = self.registry, self.account.account
         if amount_uusd <= 0:
-            raise ConfigError("a stake is of at least one micro-USD, such as '100 USD'")
+            raise ConfigError("a stake is of at least 0.000001 USD, such as '100 USD'")
         if cores is not None and not 0 <= cores < 2**64:
             raise ConfigError(f"cores is {cores}; write a number of reference cores")
         state = await registry.state(owner)
         total, least = state.stake_uusd + amount_uusd, registry.place.min_stake_uusd
         if total - state.leaving_uusd < least:
             raise ConfigError(
-                f"the least stake is {least / 1e6:.6f} USD and {(total - state.leaving_uusd) / 1e6:.6f} USD would "
-                "count; stake more"
+                f"the least stake is {usd(least)} and {usd(total - state.leaving_uusd)} would count; stake more"
             )
         cap = await registry.cap_uusd(owner)
         if cores is not None:
@@ -143,16 +143,16 @@ class Staking:
         if total > cap:
             wanted = -(-total // max(1, registry.place.per_core_uusd))
             raise ConfigError(
-                f"a stake of {total / 1e6:.6f} USD is above the cap of {cap / 1e6:.6f} USD, which follows the "
-                f"reference cores that the account declares; declare {wanted} (--cores {wanted}), or stake less"
+                f"a stake of {usd(total)} is above the cap of {usd(cap)}, which follows the reference cores that the "
+                f"account declares; declare {wanted} (--cores {wanted}), or stake less"
             )
         if self.provide is not None:
             await self.provide(amount_uusd)
         tokens = await self.account.tokens_uusd()
         if tokens < amount_uusd:
             raise InsufficientFunds(
-                f"0x{owner.hex()} has {tokens / 1e6:.6f} USD of tokens and {amount_uusd / 1e6:.6f} USD were to be "
-                "staked; send tokens there first. Nothing was spent"
+                f"0x{owner.hex()} has {usd(tokens)} of tokens and {usd(amount_uusd)} were to be staked; send tokens "
+                "there first. Nothing was spent"
             )
         if cores is not None and cap != await registry.cap_uusd(owner):
             await self.account.call(registry.address, encode_declare(cores))
@@ -193,15 +193,14 @@ class Staking:
             raise ConfigError(
                 "nothing is staked, so nothing can be taken out"
                 if not state.leaving_uusd
-                else f"{state.leaving_uusd / 1e6:.6f} USD are on their way out; run this again in "
+                else f"{usd(state.leaving_uusd)} are on their way out; run this again in "
                 f"{max(1, state.leave_at_s - now_s)} s. Until then they can be lost"
             )
         amount_uusd = staying if amount_uusd is None else amount_uusd
         left = staying - amount_uusd
         if amount_uusd <= 0 or left < 0 or 0 < left < registry.place.min_stake_uusd:
             raise ConfigError(
-                f"{staying / 1e6:.6f} USD are staked; take out all of it, or leave at least "
-                f"{registry.place.min_stake_uusd / 1e6:.6f} USD"
+                f"{usd(staying)} are staked; take out all of it, or leave at least {usd(registry.place.min_stake_uusd)}"
             )
         await self.account.call(registry.address, encode_request_unstake(amount_uusd))
         return await self.status()

@@ -60,7 +60,7 @@ def refuse_closing(tx: Transaction, channel: ChannelId) -> None:
     row = tx.one("SELECT amount_uusd FROM consents WHERE channel = :channel", channel=channel)
     if row is not None:
         raise ChannelClosing(
-            f"we have signed that the channel {channel.hex()[:8]} may be closed at {row[0]} micro-USD; it is of use "
+            f"we have signed that the channel {channel.hex()[:8]} may be closed at {usd(row[0])}; it is of use "
             "again once it is closed and funded anew"
         )
 

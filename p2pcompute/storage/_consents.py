@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from p2pcompute.errors import ChannelBusy, VoucherRefused
 from p2pcompute_protocols.ids import ChannelId
+from p2pcompute_protocols.money import usd
 
 from ._channels import need_in, refuse_closing
 from ._database import Transaction
@@ -71,10 +72,10 @@ class ConsentsMixin:
                 raise ChannelBusy("work that is paid over the channel is under way; ask again when it has ended")
             if row.unpaid_pusd:
                 raise ChannelBusy(
-                    f"work of {row.owed_uusd - row.paid_uusd} micro-USD is unpaid on the channel; pay it first"
+                    f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it first"
                 )
             if row.paid_uusd != amount_uusd:
-                raise VoucherRefused(f"{row.paid_uusd} micro-USD are paid on the channel, and not {amount_uusd}")
+                raise VoucherRefused(f"{usd(row.paid_uusd)} are paid on the channel, and not {usd(amount_uusd)}")
             out = _consent(tx, channel)
             if out is not None:
                 if out.epoch != epoch:

@@ -281,7 +281,7 @@ def test_stakes_are_put_in_and_taken_out_in_steps(tmp_path: Path) -> None:
             (MIN_UUSD - 1, None, "least stake"),
             (MIN_UUSD + 1, None, "--cores 11"),
             (MIN_UUSD, 2**64, "reference cores"),
-            (0, None, "at least one"),
+            (0, None, "at least 0.000001 USD"),
         ):
             with pytest.raises(ConfigError, match=said):
                 await staking.stake(amount, cores=cores)
