@@ -30,7 +30,7 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
         kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``; or a program: ``p2p.program(name)[items]``.
         args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output.
         options: those of `Node.run` (budget, chunks, max_providers, deadline_s, samples, …) and those of `open_node`
-            (profile, network, bootstrap, chain, hub, token, listen).
+            (profile, network, bootstrap, chain, hub, token, listen, registry, password, start_chain).
 
     Returns:
         The output array, or a tuple of them.

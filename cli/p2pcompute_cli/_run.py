@@ -54,14 +54,16 @@ the budget, which caps it. With --json events go to stdout, and what the script 
 @click.option(
     "--min-stake",
     metavar="AMOUNT",
-    help="what a provider has to have at stake, such as '100 USD', for tasks that say nothing of it",
+    help="what a provider has to have at stake, such as '100 USD', for tasks that say nothing of it; "
+    "work in rounds asks for none",
 )
 @click.option(
     "--arbiter",
     "arbiters",
     metavar="MULTIADDR",
     multiple=True,
-    help="an arbiter that providers have to accept, with a stake at risk; may be repeated; more than half must agree",
+    help="an arbiter that providers have to accept, with a stake at risk; may be repeated; more than half must agree. "
+    "Work in rounds has none",
 )
 @common_options
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
