@@ -156,7 +156,7 @@ def test_closed_with_the_payees_consent_on_the_contract(tmp_path: Path) -> None:
 
     async def main() -> None:
         world = module.World(tmp_path / "nodes")
-        with trio.fail_after(90):
+        with trio.fail_after(300):
             async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
                 info = await dev_info(rpc)
                 client = HubClient(rpc, info.hub, info.token)

@@ -64,7 +64,7 @@ def test_stopped_anywhere_a_rotation_goes_on(tmp_path: Path, monkeypatch: pytest
 
     async def main() -> None:
         nonlocal chain
-        with trio.fail_after(100):
+        with trio.fail_after(300):
             async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
                 info = await dev_info(rpc)
                 client = HubClient(rpc, info.hub, info.token)

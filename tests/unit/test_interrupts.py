@@ -92,7 +92,7 @@ def test_ctrl_c_while_a_node_opens(call: Any, opening: Any, monkeypatch: pytest.
 
 @pytest.mark.parametrize("call", [run, iterate])
 def test_ctrl_c_before_a_node_opens(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(p2pcompute._options, "chosen", lambda *_: deep_inside())
+    monkeypatch.setattr(p2pcompute._options, "chosen", lambda *_, **__: deep_inside())
     with pytest.raises(KeyboardInterrupt) as caught:
         call()
     assert "deep_inside" not in "".join(traceback.format_exception(caught.value))
