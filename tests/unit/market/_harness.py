@@ -218,7 +218,7 @@ def on_libp2p(scenario: Callable[[Market], Awaitable[None]]) -> None:
     """Play the same scenario on libp2p over loopback, in real time."""
 
     async def main() -> None:
-        with trio.fail_after(60):
+        with trio.fail_after(300):
             async with open_market(None) as market:
                 await scenario(market)
 
