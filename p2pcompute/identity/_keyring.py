@@ -158,15 +158,21 @@ class Keyring:
             OwnerLocked: there is an owner, and no password.
             WrongPassword, KeystoreError: see `decrypt_keystore`.
             IdentityError: a file is malformed or open to others, or the hot key is not the one that the owner has
-                named; the latter not where `checked` is False.
+                named, or one that a rotation has retired; the last two not where `checked` is False.
         """
         if not self.has_owner:
             key = WalletKey.load_or_create(self.wallet)
             return MoneyKeys(account=key, signer=key)
         owner = self.unlock(ask)
         self._finish_rotation()
-        signer = WalletKey.load_or_create(self.wallet)
+        signer, retired = WalletKey.load_or_create(self.wallet), self.retired()
         if checked:
+            # What the owner has signed once is signed for good: a statement from before may have been put back.
+            if signer.address in retired:
+                raise IdentityError(
+                    f"{self.wallet} is a key that a rotation has retired; restore it and delegation.json from a backup "
+                    "that was made since, or run `p2pcompute wallet rotate`"
+                )
             said = self._said(owner)
             if said is None or said.signer != signer.address:
                 named = "none" if said is None else f"0x{said.signer.hex()}"
@@ -174,7 +180,7 @@ class Keyring:
                     f"{self.wallet} is not the key that the owner 0x{owner.address.hex()} has named to sign for it "
                     f"({named}); restore it from a backup, or run `p2pcompute wallet rotate`"
                 )
-        return MoneyKeys(account=owner, signer=signer, retired=self.retired())
+        return MoneyKeys(account=owner, signer=signer, retired=retired)
 
     def unlock(self, ask: AskPassword) -> WalletKey:
         """The owner's key.

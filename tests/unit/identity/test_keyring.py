@@ -234,6 +234,25 @@ def test_a_new_hot_key_takes_the_place_of_the_last(keyring: Keyring) -> None:
     assert set(again.retired) == {before.signer.address, following.address}
 
 
+def test_a_retired_key_is_not_used_again(keyring: Keyring) -> None:
+    """It may be rotated away because it was stolen, and its statement is signed by the owner for good."""
+    files = (keyring.wallet, keyring.path / "delegation.json")
+    kept = {file: file.read_bytes() for file in files}
+    before = keyring.open(told)
+    keyring.end_rotation(before.account, now_ms=1)
+    for file, data in kept.items():
+        file.write_bytes(data)
+    with pytest.raises(IdentityError, match="a rotation has retired"):
+        keyring.open(told)
+    # The owner can bring in a new one; and what names the retired key is all that tells it from one.
+    after = keyring.end_rotation(keyring.open(told, checked=False).account, now_ms=1)
+    assert keyring.open(told).signer.address == after.signer.address != before.signer.address
+    for file, data in kept.items():
+        file.write_bytes(data)
+    (keyring.path / "retired" / f"{before.signer.address.hex()}.key").unlink()
+    assert keyring.open(told).signer.address == before.signer.address
+
+
 class Killed(BaseException):
     pass
 
