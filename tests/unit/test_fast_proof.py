@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,11 @@ import trio.testing
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute._fast_proof import check_tolerance, kept_proof, modes_sold
+from p2pcompute._matmul import matmul_on
 from p2pcompute.checking import DEFAULT_TOLERANCE
 from p2pcompute.errors import NoProviderError
 from p2pcompute.execution import FastFindings, FastSelfTestError
+from p2pcompute.execution._fast_matmul import TEXT
 from p2pcompute.node import Node
 from p2pcompute.testing import MemoryNetwork, open_simulated_node, simulated_chain
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
@@ -84,6 +88,19 @@ def test_a_tolerance_that_this_machine_is_not_sure_of_is_refused() -> None:
     check_tolerance(work("float64", "int32"), TIGHT, rough)  # nothing of it is float32
     check_tolerance(work("float32"), DEFAULT_TOLERANCE, rough)
     check_tolerance(work("float32"), None, rough)  # strict mode
+
+    with_atol = Tolerance.of(rtol32=2.0**-20, atol32=1e-4, rtol64=2.0**-46, atol64=0.0)
+    product = replace(
+        work("float32"), entry="product", kernel=BlobRef(digest=hashlib.sha256(TEXT.encode()).digest(), size=len(TEXT))
+    )
+    check_tolerance(product, with_atol, rough)
+    for asked, tolerance in (
+        (product, TIGHT),
+        (replace(product, entry="other"), with_atol),
+        (work("float32"), with_atol),
+    ):
+        with pytest.raises(LocalProtocolError, match="rtol of 4e-06"):
+            check_tolerance(asked, tolerance, rough)
 
 
 def test_findings_are_kept_with_the_measurement_that_they_belong_to(tmp_path: Path) -> None:
@@ -173,6 +190,32 @@ def test_an_order_that_is_too_tight_for_a_machine_is_refused_with_the_tolerance_
                 await node.run(scaled, out, np.float32(3), x, chunks=2, fp="fast", rtol=1e-6, atol=1e-6)
             given = await node.run(scaled, out, np.float32(3), x, chunks=2, fp="fast", rtol=1e-5, atol=1e-6)
             assert np.allclose(given, 3 * x + 1)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_product_of_matrices_is_compared_by_its_atol() -> None:
+    """`p2p.matmul` asks for the least rtol that there is, which few machines are sure of, and for an atol that fits the
+    matrices; it is sold nonetheless."""
+    rng = np.random.default_rng(7)
+    a, b = (rng.standard_normal((48, 48)).astype(np.float32) for _ in range(2))
+
+    async def rough(_pool: Any, _slot: str) -> FastFindings:
+        await trio.lowlevel.checkpoint()
+        return FastFindings(error32=1e-6, error64=1e-15)
+
+    async def main() -> None:
+        network, chain = MemoryNetwork(latency_s=0.02), simulated_chain()
+        async with (
+            open_simulated_node(network, chain) as provider,
+            open_simulated_node(network, chain) as node,
+            trio.open_nursery() as nursery,
+        ):
+            provider.services.prove_fast = rough
+            await node.services.overlay.connect(provider.addresses[0])
+            await nursery.start(provider.serve)
+            assert np.abs(await matmul_on(node, a, b, fp="fast") - a.astype(np.float64) @ b).max() < 1e-3
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
