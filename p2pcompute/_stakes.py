@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
-from p2pcompute._options import OptionError, parse_usd, whole
+from p2pcompute._options import OptionError, parse_usd, said, texts, whole
 from p2pcompute._profile import read_json, write_json
 from p2pcompute.errors import ChainError, ConfigError, EvidenceError, InsufficientFunds
 from p2pcompute.identity import WalletKey
@@ -262,9 +262,7 @@ async def accuse(node: Node, first: Path, second: Path | None) -> Slashed:
 
 
 def _names(given: object, name: str) -> tuple[str, ...]:
-    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(one, str) for one in given):
-        raise OptionError(f"{name} is {given!r}; write a list of texts")
-    found = tuple(dict.fromkeys(given))
+    found = tuple(dict.fromkeys(texts(given, name, what="multiaddrs or peer IDs")))
     if len(found) > MAX_ARBITERS:
         raise OptionError(f"{name} has {len(found)} members; write {MAX_ARBITERS} at most")
     return found
@@ -280,7 +278,7 @@ def arbiter_names(given: object) -> tuple[str, ...]:
             public_key_of(PeerId(text))
         except LocalProtocolError as exc:
             raise OptionError(
-                f"arbiters names {text!r}; write a multiaddr with its peer, as `p2pcompute arbiter` shows it"
+                f"arbiters names {said(text)}; write a multiaddr with its peer, as `p2pcompute arbiter` shows it"
             ) from exc
     return found
 
@@ -312,7 +310,7 @@ def check_stakes(options: StakeOptions) -> None:
         whole(options, "arbiters_needed", 1, len(options.arbiters), otherwise=", or None for more than half of them")
     if options.at_risk is not None and (not options.arbiters or not parse_usd(options.at_risk)):
         raise OptionError(
-            f"at_risk is {options.at_risk!r}; write an amount above nothing, and arbiters that may take it"
+            f"at_risk is {said(options.at_risk)}; write an amount above nothing, and arbiters that may take it"
         )
 
 

@@ -42,9 +42,17 @@ def place_of(profile: str | Profile) -> Profile:
 
 
 def check_where(
-    *, network: object, chain: object, hub: object, token: object, registry: object = None, start_chain: object = False
+    *,
+    network: object,
+    chain: object,
+    hub: object,
+    token: object,
+    registry: object = None,
+    start_chain: object = False,
+    password: object = None,
 ) -> None:
-    """Check that these are texts, and the last a bool; what they say is looked at where it is used.
+    """Check that these are texts, the last but one a bool and the last a function; what they say is looked at where
+    it is used.
 
     Raises:
         OptionError: one of them is something else; with what to write.
@@ -60,6 +68,11 @@ def check_where(
             raise OptionError(f"{name} is {said(value)}; write {write}, or None")
     if not isinstance(start_chain, bool):
         raise OptionError(f"start_chain is {said(start_chain)}; write True or False")
+    if password is not None and not callable(password):
+        raise OptionError(
+            "password is no function; write one without arguments that gives the text, such as "
+            "p2pcompute.identity.password_from_environment"
+        )
 
 
 def multiaddrs(given: object, name: str) -> tuple[str, ...]:

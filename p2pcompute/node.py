@@ -575,7 +575,15 @@ async def open_node(
     profile = default_profile() if profile is None else profile
     network = default_network() if network is None else network
     place = place_of(profile)
-    check_where(network=network, chain=chain, hub=hub, token=token, registry=registry, start_chain=start_chain)
+    check_where(
+        network=network,
+        chain=chain,
+        hub=hub,
+        token=token,
+        registry=registry,
+        start_chain=start_chain,
+        password=password,
+    )
     bootstrap, listen = multiaddrs(bootstrap, "bootstrap"), multiaddrs(listen, "listen")
     async with AsyncExitStack() as stack:
         if start_chain and chain is None and "P2PCOMPUTE_CHAIN" not in os.environ and kept_choice(place) is None:
@@ -591,7 +599,7 @@ async def open_node(
                 listen=listen,
                 now_ms=wall_clock_ms,
                 registry=registry,
-                password=password or password_from_environment,
+                password=password_from_environment if password is None else password,
             )
         )
         node = await stack.enter_async_context(compose_node(services, network=network, now_ms=now_ms))

@@ -68,10 +68,9 @@ async def open_wallet(
         ChainUnreachable, WrongChain, chain.NoHub, chain.WrongHub: as `open_node`.
     """
     refuse_other_loops("open_wallet")
-    place = _place(profile)
-    password = password or password_from_environment
+    check_where(network=network, chain=chain, hub=hub, token=token, registry=registry, password=password)
     async with _open(
-        place,
+        _place(profile),
         network,
         chain=chain,
         hub=hub,
@@ -79,7 +78,7 @@ async def open_wallet(
         registry=registry,
         on_start_chain=on_start_chain,
         bootstrap=bootstrap,
-        password=password,
+        password=password_from_environment if password is None else password,
     ) as (money, _):
         yield money
 
@@ -109,7 +108,6 @@ async def _open(
     checked: bool = True,
 ) -> AsyncGenerator[tuple[MoneyOnChain, MoneyKeys]]:
     network = default_network() if network is None else network
-    check_where(network=network, chain=chain, hub=hub, token=token, registry=registry)
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(place.path, clock_ms=wall_clock_ms))
         choice = choose_chain(place, network, chain=chain, hub=hub, token=token)
@@ -202,6 +200,7 @@ async def rotate_signer(
         ConfigError: the profile has no owner; what `open_wallet` raises.
         SettlementPending, TransactionFailed, ChainError: see `Outbox.run`; the rotation goes on with the next call.
     """
+    check_where(network=network, chain=chain, hub=hub, token=token, password=password)
     place = _place(profile)
     keyring = Keyring(place.path)
     if not keyring.has_owner:
@@ -216,7 +215,7 @@ async def rotate_signer(
         hub=hub,
         token=token,
         bootstrap=bootstrap,
-        password=password or password_from_environment,
+        password=password_from_environment if password is None else password,
         checked=False,
     ) as (money, keys):
         new = keyring.begin_rotation().address  # on disk before anything else: a crash from here on is gone on from

@@ -184,9 +184,9 @@ def test_a_closing_counts_by_its_depth() -> None:
     async def body(node: Node, hub: ChainHub) -> None:
         node.closed = [100]
         counted = []
-        for node.head in range(99, 113):
+        for node.head in range(99, 114):
             counted.append((await hub.epoch(CHANNEL), await hub.confirmed_epoch(CHANNEL)))
-        assert counted == [(0, 0)] + [(1, 0)] * 11 + [(1, 1)] * 2
+        assert counted == [(0, 0)] + [(1, 0)] * 12 + [(1, 1)] * 2
         node.hub_since = 105  # of which there was nothing a few blocks ago
         assert await hub.confirmed_epoch(CHANNEL) == 0
         node.age_s = 901
