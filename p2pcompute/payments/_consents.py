@@ -97,6 +97,7 @@ class Consents:
                     "it again, or wait until the consent is over"
                 )
         self._forget(channel)
+        self._read_at.pop(channel, None)  # the next consent is another one: each costs its payer a closing
         await self._ledger.end_consent(channel, epoch=out.epoch)
 
     def _is_late(self, out: ConsentOut) -> bool:

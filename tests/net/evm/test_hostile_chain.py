@@ -157,7 +157,7 @@ def test_a_claim_that_is_taken_back_is_made_again(anvil: OpenAnvil, payments_wor
             await chain.reorg(12)
             assert await chain.hub.balance_uusd(account) == 0
             await world.settler.round()  # the same bytes again
-            await chain.mine(12)
+            await chain.mine(13)
             await world.settler.round()
             assert await chain.hub.balance_uusd(account) == 700_000
             assert world.states() == [(0, "mined")]
@@ -214,7 +214,7 @@ def test_an_honest_payers_deposit_comes_back(anvil: OpenAnvil, payments_world: A
             assert await world.payer_outbox.look() == 3
             assert (await chain.hub.channel_state(world.channel)).deposit_uusd == deposit
             assert await chain.hub.nonce(world.wallet.address) == 3
-            await chain.mine(12)
+            await chain.mine(13)
             assert await world.payer_outbox.look() == 0
             assert await world.settler.checkpoint() == {world.channel: 40_000}
 
@@ -232,7 +232,7 @@ def test_a_voucher_waits_for_its_deposit_to_be_deep(anvil: OpenAnvil, payments_w
                 async def mine() -> None:
                     with trio.CancelScope() as refused:
                         await until_refused(chain, world, refused)
-                    await chain.mine(12)
+                    await chain.mine(13)
 
                 nursery.start_soon(mine)
                 assert await world.channel_out().pay() == 12_000_000
@@ -335,7 +335,7 @@ def test_a_transaction_that_pays_too_little_is_outbid(anvil: OpenAnvil, payments
             await world.settler.round()
             assert await chain.hub.balance_uusd(world.account.address) == 500_000
             assert await chain.hub.nonce(world.account.address) == 1
-            await chain.mine(12)
+            await chain.mine(13)
             await world.settler.round()
             assert world.states() == [(0, "failed"), (0, "mined")]
 
@@ -369,7 +369,7 @@ def test_the_earlier_of_two_for_one_nonce_may_be_the_one_that_is_mined(anvil: Op
             await world.payee_ledger.replace_tx(first.id, tx_hash=tx_hash, raw=raw)
             await chain.base_fee(1)
             await chain.hub.send_raw(first.raw)  # as any node may that has kept it
-            await chain.mine(12)
+            await chain.mine(13)
             assert await chain.hub.receipt(first.hash) is not None
             await world.settler.round()
             assert await world.payee_ledger.unsettled(world.account.address) == []
@@ -390,7 +390,7 @@ def test_a_dropped_transaction_is_sent_again(anvil: OpenAnvil, payments_world: A
             await chain.mine()
             assert await chain.hub.nonce(world.account.address) == 0
             assert await world.payee_outbox.look() == 1
-            await chain.mine(12)
+            await chain.mine(13)
             assert await world.payee_outbox.look() == 0
             assert await chain.hub.balance_uusd(world.account.address) == 500_000
 
@@ -460,7 +460,7 @@ def test_money_that_is_withdrawn_twice_in_a_reorganisation_is_money_once(anvil: 
             await transact(chain, world.account, encode_withdraw(700_000, account))
             await chain.reorg(12)
             await world.settler.round()
-            await chain.mine(12)
+            await chain.mine(13)
             await world.settler.round()
             # The withdrawal went with its block: it was sent past the outbox, so nobody sends it again.
             free, tokens = await chain.hub.balance_uusd(account), await chain.hub.token_balance_uusd(account)

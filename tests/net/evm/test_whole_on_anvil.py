@@ -57,7 +57,7 @@ def test_an_attack_costs_no_more_than_a_window(bare_anvil: OpenAnvil, attack: At
     assert not [rule for rule in attack.rules if not taken[rule]]
 
 
-PARTS = [(0, 6, "QuietToken"), (6, 12, "plain"), (12, len(PHRASES), "HostileToken")]
+PARTS = [(0, 7, "QuietToken"), (7, 12, "plain"), (12, len(PHRASES), "HostileToken")]
 
 
 @pytest.mark.parametrize(("first", "last", "token"), PARTS)

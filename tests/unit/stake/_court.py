@@ -107,7 +107,9 @@ class Court:
         self.bench.now_s += seconds
 
     async def node(self, **options: Any) -> Node:
-        opened = await self.market.node(owner=WalletKey.generate() if self.owners else None, **options)
+        if self.owners and options.get("owner") is None:
+            options["owner"] = WalletKey.generate()
+        opened = await self.market.node(**options)
         opened.services.stake = self.parts()
         return opened
 
