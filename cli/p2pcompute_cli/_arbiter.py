@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._passwords import owner_password, password_option
-from ._shared import common_options, fail, hush_logs, json_line, labelled, network_options, short_peer, usd
+from ._shared import (
+    common_options,
+    fail,
+    hush_logs,
+    json_line,
+    labelled,
+    network_options,
+    registry_option,
+    short_peer,
+    usd,
+)
 
 if TYPE_CHECKING:
     from p2pcompute.identity import AskPassword
@@ -34,11 +44,7 @@ _row = partial(labelled, width=10)
     show_default=True,
     help="where to listen; may be repeated",
 )
-@click.option(
-    "--registry",
-    metavar="ADDRESS",
-    help="the stake registry; kept in the profile, and not needed on a development chain",
-)
+@registry_option
 @click.option("--allow-unsandboxed", is_flag=True, help="run strangers' kernels without Landlock and seccomp")
 @partial(network_options, profile="arbiter")
 @password_option
@@ -137,11 +143,7 @@ async def _ready(node: Node, profile: str, *, as_json: bool) -> None:
 )
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("other", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "--registry",
-    metavar="ADDRESS",
-    help="the stake registry; kept in the profile, and not needed on a development chain",
-)
+@registry_option
 @click.option("--yes", is_flag=True, help="do not ask")
 @partial(network_options, profile="requester")
 @password_option

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from ._shared import Failure, common_options, fail, hush_logs, network_options, usd, whole_error
+from ._shared import Failure, common_options, fail, hush_logs, network_options, registry_option, usd, whole_error
 
 __all__ = ["run"]
 
@@ -29,6 +29,12 @@ def _amount(_ctx: click.Context, _param: click.Parameter, value: str | None) -> 
         return parse_usd(value)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from exc
+
+
+def _checked(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """An amount that goes on as text."""
+    _amount(ctx, param, value)
+    return value
 
 
 @click.command(
@@ -54,6 +60,7 @@ the budget, which caps it. With --json events go to stdout, and what the script 
 @click.option(
     "--min-stake",
     metavar="AMOUNT",
+    callback=_checked,
     help="what a provider has to have at stake, such as '100 USD', for tasks that say nothing of it; "
     "work in rounds asks for none",
 )
@@ -65,6 +72,7 @@ the budget, which caps it. With --json events go to stdout, and what the script 
     help="an arbiter that providers have to accept, with a stake at risk; may be repeated; more than half must agree. "
     "Work in rounds has none",
 )
+@registry_option
 @common_options
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -78,6 +86,7 @@ def run(
     budget: int | None,
     min_stake: str | None,
     arbiters: tuple[str, ...],
+    registry: str | None,
     as_json: bool,
     debug: bool,
     file: Path,
@@ -95,6 +104,7 @@ def run(
         token=token,
         min_stake=min_stake,
         arbiters=",".join(arbiters) or None,
+        registry=registry,
     )
     with _end_on_sigterm():
         if as_json:

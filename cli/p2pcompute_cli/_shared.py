@@ -76,6 +76,15 @@ def chain_options(function: F, *, where: str = "") -> F:
     return function
 
 
+def registry_option(function: F, *, where: str = "") -> F:
+    """--registry; `where` says when it counts."""
+    return click.option(
+        "--registry",
+        metavar="ADDRESS",
+        help=f"{where}the stake registry; kept in the profile, and not needed on a development chain",
+    )(function)
+
+
 def network_options(function: F, *, profile: str = "default") -> F:
     """--profile, --network, --bootstrap, --chain, --hub, --token."""
     for option in (

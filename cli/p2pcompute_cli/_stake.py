@@ -8,16 +8,12 @@ from typing import Any
 import click
 
 from ._money import Place, _amount, _Asker, _day, _options
-from ._shared import json_line, labelled, usd
+from ._shared import json_line, labelled, registry_option, usd
 
 __all__ = ["stake", "unstake"]
 
 _row = partial(labelled, width=12)
-_registry = click.option(
-    "--registry",
-    metavar="ADDRESS",
-    help="where the node does not run: the stake registry; kept in the profile, and not needed on a development chain",
-)
+_registry = partial(registry_option, where="where the node does not run: ")
 
 
 def _show(answer: dict[str, Any]) -> None:

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._passwords import owner_password, password_option
-from ._shared import common_options, count, fail, hush_logs, json_line, network_options, seconds, short_peer, usd
+from ._shared import (
+    common_options,
+    count,
+    fail,
+    hush_logs,
+    json_line,
+    network_options,
+    registry_option,
+    seconds,
+    short_peer,
+    usd,
+)
 
 if TYPE_CHECKING:
     import trio
@@ -157,11 +168,7 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     "--at-risk for one task; may be repeated [none: orders that name arbiters are refused]",
 )
 @click.option("--at-risk", metavar="AMOUNT", help="the most put at risk for one task [the least stake that counts]")
-@click.option(
-    "--registry",
-    metavar="ADDRESS",
-    help="the stake registry; kept in the profile, and not needed on a development chain",
-)
+@registry_option
 @click.option("--fault", metavar="lie:FRACTION[:ROWBYTES]", hidden=True)
 @common_options
 def up(**options: Any) -> None:

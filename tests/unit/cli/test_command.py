@@ -48,6 +48,7 @@ def invoke(*args: str, home: Path) -> tuple[int, str]:
         (("run", "--budget", "a lot", __file__), "is not an amount"),
         (("run", "--budget", "-1 USD", __file__), "is not a positive number"),
         (("run", "--budget", "0.0000001 USD", __file__), "0.000001 USD"),
+        (("run", "--min-stake", "0,5 USD", __file__), "has a comma"),
         (("status", "--json", "--metrics"), "exclude each other"),
         (("status", "--watch", "0"), "not in the range"),
     ],
@@ -57,6 +58,17 @@ def test_wrong_arguments_are_refused_with_what_is_wrong(args: tuple[str, ...], s
     assert code == 2
     assert says in output
     assert "Traceback" not in output
+
+
+def test_what_run_says_of_stakes_reaches_the_script(tmp_path: Path) -> None:
+    script = tmp_path / "shows.py"
+    script.write_text(
+        "import os; print(*(os.environ['P2PCOMPUTE_' + n] for n in ('REGISTRY', 'MIN_STAKE', 'ARBITERS')))"
+    )
+    options = ("--registry", "0x" + "1" * 40, "--min-stake", "5 USD", "--arbiter", "/one", "--arbiter", "/two")
+    code, output = invoke("run", *options, str(script), home=tmp_path)
+    assert code == 0, output
+    assert f"0x{'1' * 40} 5 USD /one,/two" in output
 
 
 def test_a_script_that_does_not_parse_shows_its_own_line_and_none_of_ours(
