@@ -325,8 +325,10 @@ def _kept_at(threads: int, slot: str) -> tuple[Facts, Path, str] | None:
     if facts is None:
         return None
     path = home_dir() / ("device.json" if slot == "cpu" else f"device-{slot.replace(':', '')}.json")
-    # Another compiler may compute other bits: what was measured and tested with the last one says nothing of it.
-    machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/numba {version('numba')}"
+    # Another compiler, or the BLAS that NumPy brings, may compute other bits: what was measured and tested with the
+    # last one says nothing of it.
+    packages = "/".join(f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy"))
+    machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/{packages}"
     if slot != "cpu":
         machine += f"/numba-cuda {version('numba-cuda')}/driver {facts.driver}"
     return facts, path, machine

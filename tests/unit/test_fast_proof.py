@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 import p2pcompute as p2p
-from p2pcompute import cuda
+from p2pcompute import _opening, cuda
 from p2pcompute._fast_proof import check_tolerance, kept_proof, modes_sold
 from p2pcompute._matmul import matmul_on
 from p2pcompute.checking import DEFAULT_TOLERANCE
@@ -63,6 +63,17 @@ def test_both_becomes_strict_where_the_test_fails_and_fast_alone_nothing(caplog:
 
     trio.run(main)
     assert "fast mode is not sold" in caplog.text
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite", "numpy"])
+def test_what_was_found_with_another_package_says_nothing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = _opening._kept_at(1, "cpu")
+    installed = _opening.version
+    monkeypatch.setattr(_opening, "version", lambda name: "0.0" if name == package else installed(name))
+    after = _opening._kept_at(1, "cpu")
+    assert before is not None
+    assert after is not None
+    assert before[2] != after[2]
 
 
 def work(*dtypes: str) -> ChunkWork:
