@@ -106,10 +106,10 @@ class Court:
         """Time passes on the chain alone."""
         self.bench.now_s += seconds
 
-    async def node(self, **options: Any) -> Node:
-        if self.owners and options.get("owner") is None:
-            options["owner"] = WalletKey.generate()
-        opened = await self.market.node(**options)
+    async def node(self, *, owner: WalletKey | None = None, **options: Any) -> Node:
+        if owner is None and self.owners:
+            owner = WalletKey.generate()
+        opened = await self.market.node(owner=owner, **options)
         opened.services.stake = self.parts()
         return opened
 
