@@ -503,6 +503,7 @@ class PayeeLedger(Protocol):
         amount_uusd: int,
         deadline_s: int,
         renew_before_s: int,
+        recent_ms: int = 0,
         sign: Callable[[int, int, int], bytes],
     ) -> ConsentOut: ...
     async def end_consent(self, channel: ChannelId, *, epoch: int) -> None: ...

@@ -15,6 +15,7 @@ from p2pcompute_protocols.ids import ChannelId
 from p2pcompute_protocols.money import usd
 
 from ._api import ConsentOut, Hub, PayeeLedger, payee_epoch
+from ._debts import OLD_DEBT_MS
 
 __all__ = ["CONSENT_S", "OVER_S", "Consents", "NoConsent"]
 
@@ -118,7 +119,7 @@ class Consents:
         """Consent to close a channel that the ledger has, at what is paid on it. It is on disk before it is given.
 
         Raises:
-            NoConsent: with PAYMENT_REQUIRED where work is under way or unpaid, BAD_VOUCHER where another amount is
+            NoConsent: with PAYMENT_REQUIRED where work is under way, or unpaid since less than a day, BAD_VOUCHER where another amount is
                 paid, CLOSING where one of an earlier epoch is out, INTERNAL where the chain can't be asked, UNSUPPORTED
                 where it can't be signed.
             DiskFull: see there; nothing was signed that anybody has seen.
@@ -138,7 +139,8 @@ class Consents:
                 raise NoConsent(WireCode.CLOSING, str(exc)) from exc
         if epoch >= MAX_EPOCH:
             raise NoConsent(WireCode.UNSUPPORTED, "the channel was closed too often to be closed by signature")
-        now_s = self._clock_ms() // 1000
+        now_ms = self._clock_ms()
+        now_s = now_ms // 1000
 
         def sign(epoch: int, amount_uusd: int, deadline_s: int) -> bytes:
             consent = CloseConsent(channel=channel, epoch=epoch, amount_uusd=amount_uusd, deadline_s=deadline_s)
@@ -151,6 +153,9 @@ class Consents:
                 amount_uusd=amount_uusd,
                 deadline_s=now_s + CONSENT_S,
                 renew_before_s=now_s + _LEAST_LEFT_S,
+                # A payer owes nothing for a result that it has lost, and we can't tell that from not paying. By then it
+                # would have its money without us.
+                recent_ms=now_ms - OLD_DEBT_MS,
                 sign=sign,
             )
         except ChannelBusy as exc:

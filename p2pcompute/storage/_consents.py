@@ -50,15 +50,18 @@ class ConsentsMixin:
         amount_uusd: int,
         deadline_s: int,
         renew_before_s: int,
+        recent_ms: int = 0,
         sign: Callable[[int, int, int], bytes],
     ) -> ConsentRow:
         """Sign that a channel on which we are paid may be closed, and store that before anybody sees it.
 
         `sign` gets epoch, amount and deadline and gives the signature; it is called inside of the transaction. One that
         is out already for the same epoch is given again, or signed anew where its deadline is before `renew_before_s`.
+        Work that is unpaid stands against it where an agreement under which any was done ran at `recent_ms` (UNIX
+        milliseconds) or later.
 
         Raises:
-            ChannelBusy: an agreement over the channel is open, or work is unpaid; nothing was signed.
+            ChannelBusy: an agreement over the channel is open, or recent work is unpaid; nothing was signed.
             VoucherRefused: what we are paid on it is not `amount_uusd`; nothing was signed.
             ChannelClosing: a consent of another epoch is out.
         """
@@ -70,9 +73,15 @@ class ConsentsMixin:
                 channel=channel,
             ):
                 raise ChannelBusy("work that is paid over the channel is under way; ask again when it has ended")
-            if row.unpaid_pusd:
+            if row.unpaid_pusd and tx.one(
+                "SELECT 1 FROM agreements WHERE channel = :channel AND role = 'provider' AND total_pusd > 0"
+                " AND deadline_ms >= :recent_ms",
+                channel=channel,
+                recent_ms=recent_ms,
+            ):
                 raise ChannelBusy(
-                    f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it first"
+                    f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it, or ask again a "
+                    "day after it"
                 )
             if row.paid_uusd != amount_uusd:
                 raise VoucherRefused(f"{usd(row.paid_uusd)} are paid on the channel, and not {usd(amount_uusd)}")

@@ -165,7 +165,14 @@ class World:
     def need(self, amount: int) -> list[ChannelNeed]:
         return [ChannelNeed(payee=self.account.address, peer=self.provider.peer_id, amount_uusd=amount)]
 
-    async def agree(self, *, price_pusd: int = 1_000_000, ceiling_uusd: int = 1_000, stored: bool = True) -> TaskId:
+    async def agree(
+        self,
+        *,
+        price_pusd: int = 1_000_000,
+        ceiling_uusd: int = 1_000,
+        stored: bool = True,
+        deadline_ms: int = FAR_MS,
+    ) -> TaskId:
         """An agreement in both ledgers."""
         self.agreements += 1
         terms = Terms(
@@ -175,7 +182,7 @@ class World:
             requester=self.requester.peer_id,
             provider=self.provider.peer_id,
             created_ms=1,
-            deadline_ms=FAR_MS,
+            deadline_ms=deadline_ms,
             standing=True,
             chain=TERMS,
             payer=self.binding(),
