@@ -71,7 +71,7 @@ def encrypt_keystore(secret: bytes, password: str, *, n: int = SCRYPT_N) -> byte
     address = _address(secret)
     salt, iv = os.urandom(32), os.urandom(16)
     derived = hashlib.scrypt(
-        password.encode(), salt=salt, n=n, r=_SCRYPT_R, p=1, dklen=_KEY_BYTES, maxmem=_maxmem(n, _SCRYPT_R, 1)
+        _encoded(password), salt=salt, n=n, r=_SCRYPT_R, p=1, dklen=_KEY_BYTES, maxmem=_maxmem(n, _SCRYPT_R, 1)
     )
     ciphertext = _aes(derived, iv, secret)
     value = {
@@ -104,7 +104,7 @@ def decrypt_keystore(data: bytes, password: str) -> bytes:
     iv = _bytes(_table(crypto, "cipherparams"), "iv", least=16, most=16)
     ciphertext = _bytes(crypto, "ciphertext", least=_KEY_BYTES, most=_KEY_BYTES)
     mac = _bytes(crypto, "mac", least=32, most=32)
-    derived = _derive(crypto, password.encode())
+    derived = _derive(crypto, _encoded(password))
     if not hmac.compare_digest(_mac(derived, ciphertext), mac):
         raise WrongPassword("the password does not fit the keystore; try again, or import a backup of the file")
     secret = _aes(derived, iv, ciphertext)
@@ -128,6 +128,13 @@ def keystore_address(data: bytes) -> Address | None:
     if isinstance(said, str):
         said = said.removeprefix("0x")
     return Address(_bytes({"address": said}, "address", least=20, most=20))
+
+
+def _encoded(password: str) -> bytes:
+    try:
+        return password.encode()
+    except UnicodeEncodeError:  # the environment may hold any bytes
+        raise KeystoreError("the password is not text in UTF-8; write it anew") from None
 
 
 def _parse(data: bytes) -> Mapping[str, Any]:

@@ -120,6 +120,18 @@ def test_two_of_one_key_have_nothing_in_common() -> None:
     assert first["ciphertext"] != second["ciphertext"]
 
 
+def test_a_password_that_is_no_text() -> None:
+    """As the environment gives one that is not UTF-8; the error does not show it."""
+    password = b"secret\xff".decode("utf-8", "surrogateescape")
+    with pytest.raises(KeystoreError, match="not text in UTF-8") as caught:
+        encrypt_keystore(SECRET, password, n=N)
+    assert "secret" not in str(caught.value)
+    made = encrypt_keystore(SECRET, "other", n=N)
+    with pytest.raises(KeystoreError, match="not text in UTF-8") as caught:
+        decrypt_keystore(made, password)
+    assert "secret" not in str(caught.value)
+
+
 def test_an_empty_password_protects_nothing() -> None:
     with pytest.raises(KeystoreError, match="empty"):
         encrypt_keystore(SECRET, "", n=N)
