@@ -27,7 +27,7 @@ from p2pcompute.control import MoneyOnChain
 from p2pcompute.errors import ChainError, ConfigError
 from p2pcompute.identity import AskPassword, Keyring, MoneyKeys, NodeKey, WalletKey, password_from_environment
 from p2pcompute.node import _local_chain, wall_clock_ms
-from p2pcompute.payments import Balances, ClosedChannel, Outbox, Wallet
+from p2pcompute.payments import Balances, ClosedChannel, ContractCall, Outbox, Wallet
 from p2pcompute.storage import open_ledger
 from p2pcompute_protocols.ids import Address
 
@@ -238,7 +238,7 @@ async def give_owner(profile: str | Profile, put: Callable[[Keyring], WalletKey]
         put: `Keyring.create_owner` or `Keyring.import_owner`, with what they take; called in another thread.
 
     Raises:
-        ConfigError: the profile has channels, which are its hot key's.
+        ConfigError: the profile has channels, or may have a stake, which are its hot key's.
         ProfileInUse: a node has it open.
         IdentityError: it has an owner; what `put` raises.
     """
@@ -249,5 +249,14 @@ async def give_owner(profile: str | Profile, put: Callable[[Keyring], WalletKey]
                 f"the channels of the profile {place.path.name} are its own key's, not an owner's; give the owner to "
                 "another one with --profile NAME, and bring the money there with `p2pcompute withdraw`"
             )
+        if place.wallet_key.exists():
+            key = WalletKey.load_or_create(place.wallet_key)
+            calls = await ledger.of_kind(key.address, ContractCall.__name__.lower())
+            if any(call.state != "failed" for call in calls):
+                raise ConfigError(
+                    f"the profile {place.path.name} has dealt with the stake registry, and what is there is its own "
+                    "key's, not an owner's: `p2pcompute unstake` brings it home. Give the owner to another profile "
+                    "with --profile NAME"
+                )
         owner = await trio.to_thread.run_sync(put, Keyring(place.path))
         return owner.address

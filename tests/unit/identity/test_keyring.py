@@ -28,9 +28,11 @@ from p2pcompute.identity import (
     password_from_environment,
     password_from_file,
 )
+from p2pcompute.payments import ContractCall, ModelChain, Outbox, SettlementPending
 from p2pcompute.storage import open_ledger
 from p2pcompute.wallet import give_owner
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
+from p2pcompute_protocols.money import ChainTerms
 
 SECRET = bytes(range(100, 132))
 PASSWORD = "correct horse battery staple"
@@ -153,6 +155,27 @@ def test_an_owner_is_for_a_profile_without_channels(tmp_path: Path, monkeypatch:
         assert not Keyring(used).has_owner
         assert await give_owner("new", put) == OWNER
         assert Keyring(tmp_path / "profiles" / "new").open(told).account.address == OWNER
+
+    trio.run(main)
+
+
+def test_an_owner_is_for_a_profile_without_a_stake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is staked is its own key's: an owner could not bring it home."""
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+
+    async def main() -> None:
+        staked = tmp_path / "profiles" / "staked"
+        key = WalletKey.load_or_create(Keyring(staked).wallet)
+
+        chain = ModelChain(ChainTerms(chain_id=1, hub=b"h" * 20, token=b"t" * 20, decimals=6))
+        chain.mines = False
+        async with open_ledger(staked) as ledger:
+            outbox = Outbox(ledger=ledger, hub=chain.hub(key.address), timeout_s=0)
+            with pytest.raises(SettlementPending):  # it may be mined any time
+                await outbox.run(ContractCall(to=Address(b"r" * 20), data=b"stake"))
+        with pytest.raises(ConfigError, match="unstake"):
+            await give_owner("staked", lambda keyring: keyring.create_owner(SECRET, PASSWORD, n=16))
+        assert not Keyring(staked).has_owner
 
     trio.run(main)
 
