@@ -119,9 +119,9 @@ class Consents:
         """Consent to close a channel that the ledger has, at what is paid on it. It is on disk before it is given.
 
         Raises:
-            NoConsent: with PAYMENT_REQUIRED where work is under way, or unpaid since less than a day, BAD_VOUCHER where another amount is
-                paid, CLOSING where one of an earlier epoch is out, INTERNAL where the chain can't be asked, UNSUPPORTED
-                where it can't be signed.
+            NoConsent: with PAYMENT_REQUIRED where work is under way, or unpaid since less than a day, BAD_VOUCHER where
+                another amount is paid, CLOSING where one of an earlier epoch is out, INTERNAL where the chain can't be
+                asked, UNSUPPORTED where it can't be signed.
             DiskFull: see there; nothing was signed that anybody has seen.
         """
         signer = self._signer
