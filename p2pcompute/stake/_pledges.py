@@ -70,7 +70,8 @@ class Pledges:
     def note(self, agreement: Agreement) -> None:
         """There is an agreement: whoever it is with may ask for a pledge where it names arbiters."""
         if agreement.terms.arbiters:
-            self._tasks[agreement.task_id] = _Task(agreement)
+            # Once: whoever brings about the same agreement a second time gets no second pledge for it.
+            self._tasks.setdefault(agreement.task_id, _Task(agreement))
             while len(self._tasks) > _MOST_TASKS:
                 self._tasks.popitem(last=False)
 

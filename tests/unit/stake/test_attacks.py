@@ -191,6 +191,7 @@ def test_a_requester_that_says_who_judges_for_a_trusted_peer(
     async def play(made: Deal) -> None:
         thief = WalletKey.generate()
         card = await other_card(made, thief)
+        made.pledges._tasks.clear()
         made.pledges.note(made.agreement)  # as if the task had no pledge yet
         terms = dataclasses.replace(made.pledge.terms, arbiters=(thief.address,))
         asked = Pledge(terms=terms, signature=made.sign(made.requester, terms), cards=(card,))
@@ -213,6 +214,18 @@ def test_a_requester_that_says_who_judges_for_a_trusted_peer(
         data = encode_slash_by_verdict(terms_of(terms), theirs, asked.signature, verdict, {0: vote})
         made.court.bench.do(account_of(thief), data, to=made.court.contract.address)
         assert await made.court.stakes(made.provider) == 0
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+def test_the_same_agreement_twice_is_one_pledge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two streams with one order may end in one agreement: each of them a pledge would put twice as much at risk."""
+
+    async def play(made: Deal) -> None:
+        made.pledges.note(made.agreement)
+        terms = dataclasses.replace(made.pledge.terms, at_risk_uusd=MIN_UUSD - 1)
+        asked = Pledge(terms=terms, signature=made.sign(made.requester, terms), cards=made.cards)
+        assert await refused(made.pledges.pledge(made.requester.peer_id, asked)) is WireCode.REPLAYED
 
     dealt(tmp_path, monkeypatch, play)
 
@@ -259,6 +272,7 @@ def test_arbiters_that_were_not_agreed_on(tmp_path: Path, monkeypatch: pytest.Mo
     async def play(made: Deal) -> None:
         other = await made.court.arbiter()
         made.pledges.arbiters = {*made.pledges.arbiters, other.peer_id}
+        made.pledges._tasks.clear()
         made.pledges.note(made.agreement)
         assert other.stake_service is not None
         assert other.stake_service.arbiter is not None
@@ -498,6 +512,7 @@ def test_receipts_for_the_registry_are_for_whoever_they_were_pledged_to(
         missing = StrictQuery(task=made.agreement.task_id, index=7)
         requester = made.requester.peer_id
         assert await refused(made.pledges.strict_receipt(requester, missing)) is WireCode.UNKNOWN_CHUNK
+        made.pledges._tasks.clear()
         made.pledges.note(made.agreement)
         assert await refused(made.pledges.strict_receipt(requester, query)) is WireCode.UNSUPPORTED
 
