@@ -131,7 +131,10 @@ def address(profile: str, as_json: bool, debug: bool) -> None:
     try:
         keyring = Keyring(Profile.named(profile).path)
         if not keyring.wallet.exists():
-            raise ConfigError(f"there is no profile {profile}; `p2pcompute up --profile {profile}` makes one")
+            raise ConfigError(
+                f"the profile {profile} has no keys yet; `p2pcompute wallet new --profile {profile}` makes them with "
+                f"an owner, `p2pcompute up --profile {profile}` without"
+            )
         signer = WalletKey.load_or_create(keyring.wallet).address
         owner = keyring.owner_address()
     except Exception as exc:  # noqa: BLE001  said in one line

@@ -51,7 +51,7 @@ def load_or_create_secret(path: Path, *, kind: str, create: Callable[[], bytes])
 
 
 def _load(path: Path, kind: str) -> bytes | None:
-    data = _read(path, kind, _MAX_FILE_BYTES + 1)
+    data = _read(path, kind, _MAX_FILE_BYTES + 1, "move it away and a new key is made")
     return None if data is None else _parse(path, kind, data)
 
 
@@ -62,7 +62,7 @@ def read_private(path: Path, *, most_bytes: int) -> bytes | None:
         IdentityError: others can read it, it is not ours, larger than `most_bytes`, or can't be read.
     """
     try:
-        data = _read(path, "secret", most_bytes + 1)
+        data = _read(path, "secret", most_bytes + 1, "use another secret")
     except OSError as exc:
         reason = exc.strerror or type(exc).__name__
         raise IdentityError(f"{path}: cannot be read ({reason}); check the path and its permissions") from None
@@ -71,7 +71,7 @@ def read_private(path: Path, *, most_bytes: int) -> bytes | None:
     return data
 
 
-def _read(path: Path, kind: str, most_bytes: int) -> bytes | None:
+def _read(path: Path, kind: str, most_bytes: int, instead: str) -> bytes | None:
     try:
         # O_NONBLOCK: opening a pipe that somebody put there must not hang.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -89,7 +89,7 @@ def _read(path: Path, kind: str, most_bytes: int) -> bytes | None:
         if info.st_mode & 0o077:
             raise IdentityError(
                 f"{path}: mode {stat.S_IMODE(info.st_mode):04o} lets others read it; if it is still secret, "
-                f"run `chmod 600 {path}`, otherwise move it away and a new key is made"
+                f"run `chmod 600 {path}`, otherwise {instead}"
             )
         return os.read(fd, most_bytes)
     finally:

@@ -91,7 +91,7 @@ def test_what_opens_it(keyring: Keyring, monkeypatch: pytest.MonkeyPatch, tmp_pa
         keyring.open()
     monkeypatch.delenv("P2PCOMPUTE_PASSWORD")
     file.chmod(0o644)
-    with pytest.raises(IdentityError, match="lets others read it"):
+    with pytest.raises(IdentityError, match=r"lets others read it; .* otherwise use another secret"):
         password_from_environment()
     with pytest.raises(IdentityError, match="no such file"):
         password_from_file(tmp_path / "nowhere")
