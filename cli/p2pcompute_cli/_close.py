@@ -38,7 +38,8 @@ def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     facts = asker("/channels")
     row = _named(asker, channel, facts["channels"])
-    left, peer = usd(row["deposit_uusd"] - row["claimed_uusd"]), short_peer(row["peer"])
+    spoken_for_uusd = max(row["claimed_uusd"], row["voucher_uusd"])  # the payee's, whether claimed by now or not
+    left, peer = usd(max(0, row["deposit_uusd"] - spoken_for_uusd)), short_peer(row["peer"])
     what = f"on which {peer} pays us" if row["direction"] == "in" else f"on which we pay {peer}"
     asker.confirm(f"closing channel {row['channel'][:8]}, {what}: {left} are left on it", facts, yes=yes)
     answer = asker("/close", "POST", channel=channel)
