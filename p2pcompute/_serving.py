@@ -139,6 +139,11 @@ class ProviderOptions:
         object.__setattr__(self, "arbiters", arbiter_peers(self.arbiters))
         if self.at_risk is not None:
             parse_usd(self.at_risk)
+            if not self.arbiters:
+                raise OptionError(
+                    f"at_risk is {said(self.at_risk)}, and nobody may take it; name the arbiters that are accepted, or "
+                    "leave it out"
+                )
         region = self.region
         if region is not None and (
             not isinstance(region, str) or not region.isprintable() or not 1 <= len(region.encode()) <= MAX_NAME

@@ -315,8 +315,8 @@ def check_stakes(options: StakeOptions) -> None:
 
 
 def stake_wish(options: StakeOptions) -> StakeWish | None:
-    """What a task asks of stakes; None where that is nothing. P2PCOMPUTE_MIN_STAKE and P2PCOMPUTE_ARBITERS
-    (comma-separated) stand for what its options leave out."""
+    """What a task asks of stakes; None where that is nothing. P2PCOMPUTE_MIN_STAKE, P2PCOMPUTE_ARBITERS
+    (comma-separated) and P2PCOMPUTE_AT_RISK stand for what its options leave out."""
     from p2pcompute.stake import StakeWish
 
     min_stake = options.min_stake
@@ -325,6 +325,9 @@ def stake_wish(options: StakeOptions) -> StakeWish | None:
     arbiters = options.arbiters
     if not arbiters:
         arbiters = arbiter_names([name for name in os.environ.get("P2PCOMPUTE_ARBITERS", "").split(",") if name])
+    at_risk = options.at_risk
+    if at_risk is None:
+        at_risk = os.environ.get("P2PCOMPUTE_AT_RISK") or None
     least_uusd = 0 if min_stake is None else parse_usd(min_stake)
     if not arbiters and not least_uusd:
         return None
@@ -332,7 +335,7 @@ def stake_wish(options: StakeOptions) -> StakeWish | None:
         min_stake_uusd=least_uusd,
         arbiters=tuple(arbiters),
         threshold=options.arbiters_needed or len(arbiters) // 2 + 1,
-        at_risk_uusd=None if options.at_risk is None else parse_usd(options.at_risk),
+        at_risk_uusd=None if at_risk is None else parse_usd(at_risk),
     )
 
 

@@ -73,6 +73,11 @@ the budget, which caps it. With --json events go to stdout, and what the script 
     "Work in rounds has none",
 )
 @registry_option
+@click.option(
+    "--at-risk",
+    metavar="AMOUNT",
+    help="how much of it the arbiters may take for one task [the least stake that counts]",
+)
 @common_options
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
@@ -87,6 +92,7 @@ def run(
     min_stake: str | None,
     arbiters: tuple[str, ...],
     registry: str | None,
+    at_risk: str | None,
     as_json: bool,
     debug: bool,
     file: Path,
@@ -105,6 +111,7 @@ def run(
         min_stake=min_stake,
         arbiters=",".join(arbiters) or None,
         registry=registry,
+        at_risk=at_risk,
     )
     with _end_on_sigterm():
         if as_json:

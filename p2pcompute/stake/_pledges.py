@@ -101,7 +101,9 @@ class Pledges:
             raise LocalProtocolError("terms last 14 days at most", code=WireCode.EXPIRED)
         most = registry.place.min_stake_uusd if self.most_uusd is None else self.most_uusd
         if terms.at_risk_uusd > most:
-            raise LocalProtocolError(f"{usd(most)} are put at risk in a task at most", code=WireCode.OVERSIZED)
+            raise LocalProtocolError(
+                f"{usd(most)} are put at risk for one task at most; at_risk= asks for less", code=WireCode.OVERSIZED
+            )
         made = terms_of(terms)
         if found.terms is not None and found.terms != made:
             raise LocalProtocolError("other terms are signed for this task", code=WireCode.REPLAYED)

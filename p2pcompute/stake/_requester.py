@@ -216,7 +216,10 @@ class TaskStake:
         if self.least_uusd:
             staked_uusd = await self.desk.staked_uusd(Address(payee))
             if staked_uusd < self.least_uusd:
-                raise StakeTooLow(f"it has {usd(staked_uusd)} at stake, of {usd(self.least_uusd)}")
+                raise StakeTooLow(
+                    f"it has {usd(staked_uusd)} at stake, of {usd(self.least_uusd)}: ask for less with min_stake= and "
+                    "at_risk=, or have it run `p2pcompute stake`"
+                )
 
     async def pledge(self, agreement: Agreement) -> bytes:
         """Have the provider put its stake at risk for what was agreed; the file that its victim needs.
@@ -253,7 +256,7 @@ class TaskStake:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await stream.aclose()
         if isinstance(answer, StakeRefusal):
-            raise PledgeRefused(f"{provider} does not put its stake at risk: {refused_text(answer)}")
+            raise PledgeRefused(f"it does not put {self.at_risk_uusd / 1e6:.6f} USD at risk: {refused_text(answer)}")
         await self._check(registry, terms, answer.signature, provider)
         return PledgeFile(
             version=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from p2pcompute.chain import (
@@ -193,8 +194,8 @@ class Staking:
             raise ConfigError(
                 "nothing is staked, so nothing can be taken out"
                 if not state.leaving_uusd
-                else f"{usd(state.leaving_uusd)} are on their way out; run this again in "
-                f"{max(1, state.leave_at_s - now_s)} s. Until then they can be lost"
+                else f"{usd(state.leaving_uusd)} are on their way out; run this again from "
+                f"{_moment(state.leave_at_s)} on. Until then they can be lost"
             )
         amount_uusd = staying if amount_uusd is None else amount_uusd
         left = staying - amount_uusd
@@ -204,3 +205,7 @@ class Staking:
             )
         await self.account.call(registry.address, encode_request_unstake(amount_uusd))
         return await self.status()
+
+
+def _moment(at_s: int) -> str:
+    return f"{datetime.fromtimestamp(at_s, UTC):%Y-%m-%d %H:%M} UTC"

@@ -14,7 +14,7 @@ from p2pcompute._requester import RunOptions
 from p2pcompute._serving import ProviderOptions
 from p2pcompute.chain import UNSTAKE_DELAY_S
 from p2pcompute.checking import EvidenceStore
-from p2pcompute.errors import ConfigError, EvidenceError, InsufficientFunds, NoProviderError, StakeError
+from p2pcompute.errors import ConfigError, EvidenceError, InsufficientFunds, NoProviderError, StakeError, TaskError
 from p2pcompute.stake import NoVerdict
 from p2pcompute.storage import InlineExecutor
 
@@ -82,8 +82,26 @@ def test_only_what_the_chain_says_of_a_stake_counts(tmp_path: Path) -> None:
             await compute(requester, min_stake="0.001 USD")
         await requester.services.overlay.connect(staked.addresses[0])
         assert np.array_equal(await compute(requester, min_stake="0.001 USD"), Z)
-        with pytest.raises(NoProviderError, match=r"0\.002000 USD at stake, of 0\.002001 USD"):
+        with pytest.raises(
+            NoProviderError, match=r"0\.002000 USD at stake, of 0\.002001 USD: ask for less with min_stake="
+        ):
             await compute(requester, min_stake="2001 uusd")
+
+    in_court(tmp_path, scenario)
+
+
+def test_a_provider_that_puts_less_at_risk_than_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(court: Court) -> None:
+        (arbiter,) = await court.arbiters(1)
+        provider = await court.provider([arbiter], at_risk="500 uusd")
+        requester = await court.requester(provider, arbiter)
+        with pytest.raises(
+            TaskError,
+            match=r"0\.001000 USD at risk: .*0\.000500 USD are put at risk for one task at most; at_risk= asks",
+        ):
+            await compute(requester, arbiters=[arbiter.addresses[0]])
+        monkeypatch.setenv("P2PCOMPUTE_AT_RISK", "500 uusd")  # as `p2pcompute run --at-risk` does
+        assert np.array_equal(await compute(requester, arbiters=[arbiter.addresses[0]]), Z)
 
     in_court(tmp_path, scenario)
 
@@ -237,6 +255,8 @@ def test_options_that_ask_for_nothing_that_there_is(tmp_path: Path) -> None:
             RunOptions(**options)
     with pytest.raises(ConfigError):
         ProviderOptions(arbiters=["nobody"])
+    with pytest.raises(ConfigError, match="name the arbiters"):
+        ProviderOptions(at_risk="1 USD")
 
     async def scenario(court: Court) -> None:
         node = await court.market.node()  # it knows no registry
@@ -298,7 +318,9 @@ def test_stakes_are_put_in_and_taken_out_in_steps(tmp_path: Path) -> None:
             await staking.unstake(1_501)
         status = await staking.unstake(1_500)
         assert (status.leaving_uusd, status.active) == (1_500, True)
-        with pytest.raises(ConfigError, match="on their way out"):
+        with pytest.raises(
+            ConfigError, match=r"on their way out; run this again from \d{4}-\d\d-\d\d \d\d:\d\d UTC on"
+        ):
             await staking.unstake()
         court.wait(UNSTAKE_DELAY_S)
         status = await staking.unstake()
