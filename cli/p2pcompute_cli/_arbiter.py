@@ -34,7 +34,8 @@ _row = partial(labelled, width=10)
 
 @click.command(
     epilog="\b\nExamples:\n  p2pcompute arbiter\n  p2pcompute stake '100 USD' --profile arbiter    # once\n\n"
-    "Providers accept an arbiter by `p2pcompute up --arbiter PEER`, requesters name it by arbiters=[ADDRESS]."
+    "Providers accept an arbiter by `p2pcompute up --arbiter PEER`, requesters by `p2pcompute run --arbiter MULTIADDR`: "
+    "the peer and the address that it shows."
 )
 @click.option(
     "--listen",
@@ -67,6 +68,8 @@ def arbiter(password_file: str | None, **options: Any) -> None:
         fail(exc, as_json=as_json, debug=debug)
     if as_json:
         json_line(event="stopped")
+    else:
+        click.echo("stopped", err=True)
 
 
 async def _arbitrate(

@@ -321,9 +321,8 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
     if not settings.as_json:
         note = "device.json" if settings.device == "cpu" else f"device-{settings.device.replace(':', '')}.json"
         known = (home_dir() / note).exists()
-        click.echo(
-            "starting" if known else "starting; this machine is tested and measured first: some seconds", err=True
-        )
+        first = "" if known else "; this machine is tested and measured first, for half a minute or so"
+        click.echo(f"starting{first}", err=True)
         for address in settings.listen:
             if address.startswith(("/ip4/0.0.0.0/", "/ip6/::/")):
                 click.echo(
