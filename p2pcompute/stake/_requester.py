@@ -256,7 +256,7 @@ class TaskStake:
             with trio.CancelScope(shield=True), trio.move_on_after(1):
                 await stream.aclose()
         if isinstance(answer, StakeRefusal):
-            raise PledgeRefused(f"it does not put {self.at_risk_uusd / 1e6:.6f} USD at risk: {refused_text(answer)}")
+            raise PledgeRefused(f"it does not put {usd(self.at_risk_uusd)} at risk: {refused_text(answer)}")
         await self._check(registry, terms, answer.signature, provider)
         return PledgeFile(
             version=1,

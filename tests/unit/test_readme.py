@@ -172,8 +172,11 @@ def importable(dotted):
 
 
 def commands(page):
-    """`p2pcompute …` lines, as words."""
+    """`p2pcompute …` lines, as words. What is fenced as text is said by a program, or signed, and no command."""
+    said = {line for block in blocks(page, "text") for line in block.splitlines()}
     for line in code(page).splitlines():
+        if line in said:
+            continue
         line = line.partition(" #")[0].strip()
         if re.match(r"p2pcompute [a-z]", line):
             yield shlex.split(line.replace("…", ""))
