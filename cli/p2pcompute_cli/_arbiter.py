@@ -86,7 +86,8 @@ async def _arbitrate(
         if as_json:
             json_line(event="verdict", task=task.hex(), wrong=wrong, reason=reason)
         else:
-            click.echo(f"task {task.hex()[:8]}: {wrong}: {reason}", err=True)
+            said = wrong if wrong == "undecided" else f"the {wrong} is wrong"
+            click.echo(f"task {task.hex()[:8]}: {said}: {reason}", err=True)
 
     place = Profile.named(profile)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

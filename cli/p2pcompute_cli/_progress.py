@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -16,6 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from p2pcompute.checking import PLEDGE_SUFFIX
 from p2pcompute.tasks import (
     Agreed,
     ChunkAssigned,
@@ -225,10 +228,14 @@ class Progress:
                 return Text(f"{short_peer(event.provider)} failed chunk {event.index}: {event.reason}", style="yellow")
             case LiarCaught():
                 again = len(event.revoked)
+                kept = ""
+                if event.evidence:
+                    kept = f"; evidence: {event.evidence}"
+                    if Path(event.evidence).with_suffix(PLEDGE_SUFFIX).exists():
+                        kept += f"; its stake is at risk: `p2pcompute accuse {shlex.quote(event.evidence)}`"
                 return Text(
                     f"{short_peer(event.provider)} LIED: {event.mismatched} samples of chunk {event.index} differ; it "
-                    f"gets nothing more, {count(again, 'chunk')} {'is' if again == 1 else 'are'} computed anew"
-                    + (f"; evidence: {event.evidence}" if event.evidence else ""),
+                    f"gets nothing more, {count(again, 'chunk')} {'is' if again == 1 else 'are'} computed anew" + kept,
                     style="bold red",
                 )
             case ChunkDone() if not self._console.is_terminal and task.chunks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -112,6 +113,24 @@ def test_lines_where_there_is_no_terminal() -> None:
         assert part in text
     total = next(line for line in lines if line.startswith("total"))
     assert total.split() == ["total", "4", "0.000050", "USD"]
+
+
+@pytest.mark.parametrize("pledged", [False, True])
+def test_where_a_stake_is_at_risk_the_next_step_is_said(tmp_path: Path, pledged: bool) -> None:
+    evidence = tmp_path / "task-chunk-3.p2pevidence"
+    if pledged:
+        evidence.with_suffix(".p2ppledge").touch()
+    console = Console(file=io.StringIO(), width=1_000)
+    progress = Progress(console, requested_profile="default")
+    for event in STORY:
+        progress.task_event(
+            dataclasses.replace(event, evidence=str(evidence)) if isinstance(event, LiarCaught) else event
+        )
+    progress.task_ended(None)
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert f"evidence: {evidence}" in said
+    assert ("; its stake is at risk: `p2pcompute accuse" in said) == pledged
 
 
 @pytest.mark.parametrize("terminal", [False, True])
