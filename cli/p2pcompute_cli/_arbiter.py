@@ -34,8 +34,8 @@ _row = partial(labelled, width=10)
 
 @click.command(
     epilog="\b\nExamples:\n  p2pcompute arbiter\n  p2pcompute stake '100 USD' --profile arbiter    # once\n\n"
-    "Providers accept an arbiter by `p2pcompute up --arbiter PEER`, requesters by `p2pcompute run --arbiter MULTIADDR`: "
-    "the peer and the address that it shows."
+    "Providers accept an arbiter by `p2pcompute up --arbiter PEER`, requesters by `p2pcompute run --arbiter "
+    "MULTIADDR`: the peer and the address that it shows."
 )
 @click.option(
     "--listen",
