@@ -37,9 +37,10 @@ PHRASES_MOST = int(os.environ.get("P2PCOMPUTE_ADVERSARY_PHRASES", "14"))
 def quiet() -> Iterator[None]:
     """An endpoint that is down for most of a day is worth a line each round, and not in a test's report."""
     log = logging.getLogger("p2pcompute.payments")
-    kept, log.level = log.level, logging.ERROR
+    kept = log.level
+    log.setLevel(logging.ERROR)  # and not its attribute: loggers below remember what they have let pass
     yield
-    log.level = kept
+    log.setLevel(kept)
 
 
 @pytest.fixture(scope="module")
