@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,8 @@ def test_who_fails_is_not_asked_for_fast_mode_and_sells_strict() -> None:
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
-def test_an_order_that_is_too_tight_for_a_machine_is_refused_with_the_tolerance_that_would_do() -> None:
-    x = np.arange(256, dtype=np.float32)
+def beside_a_rough_provider(scenario: Callable[[Node], Awaitable[None]]) -> None:
+    """Play it on a node that knows one provider, whose fast mode is off by 1e-6 in float32."""
 
     async def rough(_pool: Any, _slot: str) -> FastFindings:
         await trio.lowlevel.checkpoint()
@@ -196,14 +197,23 @@ def test_an_order_that_is_too_tight_for_a_machine_is_refused_with_the_tolerance_
             provider.services.prove_fast = rough
             await node.services.overlay.connect(provider.addresses[0])
             await nursery.start(provider.serve)
-            out = p2p.out(x.shape, x.dtype)
-            with pytest.raises(NoProviderError, match="rtol of 4e-06 for float32"):
-                await node.run(scaled, out, np.float32(3), x, chunks=2, fp="fast", rtol=1e-6, atol=1e-6)
-            given = await node.run(scaled, out, np.float32(3), x, chunks=2, fp="fast", rtol=1e-5, atol=1e-6)
-            assert np.allclose(given, 3 * x + 1)
+            await scenario(node)
             nursery.cancel_scope.cancel()
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_an_order_that_is_too_tight_for_a_machine_is_refused_with_the_tolerance_that_would_do() -> None:
+    x = np.arange(256, dtype=np.float32)
+
+    async def scenario(node: Node) -> None:
+        out = p2p.out(x.shape, x.dtype)
+        with pytest.raises(NoProviderError, match="rtol of 4e-06 for float32"):
+            await node.run(scaled, out, np.float32(3), x, chunks=2, fp="fast", rtol=1e-6, atol=1e-6)
+        given = await node.run(scaled, out, np.float32(3), x, chunks=2, fp="fast", rtol=1e-5, atol=1e-6)
+        assert np.allclose(given, 3 * x + 1)
+
+    beside_a_rough_provider(scenario)
 
 
 def test_a_product_of_matrices_is_compared_by_its_atol() -> None:
@@ -212,21 +222,7 @@ def test_a_product_of_matrices_is_compared_by_its_atol() -> None:
     rng = np.random.default_rng(7)
     a, b = (rng.standard_normal((48, 48)).astype(np.float32) for _ in range(2))
 
-    async def rough(_pool: Any, _slot: str) -> FastFindings:
-        await trio.lowlevel.checkpoint()
-        return FastFindings(error32=1e-6, error64=1e-15)
+    async def scenario(node: Node) -> None:
+        assert np.abs(await matmul_on(node, a, b, fp="fast") - a.astype(np.float64) @ b).max() < 1e-3
 
-    async def main() -> None:
-        network, chain = MemoryNetwork(latency_s=0.02), simulated_chain()
-        async with (
-            open_simulated_node(network, chain) as provider,
-            open_simulated_node(network, chain) as node,
-            trio.open_nursery() as nursery,
-        ):
-            provider.services.prove_fast = rough
-            await node.services.overlay.connect(provider.addresses[0])
-            await nursery.start(provider.serve)
-            assert np.abs(await matmul_on(node, a, b, fp="fast") - a.astype(np.float64) @ b).max() < 1e-3
-            nursery.cancel_scope.cancel()
-
-    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    beside_a_rough_provider(scenario)
