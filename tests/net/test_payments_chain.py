@@ -6,6 +6,8 @@ import dataclasses
 import importlib.util
 import sys
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,128 +84,123 @@ def on_chain(world: Any, client: HubClient, terms: ChainTerms, *, live: bool = F
     world.settler = Settler(ledger=world.payee_ledger, hub=hubs[1], outbox=world.payee_outbox, cap_uusd=100)
 
 
-def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
+@asynccontextmanager
+async def on_its_own_chain(tmp_path: Path) -> AsyncGenerator[tuple[Any, HubClient, ChainTerms]]:
+    """The payer and the payee, with tokens on a development chain that ends with the context."""
     module = load_world()
+    world = module.World(tmp_path / "nodes")
+    with trio.fail_after(300):
+        async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
+            info = await dev_info(rpc)
+            client = HubClient(rpc, info.hub, info.token)
+            terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
+            for key in (world.wallet, world.account):
+                await faucet(rpc, key.address, token_uusd=50_000)
+            world.chain.terms = module.TERMS = terms
+            world.domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
+            yield world, client, terms
 
+
+def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
     async def main() -> None:
-        world = module.World(tmp_path / "nodes")
-        with trio.fail_after(300):
-            async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
-                info = await dev_info(rpc)
-                client = HubClient(rpc, info.hub, info.token)
-                terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
-                for key in (world.wallet, world.account):
-                    await faucet(rpc, key.address, token_uusd=50_000)
-                world.chain.terms = module.TERMS = terms
-                world.domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
-                async with world.open():
-                    on_chain(world, client, terms)
-                    await world.payer_ledger.bind_chain(terms)
-                    task = await world.agree()
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(world.payer.open_channels, world.need(1_000))
-                        await world.work(task, 0, units=7)
-                        await trio.testing.wait_all_tasks_blocked()
-                        assert await world.channel_out().pay() == 7  # waits for the funding
-                    assert await client.balance_uusd(world.wallet.address) == 0
-                    state = await client.channel_state(world.channel)
-                    assert (state.deposit_uusd, state.claimed_uusd) == (1_007, 0)
-                    assert await world.settler.checkpoint() == {world.channel: 7}
-                    assert await client.balance_uusd(world.account.address) == 7
-                    # The event has the root over what was accepted; one receipt is proven against it.
-                    (event,) = await client.claims_between(0, await client.block_number(), payee=world.account.address)
-                    proof = await world.payee_ledger.prove_receipt(task, 0)
-                    shown = open_proven_receipt(
-                        proof.envelope,
-                        proof.proof,
-                        event.memo,
-                        network="test",
-                        provider=world.provider.peer_id,
-                        task=task,
-                        index=0,
-                    )
-                    assert (event.channel, shown.units) == (world.channel, 7)
-                    await world.work(task, 1, units=3)
-                    assert await world.channel_out().pay() == 10
+        async with on_its_own_chain(tmp_path) as (world, client, terms):
+            async with world.open():
+                on_chain(world, client, terms)
+                await world.payer_ledger.bind_chain(terms)
+                task = await world.agree()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(world.payer.open_channels, world.need(1_000))
+                    await world.work(task, 0, units=7)
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert await world.channel_out().pay() == 7  # waits for the funding
+                assert await client.balance_uusd(world.wallet.address) == 0
+                state = await client.channel_state(world.channel)
+                assert (state.deposit_uusd, state.claimed_uusd) == (1_007, 0)
+                assert await world.settler.checkpoint() == {world.channel: 7}
+                assert await client.balance_uusd(world.account.address) == 7
+                # The event has the root over what was accepted; one receipt is proven against it.
+                (event,) = await client.claims_between(0, await client.block_number(), payee=world.account.address)
+                proof = await world.payee_ledger.prove_receipt(task, 0)
+                shown = open_proven_receipt(
+                    proof.envelope,
+                    proof.proof,
+                    event.memo,
+                    network="test",
+                    provider=world.provider.peer_id,
+                    task=task,
+                    index=0,
+                )
+                assert (event.channel, shown.units) == (world.channel, 7)
+                await world.work(task, 1, units=3)
+                assert await world.channel_out().pay() == 10
 
-                    # The payer asks to close; the payee claims at once, and nothing is lost.
-                    request = encode_request_close(world.account.address, world.wallet.address)
-                    await client.transact(coincurve.PrivateKey(world.wallet.private_key), client.hub, request)
-                    await world.settler._refresh(await world.payee_ledger.channel_in(world.channel))
-                    row = await world.payee_ledger.channel_in(world.channel)
-                    assert row is not None
-                    assert row.close_at_s > 0
-                    assert await world.settler.checkpoint() == {world.channel: 10}
-                    assert await client.balance_uusd(world.account.address) == 10
-                # Both nodes start again: the books are whole, and nothing is sent twice.
-                async with world.open():
-                    on_chain(world, client, terms)
-                    await world.payer_outbox.settle()
-                    await world.payee_outbox.settle()
-                    assert await world.settler.checkpoint() == {}
-                    assert (await world.payee_ledger.verify(full=True)).channels_in == 1
-                    assert await client.nonce(world.account.address) == 2
-                    other = dataclasses.replace(terms, chain_id=1)
-                    with pytest.raises(ConfigError, match="another profile"):
-                        await world.payer_ledger.bind_chain(other)
+                # The payer asks to close; the payee claims at once, and nothing is lost.
+                request = encode_request_close(world.account.address, world.wallet.address)
+                await client.transact(coincurve.PrivateKey(world.wallet.private_key), client.hub, request)
+                await world.settler._refresh(await world.payee_ledger.channel_in(world.channel))
+                row = await world.payee_ledger.channel_in(world.channel)
+                assert row is not None
+                assert row.close_at_s > 0
+                assert await world.settler.checkpoint() == {world.channel: 10}
+                assert await client.balance_uusd(world.account.address) == 10
+            # Both nodes start again: the books are whole, and nothing is sent twice.
+            async with world.open():
+                on_chain(world, client, terms)
+                await world.payer_outbox.settle()
+                await world.payee_outbox.settle()
+                assert await world.settler.checkpoint() == {}
+                assert (await world.payee_ledger.verify(full=True)).channels_in == 1
+                assert await client.nonce(world.account.address) == 2
+                other = dataclasses.replace(terms, chain_id=1)
+                with pytest.raises(ConfigError, match="another profile"):
+                    await world.payer_ledger.bind_chain(other)
 
     trio.run(main)
 
 
 def test_closed_with_the_payees_consent_on_the_contract(tmp_path: Path) -> None:
     """At once, twice over: and a consent that is used is good for nothing on the channel that was opened again."""
-    module = load_world()
 
     async def main() -> None:
-        world = module.World(tmp_path / "nodes")
-        with trio.fail_after(300):
-            async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
-                info = await dev_info(rpc)
-                client = HubClient(rpc, info.hub, info.token)
-                terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
-                for key in (world.wallet, world.account):
-                    await faucet(rpc, key.address, token_uusd=50_000)
-                world.chain.terms = module.TERMS = terms
-                world.domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
-                async with world.open():
-                    on_chain(world, client, terms, live=True)
-                    payer, payee = world.wallet.address, world.account.address
-                    wallet = Wallet(
-                        ledger=world.payer_ledger,
-                        hub=world.payer.hub,
-                        outbox=world.payer_outbox,
-                        ask=lambda row: world.channel_out().ask_close(),
-                    )
-                    used: list[Any] = []
-                    for times in (1, 2):
-                        task = await world.agree()
-                        await world.payer.open_channels(world.need(1_000))
-                        await world.work(task, times, units=7)
-                        assert await world.channel_out().pay() == 7 * times
-                        for ledger in (world.payer_ledger, world.payee_ledger):
-                            await ledger.close_agreement(task, state="done")
-                        for consent, signature in used:
-                            with pytest.raises((TransactionFailed, RpcError)):
-                                await world.payer_outbox.run(
-                                    CloseSigned(
-                                        payer=payer,
-                                        payee=payee,
-                                        signer=payer,
-                                        epoch=consent.epoch,
-                                        amount_uusd=consent.amount_uusd,
-                                        deadline_s=consent.deadline_s,
-                                        signature=signature,
-                                    )
-                                )
-                        used.append(await world.channel_out().ask_close())
-                        assert used[-1][0].epoch == await client.channel_epoch(world.channel) == times - 1
-                        closed = await wallet.close(world.channel.hex())
-                        assert (closed.state, closed.claimed_uusd) == ("closed", 7 * times)
-                        assert await client.balance_uusd(payee) == 7 * times
-                        assert await client.channel_epoch(world.channel) == times
-                        await world.payee.check_open(world.channel)
-                    assert await client.nonce(payee) == 0
-                    assert await client.balance_uusd(payer) == 1_007 - 14
+        async with on_its_own_chain(tmp_path) as (world, client, terms), world.open():
+            on_chain(world, client, terms, live=True)
+            payer, payee = world.wallet.address, world.account.address
+            wallet = Wallet(
+                ledger=world.payer_ledger,
+                hub=world.payer.hub,
+                outbox=world.payer_outbox,
+                ask=lambda row: world.channel_out().ask_close(),
+            )
+            used: list[Any] = []
+            for times in (1, 2):
+                task = await world.agree()
+                await world.payer.open_channels(world.need(1_000))
+                await world.work(task, times, units=7)
+                assert await world.channel_out().pay() == 7 * times
+                for ledger in (world.payer_ledger, world.payee_ledger):
+                    await ledger.close_agreement(task, state="done")
+                for consent, signature in used:
+                    with pytest.raises((TransactionFailed, RpcError)):
+                        await world.payer_outbox.run(
+                            CloseSigned(
+                                payer=payer,
+                                payee=payee,
+                                signer=payer,
+                                epoch=consent.epoch,
+                                amount_uusd=consent.amount_uusd,
+                                deadline_s=consent.deadline_s,
+                                signature=signature,
+                            )
+                        )
+                used.append(await world.channel_out().ask_close())
+                assert used[-1][0].epoch == await client.channel_epoch(world.channel) == times - 1
+                closed = await wallet.close(world.channel.hex())
+                assert (closed.state, closed.claimed_uusd) == ("closed", 7 * times)
+                assert await client.balance_uusd(payee) == 7 * times
+                assert await client.channel_epoch(world.channel) == times
+                await world.payee.check_open(world.channel)
+            assert await client.nonce(payee) == 0
+            assert await client.balance_uusd(payer) == 1_007 - 14
 
     trio.run(main)
 
