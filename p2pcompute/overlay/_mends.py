@@ -54,7 +54,7 @@ from ._api import (
     MAX_HANDSHAKES_PER_HOST,
     STREAM_TIMEOUT_S,
 )
-from ._yamux import Yamux
+from ._muxer import Yamux
 
 __all__ = [
     "ADDRESS_TTL_S",
