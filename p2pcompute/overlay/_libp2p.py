@@ -51,9 +51,9 @@ from ._mends import (
     gossip_router,
     tame_logging,
 )
+from ._muxer import Yamux
 from ._queue import SubscriptionQueue
 from ._streams import Libp2pStream, negotiate
-from ._yamux import Yamux
 
 __all__ = ["Libp2pOverlay", "open_libp2p"]
 

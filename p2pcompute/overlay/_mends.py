@@ -44,8 +44,8 @@ from ._api import (
     MAX_HANDSHAKES_PER_HOST,
     STREAM_TIMEOUT_S,
 )
+from ._muxer import Yamux
 from ._upgrader import MendedUpgrader
-from ._yamux import Yamux
 from .noise import WrongPeer
 
 __all__ = [

@@ -11,7 +11,7 @@ from p2pcompute.errors import StreamError
 from p2pcompute_protocols.ids import PeerId
 
 from ._api import MAX_PROTOCOL_ID_BYTES, RECEIVE_BYTES, StreamReset, UnknownProtocol
-from ._yamux import YamuxStream
+from ._muxed_stream import YamuxStream
 
 __all__ = ["Libp2pStream", "negotiate"]
 

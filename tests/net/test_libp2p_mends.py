@@ -39,7 +39,7 @@ from p2pcompute.identity import NodeKey
 from p2pcompute.overlay import open_libp2p
 from p2pcompute.overlay._libp2p import Libp2pOverlay
 from p2pcompute.overlay._mends import MendedPeerStore, MendedSwarm, SeenMessages, _BufferedStream
-from p2pcompute.overlay._yamux import Yamux
+from p2pcompute.overlay._muxer import Yamux
 from p2pcompute.testing._overlay_checks import PrefixValidator
 from p2pcompute_protocols.ids import PeerId, peer_id_to_bytes
 
