@@ -31,6 +31,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 from . import yamux
 from ._api import CLOSE_TIMEOUT_S
 from ._conn_link import Link, LinkBroken, LinkOverSecureConn
+from ._held import HeldBytes
 from ._muxed_stream import YamuxStream
 
 __all__ = ["Yamux"]
@@ -78,6 +79,8 @@ class Yamux(IMuxedConn):
         self._scope = trio.CancelScope()
         self._last_heard = trio.current_time()
         self._calls = 0
+        self.violation: str | None = None  # how the peer broke the protocol, where it did
+        self.held = HeldBytes(lambda: self.session.unread_bytes, self._held_by_streams)
 
     @property
     def is_initiator(self) -> bool:
@@ -124,6 +127,7 @@ class Yamux(IMuxedConn):
         self.session.data_to_send()
         for lot in (self.room, self._accepting, self._opening, self._flushed):
             lot.unpark_all()
+        self.held.close()
         self._scope.cancel()
 
     def abort(self) -> None:
@@ -205,6 +209,10 @@ class Yamux(IMuxedConn):
             del self._streams[stream.stream_id]
         self._opening.unpark_all()
 
+    def _held_by_streams(self) -> list[tuple[int, Callable[[], None]]]:
+        unread = self.session.unread_of
+        return [(unread(stream.stream_id), stream.reset_nowait) for stream in self._streams.values()]
+
     # What streams ask for
 
     @property
@@ -240,6 +248,7 @@ class Yamux(IMuxedConn):
     def consumed(self, stream_id: int, count: int, *, grow: bool = True) -> None:
         """Received bytes have gone to their reader."""
         self.session.consumed(stream_id, count, trio.current_time(), grow=grow)
+        self.held.consumed()
         if self.session.pending_bytes:
             self._work.unpark_all()
 
@@ -318,6 +327,7 @@ class Yamux(IMuxedConn):
                 for event in session.receive_data(view, now):
                     if not self._on_event(event):
                         return
+                self.held.arrived()
                 self._answer()
         except LinkBroken as exc:
             _log.debug("the connection to %s broke: %s", self.peer_id, exc)
@@ -354,7 +364,8 @@ class Yamux(IMuxedConn):
                 _log.debug("%s goes away (%d)", self.peer_id, event.code)
                 return False
             case yamux.SessionBroken():
-                _log.debug("%s broke the protocol: %s", self.peer_id, event.violation.value)
+                self.violation = event.violation.value
+                _log.debug("%s broke the protocol: %s", self.peer_id, self.violation)
                 self._hand_over()  # says why; nobody waits for it
                 return False
         return True

@@ -168,6 +168,11 @@ class Session:
         stream = self._streams.get(stream_id)
         return StreamState.OVER if stream is None else stream.state
 
+    def unread_of(self, stream_id: int) -> int:
+        """What was received on the stream and not consumed; 0 for one that is over."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else stream.unread
+
     def send_window(self, stream_id: int) -> int:
         """How many bytes may be sent on the stream now; 0 for one that is over."""
         stream = self._streams.get(stream_id)
