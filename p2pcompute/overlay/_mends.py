@@ -6,7 +6,6 @@ in `tests/net/test_libp2p_mends.py` that shows the fault without it.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections import Counter
@@ -39,17 +38,13 @@ from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_byte
 
 from ._api import (
     CONNECT_TIMEOUT_S,
-    MAX_CONNECTIONS,
-    MAX_CONNECTIONS_PER_HOST,
-    MAX_CONNECTIONS_PER_PEER,
     MAX_GOSSIP_BYTES,
-    MAX_HANDSHAKES,
-    MAX_HANDSHAKES_PER_HOST,
     STREAM_TIMEOUT_S,
 )
 from ._bans import Offence
 from ._defence import Defence, Visit
 from ._gossip import LimitedGossipSub
+from ._limits import Limits, Place
 from ._muxer import Yamux
 from ._upgrader import MendedUpgrader
 from .noise import WrongPeer
@@ -79,7 +74,6 @@ GOSSIP_QUEUE = 128  # messages that wait for one peer
 PUBLISH_PATIENCE_S = 1.0
 SEEN_TTL_S = 120.0
 MAX_SEEN = 16 * 1024
-_LOOPBACK = "loopback"
 
 
 class _BufferedStream(TrioTCPStream):
@@ -167,14 +161,14 @@ class _NoAutoConnector:
         """Nothing is dialled again, so nothing backs off."""
 
 
-def connection_limits() -> ConnectionConfig:
+def connection_limits(limits: Limits) -> ConnectionConfig:
     """Our limits in libp2p's form."""
     return ConnectionConfig(
-        max_connections=MAX_CONNECTIONS,
-        high_watermark=MAX_CONNECTIONS,
+        max_connections=limits.connections,
+        high_watermark=limits.connections,
         min_connections=0,
         low_watermark=0,
-        max_connections_per_peer=MAX_CONNECTIONS_PER_PEER,
+        max_connections_per_peer=limits.connections_per_peer,
         grace_period=0.0,  # by default connections of 30 s and less don't count against the bound for their peer
         inbound_upgrade_timeout=CONNECT_TIMEOUT_S,
         outbound_upgrade_timeout=CONNECT_TIMEOUT_S,
@@ -198,15 +192,15 @@ class MendedSwarm(Swarm):
     def __init__(
         self, peer_id: ID, peerstore: PeerStore, upgrader: TransportUpgrader, defence: Defence | None = None
     ) -> None:
+        self.defence = defence or Defence()
         super().__init__(
             peer_id,
             peerstore,
             upgrader,
             [BufferedTcp()],
             retry_config=RetryConfig(max_retries=0),
-            connection_config=connection_limits(),
+            connection_config=connection_limits(self.defence.limits),
         )
-        self.defence = defence or Defence()
         self.defence.on_ban = self._end_connections
         self._visits: dict[trio.lowlevel.Task, Visit] = {}
         self._dials: dict[ID, trio.Lock] = {}
@@ -292,13 +286,13 @@ class MendedSwarm(Swarm):
         """
         raw = RawConnection(read_write_closer, False)
         remote = read_write_closer.get_remote_address()
-        host = _host_of(remote)
         visit = self.defence.arrive(remote[0] if remote is not None else None)
-        if visit is None or not self._admit(raw, host):
+        if visit is None or not self._admit(raw, visit.place):
             if visit is not None:
                 visit.leave()
             await raw.close()
             return
+        host = visit.place.host
         self._from_host[host] += 1
         self._visits[trio.lowlevel.current_task()] = visit
         shaking = self._handshakes[trio.lowlevel.current_task()] = _Handshake(raw, host)
@@ -308,7 +302,6 @@ class MendedSwarm(Swarm):
                 if isinstance(muxed, Yamux):
                     await muxed.event_closed.wait()
             if shaking.scope.cancelled_caught:  # another one has its place
-                visit.failed(stalled=True)
                 await raw.close()
         except Exception as exc:  # noqa: BLE001 - whatever a stranger sent, only its own connection suffers
             _log.debug("an inbound connection was not upgraded: %r", exc)
@@ -361,17 +354,18 @@ class MendedSwarm(Swarm):
             if isinstance(conn.muxed_conn, Yamux):
                 conn.muxed_conn.abort()
 
-    def _admit(self, raw: RawConnection, host: str) -> bool:
+    def _admit(self, raw: RawConnection, place: Place) -> bool:
         """Take a slot for an accepted connection, from the oldest unfinished handshake where there is no other.
 
         A handshake that is not finished has cost its sender nothing, and an honest one needs only a few round trips,
         so whoever holds some open makes room before anybody who comes has to go.
         """
-        if host != _LOOPBACK:
-            shaking = sum(1 for other in self._handshakes.values() if other.host == host)
-            if self._from_host[host] >= MAX_CONNECTIONS_PER_HOST or shaking >= MAX_HANDSHAKES_PER_HOST:
+        limits = self.defence.limits
+        if not place.exempt:
+            shaking = sum(1 for other in self._handshakes.values() if other.host == place.host)
+            if self._from_host[place.host] >= limits.connections_per_host or shaking >= limits.handshakes_per_host:
                 return False
-        if len(self._handshakes) >= MAX_HANDSHAKES or self._inbound_limiter.available_tokens < 1:
+        if len(self._handshakes) >= limits.handshakes or self._inbound_limiter.available_tokens < 1:
             if not self._handshakes:
                 return False
             oldest = self._handshakes.pop(next(iter(self._handshakes)))
@@ -388,17 +382,6 @@ class MendedSwarm(Swarm):
         async with trio.open_nursery() as nursery:
             for conn in self.get_connections():
                 nursery.start_soon(conn.muxed_conn.close)
-
-
-def _host_of(remote: tuple[str, int] | None) -> str:
-    """What the bounds for one host count together: an IPv4 address, a /64 of IPv6, or what has no address."""
-    try:
-        ip = ipaddress.ip_address(remote[0] if remote is not None else "")
-    except ValueError:
-        return "unknown"
-    if ip.is_loopback:
-        return _LOOPBACK
-    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 def _ip_of(muxed: IMuxedConn) -> str | None:
