@@ -31,6 +31,10 @@ from ._api import (
     Subscription,
     UnknownProtocol,
 )
+from ._bans import Ban, Offence, Subject
+from ._limits import Limits, Place, ProtocolLimits, Rate
+from ._limits_report import LimitsReport, PeerUse
+from ._memory import MemoryAccount, MemoryPool
 
 if TYPE_CHECKING:
     from ._libp2p import open_libp2p
@@ -48,14 +52,25 @@ __all__ = [
     "SEND_STALL_TIMEOUT_S",
     "STREAM_TIMEOUT_S",
     "SUBSCRIPTION_QUEUE",
+    "Ban",
     "GossipTooLarge",
     "GossipValidator",
+    "Limits",
+    "LimitsReport",
+    "MemoryAccount",
+    "MemoryPool",
+    "Offence",
     "Overlay",
     "OverlayStream",
     "PeerInfo",
+    "PeerUse",
+    "Place",
+    "ProtocolLimits",
+    "Rate",
     "RecordValidator",
     "StreamHandler",
     "StreamReset",
+    "Subject",
     "Subscription",
     "UnknownProtocol",
     "open_libp2p",

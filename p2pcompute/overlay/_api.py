@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from p2pcompute.errors import OverlayError, StreamError
 from p2pcompute_protocols.ids import PeerId
+
+if TYPE_CHECKING:
+    from ._limits_report import LimitsReport
 
 __all__ = [
     "CLOSE_TIMEOUT_S",
@@ -257,4 +260,8 @@ class Overlay(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`; its streams break. Does nothing when there is none."""
+        ...
+
+    def limits_report(self) -> LimitsReport:
+        """What strangers take of this node, what was refused to them, and who is banned."""
         ...

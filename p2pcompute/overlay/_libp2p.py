@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,13 +21,12 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from p2pcompute.errors import ConfigError, DialError, OverlayError, PortInUse, RecordRefused, StreamError
 from p2pcompute.identity import NodeKey
-from p2pcompute_protocols.errors import ProtocolError
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError
 from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
 
 from ._api import (
     CLOSE_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
-    MAX_INBOUND_STREAMS_PER_PEER,
     MAX_PROVIDERS,
     STREAM_TIMEOUT_S,
     GossipValidator,
@@ -38,8 +36,12 @@ from ._api import (
     StreamHandler,
     Subscription,
 )
+from ._bans import Offence
 from ._checks import check_gossip, check_key, check_protocol, check_record, check_topic
-from ._dht import MendedDht, record_name
+from ._defence import Defence
+from ._dht import KAD_ID, MendedDht, record_name
+from ._limits import Limits
+from ._limits_report import LimitsReport
 from ._mends import (
     ADDRESS_TTL_S,
     Listener,
@@ -51,9 +53,9 @@ from ._mends import (
     gossip_router,
     tame_logging,
 )
+from ._muxer import Yamux
 from ._queue import SubscriptionQueue
 from ._streams import Libp2pStream, negotiate
-from ._yamux import Yamux
 
 __all__ = ["Libp2pOverlay", "open_libp2p"]
 
@@ -86,6 +88,7 @@ class Libp2pOverlay:
         listeners: Sequence[Listener],
         validator: RecordValidator,
         announce: Sequence[str],
+        limits: Limits | None = None,
     ) -> None:
         private = Ed25519PrivateKey.from_bytes(key.reveal_seed())
         key_pair = KeyPair(private, private.get_public_key())
@@ -93,17 +96,17 @@ class Libp2pOverlay:
         self._id = _to_id(key.peer_id)
         store = MendedPeerStore()
         store.add_key_pair(self._id, key_pair)
-        self._swarm = MendedSwarm(self._id, store, MendedUpgrader(key_pair))
+        self._defence = Defence(limits)
+        self._swarm = MendedSwarm(self._id, store, MendedUpgrader(key_pair), self._defence)
         for listener in listeners:
             self._swarm.listeners[str(listener.get_addrs()[0])] = listener
         announced = [Multiaddr(address) for address in announce]
         self._host = MendedHost(self._swarm, nursery, self._identified, announced or None)
-        self._router = gossip_router()
-        self._pubsub = MendedPubsub(self._host, self._router, self._on_gossip)
-        self._dht = MendedDht(self._host, validator)
+        self._router = gossip_router(self._defence)
+        self._pubsub = MendedPubsub(self._host, self._router, self._on_gossip, self._defence)
+        self._dht = MendedDht(self._host, validator, self._defence.limits.of(KAD_ID).streams)
         self._validator = validator
         self._subscriptions: dict[str, SubscriptionQueue] = {}
-        self._inbound: Counter[tuple[PeerId, str]] = Counter()
 
     # Life
 
@@ -116,6 +119,7 @@ class Libp2pOverlay:
             await manager.wait_started()
         await self._swarm.event_background_nursery_created.wait()
         await self._pubsub.wait_until_ready()
+        nursery.start_soon(self._defence.watch)
         for listener in listeners:
             nursery.start_soon(listener.serve, self._swarm._handle_inbound_connection)
 
@@ -227,13 +231,21 @@ class Libp2pOverlay:
         async def run(net: Any) -> None:
             peer = _from_id(net.muxed_conn.peer_id)
             stream = Libp2pStream(net, peer, protocol)
-            slot = (peer, protocol)
-            if self._inbound[slot] >= MAX_INBOUND_STREAMS_PER_PEER:
+            with self._defence.serving(peer, protocol, lambda: stream.progress_at) as served:
+                if served is not None:
+                    with served.scope:
+                        await serve(stream)
+                        return
+                    _log.info("a stream of %s with %s was cut off: %s", protocol, peer, served.expired)
                 await stream.reset()
-                return
-            self._inbound[slot] += 1
+
+        async def serve(stream: Libp2pStream) -> None:
             try:
                 await handler(stream)
+            except RemoteProtocolError as exc:
+                _log.info("%s broke %s: %s", stream.peer_id, protocol, exc)
+                self._defence.accuse(stream.peer_id, Offence.VIOLATION)
+                await stream.reset()
             except StreamError as exc:
                 _log.info("a stream of %s ended: %s", protocol, exc)
                 await stream.reset()
@@ -245,12 +257,11 @@ class Libp2pOverlay:
                 raise
             else:
                 await stream.aclose()
-            finally:
-                self._inbound[slot] -= 1
-                if not self._inbound[slot]:
-                    del self._inbound[slot]
 
-        self._host.set_stream_handler(TProtocol(protocol), run)
+        self._host.serve(TProtocol(protocol), run)
+
+    def limits_report(self) -> LimitsReport:
+        return self._defence.report()
 
     # Gossip
 
@@ -375,6 +386,7 @@ async def open_libp2p(
     record_validator: RecordValidator,
     bootstrap: Sequence[str] = (),
     announce: Sequence[str] = (),
+    limits: Limits | None = None,
 ) -> AsyncGenerator[Libp2pOverlay, None]:
     """Be on the network while the context is open.
 
@@ -384,6 +396,7 @@ async def open_libp2p(
         record_validator: decides which DHT records we store, serve and believe.
         bootstrap: peers to connect to before the context opens; those that can't be reached are logged.
         announce: multiaddrs to tell others instead of those that we listen on, such as a router's.
+        limits: what strangers may take.
 
     Raises:
         PortInUse: a port is taken; nothing was started.
@@ -402,7 +415,7 @@ async def open_libp2p(
     try:
         for address in listen:
             listeners.append(Listener(_bind(address)))  # noqa: PERF401 - those bound before one fails are closed
-        async with _running(key, listeners, record_validator, bootstrap, announce) as overlay:
+        async with _running(key, listeners, record_validator, bootstrap, announce, limits) as overlay:
             yield overlay
     finally:
         for listener in listeners:
@@ -416,11 +429,12 @@ async def _running(
     record_validator: RecordValidator,
     bootstrap: Sequence[str],
     announce: Sequence[str],
+    limits: Limits | None,
 ) -> AsyncGenerator[Libp2pOverlay, None]:
     body_error: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            overlay = Libp2pOverlay(key, nursery, listeners, record_validator, announce)
+            overlay = Libp2pOverlay(key, nursery, listeners, record_validator, announce, limits)
             try:
                 await overlay.run(nursery, listeners)
                 for address in bootstrap:

@@ -11,7 +11,7 @@ from p2pcompute.errors import StreamError
 from p2pcompute_protocols.ids import PeerId
 
 from ._api import MAX_PROTOCOL_ID_BYTES, RECEIVE_BYTES, StreamReset, UnknownProtocol
-from ._yamux import YamuxStream
+from ._muxed_stream import YamuxStream
 
 __all__ = ["Libp2pStream", "negotiate"]
 
@@ -30,10 +30,12 @@ class Libp2pStream:
         self._net = stream
         self._muxed = stream.muxed_stream
         self._removed = False
+        self.progress_at = trio.current_time()  # when a byte moved last, for whoever ends idle streams
 
     async def send_all(self, data: bytes) -> None:
         try:
             await self._muxed.write(data)
+            self.progress_at = trio.current_time()
         except MuxedStreamError as exc:
             raise StreamReset(f"sending on {self.protocol}: {exc}") from exc
         except trio.Cancelled:
@@ -44,11 +46,13 @@ class Libp2pStream:
         if max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         try:
-            return await self._muxed.read(max_bytes)
+            data = await self._muxed.read(max_bytes)
         except MuxedStreamEOF:
             return b""
         except MuxedStreamError as exc:
             raise StreamReset(f"receiving on {self.protocol}: {exc}") from exc
+        self.progress_at = trio.current_time()
+        return data
 
     async def close_write(self) -> None:
         await self._muxed.close_write()

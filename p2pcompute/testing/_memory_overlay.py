@@ -25,8 +25,11 @@ from p2pcompute.overlay import (
     MAX_PROVIDERS,
     STREAM_TIMEOUT_S,
     GossipValidator,
+    Limits,
+    LimitsReport,
     OverlayStream,
     PeerInfo,
+    PeerUse,
     RecordValidator,
     StreamHandler,
     Subscription,
@@ -420,6 +423,21 @@ class MemoryOverlay:
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         check_protocol(protocol)
         self._handlers[protocol] = handler
+
+    def limits_report(self) -> LimitsReport:
+        opened = Counter[PeerId]()
+        for (peer, _protocol), count in self._inbound.items():
+            opened[peer] += count
+        peers = [
+            PeerUse(peer_id=peer, connections=1, streams=opened[peer], memory_bytes=0, score=0.0)
+            for peer in self._connected
+        ]
+        return LimitsReport(
+            limits=Limits(),
+            connections=len(peers),
+            streams=opened.total(),
+            peers=tuple(sorted(peers, key=lambda peer: (-peer.streams, peer.peer_id))),
+        )
 
     # Gossip
 
