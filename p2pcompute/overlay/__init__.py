@@ -31,6 +31,8 @@ from ._api import (
     Subscription,
     UnknownProtocol,
 )
+from ._counters import LATENCY_BOUNDS_S, ConnectionReport, Histogram, OverlayCounters, PeerReport, ProtocolTraffic
+from ._ping import PING_PROTOCOL
 
 if TYPE_CHECKING:
     from ._libp2p import open_libp2p
@@ -38,21 +40,28 @@ if TYPE_CHECKING:
 __all__ = [
     "CONNECT_TIMEOUT_S",
     "KEY_BYTES",
+    "LATENCY_BOUNDS_S",
     "MAX_CONNECTIONS",
     "MAX_CONNECTIONS_PER_PEER",
     "MAX_GOSSIP_BYTES",
     "MAX_INBOUND_STREAMS_PER_PEER",
     "MAX_PROVIDERS",
     "MAX_RECORD_BYTES",
+    "PING_PROTOCOL",
     "RECEIVE_BYTES",
     "SEND_STALL_TIMEOUT_S",
     "STREAM_TIMEOUT_S",
     "SUBSCRIPTION_QUEUE",
+    "ConnectionReport",
     "GossipTooLarge",
     "GossipValidator",
+    "Histogram",
     "Overlay",
+    "OverlayCounters",
     "OverlayStream",
     "PeerInfo",
+    "PeerReport",
+    "ProtocolTraffic",
     "RecordValidator",
     "StreamHandler",
     "StreamReset",
