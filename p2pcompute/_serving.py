@@ -226,6 +226,7 @@ class ProviderRole:
             clock_ms=node.now_ms,
         )
         books = WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit)
+        self.served = books.totals
         self.tasks = TaskService(
             overlay=services.overlay,
             network=node.network,

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from p2pcompute.errors import OverlayError, StreamError
 from p2pcompute_protocols.ids import PeerId
 
+from ._counters import OverlayCounters, PeerReport
+
 if TYPE_CHECKING:
     from ._limits_report import LimitsReport
 
@@ -168,12 +170,15 @@ class Overlay(Protocol):
     Attributes:
         peer_id: this node.
         addresses: the multiaddrs that it listens on, each ending in ``/p2p/<peer id>``.
+        counters: what it has done since it was opened.
     """
 
     @property
     def peer_id(self) -> PeerId: ...
     @property
     def addresses(self) -> tuple[str, ...]: ...
+    @property
+    def counters(self) -> OverlayCounters: ...
 
     async def connect(self, multiaddr: str) -> PeerId:
         """Connect to the peer named at the end of `multiaddr`; at once where there is a connection.
@@ -255,6 +260,19 @@ class Overlay(Protocol):
 
         It is the socket's, whoever opened the connection, and nothing that the peer says; so it tells where a peer
         is, which `addresses_of` does not. None where we are not connected, or no IP address is seen.
+        """
+        ...
+
+    def peer_reports(self) -> list[PeerReport]:
+        """The peers that we are connected to, with what is known of their connections, in no order."""
+        ...
+
+    async def ping(self, peer: PeerId) -> float:
+        """How long 32 bytes take to go to `peer` and come back, in seconds; the next `peer_reports` has it too.
+
+        Raises:
+            DialError: not connected and not reachable.
+            StreamError: it doesn't answer within 5 s, or not as it should.
         """
         ...
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import trio
 
 from p2pcompute.overlay import RECEIVE_BYTES, SEND_STALL_TIMEOUT_S, StreamReset
+from p2pcompute.overlay._counters import StreamCount
 from p2pcompute_protocols.ids import PeerId
 
 __all__ = ["WINDOW_BYTES", "Link", "MemoryStream", "stream_pair"]
@@ -58,6 +59,7 @@ class MemoryStream:
         self._broken_here = False
         self._changed = trio.Event()
         self._on_over: Callable[[], None] | None = None
+        self.count: StreamCount | None = None
 
     def on_over(self, callback: Callable[[], None]) -> None:
         """Call back once, when this end has closed or reset the stream."""
@@ -94,6 +96,8 @@ class MemoryStream:
                 await self._wait_for_window()
                 part = bytes(view[:_SEGMENT_BYTES])
                 view = view[len(part) :]
+                if self.count is not None:
+                    self.count.sent(len(part))
                 arrives = self._link_out.arrival(len(part))
                 if not self._other._shut:
                     self._other._inbox.append((arrives, part))
@@ -138,6 +142,8 @@ class MemoryStream:
             with trio.move_on_at(self._next_news()):
                 await self._changed.wait()
         data = self._take(max_bytes)
+        if self.count is not None:
+            self.count.received(len(data))
         await trio.lowlevel.cancel_shielded_checkpoint()
         return data
 
@@ -205,6 +211,8 @@ class MemoryStream:
         self._other.poke()
 
     def _over(self) -> None:
+        if self.count is not None:
+            self.count.ended("broken" if self._broken_from is not None else "reset" if self._broken_here else "closed")
         callback, self._on_over = self._on_over, None
         if callback is not None:
             callback()
