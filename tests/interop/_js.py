@@ -40,6 +40,7 @@ class JsProgram:
             str, tuple[trio.MemorySendChannel[dict[str, Any]], trio.MemoryReceiveChannel[dict[str, Any]]]
         ] = defaultdict(lambda: trio.open_memory_channel[dict[str, Any]](1000))
         self._last = 0
+        self._ending = False
         self.peer = ""
         self.address = ""
 
@@ -64,6 +65,7 @@ class JsProgram:
     async def end(self) -> None:
         """No more commands: the program stops what it runs and ends."""
         assert self._process.stdin is not None
+        self._ending = True
         await self._process.stdin.aclose()
 
     async def read(self) -> None:
@@ -74,9 +76,10 @@ class JsProgram:
             for line in lines:
                 said: dict[str, Any] = json.loads(line)
                 if "id" in said:
-                    self._calls.pop(said["id"]).send_nowait(said)
+                    self._calls.pop(said["id"]).send_nowait(said)  # of a call that was cancelled nobody takes it
                 else:
                     self._events[said["event"]][0].send_nowait(said)
+        assert self._ending, "the program in JavaScript ended before it was told to; it has said why on stderr"
 
 
 @asynccontextmanager

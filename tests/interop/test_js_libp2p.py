@@ -6,6 +6,7 @@ Each test starts a js-libp2p host as a process and tells it what to do; our side
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -351,12 +352,21 @@ def test_signed_gossip(dials: str) -> None:
         async with met(dials, gossip=True) as meeting, meeting.ours.subscribe(topic, lambda _, __: True) as heard:
             await meeting.js.call("subscribe", topic=topic)
             await meeting.js.call("subscriber", topic=topic, peer=meeting.us)
-            said = await meeting.js.call("publish", topic=topic, data="from JavaScript")
-            assert said["recipients"] == [meeting.us]
-            assert await anext(heard) == (meeting.them, b"from JavaScript")  # so they are subscribed, and we know
-            await meeting.ours.publish(topic, b"from Python")
-            event = await meeting.js.event("gossip")
-            assert (event["type"], event["from"], event["data"]) == ("signed", meeting.us, "from Python")
+
+            # Neither side says when its stream for gossip to the other is there, and what is said before is lost.
+            async def repeat(say: Callable[[int], Awaitable[object]]) -> None:
+                for number in itertools.count():
+                    await say(number)
+                    await trio.sleep(0.05)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(repeat, lambda n: meeting.js.call("publish", topic=topic, data=f"from JS {n}"))
+                publisher, data = await anext(heard)
+                assert (publisher, data[:7]) == (meeting.them, b"from JS")
+                nursery.start_soon(repeat, lambda n: meeting.ours.publish(topic, b"from Python %d" % n))
+                event = await meeting.js.event("gossip")
+                assert (event["type"], event["from"], event["data"][:11]) == ("signed", meeting.us, "from Python")
+                nursery.cancel_scope.cancel()
 
     run(main)
 

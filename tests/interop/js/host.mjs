@@ -253,7 +253,7 @@ const node = await createLibp2p({
         selectors: { p2pcompute: newest }
       })
     }),
-    ...(options.gossip && { gossip: gossipsub({ globalSignaturePolicy: 'StrictSign', allowPublishToZeroTopicPeers: false }) })
+    ...(options.gossip && { gossip: gossipsub({ globalSignaturePolicy: 'StrictSign', allowPublishToZeroTopicPeers: true }) })
   }
 })
 
@@ -321,8 +321,8 @@ const commands = {
     return {}
   },
   async publish ({ topic, data }) {
-    const { recipients } = await node.services.gossip.publish(topic, Buffer.from(data))
-    return { recipients: recipients.map(String) }
+    await node.services.gossip.publish(topic, Buffer.from(data))
+    return {}
   },
   async stop () {
     await node.stop()
