@@ -2,7 +2,6 @@
 //
 // Started with one argument, JSON: {"encrypters": ["noise", "tls", "plaintext"], "muxers": ["yamux", "mplex"], "dht": true, "gossip": true}.
 import { createHash } from 'node:crypto'
-import { createInterface } from 'node:readline'
 import { noise } from '@chainsafe/libp2p-noise'
 import { yamux } from '@chainsafe/libp2p-yamux'
 import { gossipsub } from '@libp2p/gossipsub'
@@ -16,6 +15,7 @@ import { tcp } from '@libp2p/tcp'
 import { tls } from '@libp2p/tls'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
+import { Reader, runCommands, say, sendAll } from './streams.js'
 
 const BULK = '/interop/bulk/1'
 const ECHO = ['/interop/echo/1', '/interop/echo/2', '/interop/echo/3', '/interop/echo/4']
@@ -24,8 +24,6 @@ const HOLD = '/interop/hold/1' // sends a byte and waits for the end
 const RESET = '/interop/reset/1' // the one who accepts resets when it has read a byte
 const BLOCK = 65536
 const MANY = { maxInboundStreams: 512, maxOutboundStreams: 512 }
-
-const say = (line) => process.stdout.write(JSON.stringify(line) + '\n')
 
 // Blocks that both languages make: the n-th is SHA-256 of 0, 1, 2, ... with n in front.
 const body = Buffer.concat(Array.from({ length: BLOCK / 32 }, (_, i) => {
@@ -40,73 +38,6 @@ function * blocks (size) {
     block.writeUInt32BE(n)
     yield block.subarray(0, Math.min(size, BLOCK))
     size -= BLOCK
-  }
-}
-
-async function sendAll (stream, data) {
-  if (!stream.send(data)) await stream.onDrain()
-}
-
-// Bytes of a stream, as many as are asked for at a time. Not by its async iterator: that one never ends where the other
-// side has closed before somebody iterates.
-class Reader {
-  constructor (stream) {
-    this.held = []
-    this.size = 0
-    this.ended = stream.readableEnded
-    this.error = null
-    this.wake = () => {}
-    stream.addEventListener('message', ({ data }) => {
-      this.held.push(Buffer.from(data.subarray()))
-      this.size += data.byteLength
-      this.wake()
-    })
-    stream.addEventListener('end', () => this.end(null))
-    stream.addEventListener('close', ({ error }) => this.end(error ?? null))
-    if (stream.status === 'reset' || stream.status === 'aborted') this.end(new Error(`the stream is ${stream.status}`))
-  }
-
-  end (error) {
-    this.ended = true
-    this.error ??= error
-    this.wake()
-  }
-
-  async more () {
-    if (this.error !== null) throw this.error
-    if (!this.ended) {
-      await new Promise((resolve) => { this.wake = resolve })
-      if (this.error !== null) throw this.error
-    }
-  }
-
-  take (size) {
-    const all = this.held.length === 1 ? this.held[0] : Buffer.concat(this.held)
-    this.held = all.length > size ? [all.subarray(size)] : []
-    this.size = all.length - size
-    return all.subarray(0, size)
-  }
-
-  async some () {
-    while (this.size === 0) {
-      await this.more()
-      if (this.ended && this.size === 0) return null
-    }
-    return this.take(this.size)
-  }
-
-  async exactly (size) {
-    while (this.size < size) {
-      await this.more()
-      if (this.ended && this.size < size) throw new Error(`the stream ended ${size - this.size} bytes early`)
-    }
-    return this.take(size)
-  }
-
-  async rest () {
-    const parts = []
-    for (let part; (part = await this.some()) !== null;) parts.push(part)
-    return Buffer.concat(parts)
   }
 }
 
@@ -331,13 +262,6 @@ const commands = {
 }
 
 say({ event: 'ready', peer: node.peerId.toString(), addresses: node.getMultiaddrs().map(String) })
-for await (const line of createInterface({ input: process.stdin })) {
-  const command = JSON.parse(line)
-  const answer = (fields) => say({ id: command.id, ...fields })
-  commands[command.do](command).then(
-    (result) => answer({ result }),
-    (error) => answer({ error: { name: error.name, message: error.message, causes: (error.errors ?? []).map((one) => `${one.name}: ${one.message}`) } })
-  )
-}
+await runCommands(commands)
 await node.stop()
 process.exit(0)
