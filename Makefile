@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts. tests/conftest.py has the longest come first
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: install cuda-compile anvil demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments check-system clean
+.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments check-system clean
 
 install: $(STAMP)
 
@@ -40,12 +40,17 @@ $(ANVIL): scripts/get-anvil.sh
 	@sh scripts/get-anvil.sh
 	@touch $(ANVIL)
 
+# js-libp2p and a small peer in JavaScript, by npm, for tests/interop; they are left out without it
+interop:
+	@sh scripts/get-interop.sh
+
 demo: $(STAMP)
 	@$(BIN)/p2pcompute demo --out demo-out
 	@echo "the command is $(BIN)/p2pcompute; after '. $(BIN)/activate' it is p2pcompute: try p2pcompute up"
 
 test: $(STAMP)
 	@sh scripts/compile-contracts.sh --venv
+	@sh scripts/get-interop.sh || echo "the tests against js-libp2p are left out" >&2
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # the tests N times over, each time in another order and with other examples, to find what hangs on luck; a table at the
@@ -102,4 +107,4 @@ lint: $(STAMP)
 	@$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) .venv-vyper .anvil build dist demo-out
+	rm -rf $(VENV) .venv-vyper .anvil tests/interop/js/node_modules build dist demo-out
