@@ -213,14 +213,13 @@ _NOISE_REACH: Mapping[tuple[str, str], float] = {
     ("bulk", "serve"): 1.6,
 }
 _RATIO_REACH: Mapping[tuple[str, str], float] = {
-    ("bulk", "js"): 1.0,
-    ("bulk", "grpc"): 1.0,
-    ("bulk", "dask"): 1.0,
-    ("bulk", "hivemind"): 1.0,
     ("crowd", "ray"): 9.0,
     ("crowd", "dask"): 20.0,
     ("crowd", "hivemind"): 1.5,
 }
+
+
+_NOISE_ABOVE = ("js", "grpc", "dask", "hivemind")
 
 
 def figures(samples: Samples, titles: Mapping[str, str]) -> Iterator[Figure]:
@@ -229,17 +228,24 @@ def figures(samples: Samples, titles: Mapping[str, str]) -> Iterator[Figure]:
         for line in lines(measure, samples, list(titles)):
             reaches = {"ours": _REACH, "noise": _NOISE_REACH}.get(line.peer, {})
             for name, value in line.middle.items():
+                if not value and name in ("drive", "serve"):
+                    continue  # it has no such side: all is on the other
                 title, unit, more = _told(measure, name)
                 make = at_least if more else at_most
                 reach = reaches.get((measure.name, name))
                 yield make(f"{titles[line.peer]}: {title}", value, unit, reach)
-            if line.ratio is not None:
+            if line.ratio is not None and line.peer != "noise":
                 yield at_least(
                     f"p2pcompute beside {titles[line.peer]}: {measure.title}",
                     line.ratio,
                     "ratio",
                     _RATIO_REACH.get((measure.name, line.peer)),
                 )
+
+    bulk = MEASURES["bulk"]
+    for line in lines(bulk, samples, _NOISE_ABOVE, "noise"):
+        if line.ratio is not None:
+            yield at_least(f"{titles['noise']} beside {titles[line.peer]}: {bulk.title}", line.ratio, "ratio", 1.0)
 
 
 def _told(measure: Measure, name: str) -> tuple[str, str, bool]:

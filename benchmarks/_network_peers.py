@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
+import secrets
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,12 +49,22 @@ class Peer:
 _LIST = (
     Peer(name="raw", title="bare TCP, trio", program="raw", wire=WIRE, own=False),
     Peer(name="stock", title="py-libp2p as it comes", program="stock", wire=WIRE, own=False),
-    Peer(name="ours", title="p2pcompute", program="ours", wire=WIRE, own=False),
+    Peer(name="ours", title="p2pcompute", program="ours", wire=WIRE, tasks=TASKS, cold=True, own=False),
+    Peer(
+        name="noise",
+        title="p2pcompute by /noise",
+        program="ours",
+        wire=("bulk", "connect"),
+        idle=False,
+        own=False,
+        arguments=("noise",),
+    ),
     Peer(name="js", title="js-libp2p", program="js", wire=WIRE),
     Peer(name="grpc", title="gRPC with TLS", program="grpc", wire=("bulk", "request", "flight", "connect")),
     Peer(name="dask", title="Dask with TLS", program="dask", wire=("bulk",), tasks=TASKS, cold=True),
     Peer(name="ray", title="Ray", program="ray", wire=("bulk",), tasks=TASKS, cold=True),
     Peer(name="hivemind", title="hivemind", program="hivemind", wire=("bulk", "request", "flight")),
+    Peer(name="pool", title="processes of one program", program="pool", tasks=TASKS, idle=False, own=False),
 )
 PEERS: Mapping[str, Peer] = {peer.name: peer for peer in _LIST}
 
@@ -88,6 +99,7 @@ def environment(folder: Path) -> dict[str, str]:
         "P2PCOMPUTE_HOME": str(home),
         "P2PCOMPUTE_BENCHMARK_CERTIFICATE": str(certificate),
         "P2PCOMPUTE_BENCHMARK_KEY": str(key),
+        "P2PCOMPUTE_BENCHMARK_TOKEN": secrets.token_hex(32),
     }
 
 

@@ -110,6 +110,7 @@ class Side:
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
         self.name = name
         self.address = ""
+        self.apart: list[int] = []
         self._mark = f"{_MARK}={os.urandom(8).hex()}"
         self._said: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115  closed by `end`
         variable, _, value = self._mark.partition("=")
@@ -173,9 +174,10 @@ class Side:
         return sum(map(_clock_s, self.processes()))
 
     def rss_bytes(self, *, alone: bool = False) -> int:
-        """Memory in use; `alone` without what this side has started."""
+        """Memory in use; `alone` without what this side has started, and never with what it says is apart."""
         found = 0
-        for pid in [self.process.pid] if alone else self.processes():
+        own = {self.process.pid} if alone else self.processes() - _descendants(self.apart, _parents())
+        for pid in own:
             with suppress(OSError):
                 found += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
         return found
@@ -218,7 +220,8 @@ def opened(
     """
     server = Side(f"{name} (serving)", [*program, "serve", *kind], environment, folder)
     try:
-        server.address = str(server.read(limit_s)["ready"])
+        said = server.read(limit_s)
+        server.address, server.apart = str(said["ready"]), said.get("apart", [])
         client = Side(f"{name} (driving)", [*program, "drive", server.address, *kind], environment, folder)
         try:
             client.read(limit_s)

@@ -21,7 +21,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ PAGE = HERE.parent / "docs" / "benchmarks" / "network.md"
 PICTURE = HERE.parent / "docs" / "benchmarks" / "network.svg"
 ROUNDS = 3
 LIMIT_S = 900.0  # ends a run; a quiet machine takes less than half
-READY_S = 90.0
+READY_S = 240.0  # the first provider of a machine measures it, which takes longest
 ONCE_S = 8.0  # what takes longer than this is measured in the first round only
 QUICK_PEERS = ("raw", "stock", "ours")
 QUICK_MEASURES = ("bulk", "request", "stream", "flight", "connect", "idle")
@@ -60,11 +60,7 @@ class Run:
     def round(self, number: int, of: int, peers: list[Peer]) -> None:
         """Each peer once, beginning with another one each time."""
         for peer in [*peers[number % len(peers) :], *peers[: number % len(peers)]]:
-            for kind, names in (("wire", peer.wire), ("tasks", peer.tasks)):
-                wanted = [name for name in names if self._wanted(name, peer)]
-                beside = [name for name in ("idle", "cold", "warm") if self._beside(name, kind, peer)]
-                if not wanted and not beside:
-                    continue
+            for kind, wanted, beside in self._pairs(peer):
                 if time.monotonic() > self._end:
                     self.cut = True
                     return
@@ -75,13 +71,21 @@ class Run:
                     say(f"{self._where}: {failure}")
                     self.failures.append(f"{self._where}: {str(failure).splitlines()[0]}")
 
-    def _wanted(self, name: str, peer: Peer) -> bool:
-        return name in self._options.only and (name, peer.name) not in self.slow
+    def _pairs(self, peer: Peer) -> list[tuple[str, list[str], list[str]]]:
+        """The pairs of processes that are opened: what is measured in each, and what beside it. Memory is that of the
+        last pair, whose serving side has most in it."""
 
-    def _beside(self, name: str, kind: str, peer: Peer) -> bool:
-        last = "tasks" if peer.tasks else "wire"
-        has = peer.idle and kind == last if name == "idle" else peer.cold and kind == "tasks"
-        return has and self._wanted(name, peer)
+        def wanted(names: Sequence[str]) -> list[str]:
+            return [name for name in names if name in self._options.only and (name, peer.name) not in self.slow]
+
+        cold = wanted(("cold", "warm")) if peer.cold else []
+        pairs = [("wire", wanted(peer.wire), list[str]()), ("tasks", wanted(peer.tasks), cold)]
+        opened = [pair for pair in pairs if pair[1] or pair[2]]
+        if peer.idle and wanted(("idle",)):
+            if not opened:
+                opened = [pairs[bool(peer.tasks)]]
+            opened[-1][2].insert(0, "idle")
+        return opened
 
     def _pair(self, peer: Peer, kind: str, wanted: list[str], beside: list[str], *, first: bool) -> None:
         program = command_of(peer)
@@ -95,7 +99,8 @@ class Run:
                 self._measure(MEASURES[name], peer, server, client, first=first)
             for name in ("cold", "warm"):
                 if name in beside:
-                    self._cold(name, peer, [*program, "cold", server.address, *extra])
+                    again = "first" if name == "cold" else "again"
+                    self._cold(name, peer, [*program, "cold", server.address, *extra, again])
 
     def _measure(self, measure: Measure, peer: Peer, server: Side, client: Side, *, first: bool) -> None:
         order = dict(measure.quick if self._options.quick else measure.order)

@@ -1,13 +1,11 @@
-"""p2pcompute's own overlay: the streams that nodes use, with nothing of tasks above them.
-
-python peer.py serve | drive MULTIADDR
-"""
+"""p2pcompute: its overlay, the streams that nodes use with nothing of tasks above them; and tasks (`tasks.py`)."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -31,8 +29,11 @@ class NoRecords:
 
 
 @asynccontextmanager
-async def _overlay(*listen: str) -> AsyncGenerator[Overlay]:
+async def _overlay(*listen: str, as_stranger: bool = False) -> AsyncGenerator[Overlay]:
+    """An overlay; one that dials `as_stranger` does so as any libp2p node does, by ``/noise``."""
     async with open_libp2p(NodeKey.generate(), listen=listen, record_validator=NoRecords()) as overlay:
+        if as_stranger:
+            overlay._swarm.upgrader._suites.pop("/p2pcompute/noise-aesgcm/1")
         yield overlay
 
 
@@ -47,8 +48,9 @@ async def _serve() -> None:
 class Client:
     """One overlay, connected once."""
 
-    def __init__(self, overlay: Overlay, address: str) -> None:
+    def __init__(self, overlay: Overlay, address: str, *, as_stranger: bool) -> None:
         self._overlay = overlay
+        self._as_stranger = as_stranger
         self._address = address
         self._peer = None
 
@@ -59,7 +61,7 @@ class Client:
 
     @asynccontextmanager
     async def connecting(self) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
-        async with _overlay() as overlay:
+        async with _overlay(as_stranger=self._as_stranger) as overlay:
 
             async def connect() -> None:
                 await overlay.connect(self._address)  # identify is a part of it
@@ -67,14 +69,29 @@ class Client:
             yield connect
 
 
-async def _drive(address: str) -> None:
-    async with _overlay() as overlay:
-        await drive(Client(overlay, address))
+async def _drive(address: str, *, as_stranger: bool) -> None:
+    async with _overlay(as_stranger=as_stranger) as overlay:
+        await drive(Client(overlay, address, as_stranger=as_stranger))
+
+
+def main() -> None:
+    """`serve wire`, `drive ADDRESS wire [noise]`; `serve tasks` and so on; and `cold ADDRESS tasks first|again`."""
+    end_with_parent()
+    what, *rest = sys.argv[1:]
+    if "tasks" in rest:
+        import tasks
+
+        if what == "serve":
+            tasks.serve(*rest[1:])
+        elif what == "drive":
+            tasks.drive(rest[0])
+        else:
+            tasks.cold(rest[-1])
+    elif what == "serve":
+        trio.run(_serve)
+    else:
+        trio.run(partial(_drive, rest[0], as_stranger="noise" in rest))
 
 
 if __name__ == "__main__":
-    end_with_parent()
-    if sys.argv[1] == "serve":
-        trio.run(_serve)
-    else:
-        trio.run(_drive, sys.argv[2])
+    main()

@@ -32,6 +32,9 @@ class Stream:
     async def receive_some(self) -> bytes:
         return bytes(await self._socket.receive_some(PIECE))
 
+    async def receive_into(self, buffer: memoryview) -> int:
+        return await self._socket.socket.recv_into(buffer)
+
 
 async def _handle(socket: trio.SocketStream) -> None:
     async with socket:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 __all__ = [
@@ -54,9 +54,10 @@ def answer(what: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def ready(address: Any = None) -> None:
-    """Say that measurements can begin; a serving side says where it is reached."""
-    answer({"ready": address})
+def ready(address: Any = None, apart: Sequence[int] = ()) -> None:
+    """Say that measurements can begin; a serving side says where it is reached, and which processes that it started are
+    none of its own when memory is told."""
+    answer({"ready": address, "apart": [*apart]})
 
 
 def commands() -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
 """Bytes and small messages over streams of trio: the same for a bare socket, py-libp2p as it comes, and ours.
 
-A stream has `send_all(data)`, `receive_some()` (b"" at its end), `close_write()` and `aclose()`. What it is for is said
-by its protocol, or by its first byte where there are none.
+A stream has `send_all(data)`, `receive_some()` (b"" at its end), `close_write()`, `aclose()`, and where it can fill
+memory of the caller's `receive_into(buffer)`. What it is for is said by its protocol, or by its first byte where there
+are none.
 
 - `SINK`: eight bytes of how many come, one that says whether they are to be hashed, the bytes. The answer is the number
   that came, and the digest.
@@ -56,8 +57,15 @@ async def sink(stream: Stream) -> None:
     got = len(data) - 9
     if hashed:
         found.update(memoryview(data)[9:])
+    into = getattr(stream, "receive_into", None)
+    buffer = memoryview(bytearray(BLOCK))
     while got < length:
-        piece = await _some(stream)
+        if into is None:
+            piece = await _some(stream)
+        else:
+            piece = buffer[: await into(buffer)]
+            if not piece:
+                raise EOFError("the stream ended early")
         got += len(piece)
         if hashed:
             found.update(piece)
