@@ -14,9 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
-from libp2p.abc import IHost, IListener, IMuxedConn, INetStream, IRawConnection, ISecureConn
-from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
+from libp2p.abc import IHost, IListener, IMuxedConn, INetStream, IRawConnection
 from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
@@ -32,17 +30,9 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.transport.exceptions import SecurityUpgradeFailure
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
-
-from p2pcompute_protocols.errors import ProtocolError
-from p2pcompute_protocols.ids import peer_id_from_bytes
 
 from ._api import (
     CONNECT_TIMEOUT_S,
@@ -55,6 +45,8 @@ from ._api import (
     STREAM_TIMEOUT_S,
 )
 from ._muxer import Yamux
+from ._upgrader import MendedUpgrader
+from .noise import WrongPeer
 
 __all__ = [
     "ADDRESS_TTL_S",
@@ -81,47 +73,14 @@ GOSSIP_QUEUE = 128  # messages that wait for one peer
 PUBLISH_PATIENCE_S = 1.0
 SEEN_TTL_S = 120.0
 MAX_SEEN = 16 * 1024
-_READ_BYTES = 128 * 1024
 _LOOPBACK = "loopback"
 
 
-class MendedUpgrader(TransportUpgrader):
-    """Noise and Yamux, nothing else.
-
-    By default libp2p offers TLS, SECIO and plaintext too, and a peer may choose plaintext. And whatever muxer
-    is passed in, `MuxerMultistream.new_conn` makes its own Yamux. Only Ed25519 peers get through: every peer
-    ID elsewhere in p2pcompute holds such a key.
-    """
-
-    def __init__(self, key_pair: KeyPair) -> None:
-        noise = NoiseTransport(key_pair, noise_privkey=new_x25519_key_pair().private_key)
-        super().__init__({NOISE_ID: noise}, {TProtocol(YAMUX_ID): Yamux})
-
-    async def upgrade_security(
-        self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
-    ) -> ISecureConn:
-        conn = await super().upgrade_security(raw_conn, is_initiator, peer_id)
-        try:
-            peer_id_from_bytes(conn.get_remote_peer().to_bytes())
-        except ProtocolError as exc:
-            raise SecurityUpgradeFailure(str(exc)) from exc
-        return conn
-
-    async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        selector = self.muxer_multistream._selector
-        await selector.select(conn, conn.is_initiator, int(CONNECT_TIMEOUT_S))
-        return Yamux(conn, peer_id)
-
-
 class _BufferedStream(TrioTCPStream):
-    """Reads ahead: Noise asks for 2 bytes of length and then for the record, each a system call otherwise.
-
-    And it knows where an IPv6 peer is, for which libp2p's gives None.
-    """
+    """Knows where an IPv6 peer is, for which libp2p's gives None."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
-        self._ahead = bytearray()
         self._remote: tuple[str, int] | None = None
         try:
             host, port = stream.socket.getpeername()[:2]
@@ -131,18 +90,6 @@ class _BufferedStream(TrioTCPStream):
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return self._remote
-
-    async def read(self, n: int | None = None) -> bytes:
-        if n == 0:
-            return b""
-        if not self._ahead:
-            data = await super().read(_READ_BYTES)
-            if n is None or len(data) <= n:
-                return data
-            self._ahead += data
-        taken = bytes(self._ahead if n is None else self._ahead[:n])
-        del self._ahead[: len(taken)]
-        return taken
 
 
 class BufferedTcp(TCP):
@@ -415,7 +362,7 @@ def _reason(exc: BaseException, address: Multiaddr) -> str:
         text = str(exc) or text
     if isinstance(exc, ConnectionRefusedError):
         return f"{address} refused: nobody listens there; is the peer up?"
-    if isinstance(exc, PeerIDMismatchesPubkey):
+    if isinstance(exc, WrongPeer):
         return f"somebody else answers at {address}; has the peer moved, or made a new key?"
     return text
 

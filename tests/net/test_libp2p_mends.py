@@ -472,8 +472,7 @@ def test_a_peer_is_where_its_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert ours.addresses_of(liar.peer_id)[0].startswith("/ip4/203.0.113.7/")
                 assert ours.remote_address(liar.peer_id) == loopback
                 conn = ours._swarm.get_connections(to_id(liar.peer_id))[0]
-                stream = conn.muxed_conn.secured_conn.conn.read_writer.read_write_closer.stream
-                theirs = TrioTCPStream(stream.stream).get_remote_address()
+                theirs = TrioTCPStream(conn.muxed_conn.secured_conn.stream).get_remote_address()
                 assert (theirs is None) == (loopback == "::1")
 
     run(main)
