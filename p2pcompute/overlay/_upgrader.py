@@ -19,8 +19,8 @@ from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, public_key_of
 
 from ._link import LinkBroken
 from ._multiselect import Answer, MultiselectError, Proposal
+from ._muxer import Yamux
 from ._secured import Buffers, SecureSocket
-from ._yamux import Yamux
 from .noise import AESGCM, CHACHAPOLY, Credentials, Handshake, NoiseError, Role, Suite
 
 __all__ = ["NOISE_AESGCM_ID", "NOISE_ID", "MendedUpgrader"]
