@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
 
 import trio
 from libp2p.abc import ISecureConn
+from libp2p.connection_types import ConnectionType
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ._link import LinkBroken
+from .noise import Data
 
-__all__ = ["Link", "LinkBroken", "LinkOverSecureConn"]
+__all__ = ["LinkOverSecureConn"]
 
 WRITE_BYTES = 65519  # a full Noise record
-
-
-class Link(Protocol):
-    """What a muxer needs of a connection: bytes in, bytes out."""
-
-    @property
-    def unsent(self) -> int: ...
-    async def receive(self) -> memoryview: ...
-    def send_nowait(self, parts: Sequence[bytes | bytearray | memoryview]) -> int: ...
-    async def flush(self) -> None: ...
-    async def aclose(self) -> None: ...
 
 
 class LinkOverSecureConn:
@@ -32,6 +24,7 @@ class LinkOverSecureConn:
 
     def __init__(self, conn: ISecureConn) -> None:
         self._conn = conn
+        self.is_initiator = conn.is_initiator
         self._waiting: deque[bytes] = deque()
         self._unsent = 0
         self._broken: str | None = None
@@ -47,7 +40,7 @@ class LinkOverSecureConn:
             raise LinkBroken(str(exc) or repr(exc)) from exc
         return memoryview(data or b"")
 
-    def send_nowait(self, parts: Sequence[bytes | bytearray | memoryview]) -> int:
+    def send_nowait(self, parts: Sequence[Data]) -> int:
         if self._broken is None:
             data = b"".join(parts)
             for start in range(0, len(data), WRITE_BYTES):
@@ -88,3 +81,15 @@ class LinkOverSecureConn:
             await self._conn.close()
         except Exception:  # noqa: BLE001 - libp2p raises many types for a socket that is gone already
             return
+
+    def get_remote_peer(self) -> ID:
+        return self._conn.get_remote_peer()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        return self._conn.get_remote_address()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        return self._conn.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        return self._conn.get_connection_type()

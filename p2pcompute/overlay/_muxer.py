@@ -30,8 +30,9 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from . import yamux
 from ._api import CLOSE_TIMEOUT_S
-from ._conn_link import Link, LinkBroken, LinkOverSecureConn
+from ._conn_link import LinkOverSecureConn
 from ._held import HeldBytes
+from ._link import Link, LinkBroken
 from ._muxed_stream import YamuxStream
 
 __all__ = ["Yamux"]

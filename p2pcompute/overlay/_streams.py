@@ -54,6 +54,12 @@ class Libp2pStream:
         self.progress_at = trio.current_time()
         return data
 
+    async def receive_into(self, buffer: bytearray | memoryview, at_least: int = 1) -> int:
+        try:
+            return await self._muxed.receive_into(buffer, at_least)
+        except MuxedStreamError as exc:
+            raise StreamReset(f"receiving on {self.protocol}: {exc}") from exc
+
     async def close_write(self) -> None:
         await self._muxed.close_write()
 
