@@ -31,7 +31,8 @@ from libp2p.transport.upgrader import TransportUpgrader
 
 from p2pcompute.overlay._link import LinkBroken
 from p2pcompute.overlay._multiselect import HEADER, line
-from p2pcompute.overlay._secured import KEEP_WHOLE_BYTES, Buffers, SecureSocket
+from p2pcompute.overlay._secured import SecureSocket
+from p2pcompute.overlay._socket_link import KEEP_WHOLE_BYTES, Buffers
 from p2pcompute.overlay._upgrader import MendedUpgrader
 from p2pcompute.overlay.noise import (
     AESGCM,
