@@ -20,7 +20,8 @@ from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, public_key_of
 from ._link import LinkBroken
 from ._multiselect import Answer, MultiselectError, Proposal
 from ._muxer import Yamux
-from ._secured import Buffers, SecureSocket
+from ._secured import SecureSocket
+from ._socket_link import Buffers
 from .noise import AESGCM, CHACHAPOLY, Credentials, Handshake, NoiseError, Role, Suite
 
 __all__ = ["NOISE_AESGCM_ID", "NOISE_ID", "MendedUpgrader"]
@@ -99,7 +100,7 @@ class MendedUpgrader(TransportUpgrader):
             MuxerUpgradeFailure: the peer speaks another muxer, or broke the connection.
         """
         assert isinstance(conn, SecureSocket)
-        if conn.session.muxer is None:
+        if conn.muxer is None:
             muxers = [str(YAMUX_ID)]
             selection = Proposal(muxers) if conn.is_initiator else Answer(muxers)
             try:
