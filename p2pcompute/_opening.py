@@ -17,6 +17,7 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._chain_choice import choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._fast_proof import kept_proof
 from p2pcompute._funds import AccountFunds
+from p2pcompute._log import log_event
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
 from p2pcompute._stakes import open_stake_parts
 from p2pcompute.checking import EvidenceStore
@@ -88,6 +89,8 @@ async def open_services(
         keys = await trio.to_thread.run_sync(Keyring(place.path).open, password)
         await ledger.bind_chain(connected.terms)
         keep_choice(place, choice.url, connected.place)
+        by = f"joining the network by {len(peers)} known" if peers else "opening the network; nobody else is known yet"
+        log_event(_log, "starting", by, step="network")
         overlay = await stack.enter_async_context(
             open_libp2p(
                 key,
@@ -343,9 +346,12 @@ async def prove_fast(pool: WorkerPool, slot: str = "cpu") -> FastFindings:
     from p2pcompute.execution import fast_self_test
 
     place = _kept_at(pool.threads, slot)
-    if place is None:
+
+    async def test() -> FastFindings:
+        log_event(_log, "starting", "testing fast mode (once a day)", step="fast mode")
         return await fast_self_test(pool)
-    return await kept_proof(place[1], place[2], partial(fast_self_test, pool))
+
+    return await test() if place is None else await kept_proof(place[1], place[2], test)
 
 
 def _scores(noted: object) -> tuple[tuple[int, int], ...] | None:
@@ -371,6 +377,7 @@ async def measure_device(pool: WorkerPool, slot: str = "cpu") -> Device:
 
     known = known_device(pool.threads, slot=slot)
     if known is None:
+        log_event(_log, "starting", "testing and measuring this machine (once a day)", step="measuring")
         await self_test(pool)
         known = known_device(pool.threads, await benchmark(pool), slot=slot)
     if known is None:
