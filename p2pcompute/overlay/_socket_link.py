@@ -86,6 +86,7 @@ class SocketLink(ISecureConn):
         self.is_initiator = raw.is_initiator
         self.stream = stream
         self.muxer = muxer
+        self.negotiated_security_protocol: str | None = None  # what libp2p asks a connection for
         self._raw = raw
         self._socket: socket.socket = stream.socket._sock  # type: ignore[attr-defined] # its calls have no checkpoint
         self._buffers = buffers

@@ -82,7 +82,7 @@ class MendedUpgrader(TransportUpgrader):
             assert handshake.result is not None
         except (MultiselectError, NoiseError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SecurityUpgradeFailure(f"no secure connection: {exc}") from exc
-        return SecureSocket(
+        conn = SecureSocket(
             raw_conn,
             stream,
             suite,
@@ -92,6 +92,8 @@ class MendedUpgrader(TransportUpgrader):
             local_peer=self._peer,
             local_key=self._key,
         )
+        conn.negotiated_security_protocol = selection.chosen
+        return conn
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on Yamux, where the handshake did not already.
