@@ -14,11 +14,13 @@ from ._api import RECEIVE_BYTES, SEND_STALL_TIMEOUT_S
 if TYPE_CHECKING:
     from ._muxer import Yamux
 
-__all__ = ["DISCARD_BYTES", "LINGER_S", "YamuxStream"]
+__all__ = ["DISCARD_BYTES", "LINGER_S", "SMALL_BYTES", "YamuxStream"]
 
 DISCARD_BYTES = 1024 * 1024  # what a peer may still send to a stream that we closed
 LINGER_S = 60.0  # a stream that we closed is reset when the peer has not finished by then
+SMALL_BYTES = 16 * 1024  # a write up to this goes out before what other streams have waiting
 _SMALL_CHUNK = 4096  # below this, pieces that arrive one behind the other are kept as one
+_LOOK_S = SEND_STALL_TIMEOUT_S / 4  # how often a writer that waits looks whether anything leaves
 _NOTHING = memoryview(b"")
 
 
@@ -176,7 +178,7 @@ class YamuxStream(IMuxedStream):
             if view.itemsize != 1 or view.ndim != 1:
                 view = view.cast("B")
             rest = view[self._conn.write_through(self, view) :]
-            if rest or self._conn.clogged:
+            if rest or (self._conn.clogged and len(view) > SMALL_BYTES):
                 await self._write_rest(rest)
             else:
                 await self._conn.breathe()
@@ -193,14 +195,19 @@ class YamuxStream(IMuxedStream):
         try:
             while self._outgoing or self._conn.clogged:
                 self._check_writable()
-                with trio.move_on_at(self._progress_at + SEND_STALL_TIMEOUT_S) as stall:
+                look_again = min(self._progress_at + SEND_STALL_TIMEOUT_S, trio.current_time() + _LOOK_S)
+                with trio.move_on_at(look_again) as waited:
                     await (self._handed_over if self._outgoing else self._conn.room).park()
-                if stall.cancelled_caught and trio.current_time() >= self._progress_at + SEND_STALL_TIMEOUT_S:
-                    if self._conn.unsent == unsent or self._waits_for_window:
-                        self.reset_nowait()
-                        raise MuxedStreamReset(f"the peer read nothing for {SEND_STALL_TIMEOUT_S:g} s")
-                    unsent = self._conn.unsent  # a slow line is no stall
-                    self._progress_at = trio.current_time()
+                if not waited.cancelled_caught:
+                    continue
+                if not self._waits_for_window:  # then it is the line that it waits for, and a slow one is no stall
+                    if self._conn.unsent < unsent:
+                        self._progress_at = trio.current_time()
+                    self._progress_at = max(self._progress_at, self._conn.flushed_at)
+                unsent = self._conn.unsent
+                if trio.current_time() >= self._progress_at + SEND_STALL_TIMEOUT_S:
+                    self.reset_nowait()
+                    raise MuxedStreamReset(f"the peer read nothing for {SEND_STALL_TIMEOUT_S:g} s")
             self._check_reset()
         except trio.Cancelled:
             self.reset_nowait()

@@ -33,7 +33,7 @@ from ._api import CLOSE_TIMEOUT_S
 from ._conn_link import LinkOverSecureConn
 from ._held import HeldBytes
 from ._link import Link, LinkBroken
-from ._muxed_stream import YamuxStream
+from ._muxed_stream import SMALL_BYTES, YamuxStream
 
 __all__ = ["Yamux"]
 
@@ -43,8 +43,7 @@ RECORD_BYTES = 65519  # a full Noise record without its tag: frames of whole one
 FRAME_BYTES = 16 * RECORD_BYTES  # of a stream that has the connection to itself
 SHARED_FRAME_BYTES = 4 * RECORD_BYTES  # of streams that take turns
 SEAL_BYTES = FRAME_BYTES  # at most so much is sealed before the socket has taken what was sealed before
-SMALL_BYTES = 16 * 1024  # a write up to this goes out before what other streams have waiting
-CLOGGED_BYTES = 64 * 1024  # writers wait while the socket leaves more than this
+CLOGGED_BYTES = 64 * 1024  # writers of more than `SMALL_BYTES` wait while the socket leaves more than this
 MAX_ANSWER_BYTES = 512 * 1024  # a peer that makes us answer but does not read is cut off here
 ANSWER_TICKS = 3  # rounds of trio's loop that a frame without payload waits for company
 CALLS_PER_BREATH = 8  # of calls that need not wait, one lets other tasks run
@@ -75,10 +74,11 @@ class Yamux(IMuxedConn):
         self._accepting = trio.lowlevel.ParkingLot()
         self._opening = trio.lowlevel.ParkingLot()
         self._turns: deque[YamuxStream] = deque()  # streams that have something to send, and window for it
+        self._ahead_of_turns = 0  # bytes that went before them since they were last served
         self._work = trio.lowlevel.ParkingLot()
         self._flushed = trio.lowlevel.ParkingLot()
         self._scope = trio.CancelScope()
-        self._last_heard = trio.current_time()
+        self._last_heard = self.flushed_at = trio.current_time()
         self._calls = 0
         self.violation: str | None = None  # how the peer broke the protocol, where it did
         self.held = HeldBytes(lambda: self.session.unread_bytes, self._held_by_streams)
@@ -230,12 +230,13 @@ class Yamux(IMuxedConn):
         """Frame, seal and hand over what may leave at once; how much that was."""
         unsent = self._link.unsent
         if len(data) <= SMALL_BYTES:
-            if unsent >= SEAL_BYTES:
+            if unsent >= SEAL_BYTES or (self._turns and self._ahead_of_turns >= SEAL_BYTES):
                 return 0
         elif unsent or self._turns:
             return 0
         count = self.session.send_data(stream.stream_id, data, FRAME_BYTES)
         if count:
+            self._ahead_of_turns += count
             self._hand_over()
         return count
 
@@ -295,6 +296,7 @@ class Yamux(IMuxedConn):
                 if link.unsent < SEAL_BYTES:
                     self._seal()
                 await link.flush()
+                self.flushed_at = trio.current_time()
                 self.room.unpark_all()
         except LinkBroken as exc:
             _log.debug("the connection to %s broke: %s", self.peer_id, exc)
@@ -304,7 +306,7 @@ class Yamux(IMuxedConn):
         """Let streams take turns, up to `SEAL_BYTES`, and hand over what they and the session have."""
         session, turns = self.session, self._turns
         limit = FRAME_BYTES if len(turns) == 1 else SHARED_FRAME_BYTES
-        sealed = 0
+        sealed = self._ahead_of_turns = 0
         while turns and sealed < SEAL_BYTES:
             stream = turns.popleft()
             sealed += stream.offer(min(limit, SEAL_BYTES - sealed))
