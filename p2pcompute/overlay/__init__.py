@@ -31,6 +31,17 @@ from ._api import (
     Subscription,
     UnknownProtocol,
 )
+from ._request_api import (
+    REQUEST_TIMEOUT_S,
+    InlineRequestHandler,
+    RequestError,
+    RequestHandler,
+    RequestLimits,
+    RequestLost,
+    RequestRefused,
+    RequestTimeout,
+)
+from ._requests import Requests, open_requests
 
 if TYPE_CHECKING:
     from ._libp2p import open_libp2p
@@ -45,20 +56,30 @@ __all__ = [
     "MAX_PROVIDERS",
     "MAX_RECORD_BYTES",
     "RECEIVE_BYTES",
+    "REQUEST_TIMEOUT_S",
     "SEND_STALL_TIMEOUT_S",
     "STREAM_TIMEOUT_S",
     "SUBSCRIPTION_QUEUE",
     "GossipTooLarge",
     "GossipValidator",
+    "InlineRequestHandler",
     "Overlay",
     "OverlayStream",
     "PeerInfo",
     "RecordValidator",
+    "RequestError",
+    "RequestHandler",
+    "RequestLimits",
+    "RequestLost",
+    "RequestRefused",
+    "RequestTimeout",
+    "Requests",
     "StreamHandler",
     "StreamReset",
     "Subscription",
     "UnknownProtocol",
     "open_libp2p",
+    "open_requests",
 ]
 
 

@@ -121,6 +121,15 @@ class YamuxStream(IMuxedStream):
                     self.reset_nowait()
                 raise
 
+    def write_nowait(self, data: bytes) -> bool:
+        """Send all of `data` as one frame without waiting, or nothing. Raises as `write`."""
+        self._check_writable()
+        if self._write_lock.locked() or len(data) > min(self._send_window, MAX_PAYLOAD) or not self._conn.has_room:
+            return False
+        self._send_window -= len(data)
+        self._conn._put(_HEADER.pack(0, _DATA, 0, self.stream_id, len(data)) + data)
+        return True
+
     async def _write(self, view: memoryview) -> None:
         if not view:
             self._check_writable()
@@ -290,6 +299,11 @@ class Yamux(IMuxedConn):
     def streams(self) -> int:
         """How many streams are open, those that linger included."""
         return len(self._streams)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether senders need not wait."""
+        return self._outbox_bytes <= OUTBOX_BYTES
 
     async def start(self) -> None:
         """Run the connection until it ends. Never raises for anything that a peer does."""
