@@ -26,7 +26,7 @@ from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.identity import AskPassword, Keyring, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
 from p2pcompute.node import NodeServices
-from p2pcompute.overlay import Overlay, open_libp2p
+from p2pcompute.overlay import Overlay, Requests, open_libp2p
 from p2pcompute.payments import Outbox, Payer
 from p2pcompute.storage import Ledger, open_ledger, open_watch_store
 from p2pcompute.tasks import Coordinator
@@ -205,6 +205,7 @@ def wire_services(
         return payer.binding
 
     outbox = Outbox(ledger=ledger, hub=hub)
+    requests = Requests(overlay)
 
     async def dial(peer: PeerId) -> Any:
         return await overlay.open_stream(peer, channel.PROTOCOL_ID)
@@ -219,7 +220,7 @@ def wire_services(
         chain=hub.terms,
         binding=binding,
         board=board,
-        discovery=Discovery(overlay=overlay, board=board, network=network, now_ms=now_ms),
+        discovery=Discovery(overlay=overlay, requests=requests, board=board, network=network, now_ms=now_ms),
         books=books,
         now_ms=now_ms,
         is_banned=books.banned.__contains__,
@@ -230,13 +231,14 @@ def wire_services(
         wallet=wallet,
         account=account,
         overlay=overlay,
+        requests=requests,
         ledger=ledger,
         hub=hub,
         outbox=outbox,
         binding=binding,
         payer=payer,
         board=board,
-        ad_service=AdService(overlay=overlay, board=board, network=network, now_ms=now_ms),
+        ad_service=AdService(overlay=overlay, requests=requests, board=board, network=network, now_ms=now_ms),
         books=books,
         coordinator=coordinator,
         open_pool=open_pool,

@@ -42,7 +42,7 @@ from p2pcompute._where import check_where, multiaddrs, place_of, refuse_other_lo
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdService
-from p2pcompute.overlay import Overlay
+from p2pcompute.overlay import Overlay, Requests
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger, WatchStore
 from p2pcompute.tasks import Coordinator
@@ -87,6 +87,7 @@ class NodeServices:
     wallet: WalletKey
     account: WalletKey
     overlay: Overlay
+    requests: Requests
     ledger: Ledger
     hub: Hub
     outbox: Outbox
@@ -493,6 +494,7 @@ async def compose_node(services: NodeServices, *, network: str, now_ms: Callable
     await _close_agreements(services.ledger, "the node was killed")
     try:
         async with trio.open_nursery() as nursery:
+            await nursery.start(services.requests.run)
             await nursery.start(services.ad_service.serve)
             await nursery.start(services.books.serve)
             try:

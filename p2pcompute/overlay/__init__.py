@@ -37,6 +37,17 @@ from ._limits import Limits, Place, ProtocolLimits, Rate
 from ._limits_report import LimitsReport, PeerUse
 from ._memory import MemoryAccount, MemoryPool
 from ._ping import PING_PROTOCOL
+from ._request_api import (
+    REQUEST_TIMEOUT_S,
+    InlineRequestHandler,
+    RequestError,
+    RequestHandler,
+    RequestLimits,
+    RequestLost,
+    RequestRefused,
+    RequestTimeout,
+)
+from ._requests import Requests, open_requests
 
 if TYPE_CHECKING:
     from ._libp2p import open_libp2p
@@ -53,6 +64,7 @@ __all__ = [
     "MAX_RECORD_BYTES",
     "PING_PROTOCOL",
     "RECEIVE_BYTES",
+    "REQUEST_TIMEOUT_S",
     "SEND_STALL_TIMEOUT_S",
     "STREAM_TIMEOUT_S",
     "SUBSCRIPTION_QUEUE",
@@ -61,6 +73,7 @@ __all__ = [
     "GossipTooLarge",
     "GossipValidator",
     "Histogram",
+    "InlineRequestHandler",
     "Limits",
     "LimitsReport",
     "MemoryAccount",
@@ -77,12 +90,20 @@ __all__ = [
     "ProtocolTraffic",
     "Rate",
     "RecordValidator",
+    "RequestError",
+    "RequestHandler",
+    "RequestLimits",
+    "RequestLost",
+    "RequestRefused",
+    "RequestTimeout",
+    "Requests",
     "StreamHandler",
     "StreamReset",
     "Subject",
     "Subscription",
     "UnknownProtocol",
     "open_libp2p",
+    "open_requests",
 ]
 
 

@@ -116,6 +116,15 @@ class OverlayStream(Protocol):
         """
         ...
 
+    def send_nowait(self, data: bytes) -> bool:
+        """Send all of `data` in this step, or nothing: False where the peer's window has no room for it, where it is
+        too long for that, or where something is being sent. Then `send_all` waits for what this does not.
+
+        Raises:
+            StreamError: reset, or closed.
+        """
+        ...
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
         """1 to `max_bytes` bytes, or b"" once the peer closed its writing side and all was read.
 

@@ -67,6 +67,16 @@ class CountedStream(Libp2pStream):
             raise
         self._count.sent(len(data))
 
+    def send_nowait(self, data: bytes) -> bool:
+        try:
+            sent = super().send_nowait(data)
+        except StreamReset:
+            self._count.ended("broken")
+            raise
+        if sent:
+            self._count.sent(len(data))
+        return sent
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
         try:
             data = await super().receive_some(max_bytes)

@@ -185,6 +185,12 @@ class YamuxStream(IMuxedStream):
         finally:
             self._write_lock.release()
 
+    def write_nowait(self, data: bytes | bytearray | memoryview) -> bool:
+        """Send all of `data` as one frame in this step, or nothing. Raises as `write`."""
+        self._check_writable()
+        view = memoryview(data)
+        return not self._write_lock.locked() and self._conn.write_whole(self, view)
+
     async def _write_rest(self, rest: memoryview) -> None:
         """Leave `rest` to the connection's writer, and wait until it is handed over and there is room again."""
         self._outgoing = rest

@@ -240,6 +240,12 @@ class Yamux(IMuxedConn):
             self._hand_over()
         return count
 
+    def write_whole(self, stream: YamuxStream, data: memoryview) -> bool:
+        """The same for all of `data` in one frame, or for nothing; whether it has left."""
+        if len(data) > min(FRAME_BYTES, self.session.send_window(stream.stream_id)):
+            return False
+        return not data or self.write_through(stream, data) > 0
+
     def queue(self, stream: YamuxStream) -> None:
         """Give a stream that has more to send its turn, once it has window."""
         if not stream.queued and self.session.send_window(stream.stream_id):

@@ -42,6 +42,12 @@ class Libp2pStream:
             self._muxed.reset_nowait()
             raise
 
+    def send_nowait(self, data: bytes) -> bool:
+        try:
+            return self._muxed.write_nowait(data)
+        except MuxedStreamError as exc:
+            raise StreamReset(f"sending on {self.protocol}: {exc}") from exc
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
         if max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")

@@ -51,6 +51,7 @@ class MemoryStream:
         self._inbox: deque[tuple[float, bytes]] = deque()
         self._unread = 0
         self._stalled = False
+        self._sending = False
         self._finished = False  # we sent our end
         self._shut = False  # we read no more
         self._fin_at: float | None = None  # when the other's end arrives
@@ -89,6 +90,7 @@ class MemoryStream:
 
     async def send_all(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
+        self._sending = True
         try:
             self._check_sendable()
             view = memoryview(data)
@@ -107,6 +109,20 @@ class MemoryStream:
         except trio.Cancelled:
             self.reset_nowait()
             raise
+        finally:
+            self._sending = False
+
+    def send_nowait(self, data: bytes) -> bool:
+        self._check_sendable()
+        if self._other._shut:
+            return True
+        if self._sending or self._other._unread + len(data) > WINDOW_BYTES:
+            return False
+        if data:
+            self._other._inbox.append((self._link_out.arrival(len(data)), data))
+            self._other._unread += len(data)
+            self._other.poke()
+        return True
 
     def _check_sendable(self) -> None:
         if self._is_broken():

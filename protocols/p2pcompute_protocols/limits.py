@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "INITIAL_REQUESTS",
+    "INITIAL_REQUEST_BYTES",
     "MAX_ADDRESSES",
     "MAX_ADS_PER_REPLY",
     "MAX_AD_BYTES",
@@ -47,6 +49,10 @@ __all__ = [
     "MAX_OUTPUT_BYTES",
     "MAX_PROGRAM_NAME",
     "MAX_PROOF_DIGESTS",
+    "MAX_REQUESTS",
+    "MAX_REQUEST_BODY_BYTES",
+    "MAX_REQUEST_BYTES",
+    "MAX_REQUEST_MS",
     "MAX_RESOURCES",
     "MAX_SLOTS",
     "MAX_SPLIT_BYTES",
@@ -71,6 +77,14 @@ MAX_NAME: Final = 64
 MAX_FRAME_BYTES: Final = 64 * 1024  # one control message
 MAX_DATA_FRAME_BYTES: Final = 256 * 1024 + 64  # one frame of a task stream: a piece of a blob and its header
 MAX_ENVELOPE_BYTES: Final = 56 * 1024
+
+# Request streams
+INITIAL_REQUESTS: Final = 8  # unanswered requests that every provider takes, before it has said how many
+INITIAL_REQUEST_BYTES: Final = 64 * 1024  # of their bodies together
+MAX_REQUESTS: Final = 4_096
+MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024  # of the bodies of unanswered requests together
+MAX_REQUEST_BODY_BYTES: Final = 1024 * 1024  # of one request, or of its answer
+MAX_REQUEST_MS: Final = 600_000  # how long a requester may want to wait
 
 # Time
 MAX_CLOCK_SKEW_MS: Final = 120_000

@@ -17,6 +17,7 @@ from ._evidence import evidence_vectors
 from ._material import KEYS, NETWORK, NOW
 from ._merkle import merkle_vectors
 from ._negotiation import negotiation_vectors
+from ._request import request_vectors
 from ._stake import stake_vectors
 from ._task import task_vectors
 from ._watch import watch_vectors
@@ -39,6 +40,7 @@ def build() -> dict[Path, str]:
         "merkle": merkle_vectors(),
         "dispute": dispute_vectors(),
         "evidence": evidence_vectors(),
+        "request": request_vectors(),
     }
     files: dict[Path, str] = {}
     for name, vectors in made.items():
