@@ -20,6 +20,7 @@ from p2pcompute._funds import AccountFunds
 from p2pcompute._log import log_event
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
 from p2pcompute._stakes import open_stake_parts
+from p2pcompute.blobs import BlobServer
 from p2pcompute.checking import EvidenceStore
 from p2pcompute.errors import ChainError, ConfigError, NoProviderError, ProfileInUse
 from p2pcompute.execution._language import LANGUAGE_VERSION
@@ -119,6 +120,7 @@ async def open_services(
         )
         services.retired = keys.retired
         services.chain_url = choice.url
+        services.blob_directory = place.path / "inputs"
         services.coordinator.advice = partial(_how_to_get_one, directory, network)
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device
         services.prove_fast = prove_fast
@@ -213,8 +215,11 @@ def wire_services(
     payer = Payer(ledger=ledger, hub=hub, outbox=outbox, wallet=wallet, binding=bind(), dial=dial)
     board = AdBoard(network=network, now_ms=now_ms)
     books = RequesterLedgerBooks(ledger, payer, fund_wallet)
+    blobs = BlobServer()
+    blobs.register(overlay)
     coordinator = Coordinator(
         overlay=overlay,
+        blobs=blobs,
         network=network,
         signer=key,
         chain=hub.terms,
@@ -248,6 +253,7 @@ def wire_services(
         guess_milli=guess_milli,
         cores=cores,
         fund_wallet=fund_wallet,
+        blobs=blobs,
     )
 
 

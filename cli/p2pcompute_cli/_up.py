@@ -41,6 +41,17 @@ def _price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
     return value
 
 
+def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    from p2pcompute._options import OptionError
+    from p2pcompute._sizes import parse_size
+
+    try:
+        parse_size(int(value) if value.isdecimal() else value)
+    except OptionError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    return value
+
+
 def _coin_price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     from p2pcompute._options import parse_usd
 
@@ -114,6 +125,14 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     default=8,
     show_default=True,
     help="chunks that a requester who pays may owe",
+)
+@click.option(
+    "--cache",
+    metavar="SIZE",
+    default="1 GiB",
+    show_default=True,
+    callback=_size,
+    help="how much of the disk inputs of requesters who pay may take, so that they are not sent again; 0 keeps none",
 )
 @click.option(
     "--allow-program",
@@ -204,6 +223,7 @@ class Settings:
     threads: int | None
     region: str | None
     max_window: int
+    cache: str
     allow_programs: tuple[str, ...]
     program_data: tuple[str, ...]
     allow_unsandboxed: bool
@@ -344,6 +364,7 @@ async def _lend(
                     threads=settings.threads,
                     region=settings.region,
                     max_window=settings.max_window,
+                    cache=settings.cache,
                     programs=settings.allow_programs,
                     program_data=data,
                     allow_unsandboxed=settings.allow_unsandboxed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
@@ -57,9 +58,11 @@ from ._events import (
 )
 from ._link import LiarError, Link, LinkHooks, NoRoomNow, WaitedTooLong
 from ._scheduler import ChunkScheduler
+from ._sharing import Sharing
 from ._state import Contact, Deliver, RunState, TaskRequest
 
 if TYPE_CHECKING:
+    from p2pcompute.blobs import BlobServer
     from p2pcompute.overlay import Overlay
 
 __all__ = ["DISCOVERY_S", "HOW_TO_GET_ONE", "Coordinator", "Deliver", "TaskRequest"]
@@ -95,6 +98,7 @@ class Coordinator:
     books: RequesterBooks
     now_ms: Callable[[], int]
     is_banned: Callable[[PeerId], bool] = lambda _: False
+    blobs: BlobServer | None = None  # what serves inputs that are shared
     evidence: EvidenceStore | None = None  # where what liars have signed is kept for others to check
     advice: Callable[[], str] = lambda: HOW_TO_GET_ONE  # what to do where there is no provider, as things stand
     draw: Callable[[int], int] = secrets.randbelow  # one of so many, from 0; a newcomer's chances are our own secret
@@ -177,7 +181,7 @@ class Coordinator:
             self._double(request, state, recompute, judge)
         seconds = max(0.0, (request.deadline_ms - self.now_ms()) / 1000)  # it may have passed before this
         try:
-            with trio.move_on_after(seconds) as deadline:
+            with trio.move_on_after(seconds) as deadline, self._sharing(request) as state.sharing:
                 async with trio.open_nursery() as nursery:
                     await self._manage(request, state, nursery)
         finally:
@@ -190,6 +194,11 @@ class Coordinator:
         if state.fatal is not None:
             raise state.fatal
         self.requeued = state.scheduler.requeued
+
+    def _sharing(self, request: TaskRequest) -> AbstractContextManager[Sharing | None]:
+        if self.blobs is None or not request.shared:
+            return nullcontext()
+        return Sharing.open(self.overlay, self.blobs, request.blobs, request.shared)
 
     def _double(
         self,
@@ -465,7 +474,16 @@ class Coordinator:
         try:
             pledge = b"" if request.stake is None else await request.stake.pledge(agreement)
             hooks = self._hooks(request, state, agreement)
-            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, hooks, request.splits)
+            link = Link(
+                self.overlay,
+                agreement,
+                account,
+                state.scheduler,
+                request.blobs,
+                hooks,
+                splits=request.splits,
+                sharing=state.sharing,
+            )
             link.pledge = pledge
             contact.link = link
             await link.run()

@@ -72,6 +72,7 @@ class MemoryNetwork:
         self._bytes_per_s = bytes_per_s
         self._nodes: dict[PeerId, MemoryOverlay] = {}
         self._links: dict[tuple[PeerId, PeerId], Link] = {}
+        self._uplinks: dict[PeerId, Link] = {}
         self._partitioned: set[PeerId] = set()
         self._places: dict[PeerId, str | None] = {}
         self._opened = 0
@@ -86,6 +87,17 @@ class MemoryNetwork:
         for link in (self.link_of(a, b), self.link_of(b, a)):
             link.latency_s = link.latency_s if latency_s is None else latency_s
             link.bytes_per_s = link.bytes_per_s if bytes_per_s is None else bytes_per_s
+
+    def uplink(self, peer: PeerId, *, bytes_per_s: float) -> None:
+        """Let all that `peer` sends, to whomever, leave it at this rate together, from now on."""
+        self._uplinks[peer] = Link(0.0, bytes_per_s)
+        for (source, _), link in self._links.items():
+            if source == peer:
+                link.uplink = self._uplinks[peer]
+
+    def sent_bytes(self, peer: PeerId) -> int:
+        """How many bytes have left `peer`, to whomever."""
+        return sum(link.sent_bytes for (source, _), link in self._links.items() if source == peer)
 
     def partition(self, peer: PeerId) -> None:
         """Cut `peer` off: streams hang, dials time out, gossip is lost. Nobody is told."""
@@ -157,6 +169,7 @@ class MemoryNetwork:
         key = (source, target)
         if key not in self._links:
             self._links[key] = Link(self._latency_s, self._bytes_per_s)
+            self._links[key].uplink = self._uplinks.get(source)
             self._links[key].up = not self._partitioned & {source, target}
         return self._links[key]
 

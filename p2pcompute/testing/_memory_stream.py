@@ -25,17 +25,25 @@ class Link:
         latency_s: from leaving to arriving.
         bytes_per_s: how fast bytes leave; infinite by default.
         up: while False nothing arrives; what is on the way arrives later, as TCP would resend it.
+        uplink: what this link shares with others that leave the same node; None where it shares nothing.
+        sent_bytes: how many have left.
     """
 
     def __init__(self, latency_s: float, bytes_per_s: float = math.inf) -> None:
         self.latency_s = latency_s
         self.bytes_per_s = bytes_per_s
         self.up = True
+        self.uplink: Link | None = None
+        self.sent_bytes = 0
         self._free_at = -math.inf
 
     def arrival(self, size: int) -> float:
         """When `size` bytes that are sent now arrive. They take their time on the link."""
-        self._free_at = max(trio.current_time(), self._free_at) + size / self.bytes_per_s
+        self.sent_bytes += size
+        begins = trio.current_time()
+        if self.uplink is not None:
+            begins = self.uplink.arrival(size)
+        self._free_at = max(begins, self._free_at) + size / self.bytes_per_s
         return self._free_at + self.latency_s
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_HALO",
     "MAX_HELD_TILE_BYTES",
+    "MAX_HOLDERS",
     "MAX_INFLIGHT_CHUNKS",
     "MAX_KERNEL_BYTES",
     "MAX_LAUNCHES",
@@ -47,6 +48,8 @@ __all__ = [
     "MAX_OPTIONS",
     "MAX_ORDER_LIFETIME_MS",
     "MAX_OUTPUT_BYTES",
+    "MAX_PIECES",
+    "MAX_PIECES_ASKED",
     "MAX_PROGRAM_NAME",
     "MAX_PROOF_DIGESTS",
     "MAX_REQUESTS",
@@ -118,6 +121,11 @@ MAX_CHUNKS: Final = 1_048_576
 MAX_INFLIGHT_CHUNKS: Final = 256
 MAX_CREDIT_WINDOW: Final = 256  # chunks
 MAX_STATES_PER_CHUNK: Final = 8  # that may be asked for, for each chunk of rounds that came
+
+# Blobs
+MAX_PIECES: Final = 256  # of one blob: MAX_BLOB_BYTES in pieces of 256 KiB
+MAX_PIECES_ASKED: Final = 16  # asked for and not answered, on one stream
+MAX_HOLDERS: Final = 16  # of one blob, that a requester names to a provider
 
 # Split inputs
 MAX_SPLIT_BYTES: Final = 4 * 1024 * 1024 * 1024  # of one array

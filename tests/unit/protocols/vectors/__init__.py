@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ._ads import ads_vectors
+from ._blob import blob_vectors
 from ._channel import channel_vectors
 from ._dispute import dispute_vectors
 from ._envelope import envelope_vectors
@@ -34,6 +35,7 @@ def build() -> dict[Path, str]:
         "ads": ads_vectors(),
         "negotiation": negotiation_vectors(),
         "task": task_vectors(),
+        "blob": blob_vectors(),
         "channel": channel_vectors(),
         "watch": watch_vectors(),
         "stake": stake_vectors(),
