@@ -191,6 +191,11 @@ class RunOptions:
                 f'quorum_share is {self.quorum_share!r} and check is "{self.check}"; write check="quorum" too, or '
                 "leave quorum_share out"
             )
+        if self.check == "none" and self.samples not in (0, DEFAULT_SAMPLES):
+            raise OptionError(
+                f'samples is {self.samples} and check is "none", which looks at nothing; write check="sample", or '
+                "leave samples out"
+            )
         if self.check == "quorum" and self.max_providers < 2:
             raise OptionError('max_providers is 1; check="quorum" takes at least 2')
         check_tolerance(self)

@@ -30,6 +30,7 @@ from p2pcompute.errors import (
 )
 from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, rank
 from p2pcompute.market._ranking import NEWCOMERS_PLACE
+from p2pcompute.market._reasons import Reason, what_to_do
 from p2pcompute.payments import max_loss, subnet_of
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
@@ -139,7 +140,8 @@ class Coordinator:
         if not found:
             seen = "; ".join(f"…{peer[-8:]}: {why}" for peer, why in list(reasons.items())[:4])
             known = f"{len(reasons)} known, none fits ({seen})" if reasons else "none is known"
-            raise NoProviderError(f"No provider fits this order: {known}. {self.advice()}")
+            todo = what_to_do(reasons.values(), self.advice())
+            raise NoProviderError(f"No provider fits this order: {known}. {todo}")
         return found
 
     async def run(
@@ -393,7 +395,8 @@ class Coordinator:
     def _nobody(self, request: TaskRequest, state: RunState, orphans: list[int]) -> P2PComputeError:
         why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(state.reasons.items())[:4])
         if not state.agreed:
-            return NoProviderError(f"No provider took the order ({why}). {self.advice()}")
+            todo = what_to_do(state.reasons.values(), self.advice())
+            return NoProviderError(f"No provider took the order ({why}). {todo}")
         failed = [index for index in orphans if index in state.failures]
         # Where it failed at several, that is what the user has to know, whatever else became of them since.
         blamed = failed and (
@@ -438,7 +441,7 @@ class Coordinator:
         except (InsufficientFunds, BudgetError, InputChanged, StorageError) as exc:
             state.fatal = exc
         except (OrderRefused, TaskRefused) as refused:
-            state.reasons[provider] = str(refused)
+            state.reasons[provider] = Reason(str(refused), getattr(refused, "code", None))
             no_room = isinstance(refused, OrderRefused) and refused.code is WireCode.NO_CAPACITY
             if no_room or isinstance(refused, NoRoomNow):
                 state.had_no_room(provider, trio.current_time())
