@@ -40,7 +40,7 @@ class JsProgram:
             str, tuple[trio.MemorySendChannel[dict[str, Any]], trio.MemoryReceiveChannel[dict[str, Any]]]
         ] = defaultdict(lambda: trio.open_memory_channel[dict[str, Any]](1000))
         self._last = 0
-        self._ending = False
+        self.ending = False
         self.peer = ""
         self.address = ""
 
@@ -65,7 +65,7 @@ class JsProgram:
     async def end(self) -> None:
         """No more commands: the program stops what it runs and ends."""
         assert self._process.stdin is not None
-        self._ending = True
+        self.ending = True
         await self._process.stdin.aclose()
 
     async def read(self) -> None:
@@ -79,7 +79,7 @@ class JsProgram:
                     self._calls.pop(said["id"]).send_nowait(said)  # of a call that was cancelled nobody takes it
                 else:
                     self._events[said["event"]][0].send_nowait(said)
-        assert self._ending, "the program in JavaScript ended before it was told to; it has said why on stderr"
+        assert self.ending, "the program in JavaScript ended before it was told to; it has said why on stderr"
 
 
 @asynccontextmanager
@@ -88,8 +88,8 @@ async def run_js(program: str, options: dict[str, Any] | None = None) -> AsyncGe
     command = ["node", "--import", "./polyfill.mjs", program, json.dumps(options or {})]
     async with trio.open_nursery() as nursery:
         process = await trio.lowlevel.open_process(command, stdin=PIPE, stdout=PIPE, cwd=JS)
+        js = JsProgram(process)
         try:
-            js = JsProgram(process)
             nursery.start_soon(js.read)
             ready = await js.event("ready")
             js.peer = ready.get("peer", "")
@@ -98,6 +98,7 @@ async def run_js(program: str, options: dict[str, Any] | None = None) -> AsyncGe
             await js.end()
             assert await process.wait() == 0
         finally:
+            js.ending = True
             with trio.CancelScope(shield=True):
                 if process.returncode is None:
                     process.kill()

@@ -16,22 +16,22 @@ const protectedHeader = (kid, typ, network) => concat(
 )
 const toSign = (header, aad, payload) => encode(['Signature1', header, aad, payload])
 
-// The equation without the cofactor, on canonical bytes, with no key of small order.
+// The equation without the cofactor, on canonical bytes, with no key and no R of small order.
 function verifies (publicKey, signed, signature) {
   const little = (bytes) => BigInt('0x' + Buffer.from(bytes).reverse().toString('hex'))
   const s = little(signature.subarray(32))
   if (s >= L) return false
-  let A
+  let A, R
   try {
     A = ed25519.Point.fromBytes(publicKey, false)
+    R = ed25519.Point.fromBytes(signature.subarray(0, 32), false)
   } catch {
     return false
   }
-  if (A.isSmallOrder() || !equal(A.toBytes(), publicKey)) return false
+  if (A.isSmallOrder() || R.isSmallOrder() || !equal(A.toBytes(), publicKey)) return false
   const hash = createHash('sha512').update(signature.subarray(0, 32)).update(publicKey).update(signed).digest()
   const k = little(hash) % L
   const sB = s === 0n ? ed25519.Point.ZERO : ed25519.Point.BASE.multiply(s)
-  // kA has the torsion of A, which multiply() by k below the order keeps
   const kA = k === 0n ? ed25519.Point.ZERO : A.multiplyUnsafe(k)
   return equal(sB.subtract(kA).toBytes(), signature.subarray(0, 32))
 }

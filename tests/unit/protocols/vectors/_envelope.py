@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import cbor2
+import nacl.bindings
 
 from p2pcompute_protocols.ids import peer_id_from_public_key, peer_id_to_bytes
 
 from ._material import NETWORK, PROVIDER, REQUESTER, STRANGER, Json, L, cose, sha, vector
 
 __all__ = ["envelope_vectors"]
+
+_ORDER_1 = bytes([1]) + bytes(31)
+_ORDER_8 = bytes.fromhex("c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a")
+
+
+def _signature_with(r: int, point: bytes, signed: bytes) -> bytes:
+    """What the provider's own key makes with `point` added to R: s is right for the R that is written down."""
+    secret = bytearray(hashlib.sha512(PROVIDER.seed).digest()[:32])
+    secret[0] &= 248
+    secret[31] = secret[31] & 127 | 64
+    if r:
+        base = nacl.bindings.crypto_scalarmult_ed25519_base_noclamp(r.to_bytes(32, "little"))
+        point = nacl.bindings.crypto_core_ed25519_add(base, point)
+    challenge = int.from_bytes(hashlib.sha512(point + PROVIDER.public_key + signed).digest(), "little")
+    return point + ((r + challenge * int.from_bytes(secret, "little")) % L).to_bytes(32, "little")
 
 
 def envelope_vectors() -> Json:
@@ -30,9 +48,9 @@ def envelope_vectors() -> Json:
 
     s = int.from_bytes(good[-32:], "little")
     longest = 57_344 - len(cose("note", bytes(50_000), PROVIDER)) + 50_000
-    identity = bytes([1]) + bytes(31)  # the point of order 1: R = B and s = 1 verify for every message
+    signed = cbor2.dumps(["Signature1", cbor2.dumps(headers), b"", b"hello"])
     base_point = bytes([0x58]) + b"\x66" * 31
-    weak = {**headers, 4: peer_id_to_bytes(peer_id_from_public_key(identity))}
+    weak = {**headers, 4: peer_id_to_bytes(peer_id_from_public_key(_ORDER_1))}
     long_alg = cbor2.dumps(headers)
     accept = [
         taken("a payload", good, b"hello"),
@@ -100,6 +118,16 @@ def envelope_vectors() -> Json:
         refused(
             "a small-order key, for which R = B, s = 1 fits every message",
             other(headers=weak, signature=base_point + bytes([1]) + bytes(31)),
+            "BAD_SIGNATURE",
+        ),
+        refused(
+            "R is of small order, with the s that fits it",
+            other(signature=_signature_with(0, _ORDER_1, signed)),
+            "BAD_SIGNATURE",
+        ),
+        refused(
+            "R has a part of small order, which fits with the cofactor only",
+            other(signature=_signature_with(7, _ORDER_8, signed)),
             "BAD_SIGNATURE",
         ),
         refused(
