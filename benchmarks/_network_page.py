@@ -21,9 +21,9 @@ side, from the kernel's clocks. `make peer-env PEER=dask` makes the environment 
 TAIL = """
 ## What stands beside what
 
-*Driving* is the side that asks or sends, *serving* the other with its workers. *Beside ours* is how many times better
-p2pcompute is (below 1: worse). A number is the median over rounds, with the least and the most behind it; what takes a
-peer more than 8 s is done in the first round only.
+*Driving* is the side that asks or sends, *serving* the other with its workers. *Ours, times as good* is p2pcompute's
+figure over the peer's, or the other way round where less is better; below 1 the peer is better. A number is the median
+over rounds, with the least and the most behind it; what takes a peer more than 8 s is done in the first round only.
 
 | peer | what it is here | authenticated, encrypted |
 |---|---|---|
@@ -35,6 +35,7 @@ peer more than 8 s is done in the first round only.
 | Dask with TLS | distributed: scheduler, workers and client with one certificate for all | yes |
 | Ray | one machine; for bytes two raylets | no |
 | hivemind | its Go daemon, unary handlers | yes |
+| multiprocessing.Pool | processes of one program on one machine, by pipes: no network | no |
 
 **256 MiB one way**: the clock runs from the first byte that is sent until the receiver has said how many came. In the
 first round it is done once before, unclocked, in blocks of which no two are equal, and the receiver's SHA-256 of them
@@ -74,6 +75,10 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
+def _headline(measure: Measure) -> str:
+    return measure.title[0].upper() + measure.title[1:]
+
+
 def _table(measure: Measure, found: Sequence[Line], titles: Mapping[str, str]) -> list[str]:
     beside = [name for name in ("p99", "all", "drive", "serve") if any(name in line.middle for line in found)]
     heads = {
@@ -83,7 +88,7 @@ def _table(measure: Measure, found: Sequence[Line], titles: Mapping[str, str]) -
         "serve": f"serving, CPU ms/{measure.unit}",
     }
     main = f"{'p50, ' if measure.main.name == 'p50' else ''}{measure.main.unit}"
-    head = ["peer", main, "range", *(heads[name] for name in beside), "beside ours"]
+    head = ["peer", main, "range", *(heads[name] for name in beside), "ours, times as good"]
     rows = [head, ["---"] * len(head)]
     rows += [
         [
@@ -95,7 +100,7 @@ def _table(measure: Measure, found: Sequence[Line], titles: Mapping[str, str]) -
         ]
         for line in found
     ]
-    return [f"\n## {measure.title}\n", *(f"| {' | '.join(row)} |" for row in rows)]
+    return [f"\n## {_headline(measure)}\n", *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def page(
@@ -114,11 +119,11 @@ def page(
         samples: what they were made of.
         titles: of the peers.
         machine: where they were taken.
-        absent: peers that are left out, and what makes their environments.
+        absent: peers that are left out, and why.
         failures: what did not come to its end.
     """
     out = [HEAD + machine + ".\n", "![Bars of what the tables below have](network.svg)\n"]
-    out += [f"{title} is left out: its environment was not made (`{by}`).\n" for title, by in absent.items()]
+    out += [f"{title} is left out: {why}.\n" for title, why in absent.items()]
     out += [f"Without a figure: {failure}.\n" for failure in failures]
     out += ["## What it has to reach\n", "| what | figure | has to be | |", "|---|---|---|---|"]
     for entry in entries:
@@ -159,20 +164,20 @@ def _panel(
     measure: Measure, found: Sequence[Line], titles: Mapping[str, str], *, x: int, y: int, wide: int, row: int
 ) -> list[str]:
     """A panel's title, and a bar for each peer."""
-    labels, numbers = 140, 70
+    labels, numbers = 175, 70
     room = wide - labels - numbers
     most = max(line.most for line in found)
     better = "more is better" if measure.main.more else "less is better"
     unit = f"{'p50, ' if measure.main.name == 'p50' else ''}{measure.main.unit}"
     out = [
-        f'<text x="{x}" y="{y + 24}" font-weight="600" fill="#1f2328">{measure.title}</text>',
+        f'<text x="{x}" y="{y + 24}" font-weight="600" fill="#1f2328">{_headline(measure)}</text>',
         f'<text x="{x}" y="{y + 39}" font-size="11" fill="#59636e">{unit}; {better}</text>',
     ]
     for number, line in enumerate(found):
         value = line.middle[measure.main.name]
         at = y + 46 + number * row
         long = max(1.0, room * value / most)
-        colour = _COLOURS[0] if line.peer == "ours" else _COLOURS[1]
+        colour = _COLOURS[0] if line.peer in ("ours", "noise", "asked") else _COLOURS[1]
         out += [
             f'<text x="{x + labels - 8}" y="{at + 14}" text-anchor="end" fill="#1f2328">{titles[line.peer]}</text>',
             f'<rect x="{x + labels}" y="{at + 3}" width="{long:.1f}" height="14" fill="{colour}"/>',

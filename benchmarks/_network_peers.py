@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import ipaddress
 import secrets
 import shutil
@@ -11,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["PEERS", "Peer", "command_of", "environment", "make_command", "missing"]
+__all__ = ["PEERS", "Peer", "command_of", "environment", "missing"]
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "benchmarks" / "peers"
@@ -32,6 +33,7 @@ class Peer:
         cold: whether a new process that runs one task is timed.
         idle: whether its memory is told.
         own: whether it has an environment of its own.
+        needs: a module of ours without which it can't be.
         arguments: for both of its sides.
     """
 
@@ -43,6 +45,7 @@ class Peer:
     cold: bool = False
     idle: bool = True
     own: bool = True
+    needs: str = "p2pcompute"
     arguments: Sequence[str] = field(default=())
 
 
@@ -57,26 +60,36 @@ _LIST = (
         wire=("bulk", "connect"),
         idle=False,
         own=False,
+        needs="p2pcompute.overlay._upgrader",
         arguments=("noise",),
+    ),
+    Peer(
+        name="asked",
+        title="p2pcompute, request streams",
+        program="ours",
+        wire=("request", "flight"),
+        idle=False,
+        own=False,
+        needs="p2pcompute.overlay._requests",
+        arguments=("asked",),
     ),
     Peer(name="js", title="js-libp2p", program="js", wire=WIRE),
     Peer(name="grpc", title="gRPC with TLS", program="grpc", wire=("bulk", "request", "flight", "connect")),
     Peer(name="dask", title="Dask with TLS", program="dask", wire=("bulk",), tasks=TASKS, cold=True),
     Peer(name="ray", title="Ray", program="ray", wire=("bulk",), tasks=TASKS, cold=True),
     Peer(name="hivemind", title="hivemind", program="hivemind", wire=("bulk", "request", "flight")),
-    Peer(name="pool", title="processes of one program", program="pool", tasks=TASKS, idle=False, own=False),
+    Peer(name="pool", title="multiprocessing.Pool", program="pool", tasks=TASKS, idle=False, own=False),
 )
 PEERS: Mapping[str, Peer] = {peer.name: peer for peer in _LIST}
 
 
-def missing(peer: Peer) -> bool:
-    """Whether its environment is still to be made."""
-    return peer.own and not (ENVIRONMENTS / peer.program / ".made").exists()
-
-
-def make_command(peer: Peer) -> str:
-    """What makes its environment."""
-    return f"make peer-env PEER={peer.program}"
+def missing(peer: Peer) -> str | None:
+    """What there is to do before it can stand beside ours; None where it can."""
+    if peer.own and not (ENVIRONMENTS / peer.program / ".made").exists():
+        return f"its environment is made by `make peer-env PEER={peer.program}`"
+    if importlib.util.find_spec(peer.needs) is None:
+        return f"this version has no {peer.needs}"
+    return None
 
 
 def command_of(peer: Peer) -> list[str]:

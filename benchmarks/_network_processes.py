@@ -26,7 +26,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _GRACE_S = 5.0
-_MARK = "P2PCOMPUTE_BENCHMARK_SIDE"
+_MARK = "P2PCOMPUTE_BENCHMARK_SIDE"  # each side has its own
 _TOLD = 1200  # characters of what a side said last
 
 
@@ -85,6 +85,11 @@ def _descendants(roots: Sequence[int], parents: Mapping[int, int]) -> set[int]:
     return found
 
 
+def _plain_environment() -> dict[str, str]:
+    """Ours, without settings of p2pcompute that whoever measures may have."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("P2PCOMPUTE_")}
+
+
 def _is_marked(pid: int, mark: bytes) -> bool:
     try:
         return mark in Path(f"/proc/{pid}/environ").read_bytes()
@@ -120,7 +125,7 @@ class Side:
             stdout=subprocess.PIPE,
             stderr=self._said,
             start_new_session=True,  # Ctrl-C is for whoever measures, who then ends all
-            env={**os.environ, **environment, variable: value},
+            env={**_plain_environment(), **environment, variable: value},
         )
         self._line = b""
 

@@ -32,6 +32,18 @@ def test_it_prints_figures_of_each_peer_and_what_ours_has_to_reach() -> None:
     assert sum(one["reach"] is not None for one in figures) >= 5
 
 
+def test_tasks_are_measured_too() -> None:
+    options = ["--quick", "--only", "crowd,idle", "--peers", "ours,pool", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), *options], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    names = {one["figure"] for one in json.loads(done.stdout)}
+    for peer in ("p2pcompute", "multiprocessing.Pool"):
+        assert f"{peer}: 10,000 tasks that do nothing, at once" in names, done.stderr
+    assert "p2pcompute: memory of the serving side, idle, with its workers" in names
+
+
 def test_a_peer_without_its_environment_is_left_out_and_named(tmp_path: Path) -> None:
     code = (
         "import pathlib, runpy, sys, _network_peers; "
@@ -74,7 +86,7 @@ def _group(mark: str) -> list[int]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_every_process_ends_with_it(number: signal.Signals) -> None:
-    mark = f"P2PCOMPUTE_TEST_MARK={os.urandom(8).hex()}"
+    mark = f"BENCHMARK_TEST_MARK={os.urandom(8).hex()}"
     name, _, value = mark.partition("=")
     command = [sys.executable, str(PROGRAM), "--peers", "raw", "--only", "request,stream", "--rounds", "50"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, name: value}) as process:

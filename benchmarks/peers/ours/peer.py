@@ -33,7 +33,9 @@ async def _overlay(*listen: str, as_stranger: bool = False) -> AsyncGenerator[Ov
     """An overlay; one that dials `as_stranger` does so as any libp2p node does, by ``/noise``."""
     async with open_libp2p(NodeKey.generate(), listen=listen, record_validator=NoRecords()) as overlay:
         if as_stranger:
-            overlay._swarm.upgrader._suites.pop("/p2pcompute/noise-aesgcm/1")
+            from p2pcompute.overlay._upgrader import NOISE_AESGCM_ID
+
+            del overlay._swarm.upgrader._suites[NOISE_AESGCM_ID]
         yield overlay
 
 
@@ -75,7 +77,8 @@ async def _drive(address: str, *, as_stranger: bool) -> None:
 
 
 def main() -> None:
-    """`serve wire`, `drive ADDRESS wire [noise]`; `serve tasks` and so on; and `cold ADDRESS tasks first|again`."""
+    """`serve wire [asked]`, `drive ADDRESS wire [noise|asked]`; `serve tasks`, `drive ADDRESS tasks`; and
+    `cold ADDRESS tasks first|again`."""
     end_with_parent()
     what, *rest = sys.argv[1:]
     if "tasks" in rest:
@@ -87,6 +90,10 @@ def main() -> None:
             tasks.drive(rest[0])
         else:
             tasks.cold(rest[-1])
+    elif "asked" in rest:
+        import asked
+
+        trio.run(asked.serve, _overlay) if what == "serve" else trio.run(asked.drive, _overlay, rest[0])
     elif what == "serve":
         trio.run(_serve)
     else:
