@@ -127,6 +127,8 @@ class MemoryStream:
         if self._sending or self._other._unread + len(data) > WINDOW_BYTES:
             return False
         if data:
+            if self.count is not None:
+                self.count.sent(len(data))
             self._other._inbox.append((self._link_out.arrival(len(data)), data))
             self._other._unread += len(data)
             self._other.poke()
