@@ -27,7 +27,7 @@ from .noise import AESGCM, CHACHAPOLY, Credentials, Handshake, NoiseError, Role,
 if TYPE_CHECKING:
     from ._tls import TlsContext
 
-__all__ = ["NOISE_AESGCM_ID", "NOISE_ID", "TLS_ID", "MendedUpgrader"]
+__all__ = ["NOISE_AESGCM_ID", "NOISE_ID", "TLS_ID", "MendedUpgrader", "has_aes_instructions"]
 
 NOISE_AESGCM_ID = "/p2pcompute/noise-aesgcm/1"  # between our own nodes: docs/adr/0015
 NOISE_ID = "/noise"
@@ -51,14 +51,17 @@ class MendedUpgrader(TransportUpgrader):
     p2pcompute holds such a key.
     """
 
-    def __init__(self, key_pair: KeyPair) -> None:
+    def __init__(self, key_pair: KeyPair, *, aes: bool | None = None) -> None:
+        """`aes` says whether AES-GCM is spoken; by default where the processor has instructions for it."""
         super().__init__({}, {})
         self._key = key_pair.private_key
         self._identity = key_pair.public_key.to_bytes()
         self._peer = ID.from_pubkey(key_pair.public_key)
         self._muxers = (str(YAMUX_ID),)
         self._credentials = Credentials(self._identity, self._key.sign, muxers=self._muxers)
-        self._suites: dict[str, Suite] = {NOISE_AESGCM_ID: AESGCM, NOISE_ID: CHACHAPOLY}
+        self._suites: dict[str, Suite] = {NOISE_ID: CHACHAPOLY}
+        if has_aes_instructions() if aes is None else aes:
+            self._suites = {NOISE_AESGCM_ID: AESGCM, **self._suites}
         self._protocols = [*self._suites, TLS_ID]
         self._tls: TlsContext | None = None
         self._buffers = Buffers()
@@ -130,6 +133,23 @@ class MendedUpgrader(TransportUpgrader):
             except (MultiselectError, LinkBroken) as exc:
                 raise MuxerUpgradeFailure(f"no muxer: {exc}") from exc
         return Yamux(conn, peer_id)
+
+
+def has_aes_instructions(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the processor multiplies and encrypts for GCM by itself.
+
+    Without that AES-GCM is slower than ChaCha20-Poly1305, and its tables tell by their timing what they are used on.
+    """
+    try:
+        with open(cpuinfo, encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip().lower() in ("flags", "features"):  # x86 and ARM; all cores are alike
+                    flags = set(value.split())
+                    return {"aes", "pclmulqdq"} <= flags or {"aes", "pmull"} <= flags
+    except OSError:
+        pass
+    return False
 
 
 def _ed25519_peer(peer_id: ID) -> PeerId:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ from p2pcompute.overlay._link import LinkBroken
 from p2pcompute.overlay._multiselect import HEADER, line
 from p2pcompute.overlay._secured import SecureSocket
 from p2pcompute.overlay._socket_link import KEEP_WHOLE_BYTES, Buffers
-from p2pcompute.overlay._upgrader import MendedUpgrader
+from p2pcompute.overlay._upgrader import MendedUpgrader, has_aes_instructions
 from p2pcompute.overlay.noise import (
     AESGCM,
     BUFFER_BYTES,
@@ -86,7 +87,7 @@ class CountedBuffers(Buffers):
 
 
 def upgrader(key_pair: Any = None) -> MendedUpgrader:
-    ours = MendedUpgrader(key_pair or create_new_key_pair())
+    ours = MendedUpgrader(key_pair or create_new_key_pair(), aes=True)
     ours._buffers = CountedBuffers()
     return ours
 
@@ -220,6 +221,26 @@ def test_two_of_ours_speak_aes_and_need_no_round_trip_for_the_muxer() -> None:
             assert a.get_remote_address() is not None
 
     run(main)
+
+
+def test_without_instructions_for_aes_it_is_not_spoken(tmp_path: Path) -> None:
+    async def main() -> None:
+        for ours in ((True, False), (False, True)):
+            a, b = await secured(*(MendedUpgrader(create_new_key_pair(), aes=aes) for aes in ours))
+            assert a.suite is b.suite is CHACHAPOLY
+
+    run(main)
+    info = tmp_path / "cpuinfo"
+    for text, has in (
+        ("processor\t: 0\nflags\t\t: fpu aes pclmulqdq sse2\n", True),
+        ("processor\t: 0\nflags\t\t: fpu aes sse2\n", False),
+        ("processor\t: 0\nFeatures\t: fp asimd aes pmull sha1\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", False),
+        ("", False),
+    ):
+        info.write_text(text)
+        assert has_aes_instructions(str(info)) is has
+    assert has_aes_instructions(str(tmp_path / "none")) is False
 
 
 @pytest.mark.parametrize("make", [new_secp256k1_key_pair, lambda: new_rsa_key_pair(2048)], ids=["secp256k1", "RSA"])
@@ -584,10 +605,11 @@ def test_a_link_without_nonces_ends() -> None:
     async def main() -> None:
         async with pair() as (a, b):
             a._sealer.count = b._opener.count = LAST_NONCE
+            a._sealer._turn = b._opener._turn = LAST_NONCE + 1  # not by two hundred million keys
             await put(a, b"the last")
             assert bytes(await b.receive()) == b"the last"
             assert a.send_nowait([b"one more"]) == 0
-            with pytest.raises(LinkBroken, match="as many records as it may"):
+            with pytest.raises(LinkBroken, match="as many records as one connection may"):
                 await a.receive()
             assert len(await b.receive()) == 0
 
