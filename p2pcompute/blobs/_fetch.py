@@ -4,6 +4,7 @@ asked no more."""
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ _AGAIN_S: Final = 1.0  # before a holder that broke off is asked again; twice as
 _ATTEMPTS: Final = 4
 _FAST_S: Final = 0.25  # a piece in less than that: more may be under way there
 _FIRST_ASKED: Final = 2
+_ORIGIN_ASKED: Final = 8
 _HEAD_START_S: Final = 0.3  # of all others, before the origin is asked for what they may have
 
 
@@ -119,6 +121,7 @@ class BlobFetch:
         self._stored = stored
         self._known: dict[PeerId, Source] = {}
         self._working = 0
+        self._storing = 0  # pieces on their way to the disk: the last one is to get there as well
         self._unheard: set[PeerId] = set()  # holders that have not said yet what they have
         self._nursery: trio.Nursery | None = None
         self._moved = trio.Event()
@@ -158,20 +161,29 @@ class BlobFetch:
                     self._nursery = nursery
                     for source in list(self._known.values()):
                         self._start(source)
-                    while not self.held.is_complete:
-                        moved, changed = self._moved, self.held.changed
+                    while not self.held.is_complete or self._storing:
+                        moved = self._moved
                         if not self._working:
                             raise FetchFailed(
                                 f"{len(self.held.pieces)} of {self.held.count} pieces of an input came, and none of "
                                 f"{len(self._known)} holders gives the rest"
                             )
-                        async with trio.open_nursery() as waiting:
-                            for event in (moved, changed):
-                                waiting.start_soon(_first_of, event, waiting.cancel_scope)
+                        await moved.wait()
                     nursery.cancel_scope.cancel()
             self._nursery = None
         if await digest_of(self.held.content, self.held.name.size) != self.held.name.digest:
             raise WrongRoot("an input's pieces are those that its requester named, and not those of its digest")
+
+    async def _put(self, index: int, data: bytes) -> None:
+        self._storing += 1
+        try:
+            new = self.held.put(index, data)
+            self._wake()
+            if new and self._stored is not None:
+                await self._stored(index, data)
+        finally:
+            self._storing -= 1
+            self._wake()
 
     def _wake(self) -> None:
         event, self._moved = self._moved, trio.Event()
@@ -279,24 +291,23 @@ class BlobFetch:
                 while self._unheard:
                     await self._moved.wait()
         while not self.held.is_complete:
-            moved, changed = self._moved, self.held.changed
+            moved = self._moved
             for index in [index for index in state.asked if index not in asked.dropped]:
-                if index in self.held.pieces:
+                if self._picker.is_needless(state, index):
                     asked.dropped.add(index)
                     await dialogue.send(BlobDrop(index=index))
-            wanted = None
+            wanted, again_s = None, math.inf
             if len(state.asked) < self._depth(state):
+                again_s = self._picker.look_again_s(state, trio.current_time())
                 wanted = self._picker.pick(state, trio.current_time())
             if wanted is not None:
+                if not state.origin:
+                    self._wake()  # it may be under way at the origin, which is to drop it
                 asked.dropped.discard(wanted)
                 await dialogue.send(BlobGet(index=wanted))
                 continue
-            if moved.is_set() or changed.is_set():
-                continue
-            with trio.move_on_at(self._picker.look_again_s(state, trio.current_time())):
-                async with trio.open_nursery() as nursery:
-                    for event in (moved, changed):
-                        nursery.start_soon(_first_of, event, nursery.cancel_scope)
+            with trio.move_on_at(again_s):
+                await moved.wait()
 
     async def _watch(self, asked: _Asked) -> None:
         """End it where a holder owes us pieces and sends none."""
@@ -307,7 +318,10 @@ class BlobFetch:
                 raise StreamError(f"{asked.source.peer} has sent none of the pieces that it owes in {_PIECE_S:g} s")
 
     def _depth(self, state: SourceState) -> int:
-        """How many pieces may be under way at one holder: few where each takes long, so that others may take them."""
+        """How many pieces may be under way at one holder: few where each takes long, so that others may take them. The
+        origin is to have a choice, what is to go first."""
+        if state.origin:
+            return _ORIGIN_ASKED
         if state.piece_s >= _FAST_S:
             return _FIRST_ASKED
         return max(_FIRST_ASKED, min(MAX_PIECES_ASKED, int(1 / max(state.piece_s, 1e-3))))
@@ -322,11 +336,7 @@ class BlobFetch:
                     self.received[peer] = self.received.get(peer, 0) + len(data)
                     self._picker.came(state, index, now)
                     asked.dropped.discard(index)
-                    if self.held.put(index, data):
-                        if self._stored is not None:
-                            await self._stored(index, data)
-                    else:
-                        self._wake()
+                    await self._put(index, data)
                 case BlobHeld():
                     self._wake()
                 case BlobDropped(index=index, code=code):
@@ -338,8 +348,3 @@ class BlobFetch:
                         raise _LeftError
                 case _:
                     raise StreamError(f"{peer} closed a blob stream")
-
-
-async def _first_of(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()

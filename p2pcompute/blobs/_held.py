@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -86,7 +87,7 @@ class HeldBlob:
     Attributes:
         leaves: the leaf hash of each piece; None until they are known.
         pieces: those that are here, each of them checked.
-        given: how often each piece was sent to each peer.
+        given: how often each piece was sent to each peer; `sent`, to all of them.
     """
 
     def __init__(self, name: BlobName, content: Content, *, complete: bool = False, origin: bool = False) -> None:
@@ -97,7 +98,9 @@ class HeldBlob:
         self.leaves: tuple[bytes, ...] | None = None
         self.pieces: set[int] = set(range(self.count)) if complete else set()
         self.given: Counter[tuple[PeerId, int]] = Counter()
+        self.sent: Counter[int] = Counter()
         self.changed = trio.Event()  # set, and replaced, with each piece and when the leaves are known
+        self.watchers: set[Callable[[], None]] = set()  # called at the same times
         self._hashing = trio.Lock()
 
     @property
@@ -109,6 +112,8 @@ class HeldBlob:
         """Wake whoever waits for a change."""
         event, self.changed = self.changed, trio.Event()
         event.set()
+        for watcher in tuple(self.watchers):
+            watcher()
 
     def know(self, leaves: tuple[bytes, ...]) -> None:
         """The leaves have come, and are those of the root."""

@@ -1,13 +1,14 @@
 """Which piece is asked for next, and of whom. Time and luck are arguments.
 
 Pieces that few hold come first. The requester's own link is the one that all providers share, so of the requester
-only what no other holder has is asked for: one run of pieces that follow each other, from a random one on, so that
-two who begin at the same time seldom want the same. What it has not sent when somebody else holds it is taken from
-there. Who is slow loses what is under way to who is not.
+only what no other holder has is asked for, and many pieces at once: it sends those first that it has sent to nobody.
+What it has not sent by the time that somebody else holds it is taken from there. Who is slow loses what is under way
+to who is not.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 __all__ = ["Picker", "SourceState"]
 
 _PATIENCE_S: Final = 2.0  # without a new piece; then the requester is asked for what others hold as well
-_QUEUED_S: Final = 0.1  # under way at the requester, and somebody else has it now
+_QUEUED_S: Final = 0.02  # under way at the requester, and somebody else has it now
 _SLOW_S: Final = 1.0  # the least time before a piece is asked for a second time elsewhere
 _SLOWER: Final = 4.0  # times what it takes the one who takes it over
 _MAX_COPIES: Final = 2  # of one piece under way
@@ -36,7 +37,6 @@ class SourceState:
     held: set[int] = field(default_factory=set)
     piece_s: float = 0.5
     asked: dict[int, float] = field(default_factory=dict)
-    last: int | None = None
 
 
 class Picker:
@@ -62,7 +62,6 @@ class Picker:
             index = self._second(source, now)
         if index is not None:
             source.asked[index] = now
-            source.last = index
         return index
 
     def _first(self, source: SourceState, now: float) -> int | None:
@@ -75,8 +74,7 @@ class Picker:
             rare = {index for index in free if not self._others_hold(index, source)}
             if not rare:
                 return self._rng.choice(sorted(free)) if now - self.progress_s >= _PATIENCE_S else None
-            following = None if source.last is None else source.last + 1
-            return following if following in rare else self._rng.choice(sorted(rare))
+            return self._rng.choice(sorted(rare))
         copies = {index: sum(index in other.held for other in self.sources) for index in free}
         fewest = min(copies.values())
         return self._rng.choice(sorted(index for index in free if copies[index] == fewest))
@@ -102,12 +100,20 @@ class Picker:
 
     def look_again_s(self, source: SourceState, now: float) -> float:
         """When `pick` may give `source` something although nothing else has happened."""
-        times = [self.progress_s + _PATIENCE_S] if source.origin and source.held - self.done else []
+        times: list[float] = []
         for index in source.held - self.done:
             at = self._under_way(index)
-            if at and source not in at and len(at) < _MAX_COPIES:
+            if not at and source.origin:
+                times.append(self.progress_s + _PATIENCE_S)
+            elif at and source not in at and len(at) < _MAX_COPIES:
                 times.append(max(other.asked[index] for other in at) + self._until(source, at))
-        return max(now + 0.01, min(times, default=float("inf")))
+        return max(now + 0.01, min(times, default=math.inf))
+
+    def is_needless(self, source: SourceState, index: int) -> bool:
+        """Whether what is under way at `source` is here, or is spared the requester by somebody else."""
+        if index in self.done:
+            return True
+        return source.origin and any(index in other.asked for other in self.sources if not other.origin)
 
     def came(self, source: SourceState, index: int, now: float) -> None:
         """A piece has come from `source`, new or not."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hmac
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -28,7 +28,6 @@ from p2pcompute_protocols.blob import (
     BlobState,
     BlobWant,
     bitmap,
-    piece_span,
 )
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
@@ -48,6 +47,7 @@ _LEAVES_S: Final = 20.0  # for somebody who has only just begun to get it
 _IDLE_S: Final = 300.0  # between two messages of a peer; it may wait for pieces that are still to come
 _PIECE_S: Final = 20.0  # for a peer to take a piece, once it is its turn
 _MAX_BUCKETS: Final = 4_096
+_AGED_S: Final = 3.0  # who has waited for so long comes first, whatever it waits for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class BlobServer:
         self.sent_bytes = 0
         self._offers: dict[bytes, list[tuple[bytes, HeldBlob, set[trio.CancelScope]]]] = {}  # by digest
         self._streams: Counter[PeerId] = Counter()
-        self._turns = trio.CapacityLimiter(self.limits.at_once)
+        self._turns = _Turns(self.limits.at_once)
         self._buckets: OrderedDict[PeerId, tuple[float, float]] = OrderedDict()  # bytes left, as of when
 
     def register(self, overlay: Overlay) -> None:
@@ -164,7 +164,7 @@ class BlobServer:
             await stream.reset()
 
     async def pace(self, peer: PeerId, size: int) -> None:
-        """Wait until `peer` may be sent so many bytes."""
+        """`peer` was sent so many bytes: wait until it may be sent more."""
         limits, now = self.limits, trio.current_time()
         left, at = self._buckets.pop(peer, (float(limits.burst_bytes), now))
         left = min(limits.burst_bytes, left + (now - at) * limits.peer_bytes_per_s) - size
@@ -174,9 +174,48 @@ class BlobServer:
         if left < 0:
             await trio.sleep(-left / limits.peer_bytes_per_s)
 
-    def turn(self) -> trio.CapacityLimiter:
-        """What is held while a piece is sent; whoever waits gets it in order."""
-        return self._turns
+    def turn(self, copies: Callable[[], int]) -> AbstractAsyncContextManager[None]:
+        """What is held while a piece is sent; `copies` says how often the piece was sent that would be next."""
+        return self._turns.turn(copies)
+
+
+class _Turns:
+    """So many pieces are sent at a time. A piece that nobody was sent comes first: those who wait for another copy of
+    one mostly get it from each other meanwhile."""
+
+    def __init__(self, total: int) -> None:
+        self._free = total
+        self._waiting: list[tuple[float, Callable[[], int], trio.Event]] = []  # in the order in which they came
+
+    @asynccontextmanager
+    async def turn(self, copies: Callable[[], int]) -> AsyncGenerator[None]:
+        await trio.lowlevel.checkpoint()
+        if self._free:
+            self._free -= 1
+        else:
+            entry = (trio.current_time(), copies, trio.Event())
+            self._waiting.append(entry)
+            try:
+                await entry[2].wait()
+            except trio.Cancelled:
+                if entry in self._waiting:
+                    self._waiting.remove(entry)
+                else:
+                    self._pass_on()  # it had been given the turn just then
+                raise
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        if not self._waiting:
+            self._free += 1
+            return
+        at = 0
+        if trio.current_time() - self._waiting[0][0] < _AGED_S:
+            at = min(range(len(self._waiting)), key=lambda place: (self._waiting[place][1](), place))
+        self._waiting.pop(at)[2].set()
 
 
 class _Serving:
@@ -193,12 +232,16 @@ class _Serving:
         self.wake = trio.Event()
 
     async def run(self) -> None:
-        with single_error(ProtocolError, StreamError):
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell)
-                nursery.start_soon(self._send)
-                await self._read()
-                nursery.cancel_scope.cancel()
+        self.held.watchers.add(self._notify)
+        try:
+            with single_error(ProtocolError, StreamError):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._tell)
+                    nursery.start_soon(self._send)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.held.watchers.discard(self._notify)
 
     def _notify(self) -> None:
         event, self.wake = self.wake, trio.Event()
@@ -225,15 +268,22 @@ class _Serving:
     async def _tell(self) -> None:
         """Say which pieces are not sent, and which are here that were not."""
         while True:
-            wake, changed = self.wake, self.held.changed
+            wake = self.wake
             while self.refused:
                 index, code = self.refused.pop(0)
                 await self.dialogue.send(BlobDropped(index=index, code=code))
             for index in sorted(self.held.pieces - self.told):
                 self.told.add(index)
                 await self.dialogue.send(BlobHeld(index=index))
-            if not wake.is_set() and not changed.is_set():
-                await _either(wake, changed)
+            await wake.wait()
+
+    def _next(self) -> int | None:
+        """Of the pieces that are asked for the one that was sent least often."""
+        return min(self.queue, key=lambda index: self.held.sent[index], default=None)
+
+    def _copies(self) -> int:
+        index = self._next()
+        return 0 if index is None else self.held.sent[index]
 
     async def _send(self) -> None:
         while True:
@@ -241,10 +291,9 @@ class _Serving:
             if not self.queue:
                 await wake.wait()
                 continue
-            index = self.queue[0]
-            await self.server.pace(self.peer, piece_span(index, self.held.name.size)[1])
-            async with self.server.turn():
-                if index not in self.queue:  # dropped meanwhile
+            async with self.server.turn(self._copies):
+                index = self._next()
+                if index is None:  # what was asked for is dropped meanwhile
                     continue
                 try:
                     data = self.held.read(index)
@@ -252,17 +301,7 @@ class _Serving:
                     return
                 self.queue.remove(index)
                 self.held.given[self.peer, index] += 1
+                self.held.sent[index] += 1
                 self.server.sent_bytes += len(data)
                 await self.dialogue.send(BlobPiece(index=index, data=data))
-
-
-async def _either(*events: trio.Event) -> None:
-    """Wait for the first of them."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in events:
-            nursery.start_soon(wait, event)
+            await self.server.pace(self.peer, len(data))

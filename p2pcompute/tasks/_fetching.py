@@ -1,7 +1,6 @@
 """The provider's side of inputs that spread: what it gets from other holders, gives to them, and keeps on disk.
 
-Only what an agreement names is fetched, and only for who has paid before is it written to the disk: a stranger can
-fill neither.
+Only what an agreement names is fetched, and only what has been paid for is on the disk: a stranger can fill neither.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from p2pcompute.blobs import (
     digest_of,
 )
 from p2pcompute.errors import StorageError
+from p2pcompute_protocols.blob import piece_span
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.task import Share
@@ -63,7 +63,7 @@ class TaskBlobs:
         inputs: where they go.
         sizes: bytes of each input, by digest.
         requester: whose task it is.
-        known: whether it has paid before.
+        known: whether it has paid before; only then is anything written to the disk while it comes.
         took: called with the bytes of each piece that has come, and so is held; may raise what ends the task.
     """
 
@@ -81,13 +81,14 @@ class TaskBlobs:
         self._inputs = inputs
         self._sizes = sizes
         self._requester = requester
-        self._cache = exchange.cache if exchange is not None and known else None
+        self._cache = exchange.cache if exchange is not None else None
+        self._known = known
         self._took = took
         self._stack = ExitStack()
         self._found: dict[bytes, tuple[CachedBlob, HeldBlob]] = {}  # a part of it is here
         self._offered: set[bytes] = set()
         self._fetches: dict[bytes, BlobFetch] = {}
-        self._came: dict[bytes, HeldBlob] = {}
+        self._late: dict[bytes, _Keeper] = {}  # of those that are kept only once they are paid for
         self._turns = trio.CapacityLimiter(_AT_ONCE)
         self._hearing: trio.CancelScope | None = None
 
@@ -125,11 +126,11 @@ class TaskBlobs:
             if file is None:
                 continue
             cached = self._stack.enter_context(cache.use(self._requester, file))
+            self._took(sum(piece_span(index, size)[1] for index in cached.pieces))
             held = HeldBlob(cached.name, self._inputs.room(digest, size))
             await cached.fill(held)
             if held.is_complete and await digest_of(held.content, size) == digest:
                 self._inputs.adopt(digest)
-                self._inputs.had.add(digest)
             elif held.is_complete:
                 _log.warning("a kept input is not what it was kept as; it is dropped")
                 cache.drop(self._requester, digest)
@@ -164,7 +165,10 @@ class TaskBlobs:
         assert nursery is not None  # what is not here is said to be needed, so it is shared before Ready
         cached, held = self._take_found(name)
         self._stack.enter_context(self._exchange.server.offer(held, message.ticket))
-        keeper = _Keeper(self._cache, self._requester, held, cached, self._stack, self._took)
+        now = self._known or cached is not None  # what is here in part has been paid for before
+        keeper = _Keeper(self._cache if now else None, self._requester, held, cached, self._stack, self._took)
+        if not now:
+            self._late[digest] = keeper
         fetch = BlobFetch(self._exchange.overlay, held, message.ticket, stored=keeper.put)
         fetch.add(Source(peer=self._requester, origin=True))
         for source in sources:
@@ -175,13 +179,10 @@ class TaskBlobs:
     async def keep(self) -> None:
         """The task is over, and its requester has paid: what came of its inputs goes to the disk, where it did not
         while they came because nobody knew that yet."""
-        cache = None if self._exchange is None else self._exchange.cache
-        if cache is None or self._cache is not None:
-            return
-        for held in self._came.values():
-            keeper = _Keeper(cache, self._requester, held, None, self._stack, lambda _: None)
-            for index in sorted(held.pieces):
-                await keeper.put(index, held.read(index))
+        for keeper in self._late.values():
+            keeper.start(self._cache)
+            for index in sorted(keeper.held.pieces):
+                await keeper.keep(index, keeper.held.read(index))
 
     def _take_found(self, name: BlobName) -> tuple[CachedBlob | None, HeldBlob]:
         """What has come of it before, where that is of the same root."""
@@ -203,7 +204,6 @@ class TaskBlobs:
         except FetchFailed as exc:
             raise LocalProtocolError(str(exc), code=WireCode.STALLED) from exc
         self._inputs.adopt(digest)
-        self._came[digest] = fetch.held
         del self._fetches[digest]
         if self._hearing is not None:
             self._hearing.cancel()
@@ -221,9 +221,9 @@ class _Keeper:
         stack: ExitStack,
         took: Callable[[int], None],
     ) -> None:
+        self.held = held
         self._cache = cache
         self._owner = owner
-        self._held = held
         self._cached = cached
         self._stack = stack
         self._took = took
@@ -231,13 +231,21 @@ class _Keeper:
 
     async def put(self, index: int, data: bytes) -> None:
         self._took(len(data))
+        await self.keep(index, data)
+
+    def start(self, cache: BlobCache | None) -> None:
+        """From now on it is kept there."""
+        self._cache = cache
+
+    async def keep(self, index: int, data: bytes) -> None:
+        """Write a piece, where that is wanted and goes."""
         if self._cache is None:
             return
         try:
             async with self._making:
                 if self._cached is None:
-                    assert self._held.leaves is not None  # they come before any piece
-                    file = await self._cache.create(self._owner, self._held.name, self._held.leaves)
+                    assert self.held.leaves is not None  # they come before any piece
+                    file = await self._cache.create(self._owner, self.held.name, self.held.leaves)
                     self._cached = self._stack.enter_context(self._cache.use(self._owner, file))
                 await self._cached.put(index, data)
         except StorageError as exc:

@@ -216,7 +216,7 @@ class Session:
             self._sharing(blobs) as self.shared,
         ):
             await self.shared.look()
-            need = tuple(digest for digest in self.connection.blob_sizes if digest not in blobs.had)
+            need = tuple(digest for digest in self.connection.blob_sizes if not blobs.whole[digest])
             fetches = True if self.shared.fetches else None
             await self.dialogue.send(
                 Opened(need=need, slots=agreement.terms.slots, window=account.window, fetches=fetches)

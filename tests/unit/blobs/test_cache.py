@@ -72,6 +72,10 @@ def test_what_is_kept_is_found_again_by_its_owner_alone(tmp_path: Path) -> None:
             assert held_bytes(held) == DATA
             assert await get(found, DATA, BOB) is None
             assert await get(found, DATA[:-1]) is None
+        name = name_of(DATA)
+        for size in (name.size - 1, name.size + 1, 1):  # the same digest of another length is another blob
+            assert await cache.find(ALICE, name.digest, size) is None
+        await keep(cache, DATA)
         path = path_of(tmp_path)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700

@@ -48,7 +48,7 @@ def test_eight_at_once_take_little_more_than_one_copy_from_the_origin() -> None:
                     others = [other.source for other in getters if other is not getter]
                     nursery.start_soon(a_fetch(getter, held, origin.origin, *others, seed=seed).run)
             assert all(held_bytes(held) == data for held in blobs)
-            assert origin.server.sent_bytes <= 1.5 * len(data)
+            assert origin.server.sent_bytes <= 1.5 * len(data)  # 1.1 to 1.2; eight on their own
             assert trio.current_time() - began < 1.6 * len(data) / 2e6
 
     virtually(main)

@@ -90,6 +90,7 @@ async def says_too_much(rogue: Rogue) -> None:
     await rogue.greet()
     while True:
         await rogue.say(BlobHeld(index=3))
+        await trio.sleep(0.001)
 
 
 async def has_leaves_of_another(rogue: Rogue) -> None:
@@ -252,7 +253,7 @@ def test_two_holders_are_faster_than_one() -> None:
                     await fetch.run()
                 took.append(trio.current_time() - began)
                 assert held_bytes(held) == DATA
-        assert took[1] < 0.65 * took[0]
+        assert took[1] < 0.75 * took[0]
 
     virtually(main)
 

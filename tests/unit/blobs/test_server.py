@@ -123,7 +123,7 @@ def test_a_peer_gets_so_many_bytes_a_second() -> None:
             for index in [*range(8)] * 3:
                 await dialogue.send(BlobGet(index=index))
                 assert isinstance(await dialogue.receive(), BlobPiece)
-            assert trio.current_time() - began >= 5  # six MiB, of which one at once
+            assert trio.current_time() - began >= 4.7  # six MiB, of which one at once, and the last piece
 
     between(body)
 

@@ -40,6 +40,8 @@ def invoke(*args: str, home: Path) -> tuple[int, str]:
         (("up", "--slots", "many"), "not a valid integer"),
         (("up", "--threads", "-1"), "not in the range"),
         (("up", "--max-window", "65"), "not in the range"),
+        (("up", "--cache", "much"), 'write such as "2 GiB"'),
+        (("up", "--cache", "1 MiB"), "write 16 MiB to 1024 TiB"),
         (("up", "--price", "cheap"), "is not an amount"),
         (("up", "--nonsense"), "No such option"),
         (("up", "extra"), "unexpected extra argument"),
