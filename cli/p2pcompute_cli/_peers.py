@@ -86,7 +86,11 @@ def _connected(answer: dict[str, Any], before: dict[str, Any] | None, *, watchin
 def _banned(answer: dict[str, Any]) -> list[str]:
     if not answer["banned"]:
         return ["nobody is banned"]
-    return [f"{row['peer']}{_GAP}{row['reason']}" for row in answer["banned"]]
+    return [
+        f"{row['kind']} {row['name']}{_GAP}"
+        f"{'for good' if row['left_s'] is None else 'for ' + seconds(row['left_s'])}: {row['reason']}"
+        for row in answer["banned"]
+    ]
 
 
 def _columns(answer: dict[str, Any], before: dict[str, Any] | None, *, watching: bool) -> list[_Column]:

@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 from p2pcompute.overlay import LATENCY_BOUNDS_S, Histogram
 
 if TYPE_CHECKING:
-    from p2pcompute.overlay import Overlay
+    from p2pcompute.overlay import LimitsReport, Overlay
 
 __all__ = ["metrics_text"]
 
@@ -137,6 +137,29 @@ def _connections(overlay: Overlay) -> list[Metric]:
             "Connections that did not come about.",
             ("direction", "reason"),
             counters.handshakes_failed.items(),
+        ),
+        *_limits(overlay.limits_report()),
+    ]
+
+
+def _limits(report: LimitsReport) -> list[Metric]:
+    banned = Counter(ban.subject.kind for ban in report.bans)
+    return [
+        _gauge("handshakes", "Inbound connections that have not said yet who they are.", report.handshakes),
+        _gauge("held_bytes", "Memory that is held for peers.", report.memory_bytes),
+        _by(
+            GaugeMetricFamily,
+            "bans",
+            "Bans of the network that stand.",
+            ("kind",),
+            (((kind,), banned[kind]) for kind in ("peer", "host", "subnet")),
+        ),
+        _by(
+            CounterMetricFamily,
+            "refused",
+            "What a limit or a ban turned away.",
+            ("what",),
+            (((str(what),), value) for what, value in sorted(report.refused.items())),
         ),
     ]
 

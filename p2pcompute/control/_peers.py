@@ -64,13 +64,22 @@ async def peer_rows(node: Node) -> dict[str, Any]:
     ``peers`` are sorted by how long they have been there. Of each: ``peer``, ``address``, ``direction`` and
     ``security``, ``muxer``, ``age_s`` of its oldest connection, ``connections`` with all of them, ``rtt_ms`` or null,
     ``streams``, ``bytes_in``, ``bytes_out``, ``protocols`` that it speaks, ``roles``, ``price_pusd`` where it sells,
-    and ``standing`` with what was paid both ways, or null for a stranger. ``banned`` have ``peer`` and ``reason``.
+    and ``standing`` with what was paid both ways, or null for a stranger. ``banned`` have ``kind`` (peer, host or
+    subnet), ``name``, ``reason`` and ``left_s``: null where it is for good, as of who cheated.
     """
     services = node.services
     dealt = {row.peer: row for row in await services.ledger.peers()}
     reports = sorted(services.overlay.peer_reports(), key=lambda report: (-report.connections[0].age_s, report.peer_id))
     ads = {entry.peer_id: entry.ad for entry in services.board.entries()}
-    banned = [{"peer": row.peer, "reason": row.banned} for row in dealt.values() if row.banned is not None]
+    banned: list[dict[str, Any]] = [
+        {"kind": "peer", "name": row.peer, "reason": row.banned, "left_s": None}
+        for row in dealt.values()
+        if row.banned is not None
+    ]
+    banned += [
+        {"kind": ban.subject.kind, "name": ban.subject.name, "reason": ban.reason.value, "left_s": round(ban.left_s)}
+        for ban in services.overlay.limits_report().bans
+    ]
     return {
         "network": node.network,
         "peer_id": node.peer_id,

@@ -16,7 +16,6 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.rcmgr import Direction as Libp2pDirection
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.transport.exceptions import MuxerUpgradeFailure, SecurityUpgradeFailure
 
@@ -28,6 +27,7 @@ from ._api import MAX_CONNECTIONS, RECEIVE_BYTES, StreamReset
 from ._counters import ConnectionReport, Direction, OverlayCounters, StreamCount
 from ._mends import MendedPubsub, MendedSwarm
 from ._streams import Libp2pStream
+from .noise import NoiseError, WrongPeer
 
 __all__ = ["CountedPubsub", "CountedStream", "CountedSwarm"]
 
@@ -85,6 +85,15 @@ class CountedStream(Libp2pStream):
             raise
         self._count.received(len(data))
         return data
+
+    async def receive_into(self, buffer: bytearray | memoryview, at_least: int = 1) -> int:
+        try:
+            size = await super().receive_into(buffer, at_least)
+        except StreamReset:
+            self._count.ended("broken")
+            raise
+        self._count.received(size)
+        return size
 
     async def aclose(self) -> None:
         self._count.ended("closed")
@@ -274,9 +283,9 @@ def _why(exc: BaseException) -> str:
         seen += 1
     if any(isinstance(kind, trio.TooSlowError | TimeoutError) for kind in kinds) or "timeout" in str(exc):
         return "timeout"
-    if any(isinstance(kind, PeerIDMismatchesPubkey) for kind in kinds):
+    if any(isinstance(kind, WrongPeer) for kind in kinds):
         return "another-peer"
-    if any(isinstance(kind, SecurityUpgradeFailure) for kind in kinds):
+    if any(isinstance(kind, SecurityUpgradeFailure | NoiseError) for kind in kinds):
         return "security"
     if any(isinstance(kind, MuxerUpgradeFailure) for kind in kinds):
         return "muxer"

@@ -16,6 +16,7 @@ from typing import NoReturn, TypeVar
 
 import trio
 
+from p2pcompute._log import log_event
 from p2pcompute_protocols.ids import PeerId
 
 from ._bans import BanList, Offence, Subject
@@ -209,7 +210,7 @@ class Defence:
         """Hold an offence against a peer that has proven who it is; a ban ends its connections."""
         if not self.bans.offend(Subject("peer", peer), offence, count=count):
             return
-        _log.warning("%s is banned for %.0f s: it %s", peer, self.bans.left_s(Subject("peer", peer)), offence.value)
+        _say_banned(self.bans, Subject("peer", peer), offence)
         for place in set(self._connections_of.get(peer, [])):
             self.accuse_place(place, Offence.PEER_BANNED)
         self.on_ban(peer)
@@ -219,9 +220,9 @@ class Defence:
         if place.exempt or place.host == "unknown":
             return
         if self.bans.offend(Subject("host", place.host), offence):
-            _log.warning("%s is banned: %s", place.host, offence.value)
+            _say_banned(self.bans, Subject("host", place.host), offence)
             if self.bans.offend(Subject("subnet", place.subnet), Offence.HOST_BANNED):
-                _log.warning("%s is banned: %s", place.subnet, Offence.HOST_BANNED.value)
+                _say_banned(self.bans, Subject("subnet", place.subnet), Offence.HOST_BANNED)
 
     # Streams
 
@@ -353,3 +354,17 @@ def _take_one(counter: Counter[_K], key: _K) -> None:
     counter[key] -= 1
     if not counter[key]:
         del counter[key]
+
+
+def _say_banned(bans: BanList, subject: Subject, offence: Offence) -> None:
+    left_s = bans.left_s(subject)
+    log_event(
+        _log,
+        "banned",
+        f"{subject.kind} {subject.name} is banned for {left_s:.0f} s: {offence.value}",
+        level=logging.WARNING,
+        kind=subject.kind,
+        name=subject.name,
+        reason=offence.value,
+        left_s=round(left_s),
+    )

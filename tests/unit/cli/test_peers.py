@@ -77,9 +77,16 @@ def test_who_is_banned_and_who_is_not_there() -> None:
     gone = {**after, "peers": [], "peer_count": 0}
     assert _connected(gone, None, watching=False) == ["no peers: nobody is connected to this node"]
     assert _banned(after) == ["nobody is banned"]
-    caught = {**after, "banned": [{"peer": "12D3KooWLiar", "reason": "lied"}]}
-    assert _banned(caught) == ["12D3KooWLiar  lied"]
-    assert _connected(caught, None, watching=False)[-1].endswith("1 banned (--banned)")
+    banned: list[dict[str, Any]] = [
+        {"kind": "peer", "name": "12D3KooWLiar", "reason": "lied", "left_s": None},
+        {"kind": "subnet", "name": "192.0.2.0/24", "reason": "an address in there was banned", "left_s": 60},
+    ]
+    caught = {**after, "banned": banned}
+    assert _banned(caught) == [
+        "peer 12D3KooWLiar  for good: lied",
+        "subnet 192.0.2.0/24  for 60.0 s: an address in there was banned",
+    ]
+    assert _connected(caught, None, watching=False)[-1].endswith("2 banned (--banned)")
     many = {**after, "peer_count": 700}
     assert _connected(many, None, watching=False)[-1] == "700 peers on network simulated, 699 of them not shown"
 

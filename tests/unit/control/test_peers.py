@@ -45,7 +45,7 @@ def test_the_banned_are_listed_with_the_reason() -> None:
         requester = await market.node(connect=(provider,))
         await requester.services.ledger.ban(provider.peer_id, reason="lied")
         said = await PeerWatch(requester).peers()
-        assert said["banned"] == [{"peer": provider.peer_id, "reason": "lied"}]
+        assert said["banned"] == [{"kind": "peer", "name": provider.peer_id, "reason": "lied", "left_s": None}]
         assert said["peers"][0]["standing"]["banned"] == "lied"
         await requester.services.overlay.disconnect(provider.peer_id)
         said = await PeerWatch(requester).peers()

@@ -45,8 +45,8 @@ def test_the_page_names_every_metric() -> None:
 
     in_memory(scenario)
     named: dict[str, str] = {}
-    for names, labels, _ in table("Metrics"):
-        named |= dict.fromkeys(re.findall(r"`([a-z_]+)`", names), labels)
+    for names, of, _ in table("Metrics"):
+        named |= dict.fromkeys(re.findall(r"`([a-z_]+)`", names), of)
     assert set(named) == set(found)
     for name, labels in found.items():
         assert all(label in named[name] for label in labels), name
