@@ -161,7 +161,7 @@ def main() -> None:
         },
     }
     json.dump(result, sys.stdout, indent=1)
-    print()
+    sys.stdout.write("\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from libp2p.abc import IMuxedConn, IRawConnection, ISecureConn
@@ -20,18 +20,23 @@ from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, public_key_of
 from ._link import LinkBroken
 from ._multiselect import Answer, MultiselectError, Proposal
 from ._muxer import Yamux
-from ._secured import Buffers, SecureSocket
+from ._secured import SecureSocket
+from ._socket_link import Buffers, SocketLink
 from .noise import AESGCM, CHACHAPOLY, Credentials, Handshake, NoiseError, Role, Suite
 
-__all__ = ["NOISE_AESGCM_ID", "NOISE_ID", "MendedUpgrader"]
+if TYPE_CHECKING:
+    from ._tls import TlsContext
+
+__all__ = ["NOISE_AESGCM_ID", "NOISE_ID", "TLS_ID", "MendedUpgrader", "has_aes_instructions"]
 
 NOISE_AESGCM_ID = "/p2pcompute/noise-aesgcm/1"  # between our own nodes: docs/adr/0015
 NOISE_ID = "/noise"
+TLS_ID = "/tls/1.0.0"
 _READ_BYTES = 4096
 
 
 class _Dialogue(Protocol):
-    """What has to be said before records: a `Proposal`, an `Answer` or a `Handshake`."""
+    """What has to be said before records: a `Proposal`, an `Answer`, or a handshake."""
 
     def data_to_send(self) -> bytes: ...
 
@@ -39,22 +44,35 @@ class _Dialogue(Protocol):
 
 
 class MendedUpgrader(TransportUpgrader):
-    """Noise and Yamux, nothing else, both of them ours.
+    """Noise and Yamux, both of them ours; TLS 1.3 for peers that speak no Noise; nothing else.
 
-    By default libp2p offers TLS, SECIO and plaintext too, and a peer may choose plaintext. Its Noise costs an operation
-    of trio for each two bytes of length and each record. And only Ed25519 peers get through: every peer ID elsewhere in
+    By default libp2p offers SECIO and plaintext too, and a peer may choose plaintext. Its Noise costs an operation of
+    trio for each two bytes of length and each record. And only Ed25519 peers get through: every peer ID elsewhere in
     p2pcompute holds such a key.
     """
 
-    def __init__(self, key_pair: KeyPair) -> None:
+    def __init__(self, key_pair: KeyPair, *, aes: bool | None = None) -> None:
+        """`aes` says whether AES-GCM is spoken; by default where the processor has instructions for it."""
         super().__init__({}, {})
         self._key = key_pair.private_key
+        self._identity = key_pair.public_key.to_bytes()
         self._peer = ID.from_pubkey(key_pair.public_key)
-        self._credentials = Credentials(
-            key_pair.public_key.to_bytes(), key_pair.private_key.sign, muxers=(str(YAMUX_ID),)
-        )
-        self._suites: dict[str, Suite] = {NOISE_AESGCM_ID: AESGCM, NOISE_ID: CHACHAPOLY}
+        self._muxers = (str(YAMUX_ID),)
+        self._credentials = Credentials(self._identity, self._key.sign, muxers=self._muxers)
+        self._suites: dict[str, Suite] = {NOISE_ID: CHACHAPOLY}
+        if has_aes_instructions() if aes is None else aes:
+            self._suites = {NOISE_AESGCM_ID: AESGCM, **self._suites}
+        self._protocols = [*self._suites, TLS_ID]
+        self._tls: TlsContext | None = None
         self._buffers = Buffers()
+
+    def _tls_context(self) -> TlsContext:
+        """Made where it is first needed, since few peers need it."""
+        if self._tls is None:
+            from ._tls import TlsContext
+
+            self._tls = TlsContext(self._identity, self._key.sign, muxers=self._muxers)
+        return self._tls
 
     async def upgrade_security(
         self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
@@ -68,29 +86,33 @@ class MendedUpgrader(TransportUpgrader):
         assert isinstance(raw_conn, RawConnection)
         assert isinstance(raw_conn.stream, TrioTCPStream)
         stream = raw_conn.stream.stream
+        role = Role.INITIATOR if is_initiator else Role.RESPONDER
         try:
             expected = public_key_of(_ed25519_peer(peer_id)) if peer_id is not None else None
-            protocols = list(self._suites)
-            selection = Proposal(protocols) if is_initiator else Answer(protocols)
+            selection = Proposal(self._protocols) if is_initiator else Answer(self._protocols)
             await _say(stream, selection, b"")
-            assert selection.chosen is not None
-            suite = self._suites[selection.chosen]
-            role = Role.INITIATOR if is_initiator else Role.RESPONDER
+            suite = self._suites.get(selection.chosen or "")
+            if suite is None:
+                return await self._by_tls(raw_conn, stream, role, expected, selection.trailing)
             handshake = Handshake(suite, role, self._credentials, expected=expected)
             await _say(stream, handshake, selection.trailing)
-            assert handshake.result is not None
         except (MultiselectError, NoiseError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SecurityUpgradeFailure(f"no secure connection: {exc}") from exc
-        return SecureSocket(
-            raw_conn,
-            stream,
-            suite,
-            handshake.result,
-            trailing=handshake.trailing,
-            buffers=self._buffers,
-            local_peer=self._peer,
-            local_key=self._key,
-        )
+        assert handshake.result is not None
+        trailing = handshake.trailing
+        return SecureSocket(raw_conn, stream, suite, handshake.result, trailing=trailing, **self._ours())
+
+    async def _by_tls(
+        self, raw: RawConnection, stream: trio.SocketStream, role: Role, expected: bytes | None, trailing: bytes
+    ) -> ISecureConn:
+        from ._tls import TlsHandshake, TlsSocket
+
+        handshake = TlsHandshake(self._tls_context(), role, expected=expected)
+        await _say(stream, handshake, trailing)
+        return TlsSocket(raw, stream, handshake, **self._ours())
+
+    def _ours(self) -> dict[str, Any]:
+        return {"buffers": self._buffers, "local_peer": self._peer, "local_key": self._key}
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on Yamux, where the handshake did not already.
@@ -98,8 +120,8 @@ class MendedUpgrader(TransportUpgrader):
         Raises:
             MuxerUpgradeFailure: the peer speaks another muxer, or broke the connection.
         """
-        assert isinstance(conn, SecureSocket)
-        if conn.session.muxer is None:
+        assert isinstance(conn, SocketLink)
+        if conn.muxer is None:
             muxers = [str(YAMUX_ID)]
             selection = Proposal(muxers) if conn.is_initiator else Answer(muxers)
             try:
@@ -107,6 +129,23 @@ class MendedUpgrader(TransportUpgrader):
             except (MultiselectError, LinkBroken) as exc:
                 raise MuxerUpgradeFailure(f"no muxer: {exc}") from exc
         return Yamux(conn, peer_id)
+
+
+def has_aes_instructions(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the processor multiplies and encrypts for GCM by itself.
+
+    Without that AES-GCM is slower than ChaCha20-Poly1305, and its tables tell by their timing what they are used on.
+    """
+    try:
+        with open(cpuinfo, encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip().lower() in ("flags", "features"):  # x86 and ARM; all cores are alike
+                    flags = set(value.split())
+                    return {"aes", "pclmulqdq"} <= flags or {"aes", "pmull"} <= flags
+    except OSError:
+        pass
+    return False
 
 
 def _ed25519_peer(peer_id: ID) -> PeerId:
@@ -128,7 +167,7 @@ async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes) -> N
         done = dialogue.receive_data(data)
 
 
-async def _agree(conn: SecureSocket, selection: Proposal | Answer) -> None:
+async def _agree(conn: SocketLink, selection: Proposal | Answer) -> None:
     while True:
         conn.send_nowait([selection.data_to_send()])
         await conn.flush()

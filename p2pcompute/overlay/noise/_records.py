@@ -12,7 +12,7 @@ from typing import TypeAlias
 from cryptography.exceptions import InvalidTag
 
 from ._errors import BadMessage, NoiseError, OutOfNonces
-from ._suites import LAST_NONCE, TAG_BYTES, Suite
+from ._suites import LAST_NONCE, TAG_BYTES, Suite, rekeyed
 
 __all__ = [
     "BUFFER_BYTES",
@@ -83,15 +83,33 @@ def cut(parts: Sequence[Data]) -> list[Data]:
     return records
 
 
-class Sealer:
-    """Seals what we send."""
+class _Direction:
+    """A key, how many records it and those before it have made, and when it is over."""
 
-    __slots__ = ("_aead", "_pack", "count")
+    __slots__ = ("_aead", "_key", "_pack", "_suite", "_turn", "count")
 
     def __init__(self, suite: Suite, key: bytes) -> None:
+        self._suite = suite
+        self._key = key
         self._aead = suite.aead(key)
         self._pack = suite.nonce.pack
+        self._turn = suite.rekey_records or LAST_NONCE + 1
         self.count = 0  # of records, which is the next nonce
+
+    def _turn_key(self) -> None:
+        """Go on with the next key; nonces go on as they are. Raises OutOfNonces."""
+        if self.count > LAST_NONCE:
+            raise OutOfNonces("as many records as one connection may have went one way; dial again")
+        while self._suite.rekey_records is not None and self.count >= self._turn:
+            self._key = rekeyed(self._suite, self._key)
+            self._turn += self._suite.rekey_records
+        self._aead = self._suite.aead(self._key)
+
+
+class Sealer(_Direction):
+    """Seals what we send."""
+
+    __slots__ = ()
 
     def seal_into(self, plaintext: Data, out: memoryview) -> int:
         """Write the record around `plaintext` to the beginning of `out`; how long it is.
@@ -101,8 +119,8 @@ class Sealer:
         length = len(plaintext) + TAG_BYTES
         if length > MAX_CIPHERTEXT:
             raise ValueError(f"a record holds {MAX_PLAINTEXT} bytes, not {len(plaintext)}")
-        if self.count > LAST_NONCE:
-            raise OutOfNonces("this connection has sent as many records as it may; dial again")
+        if self.count >= self._turn:
+            self._turn_key()
         end = LENGTH_BYTES + length
         self._aead.encrypt_into(self._pack(self.count), plaintext, None, out[LENGTH_BYTES:end])
         out[0] = length >> 8
@@ -120,17 +138,15 @@ class Sealer:
         return bytes(sealed)
 
 
-class Opener:
+class Opener(_Direction):
     """Opens what the peer sends. After an error it refuses everything."""
 
-    __slots__ = ("_aead", "_broken", "_empty", "_pack", "count")
+    __slots__ = ("_broken", "_empty")
 
     def __init__(self, suite: Suite, key: bytes) -> None:
-        self._aead = suite.aead(key)
-        self._pack = suite.nonce.pack
+        super().__init__(suite, key)
         self._empty = 0
         self._broken: NoiseError | None = None
-        self.count = 0
 
     def missing(self, data: Data) -> int:
         """How many bytes `data` lacks to be a whole record, or 2 where even its length is not known."""
@@ -165,8 +181,9 @@ class Opener:
             end = at + LENGTH_BYTES + length
             if end > available:
                 break
-            if self.count > LAST_NONCE:
-                raise OutOfNonces("the peer has sent as many records as it may")
+            if self.count >= self._turn:
+                self._turn_key()
+                decrypt_into = self._aead.decrypt_into
             size = length - TAG_BYTES
             try:
                 decrypt_into(pack(self.count), data[at + LENGTH_BYTES : end], None, out[written : written + size])

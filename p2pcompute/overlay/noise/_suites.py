@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.ciphers import aead
 
 from ._errors import BadMessage, OutOfNonces
 
-__all__ = ["AESGCM", "CHACHAPOLY", "KEY_BYTES", "LAST_NONCE", "TAG_BYTES", "Aead", "Suite", "SymmetricState"]
+__all__ = ["AESGCM", "CHACHAPOLY", "KEY_BYTES", "LAST_NONCE", "TAG_BYTES", "Aead", "Suite", "SymmetricState", "rekeyed"]
 
 KEY_BYTES = 32
 TAG_BYTES = 16
@@ -33,12 +33,26 @@ class Suite:
     name: bytes
     nonce: struct.Struct  # of 12 bytes: four zeros and the counter, little-endian for ChaCha20 and big-endian for GCM
     aead: type[Aead]
+    rekey_records: int | None  # a direction has a new key after so many; None keeps the first
 
 
 CHACHAPOLY: Final = Suite(
-    name=b"Noise_XX_25519_ChaChaPoly_SHA256", nonce=struct.Struct("<4xQ"), aead=aead.ChaCha20Poly1305
+    name=b"Noise_XX_25519_ChaChaPoly_SHA256",
+    nonce=struct.Struct("<4xQ"),
+    aead=aead.ChaCha20Poly1305,
+    rekey_records=None,
 )
-AESGCM: Final = Suite(name=b"Noise_XX_25519_AESGCM_SHA256", nonce=struct.Struct(">4xQ"), aead=aead.AESGCM)
+AESGCM: Final = Suite(
+    name=b"Noise_XX_25519_AESGCM_SHA256",
+    nonce=struct.Struct(">4xQ"),
+    aead=aead.AESGCM,
+    rekey_records=2**24,  # a tebibyte; docs/adr/0015
+)
+
+
+def rekeyed(suite: Suite, key: bytes) -> bytes:
+    """The key after `key` (Noise's REKEY, §4.2)."""
+    return suite.aead(key).encrypt(suite.nonce.pack(2**64 - 1), bytes(KEY_BYTES), None)[:KEY_BYTES]
 
 
 def _hkdf(chaining_key: bytes, material: bytes) -> tuple[bytes, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 from libp2p.crypto.ed25519 import Ed25519PublicKey
 from libp2p.security.noise.messages import NoiseHandshakePayload
 from libp2p.security.noise.pb import noise_pb2
+from noise.backends.default import noise_backend
+from noise.noise_protocol import NoiseProtocol
+from noise.state import CipherState
 
 from p2pcompute.overlay.noise import (
     AESGCM,
@@ -174,6 +178,7 @@ def test_a_flood_of_empty_records_ends(suite: Suite) -> None:
 @SUITES
 def test_the_last_nonce_is_the_last(suite: Suite) -> None:
     """At 2^64 - 1 a counter of 64 bits would soon begin again, and a nonce that comes twice gives the key away."""
+    suite = replace(suite, rekey_records=None)
     sealer, opener = Sealer(suite, KEY), Opener(suite, KEY)
     sealer.count = opener.count = LAST_NONCE
     record = sealer.seal([b"last"])
@@ -187,7 +192,42 @@ def test_the_last_nonce_is_the_last(suite: Suite) -> None:
 
 
 @SUITES
-def test_nonces_are_counted_and_never_come_twice(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("every", [1, 3])
+def test_keys_change_after_a_number_of_records(suite: Suite, every: int) -> None:
+    """In step on both sides, as the package `noise` rekeys, and whatever is received at once."""
+    turning = replace(suite, rekey_records=every)
+    sealer, opener, first = Sealer(turning, KEY), Opener(turning, KEY), Opener(suite, KEY)
+    cipher = CipherState(NoiseProtocol(suite.name, noise_backend))
+    cipher.initialize_key(KEY)
+    records = []
+    for number in range(10):
+        if number and number % every == 0:
+            cipher.rekey()
+        records.append(sealer.seal([b"%d" % number]))
+        assert records[-1][2:] == cipher.encrypt_with_ad(None, b"%d" % number)
+    stream = b"".join(records)
+    assert opened(opener, stream) == (len(stream), b"0123456789")
+    assert opener.count == sealer.count == 10
+    with pytest.raises(BadMessage):  # who does not follow can't read on
+        opened(first, stream)
+
+
+def test_aes_changes_its_keys_after_a_tebibyte_and_chacha_never() -> None:
+    assert AESGCM.rekey_records is not None
+    assert AESGCM.rekey_records * MAX_PLAINTEXT <= 2**40
+    assert CHACHAPOLY.rekey_records is None
+    sealer, opener = Sealer(AESGCM, KEY), Opener(AESGCM, KEY)
+    sealer.count = opener.count = AESGCM.rekey_records - 1
+    before = sealer._aead
+    stream = sealer.seal([b"last"])
+    assert sealer._aead is before
+    stream += sealer.seal([b"first"])
+    assert sealer._aead is not before
+    assert opened(opener, stream) == (len(stream), b"lastfirst")
+
+
+@SUITES
+def test_nonces_are_counted_and_never_come_twice(suite: Suite) -> None:
     sealer = Sealer(suite, KEY)
     seen: list[bytes] = []
     pack = sealer._pack
@@ -196,7 +236,7 @@ def test_nonces_are_counted_and_never_come_twice(suite: Suite, monkeypatch: pyte
         seen.append(pack(count))
         return seen[-1]
 
-    monkeypatch.setattr(sealer, "_pack", record)
+    sealer._pack = record
     sealer.seal([bytes(300_000)])
     sealer.seal([b"x"])
     assert len(seen) == 6
