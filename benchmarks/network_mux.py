@@ -171,7 +171,7 @@ async def overlay_server() -> AsyncGenerator[str, None]:
 async def overlay_client(address: str, *, chacha: bool) -> AsyncGenerator[Opener, None]:
     async with open_libp2p(NodeKey.generate(), listen=(), record_validator=_Anything()) as overlay:
         if chacha:
-            del overlay._swarm.upgrader._suites[NOISE_AESGCM_ID]  # type: ignore[attr-defined]
+            overlay._swarm.upgrader._protocols = [NOISE_ID]  # type: ignore[attr-defined]
         peer = await overlay.connect(address)
 
         async def open_stream(kind: str) -> Any:
@@ -231,7 +231,7 @@ async def measure(open_stream: Opener, mib: int, count: int) -> dict[str, Any]:
         await stream.aclose()
 
     async def new() -> None:
-        for _ in range(count // 8):
+        for _ in range(max(1, count // 8)):
             stream = await open_stream("echo")
             await ask(stream)
             await stream.aclose()
@@ -247,7 +247,7 @@ async def measure(open_stream: Opener, mib: int, count: int) -> dict[str, Any]:
     result["bulk_per_mib"]["mb_per_s"] = round(1000 * MIB / 1e6 / result["bulk_per_mib"]["wall_ms"], 1)
     for name, units, work in (
         ("kept_stream_per_request", count, kept),
-        ("new_stream_per_request", count // 8, new),
+        ("new_stream_per_request", max(1, count // 8), new),
         ("in_flight_64_per_request", 64 * max(1, count // 16), many),
     ):
         walls.clear()

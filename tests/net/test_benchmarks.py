@@ -24,10 +24,13 @@ pytestmark = pytest.mark.net
         ("checking_power.py", "injected"),
         ("product_power.py", "injected"),
         ("fast_mode.py", "kernels"),
+        ("network_mux.py", "bulk_per_mib"),
     ],
 )
 def test_it_prints_its_figures(name: str, field: str) -> None:
     options = [] if name == "import_time.py" else ["--count", "2"]
+    if name == "network_mux.py":
+        options = ["--mib", "4", "--count", "4"]
     if name == "fast_mode.py":
         options = ["--quick", "--rounds", "2", "--json"]
     if name in ("checking_power.py", "product_power.py"):
