@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import trio
 
@@ -74,7 +75,7 @@ def test_peers_are_pinged_once_in_a_while_and_hold_nothing_up() -> None:
         for other in (quick, mute):
             await node.services.overlay.connect(other.addresses[0])
         watch = PeerWatch(node)
-        begun_s = trio.current_time()
+        begun_s, rows = trio.current_time(), dict[str, Any]()
         for _ in range(5):
             rows = {row["peer"]: row for row in (await watch.peers())["peers"]}
         assert trio.current_time() - begun_s < 2, "one answer waits for a mute peer, and the next ones do not"
