@@ -153,6 +153,7 @@ export class Dialogue {
     this.role = role
     this.other = role === 'provider' ? 'requester' : 'provider'
     this.sendAll = sendAll
+    this.rules = { see () {} } // of ./rules.js, once it is known what the dialogue is about
   }
 
   async receive () {
@@ -161,6 +162,7 @@ export class Dialogue {
       if (payload !== null) {
         const said = this.states.protocol.messages.decode(payload)
         this.states.move(this.other, said.name)
+        this.rules.see(said.name, said.value)
         return said
       }
       const bytes = await this.reader.some()
@@ -175,6 +177,7 @@ export class Dialogue {
   async send (name, value) {
     const payload = this.states.protocol.messages.encode(name, value)
     this.states.move(this.role, name)
+    this.rules.see(name, value)
     await this.sendAll(this.stream, frame(payload))
   }
 }

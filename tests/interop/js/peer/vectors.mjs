@@ -4,7 +4,9 @@ import { readFileSync } from 'node:fs'
 import { Fault, equal, hex, unhex } from './cbor.js'
 import { openEnvelope } from './envelope.js'
 import { channelId, checkBinding, closeDigest, recover, voucherDigest } from './evm.js'
+import { Frames, PROTOCOLS as DIALOGUES, States } from './frames.js'
 import * as m from './messages.js'
+import { ChannelRules, TaskRules } from './rules.js'
 import * as v from './verify.js'
 
 const PROTOCOLS = ['envelope', 'ads', 'negotiation', 'task', 'channel']
@@ -111,6 +113,44 @@ function encodesAgain (bytes, { value, type }) {
   if (!Buffer.from(bytes).includes(Buffer.from(payload))) throw new Error('its payload encodes to other bytes')
 }
 
+// What both sides know of the work, from a transcript's `setup`.
+function workOf (setup) {
+  const count = BigInt(setup.chunks)
+  return {
+    count,
+    bytes: (index) => BigInt(index === count - 1n ? setup.last_chunk_bytes : setup.chunk_bytes),
+    blobs: new Map(Object.entries(setup.blobs).map(([digest, size]) => [digest, BigInt(size)])),
+    ...(setup.chunk_rounds && { rounds: BigInt(setup.chunk_rounds), arrays: setup.state_arrays.map(BigInt) })
+  }
+}
+
+// The events of a transcript, or its last code, where the bytes of each step come in pieces of `size`.
+function recite (protocol, transcript, size) {
+  const id = `/p2pcompute/${protocol}/1`
+  const states = new States(id)
+  const rules = protocol === 'channel' ? new ChannelRules() : protocol === 'task' ? new TaskRules(workOf(transcript.setup)) : { see () {} }
+  const frames = { requester: new Frames(DIALOGUES[id].max), provider: new Frames(DIALOGUES[id].max) }
+  return transcript.steps.map((step) => {
+    const bytes = bytesOf(step)
+    let said = null
+    try {
+      for (let at = 0; at < bytes.length; at += size) {
+        if (said !== null) throw new Error('bytes follow the frame')
+        frames[step.from].push(bytes.subarray(at, at + size))
+        const payload = frames[step.from].next()
+        if (payload === null) continue
+        said = DIALOGUES[id].messages.decode(payload)
+        states.move(step.from, said.name)
+        rules.see(said.name, said.value)
+      }
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      return error.code
+    }
+    return said?.name ?? null
+  })
+}
+
 const folder = new URL(process.argv[2] ?? '../../../../protocols/', import.meta.url)
 for (const protocol of PROTOCOLS) {
   const file = parseJson(readFileSync(new URL(`${protocol}/vectors.json`, folder), 'utf8'))
@@ -142,5 +182,15 @@ for (const protocol of PROTOCOLS) {
       if (code !== vector.code) throw new Error(`${code}, not ${vector.code}`)
     })
   }
-  console.log(JSON.stringify({ protocol, accepted: file.accept.length, rejected: file.reject.length, failed }))
+  const transcripts = (file.transcripts ?? []).filter(({ setup }) => setup?.split === undefined)
+  for (const transcript of transcripts) {
+    const wanted = transcript.steps.map((step) => step.event ?? step.code).join()
+    for (const size of [1, 7, Infinity]) {
+      attempt({ op: 'transcript', name: transcript.name }, () => {
+        const found = recite(protocol, transcript, size).join()
+        if (found !== wanted) throw new Error(`${found} is not ${wanted}, in pieces of ${size}`)
+      })
+    }
+  }
+  console.log(JSON.stringify({ protocol, accepted: file.accept.length, rejected: file.reject.length, transcripts: transcripts.length, failed }))
 }
