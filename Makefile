@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts. tests/conftest.py has the longest come first
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments check-system clean
+.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments bench-network peer-env check-system clean
 
 install: $(STAMP)
 
@@ -74,6 +74,16 @@ bench-execution: $(STAMP)
 bench-payments: $(STAMP)
 	@$(BIN)/python benchmarks/payments.py --write
 
+# docs/benchmarks/network.md, its picture and benchmarks/results/network.json; six minutes on a quiet machine. It stands
+# beside the peers whose environments are there
+bench-network: $(STAMP)
+	@$(BIN)/python benchmarks/network.py --write
+
+# the environment of one of them, in .peers: make peer-env PEER=dask
+PEER ?=
+peer-env:
+	@PYTHON=$(PYTHON) sh scripts/peer-env.sh $(PEER)
+
 # power cuts at every write of many long lives, in every way: an hour and more; a part of it runs with the tests
 crash-nightly: $(STAMP)
 	@P2PCOMPUTE_NIGHTLY=1 $(BIN)/python -m pytest -n auto tests/unit/crash
@@ -107,4 +117,4 @@ lint: $(STAMP)
 	@$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) .venv-vyper .anvil tests/interop/js/node_modules build dist demo-out
+	rm -rf $(VENV) .venv-vyper .anvil .peers tests/interop/js/node_modules build dist demo-out

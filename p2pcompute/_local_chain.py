@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from p2pcompute._log import log_event
 from p2pcompute._private_files import open_private, private_directory
 from p2pcompute._profile import NetworkDir
 from p2pcompute.chain import DevChainProcess
@@ -90,6 +91,7 @@ def _port(reported: list[str]) -> int:
 
 async def _run(directory: NetworkDir, port: int, report: Callable[[str], None]) -> None:
     """Run the chain as a child until it ends."""
+    log_event(_log, "starting", "starting a development chain", step="chain")
     async with DevChainProcess(directory.chain_data, port=port) as chain:
         with directory.announce_chain(chain.url):
             report(chain.url)

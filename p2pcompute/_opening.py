@@ -17,15 +17,17 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._chain_choice import choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._fast_proof import kept_proof
 from p2pcompute._funds import AccountFunds
+from p2pcompute._log import log_event
 from p2pcompute._profile import NetworkDir, Profile, home_dir, read_json, write_json
 from p2pcompute._stakes import open_stake_parts
+from p2pcompute.blobs import BlobServer
 from p2pcompute.checking import EvidenceStore
 from p2pcompute.errors import ChainError, ConfigError, NoProviderError, ProfileInUse
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.identity import AskPassword, Keyring, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdRecordValidator, AdService, Discovery
 from p2pcompute.node import NodeServices
-from p2pcompute.overlay import Overlay, open_libp2p
+from p2pcompute.overlay import Overlay, Requests, open_libp2p
 from p2pcompute.payments import Outbox, Payer
 from p2pcompute.storage import Ledger, open_ledger, open_watch_store
 from p2pcompute.tasks import Coordinator
@@ -88,6 +90,8 @@ async def open_services(
         keys = await trio.to_thread.run_sync(Keyring(place.path).open, password)
         await ledger.bind_chain(connected.terms)
         keep_choice(place, choice.url, connected.place)
+        by = f"joining the network by {len(peers)} known" if peers else "opening the network; nobody else is known yet"
+        log_event(_log, "starting", by, step="network")
         overlay = await stack.enter_async_context(
             open_libp2p(
                 key,
@@ -116,6 +120,7 @@ async def open_services(
         )
         services.retired = keys.retired
         services.chain_url = choice.url
+        services.blob_directory = place.path / "inputs"
         services.coordinator.advice = partial(_how_to_get_one, directory, network)
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device
         services.prove_fast = prove_fast
@@ -202,6 +207,7 @@ def wire_services(
         return payer.binding
 
     outbox = Outbox(ledger=ledger, hub=hub)
+    requests = Requests(overlay)
 
     async def dial(peer: PeerId) -> Any:
         return await overlay.open_stream(peer, channel.PROTOCOL_ID)
@@ -209,14 +215,17 @@ def wire_services(
     payer = Payer(ledger=ledger, hub=hub, outbox=outbox, wallet=wallet, binding=bind(), dial=dial)
     board = AdBoard(network=network, now_ms=now_ms)
     books = RequesterLedgerBooks(ledger, payer, fund_wallet)
+    blobs = BlobServer()
+    blobs.register(overlay)
     coordinator = Coordinator(
         overlay=overlay,
+        blobs=blobs,
         network=network,
         signer=key,
         chain=hub.terms,
         binding=binding,
         board=board,
-        discovery=Discovery(overlay=overlay, board=board, network=network, now_ms=now_ms),
+        discovery=Discovery(overlay=overlay, requests=requests, board=board, network=network, now_ms=now_ms),
         books=books,
         now_ms=now_ms,
         is_banned=books.banned.__contains__,
@@ -227,13 +236,14 @@ def wire_services(
         wallet=wallet,
         account=account,
         overlay=overlay,
+        requests=requests,
         ledger=ledger,
         hub=hub,
         outbox=outbox,
         binding=binding,
         payer=payer,
         board=board,
-        ad_service=AdService(overlay=overlay, board=board, network=network, now_ms=now_ms),
+        ad_service=AdService(overlay=overlay, requests=requests, board=board, network=network, now_ms=now_ms),
         books=books,
         coordinator=coordinator,
         open_pool=open_pool,
@@ -243,6 +253,7 @@ def wire_services(
         guess_milli=guess_milli,
         cores=cores,
         fund_wallet=fund_wallet,
+        blobs=blobs,
     )
 
 
@@ -343,9 +354,12 @@ async def prove_fast(pool: WorkerPool, slot: str = "cpu") -> FastFindings:
     from p2pcompute.execution import fast_self_test
 
     place = _kept_at(pool.threads, slot)
-    if place is None:
+
+    async def test() -> FastFindings:
+        log_event(_log, "starting", "testing fast mode (once a day)", step="fast mode")
         return await fast_self_test(pool)
-    return await kept_proof(place[1], place[2], partial(fast_self_test, pool))
+
+    return await test() if place is None else await kept_proof(place[1], place[2], test)
 
 
 def _scores(noted: object) -> tuple[tuple[int, int], ...] | None:
@@ -371,6 +385,7 @@ async def measure_device(pool: WorkerPool, slot: str = "cpu") -> Device:
 
     known = known_device(pool.threads, slot=slot)
     if known is None:
+        log_event(_log, "starting", "testing and measuring this machine (once a day)", step="measuring")
         await self_test(pool)
         known = known_device(pool.threads, await benchmark(pool), slot=slot)
     if known is None:

@@ -12,7 +12,7 @@ from p2pcompute_protocols.money import owed_uusd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptPayload
 
-__all__ = ["Checkpointed", "ProviderEvent", "ServedTaskEnded", "ServedTaskStarted", "WatchedBooks"]
+__all__ = ["Checkpointed", "ProviderEvent", "ServedTaskEnded", "ServedTaskStarted", "ServedTotals", "WatchedBooks"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +56,27 @@ class Checkpointed:
 ProviderEvent: TypeAlias = ServedTaskStarted | ServedTaskEnded | Checkpointed
 
 
+@dataclass(slots=True, kw_only=True)
+class ServedTotals:
+    """What a provider has done since it began to sell.
+
+    Attributes:
+        tasks: that were opened, those that run included.
+        chunks, failed: receipts over results, and over failures.
+        billed_uusd: what tasks that have ended were billed, each rounded up.
+    """
+
+    tasks: int = 0
+    chunks: int = 0
+    failed: int = 0
+    billed_uusd: int = 0
+
+
 class WatchedBooks:
-    """`ProviderBooks` that tell `emit` when tasks begin and end."""
+    """`ProviderBooks` that tell `emit` when tasks begin and end, and count them in `totals`."""
 
     def __init__(self, books: ProviderBooks, emit: Callable[[ProviderEvent], None]) -> None:
+        self.totals = ServedTotals()
         self._books = books
         self._emit = emit
         self._used: dict[TaskId, Usage] = {}  # by tasks that are open
@@ -77,6 +94,7 @@ class WatchedBooks:
         """The account of a task."""
         account = await self._books.open(agreement)
         terms = agreement.terms
+        self.totals.tasks += 1
         self._emit(
             ServedTaskStarted(
                 task=TaskId(agreement.task_id),
@@ -86,7 +104,7 @@ class WatchedBooks:
             )
         )
         self._used[TaskId(agreement.task_id)] = Usage()
-        return _WatchedAccount(account, agreement, self._emit, self._used)
+        return _WatchedAccount(account, agreement, self._emit, self._used, self.totals)
 
 
 class _WatchedAccount:
@@ -98,8 +116,10 @@ class _WatchedAccount:
         agreement: Agreement,
         emit: Callable[[ProviderEvent], None],
         used: dict[TaskId, Usage],
+        totals: ServedTotals,
     ) -> None:
         self._used = used
+        self._totals = totals
         self._account = account
         self._agreement = agreement
         self._emit = emit
@@ -131,9 +151,11 @@ class _WatchedAccount:
         envelope = await self._account.issue(payload, sign)
         if payload.code == 0:
             self._chunks += 1
+            self._totals.chunks += 1
             self._units += payload.units
         else:
             self._failed += 1
+            self._totals.failed += 1
         return envelope
 
     async def wait_changed(self) -> None:
@@ -142,13 +164,15 @@ class _WatchedAccount:
     async def close(self) -> None:
         used = self._used.pop(TaskId(self._agreement.task_id), None) or Usage()
         await self._account.close()
+        billed_uusd = owed_uusd(self._units, self._agreement.terms.price_pusd)
+        self._totals.billed_uusd += billed_uusd
         self._emit(
             ServedTaskEnded(
                 task=TaskId(self._agreement.task_id),
                 requester=PeerId(self._agreement.terms.requester),
                 chunks=self._chunks,
                 failed=self._failed,
-                billed_uusd=owed_uusd(self._units, self._agreement.terms.price_pusd),
+                billed_uusd=billed_uusd,
                 unpaid_chunks=self._account.unpaid,
                 used=used,
             )

@@ -74,7 +74,9 @@ async def ask_from_node(
 
 def asking(services: NodeServices, *, network: str, now_ms: Callable[[], int]) -> AskClose:
     """How a node that runs asks the payees of its channels."""
-    discovery = Discovery(overlay=services.overlay, board=services.board, network=network, now_ms=now_ms)
+    discovery = Discovery(
+        overlay=services.overlay, requests=services.requests, board=services.board, network=network, now_ms=now_ms
+    )
     return partial(ask_from_node, services.payer, discovery)
 
 
@@ -101,20 +103,23 @@ async def ask_without_node(
         now_ms: UNIX time in milliseconds.
         peers: multiaddrs to join by, and where the payee may be.
     """
-    from p2pcompute.overlay import open_libp2p
+    from p2pcompute.overlay import open_libp2p, open_requests
 
     if channel.channel_id(hub.account, row.payee, wallet.address) != row.channel:
         raise VoucherRefused(_OTHER_KEY)
     validator = AdRecordValidator(network=network, now_ms=now_ms)
     others = [address for address in peers if not address.endswith(f"/p2p/{key.peer_id}")]
     consent: tuple[CloseConsent, bytes] | None = None
-    async with open_libp2p(key, listen=(), record_validator=validator, bootstrap=others) as overlay:
+    async with (
+        open_libp2p(key, listen=(), record_validator=validator, bootstrap=others) as overlay,
+        open_requests(overlay) as requests,
+    ):
         now = now_ms()
         binding = bind_signer(
             network, key.peer_id, wallet, owner=hub.account, sequence=now, expires_ms=now + _BINDING_MS
         )
         board = AdBoard(network=network, now_ms=now_ms)
-        discovery = Discovery(overlay=overlay, board=board, network=network, now_ms=now_ms)
+        discovery = Discovery(overlay=overlay, requests=requests, board=board, network=network, now_ms=now_ms)
         payer = Payer(ledger=ledger, hub=hub, outbox=outbox, wallet=wallet, binding=binding, dial=_dialler(overlay))
         try:
             consent = await ask_from_node(payer, discovery, row, hints=others)

@@ -21,6 +21,7 @@ from p2pcompute._options import (
     AmountError,
     OptionError,
     callback,
+    flag,
     number,
     one_of,
     parse_usd,
@@ -65,6 +66,7 @@ from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market._bidding import MAX_DEADLINE_MS
 from p2pcompute.tasks import Compiling, Coordinator, TaskEnded, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._budget import TaskBudget
+from p2pcompute.tasks._sharing import shareable
 from p2pcompute.tasks._work import chunk_work, program_work
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
@@ -138,6 +140,8 @@ class RunOptions:
             stake at risk, get work; `Node.accuse` has a liar's stake taken.
         arbiters_needed: how many of them have to find against a provider; more than half where None.
         at_risk: what verdicts may take for one task; the least stake of the registry where None.
+        share_inputs: whether providers of the task may give inputs of 1 MiB and more to each other, so that each
+            leaves here about once. Where None: in kernels whose results are checked, and not with check="none".
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. What it raises ends the task, and is
             raised.
 
@@ -162,6 +166,7 @@ class RunOptions:
     arbiters: Sequence[str] = ()
     arbiters_needed: int | None = None
     at_risk: str | int | float | None = None
+    share_inputs: bool | None = None
     on_event: Callable[[TaskEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -186,9 +191,16 @@ class RunOptions:
                 f'quorum_share is {self.quorum_share!r} and check is "{self.check}"; write check="quorum" too, or '
                 "leave quorum_share out"
             )
+        if self.check == "none" and self.samples not in (0, DEFAULT_SAMPLES):
+            raise OptionError(
+                f'samples is {self.samples} and check is "none", which looks at nothing; write check="sample", or '
+                "leave samples out"
+            )
         if self.check == "quorum" and self.max_providers < 2:
             raise OptionError('max_providers is 1; check="quorum" takes at least 2')
         check_tolerance(self)
+        if self.share_inputs is not None:
+            flag(self, "share_inputs")
         one_of(self, "device", "cpu", "cuda", "any")
         callback(self, "on_event")
         check_stakes(self)
@@ -199,6 +211,11 @@ class RunOptions:
         if self.check != "quorum":
             return 0.0
         return 1.0 if self.quorum_share is None else float(self.quorum_share)
+
+    @property
+    def shares(self) -> bool:
+        """Whether inputs may spread: who trusts providers without checks has chosen whom the data goes to."""
+        return self.checks if self.share_inputs is None else self.share_inputs
 
     @property
     def checks(self) -> bool:
@@ -439,6 +456,7 @@ class TaskRun:
                 if options.check == "sample" and binding.program is None
                 else 1,
                 stake=stake,
+                shared=shareable(work) if options.shares else frozenset(),
             )
             judge: ChunkJudge | None = None
             if worker is not None and tolerance is not None:

@@ -17,6 +17,7 @@ from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.market import AD_LIFETIME_MS, AdService, FixedPricePolicy, NegotiationService
 from p2pcompute.payments import CreditBook, CreditPolicy, Payee, SettlePolicy, Settler, subnet_of
 from p2pcompute.tasks import Guest, TaskService
+from p2pcompute.tasks._fetching import BlobExchange
 from p2pcompute.tasks._turns import LINGER_S, Turns
 from p2pcompute_protocols import ads, channel, task
 from p2pcompute_protocols.ads import Availability, CapabilityAd, Device, PricedOption
@@ -31,6 +32,7 @@ from ._books import ProviderLedgerBooks
 from ._fast_proof import ModesSold, check_tolerance
 from ._options import OptionError, callback, flag, one_of, parse_usd, price_per_unit_pusd, said, whole
 from ._provider_events import ProviderEvent, WatchedBooks
+from ._sizes import DEFAULT_CACHE, parse_size
 
 if TYPE_CHECKING:
     from p2pcompute.execution import WorkerPool
@@ -70,6 +72,8 @@ class ProviderOptions:
         programs: programs of installed distributions that requesters may have run, by name or ``distribution:name``;
             none where nothing is said.
         program_data: by the name of a program, written as in `programs`, a directory of this machine that it may read.
+        cache: how much of the disk inputs may take that requesters who have paid before have sent, such as "4 GiB"; 0
+            keeps none. They are found again after a restart; the least recently used make room.
         fault: alters outputs, for tests and demonstrations of what checking catches.
         claim_above_uusd: unclaimed micro-USD from which a claim is made, whatever gas costs.
         coin_price_uusd: what one of the chain's own coin is worth, in micro-USD; gas is then weighed against what a
@@ -98,6 +102,7 @@ class ProviderOptions:
     region: str | None = None
     programs: Sequence[str] = ()
     program_data: Mapping[str, str] = field(default_factory=dict[str, str])
+    cache: str | int = DEFAULT_CACHE
     fault: OutputFault | None = None
     claim_above_uusd: int = 1_000_000
     coin_price_uusd: int | None = None
@@ -125,6 +130,7 @@ class ProviderOptions:
         if self.threads is not None:
             whole(self, "threads", 1, 1_024, otherwise=", or None to share all cores")
         whole(self, "max_window", 1, _MAX_WINDOW)
+        parse_size(self.cache)
         whole(self, "claim_above_uusd", 0, 2**63 - 1)
         if self.coin_price_uusd is not None:
             whole(self, "coin_price_uusd", 0, 2**63 - 1, otherwise=", or None")
@@ -226,6 +232,7 @@ class ProviderRole:
             clock_ms=node.now_ms,
         )
         books = WatchedBooks(ProviderLedgerBooks(services.ledger, self.payee, self.credit, self._subnet), self.emit)
+        self.served = books.totals
         self.tasks = TaskService(
             overlay=services.overlay,
             network=node.network,
@@ -242,6 +249,7 @@ class ProviderRole:
             programs={program: allowed.pool for program, allowed in programs.items()},
             newcomers_bytes=max(_NEWCOMERS_MIN_BYTES, device.memory_bytes // 4),
             fault=options.fault,
+            exchange=BlobExchange(overlay=services.overlay, server=services.blobs),
         )
         self.negotiations = NegotiationService(
             overlay=services.overlay,
@@ -342,6 +350,8 @@ class ProviderRole:
         services = self.node.services
         services.overlay.handle(channel.PROTOCOL_ID, self.payee.serve_channel)
         self.tasks.register()
+        services.blobs.draining = self.tasks.draining
+        await self._open_cache()
         services.overlay.handle(task.PROTOCOL_ID, self._serve_task)
         self.negotiations.register()
         ad_service.make_ad = self.make_ad
@@ -356,10 +366,21 @@ class ProviderRole:
                 task_status.started()
                 await trio.sleep_forever()
         finally:
-            self.tasks.draining = True
+            self.tasks.draining = services.blobs.draining = True
             if self.pledges is not None:
                 stake_service(self.node).pledges = None
             await ad_service.withdraw()
+
+    async def _open_cache(self) -> None:
+        """Inputs of earlier runs are found again; where the directory can't be used, that is said at once."""
+        from p2pcompute.blobs import BlobCache
+
+        directory, most_bytes = self.node.services.blob_directory, parse_size(self.options.cache)
+        if directory is None or not most_bytes or self.tasks.exchange is None:
+            return
+        self.tasks.exchange.cache = await BlobCache.open(
+            directory, max_bytes=most_bytes, run=self.node.services.blob_run
+        )
 
     async def _serve_task(self, stream: OverlayStream) -> None:
         """One task stream, within a scope that `stop` can cancel."""
@@ -380,6 +401,7 @@ class ProviderRole:
     async def stop(self) -> None:
         """End every task here: workers are killed, nothing more is billed, and agreements are closed in the ledger."""
         self._stopped = True
+        self.node.services.blobs.draining = True
         self.tasks.say_farewell()
         with trio.move_on_after(_FAREWELL_S):
             await self._wait_no_sessions()
@@ -394,5 +416,5 @@ class ProviderRole:
 
     def drain(self, changed: Callable[[], Any]) -> None:
         """Take no more work; what runs goes on."""
-        self.tasks.draining = True
+        self.tasks.draining = self.node.services.blobs.draining = True
         changed()

@@ -29,6 +29,8 @@
     ├── OverlayError                 the network under us; overlay.GossipTooLarge
     │   ├── DialError                a peer could not be reached
     │   ├── StreamError              a stream broke or timed out; overlay.StreamReset, overlay.UnknownProtocol
+    │   │   └── overlay.RequestError a request has no answer: RequestRefused, RequestTimeout, RequestLost; says
+    │   │                            whether the peer may have acted on it
     │   └── RecordRefused            a DHT record or a gossip message failed validation
     ├── PaymentError
     │   ├── VoucherRefused           a voucher is not better than the one we hold, or not for this channel

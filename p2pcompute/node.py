@@ -39,10 +39,11 @@ from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute._stakes import StakeParts, make_desk
 from p2pcompute._streams import ChunkStream, Feed, RoundStream, TaskOfNode
 from p2pcompute._where import check_where, multiaddrs, place_of, refuse_other_loops
+from p2pcompute.blobs import BlobRuns, BlobServer, in_thread
 from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
 from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdService
-from p2pcompute.overlay import Overlay
+from p2pcompute.overlay import Overlay, Requests
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
 from p2pcompute.storage import Ledger, WatchStore
 from p2pcompute.tasks import Coordinator
@@ -53,6 +54,8 @@ from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.work import ProgramRef
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from p2pcompute._requester import Runnable
@@ -87,6 +90,7 @@ class NodeServices:
     wallet: WalletKey
     account: WalletKey
     overlay: Overlay
+    requests: Requests
     ledger: Ledger
     hub: Hub
     outbox: Outbox
@@ -103,7 +107,10 @@ class NodeServices:
     guess_milli: int
     cores: int
     fund_wallet: Callable[[int], Awaitable[None]]
+    blobs: BlobServer
     retired: tuple[Address, ...] = ()
+    blob_directory: Path | None = None  # where a provider keeps inputs
+    blob_run: BlobRuns = in_thread  # what waits for that disk
     chain_url: str | None = None
     open_device_pool: Callable[[str, bool], WorkerPool] | None = None
     measure_on: Callable[[WorkerPool, str], Awaitable[Device]] | None = None
@@ -493,6 +500,7 @@ async def compose_node(services: NodeServices, *, network: str, now_ms: Callable
     await _close_agreements(services.ledger, "the node was killed")
     try:
         async with trio.open_nursery() as nursery:
+            await nursery.start(services.requests.run)
             await nursery.start(services.ad_service.serve)
             await nursery.start(services.books.serve)
             try:

@@ -339,11 +339,21 @@ def fund(amount: int | None, profile: str, network: str, place: Place, yes: bool
     """Bring AMOUNT of the account's tokens into the hub, for channels."""
     if amount is None:
         raise click.UsageError("write an amount, such as '5 USD'")
+    from p2pcompute.errors import InsufficientFunds
     from p2pcompute.payments import too_few_tokens
 
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     facts = asker("/wallet")
     if facts["tokens_uusd"] < amount:
+        from p2pcompute.chain import DEV_CHAIN_ID
+
+        if facts["chain"]["chain_id"] == DEV_CHAIN_ID:
+            asker.fail(
+                InsufficientFunds(
+                    f"{facts['account']} has {usd(facts['tokens_uusd'])} of tokens, and nothing has to be brought in "
+                    "here: a development chain's faucet gives each task what it needs, and into the hub"
+                )
+            )
         asker.fail(too_few_tokens(facts["account"], facts["tokens_uusd"], amount))
     asker.confirm(f"{usd(amount)} of tokens go into the hub", facts, yes=yes)
     answer = asker("/fund", "POST", amount_uusd=amount)

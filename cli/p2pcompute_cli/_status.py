@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -24,14 +25,28 @@ from ._shared import (
     usd,
 )
 
-__all__ = ["drain", "status"]
+__all__ = ["ask_node", "drain", "rate", "size", "status", "watch_option"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def watch_option(function: F) -> F:
+    """--watch [SECONDS]."""
+    return click.option(
+        "--watch",
+        type=click.FloatRange(0.2, 3600),
+        is_flag=False,
+        flag_value=2.0,
+        metavar="[SECONDS]",
+        help="again and again, until Ctrl-C [every 2 s]",
+    )(function)
 
 
 @click.command(
     epilog="""\b
 Examples:
   p2pcompute status
-  p2pcompute status --watch 2
+  p2pcompute status --watch
   p2pcompute status --json | jq .totals.earned_uusd
   p2pcompute status --metrics > /var/lib/node_exporter/p2pcompute.prom
 
@@ -40,14 +55,15 @@ Exit code 3: no node of this profile is running.
 )
 @profile_option
 @click.option("--metrics", is_flag=True, help="Prometheus text instead")
-@click.option("--watch", type=click.FloatRange(0.2, 3600), metavar="SECONDS", help="again and again, until Ctrl-C")
+@watch_option
 @common_options
 def status(profile: str, metrics: bool, watch: float | None, as_json: bool, debug: bool) -> None:
     """Show what the running node does, earns and is owed."""
     if metrics and as_json:
         raise click.UsageError("--metrics and --json exclude each other")
+    before: dict[str, Any] | None = None
     while True:
-        answer = _ask(profile, "/metrics" if metrics else "/status", as_json=as_json, debug=debug)
+        answer = ask_node(profile, "/metrics" if metrics else "/status", as_json=as_json, debug=debug)
         if metrics:
             click.echo(answer, nl=False)
         elif as_json:
@@ -55,7 +71,8 @@ def status(profile: str, metrics: bool, watch: float | None, as_json: bool, debu
         else:
             if watch is not None:
                 click.clear()  # does nothing where stdout is no terminal
-            _show(answer)
+            _show(answer, before)
+            before = answer
         if watch is None:
             return
         time.sleep(watch)
@@ -69,7 +86,7 @@ def status(profile: str, metrics: bool, watch: float | None, as_json: bool, debu
 @common_options
 def drain(profile: str, as_json: bool, debug: bool) -> None:
     """Have the running node take no more work."""
-    answer = _ask(profile, "/drain", method="POST", as_json=as_json, debug=debug)
+    answer = ask_node(profile, "/drain", method="POST", as_json=as_json, debug=debug)
     if as_json:
         json_line(**answer)
     else:
@@ -77,7 +94,8 @@ def drain(profile: str, as_json: bool, debug: bool) -> None:
         click.echo(f"tasks still running: {answer['active_tasks']}")
 
 
-def _ask(profile: str, target: str, *, method: str = "GET", as_json: bool, debug: bool) -> Any:
+def ask_node(profile: str, target: str, *, method: str = "GET", as_json: bool, debug: bool) -> Any:
+    """What the running node of a profile answers; leaves with one line and an exit code where none does."""
     import trio
 
     from p2pcompute._profile import Profile
@@ -112,7 +130,26 @@ def _running(profile: str, place: Path) -> str:
     return f", or ask another profile: {', '.join(names[:8])}" if names else ""
 
 
-def _show(answer: dict[str, Any]) -> None:
+def size(count: float) -> str:
+    """A number of bytes in words, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 99.95 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def rate(now: dict[str, Any], before: dict[str, Any] | None, value: Callable[[dict[str, Any]], float]) -> float:
+    """How fast a value of two answers of one node grows, per second; since the node's start where there is no earlier
+    one, or where the node was started anew."""
+    since_s, earlier = 0.0, 0.0
+    if before is not None and before["peer_id"] == now["peer_id"] and before["uptime_s"] < now["uptime_s"]:
+        since_s, earlier = before["uptime_s"], value(before)
+    passed_s = now["uptime_s"] - since_s
+    return max(0.0, value(now) - earlier) / passed_s if passed_s > 0 else 0.0
+
+
+def _show(answer: dict[str, Any], before: dict[str, Any] | None = None) -> None:
     totals, provider = answer["totals"], answer["provider"]
     _section("Node")
     labelled("peer", answer["peer_id"])
@@ -123,10 +160,26 @@ def _show(answer: dict[str, Any]) -> None:
         f"{answer['network']}: {count(answer['peer_count'], 'peer')}, {count(answer['ads'], 'ad')} on the board",
     )
     labelled("up for", f"{seconds(answer['uptime_s'])} (process {answer['pid']}, p2pcompute {answer['version']})")
+    traffic, meanwhile = answer["traffic"], "now" if before is not None else "on average"
+    in_s = rate(answer, before, lambda one: one["traffic"]["bytes_in"])
+    out_s = rate(answer, before, lambda one: one["traffic"]["bytes_out"])
+    labelled(
+        "traffic",
+        f"{size(traffic['bytes_in'])} in, {size(traffic['bytes_out'])} out; {meanwhile} {size(in_s)}/s in, "
+        f"{size(out_s)}/s out; {count(traffic['streams'], 'open stream')}",
+    )
     if provider is not None:
         device = provider["device"]
         labelled("device", f"{device['name']}: {device['score_milli'] / 1000:.2f} reference cores a slot")
         labelled("slots", f"{provider['busy_slots']} of {provider['slots']} busy")
+        served = provider["served"]
+        failed = f", {served['failed']} failed" if served["failed"] else ""
+        chunks_s = rate(answer, before, lambda one: one["provider"]["served"]["chunks"] if one["provider"] else 0)
+        labelled(
+            "served",
+            f"{count(served['tasks'], 'task')}, {count(served['chunks'], 'chunk')}{failed}; {meanwhile} "
+            f"{_number(chunks_s)} chunks/s",
+        )
         labelled("used", _usage(provider["used"]))
         for program in provider["programs"]:
             label = f"{program['distribution']}:{program['name']}"
@@ -138,7 +191,12 @@ def _show(answer: dict[str, Any]) -> None:
     labelled("address", answer["wallet"])
     chain = answer["chain"]
     labelled("chain", f"{chain['url'] + ', ' if chain['url'] else ''}id {chain['chain_id']}, hub {chain['hub']}")
-    labelled("earned", f"{usd(totals['earned_uusd'])}, of it claimed on chain {usd(totals['claimed_uusd'])}")
+    an_hour = round(3600 * rate(answer, before, lambda one: one["totals"]["earned_uusd"])) if before else 0
+    labelled(
+        "earned",
+        f"{usd(totals['earned_uusd'])}, of it claimed on chain {usd(totals['claimed_uusd'])}"
+        + (f"; now {usd(an_hour)} an hour" if an_hour else ""),
+    )
     labelled("owed to us", usd(totals["owed_to_us_uusd"]))
     labelled("spent", f"{usd(totals['spent_uusd'])} of {usd(totals['reserved_uusd'])} in channels")
     labelled("channels", f"{totals['channels_in']} in, {totals['channels_out']} out")
@@ -157,6 +215,10 @@ def _show(answer: dict[str, Any]) -> None:
         if rows:
             _section(title)
             _table(rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"
 
 
 def _usage(used: dict[str, Any]) -> str:

@@ -13,25 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._logs import log_options
 from ._passwords import owner_password, password_option
-from ._shared import (
-    common_options,
-    count,
-    fail,
-    hush_logs,
-    json_line,
-    network_options,
-    registry_option,
-    seconds,
-    short_peer,
-    usd,
-)
+from ._shared import common_options, fail, network_options, registry_option, seconds, usd
+from ._up_says import Voice
 
 if TYPE_CHECKING:
     import trio
 
     from p2pcompute import Node
-    from p2pcompute._provider_events import ProviderEvent
     from p2pcompute._serving import ProviderRole
     from p2pcompute.execution import Layers
     from p2pcompute.identity import AskPassword
@@ -46,6 +36,17 @@ def _price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> s
         return None
     try:
         price_per_unit_pusd(value)
+    except OptionError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    return value
+
+
+def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
+    from p2pcompute._options import OptionError
+    from p2pcompute._sizes import parse_size
+
+    try:
+        parse_size(int(value) if value.isdecimal() else value)
     except OptionError as exc:
         raise click.BadParameter(str(exc)) from exc
     return value
@@ -126,6 +127,14 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     help="chunks that a requester who pays may owe",
 )
 @click.option(
+    "--cache",
+    metavar="SIZE",
+    default="1 GiB",
+    show_default=True,
+    callback=_size,
+    help="how much of the disk inputs of requesters who pay may take, so that they are not sent again; 0 keeps none",
+)
+@click.option(
     "--allow-program",
     "allow_programs",
     metavar="[DIST:]NAME",
@@ -170,6 +179,7 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
 @click.option("--at-risk", metavar="AMOUNT", help="the most put at risk for one task [the least stake that counts]")
 @registry_option
 @click.option("--fault", metavar="lie:FRACTION[:ROWBYTES]", hidden=True)
+@log_options
 @common_options
 def up(**options: Any) -> None:
     """Lend this machine: run a provider until Ctrl-C.
@@ -182,12 +192,13 @@ def up(**options: Any) -> None:
     from p2pcompute._profile import Profile
 
     as_json, debug = options.pop("as_json"), options.pop("debug")
-    hush_logs(debug)
-    settings = Settings(as_json=as_json, **options)
+    settings = Settings(as_json=as_json, debug=debug, **options)
+    voice = Voice(as_json=as_json, log_format=settings.log_format, log_level=settings.log_level, debug=debug)
+    voice.set_up()
     try:
         # Before signals are caught: Ctrl-C has to end the prompt.
         password = owner_password(Profile.named(settings.profile).path, settings.password_file)
-        trio.run(_main, settings, password)
+        trio.run(_main, settings, voice, password)
     except BaseException as exc:  # noqa: BLE001  said in one line
         fail(exc, as_json=as_json, debug=debug, advice=_advice(exc, settings))
 
@@ -212,6 +223,7 @@ class Settings:
     threads: int | None
     region: str | None
     max_window: int
+    cache: str
     allow_programs: tuple[str, ...]
     program_data: tuple[str, ...]
     allow_unsandboxed: bool
@@ -222,7 +234,10 @@ class Settings:
     registry: str | None
     fault: str | None
     password_file: str | None
+    log_format: str
+    log_level: str | None
     as_json: bool
+    debug: bool
 
 
 def _advice(error: BaseException, settings: Settings) -> str:
@@ -242,12 +257,12 @@ def _advice(error: BaseException, settings: Settings) -> str:
 class _Stopper:
     """Ends what is going on at the first signal, in order, and the process at the second."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, voice: Voice) -> None:
         import trio
 
         self.scope = trio.CancelScope()  # what the first signal cancels
         self.asked = False
-        self._as_json = as_json
+        self._voice = voice
 
     async def watch(self, *, task_status: trio.TaskStatus[None]) -> None:
         import trio
@@ -258,19 +273,17 @@ class _Stopper:
                 if self.asked:
                     os._exit(130)  # children see our end: the chain by its stdin, workers by PR_SET_PDEATHSIG
                 self.asked = True
-                if self._as_json:
-                    json_line(event="stopping")
-                else:
-                    click.echo("stopping: no more work, then one checkpoint; again to leave at once", err=True)
+                self._voice.say("stopping", "stopping: no more work, then one checkpoint; again to leave at once")
                 self.scope.cancel()
 
 
-async def _main(settings: Settings, password: AskPassword) -> None:
+async def _main(settings: Settings, voice: Voice, password: AskPassword) -> None:
     import trio
 
     from p2pcompute._profile import NetworkDir
 
-    stopper = _Stopper(settings.as_json)
+    stopper = _Stopper(voice)
+    voice.say("starting", "starting", step="process")
     with ExitStack() as starting:
         starting.enter_context(NetworkDir.named(settings.network).announce_start())
         async with trio.open_nursery() as nursery:
@@ -278,12 +291,9 @@ async def _main(settings: Settings, password: AskPassword) -> None:
             async with _chain(settings, stopper) as url:
                 if not stopper.asked:
                     with stopper.scope:
-                        await _lend(settings, url, stopper, starting, password)
+                        await _lend(settings, voice, url, stopper, starting, password)
             nursery.cancel_scope.cancel()
-    if settings.as_json:
-        json_line(event="stopped")
-    else:
-        click.echo("stopped", err=True)
+    voice.say("stopped", "stopped")
 
 
 @asynccontextmanager
@@ -310,26 +320,22 @@ async def _chain(settings: Settings, stopper: _Stopper) -> AsyncGenerator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: ExitStack, password: AskPassword) -> None:
+async def _lend(
+    settings: Settings, voice: Voice, chain: str, stopper: _Stopper, starting: ExitStack, password: AskPassword
+) -> None:
     import trio
 
     import p2pcompute as p2p
-    from p2pcompute._profile import Profile, home_dir
+    from p2pcompute._profile import Profile
     from p2pcompute.testing._output_faults import parse_fault
 
-    show = _show_json if settings.as_json else _Lines().show
-    if not settings.as_json:
-        note = "device.json" if settings.device == "cpu" else f"device-{settings.device.replace(':', '')}.json"
-        known = (home_dir() / note).exists()
-        first = "" if known else "; this machine is tested and measured first, for half a minute or so"
-        click.echo(f"starting{first}", err=True)
-        for address in settings.listen:
-            if address.startswith(("/ip4/0.0.0.0/", "/ip6/::/")):
-                click.echo(
-                    f"warning: others are told to dial {address}, which no other machine can; name this machine's "
-                    "own address with --listen",
-                    err=True,
-                )
+    for address in settings.listen:
+        if address.startswith(("/ip4/0.0.0.0/", "/ip6/::/")) and not settings.as_json:
+            click.echo(
+                f"warning: others are told to dial {address}, which no other machine can; name this machine's own "
+                "address with --listen",
+                err=True,
+            )
     fault = parse_fault(settings.fault) if settings.fault else None
     data = {name: directory for name, _, directory in (text.partition("=") for text in settings.program_data)}
     profile = Profile.named(settings.profile)
@@ -358,6 +364,7 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
                     threads=settings.threads,
                     region=settings.region,
                     max_window=settings.max_window,
+                    cache=settings.cache,
                     programs=settings.allow_programs,
                     program_data=data,
                     allow_unsandboxed=settings.allow_unsandboxed,
@@ -366,17 +373,17 @@ async def _lend(settings: Settings, chain: str, stopper: _Stopper, starting: Exi
                     arbiters=settings.arbiters,
                     at_risk=settings.at_risk,
                     fault=fault,
-                    on_event=show,
+                    on_event=voice.show,
                 )
             )
             stopper.scope = nursery.cancel_scope
             starting.close()
             await nursery.start(_control, node, profile)
-            _ready(settings, node, role, chain, await node.sandbox_layers())
+            _ready(settings, voice, node, role, chain, await node.sandbox_layers())
             if settings.arbiters:
                 await _warn_of_stake(node, settings.profile)
             await trio.sleep_forever()
-        if not settings.as_json:
+        if voice.to_people:
             click.echo(f"lent for {seconds(time.monotonic() - started)}", err=True)
 
 
@@ -403,7 +410,7 @@ async def _control(node: Node, profile: Any, *, task_status: trio.TaskStatus[Non
     await serve_control(node, profile.control_socket, task_status=task_status)
 
 
-def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layers: Layers | None) -> None:
+def _ready(settings: Settings, voice: Voice, node: Node, role: ProviderRole, chain: str, layers: Layers | None) -> None:
     terms, wallet = node.services.hub.terms, node.services.account.address
     hub, credit = "0x" + bytes(terms.hub).hex(), role.options.credit
     facts = {
@@ -427,9 +434,6 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
         "one_stranger_may_owe_uusd": credit.peer_uusd,
         "pid": os.getpid(),
     }
-    if settings.as_json:
-        json_line(event="ready", **facts)
-        return
     score = role.device.score_milli / 1000
     rows = [
         ("peer", node.peer_id),
@@ -448,9 +452,7 @@ def _ready(settings: Settings, node: Node, role: ProviderRole, chain: str, layer
     ]
     if settings.fault:
         rows.append(("FAULT", f"{settings.fault}: this node alters its results, and will be caught"))
-    for name, text in rows:
-        click.echo(click.style(f"{name:>8}  ", fg="cyan") + str(text), err=True)
-    click.echo("ready on network " + click.style(node.network, bold=True) + "; Ctrl-C stops", err=True)
+    voice.ready(rows, node.network, facts)
 
 
 def _modes_text(role: ProviderRole) -> str:
@@ -474,70 +476,3 @@ def _sandbox_text(layers: Layers | None) -> str:
 
 def _full_hour(role: ProviderRole) -> int:
     return role.price_pusd * 3_600 * role.device.score_milli * role.device.slots // 1000
-
-
-def _show_json(event: ProviderEvent) -> None:
-    from p2pcompute._provider_events import Checkpointed, ServedTaskEnded, ServedTaskStarted
-
-    match event:
-        case ServedTaskStarted():
-            json_line(
-                event="task-started",
-                task=event.task.hex(),
-                requester=event.requester,
-                price_pusd=event.price_pusd,
-                window=event.window,
-            )
-        case ServedTaskEnded():
-            json_line(
-                event="task-ended",
-                task=event.task.hex(),
-                requester=event.requester,
-                chunks=event.chunks,
-                failed=event.failed,
-                billed_uusd=event.billed_uusd,
-                unpaid_chunks=event.unpaid_chunks,
-                cpu_ns=event.used.cpu_ns,
-                wall_ns=event.used.wall_ns,
-                device_ns=event.used.device_ns,
-                energy_mj=event.used.energy_mj,
-            )
-        case Checkpointed():
-            json_line(event="checkpoint", channels=event.channels, claimed_uusd=event.claimed_uusd)
-
-
-class _Lines:
-    """One line for each task, on stderr."""
-
-    def __init__(self) -> None:
-        self._started: dict[bytes, float] = {}
-
-    def show(self, event: ProviderEvent) -> None:
-        from p2pcompute._provider_events import Checkpointed, ServedTaskEnded, ServedTaskStarted
-
-        match event:
-            case ServedTaskStarted():
-                self._started[event.task] = time.monotonic()
-                text = (
-                    f"for {short_peer(event.requester)}: started, {count(event.window, 'unpaid chunk')} at most for now"
-                )
-                task: bytes | None = event.task
-            case ServedTaskEnded():
-                took = time.monotonic() - self._started.pop(event.task, time.monotonic())
-                text = (
-                    f"for {short_peer(event.requester)}: {count(event.chunks, 'chunk')} in {seconds(took)}, "
-                    f"billed {usd(event.billed_uusd)}"
-                )
-                text += f", {event.used.energy_mj / 1e3:.1f} J" if event.used.energy_mj is not None else ""
-                text += f", {event.failed} failed" if event.failed else ""
-                text += f", {event.unpaid_chunks} unpaid" if event.unpaid_chunks else ""
-                task = event.task
-            case Checkpointed():
-                task = None
-                text = (
-                    f"checkpoint: {count(event.channels, 'channel')}, {usd(event.claimed_uusd)} claimed on chain so far"
-                    if event.channels
-                    else "checkpoint: nothing new to claim"
-                )
-        label = f"task {task.hex()[:8]} " if task is not None else ""
-        click.echo(f"{time.strftime('%H:%M:%S')}  {label}{text}", err=True)

@@ -95,10 +95,18 @@ def new(profile: str, password_file: str | None, as_json: bool, debug: bool) -> 
 @common_options
 def import_(file: Path, profile: str, password_file: str | None, as_json: bool, debug: bool) -> None:
     """Have the owner's key of FILE own a profile without channels."""
+    from p2pcompute.identity import KeystoreError, decrypt_keystore, keystore_address
+
     try:
-        password = new_password(password_file, f"the password of {file.name}", confirm=False)
         with file.open("rb") as stream:
             data = stream.read(1 << 20)
+        try:
+            # Before anybody is asked for a password, and before there is a profile: this may be another file.
+            keystore_address(data)
+            password = new_password(password_file, f"the password of {file.name}", confirm=False)
+            decrypt_keystore(data, password)
+        except KeystoreError as exc:
+            raise type(exc)(f"{file}: {exc}") from exc
     except Exception as exc:  # noqa: BLE001  said in one line
         fail(exc, as_json=as_json, debug=debug)
     _put(profile, lambda keyring: keyring.import_owner(data, password), as_json=as_json, debug=debug)

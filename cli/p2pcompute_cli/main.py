@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "up": ("p2pcompute_cli._up", "up", "Lend this machine: run a provider until Ctrl-C."),
     "run": ("p2pcompute_cli._run", "run", "Run a Python script that uses p2p.run, and show its progress."),
     "status": ("p2pcompute_cli._status", "status", "Show what the running node does, earns and is owed."),
+    "peers": ("p2pcompute_cli._peers", "peers", "Show who the running node is connected to."),
     "drain": ("p2pcompute_cli._status", "drain", "Have the running node take no more work."),
     "wallet": ("p2pcompute_cli._wallet", "wallet", "Show where this profile's money lies, and whose it is."),
     "channels": ("p2pcompute_cli._money", "channels", "Show the payment channels."),

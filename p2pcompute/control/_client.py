@@ -14,7 +14,7 @@ import trio
 from p2pcompute import errors
 from p2pcompute.errors import ConfigError
 
-from ._server import socket_address
+from ._socket import socket_address
 
 __all__ = ["NoNode", "ask"]
 

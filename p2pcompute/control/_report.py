@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import p2pcompute
@@ -12,10 +13,12 @@ from p2pcompute_protocols.money import PUSD_PER_UUSD
 
 if TYPE_CHECKING:
     from p2pcompute.node import Node
+    from p2pcompute.overlay import Overlay
 
 __all__ = ["node_status"]
 
 _MOST_PEERS: Final = 200
+_TRAFFIC: Final = ("streams", "opened", "bytes_in", "bytes_out")
 
 
 async def node_status(node: Node) -> dict[str, Any]:
@@ -39,6 +42,7 @@ async def node_status(node: Node) -> dict[str, Any]:
         "uptime_s": max(0, now_ms - node.started_ms) / 1000,
         "peers": sorted(services.overlay.peers())[:_MOST_PEERS],
         "peer_count": len(services.overlay.peers()),
+        "traffic": _traffic(services.overlay),
         "ads": sum(1 for _ in services.board.entries()),
         "wallet": "0x" + services.account.address.hex(),
         "chain": {"url": services.chain_url, "chain_id": terms.chain_id, "hub": "0x" + bytes(terms.hub).hex()},
@@ -79,6 +83,7 @@ def _provider(node: Node, now_ms: int) -> dict[str, Any] | None:
         "price_pusd": role.price_pusd,
         "draining": role.tasks.draining,
         "used": _used(role.tasks.used),
+        "served": asdict(role.served),
         "programs": [
             {
                 "name": program.name,
@@ -105,6 +110,21 @@ def _provider(node: Node, now_ms: int) -> dict[str, Any] | None:
             for entry in role.tasks.active.values()
         ],
     }
+
+
+def _traffic(overlay: Overlay) -> dict[str, Any]:
+    """What went over the network since the node was opened, by protocol and in all."""
+    protocols = {
+        name: {
+            "streams": traffic.open,
+            "opened": traffic.opened.total(),
+            "bytes_in": traffic.bytes_in,
+            "bytes_out": traffic.bytes_out,
+        }
+        for name, traffic in sorted(overlay.counters.protocols.items())
+    }
+    total = {name: sum(one[name] for one in protocols.values()) for name in _TRAFFIC}
+    return {**total, "protocols": protocols}
 
 
 def _used(usage: Usage) -> dict[str, Any]:

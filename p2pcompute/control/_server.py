@@ -9,7 +9,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,15 @@ import trio
 
 from p2pcompute.errors import ConfigError, P2PComputeError
 
-from ._metrics import metrics_text
 from ._money import MONEY_ANSWERS, ON_CHAIN, MoneyOnChain
+from ._peers import PeerWatch
 from ._report import node_status
+from ._socket import socket_address
 
 if TYPE_CHECKING:
     from p2pcompute.node import Node
 
-__all__ = ["Answer", "Fields", "Routes", "node_routes", "serve_control", "serve_routes", "socket_address"]
+__all__ = ["Answer", "Fields", "Routes", "node_routes", "serve_control", "serve_routes"]
 
 _log = logging.getLogger("p2pcompute.control")
 
@@ -38,7 +39,6 @@ MAX_CLIENTS: Final = 16
 REQUEST_S: Final = 5.0
 ANSWER_S: Final = 10.0
 CHAIN_S: Final = 150.0  # of what waits for a transaction
-_SUN_PATH: Final = 107  # sockaddr_un.sun_path less its closing NUL, Linux
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +61,19 @@ Routes = Mapping[tuple[str, str], Callable[[Fields], Awaitable[Answer]]]
 
 
 def node_routes(node: Node) -> Routes:
-    """GET /status, GET /metrics, POST /drain, and those of `money_routes`."""
+    """GET /status, GET /peers, GET /metrics, POST /drain, and those of `money_routes`."""
+    watch = PeerWatch(node)
 
     async def status(_: Fields) -> Answer:
         return Answer.of(await node_status(node))
 
+    async def peers(fields: Fields) -> Answer:
+        return Answer.of(await watch.peers(ping=str(fields.get("ping", "1")) != "0"))
+
     async def metrics(_: Fields) -> Answer:
-        text = metrics_text(await node_status(node))
+        from ._metrics import metrics_text  # prometheus_client comes when somebody asks
+
+        text = metrics_text(await node_status(node), node.services.overlay)
         return Answer(body=text.encode(), content_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def drain(_: Fields) -> Answer:
@@ -79,6 +85,7 @@ def node_routes(node: Node) -> Routes:
 
     return {
         ("GET", "/status"): status,
+        ("GET", "/peers"): peers,
         ("GET", "/metrics"): metrics,
         ("POST", "/drain"): drain,
         **{target: _answering(partial(answer, _money(node))) for target, answer in MONEY_ANSWERS.items()},
@@ -108,23 +115,6 @@ def _answering(ask: Callable[[Fields], Awaitable[object]]) -> Callable[[Fields],
             return Answer.of({"error": str(exc), "kind": type(exc).__name__}, status=409)
 
     return answer
-
-
-@contextlib.contextmanager
-def socket_address(path: Path) -> Generator[str]:
-    """A name for `path` that fits into a socket address: through a descriptor of its directory where it is long.
-
-    Raises:
-        FileNotFoundError: the directory is missing.
-    """
-    if len(os.fsencode(path)) <= _SUN_PATH:
-        yield os.fspath(path)
-        return
-    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{fd}/{path.name}"
-    finally:
-        os.close(fd)
 
 
 async def serve_control(

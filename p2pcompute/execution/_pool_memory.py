@@ -121,6 +121,12 @@ class SharedInput:
         pieces = range(0, self.nbytes, _ONE_CALL_BYTES)
         return b"".join(os.pread(self._fd, min(_ONE_CALL_BYTES, self.nbytes - at), at) for at in pieces)
 
+    def read_at(self, at: int, size: int) -> bytes:
+        """A copy of `size` bytes from `at` on, fewer at the end. Raises `ValueError` for a closed input."""
+        if self._fd < 0:
+            raise ValueError("this input is closed")
+        return os.pread(self._fd, size, at)
+
     def duplicate(self) -> int:
         """Another descriptor of the same memory, for whoever has to be sure of it while it is on its way.
 

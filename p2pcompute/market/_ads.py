@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import trio
 from trio import TaskStatus
 
-from p2pcompute._dialogue import Dialogue
-from p2pcompute.errors import OverlayError, StreamError
+from p2pcompute._exchange import one_message
+from p2pcompute.errors import OverlayError
 from p2pcompute_protocols import ads
 from p2pcompute_protocols.ads import AdBatch, AdQuery, AdsConnection, CapabilityAd
-from p2pcompute_protocols.connection import Role, StreamEnded
+from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_ADS_PER_REPLY
@@ -24,7 +24,7 @@ from p2pcompute_protocols.limits import MAX_ADS_PER_REPLY
 from ._board import GOSSIP_SPACING_MS, AdBoard
 
 if TYPE_CHECKING:
-    from p2pcompute.overlay import Overlay, OverlayStream
+    from p2pcompute.overlay import Overlay, Requests
 
 __all__ = ["AD_LIFETIME_MS", "AD_REFRESH_S", "AdRecordValidator", "AdService", "Discovery"]
 
@@ -35,8 +35,7 @@ AD_REFRESH_S: Final = 120.0  # an unchanged ad is sent anew so often
 # Gossip reaches only who is in the mesh by then, and a node that has just started is hardly in it yet.
 _FIRST_REFRESHES_S: Final = (2.5, 10.0, 30.0)
 _EPOCH_MS: Final = 3_600_000
-_QUERY_STALL_S: Final = 5.0
-_IDLE_S: Final = 15.0  # a stream that asks nothing is closed
+_QUERY_S: Final = 5.0
 _WITHDRAW_S: Final = 0.3
 _SPACING_S: Final = GOSSIP_SPACING_MS / 1000 + 0.5  # between our own ads, or others drop the later one
 _DHT_TIMEOUT_S: Final = 8.0
@@ -51,6 +50,7 @@ class AdService:
     """
 
     overlay: Overlay
+    requests: Requests
     board: AdBoard
     network: str
     now_ms: Callable[[], int]
@@ -69,7 +69,7 @@ class AdService:
 
     async def serve(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Listen to others' ads and answer queries, until cancelled."""
-        self.overlay.handle(ads.PROTOCOL_ID, self._answer)
+        self.requests.serve_inline(ads.PROTOCOL_ID, self._answer)
         async with trio.open_nursery() as nursery:
             for shard in range(ads.SHARDS):  # all: a topic costs a node less than a tenth of a millisecond a second
                 await nursery.start(self._listen, ads.gossip_topic(self.network, shard))
@@ -165,20 +165,12 @@ class AdService:
         entry = self.board.get(self.overlay.peer_id)
         return None if entry is None else entry.ad
 
-    async def _answer(self, stream: OverlayStream) -> None:
-        dialogue = Dialogue(AdsConnection(Role.PROVIDER), stream)
-        try:
-            while True:
-                query = await dialogue.receive(stall_s=_IDLE_S)
-                if isinstance(query, StreamEnded):
-                    return
-                assert isinstance(query, AdQuery)
-                await dialogue.send(self._pick(query))
-        except ProtocolError as exc:
-            _log.info("no more ads for %s: %s", stream.peer_id, exc)
-            await stream.reset()
-        except StreamError:
-            pass  # it has left
+    def _answer(self, peer: PeerId, body: bytes) -> bytes:
+        del peer  # everybody may ask
+        connection = AdsConnection(Role.PROVIDER)
+        query = one_message(connection, body)
+        assert isinstance(query, AdQuery)  # the table has no other
+        return connection.send(self._pick(query))
 
     def _pick(self, query: AdQuery) -> AdBatch:
         """Our own ad, if it fits, and of the others as many as there is room for.
@@ -234,6 +226,7 @@ class Discovery:
     """Finds ads where the board has too few: asks connected peers, then the DHT's providers."""
 
     overlay: Overlay
+    requests: Requests
     board: AdBoard
     network: str
     now_ms: Callable[[], int]
@@ -242,20 +235,14 @@ class Discovery:
         """Ask one peer; the number of ads that were new to us. Errors of the peer count as none."""
         new = 0
         try:
-            with trio.move_on_after(_QUERY_STALL_S):
-                stream = await self.overlay.open_stream(peer, ads.PROTOCOL_ID)
+            connection = AdsConnection(Role.REQUESTER)
+            answer = await self.requests.ask(peer, ads.PROTOCOL_ID, connection.send(query), timeout_s=_QUERY_S)
+            batch = one_message(connection, answer)
+            for raw in batch.ads if isinstance(batch, AdBatch) else ():
                 try:
-                    dialogue = Dialogue(AdsConnection(Role.REQUESTER), stream)
-                    await dialogue.send(query)
-                    batch = await dialogue.expect(AdBatch, stall_s=_QUERY_STALL_S)
-                finally:
-                    with trio.CancelScope(shield=True):
-                        await stream.aclose()
-                for raw in batch.ads:
-                    try:
-                        new += self.board.put(raw) is not None
-                    except LocalProtocolError as exc:
-                        _log.debug("%s passed on an ad that is refused: %s", peer, exc)
+                    new += self.board.put(raw) is not None
+                except LocalProtocolError as exc:
+                    _log.debug("%s passed on an ad that is refused: %s", peer, exc)
         except (OverlayError, ProtocolError) as exc:
             _log.debug("no ads from %s: %s", peer, exc)
         return new

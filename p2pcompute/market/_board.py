@@ -13,6 +13,8 @@ from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Requirement
 
+from ._reasons import Reason
+
 __all__ = ["GOSSIP_SPACING_MS", "MAX_BOARD_ADS", "AdBoard", "BoardEntry", "fits"]
 
 MAX_BOARD_ADS: Final = 4_096
@@ -125,18 +127,18 @@ class AdBoard:
 
 def fits(
     ad: CapabilityAd, requirement: Requirement, *, fp: str, language: str, chain: ChainTerms, max_price_pusd: int
-) -> tuple[Device, PricedOption] | str:
+) -> tuple[Device, PricedOption] | Reason:
     """The best device and the cheapest option of an ad that fit, or why none does."""
     if ad.availability.draining:
-        return "it is draining"
+        return Reason("it is draining", WireCode.DRAINING)
     if ad.chain != chain:
-        return "it settles on another chain, hub or token"
+        return Reason("it settles on another chain, hub or token", WireCode.CHAIN_MISMATCH)
     if language not in ad.language:
-        return f"it does not speak {language}"
+        return Reason(f"it does not speak {language}", WireCode.UNSUPPORTED)
     if requirement.region is not None and ad.region != requirement.region:
-        return f"it is not in {requirement.region}"
+        return Reason(f"it is not in {requirement.region}", WireCode.UNSUPPORTED)
     if missing := set(requirement.features) - set(ad.features):
-        return _lacks(sorted(missing), ad.features)
+        return Reason(_lacks(sorted(missing), ad.features), WireCode.UNSUPPORTED)
     devices = [
         device
         for device in ad.devices
@@ -145,13 +147,14 @@ def fits(
         and device.score_milli >= requirement.min_score_milli
     ]
     if not devices:
-        return f"it has no {' or '.join(requirement.kinds)} device of that size"
+        return Reason(f"it has no {' or '.join(requirement.kinds)} device of that size")
     options = [option for option in ad.options if option.work == 1 and option.fp == fp]
     if not options:
-        return f"it does not sell {fp} chunks"
+        return Reason(f"it does not sell {fp} chunks", WireCode.UNSUPPORTED)
     option = min(options, key=lambda o: o.price_pusd)
     if option.price_pusd > max_price_pusd:
-        return f"it asks {_per_hour(option.price_pusd)} USD an hour and the limit is {_per_hour(max_price_pusd)}"
+        asked, limit = _per_hour(option.price_pusd), _per_hour(max_price_pusd)
+        return Reason(f"it asks {asked} USD an hour and the limit is {limit}", WireCode.PRICE_TOO_LOW)
     return max(devices, key=lambda d: d.score_milli), option
 
 

@@ -31,6 +31,23 @@ from ._api import (
     Subscription,
     UnknownProtocol,
 )
+from ._bans import Ban, Offence, Subject
+from ._counters import LATENCY_BOUNDS_S, ConnectionReport, Histogram, OverlayCounters, PeerReport, ProtocolTraffic
+from ._limits import Limits, Place, ProtocolLimits, Rate
+from ._limits_report import LimitsReport, PeerUse
+from ._memory import MemoryAccount, MemoryPool
+from ._ping import PING_PROTOCOL
+from ._request_api import (
+    REQUEST_TIMEOUT_S,
+    InlineRequestHandler,
+    RequestError,
+    RequestHandler,
+    RequestLimits,
+    RequestLost,
+    RequestRefused,
+    RequestTimeout,
+)
+from ._requests import Requests, open_requests
 
 if TYPE_CHECKING:
     from ._libp2p import open_libp2p
@@ -38,27 +55,55 @@ if TYPE_CHECKING:
 __all__ = [
     "CONNECT_TIMEOUT_S",
     "KEY_BYTES",
+    "LATENCY_BOUNDS_S",
     "MAX_CONNECTIONS",
     "MAX_CONNECTIONS_PER_PEER",
     "MAX_GOSSIP_BYTES",
     "MAX_INBOUND_STREAMS_PER_PEER",
     "MAX_PROVIDERS",
     "MAX_RECORD_BYTES",
+    "PING_PROTOCOL",
     "RECEIVE_BYTES",
+    "REQUEST_TIMEOUT_S",
     "SEND_STALL_TIMEOUT_S",
     "STREAM_TIMEOUT_S",
     "SUBSCRIPTION_QUEUE",
+    "Ban",
+    "ConnectionReport",
     "GossipTooLarge",
     "GossipValidator",
+    "Histogram",
+    "InlineRequestHandler",
+    "Limits",
+    "LimitsReport",
+    "MemoryAccount",
+    "MemoryPool",
+    "Offence",
     "Overlay",
+    "OverlayCounters",
     "OverlayStream",
     "PeerInfo",
+    "PeerReport",
+    "PeerUse",
+    "Place",
+    "ProtocolLimits",
+    "ProtocolTraffic",
+    "Rate",
     "RecordValidator",
+    "RequestError",
+    "RequestHandler",
+    "RequestLimits",
+    "RequestLost",
+    "RequestRefused",
+    "RequestTimeout",
+    "Requests",
     "StreamHandler",
     "StreamReset",
+    "Subject",
     "Subscription",
     "UnknownProtocol",
     "open_libp2p",
+    "open_requests",
 ]
 
 

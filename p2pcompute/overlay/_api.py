@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from p2pcompute.errors import OverlayError, StreamError
 from p2pcompute_protocols.ids import PeerId
+
+from ._counters import OverlayCounters, PeerReport
+
+if TYPE_CHECKING:
+    from ._limits_report import LimitsReport
 
 __all__ = [
     "CLOSE_TIMEOUT_S",
@@ -111,6 +116,15 @@ class OverlayStream(Protocol):
         """
         ...
 
+    def send_nowait(self, data: bytes) -> bool:
+        """Send all of `data` in this step, or nothing: False where the peer's window has no room for it, where it is
+        too long for that, or where something is being sent. Then `send_all` waits for what this does not.
+
+        Raises:
+            StreamError: reset, or closed.
+        """
+        ...
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
         """1 to `max_bytes` bytes, or b"" once the peer closed its writing side and all was read.
 
@@ -165,12 +179,15 @@ class Overlay(Protocol):
     Attributes:
         peer_id: this node.
         addresses: the multiaddrs that it listens on, each ending in ``/p2p/<peer id>``.
+        counters: what it has done since it was opened.
     """
 
     @property
     def peer_id(self) -> PeerId: ...
     @property
     def addresses(self) -> tuple[str, ...]: ...
+    @property
+    def counters(self) -> OverlayCounters: ...
 
     async def connect(self, multiaddr: str) -> PeerId:
         """Connect to the peer named at the end of `multiaddr`; at once where there is a connection.
@@ -255,6 +272,23 @@ class Overlay(Protocol):
         """
         ...
 
+    def peer_reports(self) -> list[PeerReport]:
+        """The peers that we are connected to, with what is known of their connections, in no order."""
+        ...
+
+    async def ping(self, peer: PeerId) -> float:
+        """How long 32 bytes take to go to `peer` and come back, in seconds; the next `peer_reports` has it too.
+
+        Raises:
+            DialError: not connected and not reachable.
+            StreamError: it doesn't answer within 5 s, or not as it should.
+        """
+        ...
+
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`; its streams break. Does nothing when there is none."""
+        ...
+
+    def limits_report(self) -> LimitsReport:
+        """What strangers take of this node, what was refused to them, and who is banned."""
         ...

@@ -6,7 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import trio
 from libp2p.abc import IHost
+from libp2p.kad_dht.common import PROTOCOL_ID
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.provider_store import ProviderStore
 from libp2p.peer.peerinfo import PeerInfo
@@ -17,8 +19,9 @@ from p2pcompute.errors import RecordRefused
 from ._api import KEY_BYTES, RecordValidator
 from ._checks import check_record
 
-__all__ = ["MAX_PROVIDED_KEYS", "MAX_RECORDS", "MendedDht", "record_name"]
+__all__ = ["KAD_ID", "MAX_PROVIDED_KEYS", "MAX_RECORDS", "MendedDht", "record_name"]
 
+KAD_ID = str(PROTOCOL_ID)
 NAMESPACE = "p2pcompute"
 MAX_RECORDS = 4096  # 64 MiB of values at most
 MAX_PROVIDED_KEYS = 4096  # of up to 20 providers each
@@ -89,7 +92,7 @@ class MendedDht(KadDHT):
     sees a newer one.
     """
 
-    def __init__(self, host: IHost, validator: RecordValidator) -> None:
+    def __init__(self, host: IHost, validator: RecordValidator, inbound_streams: int = 64) -> None:
         super().__init__(
             host,
             DHTMode.SERVER,
@@ -98,6 +101,8 @@ class MendedDht(KadDHT):
             strict_validation=True,
         )
         self._own_validator = validator
+        # Twelve at once by default: room for three strangers, each within its own bound.
+        self._inbound_limiter = trio.CapacityLimiter(inbound_streams)
         self.value_store.store = _Bounded[tuple[Any, float]](MAX_RECORDS, self.value_store.local_keys)
         self.provider_store: ProviderStore = _FreshProviders(host, self.peer_routing)
         self.provider_store.providers = _Bounded(MAX_PROVIDED_KEYS, self.provider_store.providing_keys)

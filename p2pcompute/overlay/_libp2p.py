@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,13 +21,12 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from p2pcompute.errors import ConfigError, DialError, OverlayError, PortInUse, RecordRefused, StreamError
 from p2pcompute.identity import NodeKey
-from p2pcompute_protocols.errors import ProtocolError
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError
 from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
 
 from ._api import (
     CLOSE_TIMEOUT_S,
     CONNECT_TIMEOUT_S,
-    MAX_INBOUND_STREAMS_PER_PEER,
     MAX_PROVIDERS,
     STREAM_TIMEOUT_S,
     GossipValidator,
@@ -38,22 +36,27 @@ from ._api import (
     StreamHandler,
     Subscription,
 )
+from ._bans import Offence
 from ._checks import check_gossip, check_key, check_protocol, check_record, check_topic
-from ._dht import MendedDht, record_name
+from ._counted import CountedPubsub, CountedStream, CountedSwarm
+from ._counters import MAX_COUNTED_PROTOCOLS, OverlayCounters, PeerReport
+from ._defence import Defence
+from ._dht import KAD_ID, MendedDht, record_name
+from ._limits import Limits
+from ._limits_report import LimitsReport
 from ._mends import (
     ADDRESS_TTL_S,
     Listener,
     MendedHost,
     MendedPeerStore,
-    MendedPubsub,
-    MendedSwarm,
     MendedUpgrader,
     gossip_router,
     tame_logging,
 )
+from ._muxer import Yamux
+from ._ping import ping
 from ._queue import SubscriptionQueue
 from ._streams import Libp2pStream, negotiate
-from ._yamux import Yamux
 
 __all__ = ["Libp2pOverlay", "open_libp2p"]
 
@@ -86,6 +89,7 @@ class Libp2pOverlay:
         listeners: Sequence[Listener],
         validator: RecordValidator,
         announce: Sequence[str],
+        limits: Limits | None = None,
     ) -> None:
         private = Ed25519PrivateKey.from_bytes(key.reveal_seed())
         key_pair = KeyPair(private, private.get_public_key())
@@ -93,17 +97,20 @@ class Libp2pOverlay:
         self._id = _to_id(key.peer_id)
         store = MendedPeerStore()
         store.add_key_pair(self._id, key_pair)
-        self._swarm = MendedSwarm(self._id, store, MendedUpgrader(key_pair))
+        self._defence = Defence(limits)
+        self.counters = OverlayCounters()
+        self._rtt_s: dict[PeerId, float] = {}
+        upgrader = MendedUpgrader(key_pair)
+        self._swarm = CountedSwarm(self._id, store, upgrader, self._defence, counters=self.counters)
         for listener in listeners:
             self._swarm.listeners[str(listener.get_addrs()[0])] = listener
         announced = [Multiaddr(address) for address in announce]
         self._host = MendedHost(self._swarm, nursery, self._identified, announced or None)
-        self._router = gossip_router()
-        self._pubsub = MendedPubsub(self._host, self._router, self._on_gossip)
-        self._dht = MendedDht(self._host, validator)
+        self._router = gossip_router(self._defence)
+        self._pubsub = CountedPubsub(self._host, self._router, self._on_gossip, self._defence, counters=self.counters)
+        self._dht = MendedDht(self._host, validator, self._defence.limits.of(KAD_ID).streams)
         self._validator = validator
         self._subscriptions: dict[str, SubscriptionQueue] = {}
-        self._inbound: Counter[tuple[PeerId, str]] = Counter()
 
     # Life
 
@@ -116,6 +123,7 @@ class Libp2pOverlay:
             await manager.wait_started()
         await self._swarm.event_background_nursery_created.wait()
         await self._pubsub.wait_until_ready()
+        nursery.start_soon(self._defence.watch)
         for listener in listeners:
             nursery.start_soon(listener.serve, self._swarm._handle_inbound_connection)
 
@@ -198,6 +206,29 @@ class Libp2pOverlay:
                 nursery.start_soon(conn.close)
         self._dht.routing_table.remove_peer(raw)
 
+    def peer_reports(self) -> list[PeerReport]:
+        store = self._host.get_peerstore()
+        found: list[PeerReport] = []
+        for peer, connections in self._swarm.reports().items():
+            raw, traffic = _to_id(peer), self.counters.peer(peer)
+            spoken = store.get_protocols(raw) if raw in store.peer_ids() else []
+            found.append(
+                PeerReport(
+                    peer_id=peer,
+                    connections=tuple(connections),
+                    bytes_in=traffic.bytes_in,
+                    bytes_out=traffic.bytes_out,
+                    protocols=tuple(sorted(spoken))[:MAX_COUNTED_PROTOCOLS],
+                    rtt_s=self._rtt_s.get(peer),
+                )
+            )
+        self._rtt_s = {report.peer_id: report.rtt_s for report in found if report.rtt_s is not None}
+        return found
+
+    async def ping(self, peer: PeerId) -> float:
+        rtt_s = self._rtt_s[peer] = await ping(self, peer)
+        return rtt_s
+
     # Streams
 
     async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S) -> OverlayStream:
@@ -205,16 +236,18 @@ class Libp2pOverlay:
         if peer == self.peer_id:
             raise DialError("a node has no stream to itself")
         raw = _to_id(peer)
+        asked_s = self.counters.clock()
         try:
             with trio.fail_after(timeout_s):
                 try:
                     net = await self._swarm.new_stream(raw)
                 except SwarmException as exc:
                     raise DialError(f"could not reach {peer}: {exc}") from exc
-                stream = Libp2pStream(net, peer, protocol)
+                stream = CountedStream(net, peer, protocol, self.counters, "out", asked_s)
                 try:
                     await negotiate(net, protocol)
-                except BaseException:
+                except BaseException as exc:
+                    stream.never_was(exc)
                     await stream.reset()
                     raise
         except trio.TooSlowError:
@@ -223,17 +256,26 @@ class Libp2pOverlay:
 
     def handle(self, protocol: str, handler: StreamHandler) -> None:
         check_protocol(protocol)
+        self._swarm.ours.add(protocol)
 
         async def run(net: Any) -> None:
             peer = _from_id(net.muxed_conn.peer_id)
-            stream = Libp2pStream(net, peer, protocol)
-            slot = (peer, protocol)
-            if self._inbound[slot] >= MAX_INBOUND_STREAMS_PER_PEER:
+            stream = CountedStream(net, peer, protocol, self.counters, "in")
+            with self._defence.serving(peer, protocol, lambda: stream.progress_at) as served:
+                if served is not None:
+                    with served.scope:
+                        await serve(stream)
+                        return
+                    _log.info("a stream of %s with %s was cut off: %s", protocol, peer, served.expired)
                 await stream.reset()
-                return
-            self._inbound[slot] += 1
+
+        async def serve(stream: Libp2pStream) -> None:
             try:
                 await handler(stream)
+            except RemoteProtocolError as exc:
+                _log.info("%s broke %s: %s", stream.peer_id, protocol, exc)
+                self._defence.accuse(stream.peer_id, Offence.VIOLATION)
+                await stream.reset()
             except StreamError as exc:
                 _log.info("a stream of %s ended: %s", protocol, exc)
                 await stream.reset()
@@ -245,12 +287,11 @@ class Libp2pOverlay:
                 raise
             else:
                 await stream.aclose()
-            finally:
-                self._inbound[slot] -= 1
-                if not self._inbound[slot]:
-                    del self._inbound[slot]
 
-        self._host.set_stream_handler(TProtocol(protocol), run)
+        self._host.serve(TProtocol(protocol), run)
+
+    def limits_report(self) -> LimitsReport:
+        return self._defence.report()
 
     # Gossip
 
@@ -267,10 +308,13 @@ class Libp2pOverlay:
 
         def accept(_forwarder: ID, message: rpc_pb2.Message) -> bool:
             try:
-                return validator(peer_id_from_bytes(message.from_id), message.data) is True
+                accepted = validator(peer_id_from_bytes(message.from_id), message.data) is True
             except Exception:  # noqa: BLE001 - a validator that fails has not accepted
                 _log.info("a gossip message on %s is refused", topic, exc_info=True)
-                return False
+                accepted = False
+            if not accepted:
+                self.counters.gossip["refused"] += 1
+            return accepted
 
         queue = self._subscriptions[topic] = SubscriptionQueue()
         self._pubsub.set_topic_validator(topic, accept, is_async_validator=False)
@@ -288,15 +332,21 @@ class Libp2pOverlay:
         for topic in message.topicIDs:
             queue = self._subscriptions.get(topic)
             if queue is not None:
+                before = queue.dropped
                 queue.put(peer_id_from_bytes(message.from_id), message.data)
+                self.counters.gossip["delivered"] += 1
+                self.counters.gossip["dropped"] += queue.dropped - before
 
     # DHT
 
     async def dht_provide(self, key: bytes) -> None:
-        await self._dht.provider_store.provide(check_key(key))
+        with self.counters.asking("provide"):
+            await self._dht.provider_store.provide(check_key(key))
 
     async def dht_find_providers(self, key: bytes, limit: int = 20) -> list[PeerInfo]:
-        found = await self._dht.provider_store.find_providers(check_key(key), min(limit, MAX_PROVIDERS) + 1)
+        with self.counters.asking("find-providers") as question:
+            found = await self._dht.provider_store.find_providers(check_key(key), min(limit, MAX_PROVIDERS) + 1)
+            question.found = bool(found)
         providers: dict[PeerId, PeerInfo] = {}
         for info in found:
             try:
@@ -310,13 +360,17 @@ class Libp2pOverlay:
 
     async def dht_put(self, key: bytes, value: bytes) -> None:
         check_record(self._validator, key, value)
-        try:
-            await self._dht.put_value(record_name(key), value)
-        except ValueError as exc:
-            raise RecordRefused(f"a better record is known: {exc}") from exc
+        with self.counters.asking("put"):
+            try:
+                await self._dht.put_value(record_name(key), value)
+            except ValueError as exc:
+                raise RecordRefused(f"a better record is known: {exc}") from exc
 
     async def dht_get(self, key: bytes) -> bytes | None:
-        return await self._dht.find_record(check_key(key))
+        with self.counters.asking("get") as question:
+            record = await self._dht.find_record(check_key(key))
+            question.found = record is not None
+        return record
 
 
 def _with_peer(addresses: Sequence[Multiaddr], peer: PeerId) -> tuple[str, ...]:
@@ -375,6 +429,7 @@ async def open_libp2p(
     record_validator: RecordValidator,
     bootstrap: Sequence[str] = (),
     announce: Sequence[str] = (),
+    limits: Limits | None = None,
 ) -> AsyncGenerator[Libp2pOverlay, None]:
     """Be on the network while the context is open.
 
@@ -384,6 +439,7 @@ async def open_libp2p(
         record_validator: decides which DHT records we store, serve and believe.
         bootstrap: peers to connect to before the context opens; those that can't be reached are logged.
         announce: multiaddrs to tell others instead of those that we listen on, such as a router's.
+        limits: what strangers may take.
 
     Raises:
         PortInUse: a port is taken; nothing was started.
@@ -402,7 +458,7 @@ async def open_libp2p(
     try:
         for address in listen:
             listeners.append(Listener(_bind(address)))  # noqa: PERF401 - those bound before one fails are closed
-        async with _running(key, listeners, record_validator, bootstrap, announce) as overlay:
+        async with _running(key, listeners, record_validator, bootstrap, announce, limits) as overlay:
             yield overlay
     finally:
         for listener in listeners:
@@ -416,11 +472,12 @@ async def _running(
     record_validator: RecordValidator,
     bootstrap: Sequence[str],
     announce: Sequence[str],
+    limits: Limits | None,
 ) -> AsyncGenerator[Libp2pOverlay, None]:
     body_error: Exception | None = None
     try:
         async with trio.open_nursery() as nursery:
-            overlay = Libp2pOverlay(key, nursery, listeners, record_validator, announce)
+            overlay = Libp2pOverlay(key, nursery, listeners, record_validator, announce, limits)
             try:
                 await overlay.run(nursery, listeners)
                 for address in bootstrap:

@@ -6,7 +6,6 @@ in `tests/net/test_libp2p_mends.py` that shows the fault without it.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import time
 from collections import Counter
@@ -14,9 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import trio
-from libp2p.abc import IHost, IListener, IMuxedConn, INetStream, IRawConnection, ISecureConn
-from libp2p.crypto.keys import KeyPair
-from libp2p.crypto.x25519 import create_new_key_pair as new_x25519_key_pair
+from libp2p.abc import IHost, IListener, IMuxedConn, INetStream, IRawConnection
 from libp2p.custom_types import StreamHandlerFn, TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
@@ -32,29 +29,25 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
-from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.transport.exceptions import SecurityUpgradeFailure
+from libp2p.pubsub.validators import signature_validator
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
-from p2pcompute_protocols.errors import ProtocolError
-from p2pcompute_protocols.ids import peer_id_from_bytes
+from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
 
 from ._api import (
     CONNECT_TIMEOUT_S,
-    MAX_CONNECTIONS,
-    MAX_CONNECTIONS_PER_HOST,
-    MAX_CONNECTIONS_PER_PEER,
     MAX_GOSSIP_BYTES,
-    MAX_HANDSHAKES,
-    MAX_HANDSHAKES_PER_HOST,
     STREAM_TIMEOUT_S,
 )
-from ._yamux import Yamux
+from ._bans import Offence
+from ._defence import Defence, Visit
+from ._gossip import LimitedGossipSub
+from ._limits import Limits, Place
+from ._muxer import Yamux
+from ._upgrader import MendedUpgrader
+from .noise import WrongPeer
 
 __all__ = [
     "ADDRESS_TTL_S",
@@ -81,47 +74,13 @@ GOSSIP_QUEUE = 128  # messages that wait for one peer
 PUBLISH_PATIENCE_S = 1.0
 SEEN_TTL_S = 120.0
 MAX_SEEN = 16 * 1024
-_READ_BYTES = 128 * 1024
-_LOOPBACK = "loopback"
-
-
-class MendedUpgrader(TransportUpgrader):
-    """Noise and Yamux, nothing else.
-
-    By default libp2p offers TLS, SECIO and plaintext too, and a peer may choose plaintext. And whatever muxer
-    is passed in, `MuxerMultistream.new_conn` makes its own Yamux. Only Ed25519 peers get through: every peer
-    ID elsewhere in p2pcompute holds such a key.
-    """
-
-    def __init__(self, key_pair: KeyPair) -> None:
-        noise = NoiseTransport(key_pair, noise_privkey=new_x25519_key_pair().private_key)
-        super().__init__({NOISE_ID: noise}, {TProtocol(YAMUX_ID): Yamux})
-
-    async def upgrade_security(
-        self, raw_conn: IRawConnection, is_initiator: bool, peer_id: ID | None = None
-    ) -> ISecureConn:
-        conn = await super().upgrade_security(raw_conn, is_initiator, peer_id)
-        try:
-            peer_id_from_bytes(conn.get_remote_peer().to_bytes())
-        except ProtocolError as exc:
-            raise SecurityUpgradeFailure(str(exc)) from exc
-        return conn
-
-    async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
-        selector = self.muxer_multistream._selector
-        await selector.select(conn, conn.is_initiator, int(CONNECT_TIMEOUT_S))
-        return Yamux(conn, peer_id)
 
 
 class _BufferedStream(TrioTCPStream):
-    """Reads ahead: Noise asks for 2 bytes of length and then for the record, each a system call otherwise.
-
-    And it knows where an IPv6 peer is, for which libp2p's gives None.
-    """
+    """Knows where an IPv6 peer is, for which libp2p's gives None."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
-        self._ahead = bytearray()
         self._remote: tuple[str, int] | None = None
         try:
             host, port = stream.socket.getpeername()[:2]
@@ -131,18 +90,6 @@ class _BufferedStream(TrioTCPStream):
 
     def get_remote_address(self) -> tuple[str, int] | None:
         return self._remote
-
-    async def read(self, n: int | None = None) -> bytes:
-        if n == 0:
-            return b""
-        if not self._ahead:
-            data = await super().read(_READ_BYTES)
-            if n is None or len(data) <= n:
-                return data
-            self._ahead += data
-        taken = bytes(self._ahead if n is None else self._ahead[:n])
-        del self._ahead[: len(taken)]
-        return taken
 
 
 class BufferedTcp(TCP):
@@ -214,14 +161,15 @@ class _NoAutoConnector:
         """Nothing is dialled again, so nothing backs off."""
 
 
-def connection_limits() -> ConnectionConfig:
+def connection_limits(limits: Limits) -> ConnectionConfig:
     """Our limits in libp2p's form."""
     return ConnectionConfig(
-        max_connections=MAX_CONNECTIONS,
-        high_watermark=MAX_CONNECTIONS,
+        max_connections=limits.connections,
+        high_watermark=limits.connections,
         min_connections=0,
         low_watermark=0,
-        max_connections_per_peer=MAX_CONNECTIONS_PER_PEER,
+        max_connections_per_peer=limits.connections_per_peer,
+        grace_period=0.0,  # by default connections of 30 s and less don't count against the bound for their peer
         inbound_upgrade_timeout=CONNECT_TIMEOUT_S,
         outbound_upgrade_timeout=CONNECT_TIMEOUT_S,
         inbound_stream_protocol_negotiation_timeout=STREAM_TIMEOUT_S,
@@ -241,15 +189,20 @@ class _Handshake:
 class MendedSwarm(Swarm):
     """A swarm that survives its peers, dials without delay and closes at once."""
 
-    def __init__(self, peer_id: ID, peerstore: PeerStore, upgrader: TransportUpgrader) -> None:
+    def __init__(
+        self, peer_id: ID, peerstore: PeerStore, upgrader: TransportUpgrader, defence: Defence | None = None
+    ) -> None:
+        self.defence = defence or Defence()
         super().__init__(
             peer_id,
             peerstore,
             upgrader,
             [BufferedTcp()],
             retry_config=RetryConfig(max_retries=0),
-            connection_config=connection_limits(),
+            connection_config=connection_limits(self.defence.limits),
         )
+        self.defence.on_ban = self._end_connections
+        self._visits: dict[trio.lowlevel.Task, Visit] = {}
         self._dials: dict[ID, trio.Lock] = {}
         self.auto_connector: Any = _NoAutoConnector()
         self._from_host: Counter[str] = Counter()
@@ -264,7 +217,8 @@ class MendedSwarm(Swarm):
 
         async def guarded(stream: INetStream) -> None:
             try:
-                await stream_handler(stream)
+                with self.defence.inbound_stream(peer_id_from_bytes(stream.muxed_conn.peer_id.to_bytes())) as admitted:
+                    await (stream_handler(stream) if admitted else stream.reset())
             except Exception:  # noqa: BLE001 - whatever it is, only this stream comes to harm
                 peer = stream.muxed_conn.peer_id
                 _log.info("resetting a stream of %s (%s)", peer, stream.get_protocol(), exc_info=True)
@@ -331,11 +285,16 @@ class MendedSwarm(Swarm):
         gone a node accepts nobody any more.
         """
         raw = RawConnection(read_write_closer, False)
-        host = _host_of(read_write_closer.get_remote_address())
-        if not self._admit(raw, host):
+        remote = read_write_closer.get_remote_address()
+        visit = self.defence.arrive(remote[0] if remote is not None else None)
+        if visit is None or not self._admit(raw, visit.place):
+            if visit is not None:
+                visit.leave()
             await raw.close()
             return
+        host = visit.place.host
         self._from_host[host] += 1
+        self._visits[trio.lowlevel.current_task()] = visit
         shaking = self._handshakes[trio.lowlevel.current_task()] = _Handshake(raw, host)
         try:
             with shaking.scope:
@@ -346,8 +305,11 @@ class MendedSwarm(Swarm):
                 await raw.close()
         except Exception as exc:  # noqa: BLE001 - whatever a stranger sent, only its own connection suffers
             _log.debug("an inbound connection was not upgraded: %r", exc)
+            visit.failed(stalled=is_timeout(exc))
             await raw.close()
         finally:
+            visit.leave()
+            self._visits.pop(trio.lowlevel.current_task(), None)
             self._handshakes.pop(trio.lowlevel.current_task(), None)
             if not shaking.scope.cancel_called:
                 self._inbound_limiter.release_on_behalf_of(raw)
@@ -358,20 +320,52 @@ class MendedSwarm(Swarm):
     async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> Any:
         """Take a connection whose handshake is done; from here on nobody gets its place."""
         await trio.lowlevel.checkpoint_if_cancelled()
+        visit = self._visits.get(trio.lowlevel.current_task())
         self._handshakes.pop(trio.lowlevel.current_task(), None)
-        return await super().add_conn(muxed_conn, direction=direction)
+        if visit is not None:
+            visit.authenticated()
+        peer, where = peer_id_from_bytes(muxed_conn.peer_id.to_bytes()), _ip_of(muxed_conn)
+        refusal = self.defence.check_peer(peer, inbound=visit is not None)
+        if refusal is not None:
+            await muxed_conn.close()
+            raise SwarmException(f"{refusal}; try again in {max(1.0, self.defence.wait_s(peer)):.0f} s")
+        if isinstance(muxed_conn, Yamux):
+            muxed_conn.held.charge_to(self.defence.memory.open(peer))
+        conn = await super().add_conn(muxed_conn, direction=direction)
+        if conn in self.get_connections(muxed_conn.peer_id):  # it may have ended already
+            self.defence.connected(peer, where)
+        return conn
 
-    def _admit(self, raw: RawConnection, host: str) -> bool:
+    def remove_conn(self, swarm_conn: Any) -> None:
+        """A connection has ended: libp2p calls this once for each, whoever ended it."""
+        known = swarm_conn in self.get_connections(swarm_conn.muxed_conn.peer_id)
+        super().remove_conn(swarm_conn)
+        if not known:
+            return
+        muxed = swarm_conn.muxed_conn
+        peer = peer_id_from_bytes(muxed.peer_id.to_bytes())
+        if isinstance(muxed, Yamux) and muxed.violation is not None:
+            _log.info("%s broke the protocol of a connection: %s", peer, muxed.violation)
+            self.defence.accuse(peer, Offence.VIOLATION)
+        self.defence.disconnected(peer, _ip_of(muxed))
+
+    def _end_connections(self, peer: PeerId) -> None:
+        for conn in self.get_connections(ID(peer_id_to_bytes(peer))):
+            if isinstance(conn.muxed_conn, Yamux):
+                conn.muxed_conn.abort()
+
+    def _admit(self, raw: RawConnection, place: Place) -> bool:
         """Take a slot for an accepted connection, from the oldest unfinished handshake where there is no other.
 
         A handshake that is not finished has cost its sender nothing, and an honest one needs only a few round trips,
         so whoever holds some open makes room before anybody who comes has to go.
         """
-        if host != _LOOPBACK:
-            shaking = sum(1 for other in self._handshakes.values() if other.host == host)
-            if self._from_host[host] >= MAX_CONNECTIONS_PER_HOST or shaking >= MAX_HANDSHAKES_PER_HOST:
+        limits = self.defence.limits
+        if not place.exempt:
+            shaking = sum(1 for other in self._handshakes.values() if other.host == place.host)
+            if self._from_host[place.host] >= limits.connections_per_host or shaking >= limits.handshakes_per_host:
                 return False
-        if len(self._handshakes) >= MAX_HANDSHAKES or self._inbound_limiter.available_tokens < 1:
+        if len(self._handshakes) >= limits.handshakes or self._inbound_limiter.available_tokens < 1:
             if not self._handshakes:
                 return False
             oldest = self._handshakes.pop(next(iter(self._handshakes)))
@@ -390,15 +384,19 @@ class MendedSwarm(Swarm):
                 nursery.start_soon(conn.muxed_conn.close)
 
 
-def _host_of(remote: tuple[str, int] | None) -> str:
-    """What the bounds for one host count together: an IPv4 address, a /64 of IPv6, or what has no address."""
-    try:
-        ip = ipaddress.ip_address(remote[0] if remote is not None else "")
-    except ValueError:
-        return "unknown"
-    if ip.is_loopback:
-        return _LOOPBACK
-    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
+def _ip_of(muxed: IMuxedConn) -> str | None:
+    """The IP address at the other end, as the socket says."""
+    remote = muxed.get_remote_address() if isinstance(muxed, Yamux) else None
+    return remote[0] if remote is not None else None
+
+
+def is_timeout(exc: BaseException | None) -> bool:
+    """Whether what libp2p raised comes from a time-out at its bottom."""
+    while exc is not None:
+        if isinstance(exc, trio.TooSlowError | TimeoutError):
+            return True
+        exc = exc.exceptions[0] if isinstance(exc, BaseExceptionGroup) else exc.__cause__ or exc.__context__
+    return False
 
 
 def _reason(exc: BaseException, address: Multiaddr) -> str:
@@ -415,7 +413,7 @@ def _reason(exc: BaseException, address: Multiaddr) -> str:
         text = str(exc) or text
     if isinstance(exc, ConnectionRefusedError):
         return f"{address} refused: nobody listens there; is the peer up?"
-    if isinstance(exc, PeerIDMismatchesPubkey):
+    if isinstance(exc, WrongPeer):
         return f"somebody else answers at {address}; has the peer moved, or made a new key?"
     return text
 
@@ -457,9 +455,34 @@ class MendedHost(BasicHost):
     ) -> None:
         # Observed addresses are what any stranger says that ours are.
         super().__init__(swarm, announce_addrs=announce, disable_identify_address_discovery=True)
+        self._defence = swarm.defence
         self._nursery = nursery
         self._on_identified = on_identified
         self._identifying: dict[ID, trio.Event] = {}
+        for protocol, handler in list(self.multiselect.handlers.items()):
+            if protocol is not None and handler is not None:
+                self.set_stream_handler(protocol, handler)
+
+    def set_stream_handler(self, protocol_id: TProtocol, stream_handler: StreamHandlerFn) -> None:
+        """Serve a protocol of libp2p's own within its limits: its handlers wait for a peer for ever.
+
+        Its DHT serves twelve streams at once, so that twelve that say nothing would end it for everybody.
+        """
+
+        async def limited(stream: INetStream) -> None:
+            peer = peer_id_from_bytes(stream.muxed_conn.peer_id.to_bytes())
+            with self._defence.serving(peer, str(protocol_id)) as served:
+                if served is not None:
+                    with served.scope:
+                        await stream_handler(stream)
+                        return
+                await stream.reset()
+
+        super().set_stream_handler(protocol_id, limited)
+
+    def serve(self, protocol_id: TProtocol, stream_handler: StreamHandlerFn) -> None:
+        """Serve a protocol by a handler that keeps to its limits itself."""
+        super().set_stream_handler(protocol_id, stream_handler)
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
         if peer_id == self.get_id() or peer_id in self._identifying or peer_id in self._identified_peers:
@@ -526,13 +549,14 @@ def tame_logging() -> None:
     setattr(swarm_connection, "logging", logging.getLogger(swarm_connection.__name__))  # noqa: B010 - not its type
 
 
-def gossip_router() -> GossipSub:
+def gossip_router(defence: Defence | None = None) -> GossipSub:
     """Gossipsub that works at our scale.
 
     libp2p's defaults are a heartbeat of 120 s, without which no mesh forms, and 10 messages a second per peer
     and topic, our own included, beyond which messages vanish. Version 1.1 costs half the CPU of 1.2.
     """
-    return GossipSub(
+    return LimitedGossipSub(
+        defence or Defence(),
         [TProtocol("/meshsub/1.1.0")],
         degree=6,
         degree_low=4,
@@ -565,13 +589,20 @@ class MendedPubsub(Pubsub):
     that restarts after a burst repeats some, and what carries them is dropped as seen.
     """
 
-    def __init__(self, host: IHost, router: GossipSub, deliver: Callable[[rpc_pb2.Message], None]) -> None:
+    def __init__(
+        self,
+        host: IHost,
+        router: GossipSub,
+        deliver: Callable[[rpc_pb2.Message], None],
+        defence: Defence | None = None,
+    ) -> None:
         super().__init__(host, router, strict_signing=True, max_inbound_rpc_size=MAX_GOSSIP_RPC_BYTES)
         self.seen_messages.stop()
         self.seen_messages: Any = SeenMessages()
         self.counter = time.time_ns()
         self.peer_queues: dict[ID, RpcQueue] = _PeerQueues()
         self._deliver = deliver
+        self._defence = defence or Defence()
 
     async def wait_for_room(self) -> None:
         """Before we publish, let our peers' queues drain, but don't let one slow peer hold us up for long."""
@@ -583,12 +614,30 @@ class MendedPubsub(Pubsub):
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         if len(msg.data) > MAX_GOSSIP_BYTES:
             return
+        if msg_forwarder != self.my_id and not self._is_welcome(msg_forwarder, msg):
+            return
         try:
             await super().push_msg(msg_forwarder, msg)
         except Exception:
             if msg_forwarder == self.my_id:
                 raise
             _log.info("dropping a gossip message from %s", msg_forwarder, exc_info=True)
+
+    def _is_welcome(self, neighbour: ID, msg: rpc_pb2.Message) -> bool:
+        """Before a message costs anything: libp2p's own checks of signatures tell nobody who failed them."""
+        peer = peer_id_from_bytes(neighbour.to_bytes())
+        if not self._defence.may_gossip(peer, own=msg.from_id == neighbour.to_bytes(), size=len(msg.data)):
+            return False
+        if self._is_msg_seen(msg):
+            return False
+        try:
+            signed = signature_validator(msg)
+        except Exception:  # noqa: BLE001 - a key that is none, or of a kind that libp2p does not know
+            signed = False
+        if not signed:
+            _log.info("%s handed on a message that is not its author's", neighbour)
+            self._defence.forged_gossip(peer)
+        return signed
 
     def notify_subscriptions(self, publish_message: rpc_pb2.Message) -> None:
         if publish_message.from_id != self.my_id.to_bytes():

@@ -11,7 +11,7 @@ from p2pcompute.errors import StreamError
 from p2pcompute_protocols.ids import PeerId
 
 from ._api import MAX_PROTOCOL_ID_BYTES, RECEIVE_BYTES, StreamReset, UnknownProtocol
-from ._yamux import YamuxStream
+from ._muxed_stream import YamuxStream
 
 __all__ = ["Libp2pStream", "negotiate"]
 
@@ -30,23 +30,39 @@ class Libp2pStream:
         self._net = stream
         self._muxed = stream.muxed_stream
         self._removed = False
+        self.progress_at = trio.current_time()  # when a byte moved last, for whoever ends idle streams
 
     async def send_all(self, data: bytes) -> None:
         try:
             await self._muxed.write(data)
+            self.progress_at = trio.current_time()
         except MuxedStreamError as exc:
             raise StreamReset(f"sending on {self.protocol}: {exc}") from exc
         except trio.Cancelled:
             self._muxed.reset_nowait()
             raise
 
+    def send_nowait(self, data: bytes) -> bool:
+        try:
+            return self._muxed.write_nowait(data)
+        except MuxedStreamError as exc:
+            raise StreamReset(f"sending on {self.protocol}: {exc}") from exc
+
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
         if max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         try:
-            return await self._muxed.read(max_bytes)
+            data = await self._muxed.read(max_bytes)
         except MuxedStreamEOF:
             return b""
+        except MuxedStreamError as exc:
+            raise StreamReset(f"receiving on {self.protocol}: {exc}") from exc
+        self.progress_at = trio.current_time()
+        return data
+
+    async def receive_into(self, buffer: bytearray | memoryview, at_least: int = 1) -> int:
+        try:
+            return await self._muxed.receive_into(buffer, at_least)
         except MuxedStreamError as exc:
             raise StreamReset(f"receiving on {self.protocol}: {exc}") from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Final
 import trio
 
 from p2pcompute._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, Dialogue
+from p2pcompute._log import log_event
 from p2pcompute.errors import ChainError, ChannelClosing, DiskFull, VoucherRefused
 from p2pcompute_protocols._binding import SignerBinding, WalletSigner, verify_binding
 from p2pcompute_protocols.channel import (
@@ -42,6 +44,8 @@ from ._consents import Consents, NoConsent
 __all__ = ["Payee", "PayeeCounters"]
 
 HELLO_TIMEOUT_S: Final = 10.0  # from the opening of a stream to its hello
+_log = logging.getLogger("p2pcompute.payments")
+
 IDLE_TIMEOUT_S: Final = 900.0  # between vouchers; a payer that needs longer connects again
 MAX_REFUSALS: Final = 16  # on one stream, then it is closed
 CHAIN_READ_S: Final = 0.5  # at most one read of the chain per channel in this time
@@ -327,6 +331,15 @@ class Payee:
         self.counters.unrooted += frame_.memo != _NO_MEMO and not stored.rooted_leaves
         session.row = stored
         self._wake(session.channel)
+        log_event(
+            _log,
+            "voucher",
+            f"voucher of …{session.peer[-8:]}: {usd(stored.paid_uusd)} on channel {session.channel.hex()[:8]} so far",
+            level=logging.DEBUG,
+            peer=session.peer,
+            channel=session.channel.hex(),
+            paid_uusd=stored.paid_uusd,
+        )
 
     async def _cover(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
         """The channel's row, with a deposit that covers `amount_uusd`; raises `_Refuse` with UNFUNDED."""

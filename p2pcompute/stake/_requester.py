@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import trio
 
@@ -51,9 +51,13 @@ _FRESH_S: Final = 60.0  # for so long is what the chain said of a stake believed
 class StakeTooLow(TaskRefused):
     """The provider has less at stake than this task asks for. It may stake more, and `min_stake` may ask for less."""
 
+    code: ClassVar = WireCode.UNFUNDED
+
 
 class PledgeRefused(TaskRefused):
     """The provider has named arbiters with us, and does not put its stake at risk for them."""
+
+    code: ClassVar = WireCode.UNFUNDED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

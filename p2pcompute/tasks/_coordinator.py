@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,7 @@ from p2pcompute.errors import (
 )
 from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, rank
 from p2pcompute.market._ranking import NEWCOMERS_PLACE
+from p2pcompute.market._reasons import Reason, what_to_do
 from p2pcompute.payments import max_loss, subnet_of
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
@@ -57,9 +59,11 @@ from ._events import (
 )
 from ._link import LiarError, Link, LinkHooks, NoRoomNow, WaitedTooLong
 from ._scheduler import ChunkScheduler
+from ._sharing import Sharing
 from ._state import Contact, Deliver, RunState, TaskRequest
 
 if TYPE_CHECKING:
+    from p2pcompute.blobs import BlobServer
     from p2pcompute.overlay import Overlay
 
 __all__ = ["DISCOVERY_S", "HOW_TO_GET_ONE", "Coordinator", "Deliver", "TaskRequest"]
@@ -95,6 +99,7 @@ class Coordinator:
     books: RequesterBooks
     now_ms: Callable[[], int]
     is_banned: Callable[[PeerId], bool] = lambda _: False
+    blobs: BlobServer | None = None  # what serves inputs that are shared
     evidence: EvidenceStore | None = None  # where what liars have signed is kept for others to check
     advice: Callable[[], str] = lambda: HOW_TO_GET_ONE  # what to do where there is no provider, as things stand
     draw: Callable[[int], int] = secrets.randbelow  # one of so many, from 0; a newcomer's chances are our own secret
@@ -135,7 +140,8 @@ class Coordinator:
         if not found:
             seen = "; ".join(f"…{peer[-8:]}: {why}" for peer, why in list(reasons.items())[:4])
             known = f"{len(reasons)} known, none fits ({seen})" if reasons else "none is known"
-            raise NoProviderError(f"No provider fits this order: {known}. {self.advice()}")
+            todo = what_to_do(reasons.values(), self.advice())
+            raise NoProviderError(f"No provider fits this order: {known}. {todo}")
         return found
 
     async def run(
@@ -177,7 +183,7 @@ class Coordinator:
             self._double(request, state, recompute, judge)
         seconds = max(0.0, (request.deadline_ms - self.now_ms()) / 1000)  # it may have passed before this
         try:
-            with trio.move_on_after(seconds) as deadline:
+            with trio.move_on_after(seconds) as deadline, self._sharing(request) as state.sharing:
                 async with trio.open_nursery() as nursery:
                     await self._manage(request, state, nursery)
         finally:
@@ -190,6 +196,11 @@ class Coordinator:
         if state.fatal is not None:
             raise state.fatal
         self.requeued = state.scheduler.requeued
+
+    def _sharing(self, request: TaskRequest) -> AbstractContextManager[Sharing | None]:
+        if self.blobs is None or not request.shared:
+            return nullcontext()
+        return Sharing.open(self.overlay, self.blobs, request.blobs, request.shared)
 
     def _double(
         self,
@@ -384,7 +395,8 @@ class Coordinator:
     def _nobody(self, request: TaskRequest, state: RunState, orphans: list[int]) -> P2PComputeError:
         why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(state.reasons.items())[:4])
         if not state.agreed:
-            return NoProviderError(f"No provider took the order ({why}). {self.advice()}")
+            todo = what_to_do(state.reasons.values(), self.advice())
+            return NoProviderError(f"No provider took the order ({why}). {todo}")
         failed = [index for index in orphans if index in state.failures]
         # Where it failed at several, that is what the user has to know, whatever else became of them since.
         blamed = failed and (
@@ -429,7 +441,7 @@ class Coordinator:
         except (InsufficientFunds, BudgetError, InputChanged, StorageError) as exc:
             state.fatal = exc
         except (OrderRefused, TaskRefused) as refused:
-            state.reasons[provider] = str(refused)
+            state.reasons[provider] = Reason(str(refused), getattr(refused, "code", None))
             no_room = isinstance(refused, OrderRefused) and refused.code is WireCode.NO_CAPACITY
             if no_room or isinstance(refused, NoRoomNow):
                 state.had_no_room(provider, trio.current_time())
@@ -465,7 +477,16 @@ class Coordinator:
         try:
             pledge = b"" if request.stake is None else await request.stake.pledge(agreement)
             hooks = self._hooks(request, state, agreement)
-            link = Link(self.overlay, agreement, account, state.scheduler, request.blobs, hooks, request.splits)
+            link = Link(
+                self.overlay,
+                agreement,
+                account,
+                state.scheduler,
+                request.blobs,
+                hooks,
+                splits=request.splits,
+                sharing=state.sharing,
+            )
             link.pledge = pledge
             contact.link = link
             await link.run()

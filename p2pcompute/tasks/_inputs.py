@@ -20,7 +20,7 @@ from p2pcompute.execution import SharedInput
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.work import ChunkWork, ProgramWork, Work
 
-__all__ = ["SHARED_BYTES", "Input", "KeptInputs", "TaskInputs"]
+__all__ = ["SHARED_BYTES", "Input", "InputContent", "KeptInputs", "TaskInputs"]
 
 SHARED_BYTES: Final = 1024 * 1024  # inputs of this size and above lie in shared memory
 
@@ -138,6 +138,27 @@ def _close(content: Input) -> None:
         content.close()
 
 
+class InputContent:
+    """An input as what blobs are read from and written to."""
+
+    __slots__ = ("made",)
+
+    def __init__(self, made: bytes | bytearray | SharedInput) -> None:
+        self.made = made
+
+    def read(self, at: int, size: int) -> bytes:
+        if isinstance(self.made, SharedInput):
+            return self.made.read_at(at, size)
+        return bytes(self.made[at : at + size])
+
+    def write(self, at: int, data: bytes) -> None:
+        if isinstance(self.made, SharedInput):
+            self.made.write(at, data)
+        else:
+            assert isinstance(self.made, bytearray)  # one that is complete is not written to
+            self.made[at : at + len(data)] = data
+
+
 class TaskInputs:
     """The inputs of one task, which a context holds. Large ones lie in memory that its workers share with this
     process, and so only once; they stay until the task ends, since a worker that dies has a successor.
@@ -163,6 +184,7 @@ class TaskInputs:
         self._peer = peer
         self._keep = keep
         self._came: set[bytes] = set()
+        self._rooms: dict[bytes, InputContent] = {}  # of those that come in pieces, in any order
         self._digest = b""
         self._left = 0
         self._small = bytearray()
@@ -181,6 +203,9 @@ class TaskInputs:
     ) -> None:
         if self._large is not None:  # half of it has come
             self._large.close()
+        for room in self._rooms.values():
+            if isinstance(room.made, SharedInput):
+                room.made.close()
         stays = self._keep()
         for digest in self._came:
             if stays:
@@ -189,6 +214,29 @@ class TaskInputs:
                 _close(self.whole[digest])
         for digest in self.had:
             self._kept.give_back(self._peer, digest)
+
+    def room(self, digest: bytes, size: int) -> InputContent:
+        """Room for an input that comes in pieces; `adopt` makes it one of the task's. Raises `ExecutionError` where
+        memory runs out."""
+        large = size >= SHARED_BYTES and digest not in self._plain
+        room = self._rooms[digest] = InputContent(SharedInput(size) if large else bytearray(size))
+        return room
+
+    def adopt(self, digest: bytes) -> None:
+        """All of it has come, and its hash is right."""
+        made = self._rooms.pop(digest).made
+        if isinstance(made, SharedInput):
+            made.seal()
+            self.whole[digest] = made
+        else:
+            self.whole[digest] = bytes(made)
+        self._came.add(digest)
+
+    def give_up(self, digest: bytes) -> None:
+        """It is not what it was taken for."""
+        made = self._rooms.pop(digest).made
+        if isinstance(made, SharedInput):
+            made.close()
 
     def start(self, digest: bytes, size: int) -> None:
         """An input begins; the connection has checked its size. Raises `ExecutionError` where memory runs out."""

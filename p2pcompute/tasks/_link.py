@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -60,6 +60,7 @@ from ._work import chunk_bytes
 if TYPE_CHECKING:
     from p2pcompute.overlay import Overlay
 
+    from ._sharing import Sharing
     from ._splits import SplitInputs
 
 __all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "NoRoomNow", "ReceivedChunk", "WaitedTooLong"]
@@ -136,6 +137,7 @@ class Link:
         blobs: Mapping[bytes, bytes],
         hooks: LinkHooks,
         splits: SplitInputs | None = None,
+        sharing: Sharing | None = None,
     ) -> None:
         work = agreement.terms.work
         assert work is not None  # standing agreements are not made
@@ -152,6 +154,7 @@ class Link:
         self.connection.chunk_bytes = chunk_bytes(work)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
         self.splits = splits
+        self.sharing = sharing
         self.pledge = b""  # what the provider has put at risk, as a file
         if splits is not None and isinstance(work, ChunkWork | ProgramWork):
             self.connection.tiles = HeldTiles(work, splits.manifests)
@@ -229,6 +232,8 @@ class Link:
                     await self._settle()
             raise
         finally:
+            if self.sharing is not None:
+                self.sharing.end(self.provider)
             with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):
                 await stream.aclose()
 
@@ -256,10 +261,28 @@ class Link:
             raise self._refusal(opened)
         self.window = min(opened.window, self.agreement.terms.max_window)
         self.slots = max(1, min(opened.slots, self.slots))
-        for digest in opened.need:
-            await self._send_blob(digest, self.blobs[digest])
+        with single_error(TaskRefused, ProtocolError, P2PComputeError):
+            async with trio.open_nursery() as nursery:
+                shared = await self._share(opened, nursery)
+                for digest in opened.need:
+                    if digest not in shared:
+                        await self._send_blob(digest, self.blobs[digest])
+                await self._until_ready(stall_s=None if shared else _SETUP_S)
+                nursery.cancel_scope.cancel()
+
+    async def _share(self, opened: Opened, nursery: trio.Nursery) -> Collection[bytes]:
+        """Name the inputs that come from other providers as well, and who they are; in `nursery` those that follow."""
+        if self.sharing is None or not opened.fetches:
+            return ()
+        told = await self.sharing.begin(self.provider, self.dialogue)
+        needed = {digest: known for digest, known in told.items() if digest in opened.need}
+        if needed:
+            nursery.start_soon(self.sharing.keep_telling, self.provider, self.dialogue, needed)
+        return needed
+
+    async def _until_ready(self, *, stall_s: float | None) -> None:
         while True:
-            message = await self.dialogue.receive(stall_s=_SETUP_S)
+            message = await self.dialogue.receive(stall_s=stall_s)
             match message:
                 case Ready():
                     self.hooks.ready(self.provider, message.compile_ms)

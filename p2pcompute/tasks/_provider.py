@@ -19,6 +19,7 @@ from p2pcompute_protocols.work import ProgramRef, ProgramWork, Work
 
 from ._api import ChunkRun, ProviderBooks, Workers
 from ._disputes import DisputeService
+from ._fetching import BlobExchange
 from ._inputs import KeptInputs
 from ._places import Guest, Places
 from ._provider_session import Session
@@ -71,6 +72,7 @@ class TaskService:
     compilers: Turns = field(init=False)
     newcomers_hold: int = field(init=False, default=0)
     kept: KeptInputs = field(default_factory=KeptInputs)
+    exchange: BlobExchange | None = None  # where inputs may come from other providers as well
     _compiling: dict[PeerId, trio.Lock] = field(default_factory=dict)
     _sessions: set[Session] = field(default_factory=set)
 

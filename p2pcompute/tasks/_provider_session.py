@@ -41,6 +41,7 @@ from p2pcompute_protocols.task import (
     Refused,
     ResultData,
     ResultStart,
+    Share,
     StateGone,
     TaskConnection,
     TaskState,
@@ -49,6 +50,7 @@ from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import RoundWork, Work
 
 from ._api import ChunkRun, ProviderAccount, TaskWorker
+from ._fetching import TaskBlobs
 from ._inputs import SHARED_BYTES, TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._meter import Meter, units_of
@@ -119,6 +121,7 @@ class Session:
         self.answered: Counter[int] = Counter()
         self.not_begun = 0
         self.tiles: TaskTiles
+        self.shared: TaskBlobs
         self.held_bytes = 0  # of a newcomer's inputs, among `newcomers_hold`
         self.fp = "strict"
         self.asked: deque[int] = deque()  # states of work in rounds
@@ -207,9 +210,17 @@ class Session:
             self.connection.chunk_rounds = work.rounds_per_chunk
             self.connection.state_arrays = tuple(array.nbytes for array in work.state)
         peer = self.stream.peer_id
-        with self._holding(), TaskInputs(work, service.kept, peer, keep=self._has_paid(account)) as blobs:
+        with (
+            self._holding(),
+            TaskInputs(work, service.kept, peer, keep=self._has_paid(account)) as blobs,
+            self._sharing(blobs) as self.shared,
+        ):
+            await self.shared.look()
             need = tuple(digest for digest in self.connection.blob_sizes if digest not in blobs.had)
-            await self.dialogue.send(Opened(need=need, slots=agreement.terms.slots, window=account.window))
+            fetches = True if self.shared.fetches else None
+            await self.dialogue.send(
+                Opened(need=need, slots=agreement.terms.slots, window=account.window, fetches=fetches)
+            )
             if not await self._take(blobs):
                 await self.dialogue.send(Closed(chunks=0))
                 return
@@ -219,6 +230,21 @@ class Session:
                 await self._compute(agreement, work, account, blobs)
         if deadline.cancelled_caught:
             raise RefuseError(WireCode.TIMED_OUT, "the agreement's deadline passed")
+
+    def _sharing(self, blobs: TaskInputs) -> TaskBlobs:
+        return TaskBlobs(
+            self.service.exchange,
+            blobs,
+            self.connection.blob_sizes,
+            self.stream.peer_id,
+            known=self.place.guest.known,
+            took=self._took,
+        )
+
+    def _took(self, size: int) -> None:
+        """So much more of its inputs has come."""
+        self.place.moved(size)
+        self._hold(size)
 
     @contextmanager
     def _holding(self) -> Generator[None]:
@@ -277,17 +303,26 @@ class Session:
         raise RemoteProtocolError("the inputs came too slowly", code=WireCode.STALLED)
 
     async def _take_at_any_speed(self, blobs: TaskInputs) -> bool:
-        while self.connection.needed:
-            message = await self.dialogue.receive(stall_s=_BLOB_S)
-            match message:
-                case BlobStart():
-                    blobs.start(message.digest, message.size)
-                case BlobData():
-                    self.place.moved(len(message.data))
-                    self._hold(len(message.data))
-                    blobs.add(message.data)
+        with single_error(RefuseError, ProtocolError, StreamError, ExecutionError):
+            async with trio.open_nursery() as nursery:
+                complete = await self._hear_inputs(blobs, nursery)
+                nursery.cancel_scope.cancel()
+        return complete
+
+    async def _hear_inputs(self, blobs: TaskInputs, nursery: trio.Nursery) -> bool:
+        while self.connection.needed or self.shared.under_way:
+            match await self.shared.hear(self.dialogue, stall_s=_BLOB_S):
+                case BlobStart(digest=digest, size=size):
+                    blobs.start(digest, size)
+                case BlobData(data=data):
+                    self._took(len(data))
+                    blobs.add(data)
+                case Share() as message:
+                    self.shared.share(message, nursery)
                 case Finish():
                     return False
+                case None:
+                    pass
                 case _:
                     raise StreamError("the requester left before its inputs had come")
         return True
@@ -304,6 +339,8 @@ class Session:
                 nursery.cancel_scope.cancel()
         if self.finish.is_set() and self.connection.state is TaskState.FINISHING:
             done = self.entry.chunks_done if self.entry is not None else 0
+            if self._has_paid(account)():
+                await self.shared.keep()
             await self.dialogue.send(Closed(chunks=done))
 
     async def _with_worker(self, agreement: Agreement, work: Work, account: ProviderAccount, blobs: TaskInputs) -> bool:
@@ -413,6 +450,8 @@ class Session:
                         self.queue.append(complete)
                 case GetState():
                     self.asked.append(message.state)
+                case Share():
+                    self.shared.share(message, None)
                 case Cancel():
                     if message.index in self.connection.outstanding:  # else it has crossed the answer
                         self.cancelled.add(message.index)

@@ -24,6 +24,7 @@ from p2pcompute.errors import (
     TaskTimeout,
 )
 from p2pcompute.market import Candidate, OrderRefused
+from p2pcompute.market._reasons import Reason, what_to_do
 from p2pcompute.payments import subnet_of
 from p2pcompute_protocols.errors import ProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
@@ -197,7 +198,8 @@ class RoundTask:
     def _nobody(self) -> TaskError | NoProviderError:
         why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(self._reasons.items())[:4])
         if not self._agreed:
-            return NoProviderError(f"No provider took the order ({why}). {self.coordinator.advice()}")
+            todo = what_to_do(self._reasons.values(), self.coordinator.advice())
+            return NoProviderError(f"No provider took the order ({why}). {todo}")
         return TaskError(
             f"all providers are gone with {self.done} of {self.request.rounds} rounds done ({why}); what was paid is "
             "covered by receipts. node.rounds keeps the state behind them: begin again from there when providers are "
@@ -250,7 +252,7 @@ class RoundTask:
         except (InsufficientFunds, BudgetError, StorageError):
             raise
         except (OrderRefused, TaskRefused) as refused:
-            self._reasons[party.provider] = str(refused)
+            self._reasons[party.provider] = Reason(str(refused), getattr(refused, "code", None))
             no_room = isinstance(refused, OrderRefused) and refused.code is WireCode.NO_CAPACITY
             if no_room or isinstance(refused, NoRoomNow):
                 self._ask_at[party.provider] = trio.current_time() + _AGAIN_S

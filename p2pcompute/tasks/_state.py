@@ -21,6 +21,7 @@ from ._events import TaskEvent
 from ._link import Link
 from ._outcome import TaskOutcome
 from ._scheduler import ChunkScheduler
+from ._sharing import Sharing
 from ._splits import SplitInputs
 
 __all__ = ["Contact", "Deliver", "RunState", "TaskRequest"]
@@ -65,6 +66,7 @@ class TaskRequest:
     chunk_s: float = 20.0
     sample_every: int = 1
     stake: TaskStake | None = None
+    shared: frozenset[bytes] = frozenset()  # inputs that providers may give to each other
     outcome: TaskOutcome = field(default_factory=TaskOutcome)
 
 
@@ -118,6 +120,7 @@ class RunState:
     emit: Callable[[TaskEvent], None]
     most: int
     desk: QuorumDesk | None = None  # where some chunks are done by two
+    sharing: Sharing | None = None  # where inputs are shared
     contacts: dict[PeerId, Contact] = field(default_factory=dict)
     attempts: dict[PeerId, int] = field(default_factory=dict)
     excluded: set[PeerId] = field(default_factory=set)

@@ -25,14 +25,19 @@ from p2pcompute.overlay import (
     MAX_PROVIDERS,
     STREAM_TIMEOUT_S,
     GossipValidator,
+    Limits,
+    LimitsReport,
     OverlayStream,
     PeerInfo,
+    PeerUse,
     RecordValidator,
     StreamHandler,
     Subscription,
     UnknownProtocol,
 )
 from p2pcompute.overlay._checks import check_gossip, check_key, check_protocol, check_record, check_topic
+from p2pcompute.overlay._counters import ConnectionReport, Direction, OverlayCounters, PeerReport
+from p2pcompute.overlay._ping import PING_PROTOCOL, ping
 from p2pcompute.overlay._queue import SubscriptionQueue
 from p2pcompute_protocols.ids import PeerId
 
@@ -45,6 +50,13 @@ _log = logging.getLogger(__name__)
 DIAL_ROUND_TRIPS = 3  # TCP, Noise, Yamux
 LOOKUP_ROUND_TRIPS = 2  # of a DHT look-up in a small network
 MAX_SEEN = 16 * 1024
+_SECURITY = "memory"
+
+
+async def _echo(stream: OverlayStream) -> None:
+    """libp2p's ping."""
+    while data := await stream.receive_some():
+        await stream.send_all(data)
 
 
 class MemoryNetwork:
@@ -60,6 +72,7 @@ class MemoryNetwork:
         self._bytes_per_s = bytes_per_s
         self._nodes: dict[PeerId, MemoryOverlay] = {}
         self._links: dict[tuple[PeerId, PeerId], Link] = {}
+        self._uplinks: dict[PeerId, Link] = {}
         self._partitioned: set[PeerId] = set()
         self._places: dict[PeerId, str | None] = {}
         self._opened = 0
@@ -74,6 +87,17 @@ class MemoryNetwork:
         for link in (self.link_of(a, b), self.link_of(b, a)):
             link.latency_s = link.latency_s if latency_s is None else latency_s
             link.bytes_per_s = link.bytes_per_s if bytes_per_s is None else bytes_per_s
+
+    def uplink(self, peer: PeerId, *, bytes_per_s: float) -> None:
+        """Let all that `peer` sends, to whomever, leave it at this rate together, from now on."""
+        self._uplinks[peer] = Link(0.0, bytes_per_s)
+        for (source, _), link in self._links.items():
+            if source == peer:
+                link.uplink = self._uplinks[peer]
+
+    def sent_bytes(self, peer: PeerId) -> int:
+        """How many bytes have left `peer`, to whomever."""
+        return sum(link.sent_bytes for (source, _), link in self._links.items() if source == peer)
 
     def partition(self, peer: PeerId) -> None:
         """Cut `peer` off: streams hang, dials time out, gossip is lost. Nobody is told."""
@@ -145,6 +169,7 @@ class MemoryNetwork:
         key = (source, target)
         if key not in self._links:
             self._links[key] = Link(self._latency_s, self._bytes_per_s)
+            self._links[key].uplink = self._uplinks.get(source)
             self._links[key].up = not self._partitioned & {source, target}
         return self._links[key]
 
@@ -180,7 +205,10 @@ class MemoryOverlay:
         self.streams: dict[MemoryStream, None] = {}  # in order of opening
         self._connected: dict[PeerId, MemoryOverlay] = {}
         self._known: dict[PeerId, tuple[str, ...]] = {}
-        self._handlers: dict[str, StreamHandler] = {}
+        self._handlers: dict[str, StreamHandler] = {PING_PROTOCOL: _echo}
+        self.counters = OverlayCounters()
+        self._since: dict[PeerId, tuple[bool, float]] = {}  # who dialled us, and when
+        self._rtt_s: dict[PeerId, float] = {}
         self._inbound: Counter[tuple[PeerId, str]] = Counter()
         self._subscriptions: dict[str, tuple[SubscriptionQueue, GossipValidator]] = {}
         self._seen: dict[tuple[PeerId, int], None] = {}
@@ -242,6 +270,8 @@ class MemoryOverlay:
     def _drop_connection(self, peer: PeerId) -> None:
         other = self._connected.pop(peer)
         other._connected.pop(self.peer_id, None)
+        self._forget(peer)
+        other._forget(self.peer_id)
         now = trio.current_time()
         for end in list(self.streams):
             if end.peer_id == peer:
@@ -250,6 +280,11 @@ class MemoryOverlay:
         for end in list(other.streams):
             if end.peer_id == self.peer_id:
                 end.lose(arrives)
+
+    def _forget(self, peer: PeerId) -> None:
+        self._since.pop(peer, None)
+        self._rtt_s.pop(peer, None)
+        self.counters.forget(peer)
 
     def _check_alive(self) -> None:
         if not self._alive:
@@ -311,6 +346,37 @@ class MemoryOverlay:
         target._connected[self.peer_id] = self
         self._known[target.peer_id] = target.addresses
         target._known[self.peer_id] = self.addresses
+        now = trio.current_time()
+        self._since[target.peer_id], target._since[self.peer_id] = (False, now), (True, now)
+        self.counters.connected["out", _SECURITY] += 1
+        target.counters.connected["in", _SECURITY] += 1
+
+    def peer_reports(self) -> list[PeerReport]:
+        return [self._report(node) for node in self._connected.values()]
+
+    def _report(self, node: MemoryOverlay) -> PeerReport:
+        dialled_us, since_s = self._since[node.peer_id]
+        traffic, place = self.counters.peer(node.peer_id), self._network.place_of(node)
+        connection = ConnectionReport(
+            direction="in" if dialled_us else "out",
+            address="" if place is None else f"{place}:{node.bare_address.rpartition('/')[2]}",
+            security=_SECURITY,
+            muxer=_SECURITY,
+            age_s=trio.current_time() - since_s,
+            streams=traffic.streams,
+        )
+        return PeerReport(
+            peer_id=node.peer_id,
+            connections=(connection,),
+            bytes_in=traffic.bytes_in,
+            bytes_out=traffic.bytes_out,
+            protocols=tuple(sorted(node._handlers)),
+            rtt_s=self._rtt_s.get(node.peer_id),
+        )
+
+    async def ping(self, peer: PeerId) -> float:
+        rtt_s = self._rtt_s[peer] = await ping(self, peer)
+        return rtt_s
 
     async def disconnect(self, peer: PeerId) -> None:
         if peer in self._connected:
@@ -324,11 +390,12 @@ class MemoryOverlay:
         self._check_alive()
         if peer == self.peer_id:
             raise DialError("a node has no stream to itself")
+        asked_s = trio.current_time()
         try:
             with trio.fail_after(timeout_s):
                 if peer not in self._connected:
                     await self._dial_known(peer)
-                return await self._negotiate(self._connected[peer], protocol)
+                return await self._negotiate(self._connected[peer], protocol, asked_s)
         except trio.TooSlowError:
             raise StreamError(f"{peer} did not answer {protocol} within {timeout_s:g} s") from None
 
@@ -343,12 +410,12 @@ class MemoryOverlay:
                 return
         raise failure
 
-    async def _negotiate(self, target: MemoryOverlay, protocol: str) -> MemoryStream:
+    async def _negotiate(self, target: MemoryOverlay, protocol: str, asked_s: float) -> MemoryStream:
         there = self._network.link_of(self.peer_id, target.peer_id)
         back = self._network.link_of(target.peer_id, self.peer_id)
         near, far = stream_pair(self.peer_id, target.peer_id, protocol, there, back)
-        self._adopt(near)
-        target._adopt(far)
+        self._adopt(near, "out", asked_s)
+        target._adopt(far, "in", None)
         answer: list[bool] = []
         answered = trio.Event()
 
@@ -383,7 +450,9 @@ class MemoryOverlay:
             await answered.wait()
             nursery.cancel_scope.cancel()
 
-    def _adopt(self, stream: MemoryStream) -> None:
+    def _adopt(self, stream: MemoryStream, direction: Direction, asked_s: float | None) -> None:
+        if direction == "out" or stream.protocol in self._handlers:  # a stranger's words are not counted by name
+            stream.count = self.counters.stream(stream.peer_id, stream.protocol, direction, asked_s=asked_s)
         self.streams[stream] = None
         stream.on_over(lambda: self.streams.pop(stream, None))
 
@@ -421,12 +490,28 @@ class MemoryOverlay:
         check_protocol(protocol)
         self._handlers[protocol] = handler
 
+    def limits_report(self) -> LimitsReport:
+        opened = Counter[PeerId]()
+        for (peer, _protocol), count in self._inbound.items():
+            opened[peer] += count
+        peers = [
+            PeerUse(peer_id=peer, connections=1, streams=opened[peer], memory_bytes=0, score=0.0)
+            for peer in self._connected
+        ]
+        return LimitsReport(
+            limits=Limits(),
+            connections=len(peers),
+            streams=opened.total(),
+            peers=tuple(sorted(peers, key=lambda peer: (-peer.streams, peer.peer_id))),
+        )
+
     # Gossip
 
     async def publish(self, topic: str, data: bytes) -> None:
         check_gossip(topic, data)
         self._check_alive()
         self._published += 1
+        self.counters.gossip["published"] += 1
         message = (self.peer_id, self._published)
         self._seen[message] = None
         self._spread(topic, message, data, came_from=self.peer_id)
@@ -444,6 +529,7 @@ class MemoryOverlay:
                 self._network.gossip_lost += 1
 
     def _on_gossip(self, topic: str, message: tuple[PeerId, int], data: bytes, forwarder: PeerId) -> None:
+        self.counters.gossip["received"] += 1
         if topic not in self._subscriptions or message in self._seen or not self._alive:
             return
         self._seen[message] = None
@@ -455,8 +541,11 @@ class MemoryOverlay:
         except Exception:  # noqa: BLE001 - a validator that fails has not accepted
             _log.info("a gossip message on %s is refused", topic, exc_info=True)
             accepted = False
+        self.counters.gossip["delivered" if accepted else "refused"] += 1
         if accepted:
+            before = queue.dropped
             queue.put(message[0], data)
+            self.counters.gossip["dropped"] += queue.dropped - before
             self._spread(topic, message, data, came_from=forwarder)
 
     @asynccontextmanager
@@ -487,23 +576,27 @@ class MemoryOverlay:
 
     async def dht_provide(self, key: bytes) -> None:
         check_key(key)
-        if await self._look_up():
+        with self.counters.asking("provide") as question:
+            question.found = await self._look_up()
+        if question.found:
             info = PeerInfo(peer_id=self.peer_id, addresses=self.addresses)
             self._network.providers.setdefault(key, {})[self.peer_id] = info
 
     async def dht_find_providers(self, key: bytes, limit: int = 20) -> list[PeerInfo]:
         check_key(key)
-        if not await self._look_up():
-            return []
-        found = [info for info in self._network.providers.get(key, {}).values() if info.peer_id != self.peer_id]
-        found = found[: min(limit, MAX_PROVIDERS)]
+        with self.counters.asking("find-providers") as question:
+            reached = await self._look_up()
+            known = self._network.providers.get(key, {}).values() if reached else ()
+            found = [info for info in known if info.peer_id != self.peer_id][: min(limit, MAX_PROVIDERS)]
+            question.found = bool(found)
         for info in found:
             self._known.setdefault(info.peer_id, info.addresses)
         return found
 
     async def dht_put(self, key: bytes, value: bytes) -> None:
         check_record(self._validator, key, value)
-        shared = await self._look_up()
+        with self.counters.asking("put") as question:
+            shared = question.found = await self._look_up()
         best = self._best(key, shared)
         if best is not None and best != value and self._validator.select(key, [value, best]) != 0:
             raise RecordRefused("a better record is known")
@@ -514,7 +607,10 @@ class MemoryOverlay:
 
     async def dht_get(self, key: bytes) -> bytes | None:
         check_key(key)
-        return self._best(key, await self._look_up())
+        with self.counters.asking("get") as question:
+            best = self._best(key, await self._look_up())
+            question.found = best is not None
+        return best
 
     def _best(self, key: bytes, shared: bool) -> bytes | None:
         values = [*self._local_records.get(key, []), *(self._network.records.get(key, []) if shared else [])]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import trio
 
 from p2pcompute.overlay import RECEIVE_BYTES, SEND_STALL_TIMEOUT_S, StreamReset
+from p2pcompute.overlay._counters import StreamCount
 from p2pcompute_protocols.ids import PeerId
 
 __all__ = ["WINDOW_BYTES", "Link", "MemoryStream", "stream_pair"]
@@ -24,17 +25,25 @@ class Link:
         latency_s: from leaving to arriving.
         bytes_per_s: how fast bytes leave; infinite by default.
         up: while False nothing arrives; what is on the way arrives later, as TCP would resend it.
+        uplink: what this link shares with others that leave the same node; None where it shares nothing.
+        sent_bytes: how many have left.
     """
 
     def __init__(self, latency_s: float, bytes_per_s: float = math.inf) -> None:
         self.latency_s = latency_s
         self.bytes_per_s = bytes_per_s
         self.up = True
+        self.uplink: Link | None = None
+        self.sent_bytes = 0
         self._free_at = -math.inf
 
     def arrival(self, size: int) -> float:
         """When `size` bytes that are sent now arrive. They take their time on the link."""
-        self._free_at = max(trio.current_time(), self._free_at) + size / self.bytes_per_s
+        self.sent_bytes += size
+        begins = trio.current_time()
+        if self.uplink is not None:
+            begins = self.uplink.arrival(size)
+        self._free_at = max(begins, self._free_at) + size / self.bytes_per_s
         return self._free_at + self.latency_s
 
 
@@ -50,6 +59,7 @@ class MemoryStream:
         self._inbox: deque[tuple[float, bytes]] = deque()
         self._unread = 0
         self._stalled = False
+        self._sending = False
         self._finished = False  # we sent our end
         self._shut = False  # we read no more
         self._fin_at: float | None = None  # when the other's end arrives
@@ -58,6 +68,7 @@ class MemoryStream:
         self._broken_here = False
         self._changed = trio.Event()
         self._on_over: Callable[[], None] | None = None
+        self.count: StreamCount | None = None
 
     def on_over(self, callback: Callable[[], None]) -> None:
         """Call back once, when this end has closed or reset the stream."""
@@ -87,6 +98,7 @@ class MemoryStream:
 
     async def send_all(self, data: bytes) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
+        self._sending = True
         try:
             self._check_sendable()
             view = memoryview(data)
@@ -94,6 +106,8 @@ class MemoryStream:
                 await self._wait_for_window()
                 part = bytes(view[:_SEGMENT_BYTES])
                 view = view[len(part) :]
+                if self.count is not None:
+                    self.count.sent(len(part))
                 arrives = self._link_out.arrival(len(part))
                 if not self._other._shut:
                     self._other._inbox.append((arrives, part))
@@ -103,6 +117,22 @@ class MemoryStream:
         except trio.Cancelled:
             self.reset_nowait()
             raise
+        finally:
+            self._sending = False
+
+    def send_nowait(self, data: bytes) -> bool:
+        self._check_sendable()
+        if self._other._shut:
+            return True
+        if self._sending or self._other._unread + len(data) > WINDOW_BYTES:
+            return False
+        if data:
+            if self.count is not None:
+                self.count.sent(len(data))
+            self._other._inbox.append((self._link_out.arrival(len(data)), data))
+            self._other._unread += len(data)
+            self._other.poke()
+        return True
 
     def _check_sendable(self) -> None:
         if self._is_broken():
@@ -138,6 +168,8 @@ class MemoryStream:
             with trio.move_on_at(self._next_news()):
                 await self._changed.wait()
         data = self._take(max_bytes)
+        if self.count is not None:
+            self.count.received(len(data))
         await trio.lowlevel.cancel_shielded_checkpoint()
         return data
 
@@ -205,6 +237,8 @@ class MemoryStream:
         self._other.poke()
 
     def _over(self) -> None:
+        if self.count is not None:
+            self.count.ended("broken" if self._broken_from is not None else "reset" if self._broken_here else "closed")
         callback, self._on_over = self._on_over, None
         if callback is not None:
             callback()

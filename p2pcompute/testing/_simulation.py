@@ -326,6 +326,7 @@ async def open_simulated_node(
     now_ms: Callable[[], int] = virtual_clock_ms,
     evidence: Path | None = None,
     owner: WalletKey | None = None,
+    inputs: Path | None = None,
 ) -> AsyncGenerator[Node]:
     """A node on a network in memory, or on any overlay that is open already.
 
@@ -339,6 +340,7 @@ async def open_simulated_node(
         now_ms: its wall clock.
         evidence: a directory for what liars have signed; None to keep none.
         owner: holds the money, where that is another key than the one that signs vouchers.
+        inputs: a directory for inputs that a provider keeps; None to keep none on disk.
     """
     key = key or NodeKey.generate()
     pool = workers or InlineWorkers()
@@ -380,4 +382,5 @@ async def open_simulated_node(
             open_program_pool=lambda program, _data, _spare, _unsandboxed: _program_workers(pool, program),
             evidence=None if evidence is None else EvidenceStore(directory=evidence, run_sync=InlineExecutor()),
         )
+        services.blob_directory, services.blob_run = inputs, InlineExecutor()
         yield await stack.enter_async_context(compose_node(services, network=network_id, now_ms=now_ms))

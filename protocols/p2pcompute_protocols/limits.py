@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
+    "INITIAL_REQUESTS",
+    "INITIAL_REQUEST_BYTES",
     "MAX_ADDRESSES",
     "MAX_ADS_PER_REPLY",
     "MAX_AD_BYTES",
@@ -36,6 +38,7 @@ __all__ = [
     "MAX_FRAME_BYTES",
     "MAX_HALO",
     "MAX_HELD_TILE_BYTES",
+    "MAX_HOLDERS",
     "MAX_INFLIGHT_CHUNKS",
     "MAX_KERNEL_BYTES",
     "MAX_LAUNCHES",
@@ -45,8 +48,14 @@ __all__ = [
     "MAX_OPTIONS",
     "MAX_ORDER_LIFETIME_MS",
     "MAX_OUTPUT_BYTES",
+    "MAX_PIECES",
+    "MAX_PIECES_ASKED",
     "MAX_PROGRAM_NAME",
     "MAX_PROOF_DIGESTS",
+    "MAX_REQUESTS",
+    "MAX_REQUEST_BODY_BYTES",
+    "MAX_REQUEST_BYTES",
+    "MAX_REQUEST_MS",
     "MAX_RESOURCES",
     "MAX_SLOTS",
     "MAX_SPLIT_BYTES",
@@ -71,6 +80,14 @@ MAX_NAME: Final = 64
 MAX_FRAME_BYTES: Final = 64 * 1024  # one control message
 MAX_DATA_FRAME_BYTES: Final = 256 * 1024 + 64  # one frame of a task stream: a piece of a blob and its header
 MAX_ENVELOPE_BYTES: Final = 56 * 1024
+
+# Request streams
+INITIAL_REQUESTS: Final = 8  # unanswered requests that every provider takes, before it has said how many
+INITIAL_REQUEST_BYTES: Final = 64 * 1024  # of their bodies together
+MAX_REQUESTS: Final = 4_096
+MAX_REQUEST_BYTES: Final = 64 * 1024 * 1024  # of the bodies of unanswered requests together
+MAX_REQUEST_BODY_BYTES: Final = 1024 * 1024  # of one request, or of its answer
+MAX_REQUEST_MS: Final = 600_000  # how long a requester may want to wait
 
 # Time
 MAX_CLOCK_SKEW_MS: Final = 120_000
@@ -104,6 +121,11 @@ MAX_CHUNKS: Final = 1_048_576
 MAX_INFLIGHT_CHUNKS: Final = 256
 MAX_CREDIT_WINDOW: Final = 256  # chunks
 MAX_STATES_PER_CHUNK: Final = 8  # that may be asked for, for each chunk of rounds that came
+
+# Blobs
+MAX_PIECES: Final = 256  # of one blob: MAX_BLOB_BYTES in pieces of 256 KiB
+MAX_PIECES_ASKED: Final = 16  # asked for and not answered, on one stream
+MAX_HOLDERS: Final = 16  # of one blob, that a requester names to a provider
 
 # Split inputs
 MAX_SPLIT_BYTES: Final = 4 * 1024 * 1024 * 1024  # of one array

@@ -74,7 +74,10 @@ class _Voice:
                 chunks = event.get("chunks", 0)
                 self.say(f"{node.spec.name}: it has ended, {chunks} chunk{'' if chunks == 1 else 's'} done")
             case "checkpoint":
-                self.say(f"{node.spec.name}: claimed on chain what it earned")
+                claimed = event.get("channels", 0) != 0
+                self.say(
+                    f"{node.spec.name}: {'claimed on chain what it earned' if claimed else 'had nothing to claim'}"
+                )
             case _:
                 pass  # "ready" is said for all of them; how each one stops is in its log
 

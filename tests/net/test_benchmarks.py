@@ -18,6 +18,7 @@ pytestmark = pytest.mark.net
     ("name", "field"),
     [
         ("negotiation.py", "p50_ms"),
+        ("network_requests.py", "libp2p"),
         ("task_latency.py", "p50_ms"),
         ("import_time.py", "bare"),
         ("checking_power.py", "injected"),

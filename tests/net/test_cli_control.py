@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import stat
@@ -16,8 +15,9 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcompute.control import Answer, Fields, NoNode, Routes, ask, metrics_text, serve_routes
-from p2pcompute.control._server import MAX_BODY_BYTES, MAX_HEAD_BYTES, socket_address
+from p2pcompute.control import Answer, Fields, NoNode, Routes, ask, serve_routes
+from p2pcompute.control._server import MAX_BODY_BYTES, MAX_HEAD_BYTES
+from p2pcompute.control._socket import socket_address
 from p2pcompute.errors import ConfigError
 
 pytestmark = pytest.mark.net
@@ -251,52 +251,3 @@ def test_somebody_else_at_the_socket(tmp_path: Path) -> None:
             path.unlink()
 
     run(main)
-
-
-def test_metrics_are_prometheus_text() -> None:
-    totals = dict.fromkeys(
-        ("earned_uusd", "owed_to_us_uusd", "claimed_uusd", "unclaimed_uusd", "spent_uusd", "reserved_uusd"), 7
-    )
-    status: dict[str, Any] = {
-        "version": "0.1.0",
-        "peer_id": "12D3",
-        "network": "local",
-        "uptime_s": 1.5,
-        "peer_count": 2,
-        "ads": 3,
-        "totals": totals,
-        "provider": None,
-    }
-    plain = metrics_text(status)
-    status["provider"] = {
-        "draining": True,
-        "slots": 2,
-        "busy_slots": 1,
-        "tasks": [{}],
-        "device": {"score_milli": 2944},
-        "price_pusd": 13,
-        "used": {"cpu_ns": 2_500_000_000, "wall_ns": 2_000_000_000, "device_ns": 0, "energy_mj": None},
-    }
-    full = metrics_text(json.loads(json.dumps(status)))
-    assert full.startswith(plain[:-1])
-    kinds: dict[str, str] = {}
-    values: dict[str, float] = {}
-    for line in full.splitlines():
-        if line.startswith("# TYPE "):
-            _, _, name, kind = line.split()
-            kinds[name] = kind
-        elif not line.startswith("#"):
-            name, value = line.rsplit(" ", 1)
-            values[name.partition("{")[0]] = float(value)
-    assert kinds.keys() == values.keys()
-    assert kinds["p2pcompute_earned_uusd"] == "counter"
-    assert values["p2pcompute_owed_uusd"] == 7
-    assert values["p2pcompute_provider_draining"] == 1
-    assert values["p2pcompute_provider_tasks"] == 1
-    assert values["p2pcompute_provider_cpu_seconds_total"] == 2.5
-    assert "p2pcompute_provider_device_joules_total" not in values
-    status["provider"]["used"] = {"cpu_ns": 0, "wall_ns": 0, "device_ns": 1_500_000_000, "energy_mj": 7_250}
-    on_device = metrics_text(status)
-    assert "\np2pcompute_provider_device_seconds_total 1.5\n" in on_device
-    assert "\np2pcompute_provider_device_joules_total 7.25\n" in on_device
-    assert full.endswith("\n")

@@ -52,6 +52,11 @@ def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkey
     assert asked[0].lines[0]["pid"] == first.process.pid
     assert asked[0].lines[0]["peer_id"] == ready["peer_id"]
 
+    neighbours = start("peers", "--json", "--profile", "second")
+    assert neighbours.end() == 0
+    assert neighbours.lines[0]["peer_id"] == ready_2["peer_id"]
+    assert all(row["direction"] in ("in", "out") for row in neighbours.lines[0]["peers"])
+
     owner = "0x" + "5a" * 20
     earned = asked[1].lines[0]["totals"]["earned_uusd"]
     money = [start(*words, "--json", "--profile", "second") for words in (["wallet"], ["channels"], ["receipts"])]

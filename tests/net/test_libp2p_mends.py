@@ -36,10 +36,10 @@ from multiaddr import Multiaddr
 
 from p2pcompute.errors import ConfigError, DialError, PortInUse
 from p2pcompute.identity import NodeKey
-from p2pcompute.overlay import open_libp2p
+from p2pcompute.overlay import Limits, open_libp2p
 from p2pcompute.overlay._libp2p import Libp2pOverlay
 from p2pcompute.overlay._mends import MendedPeerStore, MendedSwarm, SeenMessages, _BufferedStream
-from p2pcompute.overlay._yamux import Yamux
+from p2pcompute.overlay._muxer import Yamux
 from p2pcompute.testing._overlay_checks import PrefixValidator
 from p2pcompute_protocols.ids import PeerId, peer_id_to_bytes
 
@@ -427,10 +427,8 @@ def test_strangers_fill_the_dht_only_so_far(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_one_address_cannot_take_every_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_CONNECTIONS_PER_HOST", 3)
-
     async def main() -> None:
-        async with our_node() as ours, AsyncExitStack() as stack:
+        async with our_node(limits=Limits(connections_per_host=3)) as ours, AsyncExitStack() as stack:
             for _ in range(5):  # loopback has no bound: many nodes share it in a testnet
                 assert (await knock(ours, stack))[1]
             monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
@@ -445,12 +443,11 @@ def test_one_address_cannot_take_every_connection(monkeypatch: pytest.MonkeyPatc
 
 def test_the_addresses_of_one_ipv6_customer_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has one IPv6 address has 2**64 of them."""
-    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_CONNECTIONS_PER_HOST", 3)
     hosts = iter([f"2001:db8:0:1::{number:x}" for number in range(1, 6)] + ["2001:db8:0:2::1", "192.0.2.7"])
     monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: (next(hosts), 1))
 
     async def main() -> None:
-        async with our_node() as ours, AsyncExitStack() as stack:
+        async with our_node(limits=Limits(connections_per_host=3)) as ours, AsyncExitStack() as stack:
             greeted = [(await knock(ours, stack))[1] for _ in range(7)]
             assert greeted == [True, True, True, False, False, True, True]
 
@@ -472,8 +469,7 @@ def test_a_peer_is_where_its_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert ours.addresses_of(liar.peer_id)[0].startswith("/ip4/203.0.113.7/")
                 assert ours.remote_address(liar.peer_id) == loopback
                 conn = ours._swarm.get_connections(to_id(liar.peer_id))[0]
-                stream = conn.muxed_conn.secured_conn.conn.read_writer.read_write_closer.stream
-                theirs = TrioTCPStream(stream.stream).get_remote_address()
+                theirs = TrioTCPStream(conn.muxed_conn.secured_conn.stream).get_remote_address()
                 assert (theirs is None) == (loopback == "::1")
 
     run(main)
@@ -486,11 +482,9 @@ async def knock(node: Libp2pOverlay, stack: AsyncExitStack) -> tuple[trio.Socket
     return stream, bool(await stream.receive_some())
 
 
-def test_handshakes_that_nobody_finishes_hold_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_HANDSHAKES", 4)
-
+def test_handshakes_that_nobody_finishes_hold_no_place() -> None:
     async def main() -> None:
-        async with our_node() as ours, our_node() as friend, AsyncExitStack() as stack:
+        async with our_node(limits=Limits(handshakes=4)) as ours, our_node() as friend, AsyncExitStack() as stack:
             silent = [(await knock(ours, stack))[0] for _ in range(4)]
             await friend.connect(ours.addresses[0])  # instead of the oldest
             assert await silent[0].receive_some() == b""
@@ -508,7 +502,6 @@ def test_handshakes_that_nobody_finishes_hold_no_place(monkeypatch: pytest.Monke
 
 def test_without_making_room_unfinished_handshakes_keep_everybody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """As libp2p has it, for as long as a handshake may take."""
-    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_CONNECTIONS", 4)
 
     def all_or_nothing(swarm: Any, raw: Any, _host: str) -> bool:
         try:
@@ -518,7 +511,7 @@ def test_without_making_room_unfinished_handshakes_keep_everybody_out(monkeypatc
         return True
 
     async def main(refused: bool) -> None:
-        async with our_node() as ours, our_node() as friend, AsyncExitStack() as stack:
+        async with our_node(limits=Limits(connections=4)) as ours, our_node() as friend, AsyncExitStack() as stack:
             for _ in range(4):
                 await knock(ours, stack)
             if refused:
@@ -533,11 +526,10 @@ def test_without_making_room_unfinished_handshakes_keep_everybody_out(monkeypatc
 
 
 def test_one_host_has_its_share_of_unfinished_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2pcompute.overlay._mends.MAX_HANDSHAKES_PER_HOST", 2)
     monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
 
     async def main() -> None:
-        async with our_node() as ours, AsyncExitStack() as stack:
+        async with our_node(limits=Limits(handshakes_per_host=2)) as ours, AsyncExitStack() as stack:
             assert [(await knock(ours, stack))[1] for _ in range(3)] == [True, True, False]
 
     run(main)
@@ -615,7 +607,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.peer.peerinfo import PeerInfo
 from multiaddr import Multiaddr
 from p2pcompute.identity import NodeKey
-from p2pcompute.overlay import open_libp2p
+from p2pcompute.overlay import Limits, open_libp2p
 from p2pcompute.testing._overlay_checks import PrefixValidator
 
 async def ours():

@@ -57,7 +57,7 @@ __all__ = [
     "shard_of",
 ]
 
-PROTOCOL_ID: Final = "/p2pcompute/ads/1"
+PROTOCOL_ID: Final = "/p2pcompute/ads/2"
 AD_KIND: Final = "ad"
 SHARDS: Final = 16
 

@@ -34,6 +34,9 @@ from ._messages import (
     GetState as GetState,
 )
 from ._messages import (
+    Holder as Holder,
+)
+from ._messages import (
     Notice as Notice,
 )
 from ._messages import (
@@ -56,6 +59,9 @@ from ._messages import (
 )
 from ._messages import (
     ResultStart as ResultStart,
+)
+from ._messages import (
+    Share as Share,
 )
 from ._messages import (
     StateData as StateData,

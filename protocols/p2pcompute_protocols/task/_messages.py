@@ -7,17 +7,19 @@ from typing import Final
 
 from ..errors import LocalProtocolError, WireCode
 from ..limits import (
+    MAX_ADDRESSES,
     MAX_ARGS,
     MAX_BLOB_BYTES,
     MAX_CHUNKS,
     MAX_CREDIT_WINDOW,
     MAX_ENVELOPE_BYTES,
+    MAX_HOLDERS,
     MAX_LEAVES,
     MAX_OUTPUT_BYTES,
     MAX_SLOTS,
     MAX_TEXT,
 )
-from ..wire import Array, Bytes, Choice, Record, Text, Uint, optional, record, wire
+from ..wire import Array, Bytes, Choice, Flag, Nested, Peer, Record, Text, Uint, optional, record, wire
 
 __all__ = [
     "DATA_BYTES",
@@ -32,6 +34,7 @@ __all__ = [
     "Closed",
     "Finish",
     "GetState",
+    "Holder",
     "Notice",
     "Open",
     "Opened",
@@ -40,6 +43,7 @@ __all__ = [
     "Refused",
     "ResultData",
     "ResultStart",
+    "Share",
     "StateData",
     "StateGone",
     "StateStart",
@@ -132,13 +136,36 @@ class GetState(Record):
 
 
 @record
+class Holder(Record):
+    """A peer that holds a blob, or is getting it, and where it may be reached."""
+
+    peer: str = wire(1, Peer())
+    addresses: tuple[str, ...] = wire(2, Array(Text(256, 1), MAX_ADDRESSES))
+
+
+@record
+class Share(Record):
+    """Requester: this input is one that its holders may give to each other. Get it on blob streams where it is needed,
+    from these and from us, and serve it to whoever shows the ticket, until the task ends. The same again names further
+    holders."""
+
+    TYPE = 8
+    digest: bytes = wire(1, Bytes(32))
+    root: bytes = wire(2, Bytes(32))
+    ticket: bytes = wire(3, Bytes(32))
+    holders: tuple[Holder, ...] = wire(4, Array(Nested(Holder), MAX_HOLDERS))
+
+
+@record
 class Opened(Record):
-    """Provider: the task is open; `need` are the digests of the blobs that it does not have."""
+    """Provider: the task is open; `need` are the digests of the blobs that it does not have. `fetches` where it takes
+    `Share` for them."""
 
     TYPE = 17
     need: tuple[bytes, ...] = wire(1, Array(Bytes(32), 64))
     slots: int = wire(2, Uint(1, MAX_SLOTS))
     window: int = wire(3, Uint(1, MAX_CREDIT_WINDOW))
+    fetches: bool | None = optional(4, Flag(), default=None)
 
 
 @record
@@ -246,6 +273,7 @@ MESSAGES: Final[Mapping[int, type[Record]]] = {
         Cancel,
         Finish,
         GetState,
+        Share,
         Opened,
         Ready,
         Refused,

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..connection import Connection, Role, Table
 from ..errors import LocalProtocolError, WireCode
-from ..limits import MAX_DATA_FRAME_BYTES, MAX_INFLIGHT_CHUNKS, MAX_STATES_PER_CHUNK
+from ..limits import MAX_DATA_FRAME_BYTES, MAX_HOLDERS, MAX_INFLIGHT_CHUNKS, MAX_STATES_PER_CHUNK
 from ..wire import Record
 from ._messages import (
     MESSAGES,
@@ -27,6 +27,7 @@ from ._messages import (
     Refused,
     ResultData,
     ResultStart,
+    Share,
     StateData,
     StateGone,
     StateStart,
@@ -52,7 +53,7 @@ TABLE: Final[Table[TaskState]] = {
     Role.REQUESTER: {
         _S.IDLE: {Open: _S.OPENING},
         _S.OPENING: {Finish: _S.FINISHING},
-        _S.SETUP: {BlobStart: _S.SETUP, BlobData: _S.SETUP, Finish: _S.FINISHING},
+        _S.SETUP: {BlobStart: _S.SETUP, BlobData: _S.SETUP, Finish: _S.FINISHING, Share: _S.SETUP},
         _S.RUNNING: {
             BlobStart: _S.RUNNING,
             BlobData: _S.RUNNING,
@@ -60,6 +61,7 @@ TABLE: Final[Table[TaskState]] = {
             Cancel: _S.RUNNING,
             Finish: _S.FINISHING,
             GetState: _S.RUNNING,
+            Share: _S.RUNNING,
         },
     },
     Role.PROVIDER: {
@@ -120,6 +122,9 @@ class TaskConnection(Connection[TaskState]):
         self.outstanding: set[int] = set()
         self._blob: tuple[bytes, int] | None = None  # digest, bytes still to come
         self._hash = hashlib.sha256()
+        self.fetches = False  # whether the provider takes `Share`
+        self._inputs: set[bytes] = set()  # `blob_sizes` as it was when the task was opened
+        self.shared: dict[bytes, tuple[bytes, bytes, int]] = {}  # by digest: root, ticket, holders named
         self._result_left = 0
         self.chunk_rounds = 0  # rounds of a whole chunk; 0 where the work is of another shape
         self.state_arrays: tuple[int, ...] = ()  # bytes of each array of a state
@@ -144,6 +149,10 @@ class TaskConnection(Connection[TaskState]):
                 if not self.blob_sizes.keys() >= set(message.need):
                     raise LocalProtocolError("a blob that the work does not name", code=WireCode.BAD_DIGEST)
                 self.needed = set(message.need)
+                self.fetches = bool(message.fetches)
+                self._inputs = set(self.blob_sizes)
+            case Share():
+                self._share(message)
             case BlobStart():
                 self._start_blob(message)
             case BlobData():
@@ -199,6 +208,25 @@ class TaskConnection(Connection[TaskState]):
         if not self.asked or self.asked[0] != state:
             raise LocalProtocolError(f"state {state} was not asked for now", code=WireCode.UNKNOWN_CHUNK)
         del self.asked[0]
+
+    def _share(self, message: Share) -> None:
+        """An input that comes on other streams, or is here: it is not sent on this one. It may cross Ready."""
+        if not self.fetches:
+            raise LocalProtocolError("this provider takes its inputs here", code=WireCode.OUT_OF_ORDER)
+        root, ticket, named = self.shared.get(message.digest, (message.root, message.ticket, -1))
+        if message.digest not in self._inputs:
+            raise LocalProtocolError("a blob that the work does not name", code=WireCode.BAD_DIGEST)
+        if self._blob is not None and self._blob[0] == message.digest:
+            raise LocalProtocolError("a blob that is on its way here", code=WireCode.OUT_OF_ORDER)
+        if (root, ticket) != (message.root, message.ticket):
+            raise LocalProtocolError("one blob with two roots or tickets", code=WireCode.BAD_DIGEST)
+        if named >= 0 and not message.holders:
+            raise LocalProtocolError("the same once more", code=WireCode.REPLAYED)
+        named = max(named, 0) + len(message.holders)
+        if named > MAX_HOLDERS:
+            raise LocalProtocolError("too many holders", code=WireCode.OVERSIZED)
+        self.shared[message.digest] = (root, ticket, named)
+        self.needed.discard(message.digest)
 
     def _start_blob(self, message: BlobStart) -> None:
         if self._blob is not None:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from p2pcompute.identity import Keyring, WalletKey
+from p2pcompute.identity import Keyring, WalletKey, encrypt_keystore
 from p2pcompute_cli import _passwords
-from p2pcompute_cli.main import cli
+from p2pcompute_cli.main import cli, main
 
 
 @pytest.fixture
@@ -49,3 +49,24 @@ def test_a_password_that_others_can_read_is_not_taken(command: list[str], home: 
     assert "mode 0644 lets others read it" in said.output
     assert "internal error" not in said.output
     assert said.exit_code == 1
+
+
+def test_importing_what_is_no_keystore_names_the_file_and_makes_no_profile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path / "home"))
+    wrong, password = tmp_path / "notes.json", tmp_path / "password"
+    password.write_text("secret\n")
+    password.chmod(0o600)
+    for name in ("P2PCOMPUTE_PASSWORD", "P2PCOMPUTE_PASSWORD_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    for content in ("{}", "not json"):
+        wrong.write_text(content)
+        for options in (["--password-file", str(password)], []):  # it is looked at before a password is asked for
+            assert main(["wallet", "import", str(wrong), "--profile", "safe", *options]) == 3
+            assert f"error: {wrong}: " in capsys.readouterr().err.replace("\n", " ")
+    keystore = tmp_path / "owner.json"
+    keystore.write_bytes(encrypt_keystore(bytes(range(1, 33)), "another", n=16))
+    assert main(["wallet", "import", str(keystore), "--profile", "safe", "--password-file", str(password)]) == 3
+    assert f"error: {keystore}: the password does not fit" in capsys.readouterr().err
+    assert not (tmp_path / "home" / "profiles" / "safe").exists()

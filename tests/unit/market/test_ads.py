@@ -10,9 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from p2pcompute._dialogue import Dialogue
+from p2pcompute._exchange import one_message
 from p2pcompute.identity import NodeKey
 from p2pcompute.market import AdBoard, AdRecordValidator, AdService
+from p2pcompute.overlay import open_requests
 from p2pcompute.testing import MemoryNetwork, MemoryOverlay, open_memory_overlay
 from p2pcompute_protocols import ads
 from p2pcompute_protocols.ads import AdBatch, AdQuery, AdsConnection, CapabilityAd
@@ -37,7 +38,8 @@ def play(scenario: Scenario) -> None:
             ]
             node, asker = opened
             board = AdBoard(network=NETWORK, now_ms=lambda: NOW)
-            service = AdService(overlay=node, board=board, network=NETWORK, now_ms=lambda: NOW)
+            requests = await stack.enter_async_context(open_requests(node))
+            service = AdService(overlay=node, requests=requests, board=board, network=NETWORK, now_ms=lambda: NOW)
             await asker.connect(node.addresses[0])
             async with trio.open_nursery() as nursery:
                 await nursery.start(service.serve)
@@ -48,11 +50,11 @@ def play(scenario: Scenario) -> None:
 
 
 async def ask(asker: MemoryOverlay, service: AdService, query: AdQuery) -> AdBatch:
-    stream = await asker.open_stream(service.overlay.peer_id, ads.PROTOCOL_ID)
-    dialogue = Dialogue(AdsConnection(Role.REQUESTER), stream)
-    await dialogue.send(query)
-    batch = await dialogue.expect(AdBatch)
-    await stream.aclose()
+    connection = AdsConnection(Role.REQUESTER)
+    async with open_requests(asker) as requests:
+        answer = await requests.ask(service.overlay.peer_id, ads.PROTOCOL_ID, connection.send(query))
+    batch = one_message(connection, answer)
+    assert isinstance(batch, AdBatch)
     return batch
 
 

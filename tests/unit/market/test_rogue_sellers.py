@@ -15,6 +15,7 @@ from p2pcompute._dialogue import Dialogue
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import NegotiationService, OrderRefused, negotiate
 from p2pcompute.market import _negotiate as negotiate_module
+from p2pcompute.overlay import Requests
 from p2pcompute.tasks import ChunkDone, ProviderLost, ProviderRefused
 from p2pcompute.testing import virtual_clock_ms
 from p2pcompute_protocols import channel, negotiation
@@ -22,6 +23,7 @@ from p2pcompute_protocols.ads import Availability, PricedOption, record_key
 from p2pcompute_protocols.channel import ChannelHello, ChannelSync, VoucherAck, VoucherFrame, VoucherRefusal
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import (
     AcceptFrame,
     BidFrame,
@@ -345,20 +347,30 @@ def test_a_peer_that_answers_queries_with_lies_adds_nothing() -> None:
             forged = bytearray(rogue.sealed_ad())
             forged[-3] ^= 1
 
-            async def answer(stream: Any) -> None:
-                batch = ads.AdBatch(ads=(bytes(forged), b"noise"), more=False)
-                await stream.send_all(frame(batch.encode(), max_bytes=2**20))
-                await ended(stream)
+            batch = ads.AdBatch(ads=(bytes(forged), b"noise"), more=False)
+            asked: list[bytes] = []
 
-            rogue.overlay.handle(ads.PROTOCOL_ID, answer)
+            def answer(_: PeerId, body: bytes) -> bytes:
+                asked.append(body)
+                return frame(batch.encode(), max_bytes=2**20)
+
+            Requests(rogue.overlay).serve_inline(ads.PROTOCOL_ID, answer)
             began = trio.current_time()
             assert await requester.services.coordinator.discovery.ask(rogue.key.peer_id, ads.AdQuery(limit=64)) == 0
             assert len(requester.services.board) == 0
+            assert len(asked) == 1
+            for noise in (b"", b"\x00", b"\x01\xff", frame(batch.encode(), max_bytes=2**20) * 2):
+                Requests(rogue.overlay).serve_inline(ads.PROTOCOL_ID, lambda _, __, data=noise: data)
+                await requester.services.overlay.disconnect(rogue.key.peer_id)
+                await requester.services.overlay.connect(rogue.overlay.addresses[0])
+                assert await requester.services.coordinator.discovery.ask(rogue.key.peer_id, ads.AdQuery(limit=64)) == 0
 
             async def silent(stream: Any) -> None:
                 await ended(stream)
 
             rogue.overlay.handle(ads.PROTOCOL_ID, silent)
+            await requester.services.overlay.disconnect(rogue.key.peer_id)  # the stream that is kept ends
+            await requester.services.overlay.connect(rogue.overlay.addresses[0])
             assert await requester.services.coordinator.discovery.ask(rogue.key.peer_id, ads.AdQuery(limit=64)) == 0
             assert trio.current_time() - began < 8
 

@@ -27,14 +27,9 @@ from libp2p.stream_muxer.exceptions import (
 from libp2p.stream_muxer.yamux.yamux import Yamux as TheirYamux
 
 from p2pcompute.overlay import SEND_STALL_TIMEOUT_S
-from p2pcompute.overlay._yamux import (
-    BULK_WINDOW,
-    IDLE_TIMEOUT_S,
-    INITIAL_WINDOW,
-    LINGER_S,
-    MAX_STREAMS,
-    Yamux,
-)
+from p2pcompute.overlay._muxed_stream import LINGER_S
+from p2pcompute.overlay._muxer import IDLE_TIMEOUT_S, Yamux
+from p2pcompute.overlay.yamux import INITIAL_WINDOW, MAX_STREAMS, MAX_WINDOW
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
@@ -368,7 +363,7 @@ def test_reading_single_bytes_costs_no_frame_per_byte(mux_class: Any) -> None:
         pytest.param(frame(DATA, 0, 0, 1, b"x"), id="data for stream 0"),
         pytest.param(frame(WINDOW_UPDATE, SYN, 1, 0) * 2, id="opened twice"),
         pytest.param(frame(DATA, SYN | FIN, 1, 1, b"x") + frame(DATA, 0, 1, 1, b"x"), id="data after FIN"),
-        pytest.param(frame(DATA, 0, 7, BULK_WINDOW + 1), id="a frame beyond any window"),
+        pytest.param(frame(DATA, 0, 7, MAX_WINDOW + 1), id="a frame beyond any window"),
         pytest.param(frame(DATA, SYN, 1, INITIAL_WINDOW + 1), id="a first frame beyond the window"),
         pytest.param(frame(WINDOW_UPDATE, SYN, 1, 0xFFFFFFFF) + frame(WINDOW_UPDATE, 0, 1, 1), id="window"),
     ],

@@ -9,7 +9,20 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from p2pcompute_protocols import ads, channel, dispute, evidence, merkle, negotiation, stake, task, watch, wire, work
+from p2pcompute_protocols import (
+    ads,
+    blob,
+    channel,
+    dispute,
+    evidence,
+    merkle,
+    negotiation,
+    stake,
+    task,
+    watch,
+    wire,
+    work,
+)
 from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
@@ -38,6 +51,7 @@ PROTOCOLS: dict[str, dict[int, type[Record]]] = {
     "ads": dict(ads.MESSAGES),
     "negotiation": dict(negotiation.MESSAGES),
     "task": dict(task.MESSAGES),
+    "blob": dict(blob.MESSAGES),
     "channel": dict(channel.MESSAGES),
     "watch": dict(watch.MESSAGES),
     "stake": dict(stake.MESSAGES),
@@ -54,7 +68,8 @@ PAYLOADS: dict[str, list[type[Record]]] = {
         negotiation.RefusalPayload,
         negotiation.Terms,
     ],
-    "task": [ReceiptPayload],
+    "task": [ReceiptPayload, task.Holder],
+    "blob": [],
     "channel": [],
     "watch": [watch.WatchedVoucher],
     "stake": [stake.PledgedTerms, stake.ArbiterCard, stake.PledgeFile, stake.SignedReceipt],
@@ -337,6 +352,11 @@ def _accusation(draw: Any, v: Values) -> None:
     v["statements"] = tuple(draw(st.lists(digests, min_size=count, max_size=count, unique=True)))
 
 
+def _have(draw: Any, values: Values) -> None:
+    pieces = len(values["leaves"])
+    values["held"] = blob.bitmap(draw(st.sets(st.integers(0, pieces - 1))), pieces)
+
+
 # What `validate` asks for across fields.
 _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     work.ScalarArg: _scalar,
@@ -362,6 +382,7 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     ),
     ReceiptPayload: _receipt,
     task.Notice: _notice,
+    blob.BlobHave: _have,
     channel.ChannelSync: _sync,
     channel.VoucherFrame: _named,
     watch.WatchGiven: _given,

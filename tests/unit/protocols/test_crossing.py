@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, task
+from p2pcompute_protocols import ads, blob, channel, dispute, negotiation, task
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.wire import Record
 
-from .test_tables import BLOB, DIGEST, MESSAGES, memory
+from .test_tables import BLOB, DIGEST, LEAF, MESSAGES, memory
 from .vectors._material import NETWORK, PROVIDER
 
 QUEUE = 3
@@ -45,9 +45,13 @@ def small(cls: type[Connection[Any]]) -> list[Record]:
             task.Finish(code=0, detail=""),
             task.Refused(code=15, detail=""),
             task.Closed(chunks=0),
+            task.Share(digest=DIGEST, root=LEAF, ticket=bytes(32), holders=()),
+            task.Opened(need=(), slots=1, window=1, fetches=True),
         ]
     if cls is Rounds:
         return ROUNDS
+    if cls is blob.BlobConnection:
+        return [*MESSAGES[cls], blob.BlobHave(leaves=(LEAF,), held=b"\x00")]
     if cls is channel.ChannelConnection:
         vouchers = [channel.VoucherFrame(amount_uusd=n, memo=bytes(32), signature=bytes(65)) for n in (1, 2)]
         acks = [channel.VoucherAck(amount_uusd=n) for n in (1, 2)]
@@ -70,7 +74,7 @@ def fresh(cls: type[Connection[Any]], role: Role) -> Connection[Any]:
 def clone(conn: Connection[Any]) -> Connection[Any]:
     twin = copy.copy(conn)
     for name, value in vars(conn).items():
-        if name == "_hash" or isinstance(value, set | list):
+        if name == "_hash" or isinstance(value, set | list | dict):
             setattr(twin, name, value.copy())
         elif name == "_buffer":
             setattr(twin, name, copy.deepcopy(_plain_buffer(value)))

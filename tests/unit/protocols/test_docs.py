@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import _binding, ads, channel, dispute, negotiation, stake, task, watch
+from p2pcompute_protocols import _binding, ads, blob, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols._evm import keccak256
 from p2pcompute_protocols.connection import Connection
 from p2pcompute_protocols.ids import peer_id_from_public_key
@@ -37,6 +37,7 @@ CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "ads": ads.AdsConnection,
     "negotiation": negotiation.NegotiationConnection,
     "task": task.TaskConnection,
+    "blob": blob.BlobConnection,
     "channel": channel.ChannelConnection,
     "watch": watch.WatchConnection,
     "stake": stake.StakeConnection,
@@ -125,6 +126,7 @@ def test_protocol_ids(protocol: str) -> None:
         "ads": ads,
         "negotiation": negotiation,
         "task": task,
+        "blob": blob,
         "channel": channel,
         "watch": watch,
         "stake": stake,

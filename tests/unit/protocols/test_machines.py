@@ -15,13 +15,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, stake, task, watch
+from p2pcompute_protocols import ads, blob, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.limits import MAX_STATES_PER_CHUNK
 from p2pcompute_protocols.wire import Record
 
-from .test_tables import BINDING, CHAIN, memory
+from .test_tables import BINDING, CHAIN, HOLDER, memory
+from .vectors._blob import ANOTHER, LEAVES, PIECES, want
 from .vectors._dispute import ROUNDS, TASK_ID, a_claim, rounds_bytes
 from .vectors._material import NETWORK, PROVIDER
 
@@ -295,6 +296,40 @@ class DisputeDialogue(Dialogue):
         assert claimed == asked[: len(claimed)]
 
 
+class BlobDialogue(Dialogue):
+    kind = blob.BlobConnection
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        index = st.integers(0, 3)
+        if conn.role is Role.REQUESTER:
+            return st.one_of(
+                st.sampled_from([want(), want(), want(root=ANOTHER)]),
+                st.builds(blob.BlobGet, index=index),
+                st.builds(blob.BlobGet, index=index),
+                st.builds(blob.BlobDrop, index=index),
+                st.integers(0, 8).map(lambda n: blob.BlobDrop(index=0) if n else blob.BlobDone()),
+            )
+        return st.one_of(
+            st.sampled_from([b"\x00", b"\x02", b"\x05"]).map(lambda held: blob.BlobHave(leaves=LEAVES, held=held)),
+            st.builds(blob.BlobHeld, index=index),
+            st.sampled_from([(2, PIECES[2]), (2, PIECES[2]), (2, b"jello"), (0, b"hello")]).map(
+                lambda piece: blob.BlobPiece(index=piece[0], data=piece[1])
+            ),
+            st.builds(blob.BlobDropped, index=index, code=st.just(23)),
+            st.integers(0, 8).map(lambda n: blob.BlobHeld(index=0) if n else blob.BlobGone(code=12, detail="")),
+        )
+
+    @invariant()
+    def each_get_is_answered_once(self) -> None:
+        if not hasattr(self, "said"):
+            return
+        for index in range(3):
+            asked = [m for m in self.said[Role.REQUESTER] if isinstance(m, blob.BlobGet) and m.index == index]
+            kinds = (blob.BlobPiece, blob.BlobDropped)
+            answers = [m for m in self.said[Role.PROVIDER] if isinstance(m, kinds) and m.index == index]
+            assert len(answers) <= len(asked)
+
+
 class TaskDialogue(Dialogue):
     kind = task.TaskConnection
 
@@ -320,6 +355,13 @@ class TaskDialogue(Dialogue):
                 st.just(task.Open(agreement=b"a")),
                 st.sampled_from([task.BlobStart(digest=d, size=len(b)) for d, b in BLOBS.items()]),
                 st.builds(task.BlobData, data=st.binary(min_size=1, max_size=20)),
+                st.builds(
+                    task.Share,
+                    digest=st.sampled_from([*BLOBS, bytes(32)]),
+                    root=st.just(bytes(32)),
+                    ticket=st.sampled_from([bytes(32), bytes(32), b"t" * 32]),
+                    holders=st.sampled_from([(), (HOLDER,), (HOLDER,) * 9]),
+                ),
             ]
             if conn._blob is not None:
                 digest, left = conn._blob
@@ -331,7 +373,7 @@ class TaskDialogue(Dialogue):
             )
         choices = [
             st.lists(st.sampled_from(list(BLOBS)), max_size=3, unique=True).map(
-                lambda need: task.Opened(need=tuple(need), slots=1, window=1)
+                lambda need: task.Opened(need=tuple(need), slots=1, window=1, fetches=len(need) > 1 or None)
             ),
             st.just(task.Ready(compile_ms=5)),
             st.builds(
@@ -378,7 +420,7 @@ class TaskDialogue(Dialogue):
         match state:
             case task.TaskState.OPENING:
                 some = st.lists(st.sampled_from(sorted(BLOBS)), max_size=2, unique=True)
-                return [some.map(lambda need: task.Opened(need=tuple(need), slots=1, window=1))]
+                return [some.map(lambda need: task.Opened(need=tuple(need), slots=1, window=1, fetches=True))]
             case task.TaskState.SETUP if not conn.needed and conn._blob is None:
                 return [st.just(task.Ready(compile_ms=5))]
             case task.TaskState.RUNNING | task.TaskState.FINISHING if conn._result_left:
@@ -484,6 +526,7 @@ ChannelDialogue.TestCase.settings = SETTINGS
 WatchDialogue.TestCase.settings = SETTINGS
 StakeDialogue.TestCase.settings = SETTINGS
 DisputeDialogue.TestCase.settings = SETTINGS
+BlobDialogue.TestCase.settings = SETTINGS
 TaskDialogue.TestCase.settings = settings(SETTINGS, max_examples=80, stateful_step_count=12)
 TestAds = AdsDialogue.TestCase
 TestNegotiation = NegotiationDialogue.TestCase
@@ -491,6 +534,7 @@ TestChannel = ChannelDialogue.TestCase
 TestWatch = WatchDialogue.TestCase
 TestStake = StakeDialogue.TestCase
 TestDispute = DisputeDialogue.TestCase
+TestBlob = BlobDialogue.TestCase
 TestTask = TaskDialogue.TestCase
 RoundsDialogue.TestCase.settings = TaskDialogue.TestCase.settings
 TestRounds = RoundsDialogue.TestCase

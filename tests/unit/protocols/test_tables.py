@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, stake, task, watch
+from p2pcompute_protocols import ads, blob, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
@@ -24,6 +24,8 @@ from .vectors._material import NETWORK, PROVIDER
 
 BLOB = b"abc"
 DIGEST = hashlib.sha256(BLOB).digest()
+LEAF = hashlib.sha256(b"\0" + BLOB).digest()  # and the root, where there is one piece
+WANT = blob.BlobWant(digest=DIGEST, size=3, root=LEAF, ticket=bytes(32))
 CHAIN = ChainTerms(chain_id=31337, hub=b"h" * 20, token=b"t" * 20, decimals=6)
 BINDING = SignerBinding(
     peer_id=peer_id_from_public_key(bytes(32)),
@@ -74,6 +76,18 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
         task.StateStart(state=1, arrays=(DIGEST, DIGEST)),
         task.StateData(data=b"12"),
         task.StateGone(state=1, code=12, detail="paid"),
+        task.Share(digest=DIGEST, root=LEAF, ticket=bytes(32), holders=()),
+    ],
+    blob.BlobConnection: [
+        WANT,
+        blob.BlobGet(index=0),
+        blob.BlobDrop(index=0),
+        blob.BlobDone(),
+        blob.BlobHave(leaves=(LEAF,), held=b"\x01"),
+        blob.BlobHeld(index=0),
+        blob.BlobPiece(index=0, data=BLOB),
+        blob.BlobDropped(index=0, code=23),
+        blob.BlobGone(code=12, detail=""),
     ],
     channel.ChannelConnection: [
         channel.ChannelHello(chain=CHAIN, payer=BINDING, payee=b"p" * 20),
@@ -140,8 +154,15 @@ def arrange(conn: Connection[Any], state: enum.Enum, message: Record) -> None:
         if isinstance(message, task.ResultData):
             conn._result_left = 8
         conn.last_state, conn._may_ask, conn.asked, conn.state_arrays = 3, 2, [1], (3, 5)
+        conn.fetches, conn._inputs = True, {DIGEST}
         if isinstance(message, task.StateData):
             conn._state_left = 8
+    if isinstance(conn, blob.BlobConnection) and state is not blob.BlobState.IDLE:
+        conn.want = WANT
+        if state is not blob.BlobState.ASKED:
+            conn.leaves = (LEAF,)
+            conn.held = set() if isinstance(message, blob.BlobHeld) else {0}
+            conn.asked = set() if isinstance(message, blob.BlobGet) else {0}
 
 
 def memory(conn: Connection[Any]) -> dict[str, Any]:
@@ -300,6 +321,7 @@ S = task.TaskState
 C = channel.ChannelState
 W = watch.WatchState
 K = stake.StakeState
+B = blob.BlobState
 P, R = Role.PROVIDER, Role.REQUESTER
 
 
@@ -314,6 +336,8 @@ def has(**values: Any) -> Arrange:
 
 OUT_OF_ORDER, OVERSIZED, BAD_DIGEST = WireCode.OUT_OF_ORDER, WireCode.OVERSIZED, WireCode.BAD_DIGEST
 UNKNOWN_CHUNK, REPLAYED, BAD_VOUCHER = WireCode.UNKNOWN_CHUNK, WireCode.REPLAYED, WireCode.BAD_VOUCHER
+SHARE = task.Share(digest=DIGEST, root=LEAF, ticket=bytes(32), holders=())
+HOLDER = task.Holder(peer=PROVIDER.peer_id, addresses=())
 RESULT = task.ResultStart(index=0, receipt=b"r", size=8)
 REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
     "a blob that the work does not name": (
@@ -375,6 +399,31 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
     "a result inside of a state": (P, S.RUNNING, has(_state_left=1), RESULT, OUT_OF_ORDER),
     "a notice inside of a state": (P, S.RUNNING, has(_state_left=1), task.Notice(kind="drain"), OUT_OF_ORDER),
     "an end inside of a state": (P, S.FINISHING, has(_state_left=1), task.Closed(chunks=1), OUT_OF_ORDER),
+    "a share for who does not fetch": (R, S.SETUP, has(fetches=False), SHARE, OUT_OF_ORDER),
+    "a share of no input": (R, S.SETUP, has(_inputs=set()), SHARE, BAD_DIGEST),
+    "a share of a blob on its way": (R, S.SETUP, has(_blob=(DIGEST, 1)), SHARE, OUT_OF_ORDER),
+    "a share with another root": (R, S.RUNNING, has(shared={DIGEST: (bytes(32), bytes(32), 0)}), SHARE, BAD_DIGEST),
+    "a share with another ticket": (R, S.RUNNING, has(shared={DIGEST: (LEAF, LEAF, 0)}), SHARE, BAD_DIGEST),
+    "a share again": (R, S.RUNNING, has(shared={DIGEST: (LEAF, bytes(32), 0)}), SHARE, REPLAYED),
+    "a holder too many": (
+        R, S.RUNNING, has(shared={DIGEST: (LEAF, bytes(32), 16)}),
+        task.Share(digest=DIGEST, root=LEAF, ticket=bytes(32), holders=(HOLDER,)), OVERSIZED),
+    "two leaves of one piece": (
+        P, B.ASKED, has(), blob.BlobHave(leaves=(LEAF, LEAF), held=b"\x01"), WireCode.MALFORMED),
+    "leaves of another root": (P, B.ASKED, has(), blob.BlobHave(leaves=(DIGEST,), held=b"\x01"), BAD_DIGEST),
+    "a piece that is not there": (R, B.OPEN, has(held=set()), blob.BlobGet(index=0), UNKNOWN_CHUNK),
+    "a piece twice": (R, B.OPEN, has(asked={0}), blob.BlobGet(index=0), REPLAYED),
+    "pieces above what may be under way": (
+        R, B.OPEN, has(leaves=(LEAF,) * 20, held=set(range(20)), asked=set(range(1, 17))), blob.BlobGet(index=0),
+        OVERSIZED),
+    "a drop beyond the last": (R, B.OPEN, has(), blob.BlobDrop(index=1), UNKNOWN_CHUNK),
+    "held already": (P, B.OPEN, has(), blob.BlobHeld(index=0), REPLAYED),
+    "held beyond the last": (P, B.OPEN, has(), blob.BlobHeld(index=1), UNKNOWN_CHUNK),
+    "a piece that was not asked for": (
+        P, B.OPEN, has(asked=set()), blob.BlobPiece(index=0, data=BLOB), UNKNOWN_CHUNK),
+    "a piece of another size": (P, B.OPEN, has(asked={0}), blob.BlobPiece(index=0, data=b"abcd"), OVERSIZED),
+    "a piece of other bytes": (P, B.OPEN, has(asked={0}), blob.BlobPiece(index=0, data=b"abd"), BAD_DIGEST),
+    "not sent, and not asked for": (P, B.OPEN, has(asked=set()), blob.BlobDropped(index=0, code=23), UNKNOWN_CHUNK),
     "a voucher that goes back": (
         R, C.OPEN, has(), channel.VoucherFrame(amount_uusd=2, memo=bytes(32), signature=bytes(65)), BAD_VOUCHER),
     "a voucher that stands still": (
@@ -398,7 +447,8 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
 def test_what_a_connection_remembers(name: str) -> None:
     role, state, change, message, code = REMEMBERED[name]
     kinds: dict[type[Any], type[Connection[Any]]] = {
-        S: task.TaskConnection, C: channel.ChannelConnection, W: watch.WatchConnection, K: stake.StakeConnection
+        S: task.TaskConnection, C: channel.ChannelConnection, W: watch.WatchConnection, K: stake.StakeConnection,
+        B: blob.BlobConnection,
     }  # fmt: skip
     cls = kinds[type(state)]
 

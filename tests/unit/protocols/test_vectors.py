@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from p2pcompute_protocols import ads, channel, dispute, negotiation, stake, task, watch
+from p2pcompute_protocols import ads, blob, channel, dispute, negotiation, stake, task, watch
 from p2pcompute_protocols._binding import SignerBinding, verify_binding
 from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.envelope import open_envelope
@@ -25,11 +25,12 @@ from .vectors import build
 from .vectors._material import plain
 
 ROOT = Path(__file__).parents[3] / "protocols"
-NAMES = ("envelope", "ads", "negotiation", "task", "channel", "watch", "stake", "merkle", "dispute", "evidence")
+NAMES = ("envelope", "ads", "negotiation", "task", "blob", "channel", "watch", "stake", "merkle", "dispute", "evidence")
 CONNECTIONS: dict[str, type[Connection[Any]]] = {
     "ads": ads.AdsConnection,
     "negotiation": negotiation.NegotiationConnection,
     "task": task.TaskConnection,
+    "blob": blob.BlobConnection,
     "channel": channel.ChannelConnection,
     "watch": watch.WatchConnection,
     "stake": stake.StakeConnection,

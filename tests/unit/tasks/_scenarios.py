@@ -382,8 +382,7 @@ async def a_provider_that_is_ready_takes_part(market: Market) -> None:
     early = await market.node()
     provider = await market.provider(node={"connect": (early,)})
     await until(lambda: early.services.board.get(provider.peer_id) is not None)
-    late = await market.node(connect=(provider,))
-    assert late.services.board.get(provider.peer_id) is None
+    late = await market.node(connect=(provider,))  # gossip of the last seconds may still reach it, and need not
     for requester in (early, late):
         watch = Watch()
         assert np.array_equal(await compute(requester, watch=watch), Z)

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import trio
 
+from p2pcompute._exchange import one_message
 from p2pcompute.checking import DEFAULT_TOLERANCE
 from p2pcompute.errors import StreamError
 from p2pcompute.market import OrderRefused, negotiate
 from p2pcompute.market._bidding import MAX_CEILING_UUSD
 from p2pcompute.node import Node
 from p2pcompute.testing import virtual_clock_ms
-from p2pcompute_protocols import ads, channel, negotiation, task
-from p2pcompute_protocols.connection import Role
+from p2pcompute_protocols import ads, channel, negotiation, request, task
+from p2pcompute_protocols.connection import NEED_DATA, Role
 from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.negotiation import CheckPolicy, OrderPayload, Requirement
 from p2pcompute_protocols.task import (
     Assign,
@@ -202,12 +204,24 @@ TOO_EARLY = {
 }
 
 
+REQUESTS = ("ads",)  # whose messages are in the bodies of requests
+
+
+def framed(message: Any) -> bytes:
+    return frame(message.encode(), max_bytes=1 << 20)
+
+
+def asked(protocol: str, data: bytes) -> list[bytes]:
+    """`data` as the protocol carries it."""
+    return [request.Ask(number=1, timeout_ms=1_000, body=data).encode() if protocol in REQUESTS else data]
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_noise_ends_its_stream_and_nothing_else(protocol: str) -> None:
     async def noise(rogue: Rogue, provider: Node) -> None:
         for name, data in NOISE.items():
             stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
-            await say(stream, data or OTHER_ROLE[protocol])
+            await say(stream, *asked(protocol, data or framed(OTHER_ROLE[protocol])))
             assert await ended(stream) < 1, name
         if protocol in TOO_EARLY:
             stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
@@ -215,14 +229,14 @@ def test_noise_ends_its_stream_and_nothing_else(protocol: str) -> None:
             assert await ended(stream) < 1
         # A frame that is cut off.
         stream = await rogue.overlay.open_stream(provider.peer_id, PROTOCOLS[protocol])
-        await say(stream, b"\x7f\x82")
+        await say(stream, *asked(protocol, b"\x7f\x82"))
         await stream.close_write()
         assert await ended(stream) < 1
 
     play(noise)
 
 
-STALLS_S = {"negotiation": 10, "task": 10, "ads": 15, "channel": 10}
+STALLS_S = {"negotiation": 10, "task": 10, "ads": 30, "channel": 10}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -251,15 +265,14 @@ def test_who_says_nothing_or_drips_is_cut_off(protocol: str) -> None:
 def test_a_valid_dialogue_may_come_byte_by_byte() -> None:
     async def drip(rogue: Rogue, provider: Node) -> None:
         stream = await rogue.overlay.open_stream(provider.peer_id, ads.PROTOCOL_ID)
-        from p2pcompute_protocols.framing import frame
-
-        for byte in frame(ads.AdQuery(limit=1).encode(), max_bytes=1000):
+        connection, session = ads.AdsConnection(Role.REQUESTER), request.AskingSession()
+        for byte in session.ask(connection.send(ads.AdQuery(limit=1)), 10_000)[1]:
             await say(stream, bytes((byte,)))
-        connection = ads.AdsConnection(Role.REQUESTER)
-        connection.send(ads.AdQuery(limit=1))
-        from p2pcompute._dialogue import Dialogue
-
-        batch = await Dialogue(connection, stream).expect(ads.AdBatch)
+        while not isinstance(answer := session.next_event(), request.Reply):
+            if answer is NEED_DATA:
+                session.receive_data(await stream.receive_some())
+        batch = one_message(connection, answer.body)
+        assert isinstance(batch, ads.AdBatch)
         assert len(batch.ads) == 1
         await stream.aclose()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ._ads import ads_vectors
+from ._blob import blob_vectors
 from ._channel import channel_vectors
 from ._dispute import dispute_vectors
 from ._envelope import envelope_vectors
@@ -17,6 +18,7 @@ from ._evidence import evidence_vectors
 from ._material import KEYS, NETWORK, NOW
 from ._merkle import merkle_vectors
 from ._negotiation import negotiation_vectors
+from ._request import request_vectors
 from ._stake import stake_vectors
 from ._task import task_vectors
 from ._watch import watch_vectors
@@ -33,12 +35,14 @@ def build() -> dict[Path, str]:
         "ads": ads_vectors(),
         "negotiation": negotiation_vectors(),
         "task": task_vectors(),
+        "blob": blob_vectors(),
         "channel": channel_vectors(),
         "watch": watch_vectors(),
         "stake": stake_vectors(),
         "merkle": merkle_vectors(),
         "dispute": dispute_vectors(),
         "evidence": evidence_vectors(),
+        "request": request_vectors(),
     }
     files: dict[Path, str] = {}
     for name, vectors in made.items():

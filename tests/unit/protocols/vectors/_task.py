@@ -46,6 +46,13 @@ def receipt_bytes(payload: bytes | None = None, node: Node = PROVIDER, **more: o
     return cose("receipt", payload or a_receipt().encode(), node, **more)  # type: ignore[arg-type]
 
 
+HOLDER: Final = task.Holder(peer=STRANGER.peer_id, addresses=(f"/ip4/192.0.2.7/tcp/4001/p2p/{STRANGER.peer_id}",))
+
+
+def share(*holders: task.Holder) -> task.Share:
+    return task.Share(digest=sha(DATA), root=sha(b"\0" + DATA), ticket=sha(b"ticket"), holders=holders)
+
+
 def task_vectors() -> Json:
     here = {"task": TASK_ID.hex(), "index": 1, "provider": PROVIDER.peer_id}
     failed = a_receipt(code=21, output=bytes(32), units=0, detail="division by zero")
@@ -77,6 +84,9 @@ def task_vectors() -> Json:
         message("a failed chunk", task.ChunkError(index=1, receipt=receipt_bytes(failed.encode()))),
         message("a pause", task.Notice(kind="pause", after_ms=500, detail="the owner is back")),
         message("a larger window", task.Notice(kind="window", window=4)),
+        message("opened by one that fetches", task.Opened(need=(digest,), slots=1, window=1, fetches=True)),
+        message("an input to share, held by nobody else", share()),
+        message("an input to share, and who holds it", share(HOLDER)),
         message("finish", task.Finish(code=0, detail="")),
         message("closed", task.Closed(chunks=3)),
     ]
@@ -111,6 +121,9 @@ def task_vectors() -> Json:
         bad_message("a pause with a window", edited(task.Notice(kind="pause"), k2=1), "MALFORMED"),
         bad_message("an unknown notice", edited(task.Notice(kind="pause"), k1="sleep"), "UNSUPPORTED"),
         bad_message("a refusal without a reason", edited(task.Refused(code=1, detail=""), k1=0), "OVERSIZED"),
+        bad_message("a ticket of 31 bytes", edited(share(), k3=bytes(31)), "OVERSIZED"),
+        bad_message("17 holders", edited(share(), k4=[{1: bytes(38), 2: []}] * 17), "OVERSIZED"),
+        bad_message("a holder that is no peer", edited(share(), k4=[{1: bytes(38), 2: []}]), "MALFORMED"),
         bad_message("a message of nobody", b"\xa1\x00\x18\x63", "UNSUPPORTED"),
         bad_message("a message without a type", b"\xa1\x01\x00", "MALFORMED"),
         bad_message("cut short", task.BlobData(data=DATA).encode()[:-1], "MALFORMED"),
@@ -166,6 +179,14 @@ def task_vectors() -> Json:
         (r, task.Assign(index=0)),
         (v, task.ResultStart(index=0, receipt=receipt, size=64)),
         (v, task.ResultData(data=bytes(64))),
+    ]
+    fetching = [opening[0], (v, task.Opened(need=(digest,), slots=1, window=2, fetches=True))]
+    there = [opening[0], (v, task.Opened(need=(), slots=1, window=2, fetches=True))]
+    closing = [
+        (v, task.Ready(compile_ms=1)),
+        (v, task.Ready(compile_ms=1)),
+        (r, task.Finish(code=0, detail="")),
+        (v, task.Closed(chunks=0)),
     ]
     arrays = (sha(b"abc"), sha(b"de"))
     ask = (r, task.GetState(state=2))
@@ -372,6 +393,23 @@ def task_vectors() -> Json:
         s("a tile of another size", [a_chunk[0], (r, task.BlobStart(digest=sha(TILES[0]), size=23), "OVERSIZED")]),
         s("a tile with other bytes", [*a_chunk[:2], (r, task.BlobData(data=bytes([9]) * 24), "BAD_DIGEST")]),
         t("a tile where nothing is split", [*running, (r, task.Assign(index=0)), (*tile(0)[0], "BAD_DIGEST")]),
+        t("an input that comes from others", [*fetching, (r, share(HOLDER)), *closing[1:]]),
+        t("its holders one after the other", [*fetching, (r, share()), (r, share(HOLDER)), *closing[1:]]),
+        t("an input that is there, and may be given to others", [*there, (r, share()), *closing[1:]]),
+        t("a share that crosses ready", [*there, (v, task.Ready(compile_ms=1)), (r, share()), *closing[2:]]),
+        t("a share for who takes its inputs here", [*opening, (r, share(), "OUT_OF_ORDER")]),
+        t(
+            "a share of another blob",
+            [*fetching, (r, dataclasses.replace(share(), digest=sha(b"another")), "BAD_DIGEST")],
+        ),
+        t("the same share again", [*fetching, (r, share()), (r, share(), "REPLAYED")]),
+        t(
+            "another ticket for the same blob",
+            [*fetching, (r, share()), (r, dataclasses.replace(share(HOLDER), ticket=bytes(32)), "BAD_DIGEST")],
+        ),
+        t("a 17th holder", [*fetching, (r, share(*[HOLDER] * 16)), (r, share(HOLDER), "OVERSIZED")]),
+        t("a blob that is shared is not sent", [*fetching, (r, share()), (*blob[0], "BAD_DIGEST")]),
+        t("a share of what is on its way", [*fetching, blob[0], (r, share(), "OUT_OF_ORDER")]),
         t("a frame of no bytes", [(r, b"\x00", "OVERSIZED")]),
         t("a frame above the bound", [(r, b"\xc1\x80\x10", "OVERSIZED")]),
         t("a frame whose length is not the shortest", [(r, b"\x83\x00\xa1\x00\x04", "MALFORMED")]),

@@ -1,0 +1,268 @@
+"""Serving blobs: to whoever shows the ticket, so many bytes a second, and each piece a few times at most."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from p2pcompute._dialogue import Dialogue
+from p2pcompute._groups import single_error
+from p2pcompute.errors import StreamError
+from p2pcompute_protocols import blob
+from p2pcompute_protocols.blob import (
+    BlobConnection,
+    BlobDrop,
+    BlobDropped,
+    BlobGet,
+    BlobGone,
+    BlobHave,
+    BlobHeld,
+    BlobPiece,
+    BlobState,
+    BlobWant,
+    bitmap,
+    piece_span,
+)
+from p2pcompute_protocols.connection import Role
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
+
+from ._held import HeldBlob
+
+if TYPE_CHECKING:
+    from p2pcompute.overlay import Overlay, OverlayStream
+
+__all__ = ["BlobServer", "ServerLimits"]
+
+_log = logging.getLogger("p2pcompute.blobs")
+
+_ASK_S: Final = 10.0
+_LEAVES_S: Final = 20.0  # for somebody who has only just begun to get it
+_IDLE_S: Final = 300.0  # between two messages of a peer; it may wait for pieces that are still to come
+_PIECE_S: Final = 20.0  # for a peer to take a piece, once it is its turn
+_MAX_BUCKETS: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """What serving may cost.
+
+    Attributes:
+        streams, peer_streams: open at once, of all peers and of one.
+        at_once: pieces that are sent at a time, over all peers. Few, so that each goes at the speed of the uplink and
+            others may drop theirs while they wait.
+        peer_bytes_per_s: of one peer, on average; a blob at full size comes as fast as it can.
+        repeats: how often one peer is sent one piece.
+    """
+
+    streams: int = 64
+    peer_streams: int = 8
+    at_once: int = 2
+    peer_bytes_per_s: float = 64 * 1024 * 1024
+    burst_bytes: int = 128 * 1024 * 1024
+    repeats: int = 2
+
+
+class BlobServer:
+    """Serves the blobs that are offered on all streams of `protocols/blob`.
+
+    Attributes:
+        draining: nothing is served but this node's own tasks' inputs.
+        sent_bytes: of pieces, so far.
+    """
+
+    def __init__(self, *, limits: ServerLimits | None = None) -> None:
+        self.limits = limits or ServerLimits()
+        self.draining = False
+        self.sent_bytes = 0
+        self._offers: dict[bytes, list[tuple[bytes, HeldBlob, set[trio.CancelScope]]]] = {}  # by digest
+        self._streams: Counter[PeerId] = Counter()
+        self._turns = trio.CapacityLimiter(self.limits.at_once)
+        self._buckets: OrderedDict[PeerId, tuple[float, float]] = OrderedDict()  # bytes left, as of when
+
+    def register(self, overlay: Overlay) -> None:
+        """Serve blob streams from now on."""
+        overlay.handle(blob.PROTOCOL_ID, self.serve)
+
+    @contextmanager
+    def offer(self, held: HeldBlob, ticket: bytes) -> Generator[None]:
+        """Serve this blob to whoever shows `ticket`, as far as it is here, until the context ends; then the streams
+        that are open for it are reset."""
+        entry = (ticket, held, set[trio.CancelScope]())
+        self._offers.setdefault(held.name.digest, []).append(entry)
+        try:
+            yield
+        finally:
+            offers = self._offers[held.name.digest]
+            offers.remove(entry)
+            if not offers:
+                del self._offers[held.name.digest]
+            for scope in entry[2]:
+                scope.cancel()
+
+    def _find(self, want: BlobWant) -> tuple[HeldBlob, set[trio.CancelScope]] | None:
+        for ticket, held, scopes in self._offers.get(want.digest, ()):
+            if (
+                hmac.compare_digest(ticket, want.ticket)
+                and (held.name.size, held.name.root) == (want.size, want.root)
+                and (held.origin or not self.draining)
+            ):
+                return held, scopes
+        return None
+
+    async def serve(self, stream: OverlayStream) -> None:
+        """One stream, from its first byte to its last."""
+        peer = stream.peer_id
+        if self._streams[peer] >= self.limits.peer_streams or self._streams.total() >= self.limits.streams:
+            await stream.reset()
+            return
+        self._streams[peer] += 1
+        try:
+            with single_error(ProtocolError, StreamError):
+                await self._serve(stream)
+        except RemoteProtocolError as exc:
+            _log.info("a blob stream of %s ended: %s", peer, exc)
+            await stream.reset()
+        except StreamError as exc:
+            _log.debug("a blob stream of %s broke: %s", peer, exc)
+        finally:
+            self._streams[peer] -= 1
+            if not self._streams[peer]:
+                del self._streams[peer]
+
+    async def _serve(self, stream: OverlayStream) -> None:
+        dialogue = Dialogue(BlobConnection(Role.PROVIDER), stream, send_s=_PIECE_S)
+        want = await dialogue.expect(BlobWant, stall_s=_ASK_S)
+        found = self._find(want)
+        if found is None:
+            # The same words whether it is not here, or the ticket is wrong: nobody finds out what is here.
+            await dialogue.send(BlobGone(code=WireCode.BAD_DIGEST, detail="not to be had here"))
+            return
+        held, scopes = found
+        with trio.CancelScope() as scope:
+            scopes.add(scope)
+            try:
+                leaves: tuple[bytes, ...] | None = None
+                with trio.move_on_after(_LEAVES_S):
+                    leaves = await held.wait_leaves()
+                if leaves is None:
+                    await dialogue.send(BlobGone(code=WireCode.NO_CAPACITY, detail="nothing of it is here yet"))
+                    return
+                told = set(held.pieces)
+                await dialogue.send(BlobHave(leaves=leaves, held=bitmap(told, held.count)))
+                await _Serving(self, stream.peer_id, dialogue, held, told).run()
+            finally:
+                scopes.discard(scope)
+        if scope.cancelled_caught:
+            await stream.reset()
+
+    async def pace(self, peer: PeerId, size: int) -> None:
+        """Wait until `peer` may be sent so many bytes."""
+        limits, now = self.limits, trio.current_time()
+        left, at = self._buckets.pop(peer, (float(limits.burst_bytes), now))
+        left = min(limits.burst_bytes, left + (now - at) * limits.peer_bytes_per_s) - size
+        self._buckets[peer] = (left, now)
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        if left < 0:
+            await trio.sleep(-left / limits.peer_bytes_per_s)
+
+    def turn(self) -> trio.CapacityLimiter:
+        """What is held while a piece is sent; whoever waits gets it in order."""
+        return self._turns
+
+
+class _Serving:
+    """One peer that gets one blob."""
+
+    def __init__(self, server: BlobServer, peer: PeerId, dialogue: Dialogue, held: HeldBlob, told: set[int]) -> None:
+        self.server = server
+        self.peer = peer
+        self.dialogue = dialogue
+        self.held = held
+        self.told = told
+        self.queue: list[int] = []
+        self.refused: list[tuple[int, WireCode]] = []
+        self.wake = trio.Event()
+
+    async def run(self) -> None:
+        with single_error(ProtocolError, StreamError):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell)
+                nursery.start_soon(self._send)
+                await self._read()
+                nursery.cancel_scope.cancel()
+
+    def _notify(self) -> None:
+        event, self.wake = self.wake, trio.Event()
+        event.set()
+
+    async def _read(self) -> None:
+        while self.dialogue.connection.state is BlobState.OPEN:
+            match await self.dialogue.receive(stall_s=_IDLE_S):
+                case BlobGet(index=index):
+                    if self.server.draining and not self.held.origin:
+                        self.refused.append((index, WireCode.DRAINING))
+                    elif self.held.given[self.peer, index] >= self.server.limits.repeats:
+                        self.refused.append((index, WireCode.OVERSIZED))
+                    else:
+                        self.queue.append(index)
+                case BlobDrop(index=index):
+                    if index in self.queue:
+                        self.queue.remove(index)
+                        self.refused.append((index, WireCode.CANCELLED))
+                case _:
+                    return
+            self._notify()
+
+    async def _tell(self) -> None:
+        """Say which pieces are not sent, and which are here that were not."""
+        while True:
+            wake, changed = self.wake, self.held.changed
+            while self.refused:
+                index, code = self.refused.pop(0)
+                await self.dialogue.send(BlobDropped(index=index, code=code))
+            for index in sorted(self.held.pieces - self.told):
+                self.told.add(index)
+                await self.dialogue.send(BlobHeld(index=index))
+            if not wake.is_set() and not changed.is_set():
+                await _either(wake, changed)
+
+    async def _send(self) -> None:
+        while True:
+            wake = self.wake
+            if not self.queue:
+                await wake.wait()
+                continue
+            index = self.queue[0]
+            await self.server.pace(self.peer, piece_span(index, self.held.name.size)[1])
+            async with self.server.turn():
+                if index not in self.queue:  # dropped meanwhile
+                    continue
+                try:
+                    data = self.held.read(index)
+                except ValueError:  # its content was closed just now, and this stream with it
+                    return
+                self.queue.remove(index)
+                self.held.given[self.peer, index] += 1
+                self.server.sent_bytes += len(data)
+                await self.dialogue.send(BlobPiece(index=index, data=data))
+
+
+async def _either(*events: trio.Event) -> None:
+    """Wait for the first of them."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)

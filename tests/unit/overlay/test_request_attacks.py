@@ -1,0 +1,527 @@
+"""Peers that break request streams: what they cost is bounded, and others do not notice them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from p2pcompute.errors import StreamError
+from p2pcompute.identity import NodeKey
+from p2pcompute.overlay import (
+    OverlayStream,
+    RequestError,
+    RequestLimits,
+    RequestLost,
+    RequestRefused,
+    Requests,
+    RequestTimeout,
+    open_requests,
+)
+from p2pcompute.overlay import _request_api as api
+from p2pcompute.overlay import _request_asking as asking_module
+from p2pcompute.overlay import _request_serving as serving_module
+from p2pcompute.testing import MemoryNetwork, MemoryOverlay, open_memory_overlay
+from p2pcompute.testing._overlay_checks import PrefixValidator
+from p2pcompute_protocols import request
+from p2pcompute_protocols.connection import NeedData
+from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
+
+PROTOCOL = "/p2pcompute-test/requests/1"
+LATENCY_S = 0.01
+WORK_S = 0.05
+
+
+@dataclass(slots=True)
+class World:
+    """A provider, an honest peer and an attacker; `peak` and `begun` count what the provider's handlers do."""
+
+    network: MemoryNetwork
+    provider: MemoryOverlay
+    honest: MemoryOverlay
+    rogue: MemoryOverlay
+    serving: Requests
+    asking: Requests
+    at_work: dict[PeerId, int] = field(default_factory=dict)
+    peak: dict[PeerId, int] = field(default_factory=dict)
+    begun: int = 0
+
+    async def handle(self, peer: PeerId, body: bytes) -> bytes:
+        self.begun += 1
+        self.at_work[peer] = self.at_work.get(peer, 0) + 1
+        self.peak[peer] = max(self.peak.get(peer, 0), self.at_work[peer])
+        try:
+            await trio.sleep(float(body or WORK_S))
+        finally:
+            self.at_work[peer] -= 1
+        return body
+
+    def serve(self, **limits: Any) -> None:
+        self.serving.serve(PROTOCOL, self.handle, limits=RequestLimits(**limits))
+
+    async def raw(self) -> OverlayStream:
+        return await self.rogue.open_stream(self.provider.peer_id, PROTOCOL)
+
+    async def honest_latencies(self, count: int = 20) -> list[float]:
+        """How long an honest peer waits for each of its answers, in virtual time."""
+        found = []
+        for _ in range(count):
+            began = trio.current_time()
+            await self.asking.ask(self.provider.peer_id, PROTOCOL, b"")
+            found.append(round(trio.current_time() - began, 9))
+        return found
+
+    def streams_of_rogue(self) -> int:
+        return self.serving._streams[self.rogue.peer_id, PROTOCOL]
+
+
+@asynccontextmanager
+async def a_world() -> AsyncGenerator[World]:
+    network, validator = MemoryNetwork(latency_s=LATENCY_S), PrefixValidator()
+    opening = partial(open_memory_overlay, network, record_validator=validator)
+    async with (
+        opening(NodeKey.generate()) as provider,
+        opening(NodeKey.generate()) as honest,
+        opening(NodeKey.generate()) as rogue,
+        open_requests(provider) as serving,
+        open_requests(honest) as asking,
+    ):
+        for peer in (honest, rogue):
+            await peer.connect(provider.addresses[0])
+        yield World(network, provider, honest, rogue, serving, asking)
+
+
+def play(scenario: Callable[[World], Awaitable[None]]) -> None:
+    async def main() -> None:
+        async with a_world() as world:
+            with trio.fail_after(3 * 3600):
+                await scenario(world)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def ask(number: int, body: bytes = b"", ms: int = 1_000) -> bytes:
+    return request.Ask(number=number, timeout_ms=ms, body=body).encode()
+
+
+async def read_to_end(stream: OverlayStream) -> tuple[bytes, bool]:
+    """(what came, whether the stream was reset)."""
+    data = b""
+    try:
+        while part := await stream.receive_some():
+            data += part
+    except StreamError:
+        return data, True
+    return data, False
+
+
+def baseline(scenario: Callable[[World, list[float]], Awaitable[None]], **limits: Any) -> None:
+    """Play with the honest peer's latencies as they are while nobody attacks; the first one opens its stream."""
+
+    async def measured(world: World) -> None:
+        world.serve(**limits)
+        await world.honest_latencies(1)
+        await scenario(world, await world.honest_latencies())
+
+    play(measured)
+
+
+# Against a provider
+
+
+def test_more_than_may_be_under_way_ends_the_stream_and_the_handlers() -> None:
+    async def scenario(world: World, before: list[float]) -> None:
+        begun = world.begun
+        stream = await world.raw()
+        await stream.send_all(b"".join(ask(number, b"500") for number in range(1, 101)))
+        _, reset = await read_to_end(stream)
+        assert reset
+        assert world.begun - begun == 8
+        assert world.at_work[world.rogue.peer_id] == 0
+        assert world.streams_of_rogue() == 0
+        assert await world.honest_latencies() == before
+
+    baseline(scenario, requests=8)
+
+
+HEADER = request.HEADER_BYTES
+BROKEN: dict[str, bytes] = {
+    "noise": bytes(range(0x80, 0x100)),
+    "zeros": bytes(64),
+    "the longest body": (b"\x01\xff\xff\xff" + (1).to_bytes(4, "big") + (9).to_bytes(4, "big")),
+    "no time": b"\x01\0\0\0" + (1).to_bytes(4, "big") + bytes(4),
+    "too much time": b"\x01\0\0\0" + (1).to_bytes(4, "big") + b"\xff" * 4,
+    "an answer": request.Reply(number=1, body=b"x").encode(),
+    "number 2 first": ask(2),
+    "a number twice": ask(1) + ask(1),
+    "a cancel of nothing": request.Cancel(number=1).encode(),
+    "a cancel twice": ask(1) + request.Cancel(number=1).encode() * 2,
+    "the end inside of a frame": ask(1, b"0.5")[:-1],
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_frames_end_their_stream_and_nothing_else(name: str) -> None:
+    async def scenario(world: World, before: list[float]) -> None:
+        stream = await world.raw()
+        await stream.send_all(BROKEN[name])
+        if name == "the end inside of a frame":
+            await stream.close_write()
+        began = trio.current_time()
+        _, reset = await read_to_end(stream)
+        assert reset
+        assert trio.current_time() - began < 1
+        assert world.at_work.get(world.rogue.peer_id, 0) == 0
+        assert world.streams_of_rogue() == 0
+        assert await world.honest_latencies() == before
+
+    baseline(scenario)
+
+
+def test_a_storm_of_cancels_begins_no_more_than_the_limit_at_once() -> None:
+    async def scenario(world: World, before: list[float]) -> None:
+        stream = await world.raw()
+        after: list[float] = []
+
+        async def storm() -> None:
+            session = request.AskingSession()
+            for _ in range(400):
+                data = b""
+                while session.has_room(3):
+                    number, asked = session.ask(b"500", 600_000)
+                    data += asked + session.cancel(number)
+                await stream.send_all(data)
+                while session.under_way >= session.limits.requests:
+                    session.receive_data(await stream.receive_some())
+                    while not isinstance(event := session.next_event(), NeedData):
+                        assert not isinstance(event, request.Fault) or event.code == WireCode.CANCELLED
+
+        async def honest() -> None:
+            after.extend(await world.honest_latencies())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(storm)
+            nursery.start_soon(honest)
+        assert after == before
+        assert world.peak.get(world.rogue.peer_id, 0) <= 16
+        (serving,) = (one for one in world.serving._serving if one._stream.peer_id == world.rogue.peer_id)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (serving._scopes, serving._cancelled, serving._session.under_way) == ({}, set(), 0)
+        await stream.reset()
+
+    baseline(scenario, requests=16)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_one_peer_cannot_take_all_handlers(bounded: bool) -> None:
+    async def scenario(world: World) -> None:
+        # A quarter of the handlers at most are one peer's, unless its streams are not counted.
+        world.serve(requests=64, handlers=1_024, streams=4 if bounded else 64)
+        await world.honest_latencies(1)
+        before = await world.honest_latencies()
+        streams = [await world.raw() for _ in range(16)]
+        for stream in streams:
+            try:
+                await stream.send_all(b"".join(ask(number, b"30", 600_000) for number in range(1, 65)))
+            except StreamError:
+                assert bounded
+        await trio.sleep(1)
+        assert world.peak[world.rogue.peer_id] == (256 if bounded else 1_024)
+        if bounded:
+            assert await world.honest_latencies() == before
+        else:
+            with pytest.raises(RequestRefused) as refused:
+                await world.asking.ask(world.provider.peer_id, PROTOCOL, b"")
+            assert refused.value.code is WireCode.NO_CAPACITY
+            assert not refused.value.may_have_acted
+        await trio.sleep(60)
+        assert await world.asking.ask(world.provider.peer_id, PROTOCOL, b"") == b""  # the handlers came to their end
+
+    play(scenario)
+
+
+def test_a_peer_that_asks_and_does_not_read_is_held_up_by_itself() -> None:
+    size = 64 * 1024
+
+    async def scenario(world: World) -> None:
+        world.serve()
+        made = 0
+
+        def answer(_: PeerId, __: bytes) -> bytes:
+            nonlocal made
+            made += 1
+            return bytes(size)
+
+        world.serving.serve_inline("/p2pcompute-test/large/1", answer)
+        await world.honest_latencies(1)
+        before = await world.honest_latencies()
+        stream = await world.rogue.open_stream(world.provider.peer_id, "/p2pcompute-test/large/1")
+        sent = 0
+
+        async def flood() -> None:
+            nonlocal sent
+            try:
+                for number in range(1, 1_000_000):
+                    await stream.send_all(ask(number, bytes(4_000), 600_000))
+                    sent += 1
+            except StreamError:
+                return
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(flood)
+            await trio.sleep(5)
+            assert await world.honest_latencies() == before
+            (serving,) = (one for one in world.serving._serving if one._stream.peer_id == world.rogue.peer_id)
+            # What the stream has taken fills its window; the rest waits here, and nothing more is begun.
+            assert serving._outbox.size <= api.OUTBOX_BYTES + size + HEADER
+            assert made <= (256 * 1024 + api.OUTBOX_BYTES) // size + 2
+            await trio.sleep(200)  # it takes nothing for a minute
+        assert not [one for one in world.serving._serving if one._stream.peer_id == world.rogue.peer_id]
+        assert sent < 1_000
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_body_that_drips_is_given_up(bounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not bounded:
+        monkeypatch.setattr(serving_module, "FRAME_S", 1e9)
+
+    async def scenario(world: World) -> None:
+        world.serve()
+        stream = await world.raw()
+        began = trio.current_time()
+
+        async def drip() -> None:
+            for byte in ask(1, bytes(100_000)):
+                await stream.send_all(bytes((byte,)))
+                await trio.sleep(1)
+
+        with trio.move_on_after(3_600):
+            with pytest.raises(StreamError):
+                await drip()
+        assert (trio.current_time() - began < 40) == bounded
+        assert world.streams_of_rogue() == (0 if bounded else 1)
+
+    play(scenario)
+
+
+def test_streams_that_carry_nothing_are_closed() -> None:
+    async def scenario(world: World) -> None:
+        world.serve()
+        stream = await world.raw()
+        began = trio.current_time()
+        data, reset = await read_to_end(stream)
+        assert not reset
+        assert 30 <= trio.current_time() - began < 60
+        limits = request.Limits(requests=64, request_bytes=1024 * 1024)
+        assert data == limits.encode() + request.Drain(number=0).encode()
+        used = await world.raw()
+        await used.send_all(ask(1))
+        _, reset = await read_to_end(used)
+        assert not reset
+        assert 300 <= trio.current_time() - began < 400
+
+    play(scenario)
+
+
+def test_a_handler_that_breaks_does_not_break_the_stream() -> None:
+    async def scenario(world: World) -> None:
+        def broken(_: PeerId, body: bytes) -> Any:
+            if body == b"remote":
+                raise RemoteProtocolError("garbage inside")
+            return {b"text": "text", b"none": None}.get(body, body)
+
+        world.serving.serve_inline(PROTOCOL, broken)
+        for body in (b"text", b"none"):
+            with pytest.raises(RequestRefused) as refused:
+                await world.asking.ask(world.provider.peer_id, PROTOCOL, body)
+            assert refused.value.code is WireCode.INTERNAL
+        with pytest.raises(RequestLost):  # the peer broke the protocol inside of a body
+            await world.asking.ask(world.provider.peer_id, PROTOCOL, b"remote")
+        assert await world.asking.ask(world.provider.peer_id, PROTOCOL, b"next") == b"next"
+
+    play(scenario)
+
+
+# Against a requester
+
+
+def rogue_provider(world: World, answer: Callable[[OverlayStream], Awaitable[None]]) -> None:
+    world.rogue.handle(PROTOCOL, answer)
+
+
+async def ask_rogue(world: World, **options: Any) -> bytes:
+    return await world.asking.ask(world.rogue.peer_id, PROTOCOL, b"q", **options)
+
+
+LIMITS = request.Limits(requests=8, request_bytes=65_536).encode()
+LIES: dict[str, bytes] = {
+    "an answer to what was never asked": LIMITS + request.Reply(number=7, body=b"").encode(),
+    "an answer before the limits": request.Reply(number=1, body=b"").encode(),
+    "noise": bytes(range(0x80, 0x100)),
+    "a question": LIMITS + ask(1),
+    "the longest answer": LIMITS + b"\x04\xff\xff\xff" + (1).to_bytes(4, "big") + bytes(4),
+    "limits that are none": b"\x03" + bytes(11),
+    "a drain of the future": LIMITS + request.Drain(number=2).encode(),
+    "the end": LIMITS,
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_provider_that_breaks_the_protocol_loses_the_stream(name: str) -> None:
+    async def scenario(world: World) -> None:
+        world.serve()
+        await world.honest.connect(world.rogue.addresses[0])
+        streams = 0
+
+        async def lie(stream: OverlayStream) -> None:
+            nonlocal streams
+            streams += 1
+            await stream.receive_some()
+            await stream.send_all(LIES[name])
+            if name != "the end":
+                await read_to_end(stream)
+
+        rogue_provider(world, lie)
+        for _ in range(2):
+            with pytest.raises(RequestLost) as lost:
+                await ask_rogue(world)
+            assert lost.value.may_have_acted
+        assert streams == 2
+        assert world.asking._asking == {}
+        assert await world.asking.ask(world.provider.peer_id, PROTOCOL, b"") == b""
+
+    play(scenario)
+
+
+def test_an_answer_twice_harms_only_who_sends_it() -> None:
+    async def scenario(world: World) -> None:
+        await world.honest.connect(world.rogue.addresses[0])
+
+        async def twice(stream: OverlayStream) -> None:
+            await stream.receive_some()
+            await stream.send_all(LIMITS + request.Reply(number=1, body=b"a").encode() * 2)
+            await read_to_end(stream)
+
+        rogue_provider(world, twice)
+        assert await ask_rogue(world) == b"a"
+        assert await ask_rogue(world) == b"a"  # over another stream
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_provider_that_never_answers_keeps_nothing_of_ours(bounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not bounded:
+        monkeypatch.setattr(asking_module, "ABANDONED_S", 1e9)
+
+    async def scenario(world: World) -> None:
+        await world.honest.connect(world.rogue.addresses[0])
+        streams = 0
+
+        async def silent(stream: OverlayStream) -> None:
+            nonlocal streams
+            streams += 1
+            await stream.send_all(LIMITS)
+            await read_to_end(stream)
+
+        rogue_provider(world, silent)
+        acted: list[bool] = []
+
+        async def one(after_s: float) -> None:
+            await trio.sleep(after_s)
+            with pytest.raises(RequestTimeout) as late:
+                await ask_rogue(world, timeout_s=5)
+            acted.append(late.value.may_have_acted)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(400):
+                nursery.start_soon(one, number * 0.01)
+        assert acted.count(True) == 8  # as many as it said that it takes
+        (stream,) = world.asking._asking.values()
+        assert (len(stream._sent), len(stream._waiting), len(stream._abandoned)) == (0, 0, 8)
+        assert stream._outbox is not None
+        assert stream._outbox.size == 0
+        await trio.sleep(100)
+        # Places that are never given back would hold up everything that is asked later.
+        assert (world.asking._asking == {}) == bounded
+        assert streams == 1
+        with pytest.raises(RequestTimeout) as late:
+            await ask_rogue(world, timeout_s=5)
+        assert (late.value.may_have_acted, streams) == ((True, 2) if bounded else (False, 1))
+
+    play(scenario)
+
+
+def test_a_provider_that_reads_nothing_costs_a_window() -> None:
+    async def scenario(world: World) -> None:
+        await world.honest.connect(world.rogue.addresses[0])
+
+        async def deaf(stream: OverlayStream) -> None:
+            await stream.send_all(request.Limits(requests=4_096, request_bytes=64 * 1024 * 1024).encode())
+            await trio.sleep_forever()
+
+        rogue_provider(world, deaf)
+
+        async def one() -> None:
+            with pytest.raises(RequestError):
+                await world.asking.ask(world.rogue.peer_id, PROTOCOL, bytes(100_000), timeout_s=5)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(one)
+        await trio.sleep(120)
+        assert world.asking._asking == {}
+
+    play(scenario)
+
+
+def test_a_provider_that_drains_at_once_is_tried_a_few_times() -> None:
+    async def scenario(world: World) -> None:
+        await world.honest.connect(world.rogue.addresses[0])
+        streams = 0
+
+        async def drain(stream: OverlayStream) -> None:
+            nonlocal streams
+            streams += 1
+            await stream.send_all(LIMITS + request.Drain(number=0).encode())
+            await read_to_end(stream)
+
+        rogue_provider(world, drain)
+        with pytest.raises(RequestLost) as lost:
+            await ask_rogue(world)
+        assert not lost.value.may_have_acted
+        assert streams == 3
+        await trio.sleep(1)
+        assert world.asking._asking == {}
+
+    play(scenario)
+
+
+def test_what_is_left_after_a_storm_of_everything_is_nothing() -> None:
+    async def scenario(world: World, before: list[float]) -> None:
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        for name in BROKEN:
+            for _ in range(5):
+                stream = await world.raw()
+                try:
+                    await stream.send_all(BROKEN[name])
+                    await stream.close_write()
+                    await read_to_end(stream)
+                except StreamError:
+                    pass
+        await trio.sleep(1)
+        assert trio.lowlevel.current_statistics().tasks_living == tasks
+        assert len(world.serving._serving) == 1  # the honest peer's
+        assert len(world.provider.streams) == 1
+        assert await world.honest_latencies() == before
+
+    baseline(scenario)
