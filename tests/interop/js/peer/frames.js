@@ -8,7 +8,7 @@ export const MAX_DATA_FRAME_BYTES = 262208
 // [state, who may speak, message, next state]
 const rows = (text) => text.trim().split('\n').map((row) => row.trim().split(' '))
 export const PROTOCOLS = {
-  '/p2pcompute/ads/1': {
+  '/p2pcompute/ads/2': {
     messages: adsMessages,
     max: 64 * 8192 + 1024,
     final: ['IDLE'],
@@ -42,12 +42,14 @@ export const PROTOCOLS = {
       OPENING provider Refused CLOSED
       SETUP requester BlobStart SETUP
       SETUP requester BlobData SETUP
+      SETUP requester Share SETUP
       SETUP requester Finish FINISHING
       SETUP provider Ready RUNNING
       SETUP provider Refused CLOSED
       SETUP provider Notice SETUP
       RUNNING requester BlobStart RUNNING
       RUNNING requester BlobData RUNNING
+      RUNNING requester Share RUNNING
       RUNNING requester Assign RUNNING
       RUNNING requester Cancel RUNNING
       RUNNING requester Finish FINISHING
@@ -123,6 +125,15 @@ export class Frames {
       }
     }
   }
+}
+
+// The one frame that a body of a request stream has.
+export function onlyFrame (id, body) {
+  const frames = new Frames(PROTOCOLS[id].max)
+  frames.push(body)
+  const payload = frames.next()
+  if (payload === null || frames.held.length > 0) throw new Fault('MALFORMED', 'not exactly one frame')
+  return PROTOCOLS[id].messages.decode(payload)
 }
 
 // One stream as one side sees it: where it is in the table, whoever moves it.

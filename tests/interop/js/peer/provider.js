@@ -3,12 +3,14 @@ import { closeSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { Fault, equal, hex } from './cbor.js'
 import { sha256, unbase58 } from './envelope.js'
 import { channelId, checkBinding, recover, voucherDigest } from './evm.js'
+import { frame, onlyFrame } from './frames.js'
 import { compile } from './kernels.js'
 import { rootOf } from './merkle.js'
-import { BidPayload, CapabilityAd, ChainTerms, chunksOf, encodeRecord, ReceiptPayload, RefusalPayload } from './messages.js'
+import { adsMessages, BidPayload, CapabilityAd, ChainTerms, chunksOf, encodeRecord, ReceiptPayload, RefusalPayload } from './messages.js'
 import { ChannelRules, TaskRules } from './rules.js'
 import { termsFollowBid, verifyAgreement, verifyOrder, verifyTerms } from './verify.js'
 
+const ADS = '/p2pcompute/ads/2'
 const CODES = {
   MALFORMED: 1n, OVERSIZED: 2n, BAD_SIGNATURE: 3n, WRONG_NETWORK: 4n, WRONG_PEER: 5n, EXPIRED: 6n, REPLAYED: 7n, OUT_OF_ORDER: 8n, UNSUPPORTED: 9n,
   UNKNOWN_CHUNK: 11n, BAD_DIGEST: 12n, NO_CAPACITY: 13n, PRICE_TOO_LOW: 14n, KERNEL_REFUSED: 15n, CHAIN_MISMATCH: 16n, BAD_VOUCHER: 19n, UNFUNDED: 20n, CANCELLED: 23n, INTERNAL: 27n
@@ -61,14 +63,12 @@ export class Provider {
     return this.signer.seal('ad', this.network, encodeRecord(CapabilityAd, ad))
   }
 
-  async serveAds (dialogue, addresses) {
-    while (true) {
-      const said = await dialogue.receive()
-      if (said === null) return
-      const query = said.value
-      const fits = (query.kind ?? 'cpu') === 'cpu' && (query.fp ?? 'strict') === 'strict' && (query.peer_id ?? this.signer.peerId) === this.signer.peerId
-      await dialogue.send('AdBatch', { ads: fits ? [this.ad(addresses())] : [], more: false })
-    }
+  // The answer to a query: bodies of a request stream.
+  answerAds (body, addresses) {
+    const { name, value: query } = onlyFrame(ADS, body)
+    if (name !== 'AdQuery') throw new Fault('OUT_OF_ORDER', `${name} of the requester`)
+    const fits = (query.kind ?? 'cpu') === 'cpu' && (query.fp ?? 'strict') === 'strict' && (query.peer_id ?? this.signer.peerId) === this.signer.peerId
+    return frame(adsMessages.encode('AdBatch', { ads: fits ? [this.ad(addresses)] : [], more: false }))
   }
 
   // negotiation

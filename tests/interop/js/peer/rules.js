@@ -30,6 +30,8 @@ export class TaskRules {
     this.work = work
     this.need = new Set()
     this.blob = null
+    this.fetches = false
+    this.shared = new Map()
     this.assigned = new Set()
     this.result = 0n // bytes that are still to come
     this.next = 0n
@@ -52,11 +54,26 @@ export class TaskRules {
     } else if (name.endsWith('Data')) refuse('OUT_OF_ORDER', 'bytes of nothing')
   }
 
-  Opened ({ need }) {
+  Opened ({ need, fetches }) {
+    this.fetches = fetches === true
     for (const digest of need) {
       if (!this.work.blobs.has(hex(digest))) refuse('BAD_DIGEST', 'a blob of another task')
       this.need.add(hex(digest))
     }
+  }
+
+  Share ({ digest, root, ticket, holders }) {
+    const key = hex(digest)
+    if (!this.fetches) refuse('OUT_OF_ORDER', 'a share that the provider does not take')
+    if (!this.work.blobs.has(key)) refuse('BAD_DIGEST', 'a blob of another task')
+    if (this.blob !== null && equal(this.blob.digest, digest)) refuse('OUT_OF_ORDER', 'a blob whose bytes are coming')
+    const known = this.shared.get(key) ?? { root, ticket, holders: 0 }
+    if (!equal(known.root, root) || !equal(known.ticket, ticket)) refuse('BAD_DIGEST', 'another root or ticket')
+    if (this.shared.has(key) && holders.length === 0) refuse('REPLAYED', 'a further share of nobody')
+    known.holders += holders.length
+    if (known.holders > 16) refuse('OVERSIZED', 'too many holders')
+    this.shared.set(key, known)
+    this.need.delete(key)
   }
 
   BlobStart ({ digest, size }) {

@@ -126,7 +126,7 @@ function workOf (setup) {
 
 // The events of a transcript, or its last code, where the bytes of each step come in pieces of `size`.
 function recite (protocol, transcript, size) {
-  const id = `/p2pcompute/${protocol}/1`
+  const id = Object.keys(DIALOGUES).find((one) => one.split('/')[2] === protocol)
   const states = new States(id)
   const rules = protocol === 'channel' ? new ChannelRules() : protocol === 'task' ? new TaskRules(workOf(transcript.setup)) : { see () {} }
   const frames = { requester: new Frames(DIALOGUES[id].max), provider: new Frames(DIALOGUES[id].max) }
