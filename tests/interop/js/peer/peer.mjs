@@ -10,7 +10,7 @@ import { tcp } from '@libp2p/tcp'
 import { keccak_256 as keccak } from '@noble/hashes/sha3.js'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
-import { Reader, runCommands, say, sendAll } from '../streams.js'
+import { PATIENCE_MS, patient, Reader, runCommands, say, sendAll } from '../streams.js'
 import { ascii, hex } from './cbor.js'
 import { Signer } from './envelope.js'
 import { Account } from './evm.js'
@@ -31,8 +31,9 @@ const node = await createLibp2p({
   transports: [tcp()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
+  connectionManager: patient,
   connectionMonitor: { enabled: false },
-  services: { identify: identify(), ping: ping() }
+  services: { identify: identify({ timeout: PATIENCE_MS }), ping: ping({ timeout: PATIENCE_MS }) }
 })
 const addresses = () => node.getMultiaddrs().map(String)
 let provider = null
