@@ -197,6 +197,32 @@ def test_noise_yamux_identify_and_ping(dials: str) -> None:
 
 
 @both_ways
+def test_tls_with_who_speaks_no_noise(dials: str) -> None:
+    async def main() -> None:
+        async with met(dials, encrypters=["tls"]) as meeting:
+            view = await their_view(meeting)
+            assert (view["encryption"], view["muxer"]) == ("/tls/1.0.0", "/yamux/1.0.0")
+            assert (await meeting.js.call("ping", peer=meeting.us))["ms"] >= 0
+            said = await meeting.js.call("bulk", peer=meeting.us, size=MIB + 7)
+            assert said == {"arrived": True, "delivered": True, "ended": True}
+            stream = await meeting.ours.open_stream(meeting.them, ECHO[0])
+            await stream.send_all(b"over TLS")
+            assert await Reader(stream).exactly(8) == b"over TLS"
+            await stream.aclose()
+
+    run(main)
+
+
+@both_ways
+def test_noise_comes_before_tls_where_both_speak_both(dials: str) -> None:
+    async def main() -> None:
+        async with met(dials, encrypters=["noise", "tls"]) as meeting:
+            assert (await their_view(meeting))["encryption"] == "/noise"
+
+    run(main)
+
+
+@both_ways
 def test_64_mib_each_way_on_one_stream_that_we_open(dials: str) -> None:
     size = 64 * MIB
 

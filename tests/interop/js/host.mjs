@@ -15,7 +15,7 @@ import { tcp } from '@libp2p/tcp'
 import { tls } from '@libp2p/tls'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
-import { Reader, runCommands, say, sendAll } from './streams.js'
+import { PATIENCE_MS, patient, Reader, runCommands, say, sendAll } from './streams.js'
 
 const BULK = '/interop/bulk/1'
 const ECHO = ['/interop/echo/1', '/interop/echo/2', '/interop/echo/3', '/interop/echo/4']
@@ -171,10 +171,11 @@ const node = await createLibp2p({
   transports: [tcp()],
   connectionEncrypters: wanted(options.encrypters, { noise: () => noise(), tls: () => tls(), plaintext: () => plaintext() }),
   streamMuxers: wanted(options.muxers, { yamux: () => yamux(), mplex: () => mplex() }),
+  connectionManager: patient,
   connectionMonitor: { enabled: false },
   services: {
-    identify: identify(),
-    ping: ping(),
+    identify: identify({ timeout: PATIENCE_MS }),
+    ping: ping({ timeout: PATIENCE_MS }),
     ...(options.dht && {
       dht: kadDHT({
         protocol: '/ipfs/kad/1.0.0',

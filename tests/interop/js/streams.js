@@ -1,6 +1,15 @@
 // Streams of js-libp2p, and the lines of JSON by which a test talks to a program.
 import { createInterface } from 'node:readline'
 
+// A crowded machine takes many times as long as a quiet one: the bounds of a hang, and nothing else.
+export const PATIENCE_MS = 300_000
+export const patient = {
+  dialTimeout: PATIENCE_MS,
+  inboundUpgradeTimeout: PATIENCE_MS,
+  inboundStreamProtocolNegotiationTimeout: PATIENCE_MS,
+  outboundStreamProtocolNegotiationTimeout: PATIENCE_MS
+}
+
 export const say = (line) => process.stdout.write(JSON.stringify(line) + '\n')
 
 export async function sendAll (stream, data) {

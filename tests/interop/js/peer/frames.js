@@ -8,7 +8,7 @@ export const MAX_DATA_FRAME_BYTES = 262208
 // [state, who may speak, message, next state]
 const rows = (text) => text.trim().split('\n').map((row) => row.trim().split(' '))
 export const PROTOCOLS = {
-  '/p2pcompute/ads/1': {
+  '/p2pcompute/ads/2': {
     messages: adsMessages,
     max: 64 * 8192 + 1024,
     final: ['IDLE'],
@@ -42,12 +42,14 @@ export const PROTOCOLS = {
       OPENING provider Refused CLOSED
       SETUP requester BlobStart SETUP
       SETUP requester BlobData SETUP
+      SETUP requester Share SETUP
       SETUP requester Finish FINISHING
       SETUP provider Ready RUNNING
       SETUP provider Refused CLOSED
       SETUP provider Notice SETUP
       RUNNING requester BlobStart RUNNING
       RUNNING requester BlobData RUNNING
+      RUNNING requester Share RUNNING
       RUNNING requester Assign RUNNING
       RUNNING requester Cancel RUNNING
       RUNNING requester Finish FINISHING
@@ -125,6 +127,15 @@ export class Frames {
   }
 }
 
+// The one frame that a body of a request stream has.
+export function onlyFrame (id, body) {
+  const frames = new Frames(PROTOCOLS[id].max)
+  frames.push(body)
+  const payload = frames.next()
+  if (payload === null || frames.held.length > 0) throw new Fault('MALFORMED', 'not exactly one frame')
+  return PROTOCOLS[id].messages.decode(payload)
+}
+
 // One stream as one side sees it: where it is in the table, whoever moves it.
 export class States {
   constructor (id) {
@@ -153,6 +164,7 @@ export class Dialogue {
     this.role = role
     this.other = role === 'provider' ? 'requester' : 'provider'
     this.sendAll = sendAll
+    this.rules = { see () {} } // of ./rules.js, once it is known what the dialogue is about
   }
 
   async receive () {
@@ -161,6 +173,7 @@ export class Dialogue {
       if (payload !== null) {
         const said = this.states.protocol.messages.decode(payload)
         this.states.move(this.other, said.name)
+        this.rules.see(said.name, said.value)
         return said
       }
       const bytes = await this.reader.some()
@@ -175,6 +188,7 @@ export class Dialogue {
   async send (name, value) {
     const payload = this.states.protocol.messages.encode(name, value)
     this.states.move(this.role, name)
+    this.rules.see(name, value)
     await this.sendAll(this.stream, frame(payload))
   }
 }

@@ -367,6 +367,11 @@ export const ReceiptPayload = record('ReceiptPayload', {
     if (receipt.code !== 0n && (receipt.units !== 0n || receipt.output.some((byte) => byte !== 0))) refuse('MALFORMED', 'a failure with an output or units')
   }
 })
+const Holder = record('Holder', { 1: ['peer', peerId], 2: ['addresses', array(0, 8, text(1, 256))] }, {
+  check (holder) {
+    if (holder.addresses.some((one) => !one.endsWith(`/p2p/${holder.peer}`))) refuse('MALFORMED', 'an address of somebody else')
+  }
+})
 export const taskMessages = messages(
   message(1, 'Open', { 1: ['agreement', envelope] }),
   message(2, 'BlobStart', { 1: ['digest', digest], 2: ['size', uint(1, MAX_BLOB)] }),
@@ -375,7 +380,8 @@ export const taskMessages = messages(
   message(5, 'Cancel', { 1: ['index', index] }),
   message(6, 'Finish', { 1: ['code', uint(0, 255)], 2: ['detail', detail] }),
   message(7, 'GetState', { 1: ['state', state] }),
-  message(17, 'Opened', { 1: ['need', array(0, 64, digest)], 2: ['slots', uint(1, 1024)], 3: ['window', window] }),
+  message(8, 'Share', { 1: ['digest', digest], 2: ['root', digest], 3: ['ticket', digest], 4: ['holders', array(0, 16, Holder)] }),
+  message(17, 'Opened', { 1: ['need', array(0, 64, digest)], 2: ['slots', uint(1, 1024)], 3: ['window', window], 4: ['fetches', bool, optional] }),
   message(18, 'Ready', { 1: ['compile_ms', uint()] }),
   message(19, 'Refused', { 1: ['code', code], 2: ['detail', detail], 3: ['line', uint(0, 1048576), optional] }),
   message(20, 'ResultStart', { 1: ['index', index], 2: ['receipt', bytes(1, 4096)], 3: ['size', uint(1, MAX_BLOB)] }),

@@ -10,14 +10,17 @@ import { tcp } from '@libp2p/tcp'
 import { keccak_256 as keccak } from '@noble/hashes/sha3.js'
 import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
-import { Reader, runCommands, say, sendAll } from '../streams.js'
+import { PATIENCE_MS, patient, Reader, runCommands, say, sendAll } from '../streams.js'
 import { ascii, hex } from './cbor.js'
 import { Signer } from './envelope.js'
 import { Account } from './evm.js'
-import { Dialogue } from './frames.js'
+import { Dialogue, frame, onlyFrame } from './frames.js'
+import { adsMessages } from './messages.js'
 import { Provider } from './provider.js'
+import { answerAll, ask } from './requests.js'
 import { verifyAd } from './verify.js'
 
+const ADS = '/p2pcompute/ads/2'
 const { network, journal } = JSON.parse(process.argv[2])
 const seed = new Uint8Array(randomBytes(32))
 const signer = new Signer(seed)
@@ -28,8 +31,9 @@ const node = await createLibp2p({
   transports: [tcp()],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
+  connectionManager: patient,
   connectionMonitor: { enabled: false },
-  services: { identify: identify(), ping: ping() }
+  services: { identify: identify({ timeout: PATIENCE_MS }), ping: ping({ timeout: PATIENCE_MS }) }
 })
 const addresses = () => node.getMultiaddrs().map(String)
 let provider = null
@@ -47,10 +51,10 @@ const depositOn = (rpc, hub) => async (channel) => {
   return { deposit: word(0), closeAt: word(2) }
 }
 
-async function serve (id, handler) {
+async function serveStreams (id, handler) {
   await node.handle(id, async (stream, connection) => {
     try {
-      await handler(new Dialogue(id, stream, new Reader(stream), 'provider', sendAll), connection.remotePeer.toString())
+      await handler(stream, new Reader(stream), connection.remotePeer.toString())
       await stream.close()
     } catch (error) {
       // one that broke the protocol, or went away
@@ -61,21 +65,21 @@ async function serve (id, handler) {
 }
 
 say({ event: 'ready', peer: signer.peerId, addresses: addresses(), payee: hex(account.address) })
+const serve = (id, handler) => serveStreams(id, (stream, reader, requester) => handler(new Dialogue(id, stream, reader, 'provider', sendAll), requester))
+
 await runCommands({
   // The ads that a peer holds, verified; its chain and language are what we sell in from then on.
   async read_ads ({ address, rpc }) {
     const connection = await node.dial(multiaddr(address))
-    const stream = await connection.newStream('/p2pcompute/ads/1')
-    const dialogue = new Dialogue('/p2pcompute/ads/1', stream, new Reader(stream), 'requester', sendAll)
-    await dialogue.send('AdQuery', { limit: 16n })
-    const { name, value } = await dialogue.receive()
-    await stream.close()
+    const stream = await connection.newStream(ADS)
+    const query = frame(adsMessages.encode('AdQuery', { limit: 16n }))
+    const { name, value } = onlyFrame(ADS, await ask(stream, new Reader(stream), sendAll, query, 60000))
     if (name !== 'AdBatch') throw new Error(`${name}: ${value.detail}`)
     const ads = value.ads.map((bytes) => verifyAd(bytes, { network, nowMs: BigInt(Date.now()) }))
     const own = ads.find((ad) => ad.peer_id === connection.remotePeer.toString())
     if (own === undefined) throw new Error('it has no ad of its own')
     provider = new Provider({ signer, account, network, chain: own.chain, language: own.language, journal, deposit: depositOn(rpc, own.chain.hub), say })
-    await serve('/p2pcompute/ads/1', (dialogue) => provider.serveAds(dialogue, addresses))
+    await serveStreams(ADS, (stream, reader) => answerAll(stream, reader, sendAll, (body) => provider.answerAds(body, addresses())))
     await serve('/p2pcompute/negotiation/1', (dialogue, requester) => provider.serveNegotiation(dialogue, requester))
     await serve('/p2pcompute/task/1', (dialogue, requester) => provider.serveTask(dialogue, requester))
     await serve('/p2pcompute/channel/1', (dialogue, requester) => provider.serveChannel(dialogue, requester))

@@ -3,11 +3,14 @@ import { closeSync, fsyncSync, openSync, writeSync } from 'node:fs'
 import { Fault, equal, hex } from './cbor.js'
 import { sha256, unbase58 } from './envelope.js'
 import { channelId, checkBinding, recover, voucherDigest } from './evm.js'
+import { frame, onlyFrame } from './frames.js'
 import { compile } from './kernels.js'
 import { rootOf } from './merkle.js'
-import { BidPayload, CapabilityAd, ChainTerms, chunksOf, encodeRecord, ReceiptPayload, RefusalPayload } from './messages.js'
+import { adsMessages, BidPayload, CapabilityAd, ChainTerms, chunksOf, encodeRecord, ReceiptPayload, RefusalPayload } from './messages.js'
+import { ChannelRules, TaskRules } from './rules.js'
 import { termsFollowBid, verifyAgreement, verifyOrder, verifyTerms } from './verify.js'
 
+const ADS = '/p2pcompute/ads/2'
 const CODES = {
   MALFORMED: 1n, OVERSIZED: 2n, BAD_SIGNATURE: 3n, WRONG_NETWORK: 4n, WRONG_PEER: 5n, EXPIRED: 6n, REPLAYED: 7n, OUT_OF_ORDER: 8n, UNSUPPORTED: 9n,
   UNKNOWN_CHUNK: 11n, BAD_DIGEST: 12n, NO_CAPACITY: 13n, PRICE_TOO_LOW: 14n, KERNEL_REFUSED: 15n, CHAIN_MISMATCH: 16n, BAD_VOUCHER: 19n, UNFUNDED: 20n, CANCELLED: 23n, INTERNAL: 27n
@@ -60,14 +63,12 @@ export class Provider {
     return this.signer.seal('ad', this.network, encodeRecord(CapabilityAd, ad))
   }
 
-  async serveAds (dialogue, addresses) {
-    while (true) {
-      const said = await dialogue.receive()
-      if (said === null) return
-      const query = said.value
-      const fits = (query.kind ?? 'cpu') === 'cpu' && (query.fp ?? 'strict') === 'strict' && (query.peer_id ?? this.signer.peerId) === this.signer.peerId
-      await dialogue.send('AdBatch', { ads: fits ? [this.ad(addresses())] : [], more: false })
-    }
+  // The answer to a query: bodies of a request stream.
+  answerAds (body, addresses) {
+    const { name, value: query } = onlyFrame(ADS, body)
+    if (name !== 'AdQuery') throw new Fault('OUT_OF_ORDER', `${name} of the requester`)
+    const fits = (query.kind ?? 'cpu') === 'cpu' && (query.fp ?? 'strict') === 'strict' && (query.peer_id ?? this.signer.peerId) === this.signer.peerId
+    return frame(adsMessages.encode('AdBatch', { ads: fits ? [this.ad(addresses)] : [], more: false }))
   }
 
   // negotiation
@@ -157,6 +158,7 @@ export class Provider {
       return
     }
     const channel = this.channel(hello.payer.owner, hello.payer.signer)
+    dialogue.rules = new ChannelRules()
     await dialogue.send('ChannelSync', channel.best ?? { amount_uusd: 0n })
     while (true) {
       const said = await dialogue.receive()
@@ -219,6 +221,7 @@ export class Provider {
       return
     }
     const channel = this.channel(terms.payer.owner, terms.payer.signer)
+    dialogue.rules = new TaskRules({ ...work, bytes: (index) => work.chunk(index).bytes })
     await dialogue.send('Opened', { need: [...work.blobs.keys()].map((key) => Buffer.from(key, 'hex')), slots: 1n, window: channel.window })
     const blobs = new Map()
     while (blobs.size < work.blobs.size) {
@@ -227,11 +230,7 @@ export class Provider {
         await dialogue.send('Closed', { chunks: 0n })
         return
       }
-      if (name !== 'BlobStart') throw new Fault('OUT_OF_ORDER', 'bytes without a blob')
-      const key = hex(value.digest)
-      if (!work.blobs.has(key) || blobs.has(key)) throw new Fault('BAD_DIGEST', 'a blob that was not asked for')
-      if (value.size !== work.blobs.get(key)) throw new Fault('OVERSIZED', 'a blob of another size')
-      blobs.set(key, await this.bytesOf(dialogue, Number(value.size), value.digest))
+      blobs.set(hex(value.digest), await this.bytesOf(dialogue, Number(value.size)))
     }
     const begun = Date.now()
     let run
@@ -246,39 +245,31 @@ export class Provider {
     await dialogue.send('Ready', { compile_ms: BigInt(Date.now() - begun) })
     const waiting = [] // chunks assigned
     const session = { ended: false, wake: () => {} }
-    const listening = this.listen(dialogue, work, waiting, session, channel)
+    const listening = this.listen(dialogue, waiting, session, channel)
     await this.compute(dialogue, { task, terms, known, work, run, channel, waiting, session })
     await listening
   }
 
-  async bytesOf (dialogue, size, digest) {
+  // The rules see that they are the blob's, all of them and no more.
+  async bytesOf (dialogue, size) {
     const bytes = new Uint8Array(size)
     for (let at = 0; at < size;) {
       const { name, value } = await dialogue.receive() ?? {}
       if (name !== 'BlobData') throw new Fault('OUT_OF_ORDER', 'something between the bytes of a blob')
-      if (at + value.data.length > size) throw new Fault('OVERSIZED', 'more bytes than the blob has')
       bytes.set(value.data, at)
       at += value.data.length
     }
-    if (!equal(sha256(bytes), digest)) throw new Fault('BAD_DIGEST', 'other bytes than the digest says')
     return bytes
   }
 
   // Takes what the requester says into `waiting`, beside the computing.
-  async listen (dialogue, work, waiting, session, channel) {
+  async listen (dialogue, waiting, session, channel) {
     try {
       for (let said; (said = await dialogue.receive()) !== null;) {
         const { name, value } = said
         if (name === 'Finish') break
-        if (name === 'GetState') throw new Fault('UNKNOWN_CHUNK', 'there are no states')
-        if (name.startsWith('Blob')) throw new Fault('BAD_DIGEST', 'a blob that was not asked for')
-        if (value.index >= work.count) throw new Fault('UNKNOWN_CHUNK', `chunk ${value.index}`)
-        const held = waiting.find((one) => one.index === value.index)
-        if (name === 'Assign') {
-          if (held !== undefined) throw new Fault('REPLAYED', 'a chunk that is assigned already')
-          if (waiting.length === 256) throw new Fault('OVERSIZED', 'too many chunks at once')
-          waiting.push({ index: value.index, cancelled: false })
-        } else if (held !== undefined) held.cancelled = true
+        if (name === 'Assign') waiting.push({ index: value.index, cancelled: false })
+        for (const held of waiting) held.cancelled ||= name === 'Cancel' && held.index === value.index
         session.wake()
       }
     } catch (error) {

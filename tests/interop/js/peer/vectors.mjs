@@ -4,7 +4,10 @@ import { readFileSync } from 'node:fs'
 import { Fault, equal, hex, unhex } from './cbor.js'
 import { openEnvelope } from './envelope.js'
 import { channelId, checkBinding, closeDigest, recover, voucherDigest } from './evm.js'
+import { Frames, PROTOCOLS as DIALOGUES, States } from './frames.js'
 import * as m from './messages.js'
+import { requestFrame, Requests } from './requests.js'
+import { ChannelRules, TaskRules } from './rules.js'
 import * as v from './verify.js'
 
 const PROTOCOLS = ['envelope', 'ads', 'negotiation', 'task', 'channel']
@@ -111,8 +114,102 @@ function encodesAgain (bytes, { value, type }) {
   if (!Buffer.from(bytes).includes(Buffer.from(payload))) throw new Error('its payload encodes to other bytes')
 }
 
+// What both sides know of the work, from a transcript's `setup`.
+function workOf (setup) {
+  const count = BigInt(setup.chunks)
+  return {
+    count,
+    bytes: (index) => BigInt(index === count - 1n ? setup.last_chunk_bytes : setup.chunk_bytes),
+    blobs: new Map(Object.entries(setup.blobs).map(([digest, size]) => [digest, BigInt(size)])),
+    ...(setup.chunk_rounds && { rounds: BigInt(setup.chunk_rounds), arrays: setup.state_arrays.map(BigInt) })
+  }
+}
+
+// The events of a transcript, or its last code, where the bytes of each step come in pieces of `size`.
+function recite (protocol, transcript, size) {
+  const id = Object.keys(DIALOGUES).find((one) => one.split('/')[2] === protocol)
+  const states = new States(id)
+  const rules = protocol === 'channel' ? new ChannelRules() : protocol === 'task' ? new TaskRules(workOf(transcript.setup)) : { see () {} }
+  const frames = { requester: new Frames(DIALOGUES[id].max), provider: new Frames(DIALOGUES[id].max) }
+  return transcript.steps.map((step) => {
+    const bytes = bytesOf(step)
+    let said = null
+    try {
+      for (let at = 0; at < bytes.length; at += size) {
+        if (said !== null) throw new Error('bytes follow the frame')
+        frames[step.from].push(bytes.subarray(at, at + size))
+        const payload = frames[step.from].next()
+        if (payload === null) continue
+        said = DIALOGUES[id].messages.decode(payload)
+        states.move(step.from, said.name)
+        rules.see(said.name, said.value)
+      }
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      return error.code
+    }
+    return said?.name ?? null
+  })
+}
+
+// A frame of a request stream as vectors.json has it.
+function eventOf ({ name, number, value, detail, body }) {
+  const fields = {
+    Ask: { number, timeout_ms: value, body },
+    Cancel: { number },
+    Limits: { requests: number, request_bytes: value },
+    Reply: { number, body },
+    Fault: { number, code: value, detail },
+    Drain: { number },
+    StreamOver: {}
+  }[name]
+  return plain({ frame: name, ...Object.fromEntries(Object.entries(fields).map(([key, one]) => [key, typeof one === 'number' ? BigInt(one) : one])) })
+}
+
+// A frame by itself: what it says, and that it is written in the same bytes.
+function playFrame (vector) {
+  const bytes = bytesOf(vector)
+  const requests = new Requests(['Ask', 'Cancel'].includes(vector.expect.frame) ? 'provider' : 'requester')
+  Object.assign(requests, { open: vector.expect.frame !== 'Limits', last: Number(vector.expect.number ?? 0) })
+  if (vector.expect.frame === 'Ask') requests.last -= 1
+  else requests.underWay.set(requests.last, 0)
+  const [{ name, number, value, body }] = requests.hear(bytes)
+  if (!equal(requestFrame(name, number, value, body), bytes)) throw new Error('it is written in other bytes')
+  return { value: eventOf({ name, number, value, body, detail: Buffer.from(body).toString() }) }
+}
+
+// What a side hears in a transcript of request streams, or its code, where bytes come in pieces of `size`.
+function listen (transcript, size) {
+  const limits = { requests: Number(transcript.setup.requests), bytes: Number(transcript.setup.request_bytes) }
+  const sides = { requester: new Requests('requester', limits), provider: new Requests('provider', limits) }
+  const sent = { requester: [], provider: [] }
+  return transcript.steps.flatMap((step) => {
+    if (step.say !== undefined) {
+      const bytes = bytesOf(step)
+      sent[step.say === 'requester' ? 'provider' : 'requester'].push(bytes)
+      for (let at = 0; step.forged === undefined && at < bytes.length;) {
+        const head = new DataView(bytes.buffer, bytes.byteOffset + at, 12)
+        const length = head.getUint32(0) % 2 ** 24
+        sides[step.say].note({ name: [null, 'Ask', 'Cancel', 'Limits', 'Reply', 'Fault', 'Drain'][head.getUint8(0)], number: head.getUint32(4), size: length })
+        at += 12 + length
+      }
+      return []
+    }
+    const heard = []
+    try {
+      for (const bytes of sent[step.hear].splice(0)) {
+        for (let at = 0; at < Math.max(bytes.length, 1); at += size) heard.push(...sides[step.hear].hear(bytes.subarray(at, at + size)))
+      }
+    } catch (error) {
+      if (!(error instanceof Fault)) throw error
+      return [error.code]
+    }
+    return [sorted(heard.map(eventOf))]
+  })
+}
+
 const folder = new URL(process.argv[2] ?? '../../../../protocols/', import.meta.url)
-for (const protocol of PROTOCOLS) {
+for (const protocol of [...PROTOCOLS, 'request']) {
   const file = parseJson(readFileSync(new URL(`${protocol}/vectors.json`, folder), 'utf8'))
   const failed = []
   const attempt = (vector, todo) => {
@@ -124,13 +221,13 @@ for (const protocol of PROTOCOLS) {
   }
   for (const vector of file.accept) {
     attempt(vector, () => {
-      const played = play(file, protocol, vector)
+      const played = protocol === 'request' ? playFrame(vector) : play(file, protocol, vector)
       const [found, wanted] = [sorted(plain(played.value)), sorted(vector.expect)]
       if (vector.expect !== undefined && found !== wanted) throw new Error(`${found} is not ${wanted}`)
       encodesAgain(bytesOf(vector), played)
     })
   }
-  for (const vector of file.reject) {
+  for (const vector of file.reject ?? []) {
     attempt(vector, () => {
       let code = null
       try {
@@ -142,5 +239,16 @@ for (const protocol of PROTOCOLS) {
       if (code !== vector.code) throw new Error(`${code}, not ${vector.code}`)
     })
   }
-  console.log(JSON.stringify({ protocol, accepted: file.accept.length, rejected: file.reject.length, failed }))
+  const transcripts = (file.transcripts ?? []).filter(({ setup }) => setup?.split === undefined)
+  for (const transcript of transcripts) {
+    const steps = protocol === 'request' ? transcript.steps.filter((step) => step.hear !== undefined) : transcript.steps
+    const wanted = steps.map((step) => step.code ?? step.event ?? sorted(step.events)).join()
+    for (const size of [1, 7, Infinity]) {
+      attempt({ op: 'transcript', name: transcript.name }, () => {
+        const found = (protocol === 'request' ? listen(transcript, size) : recite(protocol, transcript, size)).join()
+        if (found !== wanted) throw new Error(`${found} is not ${wanted}, in pieces of ${size}`)
+      })
+    }
+  }
+  console.log(JSON.stringify({ protocol, accepted: file.accept.length, rejected: file.reject?.length ?? 0, transcripts: transcripts.length, failed }))
 }
