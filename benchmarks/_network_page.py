@@ -31,7 +31,7 @@ over rounds, with the least and the most behind it; what takes a peer more than 
 | py-libp2p as it comes | version 0.8.1 with its own Noise and Yamux, and none of what we mend or replace | yes |
 | p2pcompute | the overlay that nodes use; tasks by `open_node`, `serve` and `run` | yes |
 | p2pcompute by /noise | the same, as with peers that are not of p2pcompute: Noise with ChaCha20-Poly1305 | yes |
-| p2pcompute, request streams | requests with answers, deadlines and limits, as nodes make them; 64 tasks that ask | yes |
+| p2pcompute, request streams | requests with answers, deadlines and limits, as nodes make them | yes |
 | js-libp2p | TCP, Noise, Yamux and identify, on Node.js | yes |
 | gRPC with TLS | grpcio, one channel, handlers of bytes | the server only |
 | Dask with TLS | distributed: scheduler, workers and client with one certificate for all | yes |
