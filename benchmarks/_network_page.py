@@ -23,7 +23,8 @@ TAIL = """
 
 *Driving* is the side that asks or sends, *serving* the other with its workers. *Ours, times as good* is p2pcompute's
 figure over the peer's, or the other way round where less is better; below 1 the peer is better. A number is the median
-over rounds, with the least and the most behind it; what takes a peer more than 8 s is done in the first round only.
+over rounds, with the least and the most behind it. There are three rounds, two of tasks; what takes a peer more than
+8 s is done in the first one only.
 
 | peer | what it is here | authenticated, encrypted |
 |---|---|---|
