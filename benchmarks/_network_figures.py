@@ -100,7 +100,7 @@ _ALL = (
         main=Quantity(name="rate", unit="tasks/s", more=True),
         order={"count": 10_000},
         quick={"count": 16},
-        limit_s=240.0,
+        limit_s=400.0,
     ),
     Measure(
         name="map",
