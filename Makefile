@@ -74,7 +74,7 @@ bench-execution: $(STAMP)
 bench-payments: $(STAMP)
 	@$(BIN)/python benchmarks/payments.py --write
 
-# docs/benchmarks/network.md, its picture and benchmarks/results/network.json; six minutes on a quiet machine. It stands
+# docs/benchmarks/network.md, its picture and benchmarks/results/network.json; some six minutes on a quiet machine. It stands
 # beside the peers whose environments are there
 bench-network: $(STAMP)
 	@$(BIN)/python benchmarks/network.py --write

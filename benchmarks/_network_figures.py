@@ -66,7 +66,7 @@ _ALL = (
         title="request and reply of 200 B on a new stream",
         unit="request",
         main=_P50,
-        order={"seconds": 0.7, "most": 500},
+        order={"seconds": 0.5, "most": 300},
         quick={"seconds": 0.1, "most": 3},
     ),
     Measure(
@@ -74,7 +74,7 @@ _ALL = (
         title="requests of 200 B, 64 in flight",
         unit="request",
         main=Quantity(name="rate", unit="requests/s", more=True),
-        order={"seconds": 1.5, "flight": 64},
+        order={"seconds": 1.0, "flight": 64},
         quick={"seconds": 0.1, "flight": 64},
     ),
     Measure(
@@ -90,7 +90,7 @@ _ALL = (
         title="one task that does nothing",
         unit="task",
         main=_P50,
-        order={"seconds": 1.5, "most": 500},
+        order={"seconds": 1.0, "most": 300},
         quick={"seconds": 0.1, "most": 2},
     ),
     Measure(
@@ -100,7 +100,7 @@ _ALL = (
         main=Quantity(name="rate", unit="tasks/s", more=True),
         order={"count": 10_000},
         quick={"count": 16},
-        limit_s=240.0,
+        limit_s=400.0,
     ),
     Measure(
         name="map",

@@ -23,13 +23,16 @@ TAIL = """
 
 *Driving* is the side that asks or sends, *serving* the other with its workers. *Ours, times as good* is p2pcompute's
 figure over the peer's, or the other way round where less is better; below 1 the peer is better. A number is the median
-over rounds, with the least and the most behind it; what takes a peer more than 8 s is done in the first round only.
+over rounds, with the least and the most behind it. There are three rounds, two of tasks; what takes a peer more than
+8 s is done in the first one only.
 
 | peer | what it is here | authenticated, encrypted |
 |---|---|---|
 | bare TCP, trio | sockets and nothing else: what the machine gives to Python | no |
 | py-libp2p as it comes | version 0.8.1 with its own Noise and Yamux, and none of what we mend or replace | yes |
-| p2pcompute | the overlay that nodes use; tasks by `open_node`, `serve`, `run` and `map` | yes |
+| p2pcompute | the overlay that nodes use; tasks by `open_node`, `serve` and `run` | yes |
+| p2pcompute by /noise | the same, as with peers that are not of p2pcompute: Noise with ChaCha20-Poly1305 | yes |
+| p2pcompute, request streams | requests with answers, deadlines and limits, as nodes make them | yes |
 | js-libp2p | TCP, Noise, Yamux and identify, on Node.js | yes |
 | gRPC with TLS | grpcio, one channel, handlers of bytes | the server only |
 | Dask with TLS | distributed: scheduler, workers and client with one certificate for all | yes |
@@ -48,11 +51,12 @@ call; with gRPC they are 64 calls. *On a new stream* includes its opening and ne
 connection. *Connect* begins with an identity that has never connected and ends when both have said who they are, for
 libp2p by identify.
 
-**Tasks that do nothing** are a function without arguments for Dask, Ray and processes, and for p2pcompute a kernel
-whose chunk is a thread that stores one number. *One task* is, for p2pcompute, all of it each time: order, bid,
-agreement, chunk, receipt, voucher, on connections and channels that are there. *10,000 at once* are for p2pcompute the
-chunks of one agreement with one provider, each with a signed receipt, and paid by vouchers, computed by a locked
-worker, unchecked by samples (`check="none"`), since the others check nothing either.
+**Tasks that do nothing** are a function of one number for Dask, Ray and the pool, an empty request to a handler for
+hivemind, and for p2pcompute a kernel whose chunk is a thread that stores one number. *One task* is, for p2pcompute, all
+of it each time: order, bid, agreement, chunk, receipt, voucher, on connections and channels that are there. *10,000 at
+once* are for p2pcompute the chunks of one agreement with one provider, each with a signed receipt, and paid by
+vouchers, computed by a locked worker, and unchecked by samples (`check="none"`), since the others check nothing either;
+Dask and the pool have one worker for them, and Ray two.
 
 **200 chunks of 20 ms**: compiled code on one core, of two workers; how long it takes alone is measured first, as
 processor time, and *ideal* is half of 200 times that. For p2pcompute two providers with one thread each, checked as by
@@ -62,7 +66,9 @@ default.
 for p2pcompute a requester with a new profile, and a kernel that nobody has compiled, checked. *Again* is the same
 profile and kernel once more.
 
-**Memory** is the resident set of the serving side's process; *with its workers* that of all that it started.
+**Memory** is the resident set of the serving side's process; *with its workers* that of all that it started, where
+pages that processes share count for each. For p2pcompute it is a provider's, with its ledger and its way to the chain;
+the chain itself is a process apart.
 """
 
 _COLOURS = ("#1f6feb", "#8b949e")

@@ -77,7 +77,7 @@ _LIST = (
     Peer(name="grpc", title="gRPC with TLS", program="grpc", wire=("bulk", "request", "flight", "connect")),
     Peer(name="dask", title="Dask with TLS", program="dask", wire=("bulk",), tasks=TASKS, cold=True),
     Peer(name="ray", title="Ray", program="ray", wire=("bulk",), tasks=TASKS, cold=True),
-    Peer(name="hivemind", title="hivemind", program="hivemind", wire=("bulk", "request", "flight")),
+    Peer(name="hivemind", title="hivemind", program="hivemind", wire=("bulk", "request", "flight", "task", "crowd")),
     Peer(name="pool", title="multiprocessing.Pool", program="pool", tasks=TASKS, idle=False, own=False),
 )
 PEERS: Mapping[str, Peer] = {peer.name: peer for peer in _LIST}

@@ -7,9 +7,9 @@ all of them in turn, so that a ratio is of the same minutes. What processes cost
 holds on a busy machine, where times do not. `make peer-env PEER=dask` makes the environment of a peer that needs one;
 peers without theirs are left out, and named.
 
-At most six minutes on two idle cores; progress goes to standard error. `--write` puts the figures into
-docs/benchmarks/network.md and benchmarks/results/network.json; `make bench-network` does that. `--quick` is for tests:
-no figure of it means anything.
+Some six minutes on two idle cores, and fifteen at most; progress goes to standard error. `--write` puts the figures
+into docs/benchmarks/network.md and benchmarks/results/network.json; `make bench-network` does that. `--quick` is for
+tests: no figure of it means anything.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ RESULTS = HERE / "results" / "network.json"
 PAGE = HERE.parent / "docs" / "benchmarks" / "network.md"
 PICTURE = HERE.parent / "docs" / "benchmarks" / "network.svg"
 ROUNDS = 3
+TASK_ROUNDS = 2  # of tasks, which take longest to begin with
 LIMIT_S = 900.0  # ends a run; a quiet machine takes less than half
 READY_S = 400.0  # the first provider of a machine measures it, which takes longest
 ONCE_S = 8.0  # what takes longer than this is measured in the first round only
@@ -62,6 +63,8 @@ class Run:
         """Each peer once, beginning with another one each time."""
         for peer in [*peers[number % len(peers) :], *peers[: number % len(peers)]]:
             for kind, wanted, beside in self._pairs(peer):
+                if kind == "tasks" and number >= TASK_ROUNDS and of == ROUNDS:
+                    continue
                 if time.monotonic() > self._end:
                     self.cut = True
                     return
@@ -188,8 +191,8 @@ def main() -> None:
             end_all()
     if run.cut:
         say(f"{options.limit:.0f} s are over: what is missing was not measured")
-        if options.write:
-            sys.exit("nothing is written: the run is not whole")
+    if options.write and (run.cut or run.ours_failed):
+        sys.exit("nothing is written: the run is not whole")
     machine = (
         f"{processor()}, {cores()} cores; Python {platform.python_version()}; load average at the start {load:.1f}, "
         f"{options.rounds} rounds, {time.perf_counter() - began:.0f} s"
