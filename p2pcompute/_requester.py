@@ -141,7 +141,8 @@ class RunOptions:
         arbiters_needed: how many of them have to find against a provider; more than half where None.
         at_risk: what verdicts may take for one task; the least stake of the registry where None.
         share_inputs: whether providers of the task may give inputs of 1 MiB and more to each other, so that each
-            leaves here about once. Where None: in kernels whose results are checked, and not with check="none".
+            leaves here about once; it tells them of each other. Where None: in kernels that samples check, and not
+            with check="quorum" or "none".
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. What it raises ends the task, and is
             raised.
 
@@ -214,8 +215,9 @@ class RunOptions:
 
     @property
     def shares(self) -> bool:
-        """Whether inputs may spread: who trusts providers without checks has chosen whom the data goes to."""
-        return self.checks if self.share_inputs is None else self.share_inputs
+        """Whether inputs may spread. Who trusts providers without checks has chosen whom the data goes to; and two
+        that are compared are not to be told of each other."""
+        return self.check == "sample" and self.checks if self.share_inputs is None else self.share_inputs
 
     @property
     def checks(self) -> bool:

@@ -191,6 +191,10 @@ class BlobCache:
                 del self._pins[name]
             file.close()
 
+    def in_use(self, owner: PeerId, digest: bytes) -> bool:
+        """Whether somebody reads or writes it now."""
+        return self._pins[_file_name(owner, digest)] > 0
+
     async def find(self, owner: PeerId, digest: bytes, size: int) -> BlobFile | None:
         """What `owner` has left here of a blob, whole or not; `use` opens it. A file that is not what its name says is
         dropped."""

@@ -6,7 +6,7 @@ import hmac
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -47,6 +47,8 @@ _LEAVES_S: Final = 20.0  # for somebody who has only just begun to get it
 _IDLE_S: Final = 300.0  # between two messages of a peer; it may wait for pieces that are still to come
 _PIECE_S: Final = 20.0  # for a peer to take a piece, once it is its turn
 _MAX_BUCKETS: Final = 4_096
+_STALLS: Final = 2  # pieces that a peer may leave untaken, before it is
+_STALLED_S: Final = 60.0  # served nothing for so long
 _AGED_S: Final = 3.0  # who has waited for so long comes first, whatever it waits for
 
 
@@ -85,6 +87,8 @@ class BlobServer:
         self._offers: dict[bytes, list[tuple[bytes, HeldBlob, set[trio.CancelScope]]]] = {}  # by digest
         self._streams: Counter[PeerId] = Counter()
         self._turns = _Turns(self.limits.at_once)
+        self._peer_turns: dict[PeerId, trio.Lock] = {}  # one of them at a time for one peer
+        self._stalls: OrderedDict[PeerId, tuple[int, float]] = OrderedDict()  # how many, and until when that counts
         self._buckets: OrderedDict[PeerId, tuple[float, float]] = OrderedDict()  # bytes left, as of when
 
     def register(self, overlay: Overlay) -> None:
@@ -136,6 +140,7 @@ class BlobServer:
             self._streams[peer] -= 1
             if not self._streams[peer]:
                 del self._streams[peer]
+                self._peer_turns.pop(peer, None)
 
     async def _serve(self, stream: OverlayStream) -> None:
         dialogue = Dialogue(BlobConnection(Role.PROVIDER), stream, send_s=_PIECE_S)
@@ -144,6 +149,9 @@ class BlobServer:
         if found is None:
             # The same words whether it is not here, or the ticket is wrong: nobody finds out what is here.
             await dialogue.send(BlobGone(code=WireCode.BAD_DIGEST, detail="not to be had here"))
+            return
+        if self._has_stalled(stream.peer_id):
+            await dialogue.send(BlobGone(code=WireCode.NO_CAPACITY, detail="you have not taken what you asked for"))
             return
         held, scopes = found
         with trio.CancelScope() as scope:
@@ -174,9 +182,24 @@ class BlobServer:
         if left < 0:
             await trio.sleep(-left / limits.peer_bytes_per_s)
 
-    def turn(self, copies: Callable[[], int]) -> AbstractAsyncContextManager[None]:
-        """What is held while a piece is sent; `copies` says how often the piece was sent that would be next."""
-        return self._turns.turn(copies)
+    @asynccontextmanager
+    async def turn(self, peer: PeerId, copies: Callable[[], int]) -> AsyncGenerator[None]:
+        """What is held while a piece is sent; `copies` says how often the piece was sent that would be next. A peer
+        that takes none holds one turn of all, and gets no other for a while."""
+        async with self._peer_turns.setdefault(peer, trio.Lock()), self._turns.turn(copies):
+            try:
+                yield
+            except RemoteProtocolError as exc:
+                if exc.code is WireCode.STALLED:
+                    count, _ = self._stalls.pop(peer, (0, 0.0))
+                    self._stalls[peer] = (count + 1, trio.current_time() + _STALLED_S)
+                    if len(self._stalls) > _MAX_BUCKETS:
+                        self._stalls.popitem(last=False)
+                raise
+
+    def _has_stalled(self, peer: PeerId) -> bool:
+        count, until_s = self._stalls.get(peer, (0, 0.0))
+        return count >= _STALLS and trio.current_time() < until_s
 
 
 class _Turns:
@@ -291,7 +314,7 @@ class _Serving:
             if not self.queue:
                 await wake.wait()
                 continue
-            async with self.server.turn(self._copies):
+            async with self.server.turn(self.peer, self._copies):
                 index = self._next()
                 if index is None:  # what was asked for is dropped meanwhile
                     continue

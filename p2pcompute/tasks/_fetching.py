@@ -28,7 +28,7 @@ from p2pcompute.blobs import (
     digest_of,
 )
 from p2pcompute.errors import StorageError
-from p2pcompute_protocols.blob import piece_span
+from p2pcompute_protocols.blob import count_pieces, piece_span
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.task import Share
@@ -122,7 +122,11 @@ class TaskBlobs:
         for digest, size in self._sizes.items():
             if digest in self._inputs.had or size < SHARED_BYTES:
                 continue
+            shared = cache.in_use(self._requester, digest)
             file = await cache.find(self._requester, digest, size)
+            if file is not None and shared and len(file.pieces) < count_pieces(size):
+                file.close()  # another task of its is getting it, and would not know of what we write
+                file = None
             if file is None:
                 continue
             cached = self._stack.enter_context(cache.use(self._requester, file))

@@ -219,17 +219,32 @@ def test_who_says_nothing_is_left() -> None:
     between(body)
 
 
-def test_who_reads_nothing_holds_up_nobody_for_long() -> None:
-    async def body(holder: Peer, getter: Peer) -> None:
-        with holder.server.offer(whole(DATA), TICKET):
-            stuck = [await ask(getter, holder) for _ in range(4)]
-            for dialogue, _ in stuck:
+def test_who_reads_nothing_holds_up_nobody() -> None:
+    async def main() -> None:
+        network = MemoryNetwork()
+        async with a_peer(network) as holder, a_peer(network) as stuck, a_peer(network) as getter:
+            for peer in (stuck, getter):
+                await peer.overlay.connect(holder.overlay.addresses[0])
+            with holder.server.offer(whole(DATA), TICKET):
+                kept = [await ask(stuck, holder) for _ in range(4)]
+                for dialogue, _ in kept:
+                    for index in range(8):
+                        await dialogue.send(BlobGet(index=index))
+                await trio.sleep(1)
+                began = trio.current_time()
+                dialogue, _ = await ask(getter, holder)
                 for index in range(8):
                     await dialogue.send(BlobGet(index=index))
-            await trio.sleep(60)
-            dialogue, _ = await ask(getter, holder)
-            await dialogue.send(BlobGet(index=0))
-            # It had its copies; that it is answered at all is what counts.
-            assert isinstance(await dialogue.receive(stall_s=60), BlobPiece | BlobDropped)
+                    assert isinstance(await dialogue.receive(), BlobPiece)
+                assert trio.current_time() - began < 1
+                await trio.sleep(100)
+                _, refused = await ask(stuck, holder)  # it has had its chances
+                assert isinstance(refused, BlobGone)
+                assert refused.code == WireCode.NO_CAPACITY
+                await trio.sleep(60)
+                _, given = await ask(stuck, holder)
+                assert isinstance(given, BlobHave)
+            await trio.sleep(1)
+            assert not holder.server._streams
 
-    between(body)
+    virtually(main)

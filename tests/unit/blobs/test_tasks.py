@@ -107,7 +107,7 @@ def expected(table: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return found
 
 
-@pytest.mark.parametrize("how", [{"check": "none"}, {"samples": 0}, {"share_inputs": False}])
+@pytest.mark.parametrize("how", [{"check": "none"}, {"samples": 0}, {"check": "quorum"}, {"share_inputs": False}])
 def test_what_is_not_to_spread_goes_to_the_provider_alone(how: dict[str, Any]) -> None:
     table = a_table(2 * MIB)
 
