@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts. tests/conftest.py has the longest come first
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly mutants test-gpu bench-payments bench-network peer-env check-system clean
+.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly soak-nightly mutants test-gpu bench-payments bench-network peer-env check-system clean
 
 install: $(STAMP)
 
@@ -103,6 +103,11 @@ contracts-nightly: $(STAMP)
 adversary-nightly: $(STAMP)
 	@P2PCOMPUTE_ADVERSARY_EXAMPLES=$${EXAMPLES:-20000} P2PCOMPUTE_ADVERSARY_PHRASES=$${PHRASES:-30} \
 	    $(BIN)/python -m pytest tests/unit/payments/test_whole.py -k whatever --timeout=0 -rP
+
+# ten minutes of visitors and strangers over real sockets, and two weeks in virtual time: nothing is left behind
+soak-nightly: $(STAMP)
+	@P2PCOMPUTE_SOAK_S=$${SECONDS_REAL:-600} P2PCOMPUTE_SOAK_DAYS=$${DAYS:-14} \
+	    $(BIN)/python -m pytest tests/net/test_soak.py tests/unit/test_soak.py --timeout=0 -n 2 --dist=loadfile
 
 # plants the faults of tests/mutants, one at a time, and sees that the tests find them
 mutants: $(STAMP)

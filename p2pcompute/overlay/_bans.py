@@ -64,12 +64,12 @@ class Offence(enum.Enum):
         return _POINTS[self]
 
 
-# Two violations in five minutes are an attack; one may be a fault of an honest implementation. A flood is counted by
+# Two violations in three minutes are an attack; one may be a fault of an honest implementation. A flood is counted by
 # the message or stream that was too many, after the burst that the rate allows. Handshakes fail for honest reasons
 # too (another peer ID than was dialled, a cut line), many at once behind a NAT.
 _POINTS = {
-    Offence.VIOLATION: 50.0,
-    Offence.FORGED: 50.0,
+    Offence.VIOLATION: 60.0,
+    Offence.FORGED: 60.0,
     Offence.FLOOD: 0.1,
     Offence.STALL: 2.0,
     Offence.HANDSHAKE_FAILED: 1.0,

@@ -258,6 +258,8 @@ class Defence:
         if self._served_of[slot] >= limits.streams_per_peer or self._served_with[protocol] >= limits.streams:
             of_peer = self._served_of[slot] >= limits.streams_per_peer
             self.refused[Refusal.STREAMS_OF_PEER if of_peer else Refusal.STREAMS_OF_PROTOCOL] += 1
+            if of_peer:  # the others' crowd is no fault of this one
+                self.accuse(peer, Offence.FLOOD)
             yield None
             return
         served = Served(limits.idle_s if progress is not None else math.inf, progress or trio.current_time)
@@ -281,11 +283,14 @@ class Defence:
         """End streams on which nothing moves. Runs until cancelled."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
-            now = trio.current_time()
-            for served in self._serving:
-                if served.expired is None and now - served.progress() > served.idle_s:
-                    served.expired = Refusal.STREAM_IDLE
-                    served.scope.cancel()
+            self.sweep(trio.current_time())
+
+    def sweep(self, now: float) -> None:
+        """End the streams on which nothing has moved for too long at `now`."""
+        for served in self._serving:
+            if served.expired is None and now - served.progress() > served.idle_s:
+                served.expired = Refusal.STREAM_IDLE
+                served.scope.cancel()
 
     # Gossip
 

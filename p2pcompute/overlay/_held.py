@@ -8,8 +8,6 @@ from ._memory import MemoryAccount
 
 __all__ = ["HeldBytes"]
 
-SLACK_BYTES = 64 * 1024  # given back later: most of what arrives is read before the next arrives
-
 
 class HeldBytes:
     """Keeps a connection's account at what its streams hold unread.
@@ -48,7 +46,7 @@ class HeldBytes:
     def consumed(self) -> None:
         """Something was read, or thrown away."""
         account = self._account
-        if account is not None and account.held - self._unread() > SLACK_BYTES:
+        if account is not None and account.held > self._unread():
             account.release(account.held - self._unread())
 
     def close(self) -> None:

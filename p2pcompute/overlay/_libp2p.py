@@ -21,7 +21,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from p2pcompute.errors import ConfigError, DialError, OverlayError, PortInUse, RecordRefused, StreamError
 from p2pcompute.identity import NodeKey
-from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
 
 from ._api import (
@@ -63,6 +63,8 @@ __all__ = ["Libp2pOverlay", "open_libp2p"]
 _log = logging.getLogger(__name__)
 
 _LISTEN_BACKLOG = 128
+# What no honest implementation sends. Other codes come of clocks, settings and lines as well.
+_BLAMED = frozenset({WireCode.MALFORMED, WireCode.OVERSIZED, WireCode.BAD_SIGNATURE, WireCode.OUT_OF_ORDER})
 IDENTIFY_PATIENCE_S = 2.0  # a peer that does not say what it serves is connected all the same
 TARGET_PEERS = 8  # with a bootstrap peer we look for so many; gossip spreads through connections
 LOOK_FOR_PEERS_INTERVAL_S = 30.0
@@ -274,7 +276,8 @@ class Libp2pOverlay:
                 await handler(stream)
             except RemoteProtocolError as exc:
                 _log.info("%s broke %s: %s", stream.peer_id, protocol, exc)
-                self._defence.accuse(stream.peer_id, Offence.VIOLATION)
+                if exc.code in _BLAMED:
+                    self._defence.accuse(stream.peer_id, Offence.VIOLATION)
                 await stream.reset()
             except StreamError as exc:
                 _log.info("a stream of %s ended: %s", protocol, exc)

@@ -203,6 +203,7 @@ class MendedSwarm(Swarm):
         )
         self.defence.on_ban = self._end_connections
         self._visits: dict[trio.lowlevel.Task, Visit] = {}
+        self._counted: dict[Any, tuple[PeerId, str | None]] = {}  # open connections, as the defence knows them
         self._dials: dict[ID, trio.Lock] = {}
         self.auto_connector: Any = _NoAutoConnector()
         self._from_host: Counter[str] = Counter()
@@ -332,22 +333,23 @@ class MendedSwarm(Swarm):
         if isinstance(muxed_conn, Yamux):
             muxed_conn.held.charge_to(self.defence.memory.open(peer))
         conn = await super().add_conn(muxed_conn, direction=direction)
-        if conn in self.get_connections(muxed_conn.peer_id):  # it may have ended already
+        if not conn.is_closed:  # it may have ended already
+            self._counted[conn] = (peer, where)
             self.defence.connected(peer, where)
         return conn
 
     def remove_conn(self, swarm_conn: Any) -> None:
         """A connection has ended: libp2p calls this once for each, whoever ended it."""
-        known = swarm_conn in self.get_connections(swarm_conn.muxed_conn.peer_id)
         super().remove_conn(swarm_conn)
-        if not known:
+        counted = self._counted.pop(swarm_conn, None)
+        if counted is None:
             return
+        peer, where = counted
         muxed = swarm_conn.muxed_conn
-        peer = peer_id_from_bytes(muxed.peer_id.to_bytes())
         if isinstance(muxed, Yamux) and muxed.violation is not None:
             _log.info("%s broke the protocol of a connection: %s", peer, muxed.violation)
             self.defence.accuse(peer, Offence.VIOLATION)
-        self.defence.disconnected(peer, _ip_of(muxed))
+        self.defence.disconnected(peer, where)
 
     def _end_connections(self, peer: PeerId) -> None:
         for conn in self.get_connections(ID(peer_id_to_bytes(peer))):

@@ -50,6 +50,7 @@ _log = logging.getLogger(__name__)
 DIAL_ROUND_TRIPS = 3  # TCP, Noise, Yamux
 LOOKUP_ROUND_TRIPS = 2  # of a DHT look-up in a small network
 MAX_SEEN = 16 * 1024
+MAX_VALUES = 8  # under one DHT key, the newest: nodes look at all of them, and an ad is renewed every few minutes
 _SECURITY = "memory"
 
 
@@ -604,6 +605,7 @@ class MemoryOverlay:
             values = store.setdefault(key, [])
             if value not in values:
                 values.append(value)
+                del values[:-MAX_VALUES]
 
     async def dht_get(self, key: bytes) -> bytes | None:
         check_key(key)

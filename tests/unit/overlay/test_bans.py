@@ -37,7 +37,7 @@ def test_a_violation_is_forgiven_and_two_are_not() -> None:
     bans = BanList(clock)
     assert not bans.offend(LIAR, Offence.VIOLATION)
     clock.now += 3 * HALF_LIFE_S
-    assert bans.score(LIAR) == pytest.approx(BAN_SCORE / 16)
+    assert bans.score(LIAR) == pytest.approx(Offence.VIOLATION.points / 8)
     assert not bans.offend(LIAR, Offence.VIOLATION)
     assert bans.offend(LIAR, Offence.VIOLATION)
     assert bans.is_banned(LIAR)
