@@ -212,6 +212,7 @@ def wire_services(
     books = RequesterLedgerBooks(ledger, payer, fund_wallet)
     coordinator = Coordinator(
         overlay=overlay,
+        requests=requests,
         network=network,
         signer=key,
         chain=hub.terms,

@@ -244,7 +244,7 @@ class ProviderRole:
             fault=options.fault,
         )
         self.negotiations = NegotiationService(
-            overlay=services.overlay,
+            requests=services.requests,
             network=node.network,
             signer=services.key,
             now_ms=node.now_ms,

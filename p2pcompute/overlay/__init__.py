@@ -41,6 +41,7 @@ from ._request_api import (
     RequestRefused,
     RequestTimeout,
 )
+from ._request_dialogues import AskedDialogue, ServedDialogue
 from ._requests import Requests, open_requests
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ __all__ = [
     "SEND_STALL_TIMEOUT_S",
     "STREAM_TIMEOUT_S",
     "SUBSCRIPTION_QUEUE",
+    "AskedDialogue",
     "GossipTooLarge",
     "GossipValidator",
     "InlineRequestHandler",
@@ -74,6 +76,7 @@ __all__ = [
     "RequestRefused",
     "RequestTimeout",
     "Requests",
+    "ServedDialogue",
     "StreamHandler",
     "StreamReset",
     "Subscription",

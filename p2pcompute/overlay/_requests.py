@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -27,6 +28,7 @@ from ._request_api import (
     RequestTimeout,
 )
 from ._request_asking import AskingStream, NotSentError
+from ._request_dialogues import AskedDialogue, DialogueHandler, Dialogues
 from ._request_serving import Handlers, ServingStream
 
 __all__ = ["Requests", "open_requests"]
@@ -46,6 +48,7 @@ class Requests:
         self._serving: dict[ServingStream, None] = {}
         self._streams: Counter[tuple[PeerId, str]] = Counter()
         self._closed = False
+        self._dialogues = secrets.randbits(63)  # so that a process that follows this one begins other ones
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Hold the streams over which is asked, until cancelled; then `close`."""
@@ -145,6 +148,20 @@ class Requests:
                     del self._streams[slot]
 
         self.overlay.handle(protocol, serve_stream)
+
+    def dialogue(self, peer: PeerId, protocol: str) -> AskedDialogue:
+        """A dialogue with `peer`, as the byte stream that it would have. Nothing is sent before its first step."""
+        self._dialogues += 1
+        return AskedDialogue(self, peer, protocol, self._dialogues)
+
+    def serve_dialogues(self, protocol: str, handler: DialogueHandler, *, limits: RequestLimits | None = None) -> None:
+        """Run `handler` for each dialogue that a peer begins under `protocol`; it ends each wait itself."""
+        self.serve(protocol, Dialogues(protocol, handler, self.start).answer, limits=limits)
+
+    def start(self, run: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Start a task that lives as long as `run`; nothing where that has not begun or is over."""
+        if self._nursery is not None and not self._closed:
+            self._nursery.start_soon(run, *args)
 
     def drain(self) -> None:
         """Take no more requests on the streams that there are: what was taken is answered, and peers open new ones."""

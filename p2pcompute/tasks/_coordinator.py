@@ -60,7 +60,7 @@ from ._scheduler import ChunkScheduler
 from ._state import Contact, Deliver, RunState, TaskRequest
 
 if TYPE_CHECKING:
-    from p2pcompute.overlay import Overlay
+    from p2pcompute.overlay import Overlay, Requests
 
 __all__ = ["DISCOVERY_S", "HOW_TO_GET_ONE", "Coordinator", "Deliver", "TaskRequest"]
 
@@ -86,6 +86,7 @@ class Coordinator:
     """Runs tasks for this node, several at once if need be."""
 
     overlay: Overlay
+    requests: Requests
     network: str
     signer: Signer
     chain: ChainTerms
@@ -249,6 +250,7 @@ class Coordinator:
     def _dialler(self) -> Dialler:
         return Dialler(
             overlay=self.overlay,
+            requests=self.requests,
             network=self.network,
             signer=self.signer,
             chain=self.chain,
