@@ -46,6 +46,7 @@ class Requests:
         self._nursery: trio.Nursery | None = None
         self._asking: dict[tuple[PeerId, str], AskingStream] = {}
         self._serving: dict[ServingStream, None] = {}
+        self._handlers: dict[str, Handlers] = {}
         self._streams: Counter[tuple[PeerId, str]] = Counter()
         self._closed = False
         self._dialogues = secrets.randbits(63)  # so that a process that follows this one begins other ones
@@ -116,7 +117,8 @@ class Requests:
         return stream
 
     def serve(self, protocol: str, handler: RequestHandler, *, limits: RequestLimits | None = None) -> None:
-        """Answer requests of `protocol` with what `handler` (peer, body) returns; replaces an earlier one.
+        """Answer requests of `protocol` with what `handler` (peer, body) returns; replaces an earlier one, on the
+        streams that there are too, which keep the limits that their peers were told.
 
         Each request has a task, cancelled when the peer cancels it, when its time is over, and when its stream is. What
         `handler` raises goes to the peer: a `LocalProtocolError` as a fault with its code and text, anything else is
@@ -131,23 +133,28 @@ class Requests:
         self._serve(protocol, Handlers(limits or RequestLimits(), inline=handler))
 
     def _serve(self, protocol: str, handlers: Handlers) -> None:
-        async def serve_stream(stream: OverlayStream) -> None:
-            slot = (stream.peer_id, protocol)
-            if self._closed or self._streams[slot] >= handlers.limits.streams:
-                await stream.reset()
-                return
-            self._streams[slot] += 1
-            serving = ServingStream(stream, handlers)
-            self._serving[serving] = None
-            try:
-                await serving.run()
-            finally:
-                del self._serving[serving]
-                self._streams[slot] -= 1
-                if not self._streams[slot]:
-                    del self._streams[slot]
+        self._handlers[protocol] = handlers
+        for kept in self._serving:
+            if kept.protocol == protocol:
+                kept.handlers = handlers
+        self.overlay.handle(protocol, self._serve_stream)
 
-        self.overlay.handle(protocol, serve_stream)
+    async def _serve_stream(self, stream: OverlayStream) -> None:
+        handlers = self._handlers[stream.protocol]
+        slot = (stream.peer_id, stream.protocol)
+        if self._closed or self._streams[slot] >= handlers.limits.streams:
+            await stream.reset()
+            return
+        self._streams[slot] += 1
+        serving = ServingStream(stream, handlers)
+        self._serving[serving] = None
+        try:
+            await serving.run()
+        finally:
+            del self._serving[serving]
+            self._streams[slot] -= 1
+            if not self._streams[slot]:
+                del self._streams[slot]
 
     def dialogue(self, peer: PeerId, protocol: str) -> AskedDialogue:
         """A dialogue with `peer`, as the byte stream that it would have. Nothing is sent before its first step."""

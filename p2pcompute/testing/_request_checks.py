@@ -300,6 +300,19 @@ async def check_a_drain_loses_no_question_and_repeats_none(open_node: OpenNode) 
         assert seen == Counter(b"%d" % number for number in range(200))
 
 
+async def check_a_handler_is_replaced_on_streams_that_are_kept(open_node: OpenNode) -> None:
+    async def second(_: PeerId, body: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return body + b" second"
+
+    async with _pair(open_node) as pair:
+        pair.theirs.serve_inline(_PROTOCOL, lambda _, body: body + b" first")
+        assert await pair.ask(b"the") == b"the first"
+        pair.theirs.serve(_PROTOCOL, second)
+        assert await pair.ask(b"the") == b"the second"
+        assert len(pair.theirs._serving) == 1
+
+
 async def check_what_is_too_large_is_not_sent(open_node: OpenNode) -> None:
     async with _pair(open_node) as pair:
         pair.theirs.serve_inline(_PROTOCOL, lambda _, body: body, limits=RequestLimits(request_bytes=65_536))
