@@ -1,7 +1,7 @@
 """Time from order to agreement over libp2p between two processes that are connected; prints JSON.
 
-The provider checks the order, bids, checks the terms, stores the agreement on disk with fsync, and signs. Each
-negotiation is a stream of its own: order, bid, proposal, acceptance, so two round trips and its opening.
+The provider checks the order, bids, checks the terms, stores the agreement on disk with fsync, and signs. Order and
+bid are one request on the stream that is kept, terms and agreement another one, so two round trips.
 
 python benchmarks/negotiation.py [--count 100]
 """
@@ -25,7 +25,7 @@ import trio
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdRecordValidator, FixedPricePolicy, NegotiationService, negotiate
-from p2pcompute.overlay import open_libp2p
+from p2pcompute.overlay import open_libp2p, open_requests
 from p2pcompute.storage import open_ledger
 from p2pcompute_protocols._binding import bind_signer
 from p2pcompute_protocols.ads import Device
@@ -56,14 +56,18 @@ async def provide(directory: Path) -> None:
     async def has_room(_peer: PeerId) -> bool:
         return True
 
-    async with open_ledger(directory / "ledger") as ledger, open_libp2p(key, record_validator=validator) as overlay:
+    async with (
+        open_ledger(directory / "ledger") as ledger,
+        open_libp2p(key, record_validator=validator) as overlay,
+        open_requests(overlay) as requests,
+    ):
         await ledger.bind_chain(CHAIN)
 
         async def agreed(agreement: Agreement) -> None:
             await ledger.add_agreement(agreement, role="provider")
 
         NegotiationService(
-            overlay=overlay,
+            requests=requests,
             network=NETWORK,
             signer=key,
             now_ms=now_ms,
@@ -120,12 +124,12 @@ async def request(address: str, count: int) -> list[float]:
     key, wallet = NodeKey.generate(), WalletKey.generate()
     validator = AdRecordValidator(network=NETWORK, now_ms=now_ms)
     times: list[float] = []
-    async with open_libp2p(key, record_validator=validator) as overlay:
+    async with open_libp2p(key, record_validator=validator) as overlay, open_requests(overlay) as requests:
         provider = await overlay.connect(address)
         for _ in range(WARM_UP + count):
             order = an_order(key, wallet)  # the binding of a node is made once, so it is not part of the time
             began = time.perf_counter()
-            await negotiate(overlay, provider, order, network=NETWORK, signer=key, now_ms=now_ms)
+            await negotiate(requests, provider, order, network=NETWORK, signer=key, now_ms=now_ms)
             times.append((time.perf_counter() - began) * 1000)
     return times[WARM_UP:]
 

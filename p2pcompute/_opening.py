@@ -220,6 +220,7 @@ def wire_services(
     coordinator = Coordinator(
         overlay=overlay,
         blobs=blobs,
+        requests=requests,
         network=network,
         signer=key,
         chain=hub.terms,

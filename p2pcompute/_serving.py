@@ -252,7 +252,7 @@ class ProviderRole:
             exchange=BlobExchange(overlay=services.overlay, server=services.blobs),
         )
         self.negotiations = NegotiationService(
-            overlay=services.overlay,
+            requests=services.requests,
             network=node.network,
             signer=services.key,
             now_ms=node.now_ms,

@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-import trio
-
 from p2pcompute._dialogue import Dialogue
 from p2pcompute.errors import StorageError, StreamError, TaskRefused
 from p2pcompute_protocols import negotiation
@@ -34,7 +32,7 @@ from p2pcompute_protocols.negotiation import (
 )
 
 if TYPE_CHECKING:
-    from p2pcompute.overlay import Overlay, OverlayStream
+    from p2pcompute.overlay import Requests, ServedDialogue
 
 __all__ = ["BidPolicy", "NegotiationService", "OrderRefused", "Quote", "negotiate", "request_bid"]
 
@@ -125,7 +123,7 @@ async def request_bid(
 
 
 async def negotiate(
-    overlay: Overlay,
+    requests: Requests,
     provider: PeerId,
     order: OrderPayload,
     *,
@@ -144,7 +142,8 @@ async def negotiate(
 
     Cancellation: leaves nothing behind but an agreement that the provider may have signed; it costs nothing.
     """
-    stream = await overlay.open_stream(provider, negotiation.PROTOCOL_ID)
+    stream = requests.dialogue(provider, negotiation.PROTOCOL_ID)
+    agreed = False
     try:
         dialogue = Dialogue(NegotiationConnection(Role.REQUESTER), stream)
         quote = await request_bid(dialogue, order, network=network, signer=signer, provider=provider, now_ms=now_ms())
@@ -164,10 +163,11 @@ async def negotiate(
             )
             if agreement.terms != terms:
                 raise LocalProtocolError("the provider signed other terms")
+        agreed = True
         return agreement
     finally:
-        with trio.CancelScope(shield=True):
-            await stream.aclose()
+        if not agreed:
+            stream.leave()
 
 
 class BidPolicy(Protocol):
@@ -180,7 +180,7 @@ class BidPolicy(Protocol):
 class NegotiationService:
     """The provider's side. `agreed` is awaited, and must have stored the agreement, before it is sent."""
 
-    overlay: Overlay
+    requests: Requests
     network: str
     signer: Signer
     now_ms: Callable[[], int]
@@ -192,7 +192,7 @@ class NegotiationService:
 
     def register(self) -> None:
         """Answer negotiations from now on."""
-        self.overlay.handle(negotiation.PROTOCOL_ID, self._serve)
+        self.requests.serve_dialogues(negotiation.PROTOCOL_ID, self._serve)
 
     def _fresh(self, requester: PeerId, payload: OrderPayload) -> None:
         """An order ID counts once per requester, for as long as an order can live."""
@@ -218,7 +218,7 @@ class NegotiationService:
         self._seen = {key: until for key, until in self._seen.items() if until > now_ms}
         self._orders = Counter(peer for peer, _ in self._seen)
 
-    async def _serve(self, stream: OverlayStream) -> None:
+    async def _serve(self, stream: ServedDialogue) -> None:
         requester = stream.peer_id
         dialogue = Dialogue(NegotiationConnection(Role.PROVIDER), stream)
         quote: Quote | None = None

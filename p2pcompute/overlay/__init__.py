@@ -47,6 +47,7 @@ from ._request_api import (
     RequestRefused,
     RequestTimeout,
 )
+from ._request_dialogues import AskedDialogue, ServedDialogue
 from ._requests import Requests, open_requests
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ __all__ = [
     "SEND_STALL_TIMEOUT_S",
     "STREAM_TIMEOUT_S",
     "SUBSCRIPTION_QUEUE",
+    "AskedDialogue",
     "Ban",
     "ConnectionReport",
     "GossipTooLarge",
@@ -97,6 +99,7 @@ __all__ = [
     "RequestRefused",
     "RequestTimeout",
     "Requests",
+    "ServedDialogue",
     "StreamHandler",
     "StreamReset",
     "Subject",

@@ -48,7 +48,8 @@ class ServingStream:
 
     def __init__(self, stream: OverlayStream, handlers: Handlers) -> None:
         self._stream = stream
-        self._handlers = handlers
+        self.protocol = stream.protocol
+        self.handlers = handlers  # the newest; a stream outlives a service that ends and begins again
         self._session = ServingSession(handlers.limits.on_wire())
         self._outbox = Outbox(stream)
         self._scopes: dict[int, trio.CancelScope] = {}
@@ -156,7 +157,7 @@ class ServingStream:
     # Answering
 
     def _begin(self, ask: Ask, at_work: trio.Nursery) -> None:
-        handlers = self._handlers
+        handlers = self.handlers
         if handlers.inline is not None:
             inline = handlers.inline
             self._answer(ask.number, lambda: inline(self._stream.peer_id, ask.body))
@@ -167,10 +168,10 @@ class ServingStream:
         handlers.at_work += 1
         seconds = min(ask.timeout_ms / 1000, handlers.limits.longest_s)
         scope = self._scopes[ask.number] = trio.CancelScope(deadline=trio.current_time() + seconds)
-        at_work.start_soon(self._work, ask, scope)
+        at_work.start_soon(self._work, handlers, ask, scope)
 
-    async def _work(self, ask: Ask, scope: trio.CancelScope) -> None:
-        handlers, number = self._handlers, ask.number
+    async def _work(self, handlers: Handlers, ask: Ask, scope: trio.CancelScope) -> None:
+        number = ask.number
         assert handlers.waiting is not None
         body: bytes | None = None
         failure: Exception | None = None

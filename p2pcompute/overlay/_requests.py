@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import trio
 
@@ -27,6 +28,7 @@ from ._request_api import (
     RequestTimeout,
 )
 from ._request_asking import AskingStream, NotSentError
+from ._request_dialogues import AskedDialogue, DialogueHandler, Dialogues
 from ._request_serving import Handlers, ServingStream
 
 __all__ = ["Requests", "open_requests"]
@@ -44,8 +46,10 @@ class Requests:
         self._nursery: trio.Nursery | None = None
         self._asking: dict[tuple[PeerId, str], AskingStream] = {}
         self._serving: dict[ServingStream, None] = {}
+        self._handlers: dict[str, Handlers] = {}
         self._streams: Counter[tuple[PeerId, str]] = Counter()
         self._closed = False
+        self._dialogues = secrets.randbits(63)  # so that a process that follows this one begins other ones
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Hold the streams over which is asked, until cancelled; then `close`."""
@@ -113,7 +117,8 @@ class Requests:
         return stream
 
     def serve(self, protocol: str, handler: RequestHandler, *, limits: RequestLimits | None = None) -> None:
-        """Answer requests of `protocol` with what `handler` (peer, body) returns; replaces an earlier one.
+        """Answer requests of `protocol` with what `handler` (peer, body) returns; replaces an earlier one, on the
+        streams that there are too, which keep the limits that their peers were told.
 
         Each request has a task, cancelled when the peer cancels it, when its time is over, and when its stream is. What
         `handler` raises goes to the peer: a `LocalProtocolError` as a fault with its code and text, anything else is
@@ -128,23 +133,42 @@ class Requests:
         self._serve(protocol, Handlers(limits or RequestLimits(), inline=handler))
 
     def _serve(self, protocol: str, handlers: Handlers) -> None:
-        async def serve_stream(stream: OverlayStream) -> None:
-            slot = (stream.peer_id, protocol)
-            if self._closed or self._streams[slot] >= handlers.limits.streams:
-                await stream.reset()
-                return
-            self._streams[slot] += 1
-            serving = ServingStream(stream, handlers)
-            self._serving[serving] = None
-            try:
-                await serving.run()
-            finally:
-                del self._serving[serving]
-                self._streams[slot] -= 1
-                if not self._streams[slot]:
-                    del self._streams[slot]
+        self._handlers[protocol] = handlers
+        for kept in self._serving:
+            if kept.protocol == protocol:
+                kept.handlers = handlers
+        self.overlay.handle(protocol, self._serve_stream)
 
-        self.overlay.handle(protocol, serve_stream)
+    async def _serve_stream(self, stream: OverlayStream) -> None:
+        handlers = self._handlers[stream.protocol]
+        slot = (stream.peer_id, stream.protocol)
+        if self._closed or self._streams[slot] >= handlers.limits.streams:
+            await stream.reset()
+            return
+        self._streams[slot] += 1
+        serving = ServingStream(stream, handlers)
+        self._serving[serving] = None
+        try:
+            await serving.run()
+        finally:
+            del self._serving[serving]
+            self._streams[slot] -= 1
+            if not self._streams[slot]:
+                del self._streams[slot]
+
+    def dialogue(self, peer: PeerId, protocol: str) -> AskedDialogue:
+        """A dialogue with `peer`, as the byte stream that it would have. Nothing is sent before its first step."""
+        self._dialogues += 1
+        return AskedDialogue(self, peer, protocol, self._dialogues)
+
+    def serve_dialogues(self, protocol: str, handler: DialogueHandler, *, limits: RequestLimits | None = None) -> None:
+        """Run `handler` for each dialogue that a peer begins under `protocol`; it ends each wait itself."""
+        self.serve(protocol, Dialogues(protocol, handler, self.start).answer, limits=limits)
+
+    def start(self, run: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Start a task that lives as long as `run`; nothing where that has not begun or is over."""
+        if self._nursery is not None and not self._closed:
+            self._nursery.start_soon(run, *args)
 
     def drain(self) -> None:
         """Take no more requests on the streams that there are: what was taken is answered, and peers open new ones."""

@@ -64,7 +64,7 @@ from ._state import Contact, Deliver, RunState, TaskRequest
 
 if TYPE_CHECKING:
     from p2pcompute.blobs import BlobServer
-    from p2pcompute.overlay import Overlay
+    from p2pcompute.overlay import Overlay, Requests
 
 __all__ = ["DISCOVERY_S", "HOW_TO_GET_ONE", "Coordinator", "Deliver", "TaskRequest"]
 
@@ -90,6 +90,7 @@ class Coordinator:
     """Runs tasks for this node, several at once if need be."""
 
     overlay: Overlay
+    requests: Requests
     network: str
     signer: Signer
     chain: ChainTerms
@@ -260,6 +261,7 @@ class Coordinator:
     def _dialler(self) -> Dialler:
         return Dialler(
             overlay=self.overlay,
+            requests=self.requests,
             network=self.network,
             signer=self.signer,
             chain=self.chain,

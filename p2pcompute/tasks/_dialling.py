@@ -19,7 +19,7 @@ from p2pcompute_protocols.negotiation import Agreement, BidPayload, OrderPayload
 from ._state import TaskRequest
 
 if TYPE_CHECKING:
-    from p2pcompute.overlay import Overlay
+    from p2pcompute.overlay import Overlay, Requests
 
 __all__ = ["Dialler", "NoPlaceError"]
 
@@ -37,6 +37,7 @@ class Dialler:
     """Makes agreements for this node."""
 
     overlay: Overlay
+    requests: Requests
     network: str
     signer: Signer
     chain: ChainTerms
@@ -91,7 +92,7 @@ class Dialler:
 
         try:
             agreement = await negotiate(
-                self.overlay,
+                self.requests,
                 candidate.peer_id,
                 order,
                 network=self.network,

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from p2pcompute.overlay import (
+    MAX_INBOUND_STREAMS_PER_PEER,
     Overlay,
     RequestError,
     RequestLimits,
@@ -22,6 +23,7 @@ from p2pcompute.overlay import (
     RequestRefused,
     Requests,
     RequestTimeout,
+    ServedDialogue,
     UnknownProtocol,
     open_requests,
 )
@@ -298,6 +300,19 @@ async def check_a_drain_loses_no_question_and_repeats_none(open_node: OpenNode) 
         assert seen == Counter(b"%d" % number for number in range(200))
 
 
+async def check_a_handler_is_replaced_on_streams_that_are_kept(open_node: OpenNode) -> None:
+    async def second(_: PeerId, body: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return body + b" second"
+
+    async with _pair(open_node) as pair:
+        pair.theirs.serve_inline(_PROTOCOL, lambda _, body: body + b" first")
+        assert await pair.ask(b"the") == b"the first"
+        pair.theirs.serve(_PROTOCOL, second)
+        assert await pair.ask(b"the") == b"the second"
+        assert len(pair.theirs._serving) == 1
+
+
 async def check_what_is_too_large_is_not_sent(open_node: OpenNode) -> None:
     async with _pair(open_node) as pair:
         pair.theirs.serve_inline(_PROTOCOL, lambda _, body: body, limits=RequestLimits(request_bytes=65_536))
@@ -331,6 +346,86 @@ async def check_leaving_ends_what_is_asked_and_answered(open_node: OpenNode) -> 
             later = await _raises(RequestLost, ours.ask(them.peer_id, _PROTOCOL, b"y"))
             assert not later.may_have_acted
         assert [exc.may_have_acted for exc in lost] == [True]
+
+
+async def check_a_dialogue_runs_as_on_a_stream(open_node: OpenNode) -> None:
+    ends: Counter[str] = Counter()
+    all_ended = trio.Event()
+
+    def ended_by(how: str) -> None:
+        ends[how] += 1
+        if ends.total() == 10:
+            all_ended.set()
+
+    async def count(dialogue: ServedDialogue) -> None:
+        total = 0
+        while heard := await dialogue.receive_some():
+            total += len(heard)
+            await dialogue.send_all(b"%d " % total)
+            await dialogue.send_all(b"bytes")  # one answer
+            if heard == b"last":
+                ended_by("said")
+                return
+        ended_by("left")
+
+    async with _pair(open_node) as pair:
+        pair.theirs.serve_dialogues(_PROTOCOL, count)
+
+        async def one(number: int) -> None:
+            dialogue = pair.ours.dialogue(pair.them.peer_id, _PROTOCOL)
+            total = 0
+            for step in range(number % 5 + 1):
+                said = b"x" * (number + step)
+                await dialogue.send_all(said)
+                total += len(said)
+                assert await dialogue.receive_some() == b"%d bytes" % total
+                if step == 1:
+                    await pair.them.disconnect(pair.us.peer_id)  # it is the peers' and no stream's
+                    await pair.us.connect(pair.them.addresses[0])
+            if number % 2:
+                dialogue.leave()
+                return
+            await dialogue.send_all(b"last")
+            assert await dialogue.receive_some() == b"%d bytes" % (total + 4)
+            await dialogue.send_all(b"more")
+            ended = await _raises(RequestRefused, dialogue.receive_some())
+            assert isinstance(ended, RequestRefused)
+            assert ended.code is WireCode.EXPIRED
+
+        for number in range(1, 11):
+            await one(number)
+        await all_ended.wait()
+        assert ends == Counter(said=5, left=5)
+
+
+async def check_too_many_dialogues_are_refused(open_node: OpenNode) -> None:
+    left = 0
+    all_left = trio.Event()
+
+    async def answer(dialogue: ServedDialogue) -> None:
+        nonlocal left
+        while await dialogue.receive_some():
+            await dialogue.send_all(b"yes")
+        left += 1
+        if left == MAX_INBOUND_STREAMS_PER_PEER:
+            all_left.set()
+
+    async with _pair(open_node) as pair:
+        pair.theirs.serve_dialogues(_PROTOCOL, answer)
+        dialogues = [pair.ours.dialogue(pair.them.peer_id, _PROTOCOL) for _ in range(MAX_INBOUND_STREAMS_PER_PEER + 1)]
+        for dialogue in dialogues[:-1]:
+            await dialogue.send_all(b"?")
+            assert await dialogue.receive_some() == b"yes"
+        await dialogues[-1].send_all(b"?")
+        refused = await _raises(RequestRefused, dialogues[-1].receive_some())
+        assert isinstance(refused, RequestRefused)
+        assert refused.code is WireCode.NO_CAPACITY
+        for dialogue in dialogues:
+            dialogue.leave()
+        await all_left.wait()
+        again = pair.ours.dialogue(pair.them.peer_id, _PROTOCOL)
+        await again.send_all(b"?")
+        assert await again.receive_some() == b"yes"
 
 
 REQUEST_CHECKS: dict[str, Check] = {

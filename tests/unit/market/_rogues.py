@@ -17,6 +17,7 @@ from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdRecordValidator, FixedPricePolicy, NegotiationService, negotiate
 from p2pcompute.node import Node
+from p2pcompute.overlay import Requests, open_requests
 from p2pcompute.tasks._work import chunk_work
 from p2pcompute.testing import MemoryOverlay, open_memory_overlay, virtual_clock_ms
 from p2pcompute_protocols import ads, task
@@ -92,6 +93,7 @@ class Rogue:
     key: NodeKey
     wallet: WalletKey
     overlay: MemoryOverlay
+    requests: Requests
     agreements: list[Agreement] = field(default_factory=list)
 
     @property
@@ -126,7 +128,7 @@ class Rogue:
     async def agree(self, provider: Node, work: ChunkWork | None = None, **changes: Any) -> Agreement:
         """Come to an agreement as any requester would."""
         return await negotiate(
-            self.overlay,
+            self.requests,
             provider.peer_id,
             self.order(work, **changes),
             network=NETWORK,
@@ -185,7 +187,7 @@ class Rogue:
             await handler(RogueTask(self, self.agreements[-1], stream, Role.PROVIDER, blobs))
 
         NegotiationService(
-            overlay=self.overlay,
+            requests=self.requests,
             network=NETWORK,
             signer=self.key,
             now_ms=virtual_clock_ms,
@@ -295,7 +297,10 @@ async def open_rogue(
     validator = AdRecordValidator(network=NETWORK, now_ms=virtual_clock_ms)
     if at is not None:
         market.memory.place(key.peer_id, at)
-    async with open_memory_overlay(market.memory, key, record_validator=validator, announce=announce) as overlay:
+    async with (
+        open_memory_overlay(market.memory, key, record_validator=validator, announce=announce) as overlay,
+        open_requests(overlay) as requests,
+    ):
         for node in connect:
             await overlay.connect(node.addresses[0])
-        yield Rogue(market=market, key=key, wallet=WalletKey.generate(), overlay=overlay)
+        yield Rogue(market=market, key=key, wallet=WalletKey.generate(), overlay=overlay, requests=requests)

@@ -15,7 +15,6 @@ from p2pcompute._dialogue import Dialogue
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import NegotiationService, OrderRefused, negotiate
 from p2pcompute.market import _negotiate as negotiate_module
-from p2pcompute.overlay import Requests
 from p2pcompute.tasks import ChunkDone, ProviderLost, ProviderRefused
 from p2pcompute.testing import virtual_clock_ms
 from p2pcompute_protocols import channel, negotiation
@@ -142,7 +141,8 @@ async def wants_a_year_for_a_chunk(it: Negotiation) -> None:
 
 @attack("said nothing for 10 s")
 async def does_not_answer(it: Negotiation) -> None:
-    await ended(it.stream)
+    await it.order()
+    await trio.sleep(3_600)
 
 
 @attack("may not send AcceptFrame")
@@ -196,7 +196,7 @@ def test_a_false_bid_is_passed_over(name: str) -> None:
             async def serve(stream: Any) -> None:
                 await function(Negotiation(rogue, stream))
 
-            rogue.overlay.handle(negotiation.PROTOCOL_ID, serve)
+            rogue.requests.serve_dialogues(negotiation.PROTOCOL_ID, serve)
             requester.services.board.put(rogue.sealed_ad())
             watch = Watch()
             assert np.array_equal(await compute(requester, watch=watch, chunks=CHUNKS), Z)
@@ -354,13 +354,13 @@ def test_a_peer_that_answers_queries_with_lies_adds_nothing() -> None:
                 asked.append(body)
                 return frame(batch.encode(), max_bytes=2**20)
 
-            Requests(rogue.overlay).serve_inline(ads.PROTOCOL_ID, answer)
+            rogue.requests.serve_inline(ads.PROTOCOL_ID, answer)
             began = trio.current_time()
             assert await requester.services.coordinator.discovery.ask(rogue.key.peer_id, ads.AdQuery(limit=64)) == 0
             assert len(requester.services.board) == 0
             assert len(asked) == 1
             for noise in (b"", b"\x00", b"\x01\xff", frame(batch.encode(), max_bytes=2**20) * 2):
-                Requests(rogue.overlay).serve_inline(ads.PROTOCOL_ID, lambda _, __, data=noise: data)
+                rogue.requests.serve_inline(ads.PROTOCOL_ID, lambda _, __, data=noise: data)
                 await requester.services.overlay.disconnect(rogue.key.peer_id)
                 await requester.services.overlay.connect(rogue.overlay.addresses[0])
                 assert await requester.services.coordinator.discovery.ask(rogue.key.peer_id, ads.AdQuery(limit=64)) == 0
@@ -419,7 +419,7 @@ def test_a_negotiation_has_three_rounds() -> None:
     async def scenario(market: Market) -> None:
         provider = await market.provider()
         async with open_rogue(market, connect=(provider,)) as rogue:
-            stream = await rogue.overlay.open_stream(provider.peer_id, negotiation.PROTOCOL_ID)
+            stream = rogue.requests.dialogue(provider.peer_id, negotiation.PROTOCOL_ID)
             for _ in range(4):
                 sealed = negotiation.seal_order(
                     rogue.order(), network=NETWORK, signer=rogue.key, provider=provider.peer_id
@@ -471,7 +471,7 @@ def test_an_order_for_somebody_else_can_not_be_passed_on() -> None:
         first, second = await market.provider(), await market.provider()
         async with open_rogue(market, connect=(first, second)) as rogue:
             sealed = negotiation.seal_order(rogue.order(), network=NETWORK, signer=rogue.key, provider=first.peer_id)
-            stream = await rogue.overlay.open_stream(second.peer_id, negotiation.PROTOCOL_ID)
+            stream = rogue.requests.dialogue(second.peer_id, negotiation.PROTOCOL_ID)
             dialogue = Dialogue(NegotiationConnection(Role.REQUESTER), stream)
             await dialogue.send(OrderFrame(envelope=sealed))
             answer = await dialogue.expect(RefusalFrame)
@@ -479,10 +479,10 @@ def test_an_order_for_somebody_else_can_not_be_passed_on() -> None:
                 answer.envelope, network=NETWORK, requester=rogue.key.peer_id, provider=second.peer_id
             )
             assert refusal.code == WireCode.BAD_SIGNATURE
-            await stream.aclose()
+            stream.leave()
             # Nor can somebody who overheard it order with it.
             async with open_rogue(market, connect=(first,)) as thief:
-                stream = await thief.overlay.open_stream(first.peer_id, negotiation.PROTOCOL_ID)
+                stream = thief.requests.dialogue(first.peer_id, negotiation.PROTOCOL_ID)
                 dialogue = Dialogue(NegotiationConnection(Role.REQUESTER), stream)
                 await dialogue.send(OrderFrame(envelope=sealed))
                 answer = await dialogue.expect(RefusalFrame)
@@ -490,7 +490,7 @@ def test_an_order_for_somebody_else_can_not_be_passed_on() -> None:
                     answer.envelope, network=NETWORK, requester=thief.key.peer_id, provider=first.peer_id
                 )
                 assert refusal.code == WireCode.WRONG_PEER
-                await stream.aclose()
+                stream.leave()
 
     in_memory(scenario)
 
@@ -543,7 +543,7 @@ def test_who_does_not_take_a_bid_says_so_and_owes_nothing() -> None:
         async with open_rogue(market, connect=(provider,)) as rogue:
             with pytest.raises(OrderRefused, match="did not take its bid"):
                 await negotiate(
-                    rogue.overlay,
+                    rogue.requests,
                     provider.peer_id,
                     rogue.order(),
                     network=NETWORK,

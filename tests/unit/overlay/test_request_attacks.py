@@ -22,10 +22,12 @@ from p2pcompute.overlay import (
     RequestRefused,
     Requests,
     RequestTimeout,
+    ServedDialogue,
     open_requests,
 )
 from p2pcompute.overlay import _request_api as api
 from p2pcompute.overlay import _request_asking as asking_module
+from p2pcompute.overlay import _request_dialogues as request_dialogues
 from p2pcompute.overlay import _request_serving as serving_module
 from p2pcompute.testing import MemoryNetwork, MemoryOverlay, open_memory_overlay
 from p2pcompute.testing._overlay_checks import PrefixValidator
@@ -347,6 +349,84 @@ def test_a_handler_that_breaks_does_not_break_the_stream() -> None:
         with pytest.raises(RequestLost):  # the peer broke the protocol inside of a body
             await world.asking.ask(world.provider.peer_id, PROTOCOL, b"remote")
         assert await world.asking.ask(world.provider.peer_id, PROTOCOL, b"next") == b"next"
+
+    play(scenario)
+
+
+# Against dialogues
+
+
+STEP = request_dialogues.HEAD
+DIALOGUES: dict[str, tuple[list[bytes], str]] = {
+    "no number": ([b"12345678"], "reset"),
+    "begun with nothing": ([STEP.pack(1, 0)], "reset"),
+    "a step that was left out": ([STEP.pack(1, 0) + b"a", STEP.pack(1, 2) + b"a"], "reset"),
+    "a step twice": ([STEP.pack(1, 0) + b"a", STEP.pack(1, 1) + b"a", STEP.pack(1, 1) + b"a"], "reset"),
+    "begun twice": ([STEP.pack(1, 0) + b"a", STEP.pack(1, 0) + b"a"], "reset"),
+    "half a message": ([STEP.pack(1, 0) + b"half"], "reset"),
+    "a step before the first": ([STEP.pack(1, 1) + b"a"], "EXPIRED"),
+    "left and gone on": ([STEP.pack(1, 0) + b"a", STEP.pack(1, 1), STEP.pack(1, 1) + b"a"], "EXPIRED"),
+}
+
+
+@pytest.mark.parametrize("name", DIALOGUES)
+def test_dialogues_that_are_broken(name: str) -> None:
+    bodies, outcome = DIALOGUES[name]
+    left: list[int] = []
+
+    async def handle(dialogue: ServedDialogue) -> None:
+        while heard := await dialogue.receive_some():
+            if heard != b"half":
+                await dialogue.send_all(heard)
+        left.append(1)
+
+    async def scenario(world: World) -> None:
+        world.serving.serve_dialogues(PROTOCOL, handle)
+        stream, session = await world.raw(), request.AskingSession()
+        codes: list[str] = []
+        for body in bodies:
+            await stream.send_all(session.ask(body, 5_000)[1])
+            try:
+                while session.under_way:
+                    session.receive_data(await stream.receive_some())
+                    while not isinstance(event := session.next_event(), NeedData):
+                        if isinstance(event, request.Fault):
+                            codes.append(WireCode(event.code).name)
+            except StreamError:
+                codes.append("reset")
+        assert codes == [outcome]
+        assert body is bodies[-1]
+        honest = world.asking.dialogue(world.provider.peer_id, PROTOCOL)
+        await honest.send_all(b"hello")
+        assert await honest.receive_some() == b"hello"
+
+    play(scenario)
+
+
+def test_a_dialogue_whose_requester_goes_away_is_its_handlers_to_end() -> None:
+    states: list[str] = []
+
+    async def handle(dialogue: ServedDialogue) -> None:
+        assert await dialogue.receive_some() == b"work"
+        with trio.CancelScope(shield=True):
+            await trio.sleep(5)  # such as what is stored before it is promised
+        states.append("stored")
+        with pytest.raises(StreamError):
+            await dialogue.send_all(b"done")
+        assert await dialogue.receive_some() == b""
+        states.append("left")
+
+    async def scenario(world: World) -> None:
+        world.serving.serve_dialogues(PROTOCOL, handle)
+        dialogue = world.asking.dialogue(world.provider.peer_id, PROTOCOL)
+        await dialogue.send_all(b"work")
+        with trio.move_on_after(1) as limit:
+            await dialogue.receive_some()
+        assert limit.cancelled_caught
+        dialogue.leave()
+        dialogue.leave()
+        await trio.sleep(10)
+        assert states == ["stored", "left"]
 
     play(scenario)
 
