@@ -12,6 +12,7 @@ import { multiaddr } from '@multiformats/multiaddr'
 import { createLibp2p } from 'libp2p'
 import { PATIENCE_MS, patient, Reader, runCommands, say, sendAll } from '../streams.js'
 import { ascii, hex } from './cbor.js'
+import { Dialogues } from './dialogues.js'
 import { Signer } from './envelope.js'
 import { Account } from './evm.js'
 import { Dialogue, frame, onlyFrame } from './frames.js'
@@ -21,6 +22,7 @@ import { answerAll, ask } from './requests.js'
 import { verifyAd } from './verify.js'
 
 const ADS = '/p2pcompute/ads/2'
+const NEGOTIATION = '/p2pcompute/negotiation/2'
 const { network, journal } = JSON.parse(process.argv[2])
 const seed = new Uint8Array(randomBytes(32))
 const signer = new Signer(seed)
@@ -80,7 +82,8 @@ await runCommands({
     if (own === undefined) throw new Error('it has no ad of its own')
     provider = new Provider({ signer, account, network, chain: own.chain, language: own.language, journal, deposit: depositOn(rpc, own.chain.hub), say })
     await serveStreams(ADS, (stream, reader) => answerAll(stream, reader, sendAll, (body) => provider.answerAds(body, addresses())))
-    await serve('/p2pcompute/negotiation/1', (dialogue, requester) => provider.serveNegotiation(dialogue, requester))
+    const negotiations = new Dialogues(NEGOTIATION, (dialogue, requester) => provider.serveNegotiation(dialogue, requester))
+    await serveStreams(NEGOTIATION, (stream, reader, requester) => answerAll(stream, reader, sendAll, (body) => negotiations.answer(body, requester)))
     await serve('/p2pcompute/task/1', (dialogue, requester) => provider.serveTask(dialogue, requester))
     await serve('/p2pcompute/channel/1', (dialogue, requester) => provider.serveChannel(dialogue, requester))
     return {

@@ -125,6 +125,14 @@ export async function ask (stream, reader, sendAll, body, ms) {
   }
 }
 
+// Why a question has no answer; the stream goes on.
+export class Unanswered extends Error {
+  constructor (code, detail) {
+    super(detail)
+    this.code = code
+  }
+}
+
 // Answers every question by `answer`, from body to body, until the other side closes.
 export async function answerAll (stream, reader, sendAll, answer) {
   const requests = new Requests('provider')
@@ -132,7 +140,14 @@ export async function answerAll (stream, reader, sendAll, answer) {
   for (;;) {
     for (const { name, number, body } of requests.hear(await reader.some() ?? new Uint8Array(0))) {
       if (name === 'StreamOver') return
-      if (name === 'Ask') await sendAll(stream, requests.say('Reply', number, 0, answer(body)))
+      if (name === 'Ask') {
+        try {
+          await sendAll(stream, requests.say('Reply', number, 0, await answer(body)))
+        } catch (error) {
+          if (!(error instanceof Unanswered)) throw error
+          await sendAll(stream, requests.say('Fault', number, error.code, new TextEncoder().encode(error.message)))
+        }
+      }
     }
   }
 }
