@@ -17,7 +17,7 @@ export const PROTOCOLS = {
       ASKED provider AdBatch IDLE
       ASKED provider AdRefusal IDLE`)
   },
-  '/p2pcompute/negotiation/1': {
+  '/p2pcompute/negotiation/2': {
     messages: negotiationMessages,
     max: MAX_FRAME_BYTES,
     final: ['IDLE', 'BIDDEN', 'REFUSED', 'AGREED'],

@@ -17,10 +17,11 @@ import { Account } from './evm.js'
 import { Dialogue, frame, onlyFrame } from './frames.js'
 import { adsMessages } from './messages.js'
 import { Provider } from './provider.js'
-import { answerAll, ask } from './requests.js'
+import { answerAll, ask, Dialogues } from './requests.js'
 import { verifyAd } from './verify.js'
 
 const ADS = '/p2pcompute/ads/2'
+const NEGOTIATION = '/p2pcompute/negotiation/2'
 const { network, journal } = JSON.parse(process.argv[2])
 const seed = new Uint8Array(randomBytes(32))
 const signer = new Signer(seed)
@@ -80,7 +81,9 @@ await runCommands({
     if (own === undefined) throw new Error('it has no ad of its own')
     provider = new Provider({ signer, account, network, chain: own.chain, language: own.language, journal, deposit: depositOn(rpc, own.chain.hub), say })
     await serveStreams(ADS, (stream, reader) => answerAll(stream, reader, sendAll, (body) => provider.answerAds(body, addresses())))
-    await serve('/p2pcompute/negotiation/1', (dialogue, requester) => provider.serveNegotiation(dialogue, requester))
+    const negotiations = new Dialogues((steps, requester) => provider.serveNegotiation(
+      new Dialogue(NEGOTIATION, steps, steps, 'provider', async (to, bytes) => to.say(bytes)), requester))
+    await serveStreams(NEGOTIATION, (stream, reader, requester) => answerAll(stream, reader, sendAll, (body) => negotiations.answer(requester, body)))
     await serve('/p2pcompute/task/1', (dialogue, requester) => provider.serveTask(dialogue, requester))
     await serve('/p2pcompute/channel/1', (dialogue, requester) => provider.serveChannel(dialogue, requester))
     return {

@@ -6,6 +6,8 @@ const NAMES = [null, 'Ask', 'Cancel', 'Limits', 'Reply', 'Fault', 'Drain']
 const MAX_BODY = 1048576
 const AT_ONCE = 8 // requests, and bytes of them, that there may be before Limits; this peer allows no more afterwards
 const AT_ONCE_BYTES = 65536
+const MAX_DIALOGUES = 64
+const CODES = { EXPIRED: 6, NO_CAPACITY: 13 } // of faults that end no stream
 const refuse = (code, what) => { throw new Fault(code, what) }
 
 export function requestFrame (name, number, value = 0, body = new Uint8Array(0)) {
@@ -125,14 +127,104 @@ export async function ask (stream, reader, sendAll, body, ms) {
   }
 }
 
-// Answers every question by `answer`, from body to body, until the other side closes.
+// Answers every question by `answer`, from body to body or to a promise of one, until the other side closes.
 export async function answerAll (stream, reader, sendAll, answer) {
   const requests = new Requests('provider')
   await sendAll(stream, requests.say('Limits', AT_ONCE, AT_ONCE_BYTES))
   for (;;) {
     for (const { name, number, body } of requests.hear(await reader.some() ?? new Uint8Array(0))) {
       if (name === 'StreamOver') return
-      if (name === 'Ask') await sendAll(stream, requests.say('Reply', number, 0, answer(body)))
+      if (name !== 'Ask') continue
+      const said = await answer(body)
+      if (said instanceof Fault) await sendAll(stream, requests.say('Fault', number, CODES[said.code], new TextEncoder().encode(said.message)))
+      else await sendAll(stream, requests.say('Reply', number, 0, said))
     }
+  }
+}
+
+// A dialogue of several steps in requests, with the ends of a stream: what is said before the next step is waited for is
+// the answer to the step before.
+class Steps {
+  constructor () {
+    this.step = 0 // the next one
+    this.heard = null
+    this.said = new Uint8Array(0)
+    this.question = null // a step that is not answered
+    this.over = false
+    this.wake = () => {}
+  }
+
+  // The answer to a step; it fails where the dialogue breaks its protocol.
+  ask (bytes) {
+    this.step++
+    this.heard = bytes
+    return new Promise((resolve, reject) => {
+      this.question = { resolve, reject }
+      this.wake()
+    })
+  }
+
+  leave () {
+    this.over = true
+    this.wake()
+  }
+
+  // As a reader has it: bytes, or null once the other side has left.
+  async some () {
+    if (this.heard === null) this.settle(new Fault('MALFORMED', 'a step of a dialogue is not a whole message'))
+    while (this.heard === null && !this.over) await new Promise((resolve) => { this.wake = resolve })
+    const heard = this.heard
+    this.heard = null
+    return heard
+  }
+
+  say (bytes) { this.said = concat(this.said, bytes) }
+
+  // What was said is the answer; where there is none the step fails.
+  settle (error) {
+    const [question, said] = [this.question, this.said]
+    if (question === null) return
+    this.question = null
+    this.said = new Uint8Array(0)
+    if (said.length > 0) question.resolve(said)
+    else question.reject(error)
+  }
+}
+
+// The dialogues of one protocol. `serve` gets each of them as a stream, which is its own reader, and whose it is.
+export class Dialogues {
+  constructor (serve) {
+    this.serve = serve
+    this.open = new Map()
+  }
+
+  // The answer to a request of this peer: bytes, or a Fault.
+  async answer (requester, body) {
+    if (body.length < 9) refuse('MALFORMED', 'a step of a dialogue without its number')
+    const key = `${requester} ${new DataView(body.buffer, body.byteOffset, 8).getBigUint64(0)}`
+    const [step, said] = [body[8], body.subarray(9)]
+    if (step === 0) {
+      if (said.length === 0) refuse('MALFORMED', 'a dialogue that begins with nothing')
+      if (this.open.has(key)) refuse('REPLAYED', 'a dialogue was begun twice')
+      if (this.open.size === MAX_DIALOGUES) return new Fault('NO_CAPACITY', 'too many dialogues at once')
+    } else if (!this.open.has(key)) return new Fault('EXPIRED', 'this dialogue is over')
+    const steps = this.open.get(key) ?? this.begin(key, requester)
+    if (step > 0 && said.length === 0) {
+      steps.leave()
+      return said
+    }
+    if (step !== steps.step) refuse('OUT_OF_ORDER', 'a step of a dialogue out of its turn')
+    return await steps.ask(said)
+  }
+
+  begin (key, requester) {
+    const steps = new Steps()
+    this.open.set(key, steps)
+    const end = (error) => {
+      this.open.delete(key)
+      steps.settle(error)
+    }
+    this.serve(steps, requester).then(() => end(new Fault('OUT_OF_ORDER', 'the dialogue is over')), end)
+    return steps
   }
 }
