@@ -201,7 +201,8 @@ class BlobCache:
         name = _file_name(owner, digest)
         if name not in self._sizes:
             return None
-        file = await self.run(lambda: BlobFile.open(self.directory / name))
+        async with self._writing:  # a file that is being made is not one that is damaged
+            file = await self.run(lambda: BlobFile.open(self.directory / name))
         if file is not None and (file.name.digest, file.name.size) == (digest, size) and name in self._sizes:
             return file
         if file is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from p2pcompute._private_files import open_private
-from p2pcompute.errors import DiskFull, StorageError
+from p2pcompute.errors import ConfigError, DiskFull, StorageError
 from p2pcompute_protocols.blob import bitmap, count_pieces, from_bitmap, piece_span, root_of
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_PIECES
@@ -66,8 +66,13 @@ class BlobFile:
         Raises:
             DiskFull: there is no room; nothing is left of it. StorageError: it can't be made.
         """
-        path.unlink(missing_ok=True)
-        fd, _ = open_private(path)
+        try:
+            path.unlink(missing_ok=True)
+            fd, _ = open_private(path)
+        except OSError as exc:
+            raise _storage_error(path, exc) from exc
+        except ConfigError as exc:
+            raise StorageError(str(exc)) from exc
         made = cls(path, fd, name, leaves, set())
         try:
             head = _FIXED.pack(_MAGIC, name.digest, name.root, name.size) + b"".join(leaves)

@@ -63,11 +63,17 @@ class ProtocolLimits:
 
 
 # Ours end silence themselves, long before this: it is what stops a handler that forgot to. A task's stream is silent
-# while a chunk is computed, which may take as long as its agreement says. libp2p's own handlers wait for a peer for
-# ever, and its DHT serves twelve streams at once, so that twelve silent ones would end it.
+# while a chunk is computed, which may take as long as its agreement says; one of a channel for the 900 s that a payee
+# waits for a voucher. Of a request stream one is enough, and another follows one that drains; those over the bound of
+# `_request_api.py` are reset without blame. libp2p's own handlers wait for a peer for ever, and its DHT serves twelve
+# streams at once, so that twelve silent ones would end it.
 PROTOCOL_LIMITS: Mapping[str, ProtocolLimits] = {
     "/p2pcompute/task/1": ProtocolLimits(idle_s=24 * _HOUR_S),
     "/p2pcompute/dispute/1": ProtocolLimits(idle_s=_HOUR_S),
+    "/p2pcompute/channel/1": ProtocolLimits(idle_s=_HOUR_S),
+    "/p2pcompute/ads/2": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
+    "/p2pcompute/negotiation/2": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
+    "/p2pcompute/blob/1": ProtocolLimits(idle_s=600.0),
     "/ipfs/id/1.0.0": ProtocolLimits(streams_per_peer=4, deadline_s=30.0),
     "/ipfs/id/push/1.0.0": ProtocolLimits(streams_per_peer=4, deadline_s=30.0),
     "/ipfs/ping/1.0.0": ProtocolLimits(streams_per_peer=4, deadline_s=_HOUR_S),

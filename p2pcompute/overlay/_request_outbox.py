@@ -58,6 +58,7 @@ class Outbox:
         self.handed += len(data)
         self.size -= len(data)
         self._parts.clear()
+        self._room.unpark_all()  # here, for whoever's call it was that sent: `run` may find nothing left to do
         return True
 
     def _wake(self) -> None:
@@ -87,7 +88,6 @@ class Outbox:
                 await self._sleep()
                 continue
             if self._through():
-                self._room.unpark_all()
                 continue
             self._sending = True
             data = b"".join(self._parts)

@@ -114,6 +114,7 @@ class ServingStream:
             data = await self._receive(begun_at)
             if data is None:
                 return
+            had = session.buffered + len(data)
             session.receive_data(data)
             try:
                 while (event := session.next_event()) is not NEED_DATA:
@@ -125,7 +126,8 @@ class ServingStream:
                             return
                     elif type(event) is Cancel:
                         self._cancelled.add(event.number)
-                        self._scopes[event.number].cancel()
+                        if (scope := self._scopes.get(event.number)) is not None:  # none: its handler broke it all
+                            scope.cancel()
                     else:
                         self._outbox.flush()
                         return  # it asks no more
@@ -134,7 +136,7 @@ class ServingStream:
                 raise StreamReset(f"requests of {self._stream.protocol}: {exc}") from exc
             if not session.buffered:
                 begun_at = None
-            elif begun_at is None:
+            elif begun_at is None or session.buffered < had:  # a busy stream may never be between two frames
                 begun_at = trio.current_time()
             self._outbox.flush()
 
@@ -176,12 +178,11 @@ class ServingStream:
         body: bytes | None = None
         failure: Exception | None = None
         try:
-            with scope:
+            with scope:  # inside, since it takes a cancellation out of a group with what a handler raised over it
                 if not scope.cancel_called:
-                    try:
-                        body = await handlers.waiting(self._stream.peer_id, ask.body)
-                    except Exception as exc:  # noqa: BLE001 - whatever it is, only this request comes to harm
-                        failure = exc
+                    body = await handlers.waiting(self._stream.peer_id, ask.body)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, only this request comes to harm
+            failure = exc
         finally:
             handlers.at_work -= 1
             del self._scopes[number]

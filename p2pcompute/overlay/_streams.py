@@ -44,9 +44,12 @@ class Libp2pStream:
 
     def send_nowait(self, data: bytes) -> bool:
         try:
-            return self._muxed.write_nowait(data)
+            sent = self._muxed.write_nowait(data)
         except MuxedStreamError as exc:
             raise StreamReset(f"sending on {self.protocol}: {exc}") from exc
+        if sent:
+            self.progress_at = trio.current_time()
+        return sent
 
     async def receive_some(self, max_bytes: int = RECEIVE_BYTES) -> bytes:
         if max_bytes < 1:
@@ -62,9 +65,12 @@ class Libp2pStream:
 
     async def receive_into(self, buffer: bytearray | memoryview, at_least: int = 1) -> int:
         try:
-            return await self._muxed.receive_into(buffer, at_least)
+            size = await self._muxed.receive_into(buffer, at_least)
         except MuxedStreamError as exc:
             raise StreamReset(f"receiving on {self.protocol}: {exc}") from exc
+        if size:
+            self.progress_at = trio.current_time()
+        return size
 
     async def close_write(self) -> None:
         await self._muxed.close_write()

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 import trio
+import trio.testing
 
 from p2pcompute.blobs import BlobCache, HeldBlob
 from p2pcompute.blobs._file import HEADER_BYTES, BlobFile
@@ -80,6 +81,63 @@ def test_what_is_kept_is_found_again_by_its_owner_alone(tmp_path: Path) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert name_of(DATA).digest.hex() not in path.name
+
+    trio.run(main)
+
+
+def test_what_is_being_made_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    """Two tasks of one requester begin at once: one makes the file, the other looks for it."""
+
+    async def main() -> None:
+        made, looked = trio.Event(), trio.Event()
+
+        async def slowly(function: Callable[[], T]) -> T:
+            if made.is_set():  # somebody looks while the file is made
+                looked.set()
+                return function()
+            await trio.lowlevel.checkpoint()
+            path.write_bytes(b"not yet a blob")
+            made.set()
+            with trio.move_on_after(1):
+                await looked.wait()
+            return function()
+
+        cache = await a_cache(tmp_path)
+        await keep(cache, DATA)
+        path = path_of(tmp_path)
+        cache.run = slowly
+        source, found = whole(DATA), []
+        leaves = await source.wait_leaves()
+        assert leaves is not None
+
+        async def look() -> None:
+            await made.wait()
+            found.append(await cache.find(ALICE, source.name.digest, source.name.size))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            file = await cache.create(ALICE, source.name, leaves)
+        with cache.use(ALICE, file):
+            assert path.exists()
+            assert cache.nbytes == TAKES
+        assert found[0] is not None
+        found[0].close()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_directory_that_is_gone_is_a_fault_of_storage(tmp_path: Path) -> None:
+    """Then a task goes on without the disk, as with a full one."""
+
+    async def main() -> None:
+        cache = await a_cache(tmp_path)
+        (tmp_path / "inputs").rmdir()
+        with pytest.raises(StorageError):
+            await keep(cache, DATA)
+        assert cache.nbytes == 0
+        (tmp_path / "inputs").write_bytes(b"")  # no directory any more
+        with pytest.raises(StorageError):
+            await keep(cache, DATA)
 
     trio.run(main)
 

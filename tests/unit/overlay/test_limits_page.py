@@ -7,8 +7,13 @@ import math
 import re
 from pathlib import Path
 
+from p2pcompute.blobs import _server
 from p2pcompute.overlay import Limits, Offence, ProtocolLimits, Rate
 from p2pcompute.overlay._bans import BAN_SCORE, FIRST_BAN_S, FORGET_BANS_S, HALF_LIFE_S, LONGEST_BAN_S
+from p2pcompute.overlay._limits import PROTOCOL_LIMITS
+from p2pcompute.overlay._request_api import DRAIN_S, IDLE_SERVING_S, MAX_REQUEST_STREAMS_PER_PEER
+from p2pcompute.payments import _payee
+from p2pcompute_protocols import ads, blob, channel, dispute, negotiation, task
 
 PAGE = (Path(__file__).parents[3] / "docs" / "limits.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if line.startswith("| ")]
@@ -38,6 +43,21 @@ def test_every_protocol_is_on_the_page() -> None:
     for name, protocol in limits.protocols.items():
         expected[f"`{name}`"] = row(protocol, idle_holds=name.startswith("/p2pcompute/"))
     assert {cells[0]: cells[1:] for cells in ROWS if len(cells) == 5 and cells[0] != "protocol"} == expected
+
+
+def test_rows_of_our_protocols_have_the_ids_of_today() -> None:
+    """A row for an ID that nobody speaks any more bounds nobody."""
+    served = {part.PROTOCOL_ID for part in (task, dispute, channel, ads, negotiation, blob)}
+    assert {name for name in PROTOCOL_LIMITS if name.startswith("/p2pcompute/")} == served
+
+
+def test_a_protocol_ends_silence_before_the_defence_does() -> None:
+    assert PROTOCOL_LIMITS[channel.PROTOCOL_ID].idle_s > _payee.IDLE_TIMEOUT_S
+    assert PROTOCOL_LIMITS[blob.PROTOCOL_ID].idle_s > _server._IDLE_S
+    for part in (ads, negotiation):
+        limits = PROTOCOL_LIMITS[part.PROTOCOL_ID]
+        assert limits.idle_s > IDLE_SERVING_S + DRAIN_S
+        assert limits.streams_per_peer > MAX_REQUEST_STREAMS_PER_PEER
 
 
 def test_every_offence_is_on_the_page() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
     MuxedStreamClosed,
@@ -16,7 +17,9 @@ from libp2p.stream_muxer.exceptions import (
 from p2pcompute.overlay import SEND_STALL_TIMEOUT_S
 from p2pcompute.overlay._muxed_stream import SMALL_BYTES
 from p2pcompute.overlay._muxer import FRAME_BYTES, SEAL_BYTES, SHARED_FRAME_BYTES
+from p2pcompute.overlay._streams import Libp2pStream
 from p2pcompute.overlay.yamux import ACK_BACKLOG, INITIAL_WINDOW, MAX_WINDOW
+from p2pcompute_protocols.ids import PeerId
 
 from ._yamux_parts import (
     ACK,
@@ -632,5 +635,36 @@ def test_resets_are_said_once_and_leave_nothing() -> None:
             await settle()
             assert [f[1] for f in peer.frames()] == [ACK, RST]
             assert mux.streams == mux.session.streams == 0
+
+    run(main)
+
+
+def test_each_way_to_move_a_byte_is_progress_and_an_end_is_none() -> None:
+    """What ends idle streams looks at it, so a busy one that it does not see would be cut off."""
+
+    async def main() -> None:
+        async with two_ends() as (a, b, _left, _right):
+            ends = await stream_pair(a, b)
+            near, far = (Libp2pStream(NetStream(end, None, None), PeerId("peer"), "/x/1") for end in ends)
+            long_ago = trio.current_time() - 1_000
+            assert near.send_nowait(b"abcd")
+            await near.send_all(b"efgh")
+            buffer = bytearray(4)
+            for moves in (
+                lambda: far.receive_some(4),
+                lambda: far.receive_into(buffer, 4),
+            ):
+                far.progress_at = long_ago
+                assert await moves() in (b"abcd", 4)
+                assert far.progress_at > long_ago
+            assert buffer == b"efgh"
+            near.progress_at = far.progress_at = long_ago
+            assert near.send_nowait(b"i")
+            assert near.progress_at > long_ago
+            assert await far.receive_some() == b"i"
+            far.progress_at = long_ago
+            await near.close_write()
+            assert await far.receive_into(buffer) == 0
+            assert far.progress_at == long_ago
 
     run(main)

@@ -23,12 +23,15 @@ from p2pcompute.overlay import (
     Requests,
     RequestTimeout,
     ServedDialogue,
+    StreamReset,
     open_requests,
 )
 from p2pcompute.overlay import _request_api as api
 from p2pcompute.overlay import _request_asking as asking_module
 from p2pcompute.overlay import _request_dialogues as request_dialogues
 from p2pcompute.overlay import _request_serving as serving_module
+from p2pcompute.overlay._request_outbox import Outbox
+from p2pcompute.overlay._request_serving import Handlers, ServingStream
 from p2pcompute.testing import MemoryNetwork, MemoryOverlay, open_memory_overlay
 from p2pcompute.testing._overlay_checks import PrefixValidator
 from p2pcompute_protocols import request
@@ -311,6 +314,119 @@ def test_a_body_that_drips_is_given_up(bounded: bool, monkeypatch: pytest.Monkey
                 await drip()
         assert (trio.current_time() - began < 40) == bounded
         assert world.streams_of_rogue() == (0 if bounded else 1)
+
+    play(scenario)
+
+
+def test_a_busy_stream_that_is_never_between_two_frames_is_no_drip() -> None:
+    async def scenario(world: World) -> None:
+        world.serve()
+        stream = await world.raw()
+        session = request.AskingSession()
+        frames = b"".join(session.ask(b"", 1_000)[1] for _ in range(8))
+        await stream.send_all(frames[: HEADER - 1])
+        for at in range(HEADER - 1, len(frames), HEADER):  # each piece but the last ends inside of a frame
+            await trio.sleep(10)
+            await stream.send_all(frames[at : at + HEADER])
+        answers = 0
+        while answers < 8:
+            session.receive_data(await stream.receive_some())
+            while not isinstance(event := session.next_event(), NeedData):
+                answers += isinstance(event, request.Reply)
+        await stream.aclose()
+
+    play(scenario)
+
+
+class _Script:
+    """A stream that brings what a test says."""
+
+    peer_id = PeerId("12D3KooWScript")
+    protocol = PROTOCOL
+
+    def __init__(self, *pieces: bytes) -> None:
+        self.pieces = list(pieces)
+        self.more = trio.Event()  # the second piece and those behind it wait for this
+        self.begun = False
+        self.sent = b""
+        self.takes = True
+
+    def send_nowait(self, data: bytes) -> bool:
+        self.sent += data if self.takes else b""
+        return self.takes
+
+    async def send_all(self, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.sent += data
+
+    async def receive_some(self, max_bytes: int = 0) -> bytes:
+        if self.begun:
+            await self.more.wait()
+        self.begun = True
+        if not self.pieces:
+            await trio.sleep_forever()
+        return self.pieces.pop(0)
+
+
+def test_a_cancel_that_comes_as_its_handler_breaks_the_stream_is_no_fault_of_ours() -> None:
+    async def main() -> None:
+        stream: Any = _Script(ask(1), request.Cancel(number=1).encode())
+
+        async def break_it(_: PeerId, __: bytes) -> bytes:
+            stream.more.set()  # the cancel has been read, and nobody has looked at it yet
+            raise RemoteProtocolError("not as it should be", code=WireCode.MALFORMED)
+
+        serving = ServingStream(stream, Handlers(RequestLimits(), waiting=break_it))
+        with pytest.raises(StreamReset):
+            await serving.run()
+
+    trio.run(main)
+
+
+def test_who_waits_for_an_outbox_is_woken_whoever_empties_it() -> None:
+    async def main() -> None:
+        stream: Any = _Script()
+        outbox = Outbox(stream)
+        stream.takes = False
+        outbox.add(b"x")
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(outbox.sent)
+                await trio.testing.wait_all_tasks_blocked()
+                stream.takes = True
+                outbox.flush()
+        assert (stream.sent, outbox.size) == (b"x", 0)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_handler_that_fails_as_it_is_cancelled_harms_only_its_request() -> None:
+    async def fail_late() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("too late")
+
+    async def handle(_: PeerId, body: bytes) -> bytes:
+        if body:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(trio.sleep_forever)
+                nursery.start_soon(fail_late)
+        await trio.sleep(2)
+        return b"done"
+
+    async def scenario(world: World) -> None:
+        world.serving.serve(PROTOCOL, handle)
+        answers: list[bytes] = []
+
+        async def other() -> None:
+            answers.append(await world.asking.ask(world.provider.peer_id, PROTOCOL, b""))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            with pytest.raises(RequestError):
+                await world.asking.ask(world.provider.peer_id, PROTOCOL, b"fail", timeout_s=1)
+        assert answers == [b"done"]
 
     play(scenario)
 
