@@ -46,6 +46,7 @@ SEAL_BYTES = FRAME_BYTES  # at most so much is sealed before the socket has take
 CLOGGED_BYTES = 64 * 1024  # writers of more than `SMALL_BYTES` wait while the socket leaves more than this
 MAX_ANSWER_BYTES = 512 * 1024  # a peer that makes us answer but does not read is cut off here
 ANSWER_TICKS = 3  # rounds of trio's loop that a frame without payload waits for company
+EVENTS_PER_BREATH = 1024  # of what a peer sent; then other tasks run
 CALLS_PER_BREATH = 8  # of calls that need not wait, one lets other tasks run
 PING_INTERVAL_S = 30.0
 IDLE_TIMEOUT_S = 90.0
@@ -333,11 +334,15 @@ class Yamux(IMuxedConn):
                 if not view:
                     return
                 now = self._last_heard = trio.current_time()
-                for event in session.receive_data(view, now):
-                    if not self._on_event(event):
-                        return
-                self.held.arrived()
-                self._answer()
+                while view:
+                    for event in session.receive_data(view, now, limit=EVENTS_PER_BREATH):
+                        if not self._on_event(event):
+                            return
+                    self.held.arrived()
+                    self._answer()
+                    view = view[session.taken :]
+                    if view:  # a full read of tiny frames would keep the thread for a quarter of a second
+                        await trio.lowlevel.checkpoint()
         except LinkBroken as exc:
             _log.debug("the connection to %s broke: %s", self.peer_id, exc)
 

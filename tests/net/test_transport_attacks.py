@@ -9,12 +9,25 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.protocol_muxer.multiselect import Multiselect
+from OpenSSL import SSL
 
 from p2pcompute.identity import NodeKey
 from p2pcompute.overlay import open_libp2p
 from p2pcompute.overlay._libp2p import Libp2pOverlay
+from p2pcompute.overlay._link import LinkBroken
+from p2pcompute.overlay._multiselect import HEADER
 from p2pcompute.overlay._stream_lines import MAX_STREAM_LINE_BYTES, MAX_STREAM_LINES
+from p2pcompute.overlay._tls import MAX_KEY_UPDATES, TlsContext, TlsHandshake, TlsSocket
+from p2pcompute.overlay._upgrader import TLS_ID, MendedUpgrader
+from p2pcompute.overlay.noise import Role
 from p2pcompute.testing._overlay_checks import PrefixValidator
 
 from ._attackers import DATA, MULTISTREAM, RST, SYN, WINDOW, frame, handshake, line, tcp
@@ -173,5 +186,122 @@ def test_lines_that_are_none_end_their_stream_and_nothing_else(greeting: bytes) 
                 if stream_id == 3:
                     assert not flags & RST
                     heard += payload
+
+    run(main)
+
+
+# TLS behind its handshake
+
+
+class KeyUpdates:
+    """Key updates of a TLS client, made from its own secret: OpenSSL's sends no more than one at a time.
+
+    RFC 8446 §4.6.3, §5.2, §7.1-7.3; each is the first record under its key.
+    """
+
+    def __init__(self, suite: str, secret: bytes) -> None:
+        self._hash: hashes.HashAlgorithm = hashes.SHA384() if suite.endswith("SHA384") else hashes.SHA256()
+        self._aead: type[AESGCM | ChaCha20Poly1305] = ChaCha20Poly1305 if "CHACHA" in suite else AESGCM
+        self._key_bytes = 16 if "128" in suite else 32
+        self._secret = secret
+
+    def _expand(self, label: bytes, size: int) -> bytes:
+        info = struct.pack("!HB", size, 6 + len(label)) + b"tls13 " + label + b"\0"
+        return HKDFExpand(algorithm=self._hash, length=size, info=info).derive(self._secret)
+
+    def make(self, count: int, *, ask: bool) -> bytes:
+        """So many records; `ask` is whether each wants one of ours."""
+        records = bytearray()
+        for _ in range(count):
+            records += self.first_record(b"\x18\x00\x00\x01" + bytes([ask]) + b"\x16")
+            self._secret = self._expand(b"traffic upd", self._hash.digest_size)
+        return bytes(records)
+
+    def first_record(self, message: bytes) -> bytes:
+        """The first record under the key that is now; `message` ends with its type."""
+        key, nonce = self._expand(b"key", self._key_bytes), self._expand(b"iv", 12)
+        head = b"\x17\x03\x03" + struct.pack("!H", len(message) + 16)
+        return head + self._aead(key).encrypt(nonce, message, head)
+
+
+def tls_context() -> TlsContext:
+    pair = create_new_key_pair()
+    return TlsContext(pair.public_key.to_bytes(), pair.private_key.sign, muxers=("/yamux/1.0.0",))
+
+
+@asynccontextmanager
+async def tls_client() -> AsyncGenerator[tuple[TlsSocket, trio.SocketStream, KeyUpdates], None]:
+    """Ours, that a client has dialled: our end, the client's socket, and its key updates."""
+    secrets: dict[str, bytes] = {}
+
+    def keep(_connection: SSL.Connection, entry: bytes) -> None:
+        name, _, secret = entry.decode().split()
+        secrets[name] = bytes.fromhex(secret)
+
+    theirs, ours = tls_context(), MendedUpgrader(create_new_key_pair())
+    theirs.context.set_keylog_callback(keep)
+    client = TlsHandshake(theirs, Role.INITIATOR)
+    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with listener, await trio.testing.open_stream_to_socket_listener(listener) as dialled:
+        accepted = await listener.accept()
+        found: list[Any] = []
+
+        async def upgrade() -> None:
+            found.append(await ours.upgrade_security(RawConnection(TrioTCPStream(accepted), False), False))
+
+        async with accepted, trio.open_nursery() as nursery:
+            nursery.start_soon(upgrade)
+            await dialled.send_all(line(HEADER) + line(TLS_ID))
+            greeting = b""
+            while len(greeting) < len(line(HEADER) + line(TLS_ID)):
+                greeting += await dialled.receive_some(len(line(HEADER) + line(TLS_ID)) - len(greeting))
+            while client.result is None:
+                await dialled.send_all(client.data_to_send())
+                client.receive_data(await dialled.receive_some(4096))
+            await dialled.send_all(client.data_to_send())
+            while not found:
+                await trio.lowlevel.checkpoint()
+            suite = client.connection.get_cipher_name()
+            assert suite is not None
+            [ours_end] = found
+            yield ours_end, dialled, KeyUpdates(suite, secrets["CLIENT_TRAFFIC_SECRET_0"])
+            await ours_end.aclose()
+
+
+@pytest.mark.parametrize("ask", [False, True])
+def test_a_tls_peer_that_changes_its_key_without_end_is_cut_off(ask: bool) -> None:
+    """OpenSSL takes any number of key updates and answers each that asks: memory for who reads none of the answers."""
+
+    async def main() -> None:
+        async with tls_client() as (ours, dialled, updates):
+            await dialled.send_all(updates.make(2 * MAX_KEY_UPDATES + 2, ask=ask))
+            with pytest.raises(LinkBroken, match="again and again"):
+                await ours.receive()
+            assert ours.unsent == 0
+
+    run(main)
+
+
+def test_some_key_updates_are_no_attack() -> None:
+    async def main() -> None:
+        async with tls_client() as (ours, dialled, updates):
+            await dialled.send_all(updates.make(MAX_KEY_UPDATES // 4, ask=True) + updates.first_record(b"hello\x17"))
+            assert bytes(await ours.receive()) == b"hello"
+
+    run(main)
+
+
+def test_without_a_bound_answers_to_key_updates_are_kept_for_who_reads_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pcompute.overlay._tls.MAX_KEY_UPDATES", 10**9)
+
+    async def main() -> None:
+        async with tls_client() as (ours, dialled, updates):
+            ours._blocked = True  # as where the socket takes nothing
+            await dialled.send_all(updates.make(3000, ask=True))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ours.receive)
+                while ours.unsent < 50_000:
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
 
     run(main)
