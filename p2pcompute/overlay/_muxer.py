@@ -6,7 +6,8 @@
   stream waits for at most `SEAL_BYTES`.
 - Frames without payload (acknowledgements, window, pongs) wait a moment for something to travel with.
 - One task reads. It never waits to answer, and a stream that nobody reads fills its own window and stops there.
-- A peer that breaks the protocol, or is silent for `IDLE_TIMEOUT_S`, loses the connection.
+- A peer that breaks the protocol, or is silent for `IDLE_TIMEOUT_S`, or takes nothing of what waits for it for so
+  long, loses the connection.
 
 py-libp2p 0.8.1's own tears frames when a write is cancelled, so that one cancelled task breaks every stream of the
 connection; answers frames from its reading loop with blocking writes, so that two busy peers can wait for each
@@ -157,10 +158,17 @@ class Yamux(IMuxedConn):
 
     async def _keep_alive(self) -> None:
         nonce = 0
+        took_at, sent = trio.current_time(), 0
         while True:
             await trio.sleep(PING_INTERVAL_S)
             self._sweep()
-            if trio.current_time() - self._last_heard > IDLE_TIMEOUT_S:
+            now, link = trio.current_time(), self._link
+            if not link.unsent or link.bytes_sent != sent:
+                took_at, sent = now, link.bytes_sent
+            if now - self._last_heard > IDLE_TIMEOUT_S:
+                self._end()
+            elif now - took_at > IDLE_TIMEOUT_S:
+                _log.debug("%s talks and reads nothing", self.peer_id)
                 self._end()
             nonce = (nonce + 1) & 0xFFFF_FFFF
             self.session.ping(nonce)

@@ -419,3 +419,28 @@ def test_a_read_full_of_tiny_frames_leaves_the_thread_to_others(
             assert await read_exactly(await mux.accept_stream(), INITIAL_WINDOW) == bytes(INITIAL_WINDOW)
 
     run(main)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_who_talks_and_reads_nothing_does_not_keep_what_waits_for_it(reads: bool) -> None:
+    """Its pings would keep the connection, and a MiB sealed for it, for ever. Who reads slowly is let."""
+
+    async def main() -> None:
+        async with stranger(listens=False, capacity=64 * 1024) as (mux, peer):
+            peer.say(frame(WINDOW_UPDATE, SYN, 1, 0))
+            stream = await mux.accept_stream()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.write, bytes(INITIAL_WINDOW))
+                await settle()
+                assert mux._link.unsent > 0
+                nursery.cancel_scope.cancel()
+            for _ in range(20):
+                if reads:
+                    peer.link.may_receive = 4096
+                    await peer.link.receive()
+                peer.say(frame(PING, SYN, 0, 1))
+                await trio.sleep(20)
+            assert mux._link.unsent > 0
+            assert mux.is_closed is not reads
+
+    run(main)
