@@ -27,6 +27,7 @@ class LinkOverSecureConn:
         self.is_initiator = conn.is_initiator
         self._waiting: deque[bytes] = deque()
         self._unsent = 0
+        self.bytes_sent = 0
         self._broken: str | None = None
 
     @property
@@ -67,6 +68,7 @@ class LinkOverSecureConn:
             for _ in batch:
                 self._waiting.popleft()
             self._unsent -= size
+            self.bytes_sent += size
         if self._broken is not None:
             raise LinkBroken(self._broken)
 

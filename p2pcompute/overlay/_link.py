@@ -29,6 +29,7 @@ class Link(Protocol):
     """
 
     is_initiator: bool
+    bytes_sent: int  # that the socket has taken
 
     @property
     def unsent(self) -> int:

@@ -46,6 +46,7 @@ from ._defence import Defence, Visit
 from ._gossip import LimitedGossipSub
 from ._limits import Limits, Place
 from ._muxer import Yamux
+from ._stream_lines import BoundedMultiselect, BoundedMultiselectClient
 from ._upgrader import MendedUpgrader
 from .noise import WrongPeer
 
@@ -457,6 +458,8 @@ class MendedHost(BasicHost):
     ) -> None:
         # Observed addresses are what any stranger says that ours are.
         super().__init__(swarm, announce_addrs=announce, disable_identify_address_discovery=True)
+        self.multiselect = BoundedMultiselect(dict(self.multiselect.handlers))
+        self.multiselect_client = BoundedMultiselectClient()
         self._defence = swarm.defence
         self._nursery = nursery
         self._on_identified = on_identified

@@ -6,7 +6,8 @@
   stream waits for at most `SEAL_BYTES`.
 - Frames without payload (acknowledgements, window, pongs) wait a moment for something to travel with.
 - One task reads. It never waits to answer, and a stream that nobody reads fills its own window and stops there.
-- A peer that breaks the protocol, or is silent for `IDLE_TIMEOUT_S`, loses the connection.
+- A peer that breaks the protocol, or is silent for `IDLE_TIMEOUT_S`, or takes nothing of what waits for it for so
+  long, loses the connection.
 
 py-libp2p 0.8.1's own tears frames when a write is cancelled, so that one cancelled task breaks every stream of the
 connection; answers frames from its reading loop with blocking writes, so that two busy peers can wait for each
@@ -46,6 +47,7 @@ SEAL_BYTES = FRAME_BYTES  # at most so much is sealed before the socket has take
 CLOGGED_BYTES = 64 * 1024  # writers of more than `SMALL_BYTES` wait while the socket leaves more than this
 MAX_ANSWER_BYTES = 512 * 1024  # a peer that makes us answer but does not read is cut off here
 ANSWER_TICKS = 3  # rounds of trio's loop that a frame without payload waits for company
+EVENTS_PER_BREATH = 1024  # of what a peer sent; then other tasks run
 CALLS_PER_BREATH = 8  # of calls that need not wait, one lets other tasks run
 PING_INTERVAL_S = 30.0
 IDLE_TIMEOUT_S = 90.0
@@ -156,10 +158,17 @@ class Yamux(IMuxedConn):
 
     async def _keep_alive(self) -> None:
         nonce = 0
+        took_at, sent = trio.current_time(), 0
         while True:
             await trio.sleep(PING_INTERVAL_S)
             self._sweep()
-            if trio.current_time() - self._last_heard > IDLE_TIMEOUT_S:
+            now, link = trio.current_time(), self._link
+            if not link.unsent or link.bytes_sent != sent:
+                took_at, sent = now, link.bytes_sent
+            if now - self._last_heard > IDLE_TIMEOUT_S:
+                self._end()
+            elif now - took_at > IDLE_TIMEOUT_S:
+                _log.debug("%s talks and reads nothing", self.peer_id)
                 self._end()
             nonce = (nonce + 1) & 0xFFFF_FFFF
             self.session.ping(nonce)
@@ -333,11 +342,15 @@ class Yamux(IMuxedConn):
                 if not view:
                     return
                 now = self._last_heard = trio.current_time()
-                for event in session.receive_data(view, now):
-                    if not self._on_event(event):
-                        return
-                self.held.arrived()
-                self._answer()
+                while view:
+                    for event in session.receive_data(view, now, limit=EVENTS_PER_BREATH):
+                        if not self._on_event(event):
+                            return
+                    self.held.arrived()
+                    self._answer()
+                    view = view[session.taken :]
+                    if view:  # a full read of tiny frames would keep the thread for a quarter of a second
+                        await trio.lowlevel.checkpoint()
         except LinkBroken as exc:
             _log.debug("the connection to %s broke: %s", self.peer_id, exc)
 

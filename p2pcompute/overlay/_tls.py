@@ -21,9 +21,10 @@ from ._socket_link import Segment, SocketLink
 from ._tls_certificate import UNREADABLE, identity_of, make_certificate
 from .noise import BadIdentity, BadMessage, Data, Role, WrongPeer
 
-__all__ = ["MAX_HANDSHAKE_BYTES", "TlsContext", "TlsHandshake", "TlsSession", "TlsSocket"]
+__all__ = ["MAX_HANDSHAKE_BYTES", "MAX_KEY_UPDATES", "TlsContext", "TlsHandshake", "TlsSession", "TlsSocket"]
 
 MAX_HANDSHAKE_BYTES = 32 * 1024  # of a peer before it is known; ours are 1,200
+MAX_KEY_UPDATES = 64  # and one more for each MiB; honest peers need one in 2^24 records (RFC 8446 §5.5)
 _RECORD_BYTES = 16 * 1024
 _READ_BYTES = 64 * 1024
 _NO_MUXER = b"libp2p"  # the application protocol of peers without early negotiation, and the last that is offered
@@ -35,6 +36,21 @@ class TlsSession:
 
     identity: bytes
     muxer: str | None
+
+
+class _Messages:
+    """How many messages of the handshake's kind have come since the handshake: key updates, and session tickets."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+
+def _count_message(connection: SSL.Connection, where: int, _result: int) -> None:
+    messages = connection.get_app_data()
+    if where & SSL.SSL_CB_EXIT and isinstance(messages, _Messages):
+        messages.count += 1
 
 
 class TlsContext:
@@ -65,6 +81,7 @@ class TlsContext:
         self.context.set_options(SSL.OP_NO_TICKET)
         # Whoever it is has to show a certificate, and prove to have its key. Who that is says `identity_of`.
         self.context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, lambda *_: True)
+        self.context.set_info_callback(_count_message)
         self.context.use_certificate(certificate)
         self.context.use_privatekey(key)
         self.context.set_alpn_protos(self.protocols)
@@ -146,6 +163,8 @@ class TlsSocket(SocketLink):
         assert handshake.result is not None
         super().__init__(raw, stream, identity=handshake.result.identity, muxer=handshake.result.muxer, **rest)
         self._tls = handshake.connection
+        self._messages = _Messages()
+        self._tls.set_app_data(self._messages)
         self._fresh = True  # records may have come with the end of the handshake
 
     def _read_and_open(self) -> memoryview | None:
@@ -164,6 +183,10 @@ class TlsSocket(SocketLink):
                 while written + _RECORD_BYTES <= len(buffer):
                     written += self._tls.recv_into(buffer[written:], _RECORD_BYTES)
                 self._fresh = True
+            if self._messages.count > MAX_KEY_UPDATES + (self.bytes_received >> 20):
+                # OpenSSL answers any number, for as long as we have memory for the answers.
+                self._break("the peer changes its key again and again")
+                written = 0
         except SSL.ZeroReturnError:
             self._ended = True
         except SSL.Error as exc:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from ._events import (
     DataReceived,
     Event,
@@ -124,6 +126,7 @@ class Session:
         self._unread = 0
         self._growth_left = GROWTH_BYTES
         self._broken = False
+        self.taken = 0  # of what was received last
         self._gone_away = False
         self._cheap = _Bucket(CHEAP_FRAMES_BURST, CHEAP_FRAMES_PER_S, now)
         self._resets = _Bucket(RESETS_BURST, RESETS_PER_S, now)
@@ -315,26 +318,35 @@ class Session:
 
     # Receiving
 
-    def receive_data(self, data: bytes | bytearray | memoryview, now: float) -> list[Event]:
+    def receive_data(
+        self, data: bytes | bytearray | memoryview, now: float, *, limit: int = sys.maxsize
+    ) -> list[Event]:
         """What these bytes say, in order. Any pieces give the same events, but for where `DataReceived` is cut.
+
+        After `limit` events it stops, or one more: `taken` bytes of `data` were looked at, and the rest is for the next
+        call.
 
         The last one is `SessionBroken` where the peer broke the protocol; nothing comes after it.
         """
         events: list[Event] = []
+        self.taken = len(data)
         if self._broken:
             return events
         try:
-            self._parse(memoryview(data), now, events)
+            self._parse(memoryview(data), now, events, limit)
         except _BrokenError as exc:
             self._broken = True
             self.go_away(GO_AWAY_PROTOCOL_ERROR)
             events.append(SessionBroken(violation=exc.violation))
         return events
 
-    def _parse(self, view: memoryview, now: float, events: list[Event]) -> None:
+    def _parse(self, view: memoryview, now: float, events: list[Event], limit: int) -> None:
         position, end = 0, len(view)
         head = self._head
         while position < end:
+            if len(events) >= limit:
+                self.taken = position
+                return
             left = self._payload_left
             if left:
                 count = min(left, end - position)

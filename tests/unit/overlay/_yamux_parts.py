@@ -64,6 +64,7 @@ class MemoryLink:
     def __init__(self, *, is_initiator: bool, capacity: int) -> None:
         self.is_initiator = is_initiator
         self.capacity = capacity
+        self.bytes_sent = 0
         self.other: MemoryLink
         self.sends: list[bytes] = []  # what `send_nowait` was given
         self.parts: list[Any] = []  # the same, as it was given, the last one only
@@ -114,6 +115,7 @@ class MemoryLink:
         if count > 0:
             self.other._inbox += self._waiting[:count]
             del self._waiting[:count]
+            self.bytes_sent += count
             self.other._changed.unpark_all()
             self._changed.unpark_all()
 

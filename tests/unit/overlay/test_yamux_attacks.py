@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,13 +13,14 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamErro
 
 from p2pcompute.overlay import _muxer
 from p2pcompute.overlay._muxed_stream import DISCARD_BYTES, LINGER_S
-from p2pcompute.overlay._muxer import IDLE_TIMEOUT_S, MAX_ANSWER_BYTES
+from p2pcompute.overlay._muxer import EVENTS_PER_BREATH, IDLE_TIMEOUT_S, MAX_ANSWER_BYTES
 from p2pcompute.overlay.yamux import (
     GROWTH_BYTES,
     INITIAL_WINDOW,
     MAX_STREAMS,
     MAX_UNREAD_BYTES,
     RESETS_BURST,
+    TINY_PAYLOAD,
     _session,
 )
 
@@ -387,5 +389,58 @@ def test_garbage_ends_the_connection_and_nothing_else(seed: int) -> None:
             assert mux.streams == 0
             with pytest.raises(MuxedStreamError):
                 await stream.write(b"x")
+
+    run(main)
+
+
+@pytest.mark.parametrize("defended", [True, False])
+def test_a_read_full_of_tiny_frames_leaves_the_thread_to_others(
+    defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 MiB of them is 50,000, and a quarter of a second in which nobody else's connection is served."""
+    if not defended:
+        monkeypatch.setattr(_muxer, "EVENTS_PER_BREATH", 1 << 30)
+    frames = INITIAL_WINDOW // TINY_PAYLOAD
+
+    async def main() -> None:
+        async with stranger() as (mux, peer):
+            peer.say(frame(WINDOW_UPDATE, SYN, 1, 0))
+            await settle()
+            seen = [0]
+            peer.say(data(1, bytes(TINY_PAYLOAD)) * frames)
+            while seen[-1] < frames:
+                await trio.lowlevel.checkpoint()
+                seen.append(mux.session.unread_bytes // TINY_PAYLOAD)
+            longest = max(after - before for before, after in pairwise(seen))
+            if defended:
+                assert longest <= 2 * EVENTS_PER_BREATH  # two tasks may take their turns in any order
+            else:
+                assert longest == frames
+            assert await read_exactly(await mux.accept_stream(), INITIAL_WINDOW) == bytes(INITIAL_WINDOW)
+
+    run(main)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_who_talks_and_reads_nothing_does_not_keep_what_waits_for_it(reads: bool) -> None:
+    """Its pings would keep the connection, and a MiB sealed for it, for ever. Who reads slowly is let."""
+
+    async def main() -> None:
+        async with stranger(listens=False, capacity=64 * 1024) as (mux, peer):
+            peer.say(frame(WINDOW_UPDATE, SYN, 1, 0))
+            stream = await mux.accept_stream()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.write, bytes(INITIAL_WINDOW))
+                await settle()
+                assert mux._link.unsent > 0
+                nursery.cancel_scope.cancel()
+            for _ in range(20):
+                if reads:
+                    peer.link.may_receive = 4096
+                    await peer.link.receive()
+                peer.say(frame(PING, SYN, 0, 1))
+                await trio.sleep(20)
+            assert mux._link.unsent > 0
+            assert mux.is_closed is not reads
 
     run(main)

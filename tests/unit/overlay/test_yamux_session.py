@@ -430,15 +430,18 @@ def transcripts() -> dict[str, bytes]:
     }
 
 
-def result(pieces: list[bytes]) -> tuple[list[tuple[Any, ...]], bytes, int, bool]:
+def result(pieces: list[bytes], limit: int = 1 << 30) -> tuple[list[tuple[Any, ...]], bytes, int, bool]:
     """All that can be seen of a session that was given these pieces."""
     session = listener()
     events: list[tuple[Any, ...]] = []
     for piece in pieces:
-        events += [
-            ("data", event.stream_id, bytes(event.data)) if isinstance(event, yamux.DataReceived) else (event,)
-            for event in session.receive_data(piece, 0)
-        ]
+        rest = piece
+        while rest:
+            events += [
+                ("data", event.stream_id, bytes(event.data)) if isinstance(event, yamux.DataReceived) else (event,)
+                for event in session.receive_data(rest, 0, limit=limit)
+            ]
+            rest = rest[session.taken :]
     return joined(events), sent(session), session.unread_bytes, session.mid_frame
 
 
@@ -457,6 +460,8 @@ def test_every_cut_gives_the_same_events(name: str) -> None:
     wire = transcripts()[name]
     whole = result([wire])
     assert len(whole[0]) > 1 or name == "for nobody"
+    for limit in (1, 2, 3):
+        assert result([wire], limit) == whole
     for cut in range(len(wire) + 1):
         assert result([wire[:cut], wire[cut:]]) == whole
     assert result([wire[i : i + 1] for i in range(len(wire))]) == whole
