@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -170,7 +170,6 @@ class _ProviderAccount:
         A newcomer is charged at least `_LEAST_UNITS`: what a chunk costs this node is known once it is computed, and
         the units that an order states are the requester's own. What was too much comes back after the receipt.
         """
-        await self._give_back_extra()
         price_pusd = self._agreement.terms.price_pusd
         # Before anything is awaited: all tasks of a peer share what it may owe.
         self._begun_pusd[self._peer] += self._chunk_pusd
@@ -178,6 +177,7 @@ class _ProviderAccount:
         others_pusd = self._begun_pusd[self._peer] - self._chunk_pusd
         try:
             recent_pusd, old_pusd = await self._unpaid_pusd()
+            extra, self._extra_pusd = self._extra_pusd, 0
             charged = await self._credit.charge(
                 self._peer,
                 subnet=self._subnet,
@@ -185,6 +185,7 @@ class _ProviderAccount:
                 newcomer_pusd=max(self._chunk_pusd, price_pusd * _LEAST_UNITS),
                 unpaid_pusd=recent_pusd + others_pusd,
                 old_pusd=old_pusd,
+                released_pusd=extra,
             )
         except CreditExhausted as exc:
             self._end_begun()
@@ -488,12 +489,13 @@ class _RequesterAccount:
         self._accepted_pusd = 0
         self.paid_uusd = 0
 
-    async def accept(self, receipt: bytes, payload: ReceiptPayload, *, sampled: int) -> None:
-        """Store a checked receipt, unless that would pass the budget."""
-        pusd = payload.units * self._agreement.terms.price_pusd
+    async def accept(self, results: Sequence[tuple[bytes, ReceiptPayload, int]]) -> None:
+        """Store checked receipts in one transaction, unless that would pass the budget."""
+        pusd = sum(payload.units for _, payload, _ in results) * self._agreement.terms.price_pusd
         self._budget.take(pusd)  # before the ledger is awaited: several accounts share the budget
         try:
-            await self._channel.accept(self._task, [(payload, receipt)], sampled=sampled)
+            receipts = [(payload, receipt) for receipt, payload, _ in results]
+            await self._channel.accept(self._task, receipts, sampled=[sampled for _, _, sampled in results])
         except BaseException:
             self._budget.give_back(pusd)
             raise

@@ -40,6 +40,7 @@ class CreditLedger(Protocol):
         peer_limit_pusd: int,
         subnet_limit_pusd: int,
         provider_limit_pusd: int,
+        released_pusd: int = 0,
     ) -> Literal["granted", "peer", "subnet", "provider"]: ...
     async def release_credit(self, peer: PeerId, *, pusd: int) -> None: ...
 
@@ -171,6 +172,7 @@ class CreditBook:
         unpaid_pusd: int,
         newcomer_pusd: int | None = None,
         old_pusd: int = 0,
+        released_pusd: int = 0,
     ) -> int:
         """Take on `pusd` of unpaid work for `peer`; call it before the work starts.
 
@@ -183,6 +185,8 @@ class CreditBook:
             unpaid_pusd: what the peer owes already over all its tasks, work under way included.
             newcomer_pusd: what a newcomer is charged at least, up to a quarter of its budget.
             old_pusd: what it has owed for longer than a day (`Debts`), which `unpaid_pusd` leaves out.
+            released_pusd: of earlier charges, is given back with this: `release` without a sync of its own. Refused or
+                not, it is.
 
         Returns:
             What was charged to the budgets, for `release`; 0 for a known peer.
@@ -191,6 +195,8 @@ class CreditBook:
             CreditExhausted: not now. Nothing was charged.
         """
         history = await self._ledger.peer(peer)
+        if released_pusd and history is not None and (history.banned or self._is_known(history)):
+            await self._ledger.release_credit(peer, pusd=released_pusd)  # nothing is charged that it could go with
         if history is not None and history.banned:
             raise CreditExhausted(f"{peer} is banned: {history.banned}")
         if history is not None and history.paid_uusd >= self.policy.known_uusd:
@@ -211,6 +217,7 @@ class CreditBook:
             peer_limit_pusd=self.policy.peer_uusd * PUSD_PER_UUSD,
             subnet_limit_pusd=self.policy.subnet_uusd * PUSD_PER_UUSD,
             provider_limit_pusd=self.policy.provider_uusd * PUSD_PER_UUSD,
+            released_pusd=released_pusd,
         )
         if verdict != "granted":
             raise CreditExhausted(f"the free credit per {verdict} for newcomers is used up for this hour")

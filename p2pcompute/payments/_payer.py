@@ -266,7 +266,9 @@ class ChannelOut:
         self._dialogue: Dialogue | None = None  # of the stream, as long as it is in use
         self._connection = ChannelConnection(Role.REQUESTER)
 
-    async def accept(self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int) -> int:
+    async def accept(
+        self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int | Sequence[int]
+    ) -> int:
         """Accept checked work, durably; see `Ledger.accept_work`. `pay` then pays for it."""
         return await self._payer.ledger.accept_work(task, receipts, sampled=sampled)
 

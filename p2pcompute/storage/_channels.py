@@ -88,7 +88,7 @@ class ChannelsMixin:
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
-    async def _look(self, work: Callable[[Transaction], T]) -> T:
+    async def _look(self, work: Callable[[Transaction], T], key: object = None) -> T:
         raise NotImplementedError
 
     def _ride(self, key: object, work: Callable[[Transaction], object]) -> None:
@@ -107,7 +107,7 @@ class ChannelsMixin:
             row = tx.one(f"{_IN} WHERE channel = :channel", channel=channel)
             return None if row is None else _in(row)
 
-        return await self._look(work)
+        return await self._look(work, ("channel_in", channel))
 
     async def channels_in(self) -> list[ChannelInRow]:
         """All incoming channels."""
@@ -120,7 +120,7 @@ class ChannelsMixin:
             rows = tx.all(f"{_IN} WHERE peer = :peer OR channel = :channel", peer=peer, channel=channel)
             return sum(_in(row).unpaid_pusd for row in rows)
 
-        return await self._look(work)
+        return await self._look(work, ("unpaid_pusd", peer, channel))
 
     async def work_since_pusd(self, peer: PeerId, channel: ChannelId, *, since_ms: int) -> int:
         """What was receipted for a peer, and on `channel`, under agreements that ran at `since_ms` or later: no less

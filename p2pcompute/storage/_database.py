@@ -10,7 +10,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import cbor2
 
@@ -37,6 +37,7 @@ _PRAGMAS: Final = (
     ("trusted_schema", "off", 0),
     ("cell_size_check", "on", 1),
 )
+_MOST_SEEN: Final = 1_024  # answers that `Database.look` keeps
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
@@ -115,6 +116,9 @@ class Database:
         self.path = path
         self._failed = ""
         self._looks: sqlite3.Connection | None = None
+        self._writes = 0  # odd while a transaction is being written
+        self._seen: dict[object, object] = {}  # what `look` gave, since `_seen_at` of `_writes`
+        self._seen_at = 0
         if path is not None:
             _make_private(path)
         # isolation_level None: transactions are begun and ended here, and nowhere behind our back.
@@ -183,7 +187,11 @@ class Database:
             self.connection.execute("COMMIT")
             return outcomes
 
-        return self._guard(run)
+        self._writes += 1
+        try:
+            return self._guard(run)
+        finally:
+            self._writes += 1
 
     def _one(self, work: Callable[[Transaction], Any], transaction: Transaction) -> Any:
         try:
@@ -214,9 +222,13 @@ class Database:
 
         return self._guard(run)
 
-    def look(self, work: Callable[[Transaction], T]) -> T:
+    def look(self, work: Callable[[Transaction], T], key: object = None) -> T:
         """Run `work`, a query or few by key, on a connection of its own: it sees what is committed, and waits for no
         transaction that is being written meanwhile. Only for a file, and only in one thread.
+
+        Args:
+            work: gives something that nobody changes.
+            key: names what `work` looks at, all of it. What it gave is given again until the next transaction.
 
         Raises:
             LedgerFailed, LedgerCorrupt, StorageError: as `read`.
@@ -227,7 +239,18 @@ class Database:
             if self._looks is None:
                 self._looks = sqlite3.connect(str(self.path), isolation_level=None, check_same_thread=False)
                 self._looks.execute("PRAGMA query_only = on")
-            return work(Transaction(self._looks, 0))
+            began = self._writes
+            if key is None or began % 2:  # of what is being written now, nobody can say on which side of it a look is
+                return work(Transaction(self._looks, 0))
+            if began != self._seen_at:
+                self._seen.clear()
+                self._seen_at = began
+            if key in self._seen:
+                return cast("T", self._seen[key])
+            found = work(Transaction(self._looks, 0))
+            if self._writes == began and len(self._seen) < _MOST_SEEN:
+                self._seen[key] = found
+            return found
         except sqlite3.Error as exc:
             raise self._translate(exc) from exc
 

@@ -128,11 +128,11 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
         await self._write_riders()
         return await self._executor(lambda: self._database.read(work))
 
-    async def _look(self, work: Callable[[Transaction], T]) -> T:
+    async def _look(self, work: Callable[[Transaction], T], key: object = None) -> T:
         if self._database.path is None:
             return await self._read(work)
         await trio.lowlevel.checkpoint()
-        return self._database.look(work)
+        return self._database.look(work, key)
 
     async def _write_riders(self) -> None:
         if self._commit.riding:
@@ -297,14 +297,16 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
 
         return await self._look(work)
 
-    async def accept_work(self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int) -> int:
+    async def accept_work(
+        self, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]], *, sampled: int | Sequence[int]
+    ) -> int:
         """Requester: receipts whose sample matched, in one transaction; they count towards the next voucher.
 
         Receipts of indexes accepted before are skipped, so nothing is paid twice.
 
         Args:
             receipts: payloads (code 0) and their envelopes, verified by the caller.
-            sampled: how many elements were re-run over all of them.
+            sampled: how many elements of each were re-run: one number for all of them, or one for each.
 
         Returns:
             What the channel's next voucher will say, in micro-USD.
@@ -313,13 +315,14 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
             CeilingReached: together they would cost more than the agreement's ceiling; none was accepted.
             UnknownAgreement: no open agreement for this task.
         """
+        counts = [sampled] * len(receipts) if isinstance(sampled, int) else sampled
 
         def work(tx: Transaction) -> int:
             agreement = need_agreement(tx, task, "requester")
             if agreement.state != "open":
                 raise UnknownAgreement(f"the task {task.hex()[:16]} has ended ({agreement.state}); accept nothing more")
             total_pusd = agreement.total_pusd
-            for receipt, envelope in receipts:
+            for (receipt, envelope), count in zip(receipts, counts, strict=True):
                 if receipt.task != task or receipt.code != 0:
                     raise PaymentError("only results of this task can be accepted")
                 pusd = receipt.units * agreement.price_pusd
@@ -343,7 +346,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
                     units=receipt.units,
                     pusd=pusd,
                     envelope=envelope,
-                    sampled=sampled,
+                    sampled=count,
                     channel=agreement.channel,
                 )
             row = tx.one("SELECT accepted_pusd FROM channels_out WHERE channel = :channel", channel=agreement.channel)

@@ -31,7 +31,7 @@ class PeersMixin:
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
-    async def _look(self, work: Callable[[Transaction], T]) -> T:
+    async def _look(self, work: Callable[[Transaction], T], key: object = None) -> T:
         raise NotImplementedError
 
     async def peer(self, peer: PeerId) -> PeerRow | None:
@@ -41,7 +41,7 @@ class PeersMixin:
             row = tx.one(f"{_PEER} WHERE peer = :peer", peer=peer)
             return None if row is None else PeerRow(**dict(zip(PeerRow.__dataclass_fields__, row, strict=True)))
 
-        return await self._look(work)
+        return await self._look(work, ("peer", peer))
 
     async def peers(self) -> list[PeerRow]:
         """All peers that we have dealt with."""
@@ -74,13 +74,22 @@ class PeersMixin:
         peer_limit_pusd: int,
         subnet_limit_pusd: int,
         provider_limit_pusd: int,
+        released_pusd: int = 0,
     ) -> CreditVerdict:
         """Use `pusd` of the free credit of this hour (UNIX time // 3600), unless that would pass a limit.
 
         What is refused writes nothing, so a flood of refused strangers costs no disk.
+
+        Args:
+            peer, subnet, hour, pusd: who uses it, and how much of what.
+            peer_limit_pusd, subnet_limit_pusd, provider_limit_pusd: what may be used in this hour.
+            released_pusd: is given back before, refused or not: `release_credit` without a sync of its own.
         """
 
         def work(tx: Transaction) -> CreditVerdict:
+            if released_pusd:
+                release_credit(tx, peer, released_pusd)
+
             def used(where: str, **params: object) -> int:
                 row = tx.one(f"SELECT coalesce(sum(pusd), 0) FROM credit WHERE {where}", **params)
                 return 0 if row is None else int(row[0])

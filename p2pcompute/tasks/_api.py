@@ -193,8 +193,15 @@ class RequesterAccount(Protocol):
         """Micro-USD that the provider has acknowledged for this agreement."""
         ...
 
-    async def accept(self, receipt: bytes, payload: ReceiptPayload, *, sampled: int) -> None:
-        """Store a checked receipt: the next voucher covers it."""
+    async def accept(self, results: Sequence[tuple[bytes, ReceiptPayload, int]]) -> None:
+        """Store checked receipts, in order: the next voucher covers them.
+
+        Args:
+            results: the receipt, what it says, and how many elements of the chunk were re-run.
+
+        Raises:
+            BudgetError, PaymentError: together they would cost too much; none was accepted.
+        """
         ...
 
     async def reject(self, receipt: bytes, payload: ReceiptPayload, reason: str) -> None:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -202,6 +203,7 @@ class Link:
                     nursery.start_soon(self._check, received_out)
                     nursery.start_soon(self._pay)
                     nursery.start_soon(self._watch)
+                    nursery.start_soon(self._relay, self.hooks.changed())
                     await self._assign()
                     await self._settle()  # before the end of `_pay`: a voucher under way is not broken off
                     nursery.cancel_scope.cancel()
@@ -356,7 +358,6 @@ class Link:
     async def _assign(self) -> None:
         """Give out chunks while there is room; returns when all are done and ours are handed over."""
         while self._unchecked or not self.scheduler.is_complete:
-            changed = self.hooks.changed()
             if self.draining and not self.connection.outstanding and not self.unpaid:
                 raise TaskRefused(f"{self.provider} takes no more work")
             index = self.scheduler.take(self.provider, trio.current_time()) if self._room() else None
@@ -369,10 +370,16 @@ class Link:
                 self._pay_now.set()  # nothing is under way: the provider waits for money, or the work is ending
             hedge_at = self.scheduler.hedge_at(self.provider) if self._room() else None
             self._wake = trio.Event()
+            # Nothing was awaited since the scheduler was asked, so no wake-up is missed.
             with trio.move_on_at(math.inf if hedge_at is None else max(hedge_at, trio.current_time() + 0.05)):
-                async with trio.open_nursery() as nursery:
-                    for event in (changed, self._wake):
-                        nursery.start_soon(_first_of, event, nursery.cancel_scope)
+                await self._wake.wait()
+
+    async def _relay(self, changed: trio.Event) -> None:
+        """Wake `_assign` when the scheduler may have something new. `changed` is from before `_assign` first asked."""
+        while True:
+            await changed.wait()
+            changed = self.hooks.changed()
+            self._wake.set()
 
     async def _hand_out(self, index: int) -> None:
         """Assign a chunk, and send the tiles that it needs and the provider lacks."""
@@ -550,13 +557,19 @@ class Link:
             # As long as the chain takes, which is not the provider's fault; and before anything is accepted, because
             # what is accepted already would be funded on top of what the agreement may cost.
             await self.account.funded()
-        while self._checked and self._is_kept(self._checked[0][0].index):
+        most = len(self._checked)
+        while kept := list(takewhile(lambda one: self._is_kept(one[0].index), self._checked[:most])):
             await trio.lowlevel.checkpoint_if_cancelled()  # a lie that was found meanwhile ends this
             with trio.CancelScope(shield=True):  # accepted exactly once
-                received, sampled = self._checked[0]
-                await self.account.accept(received.receipt, received.payload, sampled=sampled)
-                del self._checked[0]
-                self._accepted += 1
+                try:
+                    await self.account.accept([(one.receipt, one.payload, sampled) for one, sampled in kept])
+                except (BudgetError, PaymentError):
+                    if len(kept) == 1:
+                        raise
+                    most = 1  # together they are too dear, and nothing was accepted; the first of them may not be
+                    continue
+                del self._checked[: len(kept)]
+                self._accepted += len(kept)
 
     async def _keep(self) -> None:
         """Before anything is accepted: see that what was checked is ours, whatever becomes of the provider."""
@@ -592,8 +605,3 @@ class Link:
                     pass
             except (OverlayError, RemoteProtocolError):
                 pass  # everything is settled; how the stream ends does not matter any more
-
-
-async def _first_of(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel()

@@ -492,7 +492,7 @@ def test_accounts_that_accept_at_once_keep_to_one_budget(run: Run) -> None:
         async def accept(account: Any) -> None:
             nonlocal refused
             try:
-                await account.accept(b"", world.receipt(task, 0, units=6), sampled=1)
+                await account.accept([(b"", world.receipt(task, 0, units=6), 1)])
             except BudgetError:
                 refused += 1
 
@@ -504,7 +504,7 @@ def test_accounts_that_accept_at_once_keep_to_one_budget(run: Run) -> None:
         assert (refused, budget.accepted_pusd) == (1, 6_000_000)
         channel.fails = True
         with pytest.raises(OSError):
-            await accounts[0].accept(b"", world.receipt(task, 1, units=1), sampled=1)
+            await accounts[0].accept([(b"", world.receipt(task, 1, units=1), 1)])
         assert budget.accepted_pusd == 6_000_000
 
     run(body)

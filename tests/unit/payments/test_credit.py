@@ -104,6 +104,33 @@ async def pay(ledger: Ledger, peer: Any, amount_uusd: int, already: int = 0) -> 
     )
 
 
+def test_what_comes_back_with_the_next_charge_comes_back_in_any_case() -> None:
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        async def used() -> int:
+            return await ledger.credit_used_pusd(clock() // HOUR_MS) // CHUNK_PUSD
+
+        for _ in range(5):
+            await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
+        # It makes the room for what goes with it, and comes back where that is refused as well.
+        await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
+        assert await used() == 5
+        with pytest.raises(CreditExhausted, match="per peer"):
+            await book.charge(PEERS[0], subnet="a", pusd=3 * CHUNK_PUSD, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
+        assert await used() == 4
+        # And where nothing is charged: of one that is known by now, or banned.
+        await ledger.ban(PEERS[0], reason="x")
+        with pytest.raises(CreditExhausted, match="banned"):
+            await book.charge(PEERS[0], subnet="a", pusd=1, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
+        assert await used() == 3
+        await book.charge(PEERS[1], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
+        await pay(ledger, PEERS[1], 1_000_000)
+        assert await used() == 3
+        await book.charge(PEERS[1], subnet="a", pusd=1, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
+        assert await used() == 3
+
+    with_book(CreditPolicy(), body)
+
+
 def test_what_a_newcomer_pays_comes_back_to_the_budget() -> None:
     async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
         for _ in range(5):

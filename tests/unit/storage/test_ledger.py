@@ -155,6 +155,19 @@ def test_accepting_twice_pays_once_and_the_ceiling_holds(deal: Any) -> None:
     with_ledger(body)
 
 
+def test_each_of_several_receipts_keeps_its_own_count_of_samples(deal: Any) -> None:
+    async def body(ledger: Ledger) -> None:
+        await ledger.add_agreement(deal.agreement, role="requester")
+        work = [(deal.receipt(index), deal.sign(deal.receipt(index))) for index in range(3)]
+        with pytest.raises(ValueError, match="zip"):
+            await ledger.accept_work(deal.task, work, sampled=[4, 0])
+        assert await ledger.receipts(deal.task) == []
+        await ledger.accept_work(deal.task, work, sampled=[4, 0, 9])
+        assert [row.sampled for row in await ledger.receipts(deal.task)] == [4, 0, 9]
+
+    with_ledger(body)
+
+
 def test_a_voucher_is_never_above_deposit_or_accepted_work(deal: Any) -> None:
     async def body(ledger: Ledger) -> None:
         agreement = await ledger.add_agreement(deal.agreement, role="requester")
