@@ -52,8 +52,8 @@ from .noise import WrongPeer
 
 __all__ = [
     "ADDRESS_TTL_S",
-    "BufferedTcp",
     "Listener",
+    "LocatedTcp",
     "MendedHost",
     "MendedPeerStore",
     "MendedPubsub",
@@ -77,7 +77,7 @@ SEEN_TTL_S = 120.0
 MAX_SEEN = 16 * 1024
 
 
-class _BufferedStream(TrioTCPStream):
+class _LocatedStream(TrioTCPStream):
     """Knows where an IPv6 peer is, for which libp2p's gives None."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
@@ -93,14 +93,14 @@ class _BufferedStream(TrioTCPStream):
         return self._remote
 
 
-class BufferedTcp(TCP):
+class LocatedTcp(TCP):
     """The TCP transport for dialling. Listening is `Listener`'s."""
 
     async def dial(self, maddr: Multiaddr) -> IRawConnection:
         conn = await super().dial(maddr)
         assert isinstance(conn, RawConnection)
         assert isinstance(conn.stream, TrioTCPStream)
-        conn.stream = _BufferedStream(conn.stream.stream)
+        conn.stream = _LocatedStream(conn.stream.stream)
         return conn
 
 
@@ -120,7 +120,7 @@ class Listener(IListener):
         """Accept until closed; `handler` must not raise."""
 
         async def accept(stream: trio.SocketStream) -> None:
-            await handler(_BufferedStream(stream), self._address)
+            await handler(_LocatedStream(stream), self._address)
 
         try:
             await trio.serve_listeners(accept, [self._listener])
@@ -198,7 +198,7 @@ class MendedSwarm(Swarm):
             peer_id,
             peerstore,
             upgrader,
-            [BufferedTcp()],
+            [LocatedTcp()],
             retry_config=RetryConfig(max_retries=0),
             connection_config=connection_limits(self.defence.limits),
         )

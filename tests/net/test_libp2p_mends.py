@@ -38,7 +38,7 @@ from p2pcompute.errors import ConfigError, DialError, PortInUse
 from p2pcompute.identity import NodeKey
 from p2pcompute.overlay import Limits, open_libp2p
 from p2pcompute.overlay._libp2p import Libp2pOverlay
-from p2pcompute.overlay._mends import MendedPeerStore, MendedSwarm, SeenMessages, _BufferedStream
+from p2pcompute.overlay._mends import MendedPeerStore, MendedSwarm, SeenMessages, _LocatedStream
 from p2pcompute.overlay._muxer import Yamux
 from p2pcompute.testing._overlay_checks import PrefixValidator
 from p2pcompute_protocols.ids import PeerId, peer_id_to_bytes
@@ -431,7 +431,7 @@ def test_one_address_cannot_take_every_connection(monkeypatch: pytest.MonkeyPatc
         async with our_node(limits=Limits(connections_per_host=3)) as ours, AsyncExitStack() as stack:
             for _ in range(5):  # loopback has no bound: many nodes share it in a testnet
                 assert (await knock(ours, stack))[1]
-            monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
+            monkeypatch.setattr(_LocatedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
             knocks = [await knock(ours, stack) for _ in range(5)]
             assert [greeted for _, greeted in knocks] == [True, True, True, False, False]
             await knocks[0][0].aclose()
@@ -444,7 +444,7 @@ def test_one_address_cannot_take_every_connection(monkeypatch: pytest.MonkeyPatc
 def test_the_addresses_of_one_ipv6_customer_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has one IPv6 address has 2**64 of them."""
     hosts = iter([f"2001:db8:0:1::{number:x}" for number in range(1, 6)] + ["2001:db8:0:2::1", "192.0.2.7"])
-    monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: (next(hosts), 1))
+    monkeypatch.setattr(_LocatedStream, "get_remote_address", lambda _self: (next(hosts), 1))
 
     async def main() -> None:
         async with our_node(limits=Limits(connections_per_host=3)) as ours, AsyncExitStack() as stack:
@@ -526,7 +526,7 @@ def test_without_making_room_unfinished_handshakes_keep_everybody_out(monkeypatc
 
 
 def test_one_host_has_its_share_of_unfinished_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_BufferedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
+    monkeypatch.setattr(_LocatedStream, "get_remote_address", lambda _self: ("192.0.2.7", 1))
 
     async def main() -> None:
         async with our_node(limits=Limits(handshakes_per_host=2)) as ours, AsyncExitStack() as stack:
