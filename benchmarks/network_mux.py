@@ -43,6 +43,7 @@ class PlainLink:
         self._raw = stream.socket._sock  # type: ignore[attr-defined]
         self._buffer = memoryview(bytearray(MIB))
         self._rest = bytearray()
+        self.bytes_sent = 0
 
     @property
     def unsent(self) -> int:
@@ -59,6 +60,7 @@ class PlainLink:
                 sent = self._raw.sendmsg(parts)
             except BlockingIOError:
                 sent = 0
+        self.bytes_sent += sent
         if sent < total:
             self._rest += b"".join(parts)[sent:]
         return len(self._rest)
@@ -69,6 +71,7 @@ class PlainLink:
             await trio.lowlevel.wait_writable(self._raw)
             sent = self._raw.send(self._rest)
             del self._rest[:sent]
+            self.bytes_sent += sent
 
     async def aclose(self) -> None:
         await self._stream.aclose()
