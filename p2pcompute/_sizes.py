@@ -29,7 +29,8 @@ def parse_size(value: object) -> int:
     elif isinstance(value, int) and not isinstance(value, bool):
         number = value
     else:
-        raise OptionError(f'a size is {said(value)}; write such as "2 GiB", or 0 for none')
+        raise OptionError(f'{said(value)} is no size; write it as "2 GiB", or 0 for none')
     if number and not _LEAST <= number <= _MOST:
-        raise OptionError(f"a size is {said(value)}; write 16 MiB to 1024 TiB, or 0 for none")
+        bound = "less than 16 MiB" if number < _LEAST else "more than 1024 TiB"
+        raise OptionError(f"{said(value)} is {bound}; write a size of 16 MiB to 1024 TiB, or 0 for none")
     return number

@@ -81,7 +81,8 @@ def multiaddrs(given: object, name: str) -> tuple[str, ...]:
     Raises:
         OptionError: they are something else.
     """
-    example = "'/ip4/0.0.0.0/tcp/4001'" if name == "listen" else "'/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…'"
+    # Of this machine for `listen`, and not 0.0.0.0: it is what others are told to dial.
+    example = f"'/ip4/192.0.2.7/tcp/4001{'' if name == 'listen' else '/p2p/12D3Koo…'}'"
     found = texts(given, name, what=f"multiaddrs, such as {example}")
     for text in found:
         if not text.startswith("/"):

@@ -112,6 +112,7 @@ class NodeServices:
     blob_directory: Path | None = None  # where a provider keeps inputs
     blob_run: BlobRuns = in_thread  # what waits for that disk
     chain_url: str | None = None
+    test_money: bool = False  # of our development chain: worth nothing
     open_device_pool: Callable[[str, bool], WorkerPool] | None = None
     measure_on: Callable[[WorkerPool, str], Awaitable[Device]] | None = None
     prove_fast: Prove | None = None

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import click
 
+from ._screen import show
 from ._shared import common_options, count, json_line, profile_option, seconds, short_peer
 from ._status import ask_node, rate, size, watch_option
 
@@ -43,10 +44,8 @@ def peers(profile: str, banned: bool, watch: float | None, as_json: bool, debug:
         if as_json:
             json_line(**answer)
         else:
-            if watch is not None:
-                click.clear()  # does nothing where stdout is no terminal
             lines = _banned(answer) if banned else _connected(answer, before, watching=watch is not None)
-            click.echo("\n".join(lines))
+            show(lines, watching=watch is not None, keep=0 if banned else 1)
             before = answer
         if watch is None:
             return

@@ -131,20 +131,23 @@ class Progress:
         self._profile = requested_profile
         self._now: TaskView | None = None
         self._live: Live | None = None
+        self._opened = ""
 
     def node_opened(self, node: Node) -> None:
         """Say where money is spent."""
         terms = node.services.hub.terms
         path = node.services.ledger.path
         ours = path is not None and path.parent.name == self._profile
-        self._console.print(
-            f"network {node.network}: money of the development chain {terms.chain_id} (test money), hub "
-            f"0x{bytes(terms.hub).hex()[:8]}…, wallet 0x{node.services.account.address.hex()}"
-            + ("" if ours else f"; profile {self._profile} is in use, so this one is used once and thrown away"),
-            style="dim",
-            highlight=False,
-            soft_wrap=True,
+        chain = f"chain {terms.chain_id}"
+        line = (
+            f"network {node.network}: money of "
+            + (f"the development {chain} (test money)" if node.services.test_money else chain)
+            + f", hub 0x{bytes(terms.hub).hex()[:8]}…, wallet 0x{node.services.account.address.hex()}"
+            + ("" if ours else f"; profile {self._profile} is in use, so this one is used once and thrown away")
         )
+        if line != self._opened:  # each `p2p.run` of a script opens a node
+            self._opened = line
+            self._console.print(line, style="dim", highlight=False, soft_wrap=True)
 
     def task_event(self, event: TaskEvent) -> None:
         """Take an event of the task that runs."""

@@ -76,6 +76,7 @@ the budget, which caps it. With --json events go to stdout, and what the script 
 @click.option(
     "--at-risk",
     metavar="AMOUNT",
+    callback=_checked,
     help="how much of it the arbiters may take for one task [the least stake that counts]",
 )
 @common_options

@@ -15,11 +15,13 @@ import click
 __all__ = [
     "Failure",
     "chain_options",
+    "checked_addresses",
     "common_options",
     "count",
     "fail",
     "hush_logs",
     "json_line",
+    "label",
     "labelled",
     "network_options",
     "profile_option",
@@ -54,6 +56,17 @@ def profile_option(function: F, *, default: str = "default") -> F:
         show_default=True,
         help="keys and ledger of this node",
     )(function)
+
+
+def checked_addresses(_ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Multiaddrs. A node looks at them too, but only once a chain was started for it."""
+    from p2pcompute._options import OptionError
+    from p2pcompute._where import multiaddrs
+
+    try:
+        return multiaddrs(value, param.name or "") if value else value
+    except OptionError as exc:
+        raise click.BadParameter(str(exc)) from exc
 
 
 def chain_options(function: F, *, where: str = "") -> F:
@@ -93,6 +106,7 @@ def network_options(function: F, *, profile: str = "default") -> F:
             "--bootstrap",
             metavar="MULTIADDR",
             multiple=True,
+            callback=checked_addresses,
             help="a peer to join by; may be repeated. Nodes on this machine find each other without it",
         ),
         click.option(
@@ -185,9 +199,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def labelled(name: str, text: str, *, width: int = 11) -> None:
+def label(name: str, text: str, *, width: int = 11) -> str:
     """A line of a summary: what it is in colour, in a column of so many characters, and what there is to say."""
-    click.echo("  " + click.style(f"{name:<{width}}", fg="cyan") + text)
+    return "  " + click.style(f"{name:<{width}}", fg="cyan") + text
+
+
+def labelled(name: str, text: str, *, width: int = 11) -> None:
+    """Say a line of a summary, as `label` makes it."""
+    click.echo(label(name, text, width=width))
 
 
 def short_peer(peer: str) -> str:

@@ -12,13 +12,14 @@ from typing import Any, TypeVar
 
 import click
 
+from ._screen import show
 from ._shared import (
     common_options,
     count,
     fail,
     hush_logs,
     json_line,
-    labelled,
+    label,
     profile_option,
     seconds,
     short_peer,
@@ -69,9 +70,7 @@ def status(profile: str, metrics: bool, watch: float | None, as_json: bool, debu
         elif as_json:
             json_line(**answer)
         else:
-            if watch is not None:
-                click.clear()  # does nothing where stdout is no terminal
-            _show(answer, before)
+            show(_said(answer, before), watching=watch is not None)
             before = answer
         if watch is None:
             return
@@ -149,9 +148,14 @@ def rate(now: dict[str, Any], before: dict[str, Any] | None, value: Callable[[di
     return max(0.0, value(now) - earlier) / passed_s if passed_s > 0 else 0.0
 
 
-def _show(answer: dict[str, Any], before: dict[str, Any] | None = None) -> None:
+def _said(answer: dict[str, Any], before: dict[str, Any] | None = None) -> list[str]:
+    lines: list[str] = []
+
+    def labelled(name: str, text: str) -> None:
+        lines.append(label(name, text))
+
     totals, provider = answer["totals"], answer["provider"]
-    _section("Node")
+    lines.append(_section("Node"))
     labelled("peer", answer["peer_id"])
     for address in answer["addresses"]:
         labelled("address", address)
@@ -182,12 +186,12 @@ def _show(answer: dict[str, Any], before: dict[str, Any] | None = None) -> None:
         )
         labelled("used", _usage(provider["used"]))
         for program in provider["programs"]:
-            label = f"{program['distribution']}:{program['name']}"
+            name = f"{program['distribution']}:{program['name']}"
             data = f", reads {program['data']}" if program["data"] else ""
-            labelled("program", f"{label} {program['version']}, files {program['digest'][:16]}{data}")
+            labelled("program", f"{name} {program['version']}, files {program['digest'][:16]}{data}")
         if provider["draining"]:
             labelled("draining", "no more work is taken until it is started anew")
-    _section("Wallet")
+    lines.append(_section("Wallet"))
     labelled("address", answer["wallet"])
     chain = answer["chain"]
     labelled("chain", f"{chain['url'] + ', ' if chain['url'] else ''}id {chain['chain_id']}, hub {chain['hub']}")
@@ -201,20 +205,21 @@ def _show(answer: dict[str, Any], before: dict[str, Any] | None = None) -> None:
     labelled("spent", f"{usd(totals['spent_uusd'])} of {usd(totals['reserved_uusd'])} in channels")
     labelled("channels", f"{totals['channels_in']} in, {totals['channels_out']} out")
     tasks = [] if provider is None else provider["tasks"]
-    _section("Tasks")
+    lines.append(_section("Tasks"))
     if not tasks:
-        click.echo("  none running")
-    for task in tasks:
-        click.echo(
-            f"  {task['task'][:8]}  for {short_peer(task['requester'])}  {count(task['chunks_done'], 'chunk')}"
-            f"  {seconds(task['age_s'])}"
-            + (f"  {task['chunks_failed']} failed" if task["chunks_failed"] else "")
-            + _computing(task["computing"])
-        )
+        lines.append("  none running")
+    lines += [
+        f"  {task['task'][:8]}  for {short_peer(task['requester'])}  {count(task['chunks_done'], 'chunk')}"
+        f"  {seconds(task['age_s'])}"
+        + (f"  {task['chunks_failed']} failed" if task["chunks_failed"] else "")
+        + _computing(task["computing"])
+        for task in tasks
+    ]
     for title, rows in (("Peers that pay us", answer["earnings"]), ("Peers that we pay", answer["spending"])):
         if rows:
-            _section(title)
-            _table(rows)
+            lines.append(_section(title))
+            lines += _table(rows)
+    return lines
 
 
 def _number(value: float) -> str:
@@ -235,16 +240,17 @@ def _computing(chunk: dict[str, int] | None) -> str:
     return f"  chunk {chunk['chunk']} at {chunk['blocks_done'] * 100 // chunk['blocks']}%"
 
 
-def _section(title: str) -> None:
-    click.echo(click.style(title, bold=True))
+def _section(title: str) -> str:
+    return click.style(title, bold=True)
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
+def _table(rows: list[dict[str, Any]]) -> list[str]:
     columns = [name for name in rows[0] if name != "peer"]
     heads = [name.removesuffix("_uusd") for name in columns]
-    click.echo("  " + "".join(f"{head:>14}" for head in heads) + "  (USD)")
+    lines = ["  " + "".join(f"{head:>14}" for head in heads) + "  (USD)"]
     for row in rows[:20]:
         amounts = "".join(f"{row[name] / 1e6:>14.6f}" for name in columns)
-        click.echo(f"  {amounts}  {short_peer(row['peer'])}")
+        lines.append(f"  {amounts}  {short_peer(row['peer'])}")
     if len(rows) > 20:
-        click.echo(f"  and {len(rows) - 20} more; --json has up to 200")
+        lines.append(f"  and {len(rows) - 20} more; --json has up to 200")
+    return lines

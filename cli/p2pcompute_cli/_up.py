@@ -15,7 +15,7 @@ import click
 
 from ._logs import log_options
 from ._passwords import owner_password, password_option
-from ._shared import common_options, fail, network_options, registry_option, seconds, usd
+from ._shared import checked_addresses, common_options, fail, network_options, registry_option, seconds, usd
 from ._up_says import Voice
 
 if TYPE_CHECKING:
@@ -52,6 +52,19 @@ def _size(_ctx: click.Context, _param: click.Parameter, value: str) -> str:
     return value
 
 
+def _towers(_ctx: click.Context, _param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    from p2pcompute._options import OptionError
+
+    if not value:
+        return value
+    from p2pcompute._watching import towers
+
+    try:
+        return towers(value)
+    except OptionError as exc:
+        raise click.BadParameter(str(exc)) from exc
+
+
 def _coin_price(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | None:
     from p2pcompute._options import parse_usd
 
@@ -61,6 +74,12 @@ def _coin_price(_ctx: click.Context, _param: click.Parameter, value: str | None)
         return parse_usd(value)
     except ValueError as exc:
         raise click.BadParameter(str(exc)) from exc
+
+
+def _amount_text(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """An amount that goes on as text."""
+    _coin_price(ctx, param, value)
+    return value
 
 
 @click.command(
@@ -84,6 +103,7 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     multiple=True,
     default=("/ip4/127.0.0.1/tcp/0",),
     show_default=True,
+    callback=checked_addresses,
     help="where to listen; may be repeated",
 )
 @click.option(
@@ -132,7 +152,8 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     default="1 GiB",
     show_default=True,
     callback=_size,
-    help="how much of the disk inputs of requesters who pay may take, so that they are not sent again; 0 keeps none",
+    help="how much of the disk inputs of requesters who pay may take, so that they are not sent again: 16 MiB at "
+    "least; 0 keeps none",
 )
 @click.option(
     "--allow-program",
@@ -166,6 +187,7 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     "watchtowers",
     metavar="MULTIADDR",
     multiple=True,
+    callback=_towers,
     help="a peer that keeps this node's vouchers and was told to; may be repeated",
 )
 @click.option(
@@ -176,7 +198,12 @@ Ctrl-C stops billing, ends the tasks, claims what was earned and leaves; a secon
     help="accept this peer as an arbiter: what it finds can take this account's stake (`p2pcompute stake`), at most "
     "--at-risk for one task; may be repeated [none: orders that name arbiters are refused]",
 )
-@click.option("--at-risk", metavar="AMOUNT", help="the most put at risk for one task [the least stake that counts]")
+@click.option(
+    "--at-risk",
+    metavar="AMOUNT",
+    callback=_amount_text,
+    help="the most put at risk for one task [the least stake that counts]",
+)
 @registry_option
 @click.option("--fault", metavar="lie:FRACTION[:ROWBYTES]", hidden=True)
 @log_options
@@ -443,7 +470,11 @@ def _ready(settings: Settings, voice: Voice, node: Node, role: ProviderRole, cha
         ("modes", _modes_text(role)),
         *(("program", f"{p.distribution}:{p.name} {p.version}, files {p.digest.hex()[:16]}") for p in role.programs),
         ("sandbox", _sandbox_text(layers)),
-        ("chain", f"{chain}, id {terms.chain_id}, hub {hub} (development chain: test money)"),
+        (
+            "chain",
+            f"{chain}, id {terms.chain_id}, hub {hub}"
+            + (" (development chain: test money)" if node.services.test_money else ""),
+        ),
         ("wallet", "0x" + wallet.hex()),
         (
             "at risk",

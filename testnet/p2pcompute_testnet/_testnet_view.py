@@ -32,7 +32,7 @@ class ProviderRow:
         name: of its profile.
         peer_id: its peer ID.
         state: "idle", "busy", "stopped" or "silent".
-        tasks, chunks: running tasks, and chunks done in them.
+        tasks, chunks: running tasks; chunks done since it began to sell.
         earned_uusd, claimed_uusd: over its life; what of it is on chain.
         peers: how many it is connected to.
     """
@@ -50,7 +50,7 @@ class ProviderRow:
         """Bring the row up to date with an answer to ``/status``."""
         provider, totals = status.get("provider") or {}, status.get("totals") or {}
         tasks: list[dict[str, Any]] = provider.get("tasks") or []
-        self.tasks, self.chunks = len(tasks), sum(int(task.get("chunks_done", 0)) for task in tasks)
+        self.tasks, self.chunks = len(tasks), int((provider.get("served") or {}).get("chunks", 0))
         self.state = "busy" if provider.get("busy_slots") or tasks else "idle"
         self.earned_uusd = int(totals.get("earned_uusd", 0))
         self.claimed_uusd = int(totals.get("claimed_uusd", 0))
@@ -60,45 +60,49 @@ class ProviderRow:
 _STYLES: Final = {"busy": "green", "idle": "dim", "silent": "yellow", "stopped": "red"}
 
 
-def network_table(rows: Sequence[ProviderRow], *, most: int) -> Table:
-    """The rows, the first `most` of them, and a line for all together."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name, justify in (
-        ("provider", "left"),
-        ("peer", "left"),
-        ("state", "left"),
-        ("peers", "right"),
-        ("tasks", "right"),
-        ("chunks", "right"),
-        ("earned", "right"),
-        ("on chain", "right"),
-    ):
-        table.add_column(name, justify="right" if justify == "right" else "left", no_wrap=True)
-    for row in rows[:most]:
-        table.add_row(
-            row.name,
-            f"…{row.peer_id[-8:]}",
-            Text(row.state, style=_STYLES.get(row.state, "")),
-            str(row.peers),
-            str(row.tasks),
-            str(row.chunks),
-            usd(row.earned_uusd),
-            usd(row.claimed_uusd),
-        )
-    if len(rows) > most:
-        table.add_row(f"and {len(rows) - most} more")
-    busy = sum(1 for row in rows if row.state == "busy")
-    table.add_row(
-        "together",
-        "",
-        f"{busy} busy",
-        "",
-        str(sum(row.tasks for row in rows)),
-        str(sum(row.chunks for row in rows)),
-        usd(sum(row.earned_uusd for row in rows)),
-        usd(sum(row.claimed_uusd for row in rows)),
-        style="bold",
-    )
+_LEFT_OUT: Final = ("peers", "on chain", "peer", "tasks", "chunks")
+"""Columns in the order in which they go where there is no room."""
+
+
+def network_table(rows: Sequence[ProviderRow], *, most: int, width: int | None = None) -> Table:
+    """The rows, the first `most` of them, and a line for all together; with the columns that `width` has room for."""
+    columns: dict[str, list[str]] = {
+        "provider": [row.name for row in rows[:most]],
+        "peer": [f"…{row.peer_id[-8:]}" for row in rows[:most]],
+        "state": [row.state for row in rows[:most]],
+        "peers": [str(row.peers) for row in rows[:most]],
+        "tasks": [str(row.tasks) for row in rows[:most]],
+        "chunks": [str(row.chunks) for row in rows[:most]],
+        "earned": [usd(row.earned_uusd) for row in rows[:most]],
+        "on chain": [usd(row.claimed_uusd) for row in rows[:most]],
+    }
+    together = {
+        "provider": "together",
+        "state": f"{sum(1 for row in rows if row.state == 'busy')} busy",
+        "tasks": str(sum(row.tasks for row in rows)),
+        "chunks": str(sum(row.chunks for row in rows)),
+        "earned": usd(sum(row.earned_uusd for row in rows)),
+        "on chain": usd(sum(row.claimed_uusd for row in rows)),
+    }
+    more = {"provider": f"and {len(rows) - most} more"} if len(rows) > most else {}
+
+    def needed() -> int:
+        ends = [{name: name for name in columns}, more, together]
+        widest = [max(map(len, [*cells, *(end.get(name, "") for end in ends)])) for name, cells in columns.items()]
+        return sum(widest) + 2 * (len(widest) - 1)
+
+    for name in _LEFT_OUT:
+        if width is not None and needed() > width:
+            del columns[name]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("provider", "peer", "state") else "right", no_wrap=True)
+    for number, row in enumerate(rows[:most]):
+        styled = {"state": Text(row.state, style=_STYLES.get(row.state, ""))}
+        table.add_row(*(styled.get(name, cells[number]) for name, cells in columns.items()))
+    if more:
+        table.add_row(more["provider"])
+    table.add_row(*(together.get(name, "") for name in columns), style="bold")
     return table
 
 
@@ -122,13 +126,15 @@ class TestnetView:
                 async with trio.open_nursery() as nursery:
                     for node, row in zip(self.nodes, rows, strict=True):
                         nursery.start_soon(_look, node, row)
-                live.update(network_table(rows, most=max(3, self.console.height - 4)), refresh=True)
+                live.update(
+                    network_table(rows, most=max(3, self.console.height - 4), width=self.console.width), refresh=True
+                )
                 await trio.sleep(_EVERY_S)
 
 
 async def _look(node: NodeProcess, row: ProviderRow) -> None:
     if node.exit_code is not None:
-        row.state, row.tasks, row.chunks, row.peers = "stopped", 0, 0, 0
+        row.state, row.tasks, row.peers = "stopped", 0, 0
         return
     socket = node.home / "profiles" / node.spec.name / "control.sock"
     try:

@@ -40,8 +40,8 @@ def invoke(*args: str, home: Path) -> tuple[int, str]:
         (("up", "--slots", "many"), "not a valid integer"),
         (("up", "--threads", "-1"), "not in the range"),
         (("up", "--max-window", "65"), "not in the range"),
-        (("up", "--cache", "much"), 'write such as "2 GiB"'),
-        (("up", "--cache", "1 MiB"), "write 16 MiB to 1024 TiB"),
+        (("up", "--cache", "much"), 'write it as "2 GiB"'),
+        (("up", "--cache", "1 MiB"), "write a size of 16 MiB to 1024 TiB"),
         (("up", "--price", "cheap"), "is not an amount"),
         (("up", "--nonsense"), "No such option"),
         (("up", "extra"), "unexpected extra argument"),
@@ -134,6 +134,35 @@ def test_status_without_a_node_says_how_to_start_one(
     event = json.loads(captured.out)
     assert (event["event"], event["error"], event["exit_code"]) == ("error", "NoNode", 3)
     assert "`p2pcompute up --profile mine`" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("--listen", "here", "write a multiaddr, such as '/ip4/192.0.2.7/tcp/4001'"),
+        ("--bootstrap", "192.0.2.7:4001", "write a multiaddr, such as '/ip4/192.0.2.7/tcp/4001/p2p/12D3Koo…'"),
+        ("--watchtower", "/ip4/192.0.2.7/tcp/4001", "write a multiaddr with its peer"),
+        ("--at-risk", "much", "write it as '0.01 USD'"),
+        ("--cache", "lots", "'lots' is no size; write it as \"2 GiB\", or 0 for none"),
+        ("--cache", "10 MiB", "'10 MiB' is less than 16 MiB; write a size of 16 MiB to 1024 TiB, or 0 for none"),
+        ("--price", "cheap", "write it as '0.01 USD'"),
+    ],
+)
+def test_up_refuses_what_it_can_t_use_before_it_starts_anything(
+    option: str,
+    value: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+    assert main(["up", option, value]) == 2
+    captured = capsys.readouterr()
+    assert f"'{option}'" in captured.err
+    assert says in captured.err
+    assert "starting" not in captured.err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("args", [["--help"], ["up", "--help"], ["run", "-h"], ["status", "-h"], ["--version"]])

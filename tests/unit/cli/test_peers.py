@@ -16,7 +16,9 @@ from click.testing import CliRunner
 from p2pcompute.control import node_status
 from p2pcompute.control._peers import PeerWatch
 from p2pcompute_cli._peers import _banned, _columns, _connected, _name, table
-from p2pcompute_cli._status import _show, rate, size
+from p2pcompute_cli._screen import fitted, show
+from p2pcompute_cli._shared import label
+from p2pcompute_cli._status import _said, rate, size
 from p2pcompute_cli.main import main
 
 from ..market._harness import Market, compute, in_memory
@@ -39,7 +41,7 @@ def said_of_a_market() -> tuple[dict[str, Any], dict[str, Any], str]:
 
         @click.command()
         def say() -> None:
-            _show(after, {**before, "uptime_s": after["uptime_s"] - 2})
+            show(_said(after, {**before, "uptime_s": after["uptime_s"] - 2}), watching=True)
 
         shown.append(CliRunner().invoke(say, catch_exceptions=False).output)
 
@@ -70,6 +72,33 @@ def test_the_table_fits_into_the_terminal() -> None:
     assert "served     1 task, 4 chunks; now 2.00 chunks/s" in status
     assert "traffic " in status
     assert "\x1b" not in status, "no colour where nobody sees it"
+
+
+@pytest.mark.parametrize("columns", [1, 2, 20, 40, 79, 80, 200])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 23, 100])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_what_is_watched_fits_into_the_terminal(columns: int, rows: int, keep: int) -> None:
+    lines = [click.style("Node", bold=True), *(label(f"row {n}", "x" * n * 10) for n in range(10)), "the end"]
+    shown = fitted(lines, columns, rows, keep=keep)
+    plain = [click.unstyle(line) for line in shown]
+    assert len(shown) <= rows
+    assert all(len(line) <= columns for line in plain)
+    for line, whole in zip(shown, lines, strict=False):
+        assert line.count("\x1b") in (0, whole.count("\x1b")), "a style ends where it has begun"
+    assert plain[0] == "Node" if columns >= 4 else plain[0].endswith("…")
+    if len(lines) <= rows:
+        assert len(shown) == len(lines)
+        if columns == 200:
+            assert shown == lines
+    elif rows >= 3 and columns >= 40:
+        assert plain[-1 - keep] == f"… {len(lines) - rows + 1} more: the terminal is too low"
+        assert not keep or plain[-1] == "the end"
+
+
+def test_without_a_terminal_all_lines_are_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["x" * 500] * 200
+    show(lines, watching=True)
+    assert capsys.readouterr().out.splitlines() == lines
 
 
 def test_who_is_banned_and_who_is_not_there() -> None:

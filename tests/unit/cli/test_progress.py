@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -198,3 +199,25 @@ def test_a_task_that_fails_before_its_first_event_is_still_told_of() -> None:
     file = io.StringIO()
     JsonWatcher(file).task_ended(TaskError("x"))
     assert json.loads(file.getvalue())["error"] == "TaskError"
+
+
+def opened(*, test_money: bool) -> Any:
+    """What `node_opened` asks a node for."""
+    services = SimpleNamespace(
+        hub=SimpleNamespace(terms=SimpleNamespace(chain_id=8453, hub=b"\x11" * 20)),
+        ledger=SimpleNamespace(path=Path("/home/u/profiles/default/ledger.sqlite")),
+        account=SimpleNamespace(address=b"\x22" * 20),
+        test_money=test_money,
+    )
+    return SimpleNamespace(network="local", services=services)
+
+
+def test_only_a_development_chain_s_money_is_called_test_money() -> None:
+    for test_money in (True, False):
+        file = io.StringIO()
+        progress = Progress(Console(file=file, width=200), requested_profile="default")
+        for _ in range(3):
+            progress.node_opened(opened(test_money=test_money))
+        [line] = file.getvalue().splitlines()  # said once, though each call of a script opens a node
+        assert ("test money" in line) == ("development" in line) == test_money
+        assert "chain 8453" in line
