@@ -50,13 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """A command that a test runs in this process sets up logging for all of it, on a stream that ends with the test."""
-    root = logging.getLogger()
-    level, handlers = root.level, list(root.handlers)
+    loggers = logging.getLogger(), logging.getLogger("p2pcompute")
+    before = [(logger, logger.level, list(logger.handlers)) for logger in loggers]
     yield
-    root.setLevel(level)
-    for handler in list(root.handlers):
-        if handler not in handlers:
-            root.removeHandler(handler)
+    for logger, level, handlers in before:
+        logger.setLevel(level)
+        for handler in list(logger.handlers):
+            if handler not in handlers:
+                logger.removeHandler(handler)
 
 
 def pytest_collection_finish() -> None:

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 
 import numpy as np
+import pytest
 import trio
 import trio.testing
 
@@ -52,6 +54,15 @@ async def serving(network: MemoryNetwork, chain: object) -> AsyncGenerator[Node,
         nursery.cancel_scope.cancel()
 
 
+@pytest.fixture
+def unlogged() -> Iterator[None]:
+    """What pytest captures of a log holds the exceptions that it tells of, and they hold the nodes where they arose."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("unlogged")
 def test_a_day_leaves_nothing_behind() -> None:
     hours = int(24 * float(os.environ.get("P2PCOMPUTE_SOAK_DAYS", "1")))
 
