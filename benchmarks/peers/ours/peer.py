@@ -35,7 +35,7 @@ async def _overlay(*listen: str, as_stranger: bool = False) -> AsyncGenerator[Ov
         if as_stranger:
             from p2pcompute.overlay._upgrader import NOISE_AESGCM_ID
 
-            del overlay._swarm.upgrader._suites[NOISE_AESGCM_ID]
+            overlay._swarm.upgrader._protocols.remove(NOISE_AESGCM_ID)
         yield overlay
 
 
