@@ -7,7 +7,6 @@ import socket
 import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -46,25 +45,9 @@ from p2pcompute.overlay.noise import (
     record_bytes,
 )
 
+from ._sockets import run, socket_pair
+
 pytestmark = pytest.mark.net
-
-
-OPENED: ContextVar[list[trio.SocketStream]] = ContextVar("sockets of the running test")
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Run a test, bounded, and close its sockets."""
-
-    async def bounded() -> None:
-        OPENED.set([])
-        try:
-            with trio.fail_after(300):
-                await main()
-        finally:
-            for stream in OPENED.get():
-                stream.socket.close()
-
-    trio.run(bounded)
 
 
 class CountedBuffers(Buffers):
@@ -96,15 +79,6 @@ def stock(key_pair: Any = None) -> TransportUpgrader:
     """libp2p's own Noise, and nothing else."""
     noise = NoiseTransport(key_pair or create_new_key_pair(), noise_privkey=new_x25519_key_pair().private_key)
     return TransportUpgrader({NOISE_ID: noise}, {YAMUX_ID: TheirYamux})
-
-
-async def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
-    """Two ends of a TCP connection: the one that dialled, and the other."""
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        ends = await trio.testing.open_stream_to_socket_listener(listener), await listener.accept()
-    OPENED.get().extend(ends)
-    return ends
 
 
 def peer_of(one: Any) -> ID:

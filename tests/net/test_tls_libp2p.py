@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import random
 import socket
-from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -32,24 +30,9 @@ from p2pcompute.overlay._tls_certificate import make_certificate
 from p2pcompute.overlay._upgrader import TLS_ID, MendedUpgrader
 from p2pcompute.overlay.noise import BadIdentity, BadMessage, NoiseError, Role, WrongPeer
 
+from ._sockets import run, socket_pair
+
 pytestmark = pytest.mark.net
-
-OPENED: ContextVar[list[trio.SocketStream]] = ContextVar("sockets of the running test")
-
-
-def run(main: Callable[[], Awaitable[None]]) -> None:
-    """Run a test, bounded, and close its sockets."""
-
-    async def bounded() -> None:
-        OPENED.set([])
-        try:
-            with trio.fail_after(300):
-                await main()
-        finally:
-            for stream in OPENED.get():
-                stream.socket.close()
-
-    trio.run(bounded)
 
 
 def only_tls(key_pair: Any = None) -> MendedUpgrader:
@@ -68,14 +51,6 @@ def peer_of(one: Any) -> ID:
     if isinstance(one, MendedUpgrader):
         return one._peer
     return one.security_multistream.transports[TLS_ID].local_peer  # type: ignore[no-any-return]
-
-
-async def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
-    [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listener:
-        ends = await trio.testing.open_stream_to_socket_listener(listener), await listener.accept()
-    OPENED.get().extend(ends)
-    return ends
 
 
 async def secured(dialler: Any, listener: Any, expected: ID | None = None) -> tuple[Any, Any]:
