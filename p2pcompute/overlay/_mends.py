@@ -333,11 +333,23 @@ class MendedSwarm(Swarm):
             raise SwarmException(f"{refusal}; try again in {max(1.0, self.defence.wait_s(peer)):.0f} s")
         if isinstance(muxed_conn, Yamux):
             muxed_conn.held.charge_to(self.defence.memory.open(peer))
-        conn = await super().add_conn(muxed_conn, direction=direction)
-        if not conn.is_closed:  # it may have ended already
+        try:
+            conn = await super().add_conn(muxed_conn, direction=direction)
+        except SwarmException:
+            self._hold_against(peer, muxed_conn)
+            raise
+        if conn.is_closed:  # what came with the end of the handshake was enough, before there was anything to remove
+            self._hold_against(peer, muxed_conn)
+        else:
             self._counted[conn] = (peer, where)
             self.defence.connected(peer, where)
         return conn
+
+    def _hold_against(self, peer: PeerId, muxed_conn: IMuxedConn) -> None:
+        """How a connection ended, where the peer broke its protocol; once for each connection."""
+        if isinstance(muxed_conn, Yamux) and muxed_conn.violation is not None:
+            _log.info("%s broke the protocol of a connection: %s", peer, muxed_conn.violation)
+            self.defence.accuse(peer, Offence.VIOLATION)
 
     def remove_conn(self, swarm_conn: Any) -> None:
         """A connection has ended: libp2p calls this once for each, whoever ended it."""
@@ -346,10 +358,7 @@ class MendedSwarm(Swarm):
         if counted is None:
             return
         peer, where = counted
-        muxed = swarm_conn.muxed_conn
-        if isinstance(muxed, Yamux) and muxed.violation is not None:
-            _log.info("%s broke the protocol of a connection: %s", peer, muxed.violation)
-            self.defence.accuse(peer, Offence.VIOLATION)
+        self._hold_against(peer, swarm_conn.muxed_conn)
         self.defence.disconnected(peer, where)
 
     def _end_connections(self, peer: PeerId) -> None:
@@ -610,7 +619,12 @@ class MendedPubsub(Pubsub):
         self._defence = defence or Defence()
 
     async def wait_for_room(self) -> None:
-        """Before we publish, let our peers' queues drain, but don't let one slow peer hold us up for long."""
+        """Before we publish, let our peers' queues drain, but don't let one slow peer hold us up for long.
+
+        And let others run, since libp2p's `publish` waits for nothing where no peer is there yet: whoever publishes
+        in a loop would keep them from coming.
+        """
+        await trio.lowlevel.checkpoint()
         with trio.move_on_after(PUBLISH_PATIENCE_S):
             # libp2p's queue has no event for "shorter"
             while any(len(queue) > GOSSIP_QUEUE // 2 for queue in self.peer_queues.values()):  # noqa: ASYNC110

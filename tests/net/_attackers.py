@@ -22,11 +22,26 @@ from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.muxer_multistream import MuxerMultistream
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.upgrader import TransportUpgrader
 
-__all__ = ["DATA", "MULTISTREAM", "PING", "RST", "SYN", "WINDOW", "frame", "handshake", "line", "open_echo", "tcp"]
+__all__ = [
+    "DATA",
+    "MULTISTREAM",
+    "PING",
+    "RST",
+    "SYN",
+    "WINDOW",
+    "YAMUX_ID",
+    "frame",
+    "handshake",
+    "line",
+    "open_echo",
+    "secured",
+    "tcp",
+]
 
 DATA, WINDOW, PING = range(3)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
@@ -65,14 +80,19 @@ async def tcp(multiaddr: str, source: str = "127.0.0.1") -> trio.SocketStream:
     return trio.SocketStream(sock)
 
 
-async def handshake(stream: trio.SocketStream, multiaddr: str, key_pair: KeyPair | None = None) -> Any:
-    """Noise and the choice of Yamux over `stream`, as py-libp2p does it; a connection to write frames to."""
+async def secured(stream: trio.SocketStream, multiaddr: str, key_pair: KeyPair | None = None) -> Any:
+    """Noise over `stream`, as py-libp2p does it; a connection to write bytes to."""
     key_pair = key_pair or create_new_key_pair()
     noise = NoiseTransport(key_pair, noise_privkey=new_x25519_key_pair().private_key)
-    upgrader = TransportUpgrader({NOISE_ID: noise}, {TProtocol(YAMUX_ID): Yamux})
+    upgrader = TransportUpgrader({NOISE_ID: noise}, {})
     peer = ID.from_string(multiaddr.rpartition("/")[2])
-    secure = await upgrader.upgrade_security(RawConnection(TrioTCPStream(stream), True), True, peer)
-    await upgrader.muxer_multistream._selector.select(secure, True, 60)
+    return await upgrader.upgrade_security(RawConnection(TrioTCPStream(stream), True), True, peer)
+
+
+async def handshake(stream: trio.SocketStream, multiaddr: str, key_pair: KeyPair | None = None) -> Any:
+    """Noise and the choice of Yamux over `stream`, as py-libp2p does it; a connection to write frames to."""
+    secure = await secured(stream, multiaddr, key_pair)
+    await MuxerMultistream({TProtocol(YAMUX_ID): Yamux})._selector.select(secure, True, 60)
     return secure
 
 

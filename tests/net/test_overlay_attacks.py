@@ -34,7 +34,21 @@ from p2pcompute.testing._overlay_checks import PrefixValidator
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
 
 from ._attacked import ECHO, HOLD, a_node, answers, banned, ended, peer_of, run, score, wait_until
-from ._attackers import DATA, MULTISTREAM, PING, RST, SYN, WINDOW, frame, handshake, line, open_echo, tcp
+from ._attackers import (
+    DATA,
+    MULTISTREAM,
+    PING,
+    RST,
+    SYN,
+    WINDOW,
+    YAMUX_ID,
+    frame,
+    handshake,
+    line,
+    open_echo,
+    secured,
+    tcp,
+)
 
 pytestmark = pytest.mark.net
 
@@ -285,6 +299,14 @@ async def nonsense_for_yamux(victim: Libp2pOverlay, key_pair: Any) -> trio.Socke
     return stream
 
 
+async def nonsense_for_yamux_at_once(victim: Libp2pOverlay, key_pair: Any) -> trio.SocketStream:
+    """In one record with the choice of Yamux, so that it is read before the victim counts the connection."""
+    stream = await tcp(victim.addresses[0])
+    secure = await secured(stream, victim.addresses[0], key_pair)
+    await secure.write(MULTISTREAM + line(YAMUX_ID) + b"\x07" + random.Random(7).randbytes(255))
+    return stream
+
+
 NONSENSE = [
     # what is sent, and whether it is held against the peer: not where anybody between the two could have sent it
     (nonsense_on_tcp, False),
@@ -292,6 +314,7 @@ NONSENSE = [
     (nonsense_for_noise, False),
     (nonsense_for_records, False),
     (nonsense_for_yamux, True),
+    (nonsense_for_yamux_at_once, True),
 ]
 
 
