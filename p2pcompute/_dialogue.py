@@ -6,6 +6,7 @@ the caller names, and a message has another one, from its first byte to its last
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, TypeVar, overload
 
 import trio
@@ -24,6 +25,9 @@ FRAME_TIMEOUT_S: Final = 10.0
 SEND_TIMEOUT_S: Final = 60.0
 """How long a peer may take to take one message of ours; a task's may wait for a peer that is busy checking."""
 
+_READ_BYTES: Final = 65_536
+_AFTER_BULK_BYTES: Final = 512  # what comes behind bulk is more of it, to be received in its place but for its head
+
 STREAM_FAULTS: Final = (OverlayError, trio.BrokenResourceError, trio.ClosedResourceError)
 """What a stream raises when it breaks; the last two come from trio's own streams."""
 
@@ -32,7 +36,8 @@ N = TypeVar("N", bound=Record)
 
 
 class ByteStream(Protocol):
-    """The part of `overlay.OverlayStream` that a dialogue needs."""
+    """The part of `overlay.OverlayStream` that a dialogue needs. Where it has `receive_into` as well, bulk is received
+    in its place."""
 
     async def send_all(self, data: bytes) -> None: ...
     async def receive_some(self, max_bytes: int = ...) -> bytes: ...
@@ -54,6 +59,8 @@ class Dialogue:
         self.stream = stream
         self._send_s = send_s
         self._send_lock = trio.Lock()
+        self._receive_into: Callable[[memoryview, int], Awaitable[int]] | None = getattr(stream, "receive_into", None)
+        self._read_bytes = _READ_BYTES
         self._begun_at: float | None = None  # when the first bytes came of a message that is not complete
 
     async def send(self, *messages: Record) -> None:
@@ -99,12 +106,12 @@ class Dialogue:
                 assert isinstance(event, Record)
                 self._begun_at = None
                 return event
-            if self._begun_at is None and len(self.connection._buffer):
+            if self._begun_at is None and self.connection.has_begun:
                 # It came behind another message. Its time runs from here on, where somebody waits for the rest.
                 self._begun_at = trio.current_time()
             frame_deadline = float("inf") if self._begun_at is None else self._begun_at + FRAME_TIMEOUT_S
             with trio.move_on_at(min(deadline, frame_deadline)) as scope:
-                self.connection.receive_data(await self.stream.receive_some(65536))
+                await self._read()
             if scope.cancelled_caught:
                 if frame_deadline < deadline:
                     text = f"the peer did not end a message in {FRAME_TIMEOUT_S:g} s"
@@ -113,6 +120,21 @@ class Dialogue:
                 raise RemoteProtocolError(text, code=WireCode.STALLED)
             if self._begun_at is None:
                 self._begun_at = trio.current_time()
+
+    async def _read(self) -> None:
+        """Take what comes next, and of bulk as much as is still to come of its message, where it belongs."""
+        room = self.connection.room()
+        if room is None or self._receive_into is None:
+            data = await self.stream.receive_some(self._read_bytes if room is None else _READ_BYTES)
+            self._read_bytes = _READ_BYTES
+            self.connection.receive_data(data)
+            return
+        count = await self._receive_into(room, len(room))
+        if count:
+            self.connection.filled(count)
+            self._read_bytes = _AFTER_BULK_BYTES
+        else:
+            self.connection.receive_data(b"")
 
     @overload
     async def expect(self, kind: type[M], /, *, stall_s: float | None = ...) -> M: ...

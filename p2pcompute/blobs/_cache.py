@@ -95,7 +95,7 @@ class CachedBlob:
     def _read(self, indices: list[int]) -> list[bytes | None]:
         return [self._file.read(index) for index in indices]
 
-    async def put(self, index: int, data: bytes) -> None:
+    async def put(self, index: int, data: bytes | memoryview) -> None:
         """Write a piece. Raises `DiskFull` or `StorageError`."""
         if index not in self.pieces:
             await self._cache.run(lambda: self._file.write(index, data))

@@ -110,7 +110,7 @@ class BlobFetch:
         ticket: bytes,
         *,
         rng: random.Random | None = None,
-        stored: Callable[[int, bytes], Awaitable[None]] | None = None,
+        stored: Callable[[int, bytes | memoryview], Awaitable[None]] | None = None,
     ) -> None:
         self.held = held
         self.liars: set[PeerId] = set()
@@ -174,7 +174,7 @@ class BlobFetch:
         if await digest_of(self.held.content, self.held.name.size) != self.held.name.digest:
             raise WrongRoot("an input's pieces are those that its requester named, and not those of its digest")
 
-    async def _put(self, index: int, data: bytes) -> None:
+    async def _put(self, index: int, data: bytes | memoryview) -> None:
         self._storing += 1
         try:
             new = self.held.put(index, data)

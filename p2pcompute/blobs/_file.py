@@ -112,7 +112,7 @@ class BlobFile:
         pieces = from_bitmap(os.pread(fd, -(-count // 8), _BITS_AT), count)
         return cls(path, fd, BlobName(digest=digest, size=size, root=root), leaves, pieces)
 
-    def write(self, index: int, data: bytes) -> None:
+    def write(self, index: int, data: bytes | memoryview) -> None:
         """Put a piece that was checked into its place.
 
         Raises:

@@ -23,7 +23,7 @@ class Content(Protocol):
     """Where the bytes of a blob lie. `write` is called before the blob is complete only."""
 
     def read(self, at: int, size: int) -> bytes: ...
-    def write(self, at: int, data: bytes) -> None: ...
+    def write(self, at: int, data: bytes | memoryview) -> None: ...
 
 
 class Bytes:
@@ -37,7 +37,7 @@ class Bytes:
     def read(self, at: int, size: int) -> bytes:
         return bytes(self.data[at : at + size])
 
-    def write(self, at: int, data: bytes) -> None:
+    def write(self, at: int, data: bytes | memoryview) -> None:
         assert isinstance(self.data, bytearray)  # what is complete is not written to
         self.data[at : at + len(data)] = data
 
@@ -125,7 +125,7 @@ class HeldBlob:
         """A piece that is here."""
         return self.content.read(*piece_span(index, self.name.size))
 
-    def put(self, index: int, data: bytes) -> bool:
+    def put(self, index: int, data: bytes | memoryview) -> bool:
         """Take a piece that was checked; False where it is here already."""
         if index in self.pieces:
             return False

@@ -135,6 +135,24 @@ class OverlayStream(Protocol):
         """
         ...
 
+    async def receive_into(self, buffer: bytearray | memoryview, at_least: int = 1) -> int:
+        """Receive into `buffer`, and say how many bytes: `at_least`, and up to its length where more is there. Fewer
+        than `at_least` only where the peer closed its writing side, and 0 once all was read.
+
+        What comes while this waits is not copied on its way. What it writes to `buffer` before it is cancelled or
+        raises means nothing.
+
+        Args:
+            buffer: writable bytes, not empty, which must not be resized meanwhile.
+            at_least: 1 to ``len(buffer)``.
+
+        Raises:
+            StreamReset: the peer reset the stream, or the connection broke; what had come for this call is lost.
+
+        Cancellation: loses nothing; what had come is what the next call gives, of whichever kind.
+        """
+        ...
+
     async def close_write(self) -> None:
         """Tell the peer that no more comes; receiving goes on. Does nothing on a broken stream."""
         ...

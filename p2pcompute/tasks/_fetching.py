@@ -233,7 +233,7 @@ class _Keeper:
         self._took = took
         self._making = trio.Lock()
 
-    async def put(self, index: int, data: bytes) -> None:
+    async def put(self, index: int, data: bytes | memoryview) -> None:
         self._took(len(data))
         await self.keep(index, data)
 
@@ -241,7 +241,7 @@ class _Keeper:
         """From now on it is kept there."""
         self._cache = cache
 
-    async def keep(self, index: int, data: bytes) -> None:
+    async def keep(self, index: int, data: bytes | memoryview) -> None:
         """Write a piece, where that is wanted and goes."""
         if self._cache is None:
             return

@@ -151,7 +151,7 @@ class InputContent:
             return self.made.read_at(at, size)
         return bytes(self.made[at : at + size])
 
-    def write(self, at: int, data: bytes) -> None:
+    def write(self, at: int, data: bytes | memoryview) -> None:
         if isinstance(self.made, SharedInput):
             self.made.write(at, data)
         else:
@@ -245,7 +245,7 @@ class TaskInputs:
         # Each large one holds a file descriptor, of which a process has about a thousand.
         self._large = SharedInput(size) if size >= SHARED_BYTES and digest not in self._plain else None
 
-    def add(self, data: bytes) -> None:
+    def add(self, data: bytes | memoryview) -> None:
         """More of it; the connection has checked that it is no more than announced, and at its end the hash."""
         if self._large is None:
             self._small += data

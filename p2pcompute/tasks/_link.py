@@ -404,8 +404,9 @@ class Link:
 
     async def _send_blob(self, digest: bytes, data: bytes) -> None:
         await self.dialogue.send(BlobStart(digest=digest, size=len(data)))
+        view = memoryview(data)
         for at in range(0, len(data), DATA_BYTES):
-            await self.dialogue.send(BlobData(data=data[at : at + DATA_BYTES]))
+            await self.dialogue.send(BlobData(data=view[at : at + DATA_BYTES]))
 
     def blobs_of(self, index: int) -> dict[bytes, bytes]:
         """What it takes to compute a chunk, by digest."""
@@ -471,14 +472,15 @@ class Link:
             raise RemoteProtocolError("a receipt that does not fit the agreement", code=WireCode.MALFORMED)
         # Up to 64 MiB, so there is one copy; of the right size, which the connection has compared with the chunk's.
         output = memoryview(bytearray(start.size))
+        self.connection.land_in(output)
         digest = hashlib.sha256()
         at = 0
         with trio.move_on_after(_GRACE_S + start.size / MIN_BYTES_PER_S) as scope:
             while at < start.size:
                 piece = (await self.dialogue.expect(ResultData, stall_s=_GRACE_S)).data
-                output[at : at + len(piece)] = piece
                 digest.update(piece)
                 at += len(piece)
+        self.connection.land_in(None)
         if scope.cancelled_caught:
             raise RemoteProtocolError("a result came too slowly", code=WireCode.STALLED)
         if digest.digest() != payload.output:

@@ -626,7 +626,7 @@ class Session:
         # A piece at a time, so that a large output is not held twice. Nobody else speaks on this stream meanwhile.
         for output in outputs:
             for at in range(0, len(output), DATA_BYTES):
-                await self.dialogue.send(ResultData(data=output[at : at + DATA_BYTES]))
+                await self.dialogue.send(ResultData(data=memoryview(output)[at : at + DATA_BYTES]))
                 self.place.moved(DATA_BYTES)
         self.place.rest()
         self.answered[index] += 1

@@ -143,7 +143,7 @@ async def give_state(dialogue: Dialogue, state: StateBytes | None, number: int, 
     await dialogue.send(StateStart(state=number, arrays=state.digests))
     for array in state.arrays:
         for at in range(0, len(array), DATA_BYTES):
-            await dialogue.send(StateData(data=bytes(array[at : at + DATA_BYTES])))
+            await dialogue.send(StateData(data=memoryview(array)[at : at + DATA_BYTES]))
             moved(DATA_BYTES)
 
 

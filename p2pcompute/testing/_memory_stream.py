@@ -156,22 +156,53 @@ class MemoryStream:
         if max_bytes < 1:
             raise ValueError("max_bytes must be at least 1")
         await trio.lowlevel.checkpoint_if_cancelled()
-        while True:
-            if self._is_broken() and not self._can_read_on():
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                raise StreamReset(f"receiving on {self.protocol}: the stream was reset")
-            if self._shut:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-                return b""
-            if self._inbox and self._flows() and self._inbox[0][0] <= trio.current_time():
-                break
-            with trio.move_on_at(self._next_news()):
-                await self._changed.wait()
+        await self._wait_readable()
         data = self._take(max_bytes)
         if self.count is not None:
             self.count.received(len(data))
         await trio.lowlevel.cancel_shielded_checkpoint()
         return data
+
+    async def receive_into(self, buffer: bytearray | memoryview, at_least: int = 1) -> int:
+        target = memoryview(buffer).cast("B")
+        if not 1 <= at_least <= len(target):
+            raise ValueError("at_least must be 1 to the length of the buffer")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        filled = 0
+        try:
+            while filled < at_least:
+                await self._wait_readable()
+                part = self._take(len(target) - filled)
+                if not part:
+                    break
+                target[filled : filled + len(part)] = part
+                filled += len(part)
+        except trio.Cancelled:
+            if filled and not (self._shut or self._broken_here):
+                self._inbox.appendleft((trio.current_time(), bytes(target[:filled])))
+                self._unread += filled
+            raise
+        while filled < len(target) and self._has_arrived() and (part := self._take(len(target) - filled)):
+            target[filled : filled + len(part)] = part
+            filled += len(part)
+        if self.count is not None:
+            self.count.received(filled)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        return filled
+
+    async def _wait_readable(self) -> None:
+        """Return when there is something to take, or the end. Raises `StreamReset` where there is neither any more."""
+        while True:
+            if self._is_broken() and not self._can_read_on():
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                raise StreamReset(f"receiving on {self.protocol}: the stream was reset")
+            if self._shut or self._has_arrived():
+                return
+            with trio.move_on_at(self._next_news()):
+                await self._changed.wait()
+
+    def _has_arrived(self) -> bool:
+        return bool(self._inbox) and self._flows() and self._inbox[0][0] <= trio.current_time()
 
     def _can_read_on(self) -> bool:
         """A connection that went does not take away what had arrived whole, up to its end."""
@@ -179,6 +210,8 @@ class MemoryStream:
         return self._lost and not self._broken_here and fin is not None and broken is not None and fin <= broken
 
     def _take(self, max_bytes: int) -> bytes:
+        if self._shut:
+            return b""
         arrived, data = self._inbox[0]
         if not data:
             return b""  # the end stays where it is

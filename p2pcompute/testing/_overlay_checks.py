@@ -263,6 +263,89 @@ async def check_cancelled_receive(open_node: OpenNode) -> None:
         assert await _read_exactly(stream, 5) == b"whole"
 
 
+async def check_receive_into(open_node: OpenNode) -> None:
+    """Bytes go where they are wanted, as many as are asked for, in order with those of `receive_some`."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        data = hashlib.sha256(b"into").digest() * 20_000
+
+        async def send(stream: OverlayStream) -> None:
+            await stream.send_all(data)
+
+        b.handle(_OTHER, send)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        for buffer, at_least in ((bytearray(), 1), (bytearray(4), 0), (bytearray(4), 5)):
+            try:
+                await stream.receive_into(buffer, at_least)
+            except ValueError:
+                continue
+            raise AssertionError(f"received {at_least} bytes into {len(buffer)}")
+        got = bytearray(len(data))
+        assert await stream.receive_into(memoryview(got)[:100_000], 100_000) == 100_000
+        at = 100_000 + await stream.receive_into(memoryview(got)[100_000:])
+        part = await _read_exactly(stream, 1000)
+        got[at : at + 1000] = part
+        at += 1000
+        assert await stream.receive_into(memoryview(got)[at:-7], len(data) - 7 - at) == len(data) - 7 - at
+        rest = bytearray(50)
+        assert await stream.receive_into(rest, 50) == 7, "there is less only at the end"
+        got[-7:] = rest[:7]
+        assert got == data
+        assert await stream.receive_into(rest) == 0
+        assert await stream.receive_some() == b""
+        await stream.aclose()
+
+
+async def check_cancelled_receive_into(open_node: OpenNode) -> None:
+    """A cancelled `receive_into` loses nothing; what had come is what the next call of either kind gives."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+
+        async def say_half(stream: OverlayStream) -> None:
+            await stream.send_all(b"-half")
+            assert await _read_exactly(stream, 2) == b"go"
+            await stream.send_all(b" and half" * 2)
+
+        b.handle(_ECHO, _echo)
+        b.handle(_OTHER, say_half)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        assert await stream.receive_some(1) == b"-"
+        buffer = bytearray(9)
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.receive_into, buffer, 9)
+                assert await _ask(a, b, b"meanwhile") == b"meanwhile"
+                nursery.cancel_scope.cancel()
+        await stream.send_all(b"go")
+        assert await _read_exactly(stream, 2) == b"ha"
+        assert await stream.receive_into(buffer, 9) == 9
+        assert buffer == b"lf and ha"
+        assert await _read_exactly(stream, 11) == b"lf and half"
+        await stream.aclose()
+
+
+async def check_reset_receive_into(open_node: OpenNode) -> None:
+    """A reset breaks a `receive_into` that waits."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+
+        async def reset(stream: OverlayStream) -> None:
+            await stream.send_all(b"some")
+            await stream.receive_some(1)
+            await stream.reset()
+
+        b.handle(_OTHER, reset)
+        await a.connect(b.addresses[0])
+        stream = await a.open_stream(b.peer_id, _OTHER)
+        await stream.send_all(b"x")
+        for _ in range(2):
+            try:
+                await stream.receive_into(bytearray(100), 100)
+            except StreamReset:
+                continue
+            raise AssertionError("received from a stream that was reset")
+        await stream.aclose()
+
+
 async def check_bulk(open_node: OpenNode) -> None:
     """4 MiB come back as they were, while they are still being sent."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:

@@ -18,12 +18,13 @@ import cbor2
 from .errors import LocalProtocolError, WireCode
 from .limits import MAX_CBOR_DEPTH, MAX_CBOR_ITEMS, MAX_FRAME_BYTES, UINT64_MAX
 
-__all__ = ["CborValue", "decode", "encode"]
+__all__ = ["CborValue", "decode", "decode_up_to_tail", "encode", "encode_up_to_tail"]
 
 CborValue: TypeAlias = "int | bytes | str | bool | list[CborValue] | dict[int, CborValue]"
 
 _UINT, _BYTES, _TEXT, _ARRAY, _MAP, _SIMPLE = 0, 2, 3, 4, 5, 7
 _FALSE, _TRUE = 20, 21
+_TAIL_PAIRS: Final = 4  # of a message whose bytes are taken where they are wanted
 _SHORTEST: Final = (24, 1 << 8, 1 << 16, 1 << 32)  # the smallest argument that needs 1, 2, 4, 8 bytes
 
 
@@ -163,3 +164,48 @@ def decode(data: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> CborValue:
     if reader.at != len(data):
         raise LocalProtocolError(f"{len(data) - reader.at} bytes after the CBOR item")
     return value
+
+
+def encode_up_to_tail(value: dict[int, CborValue], size: int) -> bytes:
+    """What `encode` gives for this map, whose last value is a byte string of `size` bytes, but for those bytes. Empty
+    ones stand for them in `value`.
+
+    Raises:
+        LocalProtocolError: as `encode`.
+    """
+    head = encode(value)
+    assert head[-1] == _BYTES << 5  # the empty one's whole encoding
+    if size < _SHORTEST[0]:
+        return head[:-1] + bytes([_BYTES << 5 | size])
+    form = sum(size >= bound for bound in _SHORTEST[1:])
+    return head[:-1] + bytes([_BYTES << 5 | 24 + form]) + size.to_bytes(1 << form, "big")
+
+
+def decode_up_to_tail(data: bytes) -> tuple[dict[int, CborValue], int, int, int] | None:
+    """Read the beginning of a map of integers whose last value is a byte string: the pairs before that, its key, where
+    its bytes begin, and how many they are.
+
+    None for everything else, such as for what ends before that or is not of the subset: `decode` says what that is,
+    once it is whole.
+    """
+    reader = _Reader(data)
+    try:
+        major, pairs = reader.head()
+        if major != _MAP or not 0 < pairs <= _TAIL_PAIRS:
+            return None
+        value: dict[int, CborValue] = {}
+        last = -1
+        for left in reversed(range(pairs)):
+            major, key = reader.head()
+            if major != _UINT or key <= last:
+                return None
+            last = key
+            major, argument = reader.head()
+            if not left:
+                return (value, key, reader.at, argument) if major == _BYTES else None
+            if major != _UINT:
+                return None
+            value[key] = argument
+    except LocalProtocolError:
+        return None
+    return None

@@ -10,14 +10,21 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Any, ClassVar, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
+from . import cbor
 from .errors import LocalProtocolError, RemoteProtocolError, WireCode, remote
 from .framing import FrameBuffer, frame
 from .limits import MAX_FRAME_BYTES
 from .wire import Record, decode_message
 
 __all__ = ["NEED_DATA", "Connection", "NeedData", "Role", "StreamEnded", "Table"]
+
+
+_BULK_BYTES: Final = 4_096  # what comes in bulk and is no shorter is taken where it is wanted
+_HEAD_BYTES: Final = 32  # of such a message, before its bytes; none has more
+_ON_TRUST: Final = 8  # memory for a message that has begun, at most so many times what its sender has sent so far
 
 
 class Role(enum.Enum):
@@ -51,6 +58,17 @@ S = TypeVar("S", bound=enum.Enum)
 Table = Mapping[Role, Mapping[S, Mapping[type[Record], S]]]
 
 
+@dataclass(slots=True, eq=False)
+class _Tail:
+    """A message of which all has come but its bulk, or the rest of that."""
+
+    cls: type[Record]
+    values: dict[int, cbor.CborValue]
+    key: int
+    place: memoryview
+    filled: int = 0
+
+
 class Connection(Generic[S]):
     """One dialogue over one stream, without I/O.
 
@@ -71,6 +89,8 @@ class Connection(Generic[S]):
         self._buffer = FrameBuffer(max_bytes=self.max_frame_bytes)
         self._ended = False
         self._broken: str | None = None
+        self._tail: _Tail | None = None
+        self._landing: memoryview | None = None
 
     @property
     def is_done(self) -> bool:
@@ -100,20 +120,80 @@ class Connection(Generic[S]):
         """
         if self._broken:
             raise LocalProtocolError(f"the dialogue is broken: {self._broken}", code=WireCode.OUT_OF_ORDER)
-        data = frame(message.encode(), max_bytes=self.max_frame_bytes)
+        head, bulk = message.encode_parts()
+        data = frame(head, max_bytes=self.max_frame_bytes, bulk=bulk)
         self._step(self.role, message)
         return data
 
-    def receive_data(self, data: bytes) -> None:
+    def receive_data(self, data: bytes | memoryview) -> None:
         """Take bytes from the peer; b"" says that it closed its side. A broken dialogue keeps none."""
         if self._broken:
             return
         if data:
             if self._ended:
                 raise LocalProtocolError("data after the end of the stream", code=WireCode.OUT_OF_ORDER)
-            self._buffer.feed(data)
+            rest = memoryview(data)
+            if self._tail is not None:
+                tail = self._tail
+                part = rest[: len(tail.place) - tail.filled]
+                tail.place[tail.filled : tail.filled + len(part)] = part
+                self.filled(len(part))
+                rest = rest[len(part) :]
+            if rest:
+                self._buffer.feed(rest)
         else:
             self._ended = True
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of a message is here that is not complete, or was not looked at yet."""
+        return self._tail is not None or len(self._buffer) > 0
+
+    def land_in(self, place: memoryview | None) -> None:
+        """Have the bulk of the following messages put into `place`, one behind the other as far as there is room: their
+        fields are then views of it. None for memory of their own."""
+        self._landing = place
+
+    def room(self) -> memoryview | None:
+        """Where the peer's next bytes belong, once `next_event` gave NEED_DATA: they may be received there instead of
+        being given to `receive_data`, and `filled` says how many were. None where all have to go through that.
+
+        What is bulk of a large message has a place as soon as the message has begun. No memory is lent for it to a peer
+        that has not sent an eighth of so much on this stream.
+        """
+        tail = self._tail
+        return None if self._broken or tail is None else tail.place[tail.filled :] or None
+
+    def filled(self, count: int) -> None:
+        """The first `count` bytes of `room` are received."""
+        assert self._tail is not None
+        self._tail.filled += count
+        self._buffer.heard += count
+
+    def _begin_tail(self) -> None:
+        """Where a large message has begun that has a bulk: a place for it. Whatever is not as it should be is left to
+        be read as a whole, and refused there."""
+        begun = self._buffer.begun(_HEAD_BYTES)
+        if begun is None or not _BULK_BYTES <= begun[0] <= self._buffer.heard * _ON_TRUST:
+            return
+        found = cbor.decode_up_to_tail(begun[1])
+        if found is None:
+            return
+        values, key, at, size = found
+        cls = self.messages.get(cast("int", values.get(0, 0)))
+        allowed = self.table[self.role.other].get(self.state, {})
+        if cls is None or cls not in allowed or cls.bulk_key() != key or at + size != begun[0]:
+            return
+        start = self._buffer.take_begun()[at:]
+        place = self._land(size)
+        place[: len(start)] = start
+        self._tail = _Tail(cls, values, key, place, len(start))
+
+    def _land(self, size: int) -> memoryview:
+        if self._landing is None or len(self._landing) < size:
+            return memoryview(bytearray(size))
+        place, self._landing = self._landing[:size], self._landing[size:]
+        return place
 
     def next_event(self) -> Record | NeedData:
         """The next message, `StreamEnded`, or `NEED_DATA`.
@@ -131,13 +211,32 @@ class Connection(Generic[S]):
             raise
 
     def _next(self) -> Record | NeedData:
-        payload = self._buffer.pop()
-        if payload is None:
+        message = self._whole()
+        if message is None:
             if not self._ended:
                 return NEED_DATA
-            if len(self._buffer) or not (self.is_done or self.state is self.start):
+            if self.has_begun or not (self.is_done or self.state is self.start):
                 raise LocalProtocolError(f"the stream ended in state {self.state.name}", code=WireCode.OUT_OF_ORDER)
             return StreamEnded()
-        message = decode_message(payload, self.messages, max_bytes=self.max_frame_bytes)
         self._step(self.role.other, message)
+        return message
+
+    def _whole(self) -> Record | None:
+        """The next message, not looked at yet."""
+        if self._tail is None:
+            payload = self._buffer.pop()
+            if payload is not None:
+                return self._landed(decode_message(payload, self.messages, max_bytes=self.max_frame_bytes))
+            self._begin_tail()
+        tail = self._tail
+        if tail is None or tail.filled < len(tail.place):
+            return None
+        self._tail = None
+        return tail.cls.from_map({**tail.values, tail.key: cast("bytes", tail.place.toreadonly())})
+
+    def _landed(self, message: Record) -> Record:
+        """A message that came whole, with its bulk where it is wanted."""
+        bulk = message.bulk
+        if self._landing is not None and 0 < len(bulk) <= len(self._landing):
+            self._land(len(bulk))[:] = bulk
         return message

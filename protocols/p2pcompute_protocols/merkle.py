@@ -27,9 +27,11 @@ EMPTY_ROOT: Final = Digest(hashlib.sha256(b"").digest())
 """The root of a tree without leaves, as RFC 9162 has it."""
 
 
-def leaf_hash(data: bytes) -> bytes:
+def leaf_hash(data: bytes | memoryview) -> bytes:
     """SHA-256 of a zero byte and the leaf's bytes."""
-    return hashlib.sha256(b"\x00" + data).digest()
+    made = hashlib.sha256(b"\x00")
+    made.update(data)  # apart: a leaf may be long, and is not copied for its first byte
+    return made.digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:

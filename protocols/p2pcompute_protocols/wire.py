@@ -59,6 +59,10 @@ def _fail(message: str, code: WireCode = WireCode.MALFORMED) -> LocalProtocolErr
     return LocalProtocolError(message, code=code)
 
 
+def _is_flat(view: memoryview) -> bool:
+    return view.format == "B" and view.ndim == 1 and view.contiguous
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Uint:
     """An unsigned integer from `low` to `high`, inclusive."""
@@ -81,14 +85,20 @@ class Uint:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bytes:
-    """A byte string of `low` to `high` bytes; `Bytes(32)` has exactly 32."""
+    """A byte string of `low` to `high` bytes; `Bytes(32)` has exactly 32.
+
+    A `bulk` one is the last field of its message. It may be a contiguous view of bytes that lie elsewhere, and is one
+    where a message of some size has come (`Connection.room`).
+    """
 
     low: int
     high: int = -1
+    bulk: bool = False
 
     def check(self, value: object) -> None:
-        if type(value) is not bytes:
+        if type(value) is not bytes and not (self.bulk and isinstance(value, memoryview) and _is_flat(value)):
             raise _fail(f"expected bytes, got {type(value).__name__}")
+        assert isinstance(value, bytes | memoryview)
         high = self.low if self.high < 0 else self.high
         if not self.low <= len(value) <= high:
             raise _fail(f"{len(value)} bytes where {self.low} to {high} are allowed", WireCode.OVERSIZED)
@@ -301,6 +311,8 @@ def record(cls: type[_T]) -> type[_T]:
         for f in dataclasses.fields(cast("Any", made))
     )
     keys = [key for key, *_ in plan]
+    if any(isinstance(of, Bytes) and of.bulk for *_, of, _ in plan[:-1]):
+        raise TypeError(f"{cls.__name__}: what comes in bulk is the last field")
     if len(set(keys)) != len(keys) or (keys and keys[0] < 1):
         raise TypeError(f"{cls.__name__}: field keys must be unique and positive")
     cast("Any", made)._plan = tuple(plan)
@@ -366,6 +378,34 @@ class Record:
     def encode(self) -> bytes:
         """Deterministic CBOR of this record."""
         return cbor.encode(self.to_map())
+
+    @classmethod
+    def bulk_key(cls) -> int | None:
+        """The key of the last field, where that is `Bytes` in bulk."""
+        if not cls._plan:
+            return None
+        key, _, of, _ = cls._plan[-1]
+        return key if isinstance(of, Bytes) and of.bulk else None
+
+    @property
+    def bulk(self) -> bytes | memoryview:
+        """The last field, where that is `Bytes` in bulk; else b""."""
+        if self.bulk_key() is None:
+            return b""
+        return cast("bytes | memoryview", getattr(self, self._plan[-1][1]))
+
+    def encode_parts(self) -> tuple[bytes, bytes | memoryview]:
+        """The same as `encode`, in two parts: the second is the bulk of it, not copied, and b"" where there is none."""
+        key, bulk = self.bulk_key(), self.bulk
+        if key is None:
+            return self.encode(), b""
+        out: dict[int, CborValue] = {0: self.TYPE} if self.TYPE else {}
+        for other, field, of, _ in self._plan[:-1]:
+            value = getattr(self, field)
+            if value is not None:
+                out[other] = of.dump(value)
+        out[key] = b""
+        return cbor.encode_up_to_tail(out, len(bulk)), bulk
 
     @classmethod
     def decode(cls, data: bytes, *, max_bytes: int = MAX_FRAME_BYTES) -> Self:

@@ -86,7 +86,7 @@ class BlobPiece(Record):
 
     TYPE = 19
     index: int = wire(1, Uint(0, MAX_PIECES - 1))
-    data: bytes = wire(2, Bytes(1, PIECE_BYTES))
+    data: bytes | memoryview = wire(2, Bytes(1, PIECE_BYTES, bulk=True))
 
 
 @record

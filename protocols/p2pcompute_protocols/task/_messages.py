@@ -99,7 +99,7 @@ class BlobData(Record):
     """Requester: the next bytes of the blob."""
 
     TYPE = 3
-    data: bytes = wire(1, Bytes(1, DATA_BYTES))
+    data: bytes | memoryview = wire(1, Bytes(1, DATA_BYTES, bulk=True))
 
 
 @record
@@ -201,7 +201,7 @@ class ResultData(Record):
     """Provider: the next bytes of the output."""
 
     TYPE = 21
-    data: bytes = wire(1, Bytes(1, DATA_BYTES))
+    data: bytes | memoryview = wire(1, Bytes(1, DATA_BYTES, bulk=True))
 
 
 @record
@@ -250,7 +250,7 @@ class StateData(Record):
     """Provider: the next bytes of the state."""
 
     TYPE = 26
-    data: bytes = wire(1, Bytes(1, DATA_BYTES))
+    data: bytes | memoryview = wire(1, Bytes(1, DATA_BYTES, bulk=True))
 
 
 @record

@@ -238,7 +238,7 @@ class TaskConnection(Connection[TaskState]):
         self._blob = (message.digest, message.size)
         self._hash = hashlib.sha256()
 
-    def _take_blob(self, data: bytes) -> None:
+    def _take_blob(self, data: bytes | memoryview) -> None:
         if self._blob is None:
             raise LocalProtocolError("blob bytes without a blob", code=WireCode.OUT_OF_ORDER)
         digest, left = self._blob
