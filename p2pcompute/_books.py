@@ -19,7 +19,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import PUSD_PER_UUSD
 from p2pcompute_protocols.negotiation import Agreement
-from p2pcompute_protocols.task import ReceiptPayload
+from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload
 
 if TYPE_CHECKING:
     from p2pcompute.payments import ChannelOut, CreditBook, Payee, Payer
@@ -170,11 +170,25 @@ class _ProviderAccount:
         A newcomer is charged at least `_LEAST_UNITS`: what a chunk costs this node is known once it is computed, and
         the units that an order states are the requester's own. What was too much comes back after the receipt.
         """
+        await self._begin(1)
+
+    async def begin_many(self, chunks: int) -> bool:
+        """As `begin`, for several chunks with one charge; False, and none is begun, where there is no credit for all
+        of them."""
+        if not self._stored or self._window.room < chunks:
+            return False
+        try:
+            await self._begin(chunks)
+        except LocalProtocolError:
+            return False
+        return True
+
+    async def _begin(self, chunks: int) -> None:
         price_pusd = self._agreement.terms.price_pusd
         # Before anything is awaited: all tasks of a peer share what it may owe.
-        self._begun_pusd[self._peer] += self._chunk_pusd
+        self._begun_pusd[self._peer] += self._chunk_pusd * chunks
         # As it is before what is owed is read: what is receipted meanwhile counts twice rather than never.
-        others_pusd = self._begun_pusd[self._peer] - self._chunk_pusd
+        others_pusd = self._begun_pusd[self._peer] - self._chunk_pusd * chunks
         try:
             recent_pusd, old_pusd = await self._unpaid_pusd()
             extra, self._extra_pusd = self._extra_pusd, 0
@@ -186,15 +200,17 @@ class _ProviderAccount:
                 unpaid_pusd=recent_pusd + others_pusd,
                 old_pusd=old_pusd,
                 released_pusd=extra,
+                pieces=chunks,
             )
         except CreditExhausted as exc:
-            self._end_begun()
+            self._end_begun(chunks)
             raise LocalProtocolError(str(exc), code=WireCode.CREDIT_EXHAUSTED) from exc
         except BaseException:
-            self._end_begun()
+            self._end_begun(chunks)
             raise
-        self._under_way.append(charged)
-        self._window.start()
+        self._under_way.extend([charged] * chunks)
+        for _ in range(chunks):
+            self._window.start()
         if not self._stored:
             try:
                 await self._ledger.add_agreement(self._agreement, role="provider")
@@ -230,8 +246,8 @@ class _ProviderAccount:
         old_pusd = debts.old_pusd(self._peer, unpaid_pusd=unpaid_pusd, worked_pusd=worked_pusd)
         return unpaid_pusd - old_pusd, old_pusd
 
-    def _end_begun(self) -> None:
-        self._begun_pusd[self._peer] -= self._chunk_pusd
+    def _end_begun(self, chunks: int = 1) -> None:
+        self._begun_pusd[self._peer] -= self._chunk_pusd * chunks
         if self._begun_pusd[self._peer] <= 0:
             del self._begun_pusd[self._peer]
 
@@ -296,20 +312,46 @@ class _ProviderAccount:
                 await self._note_paid_debt()
             envelope = await self._ledger.record_receipt(payload, sign=sign)
             if payload.code == 0:
-                await self._note_owed(payload)
+                await self._note_owed([payload])
         return envelope
 
-    async def _note_owed(self, payload: ReceiptPayload) -> None:
-        if self._under_way:
-            charged = self._last_pusd = self._under_way.pop()
+    async def issue_many(
+        self, payloads: Sequence[ReceiptPayload], sign: Callable[[Sequence[ReceiptPayload]], ReceiptBatch]
+    ) -> ReceiptBatch | None:
+        """As `issue`, for several results under one signature; None, and nothing is done, where one of the chunks has
+        a receipt already.
+
+        Cancellation: none here, as in `issue`.
+        """
+        batch: ReceiptBatch | None = None
+        with trio.CancelScope(shield=True):
+            await self._note_paid_debt()
+            batch = await self._ledger.record_receipts(payloads, sign=sign)
+            if batch is not None:
+                await self._note_owed(payloads)
+        return batch
+
+    async def _note_owed(self, payloads: Sequence[ReceiptPayload]) -> None:
+        price_pusd = self._agreement.terms.price_pusd
+        self._last_pusd = 0
+        for payload in payloads:
+            if not self._under_way:
+                break
+            charged = self._under_way.pop()
+            self._last_pusd += charged
             self._end_begun()
             # Not now: the task may be about to end because the chunk cost more than its order says.
-            self._extra_pusd += max(0, charged - payload.units * self._agreement.terms.price_pusd)
+            self._extra_pusd += max(0, charged - payload.units * price_pusd)
         row = await self._ledger.channel_in(self._channel)
-        again = payload.index in self._receipted  # asked for a second time: nothing more is owed
-        self._receipted.add(payload.index)
-        cost_pusd = 0 if again else payload.units * self._agreement.terms.price_pusd
-        self._owed.append((0 if row is None else row.owed_pusd, cost_pusd))
+        costs: list[int] = []
+        for payload in payloads:
+            again = payload.index in self._receipted  # asked for a second time: nothing more is owed
+            self._receipted.add(payload.index)
+            costs.append(0 if again else payload.units * price_pusd)
+        owed_pusd = 0 if row is None else row.owed_pusd - sum(costs)
+        for cost_pusd in costs:
+            owed_pusd += 0 if row is None else cost_pusd
+            self._owed.append((owed_pusd, cost_pusd))
         self._issued.set()
 
     async def _note_paid_debt(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -10,7 +10,7 @@ from p2pcompute.tasks import ChunkRun, ProviderAccount, ProviderBooks, Usage
 from p2pcompute_protocols.ids import PeerId, TaskId
 from p2pcompute_protocols.money import owed_uusd
 from p2pcompute_protocols.negotiation import Agreement
-from p2pcompute_protocols.task import ReceiptPayload
+from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload
 
 __all__ = ["Checkpointed", "ProviderEvent", "ServedTaskEnded", "ServedTaskStarted", "ServedTotals", "WatchedBooks"]
 
@@ -138,6 +138,9 @@ class _WatchedAccount:
     async def begin(self) -> None:
         await self._account.begin()
 
+    async def begin_many(self, chunks: int) -> bool:
+        return await self._account.begin_many(chunks)
+
     async def drop(self, *, used_units: int = 0) -> None:
         await self._account.drop(used_units=used_units)
 
@@ -157,6 +160,16 @@ class _WatchedAccount:
             self._failed += 1
             self._totals.failed += 1
         return envelope
+
+    async def issue_many(
+        self, payloads: Sequence[ReceiptPayload], sign: Callable[[Sequence[ReceiptPayload]], ReceiptBatch]
+    ) -> ReceiptBatch | None:
+        batch = await self._account.issue_many(payloads, sign)
+        if batch is not None:
+            self._chunks += len(payloads)
+            self._totals.chunks += len(payloads)
+            self._units += sum(payload.units for payload in payloads)
+        return batch
 
     async def wait_changed(self) -> None:
         await self._account.wait_changed()

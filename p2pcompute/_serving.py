@@ -65,7 +65,8 @@ class ProviderOptions:
         device: what computes: ``cpu``, or a GPU by its place on the bus, ``cuda:0``.
         slots: chunks computed at once.
         threads: processor threads of each worker; None takes all cores over the slots.
-        max_window: chunks that a paying requester may owe at most.
+        max_window: chunks that a paying requester may owe at most, whatever their length; more where they are short, up
+            to 20 ms of a reference core together (`widest_window`).
         allow_unsandboxed: run strangers' kernels although this kernel has neither Landlock nor seccomp.
         credit: limits of what strangers may owe.
         region: free text for requesters that ask for one.

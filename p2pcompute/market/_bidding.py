@@ -12,7 +12,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.money import PUSD_PER_UUSD, ChainTerms
-from p2pcompute_protocols.negotiation import BidPayload, CheckPolicy, OrderPayload, Tolerance
+from p2pcompute_protocols.negotiation import BidPayload, CheckPolicy, OrderPayload, Tolerance, widest_window
 from p2pcompute_protocols.work import ProgramRef, ProgramWork, RoundWork, Work
 
 __all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy", "check_program"]
@@ -89,6 +89,8 @@ class FixedPricePolicy:
         max_window = self.max_window
         if isinstance(work, RoundWork):  # the states of unpaid chunks stay in memory
             max_window = max(1, min(max_window, _STATES_BYTES // work.state_bytes - 1))
+        else:
+            max_window = widest_window(max_window, work.units_per_chunk)
         now = self.now_ms()
         return BidPayload(
             order_digest=order.digest,

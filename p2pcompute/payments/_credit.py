@@ -173,23 +173,25 @@ class CreditBook:
         newcomer_pusd: int | None = None,
         old_pusd: int = 0,
         released_pusd: int = 0,
+        pieces: int = 1,
     ) -> int:
-        """Take on `pusd` of unpaid work for `peer`; call it before the work starts.
+        """Take on `pieces` of unpaid work for `peer`, of `pusd` each; call it before the work starts.
 
         A newcomer's is charged, durably, to the budgets of this hour; what it pays comes back to them at once.
 
         Args:
             peer: who wants it.
             subnet: see `subnet_of`.
-            pusd: what the work will cost.
+            pusd: what a piece will cost.
             unpaid_pusd: what the peer owes already over all its tasks, work under way included.
-            newcomer_pusd: what a newcomer is charged at least, up to a quarter of its budget.
+            newcomer_pusd: what a newcomer is charged at least for each, up to a quarter of its budget.
             old_pusd: what it has owed for longer than a day (`Debts`), which `unpaid_pusd` leaves out.
             released_pusd: of earlier charges, is given back with this: `release` without a sync of its own. Refused or
                 not, it is.
+            pieces: all of them are taken on, or none.
 
         Returns:
-            What was charged to the budgets, for `release`; 0 for a known peer.
+            What was charged to the budgets for each piece, for `release`; 0 for a known peer.
 
         Raises:
             CreditExhausted: not now. Nothing was charged.
@@ -201,7 +203,7 @@ class CreditBook:
             raise CreditExhausted(f"{peer} is banned: {history.banned}")
         if history is not None and history.paid_uusd >= self.policy.known_uusd:
             spent_pusd = self._spent_by(peer)
-            if unpaid_pusd + spent_pusd + pusd > self._known_limit_pusd(history, old_pusd=old_pusd):
+            if unpaid_pusd + spent_pusd + pusd * pieces > self._known_limit_pusd(history, old_pusd=old_pusd):
                 raise CreditExhausted(
                     f"{peer} owes {unpaid_pusd} pico-USD, and {spent_pusd} were computed for nothing this hour; it may "
                     "not owe more until it pays"
@@ -213,7 +215,7 @@ class CreditBook:
             peer,
             subnet=subnet,
             hour=self._clock_ms() // _HOUR_MS,
-            pusd=charged,
+            pusd=charged * pieces,
             peer_limit_pusd=self.policy.peer_uusd * PUSD_PER_UUSD,
             subnet_limit_pusd=self.policy.subnet_uusd * PUSD_PER_UUSD,
             provider_limit_pusd=self.policy.provider_uusd * PUSD_PER_UUSD,

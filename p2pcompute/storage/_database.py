@@ -17,7 +17,7 @@ import cbor2
 from p2pcompute._private_files import open_private
 from p2pcompute.errors import ConfigError, DiskFull, LedgerCorrupt, StorageError
 
-from ._reducers import REDUCERS
+from ._reducers import REDUCERS, ROWS
 from ._schema import MIGRATIONS
 
 __all__ = ["INT64_MAX", "AmountOutOfRange", "Database", "LedgerFailed", "Transaction"]
@@ -77,11 +77,30 @@ class Transaction:
             AmountOutOfRange: an integer below zero or above `INT64_MAX`.
         """
         for name, value in params.items():
-            if type(value) is int and not 0 <= value <= INT64_MAX:
-                raise AmountOutOfRange(f"{name} of {value} does not fit into the ledger")
+            _check_amount(name, value)
+        self._log(kind, params)
+
+    def emit_rows(
+        self, kind: str, rows: Sequence[tuple[bytes | str | int | None, ...]], /, **params: bytes | str | int | None
+    ) -> None:
+        """As `emit`, for a kind that has many rows: what each holds, `ROWS` says."""
+        names = ROWS[kind]
+        for name, value in params.items():
+            _check_amount(name, value)
+        for row in rows:
+            for name, value in zip(names, row, strict=True):
+                _check_amount(name, value)
+        self._log(kind, {**params, "rows": [list(row) for row in rows]})
+
+    def _log(self, kind: str, params: dict[str, Any]) -> None:
         body = cbor2.dumps(params, canonical=True)
         self._connection.execute("INSERT INTO events (at_ms, kind, body) VALUES (?, ?, ?)", (self.now_ms, kind, body))
         apply_event(self._connection, kind, params | {"now_ms": self.now_ms})
+
+
+def _check_amount(name: str, value: object) -> None:
+    if type(value) is int and not 0 <= value <= INT64_MAX:
+        raise AmountOutOfRange(f"{name} of {value} does not fit into the ledger")
 
 
 def _make_private(path: Path) -> None:
@@ -96,7 +115,13 @@ def _make_private(path: Path) -> None:
 
 def apply_event(connection: sqlite3.Connection, kind: str, params: dict[str, Any]) -> None:
     """What an event does to the tables, now or when it is replayed."""
-    for statement in REDUCERS[kind]:
+    statements = REDUCERS[kind]
+    if kind in ROWS:
+        params = dict(params)
+        names, rows = ROWS[kind], params.pop("rows")
+        connection.executemany(statements[0], [params | dict(zip(names, row, strict=True)) for row in rows])
+        statements = statements[1:]
+    for statement in statements:
         connection.execute(statement, params)
 
 

@@ -15,7 +15,7 @@ from p2pcompute_protocols.channel import channel_id
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import ChainTerms, usd
 from p2pcompute_protocols.negotiation import Agreement
-from p2pcompute_protocols.task import ReceiptPayload
+from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload
 
 from ._channels import ChannelsMixin, refuse_closing
 from ._commits import GroupCommit
@@ -284,6 +284,50 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
 
         return await self._write(work)
 
+    async def record_receipts(
+        self, receipts: Sequence[ReceiptPayload], *, sign: Callable[[Sequence[ReceiptPayload]], ReceiptBatch]
+    ) -> ReceiptBatch | None:
+        """Provider: the receipts of several results of one task under one signature, in one transaction, as
+        `record_receipt` does for one.
+
+        Returns:
+            What `sign` made; None, and nothing is done, where one of them has a receipt already: then each is recorded
+            by itself.
+
+        Raises:
+            UnknownAgreement: `add_agreement` was not called for this task.
+        """
+        task = TaskId(receipts[0].task)
+
+        def work(tx: Transaction) -> ReceiptBatch | None:
+            agreement = need_agreement(tx, task, "provider")
+            wanted = {receipt.index for receipt in receipts}
+            low, high = min(wanted), max(wanted)
+            stored = tx.all(
+                "SELECT idx FROM receipts_issued WHERE task = :task AND idx BETWEEN :low AND :high AND code = 0",
+                task=task,
+                low=low,
+                high=high,
+            )
+            if len(wanted) < len(receipts) or any(idx in wanted for (idx,) in stored):
+                return None
+            batch = sign(receipts)
+            price_pusd = agreement.price_pusd
+            tx.emit_rows(
+                "receipts_issued",
+                [
+                    (receipt.index, receipt.output, receipt.units, receipt.units * price_pusd, shown)
+                    for receipt, shown in zip(receipts, batch.receipts, strict=True)
+                ],
+                task=task,
+                channel=agreement.channel,
+                pusd=sum(receipt.units for receipt in receipts) * price_pusd,
+                count=len(receipts),
+            )
+            return batch
+
+        return await self._write(work)
+
     async def issued_receipt(self, task: TaskId, index: int) -> bytes | None:
         """Provider: the signed result receipt of a chunk, to send again after a crash; None where there is none."""
 
@@ -322,32 +366,30 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
             if agreement.state != "open":
                 raise UnknownAgreement(f"the task {task.hex()[:16]} has ended ({agreement.state}); accept nothing more")
             total_pusd = agreement.total_pusd
+            known = _accepted_among(tx, task, receipts)
+            rows: list[tuple[int, int, bytes, int, int, bytes, int]] = []
             for (receipt, envelope), count in zip(receipts, counts, strict=True):
                 if receipt.task != task or receipt.code != 0:
                     raise PaymentError("only results of this task can be accepted")
                 pusd = receipt.units * agreement.price_pusd
-                if tx.one(
-                    "SELECT 1 FROM receipts_held WHERE task = :task AND idx = :idx AND verdict = 'accepted'",
-                    task=task,
-                    idx=receipt.index,
-                ):
+                if receipt.index in known:
                     continue
+                known.add(receipt.index)
                 total_pusd += pusd
                 if ceil_uusd(total_pusd) > agreement.ceiling_uusd:
                     raise CeilingReached(
                         f"task {task.hex()[:16]} would cost {usd(ceil_uusd(total_pusd))} and its ceiling is "
                         f"{usd(agreement.ceiling_uusd)}; raise the budget and run the rest anew"
                     )
-                tx.emit(
-                    "work_rooted",
+                rows.append((len(rows), receipt.index, receipt.output, receipt.units, pusd, envelope, count))
+            if rows:
+                tx.emit_rows(
+                    "works_rooted",
+                    rows,
                     task=task,
-                    idx=receipt.index,
-                    digest=receipt.output,
-                    units=receipt.units,
-                    pusd=pusd,
-                    envelope=envelope,
-                    sampled=count,
                     channel=agreement.channel,
+                    pusd=total_pusd - agreement.total_pusd,
+                    count=len(rows),
                 )
             row = tx.one("SELECT accepted_pusd FROM channels_out WHERE channel = :channel", channel=agreement.channel)
             return ceil_uusd(row[0]) if row is not None else 0
@@ -440,6 +482,31 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
     async def replay(self) -> Database:
         """A database in memory, rebuilt from the log of events alone."""
         return await self._executor(lambda: self._database.read(lambda _: replay(self._database.connection)))
+
+
+def _accepted_among(tx: Transaction, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]]) -> set[int]:
+    """The chunks among those of `receipts` that have an accepted receipt already."""
+    if not receipts:
+        return set()
+    indexes = [receipt.index for receipt, _ in receipts]
+    low, high = min(indexes), max(indexes)
+    if high - low > 4 * len(indexes):  # far apart: what lies between them is not to be read
+        found = (
+            tx.one(
+                "SELECT idx FROM receipts_held WHERE task = :task AND idx = :idx AND verdict = 'accepted'",
+                task=task,
+                idx=index,
+            )
+            for index in indexes
+        )
+        return {row[0] for row in found if row is not None}
+    rows = tx.all(
+        "SELECT idx FROM receipts_held WHERE task = :task AND idx BETWEEN :low AND :high AND verdict = 'accepted'",
+        task=task,
+        low=low,
+        high=high,
+    )
+    return {idx for (idx,) in rows}
 
 
 @asynccontextmanager

@@ -10,13 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["REDUCERS"]
+__all__ = ["REDUCERS", "ROWS"]
 
 _SEEN = "INSERT INTO peers (peer, first_seen_ms) VALUES (:peer, :now_ms) ON CONFLICT (peer) DO NOTHING"
 _PAID = (
     "INSERT INTO peers (peer, first_seen_ms, paid_uusd) VALUES (:peer, :now_ms, :gained_uusd)"
     " ON CONFLICT (peer) DO UPDATE SET paid_uusd = paid_uusd + excluded.paid_uusd"
 )
+
+ROWS: Final[Mapping[str, tuple[str, ...]]] = {
+    "receipts_issued": ("idx", "digest", "units", "pusd", "envelope"),
+    "works_rooted": ("nth", "idx", "digest", "units", "pusd", "envelope", "sampled"),
+}
+"""Of kinds that have many rows under ``rows``: what each of them holds. The first statement is run for each row, with
+what the event has beside them; those behind it once, after all rows."""
 
 REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
     "chain_bound": ("INSERT INTO home (id, chain_id, hub, token) VALUES (1, :chain_id, :hub, :token)",),
@@ -41,6 +48,15 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
             "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd, issued = issued + (:code = 0)"
             " WHERE channel = :channel"
         ),
+    ),
+    # As "receipt_issued", for several results of a task; `pusd` and `count` are of all together.
+    "receipts_issued": (
+        (
+            "INSERT INTO receipts_issued (task, idx, code, digest, units, pusd, envelope)"
+            " VALUES (:task, :idx, 0, :digest, :units, :pusd, :envelope)"
+        ),
+        "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
+        "UPDATE channels_in SET owed_pusd = owed_pusd + :pusd, issued = issued + :count WHERE channel = :channel",
     ),
     "voucher_taken": (
         (
@@ -85,6 +101,19 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
         ),
         "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
         ("UPDATE channels_out SET accepted_pusd = accepted_pusd + :pusd, leaves = leaves + 1 WHERE channel = :channel"),
+    ),
+    # As "work_rooted", for several receipts, which are the next leaves in the order of `nth`, from 0.
+    "works_rooted": (
+        (
+            "INSERT INTO receipts_held (task, idx, code, digest, units, pusd, envelope, verdict, sampled, leaf)"
+            " VALUES (:task, :idx, 0, :digest, :units, :pusd, :envelope, 'accepted', :sampled,"
+            " (SELECT leaves FROM channels_out WHERE channel = :channel) + :nth)"
+        ),
+        "UPDATE agreements SET total_pusd = total_pusd + :pusd WHERE task = :task",
+        (
+            "UPDATE channels_out SET accepted_pusd = accepted_pusd + :pusd, leaves = leaves + :count"
+            " WHERE channel = :channel"
+        ),
     ),
     "voucher_rooted": (
         "UPDATE channels_out SET signed_leaves = :leaves, signed_peaks = :peaks WHERE channel = :channel",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from p2pcompute.market import Standing
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement
-from p2pcompute_protocols.task import ReceiptPayload
+from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload
 
 from ._budget import TaskBudget
 
@@ -119,6 +119,11 @@ class ProviderAccount(Protocol):
         """
         ...
 
+    async def begin_many(self, chunks: int) -> bool:
+        """As `begin`, for several chunks at once; False, and none was begun, where there is no credit for all of
+        them."""
+        ...
+
     async def drop(self, *, used_units: int = 0) -> None:
         """A chunk that was begun came to nothing and is not owed. `used_units` is what it has used of the device all
         the same, which a newcomer's credit is charged. With no chunk under way: what the one that was issued last has
@@ -142,6 +147,13 @@ class ProviderAccount(Protocol):
 
         A receipt that was issued before for this chunk, with the same output, is given again.
         """
+        ...
+
+    async def issue_many(
+        self, payloads: Sequence[ReceiptPayload], sign: Callable[[Sequence[ReceiptPayload]], ReceiptBatch]
+    ) -> ReceiptBatch | None:
+        """As `issue`, for results that share a signature; None, and nothing was stored, where one of the chunks has a
+        receipt already: then each is issued by itself."""
         ...
 
     async def wait_changed(self) -> None:

@@ -14,7 +14,8 @@ from p2pcompute.market import Candidate, OrderRefused, negotiate
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
 from p2pcompute_protocols.money import ChainTerms
-from p2pcompute_protocols.negotiation import Agreement, BidPayload, OrderPayload
+from p2pcompute_protocols.negotiation import Agreement, BidPayload, OrderPayload, widest_window
+from p2pcompute_protocols.work import RoundWork, Work
 
 from ._state import TaskRequest
 
@@ -88,7 +89,7 @@ class Dialler:
         def accept(bid: BidPayload) -> bool:
             nonlocal full
             full = is_full()
-            return not full and _is_bearable(bid, candidate)
+            return not full and _is_bearable(bid, candidate, request.work)
 
         try:
             agreement = await negotiate(
@@ -130,13 +131,14 @@ class Dialler:
             raise errors[0] if errors else DialError(f"{candidate.peer_id} is at none of its addresses")
 
 
-def _is_bearable(bid: BidPayload, candidate: Candidate) -> bool:
+def _is_bearable(bid: BidPayload, candidate: Candidate, work: Work) -> bool:
     """Whether a bid keeps to the ad that it was chosen for, and gives no licence to sit on a chunk for ever."""
+    window = candidate.option.max_window
     return (
         bid.payee == candidate.payee
         and any(bid.payee)
         and bid.price_pusd <= candidate.option.price_pusd
-        and bid.max_window <= candidate.option.max_window
+        and bid.max_window <= (window if isinstance(work, RoundWork) else widest_window(window, work.units_per_chunk))
         and bid.slots <= candidate.device.slots
         and bid.chunk_timeout_ms <= _CHUNK_MOST_MS
     )

@@ -44,9 +44,9 @@ from p2pcompute_protocols.task import (
     Open,
     Opened,
     Ready,
-    ReceiptPayload,
     Refused,
     ResultData,
+    Results,
     ResultStart,
     TaskConnection,
     TaskState,
@@ -55,6 +55,8 @@ from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import ChunkWork, ProgramWork
 
 from ._api import RequesterAccount
+from ._pace import Pace
+from ._results import ReceivedChunk, open_results, ranges
 from ._scheduler import ChunkScheduler
 from ._work import chunk_bytes
 
@@ -115,17 +117,6 @@ class LinkHooks:
     sample_every: int = 1  # of so many chunks one is sampled
 
 
-@dataclass(slots=True)
-class ReceivedChunk:
-    """A chunk as it came: its receipt is right, its samples are not drawn yet. `output` is the one copy of its bytes,
-    read-only, and given up once the chunk is handed over."""
-
-    index: int
-    receipt: bytes
-    payload: ReceiptPayload
-    output: memoryview
-
-
 class Link:
     """Works with one provider until the scheduler is complete or the provider fails."""
 
@@ -161,6 +152,7 @@ class Link:
             self.connection.tiles = HeldTiles(work, splits.manifests)
         self.window = agreement.terms.credit_window
         self.slots = agreement.terms.slots
+        self._pace = Pace(self.slots + 1)
         self.paused = False
         self.draining = False
         self.ready = False  # the provider has what it needs; before that nothing can be owed
@@ -196,7 +188,7 @@ class Link:
         self.dialogue = Dialogue(self.connection, stream)
         try:
             await self._setup()
-            received_in, received_out = trio.open_memory_channel[ReceivedChunk](math.inf)
+            received_in, received_out = trio.open_memory_channel[list[ReceivedChunk]](math.inf)
             with single_error(LiarError, TaskRefused, ProtocolError, P2PComputeError):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._receive, received_in)
@@ -263,6 +255,7 @@ class Link:
             raise self._refusal(opened)
         self.window = min(opened.window, self.agreement.terms.max_window)
         self.slots = max(1, min(opened.slots, self.slots))
+        self._pace = Pace(self.slots + 1)
         with single_error(TaskRefused, ProtocolError, P2PComputeError):
             async with trio.open_nursery() as nursery:
                 shared = await self._share(opened, nursery)
@@ -346,25 +339,32 @@ class Link:
             return self._answered
         return self._paused_since if self.paused else None
 
-    def _room(self) -> bool:
+    def _room(self) -> int:
+        """How many chunks may be given out now."""
+        if self.paused or self.draining:
+            return 0
         under_way = len(self.connection.outstanding)
-        return (
-            not self.paused
-            and not self.draining
-            and under_way < self.slots + 1
-            and under_way + self.unpaid < max(self.window, 1)
-        )
+        return max(0, min(self._pace.depth - under_way, max(self.window, 1) - self.unpaid - under_way))
+
+    def _take(self) -> list[int]:
+        """The chunks to give out now: none where there is no room, or nothing to do here."""
+        room, now, taken = self._room(), trio.current_time(), list[int]()
+        if room and (self.connection.tiles is not None or self.connection.chunk_rounds):
+            room = 1  # these are assigned one by one
+        while len(taken) < room and (index := self.scheduler.take(self.provider, now)) is not None:
+            taken.append(index)
+        return taken
 
     async def _assign(self) -> None:
         """Give out chunks while there is room; returns when all are done and ours are handed over."""
         while self._unchecked or not self.scheduler.is_complete:
             if self.draining and not self.connection.outstanding and not self.unpaid:
                 raise TaskRefused(f"{self.provider} takes no more work")
-            index = self.scheduler.take(self.provider, trio.current_time()) if self._room() else None
-            if index is not None:
+            if taken := self._take():
                 # One that is still under way here, cancelled and then needed again, is not asked for twice.
-                if index not in self.connection.outstanding:
-                    await self._hand_out(index)
+                fresh = [index for index in taken if index not in self.connection.outstanding]
+                for chunks in ranges(fresh):
+                    await self._hand_out(chunks)
                 continue
             if not self.connection.outstanding and self.unpaid:
                 self._pay_now.set()  # nothing is under way: the provider waits for money, or the work is ending
@@ -381,9 +381,9 @@ class Link:
             changed = self.hooks.changed()
             self._wake.set()
 
-    async def _hand_out(self, index: int) -> None:
-        """Assign a chunk, and send the tiles that it needs and the provider lacks."""
-        tiles = self.connection.tiles
+    async def _hand_out(self, chunks: range) -> None:
+        """Assign chunks, and send the tiles that the one needs, where inputs are split, and the provider lacks."""
+        tiles, index = self.connection.tiles, chunks[0]
         while tiles is not None and self.connection.outstanding and not tiles.fits(index):
             self._wake = trio.Event()
             await self._wake.wait()
@@ -393,8 +393,10 @@ class Link:
         if not self.connection.outstanding:
             self._idled_s = trio.current_time() - self._answered
             self._last_progress = self._answered = trio.current_time()
-        await self.dialogue.send(Assign(index=index))
-        self.hooks.assigned(self.provider, index)
+            self._pace.began(self._answered)
+        await self.dialogue.send(Assign(index=index, count=len(chunks) if len(chunks) > 1 else None))
+        for one in chunks:
+            self.hooks.assigned(self.provider, one)
         if tiles is None or self.splits is None or not self.connection.needed:
             return
         for digest in list(self.connection.blob_sizes):
@@ -421,19 +423,15 @@ class Link:
             self._cancelled.add(index)
             await self.dialogue.send(Cancel(index=index))
 
-    async def _receive(self, results: trio.MemorySendChannel[ReceivedChunk]) -> None:
+    async def _receive(self, results: trio.MemorySendChannel[list[ReceivedChunk]]) -> None:
         while True:
             message = await self.dialogue.receive()
             match message:
                 case ResultStart():
-                    received = await self._result(message)
-                    if not self.unpaid:
-                        self._unpaid_since = trio.current_time()
-                    self.unpaid += 1
-                    self._unchecked += 1
-                    self.scheduler.came(received.index, self.provider, trio.current_time())
-                    self._progress()
-                    await results.send(received)
+                    await results.send(self._came([await self._result(message)]))
+                case Results():
+                    whole, _ = self.connection.chunk_bytes
+                    await results.send(self._came(open_results(self.agreement, self.work, message, whole)))
                 case ChunkError():
                     await self._chunk_error(message)
                     self._progress()
@@ -450,6 +448,19 @@ class Link:
     async def _other(self, message: Record) -> None:
         """What only work of another shape has."""
         raise RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
+
+    def _came(self, received: list[ReceivedChunk]) -> list[ReceivedChunk]:
+        """These results are here: they count as unpaid."""
+        now = trio.current_time()
+        if not self.unpaid:
+            self._unpaid_since = now
+        self.unpaid += len(received)
+        self._unchecked += len(received)
+        self._pace.answered(len(received), now, self.scheduler.ran(received[-1].index, self.provider, now))
+        for one in received:
+            self.scheduler.came(one.index, self.provider, now)
+        self._progress()
+        return received
 
     def _progress(self) -> None:
         """Only answers count: a provider that says everything else but them has stalled."""
@@ -510,24 +521,28 @@ class Link:
             raise TaskRefused(f"{self.provider} gives no more credit: {detail}")  # the chunk is not to blame
         self.hooks.failed(self.provider, message.index, code, detail)
 
-    async def _check(self, results: trio.MemoryReceiveChannel[ReceivedChunk]) -> None:
+    async def _check(self, results: trio.MemoryReceiveChannel[list[ReceivedChunk]]) -> None:
         """Sample each chunk, and only then accept it; in the order in which they came."""
-        async for received in results:
-            report = SampleReport(checked=0, mismatched=0)
-            if self._runs.next_is_sampled(self.window):
-                report = await self.hooks.check(received.index, received.output)
-            if not report.ok:
-                self.rejected = [*(earlier for earlier, _ in self._checked), received]
-                self.lie = LiarError(self.provider, received.index, report)
-                raise self.lie
-            # Paid before it is handed over: whoever takes it may take long, and the provider is not to wait for that.
-            self._checked.append((received, report.checked))
-            if self.unpaid >= max(1, self.window // 2):
-                self._pay_now.set()
-            await self.hooks.done(self.provider, received.index, received.output, report)
-            received.output = memoryview(b"")
-            self._unchecked -= 1
+        async for together in results:
+            for received in together:
+                await self._check_one(received)
             self._wake.set()
+
+    async def _check_one(self, received: ReceivedChunk) -> None:
+        report = SampleReport(checked=0, mismatched=0)
+        if self._runs.next_is_sampled(self.window):
+            report = await self.hooks.check(received.index, received.output)
+        if not report.ok:
+            self.rejected = [*(earlier for earlier, _ in self._checked), received]
+            self.lie = LiarError(self.provider, received.index, report)
+            raise self.lie
+        # Paid before it is handed over: whoever takes it may take long, and the provider is not to wait for that.
+        self._checked.append((received, report.checked))
+        if self.unpaid >= max(1, self.window // 2):
+            self._pay_now.set()
+        await self.hooks.done(self.provider, received.index, received.output, report)
+        received.output = memoryview(b"")
+        self._unchecked -= 1
 
     async def _watch(self) -> None:
         """A chunk that runs past what was agreed means that the provider has stalled; before that, it may be us who

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +37,6 @@ from p2pcompute_protocols.task import (
     Opened,
     Ready,
     ReceiptPayload,
-    Refused,
     ResultData,
     ResultStart,
     Share,
@@ -55,6 +53,8 @@ from ._inputs import SHARED_BYTES, TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._meter import Meter, units_of
 from ._places import Place
+from ._provider_group import Group, result_receipt, together
+from ._refusing import RefuseError, WorkerGoneError, printable
 from ._round_provider import RoundStates, RoundsWorker, give_state
 from ._tiles import TaskTiles
 from ._usage import ActiveTask
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
     from ._provider import TaskService
 
-__all__ = ["RefuseError", "Session"]
+__all__ = ["Session"]
 
 _log = logging.getLogger("p2pcompute.tasks")
 
@@ -84,19 +84,6 @@ _REPEATS: Final = 2  # results of one chunk in one task: a second one may be nee
 _STOPS: Final = 8  # chunks that a requester may cancel while they are computed, beyond one for each result
 _NOT_BEGUN: Final = 256  # answers about chunks that were never begun, beyond eight for each result
 _NEWCOMER_LARGE: Final = 8  # inputs in shared memory of a newcomer's task
-
-
-class RefuseError(Exception):
-    """Ends a session with a `Refused` message."""
-
-    def __init__(self, code: WireCode, detail: str, line: int | None = None) -> None:
-        self.message = Refused(code=code, detail=_printable(detail), line=line)
-        super().__init__(detail)
-
-
-def _printable(text: str) -> str:
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean.encode()[:900].decode(errors="ignore")
 
 
 class Session:
@@ -124,6 +111,7 @@ class Session:
         self.shared: TaskBlobs
         self.held_bytes = 0  # of a newcomer's inputs, among `newcomers_hold`
         self.fp = "strict"
+        self.group = Group()  # of short chunks that are computed together
         self.asked: deque[int] = deque()  # states of work in rounds
         self.states: RoundStates | None = None
 
@@ -359,7 +347,7 @@ class Session:
                 await self.dialogue.send(Ready(compile_ms=compile_ms))
             try:
                 await self._chunks(agreement, work, account, worker)
-            except _WorkerGoneError as exc:
+            except WorkerGoneError as exc:
                 lost = str(exc)
         if lost is not None and self.deaths + 1 >= _WORKER_DEATHS:
             raise RefuseError(WireCode.EXECUTION_FAILED, lost)
@@ -438,12 +426,12 @@ class Session:
             message = await self._hear()  # `_chunks` ends a task in which nothing happens
             match message:
                 case Assign():
-                    if len(self.queue) >= MAX_INFLIGHT_CHUNKS:
+                    if len(self.queue) + len(message.chunks) > MAX_INFLIGHT_CHUNKS:
                         raise RemoteProtocolError("too many chunks assigned", code=WireCode.OVERSIZED)
-                    if self.answered[message.index] >= _REPEATS:
+                    if any(self.answered[index] >= _REPEATS for index in message.chunks):
                         raise RemoteProtocolError("a chunk that was answered already", code=WireCode.REPLAYED)
                     if self.tiles.assigned(message.index):
-                        self.queue.append(message.index)
+                        self.queue.extend(message.chunks)
                 case BlobStart() | BlobData():
                     self.place.moved(len(message.data) if isinstance(message, BlobData) else 0)
                     if (complete := self.tiles.take(message)) is not None:
@@ -517,6 +505,8 @@ class Session:
                         raise RefuseError(WireCode.PAYMENT_REQUIRED, f"no voucher came for {patience_s:g} s")
                     raise RefuseError(WireCode.STALLED, f"no chunk was assigned for {patience_s:g} s")
                 continue
+            if await together(self, agreement, work, account, worker):
+                continue
             index = self.queue.popleft()
             if index in self.cancelled:
                 self.cancelled.discard(index)
@@ -536,9 +526,9 @@ class Session:
                 async with self.service.slots.turn(known=self.place.guest.known):
                     state = await worker.state(number, timeout_s=agreement.terms.chunk_timeout_ms / 1000)
         except ExecutionError as exc:
-            detail = _printable(str(exc))
+            detail = printable(str(exc))
             await self.dialogue.send(StateGone(state=number, code=WireCode.EXECUTION_FAILED, detail=detail))
-            raise _WorkerGoneError(str(exc)) from exc
+            raise WorkerGoneError(str(exc)) from exc
         await give_state(self.dialogue, state, number, self.place.moved)
 
     async def _one(
@@ -569,7 +559,7 @@ class Session:
                     self.running.cancel()
                 with self.place.working():
                     async with service.slots.turn(known=self.place.guest.known):
-                        with used.running(), self._shown(index, blocks) as shown:
+                        with used.running(), self.shown(index, blocks) as shown:
                             run = await worker.run_blocks(first, blocks, timeout_s=limit_s, progress=shown.progress)
                             shown.end(run)
                             service.used.add(run)
@@ -578,7 +568,7 @@ class Session:
             await account.drop(used_units=used.units)
             code = WireCode.TIMED_OUT if isinstance(exc, WorkerTimeout) else WireCode.EXECUTION_FAILED
             await self._fail(agreement, index, account, code, str(exc))
-            raise _WorkerGoneError(str(exc)) from exc
+            raise WorkerGoneError(str(exc)) from exc
         except BaseException:  # whoever leaves in the middle has used as much as who stays
             with trio.CancelScope(shield=True):
                 await account.drop(used_units=used.units)
@@ -588,38 +578,43 @@ class Session:
             if not self.finish.is_set():
                 await self._fail(agreement, index, account, WireCode.CANCELLED, "cancelled while it was computed")
                 if not worker.usable:
-                    raise _WorkerGoneError("a chunk that was cancelled did not stop")
+                    raise WorkerGoneError("a chunk that was cancelled did not stop")
             return True
         outputs = run.outputs
         if service.fault is not None:
             outputs = (service.fault(b"".join(outputs), index),)
-        digest = hashlib.sha256()
-        for output in outputs:
-            digest.update(output)
-        payload = ReceiptPayload(
-            task=agreement.task_id,
-            index=index,
-            code=0,
-            output=digest.digest(),
-            fp=terms.fp,
-            units=units_of(work, blocks),
-            finished_ms=service.now_ms(),
-        )
+        units = units_of(work, blocks)
+        payload = result_receipt(agreement, index, outputs, units, service.now_ms())
+        if await self.hand_over(agreement, account, payload, outputs, used.units):
+            self.group.ran(1, run.wall_ns)
+            await self.check_price(agreement, account, run, units, speed_milli)
+        return True
+
+    async def hand_over(
+        self,
+        agreement: Agreement,
+        account: ProviderAccount,
+        payload: ReceiptPayload,
+        outputs: Sequence[bytes | memoryview],
+        used_units: int,
+    ) -> bool:
+        """Store the receipt of a chunk that is computed, and send the result with it; False where it has failed."""
+        service, index = self.service, payload.index
         try:
             receipt = await account.issue(
                 payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
             )
         except ReceiptConflict as exc:
             with trio.CancelScope(shield=True):
-                await account.drop(used_units=used.units)
+                await account.drop(used_units=used_units)
             if self.fp != "fast":
                 raise
             # Asked for a second time, and this time the last places are others: there is one receipt for a chunk.
             await self._fail(agreement, index, account, WireCode.EXECUTION_FAILED, str(exc))
-            return True
+            return False
         except BaseException:  # it is computed, and owed by nobody
             with trio.CancelScope(shield=True):
-                await account.drop(used_units=used.units)
+                await account.drop(used_units=used_units)
             raise
         self.place.chunks += 1
         await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=sum(map(len, outputs))))
@@ -628,19 +623,28 @@ class Session:
             for at in range(0, len(output), DATA_BYTES):
                 await self.dialogue.send(ResultData(data=memoryview(output)[at : at + DATA_BYTES]))
                 self.place.moved(DATA_BYTES)
+        self.note_answered((index,))
+        return True
+
+    def note_answered(self, chunks: Collection[int]) -> None:
+        """The results of these chunks are on their way."""
         self.place.rest()
-        self.answered[index] += 1
+        self.answered.update(chunks)
         if self.entry is not None:
-            self.entry.chunks_done += 1
+            self.entry.chunks_done += len(chunks)
+
+    async def check_price(
+        self, agreement: Agreement, account: ProviderAccount, run: ChunkRun, units: int, speed_milli: int
+    ) -> None:
+        """End the task of a requester whose order has far too few units for what its chunks take."""
         # Wall time, since the speed is that of all threads which the work may have.
-        spent_ms = min(run.wall_ns // 1_000_000, terms.chunk_timeout_ms)
-        paid_ms = units_of(work, blocks) * 1_000 // max(1, speed_milli) // 1_000
+        spent_ms = min(run.wall_ns // 1_000_000, agreement.terms.chunk_timeout_ms)
+        paid_ms = units * 1_000 // max(1, speed_milli) // 1_000
         if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
             await account.drop(used_units=spent_ms * speed_milli)
             raise RefuseError(
                 WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
             )
-        return True
 
     @contextmanager
     def _computing(self, index: int) -> Generator[None]:
@@ -651,7 +655,7 @@ class Session:
             self.computing = None
 
     @contextmanager
-    def _shown(self, index: int, blocks: int) -> Generator[ActiveTask]:
+    def shown(self, index: int, blocks: int) -> Generator[ActiveTask]:
         """The entry of this task, while a chunk is computed."""
         entry = self.entry or ActiveTask(task_id=TaskId(bytes(32)), requester="")  # it has left, and nobody looks
         entry.begin(index, blocks)
@@ -682,7 +686,7 @@ class Session:
             fp=agreement.terms.fp,
             units=0,
             finished_ms=service.now_ms(),
-            detail=_printable(detail),
+            detail=printable(detail),
         )
         receipt = await account.issue(
             payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)
@@ -690,7 +694,3 @@ class Session:
         await self.dialogue.send(ChunkError(index=index, receipt=receipt))
         if self.entry is not None:
             self.entry.chunks_failed += 1
-
-
-class _WorkerGoneError(Exception):
-    """The worker was lost with a chunk; the session goes on with a new one."""

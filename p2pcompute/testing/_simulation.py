@@ -69,7 +69,7 @@ def simulated_chain() -> ModelChain:
 
 @dataclass(slots=True, kw_only=True)
 class WorkerFaults:
-    """What goes wrong in a simulated worker: chunks (by their first block) or rounds (by how many there were before)
+    """What goes wrong in a simulated worker: chunks (by a block of theirs) or rounds (by how many there were before)
     that kill it, or that never end."""
 
     dies_at: frozenset[int] = frozenset()
@@ -160,6 +160,7 @@ class _InlineSession:
         self._workers = workers
         self._turn = trio.Lock()
         self._dead = False
+        self._chunk_blocks = 0
 
     @property
     def usable(self) -> bool:
@@ -212,7 +213,10 @@ class _InlineSession:
     ) -> _Run:
         count, values = blocks * self._items, self._with_windows(windows)
         return await self._run(
-            count, lambda outs: self._kernel.run_blocks(first_block, blocks, values, outs), first_block, timeout_s
+            count,
+            lambda outs: self._kernel.run_blocks(first_block, blocks, values, outs),
+            range(first_block, first_block + blocks),
+            timeout_s,
         )
 
     async def run_threads(self, threads: Any, *, timeout_s: float, windows: Mapping[int, Any] | None = None) -> _Run:
@@ -280,21 +284,25 @@ class _InlineSession:
             digests = tuple(tuple(hashlib.sha256(array).digest() for array in state) for state in states)
             return _Rounds(states=tuple(states), digests=digests, cpu_ns=nanoseconds, wall_ns=nanoseconds)
 
-    async def _run(
-        self, count: int, call: Callable[[list[Any]], None], first_block: int | None, timeout_s: float
-    ) -> _Run:
+    def _chunks_in(self, blocks: range) -> int:
+        """Of how many chunks a run has the blocks: the first run of all is of one."""
+        self._chunk_blocks = self._chunk_blocks or len(blocks)
+        return -(-len(blocks) // self._chunk_blocks)
+
+    async def _run(self, count: int, call: Callable[[list[Any]], None], blocks: range | None, timeout_s: float) -> _Run:
+        """Blocks of chunks, or threads of samples, where `blocks` is None."""
         async with self._turn:
             if self._dead:
                 raise WorkerDied("this simulated worker has died; open another session")
-            if first_block is not None and first_block in self._workers.faults.dies_at:
+            if blocks is not None and not self._workers.faults.dies_at.isdisjoint(blocks):
                 self._dead = True
                 raise WorkerDied("a simulated worker died, as it was told to")
-            if first_block is not None and first_block in self._workers.faults.hangs_at:
+            if blocks is not None and not self._workers.faults.hangs_at.isdisjoint(blocks):
                 self._dead = True
                 await trio.sleep(timeout_s)
                 raise WorkerTimeout("a simulated worker ran past its limit, as it was told to")
             # A check of the usual size takes a tenth of a chunk; a larger one, or a calibration, in proportion.
-            share = 1.0 if first_block is not None else count / 2_560
+            share = count / 2_560 if blocks is None else self._chunks_in(blocks)
             seconds = self._workers.chunk_s * share
             await trio.sleep(seconds)  # one that is cancelled stops, and its worker goes on
             outs = [np.zeros((count, *row), dtype) for row, dtype in zip(self._rows, self._dtypes, strict=True)]

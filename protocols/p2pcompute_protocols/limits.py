@@ -65,6 +65,7 @@ __all__ = [
     "MAX_TILE_BYTES",
     "MAX_WATCHED_PER_REPLY",
     "MAX_WINDOW_BYTES",
+    "SHORT_WINDOW_UNITS",
     "UINT64_MAX",
     "UINT96_MAX",
 ]
@@ -120,6 +121,7 @@ MAX_KERNEL_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 1_048_576
 MAX_INFLIGHT_CHUNKS: Final = 256
 MAX_CREDIT_WINDOW: Final = 256  # chunks
+SHORT_WINDOW_UNITS: Final = 20_000  # of work, that may be unpaid whatever an ad's window for chunks of any length is
 MAX_STATES_PER_CHUNK: Final = 8  # that may be asked for, for each chunk of rounds that came
 
 # Blobs

@@ -172,6 +172,14 @@ class MerkleTree:
         Raises:
             LocalProtocolError: there is no such leaf.
         """
+        return InclusionProof(index=index, leaves=len(self), path=tuple(self.path(index)))
+
+    def path(self, index: int) -> list[bytes]:
+        """The digests of that proof, from the leaf up.
+
+        Raises:
+            LocalProtocolError: there is no such leaf.
+        """
         if not 0 <= index < len(self):
             raise LocalProtocolError(f"no leaf {index} in a tree of {len(self)}")
         path: list[bytes] = []
@@ -181,4 +189,4 @@ class MerkleTree:
             if neighbour < len(level):
                 path.append(level[neighbour])
             at >>= 1
-        return InclusionProof(index=index, leaves=len(self), path=tuple(path))
+        return path

@@ -99,3 +99,6 @@ from ._tolerance import (
 from ._tolerance import (
     Tolerance as Tolerance,
 )
+from ._window import (
+    widest_window as widest_window,
+)

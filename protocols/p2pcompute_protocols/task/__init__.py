@@ -1,5 +1,26 @@
 """The task stream and its receipts: `protocols/task/README.md` is the specification."""
 
+from ._batch import (
+    BatchedReceipt as BatchedReceipt,
+)
+from ._batch import (
+    ReceiptBatch as ReceiptBatch,
+)
+from ._batch import (
+    open_batch as open_batch,
+)
+from ._batch import (
+    open_batched as open_batched,
+)
+from ._batch import (
+    seal_batch as seal_batch,
+)
+from ._batch import (
+    stands_in_batch as stands_in_batch,
+)
+from ._messages import (
+    BATCH_BYTES as BATCH_BYTES,
+)
 from ._messages import (
     DATA_BYTES as DATA_BYTES,
 )
@@ -52,10 +73,16 @@ from ._messages import (
     ReceiptPayload as ReceiptPayload,
 )
 from ._messages import (
+    ReceiptsPayload as ReceiptsPayload,
+)
+from ._messages import (
     Refused as Refused,
 )
 from ._messages import (
     ResultData as ResultData,
+)
+from ._messages import (
+    Results as Results,
 )
 from ._messages import (
     ResultStart as ResultStart,

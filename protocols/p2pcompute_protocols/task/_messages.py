@@ -14,6 +14,7 @@ from ..limits import (
     MAX_CREDIT_WINDOW,
     MAX_ENVELOPE_BYTES,
     MAX_HOLDERS,
+    MAX_INFLIGHT_CHUNKS,
     MAX_LEAVES,
     MAX_OUTPUT_BYTES,
     MAX_SLOTS,
@@ -22,9 +23,11 @@ from ..limits import (
 from ..wire import Array, Bytes, Choice, Flag, Nested, Peer, Record, Text, Uint, optional, record, wire
 
 __all__ = [
+    "BATCH_BYTES",
     "DATA_BYTES",
     "MESSAGES",
     "PROTOCOL_ID",
+    "RECEIPTS_KIND",
     "RECEIPT_KIND",
     "Assign",
     "BlobData",
@@ -40,19 +43,24 @@ __all__ = [
     "Opened",
     "Ready",
     "ReceiptPayload",
+    "ReceiptsPayload",
     "Refused",
     "ResultData",
     "ResultStart",
+    "Results",
     "Share",
     "StateData",
     "StateGone",
     "StateStart",
 ]
 
-PROTOCOL_ID: Final = "/p2pcompute/task/1"
+PROTOCOL_ID: Final = "/p2pcompute/task/2"
 RECEIPT_KIND: Final = "receipt"
+RECEIPTS_KIND: Final = "receipts"
 DATA_BYTES: Final = 256 * 1024  # of a blob or an output in one frame
+BATCH_BYTES: Final = 192 * 1024  # of the outputs of several chunks in one frame
 _RECEIPT_BYTES: Final = 4 * 1024
+_RECEIPTS_BYTES: Final = 1024  # an envelope over 32 bytes of a task, 32 of a root, and a number
 
 
 @record
@@ -75,6 +83,16 @@ class ReceiptPayload(Record):
     def validate(self) -> None:
         if self.code != 0 and (self.output != bytes(32) or self.units != 0):
             raise LocalProtocolError("a failed chunk has no output and costs nothing")
+
+
+@record
+class ReceiptsPayload(Record):
+    """What a provider signs for several chunks of a task at once: the root of the tree whose leaves are their
+    `ReceiptPayload`s as encoded, `leaves` of them."""
+
+    task: bytes = wire(1, Bytes(32))
+    root: bytes = wire(2, Bytes(32))
+    leaves: int = wire(3, Uint(2, MAX_INFLIGHT_CHUNKS))
 
 
 @record
@@ -104,10 +122,17 @@ class BlobData(Record):
 
 @record
 class Assign(Record):
-    """Requester: compute this chunk. Each is answered by exactly one result or error."""
+    """Requester: compute this chunk, or this and those behind it, `count` of them. Each of them is answered by exactly
+    one result or error."""
 
     TYPE = 4
     index: int = wire(1, Uint(0, MAX_CHUNKS - 1))
+    count: int | None = optional(2, Uint(2, MAX_INFLIGHT_CHUNKS), default=None)
+
+    @property
+    def chunks(self) -> range:
+        """The chunks that it assigns."""
+        return range(self.index, self.index + (self.count or 1))
 
 
 @record
@@ -263,6 +288,25 @@ class StateGone(Record):
     detail: str = wire(3, Text(MAX_TEXT))
 
 
+@record
+class Results(Record):
+    """Provider: chunk `index` and those behind it are done, `count` of them; `data` is their outputs, one behind the
+    other. `receipts` is an envelope over the root of their receipts, which follow from this message and the agreement
+    (`batch_payloads`)."""
+
+    TYPE = 30
+    index: int = wire(1, Uint(0, MAX_CHUNKS - 1))
+    count: int = wire(2, Uint(2, MAX_INFLIGHT_CHUNKS))
+    finished_ms: int = wire(3, Uint())
+    receipts: bytes = wire(4, Bytes(1, _RECEIPTS_BYTES))
+    data: bytes = wire(5, Bytes(2, BATCH_BYTES))
+
+    @property
+    def chunks(self) -> range:
+        """The chunks that it answers."""
+        return range(self.index, self.index + self.count)
+
+
 MESSAGES: Final[Mapping[int, type[Record]]] = {
     cls.TYPE: cls
     for cls in (
@@ -285,5 +329,6 @@ MESSAGES: Final[Mapping[int, type[Record]]] = {
         StateStart,
         StateData,
         StateGone,
+        Results,
     )
 }

@@ -8,6 +8,7 @@ from ..envelope import Envelope, Signer, open_envelope, seal
 from ..errors import LocalProtocolError, WireCode
 from ..ids import PeerId, TaskId
 from ..merkle import InclusionProof, MerkleTree, verify_inclusion
+from ._batch import open_batched, stands_in_batch
 from ._messages import RECEIPT_KIND, ReceiptPayload
 
 __all__ = ["open_proven_receipt", "open_receipt", "receipts_tree", "seal_receipt"]
@@ -21,8 +22,12 @@ def seal_receipt(receipt: ReceiptPayload, *, network: str, signer: Signer) -> by
 def open_receipt(
     raw: bytes, *, network: str, provider: PeerId, task: TaskId, index: int
 ) -> tuple[Envelope, ReceiptPayload]:
-    """Verify a receipt for chunk `index` of `task` by `provider`; raises `LocalProtocolError`."""
-    envelope = open_envelope(raw, kind=RECEIPT_KIND, network=network, signer=provider)
+    """Verify a receipt for chunk `index` of `task` by `provider`, be it signed by itself or as one of a batch; raises
+    `LocalProtocolError`."""
+    if stands_in_batch(raw):
+        envelope = open_batched(raw, network=network, provider=provider, task=task)
+    else:
+        envelope = open_envelope(raw, kind=RECEIPT_KIND, network=network, signer=provider)
     receipt = ReceiptPayload.decode(envelope.payload)
     if receipt.task != task or receipt.index != index:
         raise LocalProtocolError("a receipt for another chunk", code=WireCode.REPLAYED)
@@ -30,7 +35,7 @@ def open_receipt(
 
 
 def receipts_tree(receipts: Mapping[int, bytes]) -> MerkleTree:
-    """The one tree over receipts: envelopes by chunk, in ascending order of chunks, each whole as a leaf.
+    """The one tree over receipts: each whole as it is shown and stored, in ascending order of chunks.
 
     Its root stands for all of them: in a voucher's `memo`, or wherever a provider shows what it has done. A task's
     tree holds its receipts with code 0. The number of a leaf is not the chunk's where others have done some chunks.

@@ -26,6 +26,7 @@ from ._messages import (
     Ready,
     Refused,
     ResultData,
+    Results,
     ResultStart,
     Share,
     StateData,
@@ -76,6 +77,7 @@ TABLE: Final[Table[TaskState]] = {
             StateStart: _S.RUNNING,
             StateData: _S.RUNNING,
             StateGone: _S.RUNNING,
+            Results: _S.RUNNING,
         },
         _S.FINISHING: {
             Opened: _S.FINISHING,
@@ -89,6 +91,7 @@ TABLE: Final[Table[TaskState]] = {
             StateStart: _S.FINISHING,
             StateData: _S.FINISHING,
             StateGone: _S.FINISHING,
+            Results: _S.FINISHING,
         },
     },
 }
@@ -161,22 +164,21 @@ class TaskConnection(Connection[TaskState]):
                 if self.state is _S.SETUP and (self.needed or self._blob is not None):
                     raise LocalProtocolError("ready before all blobs came", code=WireCode.OUT_OF_ORDER)
             case Assign():
-                self._assign(message.index)
+                self._assign(message)
             case Cancel():
                 # A cancel may cross the chunk's answer on the wire, so the provider can't refuse it.
                 if message.index >= self.chunks:
                     raise LocalProtocolError("a cancel of no chunk", code=WireCode.UNKNOWN_CHUNK)
             case ResultStart():
-                whole, last = self.chunk_bytes
-                if message.index in self.outstanding and message.size != (
-                    last if message.index == self.chunks - 1 else whole
-                ):
+                if message.index in self.outstanding and message.size != self.size_of(message.index):
                     raise LocalProtocolError(f"a result of {message.size} bytes", code=WireCode.OVERSIZED)
                 self._answer(message.index)
                 self._result_left = message.size
                 if self.chunk_rounds:
                     self.last_state = max(self.last_state, message.index * self.chunk_rounds + message.size // 32)
                     self._may_ask += MAX_STATES_PER_CHUNK
+            case Results():
+                self._results(message)
             case ResultData():
                 if len(message.data) > self._result_left:
                     raise LocalProtocolError("more result bytes than announced", code=WireCode.OVERSIZED)
@@ -203,6 +205,23 @@ class TaskConnection(Connection[TaskState]):
                 self._answer_state(message.state)
             case _:
                 pass
+
+    def size_of(self, index: int) -> int:
+        """Bytes of the output of a chunk."""
+        whole, last = self.chunk_bytes
+        return last if index == self.chunks - 1 else whole
+
+    def _results(self, message: Results) -> None:
+        if self.tiles is not None or self.chunk_rounds:
+            raise LocalProtocolError("chunks of this work are answered one by one", code=WireCode.OUT_OF_ORDER)
+        if not self.outstanding.issuperset(message.chunks):
+            raise LocalProtocolError("one of these chunks was not asked for", code=WireCode.UNKNOWN_CHUNK)
+        size = self.chunk_bytes[0] * (message.count - 1) + self.size_of(message.chunks[-1])
+        if len(message.data) != size:
+            raise LocalProtocolError(
+                f"{len(message.data)} bytes where these chunks have {size}", code=WireCode.OVERSIZED
+            )
+        self.outstanding.difference_update(message.chunks)
 
     def _answer_state(self, state: int) -> None:
         if not self.asked or self.asked[0] != state:
@@ -255,14 +274,17 @@ class TaskConnection(Connection[TaskState]):
         self._blob = None
         self.needed.discard(digest)
 
-    def _assign(self, index: int) -> None:
+    def _assign(self, message: Assign) -> None:
+        index, chunks = message.index, message.chunks
         if self.needed or self._blob is not None:
             raise LocalProtocolError("a chunk before all tiles of the last one came", code=WireCode.OUT_OF_ORDER)
-        if index >= self.chunks:
-            raise LocalProtocolError(f"chunk {index} of {self.chunks}", code=WireCode.UNKNOWN_CHUNK)
-        if index in self.outstanding:
-            raise LocalProtocolError(f"chunk {index} is assigned already", code=WireCode.REPLAYED)
-        if len(self.outstanding) >= MAX_INFLIGHT_CHUNKS:
+        if message.count is not None and (self.tiles is not None or self.chunk_rounds):
+            raise LocalProtocolError("chunks of this work are assigned one by one", code=WireCode.OUT_OF_ORDER)
+        if chunks[-1] >= self.chunks:
+            raise LocalProtocolError(f"chunk {chunks[-1]} of {self.chunks}", code=WireCode.UNKNOWN_CHUNK)
+        if not self.outstanding.isdisjoint(chunks):
+            raise LocalProtocolError(f"chunk {index}, or one behind it, is assigned already", code=WireCode.REPLAYED)
+        if len(self.outstanding) + len(chunks) > MAX_INFLIGHT_CHUNKS:
             raise LocalProtocolError("too many chunks under way", code=WireCode.OVERSIZED)
         if self.tiles is not None:
             missing = self.tiles.assign(index)
@@ -272,7 +294,7 @@ class TaskConnection(Connection[TaskState]):
             if index != self.assigned:
                 raise LocalProtocolError("chunks of rounds are assigned in order", code=WireCode.OUT_OF_ORDER)
             self.assigned += 1
-        self.outstanding.add(index)
+        self.outstanding.update(chunks)
 
     def _answer(self, index: int) -> None:
         if index not in self.outstanding:

@@ -156,14 +156,19 @@ class _Life:
 
     async def work(self) -> None:
         world, task = self.world, self.chance.choice(self.tasks)
-        receipts = []
+        payloads = []
         for _ in range(self.chance.randrange(1, 4)):
             self.chunks += 1
-            payload = world.receipt(task, self.chunks, units=self.chance.randrange(1, 12))
-            envelope = await world.payee_ledger.record_receipt(payload, sign=world.sign_receipt)
+            payloads.append(world.receipt(task, self.chunks, units=self.chance.randrange(1, 12)))
+        if len(payloads) > 1:  # under one signature
+            batch = await world.payee_ledger.record_receipts(payloads, sign=world.sign_batch)
+            envelopes = batch.receipts
+        else:
+            envelopes = (await world.payee_ledger.record_receipt(payloads[0], sign=world.sign_receipt),)
+        receipts = list(zip(payloads, envelopes, strict=True))
+        for payload, envelope in receipts:
             self.history.receipts[envelope] = payload
             self.recorder.left("payee", "receipt", envelope)
-            receipts.append((payload, envelope))
         with suppress(CeilingReached):
             await world.channel_out().accept(task, receipts, sampled=1)
         with suppress(ReceiptConflict):  # the same chunk computed again, with other bits

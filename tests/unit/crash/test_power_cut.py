@@ -180,6 +180,7 @@ def postponed(ledger: Any, method: str) -> None:
         ("payer", "raise_voucher", "was sent and the ledger knows of"),
         ("payer", "queue_tx", "transactions that were broadcast are not there"),
         ("payee", "record_receipt", "receipts that were sent are not there"),
+        ("payee", "record_receipts", "receipts that were sent are not there"),
         ("payee", "take_voucher", "was acknowledged and"),
         ("payee", "queue_tx", "transactions that were broadcast are not there"),
     ],

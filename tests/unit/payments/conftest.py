@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from p2pcompute_protocols.channel import Domain, Voucher, voucher_digest
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Terms, accept_terms, open_agreement, seal_terms
-from p2pcompute_protocols.task import ReceiptPayload, seal_receipt
+from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload, seal_batch, seal_receipt
 
 NETWORK = "test"
 NOW_MS = 1_000_000
@@ -213,6 +213,9 @@ class World:
 
     def receipt(self, task: TaskId, index: int, *, units: int = 1, output: bytes = b"o" * 32) -> ReceiptPayload:
         return ReceiptPayload(task=task, index=index, code=0, output=output, fp="strict", units=units, finished_ms=1)
+
+    def sign_batch(self, receipts: Sequence[ReceiptPayload]) -> ReceiptBatch:
+        return seal_batch(receipts, network=NETWORK, signer=self.provider)
 
     def sign_receipt(self, receipt: ReceiptPayload) -> bytes:
         return seal_receipt(receipt, network=NETWORK, signer=self.provider)

@@ -68,7 +68,7 @@ PAYLOADS: dict[str, list[type[Record]]] = {
         negotiation.RefusalPayload,
         negotiation.Terms,
     ],
-    "task": [ReceiptPayload, task.Holder],
+    "task": [ReceiptPayload, task.ReceiptsPayload, task.BatchedReceipt, task.Holder],
     "blob": [],
     "channel": [],
     "watch": [watch.WatchedVoucher],

@@ -50,6 +50,8 @@ def small(cls: type[Connection[Any]]) -> list[Record]:
         ]
     if cls is Rounds:
         return ROUNDS
+    if cls is Pairs:
+        return PAIRS
     if cls is blob.BlobConnection:
         return [*MESSAGES[cls], blob.BlobHave(leaves=(LEAF,), held=b"\x00")]
     if cls is channel.ChannelConnection:
@@ -66,6 +68,8 @@ def fresh(cls: type[Connection[Any]], role: Role) -> Connection[Any]:
         conn.chunks, conn.chunk_bytes, conn.blob_sizes = 1, (1, 1), {DIGEST: 3}
         if isinstance(conn, Rounds):
             conn.chunk_bytes = (64, 64)
+        if isinstance(conn, Pairs):
+            conn.chunks = 2
     if isinstance(conn, dispute.DisputeConnection):
         conn.network, conn.provider = NETWORK, PROVIDER.peer_id
     return conn
@@ -207,6 +211,35 @@ ROUNDS = [
 ]
 
 
+class Pairs(task.TaskConnection):
+    """The same protocol for two chunks, which may be assigned and answered together."""
+
+
+PAIRS = [
+    task.Open(agreement=b"a"),
+    task.Opened(need=(), slots=1, window=1),
+    task.Ready(compile_ms=1),
+    task.Assign(index=0, count=2),
+    task.Assign(index=1),
+    task.Cancel(index=1),
+    task.Results(index=0, count=2, finished_ms=1, receipts=b"r", data=b"12"),
+    task.ResultStart(index=1, receipt=b"r", size=1),
+    task.ResultData(data=b"2"),
+    task.ChunkError(index=0, receipt=b"r"),
+    task.ChunkError(index=1, receipt=b"r"),
+    task.Finish(code=0, detail=""),
+    task.Refused(code=15, detail=""),
+    task.Closed(chunks=0),
+]
+
+
+def test_no_honest_interleaving_of_chunks_that_go_together_is_refused() -> None:
+    worlds, ends = walk(Pairs)
+    assert worlds > 100
+    assert {one for one, other in ends if one is other} == set(task.TaskState)
+    assert all(one is other for one, other in ends)
+
+
 def test_no_honest_interleaving_of_questions_about_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2pcompute_protocols.task._state.MAX_STATES_PER_CHUNK", 2)
     worlds, ends = walk(Rounds)
@@ -219,6 +252,6 @@ def test_the_alphabets_are_whole() -> None:
     for cls in CONNECTIONS:
         kinds = {type(m) for m in small(cls)}
         if cls is task.TaskConnection:
-            kinds |= {type(m) for m in ROUNDS}
+            kinds |= {type(m) for m in (*ROUNDS, *PAIRS)}
         assert kinds | {task.Notice} >= set(cls.messages.values())
     assert {ads.AdsConnection, negotiation.NegotiationConnection} <= set(CONNECTIONS)

@@ -77,6 +77,7 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
         task.StateData(data=b"12"),
         task.StateGone(state=1, code=12, detail="paid"),
         task.Share(digest=DIGEST, root=LEAF, ticket=bytes(32), holders=()),
+        task.Results(index=0, count=2, finished_ms=1, receipts=b"r", data=bytes(16)),
     ],
     blob.BlobConnection: [
         WANT,
@@ -146,7 +147,7 @@ def arrange(conn: Connection[Any], state: enum.Enum, message: Record) -> None:
         conn.rounds, conn.asked = some_rounds(), 3
     if isinstance(conn, task.TaskConnection):
         conn.chunks, conn.chunk_bytes, conn.blob_sizes = 4, (8, 2), {DIGEST: 3}
-        conn.outstanding = {0, 2}
+        conn.outstanding = {0, 1, 2} if isinstance(message, task.Results) else {0, 2}
         if isinstance(message, task.BlobStart | task.BlobData):
             conn.needed = {DIGEST}
         if isinstance(message, task.BlobData):

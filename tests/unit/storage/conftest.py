@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from p2pcompute_protocols._binding import bind_signer
 from p2pcompute_protocols.ids import TaskId
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Terms, accept_terms, open_agreement, seal_terms
-from p2pcompute_protocols.task import ReceiptPayload, seal_receipt
+from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload, seal_batch, seal_receipt
 
 NETWORK = "test"
 CHAIN = ChainTerms(chain_id=31337, hub=b"h" * 20, token=b"t" * 20, decimals=6)
@@ -42,6 +42,9 @@ class Deal:
 
     def sign(self, receipt: ReceiptPayload) -> bytes:
         return seal_receipt(receipt, network=NETWORK, signer=self.provider)
+
+    def sign_batch(self, receipts: Sequence[ReceiptPayload]) -> ReceiptBatch:
+        return seal_batch(receipts, network=NETWORK, signer=self.provider)
 
     @property
     def task(self) -> TaskId:

@@ -118,6 +118,69 @@ def test_a_failure_can_be_followed_by_a_result_but_costs_nothing(deal: Any) -> N
     with_ledger(body)
 
 
+def test_receipts_under_one_signature_are_one_transaction(deal: Any) -> None:
+    """All of them and what is owed for them, or nothing; what is there is as if each had been recorded by itself."""
+
+    def fail(_: Any) -> Any:
+        raise RuntimeError("the signer failed")
+
+    async def body(ledger: Ledger) -> None:
+        row = await ledger.add_agreement(deal.agreement, role="provider")
+        receipts = [deal.receipt(index, units=1 + index) for index in range(4, 9)]
+        with pytest.raises(RuntimeError, match="the signer failed"):
+            await ledger.record_receipts(receipts, sign=fail)
+        assert await ledger.receipts(deal.task) == []
+        batch = await ledger.record_receipts(receipts, sign=deal.sign_batch)
+        assert batch is not None
+        assert [await ledger.issued_receipt(deal.task, index) for index in range(4, 9)] == list(batch.receipts)
+        channel, agreement = await ledger.channel_in(row.channel), await ledger.agreement(deal.task)
+        assert channel is not None
+        assert agreement is not None
+        owed_pusd = sum(receipt.units for receipt in receipts) * 300_000
+        assert (channel.owed_pusd, agreement.total_pusd) == (owed_pusd, owed_pusd)
+        assert {stored.index: stored.pusd for stored in await ledger.receipts(deal.task)} == {
+            receipt.index: receipt.units * 300_000 for receipt in receipts
+        }
+        # The same once more, by itself, with the same result: that receipt again; with another: none.
+        assert await ledger.record_receipt(receipts[2], sign=deal.sign) == batch.receipts[2]
+        with pytest.raises(ReceiptConflict):
+            await ledger.record_receipt(deal.receipt(6, output=b"x" * 32), sign=deal.sign)
+        await ledger.verify(full=True)
+
+    with_ledger(body)
+
+
+def test_no_second_signature_for_a_chunk_that_is_in_a_batch(deal: Any) -> None:
+    async def body(ledger: Ledger) -> None:
+        await ledger.add_agreement(deal.agreement, role="provider")
+        signed: list[Any] = []
+
+        def sign(receipts: Any) -> Any:
+            signed.append(receipts)
+            return deal.sign_batch(receipts)
+
+        first = await ledger.record_receipt(deal.receipt(2), sign=deal.sign)
+        other = [deal.receipt(index, output=b"x" * 32) for index in (1, 2, 3)]
+        assert await ledger.record_receipts(other, sign=sign) is None
+        assert await ledger.record_receipts([deal.receipt(5), deal.receipt(5)], sign=sign) is None
+        assert signed == []
+        assert [(row.index, row.envelope) for row in await ledger.receipts(deal.task)] == [(2, first)]
+        assert await ledger.record_receipts([deal.receipt(1), deal.receipt(3)], sign=sign) is not None
+        await ledger.record_receipt(deal.receipt(4, code=21), sign=deal.sign)  # a failure is no result
+        assert await ledger.record_receipts([deal.receipt(4), deal.receipt(5)], sign=sign) is not None
+        await ledger.verify(full=True)
+
+    with_ledger(body)
+
+
+def test_a_batch_needs_an_agreement_too(deal: Any) -> None:
+    async def body(ledger: Ledger) -> None:
+        with pytest.raises(UnknownAgreement):
+            await ledger.record_receipts([deal.receipt(0), deal.receipt(1)], sign=deal.sign_batch)
+
+    with_ledger(body)
+
+
 def test_nothing_is_signed_without_an_agreement(deal: Any) -> None:
     async def body(ledger: Ledger) -> None:
         with pytest.raises(UnknownAgreement):

@@ -31,7 +31,7 @@ export const PROTOCOLS = {
       PROPOSED provider RefusalFrame REFUSED
       REFUSED requester OrderFrame ORDERED`)
   },
-  '/p2pcompute/task/1': {
+  '/p2pcompute/task/2': {
     messages: taskMessages,
     max: MAX_DATA_FRAME_BYTES,
     final: ['IDLE', 'CLOSED'],
@@ -62,6 +62,7 @@ export const PROTOCOLS = {
       RUNNING provider StateStart RUNNING
       RUNNING provider StateData RUNNING
       RUNNING provider StateGone RUNNING
+      RUNNING provider Results RUNNING
       FINISHING provider Opened FINISHING
       FINISHING provider Ready FINISHING
       FINISHING provider ResultStart FINISHING
@@ -72,7 +73,8 @@ export const PROTOCOLS = {
       FINISHING provider Closed CLOSED
       FINISHING provider StateStart FINISHING
       FINISHING provider StateData FINISHING
-      FINISHING provider StateGone FINISHING`)
+      FINISHING provider StateGone FINISHING
+      FINISHING provider Results FINISHING`)
   },
   '/p2pcompute/channel/1': {
     messages: channelMessages,

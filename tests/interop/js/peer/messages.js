@@ -353,6 +353,7 @@ const index = uint(0, MAX_CHUNKS - 1n)
 const data = bytes(1, 262144)
 const state = uint(1, MAX_CHUNKS - 1n)
 const window = uint(1, 256)
+const several = uint(2, 256)
 export const ReceiptPayload = record('ReceiptPayload', {
   1: ['task', digest],
   2: ['index', index],
@@ -367,6 +368,16 @@ export const ReceiptPayload = record('ReceiptPayload', {
     if (receipt.code !== 0n && (receipt.units !== 0n || receipt.output.some((byte) => byte !== 0))) refuse('MALFORMED', 'a failure with an output or units')
   }
 })
+const InclusionProof = record('InclusionProof', { 1: ['index', index], 2: ['leaves', uint(1, MAX_CHUNKS)], 3: ['path', array(0, 20, digest)] }, {
+  check (proof) {
+    if (proof.index >= proof.leaves) refuse('MALFORMED', 'a leaf beyond the last')
+    let length = 0
+    for (let at = proof.index, last = proof.leaves - 1n; last > 0n; at /= 2n, last /= 2n) length += at !== last || at % 2n === 1n ? 1 : 0
+    if (proof.path.length !== length) refuse('MALFORMED', 'a path of another length than leaf and tree give')
+  }
+})
+export const ReceiptsPayload = record('ReceiptsPayload', { 1: ['task', digest], 2: ['root', digest], 3: ['leaves', several] })
+export const BatchedReceipt = record('BatchedReceipt', { 1: ['receipt', bytes(1, 2048)], 2: ['proof', InclusionProof], 3: ['envelope', bytes(1, 1024)] })
 const Holder = record('Holder', { 1: ['peer', peerId], 2: ['addresses', array(0, 8, text(1, 256))] }, {
   check (holder) {
     if (holder.addresses.some((one) => !one.endsWith(`/p2p/${holder.peer}`))) refuse('MALFORMED', 'an address of somebody else')
@@ -376,7 +387,7 @@ export const taskMessages = messages(
   message(1, 'Open', { 1: ['agreement', envelope] }),
   message(2, 'BlobStart', { 1: ['digest', digest], 2: ['size', uint(1, MAX_BLOB)] }),
   message(3, 'BlobData', { 1: ['data', data] }),
-  message(4, 'Assign', { 1: ['index', index] }),
+  message(4, 'Assign', { 1: ['index', index], 2: ['count', several, optional] }),
   message(5, 'Cancel', { 1: ['index', index] }),
   message(6, 'Finish', { 1: ['code', uint(0, 255)], 2: ['detail', detail] }),
   message(7, 'GetState', { 1: ['state', state] }),
@@ -395,7 +406,8 @@ export const taskMessages = messages(
   message(24, 'Closed', { 1: ['chunks', uint(0, MAX_CHUNKS)] }),
   message(25, 'StateStart', { 1: ['state', state], 2: ['arrays', array(1, 32, digest)] }),
   message(26, 'StateData', { 1: ['data', data] }),
-  message(27, 'StateGone', { 1: ['state', state], 2: ['code', code], 3: ['detail', detail] })
+  message(27, 'StateGone', { 1: ['state', state], 2: ['code', code], 3: ['detail', detail] }),
+  message(30, 'Results', { 1: ['index', index], 2: ['count', several], 3: ['finished_ms', uint()], 4: ['receipts', bytes(1, 1024)], 5: ['data', bytes(2, 196608)] })
 )
 
 // channel

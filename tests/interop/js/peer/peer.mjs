@@ -84,7 +84,7 @@ await runCommands({
     await serveStreams(ADS, (stream, reader) => answerAll(stream, reader, sendAll, (body) => provider.answerAds(body, addresses())))
     const negotiations = new Dialogues(NEGOTIATION, (dialogue, requester) => provider.serveNegotiation(dialogue, requester))
     await serveStreams(NEGOTIATION, (stream, reader, requester) => answerAll(stream, reader, sendAll, (body) => negotiations.answer(body, requester)))
-    await serve('/p2pcompute/task/1', (dialogue, requester) => provider.serveTask(dialogue, requester))
+    await serve('/p2pcompute/task/2', (dialogue, requester) => provider.serveTask(dialogue, requester))
     await serve('/p2pcompute/channel/1', (dialogue, requester) => provider.serveChannel(dialogue, requester))
     return {
       ads: ads.map((ad) => ({

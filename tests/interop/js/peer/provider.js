@@ -268,7 +268,7 @@ export class Provider {
       for (let said; (said = await dialogue.receive()) !== null;) {
         const { name, value } = said
         if (name === 'Finish') break
-        if (name === 'Assign') waiting.push({ index: value.index, cancelled: false })
+        if (name === 'Assign') for (let at = 0n; at < (value.count ?? 1n); at++) waiting.push({ index: value.index + at, cancelled: false })
         for (const held of waiting) held.cancelled ||= name === 'Cancel' && held.index === value.index
         session.wake()
       }

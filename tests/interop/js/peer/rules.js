@@ -97,12 +97,14 @@ export class TaskRules {
     if (this.need.size > 0 || this.blob !== null) refuse('OUT_OF_ORDER', 'ready before the blobs came')
   }
 
-  Assign ({ index }) {
-    this.Cancel({ index })
-    if (this.assigned.has(index)) refuse('REPLAYED', 'a chunk that is assigned already')
-    if (this.assigned.size === 256) refuse('OVERSIZED', 'too many chunks at once')
+  Assign ({ index, count }) {
+    const chunks = span(index, count)
+    if (count !== undefined && this.work.rounds !== undefined) refuse('OUT_OF_ORDER', 'rounds are assigned one by one')
+    this.Cancel({ index: chunks[chunks.length - 1] })
+    if (chunks.some((one) => this.assigned.has(one))) refuse('REPLAYED', 'a chunk that is assigned already')
+    if (this.assigned.size + chunks.length > 256) refuse('OVERSIZED', 'too many chunks at once')
     if (this.work.rounds !== undefined && index !== this.next++) refuse('OUT_OF_ORDER', 'rounds come in their order, once')
-    this.assigned.add(index)
+    for (const one of chunks) this.assigned.add(one)
   }
 
   Cancel ({ index }) {
@@ -114,6 +116,17 @@ export class TaskRules {
     if (size !== this.work.bytes(index)) refuse('OVERSIZED', 'a result of another size')
     this.came.add(index)
     this.result = size
+  }
+
+  Results ({ index, count, data }) {
+    const chunks = span(index, count)
+    if (this.work.rounds !== undefined) refuse('OUT_OF_ORDER', 'rounds are answered one by one')
+    if (!chunks.every((one) => this.assigned.has(one))) refuse('UNKNOWN_CHUNK', 'a result that nobody asked for')
+    if (BigInt(data.length) !== chunks.reduce((sum, one) => sum + this.work.bytes(one), 0n)) refuse('OVERSIZED', 'results of another size')
+    for (const one of chunks) {
+      this.assigned.delete(one)
+      this.came.add(one)
+    }
   }
 
   ChunkError ({ index }) {
@@ -141,4 +154,5 @@ export class TaskRules {
   Closed () {}
 }
 
-const PROVIDER = new Set(['Opened', 'Ready', 'Refused', 'ResultStart', 'ChunkError', 'Notice', 'Closed', 'StateStart', 'StateGone', 'ResultData', 'StateData'])
+const span = (index, count = 1n) => Array.from({ length: Number(count) }, (_, at) => index + BigInt(at))
+const PROVIDER = new Set(['Results', 'Opened', 'Ready', 'Refused', 'ResultStart', 'ChunkError', 'Notice', 'Closed', 'StateStart', 'StateGone', 'ResultData', 'StateData'])

@@ -2,7 +2,8 @@
 import { Fault, encode, equal, hex } from './cbor.js'
 import { openEnvelope, sha256, unbase58 } from './envelope.js'
 import { checkBinding } from './evm.js'
-import { BidPayload, CapabilityAd, decodeRecord, encodeRecord, OrderPayload, ReceiptPayload, RefusalPayload, Terms } from './messages.js'
+import { rootFrom } from './merkle.js'
+import { BatchedReceipt, BidPayload, CapabilityAd, decodeRecord, encodeRecord, OrderPayload, ReceiptPayload, ReceiptsPayload, RefusalPayload, Terms } from './messages.js'
 
 const MAX_CLOCK_SKEW_MS = 120000n
 const fail = (code, what) => { throw new Fault(code, what) }
@@ -69,9 +70,17 @@ export function verifyAgreement (bytes, { network }) {
   return { terms, task: outer.digest }
 }
 
+// What a receipt says that shares its signature with others.
+function batched (bytes, { network, task, provider }) {
+  const { receipt, proof, envelope } = decodeRecord(BatchedReceipt, bytes)
+  const signed = decodeRecord(ReceiptsPayload, openEnvelope(envelope, { kind: 'receipts', network, signer: provider }).payload)
+  if (!equal(signed.task, task)) fail('REPLAYED', 'receipts for another task')
+  if (signed.leaves !== proof.leaves || !equal(rootFrom(receipt, proof), signed.root)) fail('BAD_DIGEST', 'not under what is signed')
+  return receipt
+}
+
 export function verifyReceipt (bytes, { network, task, index, provider }) {
-  const { payload } = openEnvelope(bytes, { kind: 'receipt', network, signer: provider })
-  const receipt = decodeRecord(ReceiptPayload, payload)
+  const receipt = decodeRecord(ReceiptPayload, bytes[0] === 0xa3 ? batched(bytes, { network, task, provider }) : openEnvelope(bytes, { kind: 'receipt', network, signer: provider }).payload)
   if (!equal(receipt.task, task) || receipt.index !== index) fail('REPLAYED', 'a receipt for something else')
   return receipt
 }

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final
 
+import cbor2
+
 from p2pcompute_protocols import task
+from p2pcompute_protocols.ids import TaskId
 
 from ._material import (
     DATA,
     KERNEL,
     MANIFEST,
+    NETWORK,
     NOW,
     PROVIDER,
     STRANGER,
@@ -42,8 +46,28 @@ def a_receipt(**changes: object) -> task.ReceiptPayload:
     return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
 
 
+def open_by_code(raw: bytes, index: int) -> task.ReceiptPayload:
+    """What the code makes of a receipt."""
+    return task.open_receipt(raw, network=NETWORK, provider=PROVIDER.peer_id, task=TaskId(TASK_ID), index=index)[1]
+
+
 def receipt_bytes(payload: bytes | None = None, node: Node = PROVIDER, **more: object) -> bytes:
     return cose("receipt", payload or a_receipt().encode(), node, **more)  # type: ignore[arg-type]
+
+
+def batch() -> tuple[list[task.ReceiptPayload], bytes, list[bytes]]:
+    """Three receipts, the envelope over their root, and how each is shown; made by hand."""
+    made = [a_receipt(index=index, output=sha(b"%d" % index * 8)) for index in (1, 2, 3)]
+    leaves = [sha(b"\0" + one.encode()) for one in made]
+    pair = sha(b"\1" + leaves[0] + leaves[1])
+    root = sha(b"\1" + pair + leaves[2])
+    signed = cose("receipts", cbor2.dumps({1: TASK_ID, 2: root, 3: 3}), PROVIDER)
+    paths = ([leaves[1], leaves[2]], [leaves[0], leaves[2]], [pair])
+    shown = [
+        cbor2.dumps({1: one.encode(), 2: {1: at, 2: 3, 3: path}, 3: signed})
+        for at, (one, path) in enumerate(zip(made, paths, strict=True))
+    ]
+    return made, signed, shown
 
 
 HOLDER: Final = task.Holder(peer=STRANGER.peer_id, addresses=(f"/ip4/192.0.2.7/tcp/4001/p2p/{STRANGER.peer_id}",))
@@ -65,11 +89,27 @@ def task_vectors() -> Json:
 
     receipt = receipt_bytes()
     digest = sha(DATA)
+    batched, signed, shown = batch()
+    of_batch = cbor2.loads(shown[0])
+
+    def shown_with(**changes: Any) -> bytes:
+        return cbor2.dumps(of_batch | {int(key[1:]): value for key, value in changes.items()})
+
+    for index, raw in enumerate(shown):
+        assert open_by_code(raw, index + 1) == batched[index]
     accept = [
         taken("a receipt", a_receipt()),
         taken("a receipt in fast mode", a_receipt(fp="fast")),
         taken("a receipt for a failure", failed),
         taken("a receipt that costs nothing", a_receipt(units=0)),
+        vector("a receipt of a batch", "receipt", shown[0], context=here, expect=plain(batched[0])),
+        vector(
+            "the last receipt of a batch",
+            "receipt",
+            shown[2],
+            context={**here, "index": 3},
+            expect=plain(batched[2]),
+        ),
         message("open", task.Open(agreement=agreement_bytes())),
         message("opened, with two blobs to come", task.Opened(need=(sha(KERNEL), digest), slots=2, window=1)),
         message("opened, nothing needed", task.Opened(need=(), slots=1, window=256)),
@@ -78,6 +118,11 @@ def task_vectors() -> Json:
         message("the start of a blob", task.BlobStart(digest=digest, size=16)),
         message("the bytes of a blob", task.BlobData(data=DATA)),
         message("the last chunk that there can be", task.Assign(index=1_048_575)),
+        message("chunks side by side", task.Assign(index=3, count=256)),
+        message(
+            "results under one signature",
+            task.Results(index=1, count=3, finished_ms=NOW, receipts=signed, data=b"111111112222222233333333"),
+        ),
         message("a cancel", task.Cancel(index=0)),
         message("the start of a result", task.ResultStart(index=1, receipt=receipt, size=8)),
         message("the bytes of a result", task.ResultData(data=b"12345678")),
@@ -107,6 +152,31 @@ def task_vectors() -> Json:
         refused("a receipt with an unknown key", receipt_bytes(edited(a_receipt(), k1000=1)), "MALFORMED"),
         refused("a receipt of an unknown mode", receipt_bytes(edited(a_receipt(), k5="exact")), "UNSUPPORTED"),
         refused("a receipt with units in a float", receipt_bytes(edited(a_receipt(), k6=1.0)), "MALFORMED"),
+        refused("a receipt of a batch, for another chunk", shown[1], "REPLAYED"),
+        refused("a receipt with the path of another", shown_with(k2=cbor2.loads(shown[1])[2]), "BAD_DIGEST"),
+        refused("a receipt in a tree of another size", shown_with(k2={**of_batch[2], 2: 4}), "BAD_DIGEST"),
+        refused("a receipt with a path that is too short", shown_with(k2={1: 0, 2: 3, 3: []}), "MALFORMED"),
+        refused("another receipt under a signature", shown_with(k1=a_receipt(units=9).encode()), "BAD_DIGEST"),
+        refused("a receipt without its path", cbor2.dumps({1: of_batch[1], 3: signed}), "MALFORMED"),
+        refused("the envelope of a batch in place of a receipt", signed, "UNSUPPORTED"),
+        refused("a single receipt in place of a batch's", shown_with(k3=receipt), "UNSUPPORTED"),
+        refused(
+            "a batch of another provider",
+            shown_with(k3=cose("receipts", cbor2.dumps({1: TASK_ID, 2: bytes(32), 3: 3}), STRANGER)),
+            "WRONG_PEER",
+        ),
+        refused(
+            "a batch of another task",
+            shown_with(k3=cose("receipts", cbor2.dumps({1: bytes(32), 2: bytes(32), 3: 3}), PROVIDER)),
+            "REPLAYED",
+        ),
+        bad_message("a range of one chunk", edited(task.Assign(index=0, count=2), k2=1), "OVERSIZED"),
+        bad_message("a range of 257 chunks", edited(task.Assign(index=0, count=2), k2=257), "OVERSIZED"),
+        bad_message(
+            "results of 192 KiB and a byte",
+            edited(task.Results(index=0, count=2, finished_ms=0, receipts=b"r", data=b"12"), k5=bytes(196_609)),
+            "OVERSIZED",
+        ),
         bad_message("chunk 1048576", edited(task.Assign(index=0), k1=1_048_576), "OVERSIZED"),
         bad_message("a chunk in two encodings", b"\xa2\x00\x04\x01\x18\x01", "MALFORMED"),
         bad_message("a chunk that is true", edited(task.Assign(index=0), k1=True), "MALFORMED"),
@@ -188,6 +258,11 @@ def task_vectors() -> Json:
         (r, task.Finish(code=0, detail="")),
         (v, task.Closed(chunks=0)),
     ]
+    a_pair = (r, task.Assign(index=0, count=2))
+
+    def several(index: int, count: int, size: int) -> tuple[str, task.Results]:
+        return (v, task.Results(index=index, count=count, finished_ms=NOW, receipts=signed, data=bytes(size)))
+
     arrays = (sha(b"abc"), sha(b"de"))
     ask = (r, task.GetState(state=2))
     transcripts = [
@@ -262,6 +337,46 @@ def task_vectors() -> Json:
                 (v, task.Closed(chunks=3)),
             ],
         ),
+        t(
+            "chunks side by side, and their results in one message",
+            [
+                *running,
+                (r, task.Assign(index=0, count=3)),
+                several(1, 2, 12),
+                (*several(1, 2, 12), "UNKNOWN_CHUNK"),
+            ],
+        ),
+        t(
+            "results and one by itself",
+            [
+                *running,
+                (r, task.Assign(index=0, count=3)),
+                *result,
+                several(1, 2, 12),
+                (r, task.Finish(code=0, detail="")),
+                (v, task.Closed(chunks=3)),
+            ],
+        ),
+        t(
+            "results on their way when the requester finishes",
+            [
+                *running,
+                (r, task.Assign(index=0, count=3)),
+                (r, task.Finish(code=0, detail="")),
+                several(0, 3, 20),
+                (v, task.Closed(chunks=3)),
+            ],
+        ),
+        t("results of chunks that were not asked for", [*running, a_pair, (*several(0, 3, 20), "UNKNOWN_CHUNK")]),
+        t("results of another size than the work says", [*running, a_pair, (*several(0, 2, 15), "OVERSIZED")]),
+        t(
+            "results inside of a result",
+            [*running, (r, task.Assign(index=0, count=3)), result[0], (*several(1, 2, 12), "OUT_OF_ORDER")],
+        ),
+        t("chunks side by side beyond the last", [*running, (r, task.Assign(index=1, count=3), "UNKNOWN_CHUNK")]),
+        t("one of them is assigned already", [*running, a_pair, (r, task.Assign(index=1, count=2), "REPLAYED")]),
+        in_rounds("rounds side by side", [*running, (r, task.Assign(index=0, count=2), "OUT_OF_ORDER")]),
+        s("chunks side by side where inputs are split", [(r, task.Assign(index=0, count=2), "OUT_OF_ORDER")]),
         t(
             "a cancel crosses a result",
             [

@@ -1,0 +1,45 @@
+"""How many chunks a provider is given at once: it always has the next ones, and nobody waits long for its last."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
+
+__all__ = ["Pace"]
+
+_AHEAD_S: Final = 0.02  # of work that lies at a provider beside what is on its way to and fro
+_SMOOTH: Final = 0.5  # what the newest answer counts
+
+
+class Pace:
+    """By Little's law: what is under way is how fast answers come times how long one takes that waits for nothing.
+
+    A chunk that takes long counts as `least`, which is what computes and one that waits. Times are seconds of any clock
+    that does not go back.
+    """
+
+    __slots__ = ("_interval_s", "_least", "_since", "_trip_s", "depth")
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        self.depth = least
+        self._interval_s = math.inf  # between two answers
+        self._trip_s = math.inf  # from an assignment to its answer, at best
+        self._since = 0.0  # when the last answer came, or when the first chunk was given out after that
+
+    def began(self, now: float) -> None:
+        """A chunk was given out, and nothing else is under way."""
+        self._since = now
+
+    def answered(self, chunks: int, now: float, took_s: float) -> None:
+        """So many answers came at once, the newest of them `took_s` after its chunk was given out."""
+        interval_s = max(now - self._since, 1e-6) / chunks
+        self._since = now
+        if self._interval_s < math.inf:
+            interval_s = _SMOOTH * interval_s + (1 - _SMOOTH) * self._interval_s
+        self._interval_s = interval_s
+        self._trip_s = min(self._trip_s, took_s)
+        wanted = (self._trip_s + _AHEAD_S) / interval_s
+        self.depth = max(self._least, min(int(wanted), 2 * self.depth, MAX_INFLIGHT_CHUNKS))

@@ -1,0 +1,236 @@
+"""Short chunks at a provider: run together, receipted under one signature in one transaction, and sent in one frame.
+
+A chunk that takes less than a wake-up of the worker, a sync of the disk and a signature costs mostly those. So chunks
+that lie side by side, and are here already, are one run over all of their blocks; the outputs are cut apart behind it.
+Nobody waits for a group to be full: it is what is in the queue when the worker is free. Each chunk still has its own
+output, receipt and price.
+
+How many go together follows from how long the last ones took, and doubles at most. A group that fails, or that takes
+far longer than expected, gives nothing: its chunks are computed one by one then, and so is the rest of the task, so
+that each of them succeeds, fails, is cancelled and is bounded as if there were no groups.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import trio
+
+from p2pcompute.errors import ExecutionError
+from p2pcompute_protocols import task
+from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
+from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import BATCH_BYTES, ReceiptBatch, ReceiptPayload, Results
+from p2pcompute_protocols.work import RoundWork, Work
+
+from ._api import ChunkRun, ProviderAccount, TaskWorker
+from ._meter import Meter, units_of
+from ._refusing import WorkerGoneError
+from ._round_provider import RoundsWorker
+
+if TYPE_CHECKING:
+    from ._provider_session import Session
+
+__all__ = ["Group", "result_receipt", "together"]
+
+_GROUP_S: Final = 0.02  # what the chunks of a group should take together
+_MOST_S: Final = 0.5  # a group that takes longer is none: its chunks are computed one by one
+_Output: TypeAlias = "bytes | memoryview"
+
+
+class Group:
+    """How many chunks of a task are computed together."""
+
+    __slots__ = ("_chunk_s", "_last", "alone")
+
+    def __init__(self) -> None:
+        self.alone = False  # for good: a group came to nothing
+        self._chunk_s = _GROUP_S  # until one was timed
+        self._last = 1
+
+    def ran(self, chunks: int, wall_ns: int) -> None:
+        """So many have taken so long."""
+        self._last = chunks
+        self._chunk_s = max(wall_ns, 1) / 1e9 / chunks
+
+    def refused(self) -> None:
+        """There was no credit for so many."""
+        self._last = 1
+
+    @property
+    def most(self) -> int:
+        """How many go together now."""
+        return 1 if self.alone else max(1, min(2 * self._last, int(_GROUP_S / self._chunk_s), MAX_INFLIGHT_CHUNKS))
+
+
+def result_receipt(
+    agreement: Agreement, index: int, outputs: Sequence[_Output], units: int, now_ms: int
+) -> ReceiptPayload:
+    """What is signed for a chunk with a result."""
+    digest = hashlib.sha256()
+    for output in outputs:
+        digest.update(output)
+    return ReceiptPayload(
+        task=agreement.task_id,
+        index=index,
+        code=0,
+        output=digest.digest(),
+        fp=agreement.terms.fp,
+        units=units,
+        finished_ms=now_ms,
+    )
+
+
+def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]:
+    """The chunks at the head of the queue that are computed together, in ascending order; they stay there."""
+    most = min(
+        session.group.most,
+        len(session.queue),
+        account.window - account.unpaid,
+        BATCH_BYTES // max(1, session.connection.chunk_bytes[0]),
+    )
+    if most < 2 or isinstance(work, RoundWork) or work.splits:
+        return []
+    chosen: list[int] = []
+    for index in islice(session.queue, most):
+        if chosen and index != chosen[-1] + 1:
+            break
+        if index in session.cancelled or session.answered[index]:
+            break
+        chosen.append(index)
+    return chosen
+
+
+async def together(
+    session: Session, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker | RoundsWorker
+) -> bool:
+    """Compute, sign and send the next chunks at once; False, and nothing is done, where the next one goes by itself.
+
+    Raises:
+        WorkerGoneError: the worker was lost; the chunks are in the queue again, each for itself.
+        RefuseError: as for one chunk.
+    """
+    chunks = _chosen(session, work, account)
+    if len(chunks) < 2 or isinstance(worker, RoundsWorker):
+        return False
+    if not await account.begin_many(len(chunks)):
+        session.group.refused()
+        return False
+    for _ in chunks:
+        session.queue.popleft()  # meanwhile there came only what is behind them
+    run, used = await _run(session, agreement, work, account, worker, chunks)
+    if run is None:
+        return True
+    await _deliver(session, agreement, work, account, chunks, run, used)
+    return True
+
+
+async def _run(
+    session: Session,
+    agreement: Agreement,
+    work: Work,
+    account: ProviderAccount,
+    worker: TaskWorker,
+    chunks: Sequence[int],
+) -> tuple[ChunkRun | None, Meter]:
+    service, known = session.service, session.place.guest.known
+    first = work.chunk_range(chunks[0])[0]
+    end, blocks_of_last = work.chunk_range(chunks[-1])
+    blocks = end + blocks_of_last - first
+    limit_s = min(_MOST_S, agreement.terms.chunk_timeout_ms / 1000)
+    used = Meter(service.speed_milli(work), limit_s)
+    run: ChunkRun | None = None
+    failed: ExecutionError | None = None
+    try:
+        with trio.CancelScope() as session.running:
+            if session.finish.is_set():
+                session.running.cancel()
+            with session.place.working():
+                async with service.slots.turn(known=known):
+                    session.running.deadline = trio.current_time() + limit_s
+                    with used.running(), session.shown(chunks[0], blocks) as shown:
+                        run = await worker.run_blocks(
+                            first, blocks, timeout_s=agreement.terms.chunk_timeout_ms / 1000, progress=shown.progress
+                        )
+                        shown.end(run)
+                        service.used.add(run)
+                        service.computed(agreement.task_id, run)
+    except ExecutionError as exc:
+        failed = exc
+    except BaseException:
+        await _drop(account, chunks, used)
+        raise
+    if run is not None:
+        return run, used
+    await _drop(account, chunks, used)
+    if session.finish.is_set():
+        return None, used
+    session.group.alone = True
+    session.queue.extendleft(reversed(chunks))
+    if failed is not None or not worker.usable:
+        session.deaths -= 1  # which of the chunks it was, nobody knows yet; it happens once in a task
+        raise WorkerGoneError("a worker was lost with several chunks") from failed
+    return None, used
+
+
+async def _drop(account: ProviderAccount, chunks: Sequence[int], used: Meter) -> None:
+    """Whoever leaves in the middle has used as much as who stays; of which chunk it was, does not matter."""
+    with trio.CancelScope(shield=True):
+        for number, _ in enumerate(chunks):
+            await account.drop(used_units=0 if number else used.units)
+
+
+async def _deliver(
+    session: Session,
+    agreement: Agreement,
+    work: Work,
+    account: ProviderAccount,
+    chunks: Sequence[int],
+    run: ChunkRun,
+    used: Meter,
+) -> None:
+    service = session.service
+    now_ms = service.now_ms()
+    payloads: list[ReceiptPayload] = []
+    results: list[tuple[_Output, ...]] = []
+    begin, end = work.chunk_range(chunks[0])[0], sum(work.chunk_range(chunks[-1]))
+    outputs = [(memoryview(output), len(output) // (end - begin)) for output in run.outputs]
+    for index in chunks:
+        first, blocks = work.chunk_range(index)
+        at = first - begin
+        result: tuple[_Output, ...] = tuple(rows[at * size : (at + blocks) * size] for rows, size in outputs)
+        if service.fault is not None:
+            result = (service.fault(b"".join(result), index),)
+        results.append(result)
+        payloads.append(result_receipt(agreement, index, result, units_of(work, blocks), now_ms))
+
+    def sign(receipts: Sequence[ReceiptPayload]) -> ReceiptBatch:
+        return task.seal_batch(receipts, network=service.network, signer=service.signer)
+
+    try:
+        batch = await account.issue_many(payloads, sign)
+    except BaseException:  # computed, and owed by nobody
+        await _drop(account, chunks, used)
+        raise
+    if batch is None:
+        for payload, result in zip(payloads, results, strict=True):
+            await session.hand_over(agreement, account, payload, result, 0)
+    else:
+        session.place.chunks += len(chunks)
+        await session.dialogue.send(
+            Results(
+                index=chunks[0],
+                count=len(chunks),
+                finished_ms=now_ms,
+                receipts=batch.envelope,
+                data=b"".join(part for result in results for part in result),
+            )
+        )
+        session.note_answered(chunks)
+    session.cancelled.difference_update(chunks)  # it came too late
+    session.group.ran(len(chunks), run.wall_ns)
+    units = sum(payload.units for payload in payloads)
+    await session.check_price(agreement, account, run, units, service.speed_milli(work))

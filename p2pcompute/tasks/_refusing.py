@@ -1,0 +1,26 @@
+"""Why a provider ends a task, in the form in which it says so."""
+
+from __future__ import annotations
+
+from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.task import Refused
+
+__all__ = ["RefuseError", "WorkerGoneError", "printable"]
+
+
+class RefuseError(Exception):
+    """Ends a session with a `Refused` message."""
+
+    def __init__(self, code: WireCode, detail: str, line: int | None = None) -> None:
+        self.message = Refused(code=code, detail=printable(detail), line=line)
+        super().__init__(detail)
+
+
+class WorkerGoneError(Exception):
+    """The worker was lost with a chunk; the session goes on with a new one."""
+
+
+def printable(text: str) -> str:
+    """`text` as a message may hold it."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean.encode()[:900].decode(errors="ignore")

@@ -1,0 +1,299 @@
+"""Short chunks: many go together, and each is still computed, receipted, checked, paid and bounded by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trio
+
+import p2pcompute as p2p
+from p2pcompute._books import _ProviderAccount
+from p2pcompute.checking import read_evidence
+from p2pcompute.errors import StorageError
+from p2pcompute.storage import Ledger
+from p2pcompute.tasks import Agreed, ChunkAssigned, ChunkDone, ChunkRejected, LiarCaught, Paid
+from p2pcompute.tasks import _provider_group as grouping
+from p2pcompute.testing import WorkerFaults
+from p2pcompute.testing._simulation import _InlineSession
+from p2pcompute_protocols.evidence import open_evidence
+from p2pcompute_protocols.task import open_proven_receipt, open_receipt, stands_in_batch
+
+from ..market._harness import SIZE, Market, Watch, X, Y, Z, axpy, in_memory, until
+from ._scenarios import altered_rows
+
+CHUNKS = 256
+SHORT_S = 0.0005
+WIDE: dict[str, Any] = {"max_window": 64}
+
+
+@contextmanager
+def runs_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
+    """The blocks of each run of a worker: the first, and how many."""
+    seen: list[tuple[int, int]] = []
+    run_blocks = _InlineSession.run_blocks
+
+    async def spied(self: _InlineSession, first_block: int, blocks: int, **options: Any) -> Any:
+        seen.append((first_block, blocks))
+        return await run_blocks(self, first_block, blocks, **options)
+
+    monkeypatch.setattr(_InlineSession, "run_blocks", spied)
+    yield seen
+
+
+def short(market: Market, **options: Any) -> Any:
+    return market.workers(**{"chunk_s": SHORT_S, **options})
+
+
+async def run_short(requester: Any, watch: Watch, **options: Any) -> None:
+    """As many blocks as chunks, at most: a chunk that is named is a block."""
+    given = {"budget": "0.10 USD", "chunks": CHUNKS, "on_event": watch, **options}
+    launch = axpy[CHUNKS, SIZE // CHUNKS]
+    assert np.array_equal(await requester.run(launch, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, **given), Z)
+
+
+def test_they_go_together_and_each_has_its_receipt(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=short(market), **WIDE)
+        requester = await market.node(connect=(provider,))
+        watch = Watch()
+        with runs_of(monkeypatch) as runs:
+            await run_short(requester, watch)
+        assert sum(blocks for _, blocks in runs) == CHUNKS  # each of them once
+        assert len(runs) < CHUNKS // 4
+        assert len({event.index for event in watch.of(ChunkDone)}) == CHUNKS
+        task = watch.of(Agreed)[0].task
+        issued, held = [
+            {row.index: row for row in await node.services.ledger.receipts(task)} for node in (provider, requester)
+        ]
+        assert issued.keys() == held.keys() == set(range(CHUNKS))
+        assert sum(stands_in_batch(row.envelope) for row in issued.values()) > CHUNKS // 2
+        for index, row in issued.items():
+            assert row.envelope == held[index].envelope  # so roots over receipts are the same on both sides
+            _, payload = open_receipt(
+                row.envelope, network="simulated", provider=provider.peer_id, task=task, index=index
+            )
+            assert (payload.output, payload.units) == (row.digest, row.units)
+        # What a third party is shown: the receipt, its path to the voucher's root, and the voucher.
+        (channel,) = await provider.services.ledger.channels_in()
+        for index in (0, CHUNKS // 2):
+            proof = await provider.services.ledger.prove_receipt(task, index, root=channel.memo)
+            assert (
+                open_proven_receipt(
+                    proof.envelope,
+                    proof.proof,
+                    proof.root,
+                    network="simulated",
+                    provider=provider.peer_id,
+                    task=task,
+                    index=index,
+                ).output
+                == issued[index].digest
+            )
+        assert await market.claimed_uusd(provider) == watch.of(Paid)[-1].paid_uusd
+
+    in_memory(scenario)
+
+
+def test_a_group_is_no_longer_than_it_should_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others wait for a turn no longer than for one chunk of that length; long chunks are never grouped."""
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=short(market, chunk_s=0.004), **WIDE)
+        slow = await market.provider(workers=short(market, chunk_s=0.03), **WIDE)
+        for node, most in ((provider, range(2, 6)), (slow, range(1, 2))):
+            requester = await market.node(connect=(node,))
+            with runs_of(monkeypatch) as runs:
+                await run_short(requester, Watch())
+            assert max(blocks for _, blocks in runs) in most
+
+    in_memory(scenario)
+
+
+def test_a_lonely_chunk_waits_for_nobody() -> None:
+    """The first chunk of a task is answered when it is done, whether or not others are on their way: nothing is held
+    back for a batch."""
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=short(market), **WIDE)
+        requester = await market.node(connect=(provider,))
+
+        async def first_s(chunks: int) -> float:
+            times: dict[type, float] = {}
+
+            def note(event: Any) -> None:
+                times.setdefault(type(event), trio.current_time())
+
+            await run_short(requester, Watch(note), chunks=chunks, check="none")
+            return times[ChunkDone] - times[ChunkAssigned]
+
+        await first_s(1)
+        alone_s = await first_s(1)
+        assert alone_s < 2 * 0.02 + CHUNKS * SHORT_S + 0.01  # the whole grid is one chunk there
+        assert await first_s(CHUNKS) <= alone_s
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("fault", ["dies_at", "hangs_at"])
+def test_a_chunk_that_breaks_its_group_fails_alone(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other chunks of the group have results, and the requester hears of one failure."""
+    bad = 100
+
+    async def scenario(market: Market) -> None:
+        faults = WorkerFaults(**{fault: frozenset({bad})})
+        fragile = await market.provider(workers=short(market, faults=faults), price="0.01 USD", **WIDE)
+        requester = await market.node(connect=(fragile,))
+        watch = Watch()
+        sound: list[Any] = []
+
+        def react(event: Any) -> None:
+            if isinstance(event, ChunkRejected) and not sound:
+                sound.append(event)
+
+        watch._react = react
+        async with trio.open_nursery() as nursery:
+
+            async def help_out() -> None:
+                await until(lambda: sound, within_s=300)
+                other = await market.provider(workers=short(market), **WIDE)
+                await requester.services.overlay.connect(other.addresses[0])
+
+            nursery.start_soon(help_out)
+            with runs_of(monkeypatch) as runs:
+                await run_short(requester, watch, deadline_s=600)
+        assert {(event.provider, event.index) for event in watch.of(ChunkRejected)} == {(fragile.peer_id, bad)}
+        together = [blocks for first, blocks in runs if blocks > 1 and bad in range(first, first + blocks)]
+        assert together  # the fault was met in a group first
+        mine = {event.index for event in watch.of(ChunkDone) if event.provider == fragile.peer_id}
+        assert len(mine) > CHUNKS // 2
+
+    in_memory(scenario)
+
+
+def test_a_lie_among_them_is_found_and_proven_by_its_receipt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(market: Market) -> None:
+        lies: list[int] = []
+
+        def lie(output: bytes, index: int) -> bytes:
+            if not lies and runs[-1][1] < 8:  # the first lie is in a group
+                return output
+            lies.append(index)
+            return altered_rows(output, index)
+
+        liar = await market.provider(workers=short(market), fault=lie, price="0.01 USD", **WIDE)
+        requester = await market.node(connect=(liar,), evidence=tmp_path)
+        honest = await market.provider(workers=short(market), **WIDE)
+        await requester.services.overlay.connect(honest.addresses[0])
+        watch = Watch()
+        with runs_of(monkeypatch) as runs:
+            await run_short(requester, watch)
+        (caught,) = watch.of(LiarCaught)
+        assert caught.provider == liar.peer_id
+        assert caught.index in lies
+        # Nothing that was checked after the lie is paid, whatever came in the same message.
+        assert await market.claimed_uusd(liar) == caught.paid_uusd
+        rejected = [
+            row
+            for row in await requester.services.ledger.receipts(
+                next(event.task for event in watch.of(Agreed) if event.provider == liar.peer_id)
+            )
+            if row.verdict == "rejected"
+        ]
+        assert caught.index in {row.index for row in rejected}
+        shown = open_evidence(read_evidence(Path(caught.evidence)))
+        assert stands_in_batch(shown.statements[0].raw)
+        assert shown.receipts[0].index == caught.index
+
+    in_memory(scenario)
+
+
+def test_a_requester_that_leaves_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task is cancelled in the middle of a group: no chunk stays charged, and the next task is computed."""
+
+    async def scenario(market: Market) -> None:
+        accounts: list[_ProviderAccount] = []
+        begin_many = _ProviderAccount.begin_many
+
+        async def and_remembers(self: _ProviderAccount, chunks: int) -> bool:
+            accounts[:] = [self]
+            return await begin_many(self, chunks)
+
+        monkeypatch.setattr(_ProviderAccount, "begin_many", and_remembers)
+        provider = await market.provider(workers=short(market), **WIDE)
+        requester = await market.node(connect=(provider,))
+        done = 0
+        scope = trio.CancelScope()
+
+        def react(event: Any) -> None:
+            nonlocal done
+            done += isinstance(event, ChunkDone)
+            if done == 40:
+                scope.cancel()
+
+        with scope:
+            await run_short(requester, Watch(react))
+        assert scope.cancelled_caught
+        await trio.sleep(5)
+        (account,) = accounts
+        assert not account._under_way
+        assert not account._begun_pusd
+        watch = Watch()
+        await run_short(requester, watch)
+        assert len({event.index for event in watch.of(ChunkDone)}) == CHUNKS
+
+    in_memory(scenario)
+
+
+def test_no_result_leaves_before_its_receipt_is_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ledger that refuses a batch: none of its results goes out, and none of them is owed."""
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=short(market), price="0.01 USD", **WIDE)
+        requester = await market.node(connect=(provider,))
+        honest = await market.provider(workers=short(market), **WIDE)
+        await requester.services.overlay.connect(honest.addresses[0])
+        broken = provider.services.ledger
+        record: Callable[..., Any] = Ledger.record_receipts
+        refused: list[set[int]] = []
+
+        async def refuses(self: Ledger, receipts: Any, **options: Any) -> Any:
+            if self is broken:
+                refused.append({receipt.index for receipt in receipts})
+                raise StorageError("the disk says no")
+            return await record(self, receipts, **options)
+
+        monkeypatch.setattr(Ledger, "record_receipts", refuses)
+        watch = Watch()
+        await run_short(requester, watch)
+        (once,) = refused
+        assert len(once) > 1
+        assert not once & {event.index for event in watch.of(ChunkDone) if event.provider == provider.peer_id}
+        for row in await broken.receipts(watch.of(Agreed)[0].task):
+            assert row.index not in once
+
+    in_memory(scenario)
+
+
+def test_how_many_go_together() -> None:
+    group = grouping.Group()
+    assert group.most == 1  # until one was timed
+    sizes = []
+    for _ in range(9):
+        sizes.append(group.most)
+        group.ran(group.most, group.most * 50_000)
+    assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert group.most == 256
+    group.ran(256, 256 * 1_000_000)  # they have become longer
+    assert group.most == 20
+    group.ran(1, 30_000_000)
+    assert group.most == 1
+    group.ran(1, 1)
+    group.refused()
+    assert group.most == 2
+    group.alone = True
+    assert group.most == 1
