@@ -112,6 +112,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "open_libp2p":
+        from ._light_libp2p import import_lightly
+
+        import_lightly()
         from ._libp2p import open_libp2p
 
         return open_libp2p

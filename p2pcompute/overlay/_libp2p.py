@@ -42,12 +42,12 @@ from ._counted import CountedPubsub, CountedStream, CountedSwarm
 from ._counters import MAX_COUNTED_PROTOCOLS, OverlayCounters, PeerReport
 from ._defence import Defence
 from ._dht import KAD_ID, MendedDht, record_name
+from ._host import OurHost
 from ._limits import Limits
 from ._limits_report import LimitsReport
 from ._mends import (
     ADDRESS_TTL_S,
     Listener,
-    MendedHost,
     MendedPeerStore,
     MendedUpgrader,
     gossip_router,
@@ -107,7 +107,7 @@ class Libp2pOverlay:
         for listener in listeners:
             self._swarm.listeners[str(listener.get_addrs()[0])] = listener
         announced = [Multiaddr(address) for address in announce]
-        self._host = MendedHost(self._swarm, nursery, self._identified, announced or None)
+        self._host = OurHost(self._swarm, self._defence, nursery, self._identified, announced or None)
         self._router = gossip_router(self._defence)
         self._pubsub = CountedPubsub(self._host, self._router, self._on_gossip, self._defence, counters=self.counters)
         self._dht = MendedDht(self._host, validator, self._defence.limits.of(KAD_ID).streams)

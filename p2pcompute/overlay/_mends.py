@@ -15,7 +15,6 @@ from typing import Any
 import trio
 from libp2p.abc import IHost, IListener, IMuxedConn, INetStream, IRawConnection
 from libp2p.custom_types import StreamHandlerFn, TProtocol
-from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
@@ -46,7 +45,6 @@ from ._defence import Defence, Visit
 from ._gossip import LimitedGossipSub
 from ._limits import Limits, Place
 from ._muxer import Yamux
-from ._stream_lines import BoundedMultiselect, BoundedMultiselectClient
 from ._upgrader import MendedUpgrader
 from .noise import WrongPeer
 
@@ -54,7 +52,6 @@ __all__ = [
     "ADDRESS_TTL_S",
     "Listener",
     "LocatedTcp",
-    "MendedHost",
     "MendedPeerStore",
     "MendedPubsub",
     "MendedSwarm",
@@ -450,74 +447,6 @@ class MendedPeerStore(PeerStore):
         keep = {peer: data for peer, data in self.peer_data_map.items() if data.privkey is not None}
         super()._enforce_peer_limit()
         self.peer_data_map.update(keep)
-
-
-class MendedHost(BasicHost):
-    """A host whose identify tasks live in a nursery of ours and tell us when they are done.
-
-    libp2p's own are system tasks: they outlive the host, and an exception of one is a TrioInternalError.
-    """
-
-    def __init__(
-        self,
-        swarm: MendedSwarm,
-        nursery: trio.Nursery,
-        on_identified: Callable[[ID], Awaitable[None]],
-        announce: Sequence[Multiaddr] | None = None,
-    ) -> None:
-        # Observed addresses are what any stranger says that ours are.
-        super().__init__(swarm, announce_addrs=announce, disable_identify_address_discovery=True)
-        self.multiselect = BoundedMultiselect(dict(self.multiselect.handlers))
-        self.multiselect_client = BoundedMultiselectClient()
-        self._defence = swarm.defence
-        self._nursery = nursery
-        self._on_identified = on_identified
-        self._identifying: dict[ID, trio.Event] = {}
-        for protocol, handler in list(self.multiselect.handlers.items()):
-            if protocol is not None and handler is not None:
-                self.set_stream_handler(protocol, handler)
-
-    def set_stream_handler(self, protocol_id: TProtocol, stream_handler: StreamHandlerFn) -> None:
-        """Serve a protocol of libp2p's own within its limits: its handlers wait for a peer for ever.
-
-        Its DHT serves twelve streams at once, so that twelve that say nothing would end it for everybody.
-        """
-
-        async def limited(stream: INetStream) -> None:
-            peer = peer_id_from_bytes(stream.muxed_conn.peer_id.to_bytes())
-            with self._defence.serving(peer, str(protocol_id)) as served:
-                if served is not None:
-                    with served.scope:
-                        await stream_handler(stream)
-                        return
-                await stream.reset()
-
-        super().set_stream_handler(protocol_id, limited)
-
-    def serve(self, protocol_id: TProtocol, stream_handler: StreamHandlerFn) -> None:
-        """Serve a protocol by a handler that keeps to its limits itself."""
-        super().set_stream_handler(protocol_id, stream_handler)
-
-    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
-        if peer_id == self.get_id() or peer_id in self._identifying or peer_id in self._identified_peers:
-            return
-        self._identifying[peer_id] = trio.Event()
-        self._nursery.start_soon(self._identify_and_tell, peer_id, reason)
-
-    async def _identify_and_tell(self, peer_id: ID, reason: str) -> None:
-        try:
-            await self._identify_peer(peer_id, reason=reason)
-            await self._on_identified(peer_id)
-        except Exception:  # noqa: BLE001 - a peer that can't be identified is just not in our tables
-            _log.info("identify of %s failed", peer_id, exc_info=True)
-        finally:
-            self._identifying.pop(peer_id).set()
-
-    async def wait_identified(self, peer_id: ID) -> None:
-        """Return once a running identify of this peer has ended, however it ended."""
-        event = self._identifying.get(peer_id)
-        if event is not None:
-            await event.wait()
 
 
 class SeenMessages:

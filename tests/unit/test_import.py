@@ -14,10 +14,14 @@ import p2pcompute
 HEAVY = ("numpy", "trio", "numba", "llvmlite", "libp2p", "multiaddr", "eth", "eth_abi", "eth_account", "httpx", "nacl")
 
 
-def modules_after(statement: str) -> set[str]:
+def names_after(statement: str) -> set[str]:
     code = f"import sys, json\n{statement}\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=500)
-    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+    return set(json.loads(done.stdout))
+
+
+def modules_after(statement: str) -> set[str]:
+    return {name.partition(".")[0] for name in names_after(statement)}
 
 
 def test_the_package_pulls_nothing_heavy() -> None:
@@ -77,3 +81,92 @@ def test_every_event_that_can_be_watched_has_a_public_name() -> None:
         for event in get_args(union):
             assert getattr(events, event.__name__) is event
             assert event.__name__ in events.__all__
+
+
+UNUSED = {
+    "libp2p.transport.websocket",
+    "libp2p.transport.quic.transport",
+    "libp2p.stream_muxer.mplex.stream",
+    "libp2p.security.secio",
+    "libp2p.security.noise",
+    "libp2p.security.insecure",
+    "libp2p.host.basic_host",
+    "libp2p.host.routed_host",
+    "libp2p.relay.circuit_v2.protocol",
+    "libp2p.bitswap.client",
+    "zeroconf",
+    "miniupnpc",
+    "requests",
+    "urllib3",
+    "trio_websocket",
+    "wsproto",
+    "noise",
+    "aiortc",
+    "numba",
+    "llvmlite",
+    "eth",
+    "eth_account",
+}
+
+
+def test_a_node_pulls_nothing_of_libp2p_that_it_replaces_or_never_uses() -> None:
+    statement = "import p2pcompute_cli._up, p2pcompute._opening, p2pcompute.node, p2pcompute._local_chain"
+    names = names_after(statement)
+    assert "libp2p.network.swarm" in names
+    assert not names & UNUSED
+
+
+def test_all_of_libp2p_is_there_for_whoever_asks_for_it() -> None:
+    code = """
+import sys
+from p2pcompute.overlay import open_libp2p
+libp2p = sys.modules["libp2p"]
+assert "new_host" not in vars(libp2p)
+import libp2p.transport.tcp.tcp
+from libp2p import new_host, __version__
+import libp2p.security.tls
+from libp2p.security.tls import TLSTransport
+from libp2p.relay import CircuitV2Protocol
+assert type(libp2p) is type(sys), type(libp2p)
+assert new_host() is not None
+for name in ("libp2p", "libp2p.transport"):
+    try:
+        sys.modules[name].nothing
+    except AttributeError as exc:
+        assert "no attribute 'nothing'" in str(exc), exc
+    else:
+        raise AssertionError(name)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=500)
+
+
+def test_libp2p_that_was_there_before_is_left_alone() -> None:
+    code = """
+import libp2p
+before = libp2p.new_host
+from p2pcompute.overlay import open_libp2p
+import sys
+assert sys.modules["libp2p"] is libp2p and libp2p.new_host is before and type(libp2p) is type(sys)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=500)
+
+
+def test_a_package_whose_code_fails_says_so_each_time_it_is_asked() -> None:
+    code = """
+import sys
+from p2pcompute.overlay._light_libp2p import import_lightly
+import_lightly()
+import libp2p.transport
+loader = libp2p.__spec__.loader
+run, type(loader).exec_module = type(loader).exec_module, lambda self, module: 1 / 0
+for _ in range(2):
+    try:
+        libp2p.new_host
+    except ZeroDivisionError:
+        pass
+    else:
+        raise AssertionError("it was there")
+type(loader).exec_module = run
+assert libp2p.new_host is not None
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=500)
