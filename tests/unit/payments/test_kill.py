@@ -47,6 +47,17 @@ async def scenario(world: Any, point: str) -> None:
         task = await world.agree()
         if point == "agreement stored":
             die()
+        if point.startswith("batch"):
+            two = [world.receipt(task, index, units=2 + index) for index in range(2)]
+
+            def sign_two_and_die(signing: Any) -> Any:
+                batch = world.sign_batch(signing)
+                if point == "batch signed":
+                    die()
+                return batch
+
+            await world.payee_ledger.record_receipts(two, sign=sign_two_and_die)
+            die()
         receipt = world.receipt(task, 0, units=5)
         if point == "receipt signed":
 
@@ -176,12 +187,12 @@ def killed_at(directory: Path, point: str) -> None:
     assert done.returncode == KILLED, done.stderr
 
 
-async def go_on(world: Any) -> None:
+async def go_on(world: Any, *, receipts: int = 1) -> None:
     """The rest of the life of the nodes: everything is paid and claimed once."""
     await world.payer.open_channels(world.need(1_000))
     assert await world.channel_out().pay() == 5
     assert await world.payee.unpaid_pusd(world.channel) == 0
-    assert (await world.payee_ledger.channel_in(world.channel)).rooted_leaves == 1  # both come to the same root
+    assert (await world.payee_ledger.channel_in(world.channel)).rooted_leaves == receipts  # both come to the same root
     assert await world.settler.checkpoint() == {world.channel: 5}
     assert world.chain.free[world.account.address] == 5
     assert world.chain.total_uusd() == 10_000_000
@@ -248,6 +259,41 @@ def test_killed_after_a_receipt_is_stored(tmp_path: Path, make_world: Any) -> No
         await go_on(world)
 
     after_kill(tmp_path, make_world, "receipt stored", body)
+
+
+def test_killed_between_signing_a_batch_of_receipts_and_its_commit(tmp_path: Path, make_world: Any) -> None:
+    """Nobody saw that signature, so all of them may have other results."""
+
+    async def body(world: Any) -> None:
+        task = await only_task(world)
+        assert await world.payee_ledger.receipts(task) == []
+        assert await world.payee.unpaid_pusd(world.channel) == 0
+        two = [world.receipt(task, index, units=2 + index, output=b"x" * 32) for index in range(2)]
+        batch = await world.payee_ledger.record_receipts(two, sign=world.sign_batch)
+        await world.channel_out().accept(task, list(zip(two, batch.receipts, strict=True)), sampled=1)
+        await go_on(world, receipts=2)
+
+    after_kill(tmp_path, make_world, "batch signed", body)
+
+
+def test_killed_after_a_batch_of_receipts_is_stored(tmp_path: Path, make_world: Any) -> None:
+    """All of them may be out, so they are the only ones there will ever be."""
+
+    async def body(world: Any) -> None:
+        task = await only_task(world)
+        two = [world.receipt(task, index, units=2 + index) for index in range(2)]
+        assert await world.payee.unpaid_pusd(world.channel) == 5_000_000
+        other = [world.receipt(task, index, output=b"x" * 32) for index in range(2)]
+        assert await world.payee_ledger.record_receipts(other, sign=world.sign_batch) is None
+        for receipt in other:
+            with pytest.raises(ReceiptConflict):
+                await world.payee_ledger.record_receipt(receipt, sign=world.sign_receipt)
+        envelopes = [await world.payee_ledger.record_receipt(receipt, sign=world.sign_receipt) for receipt in two]
+        assert envelopes == list(world.sign_batch(two).receipts)
+        await world.channel_out().accept(task, list(zip(two, envelopes, strict=True)), sampled=1)
+        await go_on(world, receipts=2)
+
+    after_kill(tmp_path, make_world, "batch stored", body)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from p2pcompute_protocols import task
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import TaskId
-from p2pcompute_protocols.merkle import InclusionProof, MerkleTree, leaf_hash
+from p2pcompute_protocols.merkle import InclusionProof, MerkleTree, leaf_hash, node_hash, verify_inclusion
 from p2pcompute_protocols.task import BatchedReceipt, ReceiptBatch, ReceiptPayload, ReceiptsPayload
 
 from .vectors._material import NETWORK, PROVIDER, STRANGER
@@ -79,15 +79,16 @@ def test_no_byte_of_it_can_be_changed(count: int, data: st.DataObject) -> None:
 
 
 def test_a_node_of_the_tree_is_no_receipt() -> None:
-    # Without a byte before leaves and another before nodes, the 64 bytes below a node were a leaf under the same root.
+    # Without a byte before leaves and another before nodes, the 64 bytes below a node were a leaf under the same root;
+    # beside that the number of leaves is signed.
     made = receipts(4)
     leaves = [leaf_hash(one.encode()) for one in made]
     tree = MerkleTree(one.encode() for one in made)
-    shown = BatchedReceipt(
-        receipt=leaves[0] + leaves[1],
-        proof=InclusionProof(index=0, leaves=2, path=(tree.path(0)[1],)),
-        envelope=sealed(made).envelope,
-    )
+    proof = InclusionProof(index=0, leaves=2, path=(tree.path(0)[1],))
+    assert node_hash(node_hash(*leaves[:2]), proof.path[0]) == tree.root  # so much is right about it
+    with pytest.raises(LocalProtocolError):
+        verify_inclusion(leaves[0] + leaves[1], proof, tree.root)
+    shown = BatchedReceipt(receipt=leaves[0] + leaves[1], proof=proof, envelope=sealed(made).envelope)
     with pytest.raises(LocalProtocolError) as caught:
         opened(shown.encode(), 0)
     assert caught.value.code is WireCode.BAD_DIGEST

