@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import p2pcompute as p2p
+from p2pcompute import cuda
 from p2pcompute._books import _ProviderAccount
 from p2pcompute.checking import read_evidence
 from p2pcompute.errors import StorageError
@@ -95,6 +96,56 @@ def test_they_go_together_and_each_has_its_receipt(monkeypatch: pytest.MonkeyPat
                 == issued[index].digest
             )
         assert await market.claimed_uusd(provider) == watch.of(Paid)[-1].paid_uusd
+
+    in_memory(scenario)
+
+
+@p2p.kernel
+def sum_and_product(total, product, x):  # type: ignore[no-untyped-def]
+    i, j = cuda.grid(2)
+    if i < total.shape[0] and j < total.shape[1]:
+        total[i, j] = x[i, j] + 1.0
+        product[i, j, 0] = i * j
+        product[i, j, 1] = i - j
+
+
+@p2p.kernel
+def added(total, x):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    total[i] = x[i]
+
+
+def test_outputs_of_every_form_are_cut_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several outputs over a grid of two dimensions, which the blocks do not fill; and one that is combined."""
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=short(market), **WIDE)
+        requester = await market.node(connect=(provider,))
+        height, width = 61, 83
+        x = np.arange(height * width, dtype=np.float32).reshape(height, width)
+        with runs_of(monkeypatch) as runs:
+            total, product = await requester.run(
+                sum_and_product[(16, 21), (4, 4)],
+                p2p.out(x.shape, np.float32),
+                p2p.out((*x.shape, 2), np.int32),
+                x,
+                chunks=112,  # of three blocks each
+                budget="0.10 USD",
+            )
+        assert max(blocks for _, blocks in runs) >= 12
+        rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+        assert np.array_equal(total, x + 1)
+        assert np.array_equal(product, np.stack([rows * columns, rows - columns], axis=-1).astype(np.int32))
+        with runs_of(monkeypatch) as runs:
+            total = await requester.run(
+                added[128, 32],
+                p2p.reduce("sum", (4096,), np.int32),
+                np.arange(4096, dtype=np.int32),
+                chunks=128,
+                budget="0.10 USD",
+            )
+        assert max(blocks for _, blocks in runs) >= 4
+        assert total == 4095 * 2048
 
     in_memory(scenario)
 
