@@ -86,23 +86,23 @@ class JsProgram:
 async def run_js(program: str, options: dict[str, Any] | None = None) -> AsyncGenerator[JsProgram, None]:
     """Run a program of `js/` while the context is open; it is ready then. Afterwards it has ended by itself."""
     command = ["node", "--import", "./polyfill.mjs", program, json.dumps(options or {})]
-    async with trio.open_nursery() as nursery:
-        process = await trio.lowlevel.open_process(command, stdin=PIPE, stdout=PIPE, cwd=JS)
-        js = JsProgram(process)
-        try:
-            nursery.start_soon(js.read)
+    process = await trio.lowlevel.open_process(command, stdin=PIPE, stdout=PIPE, cwd=JS)
+    js = JsProgram(process)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(js.read)  # it ends where its pipe does
             ready = await js.event("ready")
             js.peer = ready.get("peer", "")
             js.address = next(iter(ready.get("addresses", ())), "")
             yield js
             await js.end()
             assert await process.wait() == 0
-        finally:
-            js.ending = True
-            with trio.CancelScope(shield=True):
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    assert pipe is not None
-                    await pipe.aclose()
+    finally:
+        js.ending = True
+        with trio.CancelScope(shield=True):
+            if process.returncode is None:
+                process.kill()
+            await process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None
+                await pipe.aclose()

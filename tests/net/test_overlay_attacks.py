@@ -329,7 +329,10 @@ def test_nonsense_ends_one_connection_and_nothing_else(nonsense: Any, blamed: bo
             await wait_until(lambda: victim.limits_report().connections == 1)
             await wait_until(lambda: victim.limits_report().handshakes == 0)
             assert await answers(friend, victim.peer_id)
-            assert (score(victim, peer_of(key_pair)) > 0) is blamed
+            if blamed:  # its stream may have ended before anybody is blamed
+                await wait_until(lambda: score(victim, peer_of(key_pair)) > 0)
+            else:
+                assert score(victim, peer_of(key_pair)) == 0
 
     run(main)
 
@@ -342,7 +345,7 @@ def test_who_breaks_the_protocol_again_is_kept_out_and_others_at_its_address_are
                 async with await nonsense_for_yamux(victim, key_pair) as stream:
                     await ended(stream)
                 await wait_until(lambda: victim.limits_report().connections == 0)
-            assert banned(victim) == [peer_of(key_pair)]
+            await wait_until(lambda: banned(victim) == [peer_of(key_pair)])
             async with await tcp(victim.addresses[0]) as stream:
                 with suppress(Exception):  # it may end while Yamux is agreed on
                     await handshake(stream, victim.addresses[0], key_pair)
