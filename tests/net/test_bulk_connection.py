@@ -13,7 +13,7 @@ import trio
 from p2pcompute.blobs import BlobFetch, BlobName, BlobServer, Bytes, HeldBlob, Source
 from p2pcompute.control._peers import _row
 from p2pcompute.errors import StreamError
-from p2pcompute.overlay import Limits
+from p2pcompute.overlay import Limits, _bulk
 from p2pcompute.overlay._bulk import BULK_IDLE_S
 from p2pcompute.overlay._libp2p import Libp2pOverlay, _to_id
 from p2pcompute_protocols import blob
@@ -25,6 +25,12 @@ pytestmark = pytest.mark.net
 SINK = "/sink/1"
 MIB = 1024 * 1024
 TICKET = bytes(32)
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crowded machine may take long for a handshake, and the tests are of what follows."""
+    monkeypatch.setattr(_bulk, "DIAL_S", 100.0)
 
 
 class Relay:
