@@ -154,7 +154,8 @@ def _more(row: dict[str, Any]) -> str:
     failures = row["standing"]["failures"] if row["standing"] is not None else 0
     connections = len(row["connections"])
     parts = [f"{failures} failed"] if failures else []
-    parts += [f"{connections} connections"] if connections > 1 else []
+    bulk = ", one for bulk" if any(connection["bulk"] for connection in row["connections"]) else ""
+    parts += [f"{connections} connections{bulk}"] if connections > 1 else []
     return ", ".join(parts)
 
 

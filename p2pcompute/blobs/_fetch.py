@@ -15,6 +15,7 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._groups import single_error
 from p2pcompute.errors import OverlayError, P2PComputeError, StreamError
+from p2pcompute.overlay import BULK_BYTES
 from p2pcompute_protocols import blob
 from p2pcompute_protocols.blob import (
     BlobConnection,
@@ -242,7 +243,8 @@ class BlobFetch:
 
     async def _ask_once(self, source: Source) -> None:
         await self._reach(source)
-        stream = await self._overlay.open_stream(source.peer, blob.PROTOCOL_ID)
+        bulk = self.held.name.size >= BULK_BYTES
+        stream = await self._overlay.open_stream(source.peer, blob.PROTOCOL_ID, bulk=bulk)
         asked = _Asked(source, SourceState(origin=source.origin))
         connection = BlobConnection(Role.REQUESTER)
         dialogue = Dialogue(connection, stream, send_s=_PIECE_S)

@@ -62,10 +62,11 @@ async def peer_rows(node: Node) -> dict[str, Any]:
     """The connected peers, at most `MOST_PEERS`, and those that this node deals with no more.
 
     ``peers`` are sorted by how long they have been there. Of each: ``peer``, ``address``, ``direction`` and
-    ``security``, ``muxer``, ``age_s`` of its oldest connection, ``connections`` with all of them, ``rtt_ms`` or null,
-    ``streams``, ``bytes_in``, ``bytes_out``, ``protocols`` that it speaks, ``roles``, ``price_pusd`` where it sells,
-    and ``standing`` with what was paid both ways, or null for a stranger. ``banned`` have ``kind`` (peer, host or
-    subnet), ``name``, ``reason`` and ``left_s``: null where it is for good, as of who cheated.
+    ``security``, ``muxer``, ``age_s`` of its oldest connection, ``connections`` with all of them (one that is ``bulk``
+    is for what is large), ``rtt_ms`` or null, ``streams``, ``bytes_in``, ``bytes_out``, ``protocols`` that it speaks,
+    ``roles``, ``price_pusd`` where it sells, and ``standing`` with what was paid both ways, or null for a stranger.
+    ``banned`` have ``kind`` (peer, host or subnet), ``name``, ``reason`` and ``left_s``: null where it is for good, as
+    of who cheated.
     """
     services = node.services
     dealt = {row.peer: row for row in await services.ledger.peers()}
@@ -111,6 +112,7 @@ def _row(report: PeerReport, ad: CapabilityAd | None, dealt: PeerRow | None) -> 
                 "muxer": connection.muxer,
                 "age_s": round(connection.age_s, 3),
                 "streams": connection.streams,
+                "bulk": connection.bulk,
             }
             for connection in report.connections
         ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ._api import (
+    BULK_BYTES,
     CONNECT_TIMEOUT_S,
     KEY_BYTES,
     MAX_CONNECTIONS,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from ._libp2p import open_libp2p
 
 __all__ = [
+    "BULK_BYTES",
     "CONNECT_TIMEOUT_S",
     "KEY_BYTES",
     "LATENCY_BOUNDS_S",

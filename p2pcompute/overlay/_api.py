@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ._limits_report import LimitsReport
 
 __all__ = [
+    "BULK_BYTES",
     "CLOSE_TIMEOUT_S",
     "CONNECT_TIMEOUT_S",
     "KEY_BYTES",
@@ -55,7 +56,7 @@ MAX_CONNECTIONS = 300  # in and out together; more are closed before their hands
 MAX_CONNECTIONS_PER_HOST = 64  # inbound, handshakes included
 MAX_HANDSHAKES_PER_HOST = 16  # inbound connections that have not said yet who they are
 MAX_HANDSHAKES = 128  # the same over all hosts; one more ends the oldest of them
-MAX_CONNECTIONS_PER_PEER = 3  # two nodes that dial each other at once make two
+MAX_CONNECTIONS_PER_PEER = 3  # two nodes that dial each other at once make two; and one for bulk
 MAX_INBOUND_STREAMS_PER_PEER = 64  # per protocol; one more is reset
 MAX_PROTOCOL_ID_BYTES = 128
 MAX_TOPIC_BYTES = 128
@@ -65,6 +66,7 @@ MAX_PROVIDERS = 100  # the most that one look-up gives
 KEY_BYTES = 32  # of every DHT key
 SUBSCRIPTION_QUEUE = 256  # messages that wait for a slow reader; then the oldest is dropped and counted
 RECEIVE_BYTES = 64 * 1024
+BULK_BYTES = 1024 * 1024  # a stream that carries so much is one for bulk
 CONNECT_TIMEOUT_S = 10.0
 STREAM_TIMEOUT_S = 10.0
 SEND_STALL_TIMEOUT_S = 60.0  # a send fails when the peer takes no byte for so long
@@ -217,8 +219,17 @@ class Overlay(Protocol):
         """
         ...
 
-    async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S) -> OverlayStream:
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, bulk: bool = False, timeout_s: float = STREAM_TIMEOUT_S
+    ) -> OverlayStream:
         """Open a stream, dialling the peer's known addresses where there is no connection.
+
+        Args:
+            peer: whom to speak with.
+            protocol: what it is to speak.
+            bulk: it will carry `BULK_BYTES` and more: it gets a connection where small messages do not wait behind it,
+                if there is one to be had.
+            timeout_s: for all of it.
 
         Raises:
             DialError: not connected and not reachable.

@@ -24,8 +24,9 @@ from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes
 
 from ._api import MAX_CONNECTIONS, RECEIVE_BYTES, StreamReset
+from ._bulk import BulkSwarm
 from ._counters import ConnectionReport, Direction, OverlayCounters, StreamCount
-from ._mends import MendedPubsub, MendedSwarm
+from ._mends import MendedPubsub
 from ._streams import Libp2pStream
 from .noise import NoiseError, WrongPeer
 
@@ -154,7 +155,7 @@ class _NetStreamCount:
             self._count.ended("reset" if reset else "closed")
 
 
-class CountedSwarm(MendedSwarm):
+class CountedSwarm(BulkSwarm):
     """A swarm that counts its connections, and those that did not come about."""
 
     def __init__(self, *args: Any, counters: OverlayCounters, **kwargs: Any) -> None:
@@ -188,28 +189,30 @@ class CountedSwarm(MendedSwarm):
             self._seen[conn] = peer, self._counters.clock()
             report = self.report(conn)
             self._counters.connected[report.direction, report.security or _UNKNOWN] += 1
-            log_event(
-                _log,
-                "peer connected",
-                f"peer …{peer[-8:]} connected, {report.direction}bound, {report.address or 'address unknown'}",
-                peer=peer,
-                direction=report.direction,
-                address=report.address,
-                security=report.security,
-            )
+            if not self.comes_quietly(conn):
+                log_event(
+                    _log,
+                    "peer connected",
+                    f"peer …{peer[-8:]} connected, {report.direction}bound, {report.address or 'address unknown'}",
+                    peer=peer,
+                    direction=report.direction,
+                    address=report.address,
+                    security=report.security,
+                )
         await super().notify_connected(conn)
 
     async def notify_disconnected(self, conn: INetConn) -> None:
         peer, since_s = self._seen.pop(conn, (None, 0.0))
         if peer is not None:
             age_s = self._counters.clock() - since_s
-            log_event(
-                _log,
-                "peer disconnected",
-                f"peer …{peer[-8:]} disconnected after {age_s:.0f} s",
-                peer=peer,
-                age_s=round(age_s, 3),
-            )
+            if not self.goes_quietly(conn):
+                log_event(
+                    _log,
+                    "peer disconnected",
+                    f"peer …{peer[-8:]} disconnected after {age_s:.0f} s",
+                    peer=peer,
+                    age_s=round(age_s, 3),
+                )
             if not any(not other.is_closed for other in self.get_connections(conn.muxed_conn.peer_id)):
                 self._counters.forget(peer)
         await super().notify_disconnected(conn)
@@ -242,6 +245,7 @@ class CountedSwarm(MendedSwarm):
             muxer=conn.get_negotiated_muxer_protocol() or YAMUX_ID,
             age_s=self._counters.clock() - since_s,
             streams=len(conn.get_streams()),
+            bulk=self.is_bulk(conn),
         )
 
     def reports(self) -> dict[PeerId, list[ConnectionReport]]:

@@ -242,6 +242,7 @@ class ConnectionReport:
         security, muxer: protocol IDs that were agreed; "" where that is not known.
         age_s: how long it has been there.
         streams: open ones, libp2p's own included.
+        bulk: whether it is a second one, for what is large.
     """
 
     direction: Direction
@@ -250,6 +251,7 @@ class ConnectionReport:
     muxer: str
     age_s: float
     streams: int
+    bulk: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

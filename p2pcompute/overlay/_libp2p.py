@@ -126,6 +126,7 @@ class Libp2pOverlay:
         await self._swarm.event_background_nursery_created.wait()
         await self._pubsub.wait_until_ready()
         nursery.start_soon(self._defence.watch)
+        nursery.start_soon(self._swarm.watch_bulk)
         for listener in listeners:
             nursery.start_soon(listener.serve, self._swarm._handle_inbound_connection)
 
@@ -233,7 +234,9 @@ class Libp2pOverlay:
 
     # Streams
 
-    async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S) -> OverlayStream:
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, bulk: bool = False, timeout_s: float = STREAM_TIMEOUT_S
+    ) -> OverlayStream:
         check_protocol(protocol)
         if peer == self.peer_id:
             raise DialError("a node has no stream to itself")
@@ -242,7 +245,7 @@ class Libp2pOverlay:
         try:
             with trio.fail_after(timeout_s):
                 try:
-                    net = await self._swarm.new_stream(raw)
+                    net = await (self._swarm.new_bulk_stream if bulk else self._swarm.new_stream)(raw)
                 except SwarmException as exc:
                     raise DialError(f"could not reach {peer}: {exc}") from exc
                 stream = CountedStream(net, peer, protocol, self.counters, "out", asked_s)

@@ -25,6 +25,7 @@ from p2pcompute.errors import (
     StreamError,
     TaskRefused,
 )
+from p2pcompute.overlay import BULK_BYTES
 from p2pcompute_protocols import task
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode, remote
@@ -184,7 +185,7 @@ class Link:
             PaymentError: our voucher was refused for good.
         """
         await self._pay_earlier()
-        stream = await self.overlay.open_stream(self.provider, task.PROTOCOL_ID)
+        stream = await self.overlay.open_stream(self.provider, task.PROTOCOL_ID, bulk=self._carries() >= BULK_BYTES)
         self.dialogue = Dialogue(self.connection, stream)
         try:
             await self._setup()
@@ -230,6 +231,11 @@ class Link:
                 self.sharing.end(self.provider)
             with trio.CancelScope(shield=True), trio.move_on_after(_FINISH_S):
                 await stream.aclose()
+
+    def _carries(self) -> int:
+        """The most bytes of arrays that may go to and fro."""
+        known = self.connection
+        return sum(known.blob_sizes.values()) + self.work.chunks * known.chunk_bytes[0] + sum(known.state_arrays)
 
     async def _pay_earlier(self) -> None:
         """What is owed from before counts against what the provider lends, so that it might not begin at all."""

@@ -386,7 +386,14 @@ class MemoryOverlay:
 
     # Streams
 
-    async def open_stream(self, peer: PeerId, protocol: str, *, timeout_s: float = STREAM_TIMEOUT_S) -> OverlayStream:
+    async def open_stream(
+        self,
+        peer: PeerId,
+        protocol: str,
+        *,
+        bulk: bool = False,  # noqa: ARG002 - two nodes have one link between them here
+        timeout_s: float = STREAM_TIMEOUT_S,
+    ) -> OverlayStream:
         check_protocol(protocol)
         self._check_alive()
         if peer == self.peer_id:

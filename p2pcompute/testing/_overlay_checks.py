@@ -368,6 +368,33 @@ async def check_bulk(open_node: OpenNode) -> None:
         assert received.digest() == hashlib.sha256(data).digest()
 
 
+async def check_bulk_streams(open_node: OpenNode) -> None:
+    """Streams for bulk are streams as others are, whichever side opens them, and both peers stay one."""
+    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
+        a.handle(_ECHO, _echo)
+        b.handle(_ECHO, _echo)
+        await a.connect(b.addresses[0])
+        data = hashlib.sha256(b"much").digest() * 10_000
+        for near, far in ((a, b), (b, a), (a, b)):
+            stream = await near.open_stream(far.peer_id, _ECHO, bulk=True)
+            assert (stream.peer_id, stream.protocol) == (far.peer_id, _ECHO)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stream.send_all, data)
+                assert await _read_exactly(stream, len(data)) == data
+            await stream.aclose()
+            assert await _ask(near, far, b"a small one") == b"a small one"
+        assert a.peers() == {b.peer_id}
+        assert b.peers() == {a.peer_id}
+        try:
+            await a.open_stream(b.peer_id, _OTHER, bulk=True)
+        except UnknownProtocol:
+            pass
+        else:
+            raise AssertionError("opened a stream of a protocol that nobody handles")
+        await a.disconnect(b.peer_id)
+        assert a.peers() == frozenset()
+
+
 async def check_many_streams(open_node: OpenNode) -> None:
     """32 streams at once on one connection, each with its own bytes."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
