@@ -12,7 +12,7 @@ import enum
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
-from .errors import LocalProtocolError, RemoteProtocolError, WireCode, remote
+from .errors import EndedEarly, LocalProtocolError, RemoteProtocolError, WireCode, remote
 from .framing import FrameBuffer, frame
 from .limits import MAX_FRAME_BYTES
 from .wire import Record, decode_message
@@ -70,7 +70,7 @@ class Connection(Generic[S]):
         self.state: S = self.start
         self._buffer = FrameBuffer(max_bytes=self.max_frame_bytes)
         self._ended = False
-        self._broken: str | None = None
+        self._broken: tuple[type[RemoteProtocolError], str] | None = None  # not the error: it holds frames
 
     @property
     def is_done(self) -> bool:
@@ -98,15 +98,15 @@ class Connection(Generic[S]):
         Raises:
             LocalProtocolError: the protocol does not allow it here; nothing changed.
         """
-        if self._broken:
-            raise LocalProtocolError(f"the dialogue is broken: {self._broken}", code=WireCode.OUT_OF_ORDER)
+        if self._broken is not None:
+            raise LocalProtocolError(f"the dialogue is broken: {self._broken[1]}", code=WireCode.OUT_OF_ORDER)
         data = frame(message.encode(), max_bytes=self.max_frame_bytes)
         self._step(self.role, message)
         return data
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer; b"" says that it closed its side. A broken dialogue keeps none."""
-        if self._broken:
+        if self._broken is not None:
             return
         if data:
             if self._ended:
@@ -119,15 +119,17 @@ class Connection(Generic[S]):
         """The next message, `StreamEnded`, or `NEED_DATA`.
 
         Raises:
-            RemoteProtocolError: the peer broke the protocol; the connection is broken from now on.
+            RemoteProtocolError: the peer broke the protocol; the connection is broken from now on. `EndedEarly`: it
+                left in the middle.
         """
-        if self._broken:
-            raise RemoteProtocolError(self._broken, code=WireCode.OUT_OF_ORDER)
+        if self._broken is not None:
+            kind, text = self._broken
+            raise kind(text, code=WireCode.OUT_OF_ORDER)
         try:
             with remote():
                 return self._next()
         except RemoteProtocolError as exc:
-            self._broken = str(exc)
+            self._broken = (type(exc), str(exc))
             raise
 
     def _next(self) -> Record | NeedData:
@@ -136,7 +138,7 @@ class Connection(Generic[S]):
             if not self._ended:
                 return NEED_DATA
             if len(self._buffer) or not (self.is_done or self.state is self.start):
-                raise LocalProtocolError(f"the stream ended in state {self.state.name}", code=WireCode.OUT_OF_ORDER)
+                raise EndedEarly(f"the stream ended in state {self.state.name}", code=WireCode.OUT_OF_ORDER)
             return StreamEnded()
         message = decode_message(payload, self.messages, max_bytes=self.max_frame_bytes)
         self._step(self.role.other, message)
