@@ -256,7 +256,14 @@ def test_a_piece_goes_to_one_peer_a_few_times_over_all_of_its_streams() -> None:
             streams = [(await ask(getter, holder))[0] for _ in range(5)]
             for dialogue in streams:  # at once: none has come to its turn
                 await dialogue.send(BlobGet(index=0))
-            answers = [await dialogue.receive() for dialogue in streams]
+            answers: list[Any] = []
+
+            async def hear(dialogue: Dialogue) -> None:
+                answers.append(await dialogue.receive())
+
+            async with trio.open_nursery() as nursery:  # at once: who is sent a piece takes it, whichever that is
+                for dialogue in streams:
+                    nursery.start_soon(hear, dialogue)
             assert sum(isinstance(answer, BlobPiece) for answer in answers) == 2
             assert sum(answer == BlobDropped(index=0, code=WireCode.OVERSIZED) for answer in answers) == 3
             for dialogue in streams:
