@@ -32,6 +32,7 @@ from p2pcompute_protocols.channel import (
     voucher_digest,
 )
 from p2pcompute_protocols.connection import NEED_DATA, Role
+from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.merkle import Frontier
 from p2pcompute_protocols.money import ChainTerms
@@ -74,6 +75,9 @@ class Stream:
 
     async def aclose(self) -> None:
         await self._half.aclose()
+
+    def blame(self, exc: ProtocolError) -> None:
+        raise exc
 
 
 def stream_pair(left: PeerId, right: PeerId) -> tuple[Stream, Stream]:

@@ -2,6 +2,9 @@
 
 A bound on each read alone would let a peer hold a stream open with a byte now and then. So silence has a bound, which
 the caller names, and a message has another one, from its first byte to its last.
+
+What the peer does wrong is held against it here (`OverlayStream.blame`), so that no handler which answers it politely,
+goes on or asks somebody else can forget to.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar, overload
 import trio
 
 from p2pcompute_protocols.connection import NEED_DATA, Connection, StreamEnded
-from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.wire import Record
 
 from .errors import OverlayError, StreamError
@@ -41,6 +44,7 @@ class ByteStream(Protocol):
 
     async def send_all(self, data: bytes) -> None: ...
     async def receive_some(self, max_bytes: int = ...) -> bytes: ...
+    def blame(self, exc: ProtocolError) -> None: ...
 
 
 class Dialogue:
@@ -101,7 +105,11 @@ class Dialogue:
         deadline = float("inf") if stall_s is None else trio.current_time() + stall_s
         await trio.lowlevel.checkpoint()  # not after the event: nobody may act between it and the caller
         while True:
-            event = self.connection.next_event()
+            try:
+                event = self.connection.next_event()
+            except RemoteProtocolError as exc:
+                self.stream.blame(exc)
+                raise
             if event is not NEED_DATA:
                 assert isinstance(event, Record)
                 self._begun_at = None
@@ -152,4 +160,6 @@ class Dialogue:
             return message
         if isinstance(message, StreamEnded):
             raise StreamError("the peer closed the stream in the middle of a dialogue")
-        raise RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
+        unexpected = RemoteProtocolError(f"unexpected {type(message).__name__}", code=WireCode.OUT_OF_ORDER)
+        self.stream.blame(unexpected)
+        raise unexpected

@@ -87,7 +87,7 @@ class HeldBlob:
     Attributes:
         leaves: the leaf hash of each piece; None until they are known.
         pieces: those that are here, each of them checked.
-        given: how often each piece was sent to each peer; `sent`, to all of them.
+        given: how often each piece was sent to each peer, or is to be; `sent`, to all of them.
     """
 
     def __init__(self, name: BlobName, content: Content, *, complete: bool = False, origin: bool = False) -> None:

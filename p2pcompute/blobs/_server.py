@@ -265,6 +265,8 @@ class _Serving:
                     nursery.cancel_scope.cancel()
         finally:
             self.held.watchers.discard(self._notify)
+            for index in self.queue:
+                self.held.given[self.peer, index] -= 1  # it was not sent
 
     def _notify(self) -> None:
         event, self.wake = self.wake, trio.Event()
@@ -279,10 +281,12 @@ class _Serving:
                     elif self.held.given[self.peer, index] >= self.server.limits.repeats:
                         self.refused.append((index, WireCode.OVERSIZED))
                     else:
+                        self.held.given[self.peer, index] += 1  # now: several streams of one peer may ask at once
                         self.queue.append(index)
                 case BlobDrop(index=index):
                     if index in self.queue:
                         self.queue.remove(index)
+                        self.held.given[self.peer, index] -= 1
                         self.refused.append((index, WireCode.CANCELLED))
                 case _:
                     return
@@ -323,7 +327,6 @@ class _Serving:
                 except ValueError:  # its content was closed just now, and this stream with it
                     return
                 self.queue.remove(index)
-                self.held.given[self.peer, index] += 1
                 self.held.sent[index] += 1
                 self.server.sent_bytes += len(data)
                 await self.dialogue.send(BlobPiece(index=index, data=data))

@@ -17,7 +17,7 @@ from p2pcompute.errors import OverlayError
 from p2pcompute_protocols import ads
 from p2pcompute_protocols.ads import AdBatch, AdQuery, AdsConnection, CapabilityAd
 from p2pcompute_protocols.connection import Role
-from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError
+from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_ADS_PER_REPLY
 
@@ -244,6 +244,8 @@ class Discovery:
                 except LocalProtocolError as exc:
                     _log.debug("%s passed on an ad that is refused: %s", peer, exc)
         except (OverlayError, ProtocolError) as exc:
+            if isinstance(exc, RemoteProtocolError):
+                self.overlay.blame(peer, exc)
             _log.debug("no ads from %s: %s", peer, exc)
         return new
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -14,7 +15,7 @@ from p2pcompute_protocols import negotiation
 from p2pcompute_protocols._binding import verify_binding
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.envelope import Envelope, Signer
-from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, WireCode, remote
+from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, WireCode, remote
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.negotiation import (
@@ -165,9 +166,22 @@ async def negotiate(
                 raise LocalProtocolError("the provider signed other terms")
         agreed = True
         return agreement
+    except RemoteProtocolError as exc:
+        stream.blame(exc)
+        raise
     finally:
         if not agreed:
             stream.leave()
+
+
+@contextmanager
+def _of_its_own(stream: ServedDialogue) -> Generator[None]:
+    """Around what the requester has made and signed itself: what is wrong with that is its own fault."""
+    try:
+        yield
+    except LocalProtocolError as exc:
+        stream.blame(exc)
+        raise
 
 
 class BidPolicy(Protocol):
@@ -230,19 +244,25 @@ class NegotiationService:
                     if isinstance(message, StreamEnded):
                         return
                     if isinstance(message, OrderFrame):
-                        order, payload = negotiation.open_order(
-                            message.envelope,
-                            network=self.network,
-                            requester=requester,
-                            provider=self.signer.peer_id,
-                            now_ms=self.now_ms(),
-                        )
-                        order_digest = order.digest
-                        verify_binding(payload.payer, network=self.network, peer_id=requester, now_ms=self.now_ms())
+                        with _of_its_own(stream):
+                            order, payload = negotiation.open_order(
+                                message.envelope,
+                                network=self.network,
+                                requester=requester,
+                                provider=self.signer.peer_id,
+                                now_ms=self.now_ms(),
+                            )
+                            order_digest = order.digest
+                            binding, now_ms = payload.payer, self.now_ms()
+                            verify_binding(binding, network=self.network, peer_id=requester, now_ms=now_ms)
                         self._fresh(requester, payload)
                         quote = await self._bid(dialogue, requester, order, payload)
                     elif isinstance(message, ProposeFrame) and quote is not None:
-                        await self._sign(dialogue, requester, quote, message.envelope)
+                        with _of_its_own(stream):
+                            _, terms = negotiation.open_terms(
+                                message.envelope, network=self.network, requester=requester
+                            )
+                        await self._sign(dialogue, requester, quote, message.envelope, terms)
                         return
                 except LocalProtocolError as exc:
                     await self._refuse(dialogue, requester, order_digest, exc)
@@ -260,8 +280,7 @@ class NegotiationService:
         await dialogue.send(BidFrame(envelope=raw))
         return Quote(provider=self.signer.peer_id, order=order, order_payload=payload, bid=bid, bid_payload=bid_payload)
 
-    async def _sign(self, dialogue: Dialogue, requester: PeerId, quote: Quote, envelope: bytes) -> None:
-        _, terms = negotiation.open_terms(envelope, network=self.network, requester=requester)
+    async def _sign(self, dialogue: Dialogue, requester: PeerId, quote: Quote, envelope: bytes, terms: Terms) -> None:
         negotiation.check_terms_follow_bid(
             terms, order=quote.order, order_payload=quote.order_payload, bid=quote.bid, bid_payload=quote.bid_payload
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from p2pcompute.errors import OverlayError, StreamError
+from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import PeerId
 
 from ._counters import OverlayCounters, PeerReport
@@ -167,6 +168,14 @@ class OverlayStream(Protocol):
         """Break the stream in both directions. Never raises."""
         ...
 
+    def blame(self, exc: ProtocolError) -> None:
+        """Hold against the peer what it did wrong on this stream: for those who answer it or go on instead of raising
+        it out of their handler. `Overlay.blame` says what counts; of one stream only the first does.
+
+        Never raises. A ban that follows breaks the stream.
+        """
+        ...
+
 
 StreamHandler: TypeAlias = Callable[[OverlayStream], Awaitable[None]]
 GossipValidator: TypeAlias = Callable[[PeerId, bytes], bool]
@@ -242,7 +251,7 @@ class Overlay(Protocol):
         """Run `handler` for each stream that a peer opens with `protocol`; replaces an earlier one.
 
         When it returns the stream is closed. When it raises, that is logged and the stream reset; nothing else
-        comes to harm. It is cancelled when the overlay closes.
+        comes to harm. A `RemoteProtocolError` goes to the stream's `blame`. It is cancelled when the overlay closes.
         """
         ...
 
@@ -311,6 +320,13 @@ class Overlay(Protocol):
         Raises:
             DialError: not connected and not reachable.
             StreamError: it doesn't answer within 5 s, or not as it should.
+        """
+        ...
+
+    def blame(self, peer: PeerId, exc: ProtocolError) -> None:
+        """Hold an error against `peer`, where only a peer that breaks a protocol itself can have caused it: what is
+        malformed, oversized, out of order or signed wrongly. An early end, a late answer and all other codes count
+        nothing. Whoever calls this has seen to it that `peer` itself said it, and not somebody whose words it brings.
         """
         ...
 

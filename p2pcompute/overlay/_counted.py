@@ -7,6 +7,7 @@ write. Nothing here changes what is done.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import trio
@@ -49,8 +50,9 @@ class CountedStream(Libp2pStream):
         counters: OverlayCounters,
         direction: Direction,
         asked_s: float | None = None,
+        on_blame: Callable[[PeerId, ProtocolError], None] = lambda _peer, _exc: None,
     ) -> None:
-        super().__init__(stream, peer_id, protocol)
+        super().__init__(stream, peer_id, protocol, on_blame)
         self._count = counters.stream(peer_id, protocol, direction, asked_s=asked_s)
 
     def never_was(self, why: BaseException) -> None:

@@ -21,7 +21,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from p2pcompute.errors import ConfigError, DialError, OverlayError, PortInUse, RecordRefused, StreamError
 from p2pcompute.identity import NodeKey
-from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError
 from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
 
 from ._api import (
@@ -37,6 +37,7 @@ from ._api import (
     Subscription,
 )
 from ._bans import Offence
+from ._blame import is_offence
 from ._checks import check_gossip, check_key, check_protocol, check_record, check_topic
 from ._counted import CountedPubsub, CountedStream, CountedSwarm
 from ._counters import MAX_COUNTED_PROTOCOLS, OverlayCounters, PeerReport
@@ -63,8 +64,6 @@ __all__ = ["Libp2pOverlay", "open_libp2p"]
 _log = logging.getLogger(__name__)
 
 _LISTEN_BACKLOG = 128
-# What no honest implementation sends. Other codes come of clocks, settings and lines as well.
-_BLAMED = frozenset({WireCode.MALFORMED, WireCode.OVERSIZED, WireCode.BAD_SIGNATURE, WireCode.OUT_OF_ORDER})
 IDENTIFY_PATIENCE_S = 2.0  # a peer that does not say what it serves is connected all the same
 TARGET_PEERS = 8  # with a bootstrap peer we look for so many; gossip spreads through connections
 LOOK_FOR_PEERS_INTERVAL_S = 30.0
@@ -248,7 +247,7 @@ class Libp2pOverlay:
                     net = await (self._swarm.new_bulk_stream if bulk else self._swarm.new_stream)(raw)
                 except SwarmException as exc:
                     raise DialError(f"could not reach {peer}: {exc}") from exc
-                stream = CountedStream(net, peer, protocol, self.counters, "out", asked_s)
+                stream = CountedStream(net, peer, protocol, self.counters, "out", asked_s, self.blame)
                 try:
                     await negotiate(net, protocol)
                 except BaseException as exc:
@@ -265,7 +264,7 @@ class Libp2pOverlay:
 
         async def run(net: Any) -> None:
             peer = _from_id(net.muxed_conn.peer_id)
-            stream = CountedStream(net, peer, protocol, self.counters, "in")
+            stream = CountedStream(net, peer, protocol, self.counters, "in", on_blame=self.blame)
             with self._defence.serving(peer, protocol, lambda: stream.progress_at) as served:
                 if served is not None:
                     with served.scope:
@@ -279,8 +278,7 @@ class Libp2pOverlay:
                 await handler(stream)
             except RemoteProtocolError as exc:
                 _log.info("%s broke %s: %s", stream.peer_id, protocol, exc)
-                if exc.code in _BLAMED:
-                    self._defence.accuse(stream.peer_id, Offence.VIOLATION)
+                stream.blame(exc)
                 await stream.reset()
             except StreamError as exc:
                 _log.info("a stream of %s ended: %s", protocol, exc)
@@ -295,6 +293,11 @@ class Libp2pOverlay:
                 await stream.aclose()
 
         self._host.serve(TProtocol(protocol), run)
+
+    def blame(self, peer: PeerId, exc: ProtocolError) -> None:
+        if is_offence(exc):
+            _log.info("%s broke a protocol: %s", peer, exc)
+            self._defence.accuse(peer, Offence.VIOLATION)
 
     def limits_report(self) -> LimitsReport:
         return self._defence.report()

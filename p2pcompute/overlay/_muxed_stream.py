@@ -48,6 +48,7 @@ class YamuxStream(IMuxedStream):
         self.reset_done = False
         self.linger_until: float | None = None  # set once we closed both directions
         self._discarded = 0
+        self.kept = 0  # unread, once both sides are finished; the connection counts
 
     # Reading
 
@@ -150,6 +151,11 @@ class YamuxStream(IMuxedStream):
         if consumed:
             self._conn.consumed(self.stream_id, consumed)
         return filled
+
+    @property
+    def left(self) -> int:
+        """What has come and was not read."""
+        return sum(map(len, self._chunks)) - self._offset
 
     def _check_readable(self) -> None:
         if self.reset_done:
@@ -276,7 +282,7 @@ class YamuxStream(IMuxedStream):
         if self.reset_done or self.linger_until is not None:
             return
         self.linger_until = trio.current_time() + LINGER_S
-        unread = sum(map(len, self._chunks)) - self._offset
+        unread = self.left
         self._drop_unread()
         self._readable.unpark_all()
         if not self.eof:
@@ -286,6 +292,7 @@ class YamuxStream(IMuxedStream):
         self._chunks.clear()
         self._offset = 0
         self._put_back = b""
+        self._conn.freed(self)
 
     def _discard(self, count: int) -> None:
         self._discarded += count

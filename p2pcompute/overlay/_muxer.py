@@ -21,6 +21,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import trio
 from libp2p.abc import IMuxedConn, ISecureConn
@@ -83,7 +84,9 @@ class Yamux(IMuxedConn):
         self._last_heard = self.flushed_at = trio.current_time()
         self._calls = 0
         self.violation: str | None = None  # how the peer broke the protocol, where it did
-        self.held = HeldBytes(lambda: self.session.unread_bytes, self._held_by_streams)
+        # Over in both directions, with bytes that their users have not read yet. Weakly: who drops one, frees them.
+        self._finished: WeakValueDictionary[int, YamuxStream] = WeakValueDictionary()
+        self.held = HeldBytes(lambda: self.unread_bytes, self._held_by_streams)
 
     @property
     def is_initiator(self) -> bool:
@@ -101,6 +104,12 @@ class Yamux(IMuxedConn):
     def streams(self) -> int:
         """How many streams are open, those that linger included."""
         return len(self._streams)
+
+    @property
+    def unread_bytes(self) -> int:
+        """What was received and not read, of streams that are over too."""
+        finished = sum(stream.kept for stream in self._finished.values()) if self._finished else 0
+        return self.session.unread_bytes + finished
 
     # Life
 
@@ -217,11 +226,20 @@ class Yamux(IMuxedConn):
         """Drop the bookkeeping of a stream that is over in both directions."""
         if self._streams.get(stream.stream_id) is stream:
             del self._streams[stream.stream_id]
+            stream.kept = stream.left
+            if stream.kept:
+                self._finished[stream.stream_id] = stream
         self._opening.unpark_all()
+
+    def freed(self, stream: YamuxStream) -> None:
+        """What a stream held unread is thrown away."""
+        self._finished.pop(stream.stream_id, None)
+        self.held.consumed()
 
     def _held_by_streams(self) -> list[tuple[int, Callable[[], None]]]:
         unread = self.session.unread_of
-        return [(unread(stream.stream_id), stream.reset_nowait) for stream in self._streams.values()]
+        held = [(unread(stream.stream_id), stream.reset_nowait) for stream in self._streams.values()]
+        return held + [(stream.kept, stream.reset_nowait) for stream in self._finished.values()]
 
     # What streams ask for
 
@@ -265,6 +283,10 @@ class Yamux(IMuxedConn):
     def consumed(self, stream_id: int, count: int, *, grow: bool = True) -> None:
         """Received bytes have gone to their reader."""
         self.session.consumed(stream_id, count, trio.current_time(), grow=grow)
+        if self._finished and (stream := self._finished.get(stream_id)) is not None:
+            stream.kept -= count
+            if not stream.kept:
+                del self._finished[stream_id]
         self.held.consumed()
         if self.session.pending_bytes:
             self._work.unpark_all()

@@ -292,6 +292,9 @@ class AskingStream:
             await self._read(stream)
             polite = True
             nursery.cancel_scope.cancel()
+        except RemoteProtocolError as exc:
+            stream.blame(exc)
+            raise
         except trio.Cancelled:
             polite = self._failure is None and not self._session.under_way
             raise

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import trio
 
 from p2pcompute.errors import OverlayError, StreamError
-from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 
 from ._api import MAX_INBOUND_STREAMS_PER_PEER, StreamReset
+from ._blame import is_offence
 
 if TYPE_CHECKING:
     from ._requests import Requests
@@ -43,6 +44,7 @@ class AskedDialogue:
         self._number = number
         self._step = 0
         self._said = b""
+        self._blamed = False
 
     async def send_all(self, data: bytes) -> None:
         """Say `data`; it goes out with the next `receive_some`."""
@@ -62,6 +64,12 @@ class AskedDialogue:
         body, self._said = HEAD.pack(self._number, self._step) + self._said, b""
         self._step += 1
         return await self._requests.ask(self.peer_id, self.protocol, body, timeout_s=STEP_S)
+
+    def blame(self, exc: ProtocolError) -> None:
+        """Hold against the peer what it said wrongly. Once for a dialogue."""
+        if is_offence(exc) and not self._blamed:
+            self._blamed = True
+            self._requests.overlay.blame(self.peer_id, exc)
 
     def leave(self) -> None:
         """Say that nothing more comes, where the peer may wait for it. Waits for nobody and never raises."""
@@ -88,9 +96,11 @@ class _Question:
 class ServedDialogue:
     """The provider's end, for the handler: what it says until it reads again is the answer."""
 
-    def __init__(self, peer_id: PeerId, protocol: str) -> None:
+    def __init__(self, peer_id: PeerId, protocol: str, on_blame: Callable[[PeerId, ProtocolError], None]) -> None:
         self.peer_id = peer_id
         self.protocol = protocol
+        self._on_blame = on_blame
+        self._blamed = False
         self._heard = b""
         self._steps = 0
         self._over = False
@@ -148,10 +158,16 @@ class ServedDialogue:
             raise StreamReset("nobody waits for an answer any more")
         self._question.answer += data
 
+    def blame(self, exc: ProtocolError) -> None:
+        """Hold against the peer what it said wrongly. Once for a dialogue."""
+        if is_offence(exc) and not self._blamed:
+            self._blamed = True
+            self._on_blame(self.peer_id, exc)
+
     async def reset(self) -> None:
-        """The requester broke the dialogue's protocol."""
+        """The dialogue went wrong; whose fault that is, `blame` is told."""
         self._over = True
-        self._settle(RemoteProtocolError("a dialogue was broken"))
+        self._settle(RemoteProtocolError("a dialogue was broken", code=WireCode.CANCELLED))
         await trio.lowlevel.checkpoint()
 
     def end(self, failure: LocalProtocolError) -> None:
@@ -166,8 +182,15 @@ DialogueHandler: TypeAlias = Callable[[ServedDialogue], Awaitable[None]]
 class Dialogues:
     """The dialogues of one protocol that peers have with us. Each is a task of `nursery` until its handler returns."""
 
-    def __init__(self, protocol: str, handler: DialogueHandler, start: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        protocol: str,
+        handler: DialogueHandler,
+        start: Callable[..., None],
+        on_blame: Callable[[PeerId, ProtocolError], None],
+    ) -> None:
         self._protocol = protocol
+        self._on_blame = on_blame
         self._handler = handler
         self._start = start
         self._open: dict[tuple[PeerId, int], ServedDialogue] = {}
@@ -190,7 +213,7 @@ class Dialogues:
             raise RemoteProtocolError("a dialogue was begun twice", code=WireCode.REPLAYED)
         if self._count[peer] >= MAX_INBOUND_STREAMS_PER_PEER:
             raise LocalProtocolError("too many dialogues at once; end some", code=WireCode.NO_CAPACITY)
-        dialogue = self._open[key] = ServedDialogue(peer, self._protocol)
+        dialogue = self._open[key] = ServedDialogue(peer, self._protocol, self._on_blame)
         self._count[peer] += 1
         self._start(self._run, key, dialogue)
         return await dialogue.step(0, body[HEAD.size :])

@@ -132,6 +132,7 @@ class ServingStream:
                         self._outbox.flush()
                         return  # it asks no more
             except RemoteProtocolError as exc:
+                self._stream.blame(exc)
                 _log.info("no more requests of %s from %s: %s", self._stream.protocol, self._stream.peer_id, exc)
                 raise StreamReset(f"requests of {self._stream.protocol}: {exc}") from exc
             if not session.buffered:
@@ -214,6 +215,7 @@ class ServingStream:
         if isinstance(exc, LocalProtocolError):
             self._refuse(number, exc.code or WireCode.MALFORMED, as_detail(exc))
         elif isinstance(exc, RemoteProtocolError):
+            self._stream.blame(exc)
             _log.info("no more requests of %s from %s: %s", self._stream.protocol, self._stream.peer_id, exc)
             self._fail(StreamReset(f"requests of {self._stream.protocol}: {exc}"))
         else:

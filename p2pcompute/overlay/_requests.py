@@ -163,7 +163,7 @@ class Requests:
 
     def serve_dialogues(self, protocol: str, handler: DialogueHandler, *, limits: RequestLimits | None = None) -> None:
         """Run `handler` for each dialogue that a peer begins under `protocol`; it ends each wait itself."""
-        self.serve(protocol, Dialogues(protocol, handler, self.start).answer, limits=limits)
+        self.serve(protocol, Dialogues(protocol, handler, self.start, self.overlay.blame).answer, limits=limits)
 
     def start(self, run: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Start a task that lives as long as `run`; nothing where that has not begun or is over."""

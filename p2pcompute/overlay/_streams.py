@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import trio
 from libp2p.abc import INetStream
 from libp2p.network.stream.net_stream import NetStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError
 
 from p2pcompute.errors import StreamError
+from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import PeerId
 
 from ._api import MAX_PROTOCOL_ID_BYTES, RECEIVE_BYTES, StreamReset, UnknownProtocol
+from ._blame import is_offence
 from ._muxed_stream import YamuxStream
 
 __all__ = ["Libp2pStream", "negotiate"]
@@ -22,7 +26,13 @@ _NOT_AVAILABLE = b"na\n"
 class Libp2pStream:
     """Implements `OverlayStream` on a Yamux stream; the `NetStream` around it is libp2p's bookkeeping."""
 
-    def __init__(self, stream: INetStream, peer_id: PeerId, protocol: str) -> None:
+    def __init__(
+        self,
+        stream: INetStream,
+        peer_id: PeerId,
+        protocol: str,
+        on_blame: Callable[[PeerId, ProtocolError], None] = lambda _peer, _exc: None,
+    ) -> None:
         assert isinstance(stream, NetStream)
         assert isinstance(stream.muxed_stream, YamuxStream)
         self.peer_id = peer_id
@@ -30,6 +40,8 @@ class Libp2pStream:
         self._net = stream
         self._muxed = stream.muxed_stream
         self._removed = False
+        self._on_blame = on_blame
+        self._blamed = False
         self.progress_at = trio.current_time()  # when a byte moved last, for whoever ends idle streams
 
     async def send_all(self, data: bytes) -> None:
@@ -82,6 +94,11 @@ class Libp2pStream:
     async def reset(self) -> None:
         self._muxed.reset_nowait()
         await self._remove()
+
+    def blame(self, exc: ProtocolError) -> None:
+        if is_offence(exc) and not self._blamed:
+            self._blamed = True
+            self._on_blame(self.peer_id, exc)
 
     async def _remove(self) -> None:
         if not self._removed:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from p2pcompute.errors import ChainError, PaymentError
+from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.task import ReceiptPayload
@@ -70,13 +71,15 @@ class SettlementPending(ChainError):
 
 
 class Stream(Protocol):
-    """A byte stream to a peer whose identity is proven; overlay streams are such."""
+    """A byte stream to a peer whose identity is proven; overlay streams are such. `blame` holds against the peer what
+    it did wrong."""
 
     @property
     def peer_id(self) -> PeerId: ...
     async def send_all(self, data: bytes) -> None: ...
     async def receive_some(self, max_bytes: int = ...) -> bytes: ...
     async def aclose(self) -> None: ...
+    def blame(self, exc: ProtocolError) -> None: ...
 
 
 Dial: TypeAlias = Callable[[PeerId], Awaitable[Stream]]

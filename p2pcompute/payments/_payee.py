@@ -216,6 +216,7 @@ class Payee:
             session = await self._greet(stream.peer_id, hello)
         except _Refuse as refusal:
             self.counters.refused[refusal.code] += 1
+            _blame(stream, refusal)
             await dialogue.send(refusal.message())
             return
         row = session.row
@@ -244,6 +245,7 @@ class Payee:
             except _Refuse as refusal:
                 refusals += 1
                 self.counters.refused[refusal.code] += 1
+                _blame(stream, refusal)
                 await dialogue.send(refusal.message())
             else:
                 await dialogue.send(answer)
@@ -399,6 +401,12 @@ def _covered(frame_: VoucherFrame) -> _Covered | None:
     if frame_.first is None or frame_.receipts is None:
         return None
     return _Covered(frame_.first, tuple((TaskId(one.task), one.index) for one in frame_.receipts))
+
+
+def _blame(stream: Stream, refusal: _Refuse) -> None:
+    """A signature that does not verify is the peer's own, of its binding or its voucher; all else can be honest."""
+    if refusal.code is WireCode.BAD_SIGNATURE:
+        stream.blame(RemoteProtocolError(refusal.detail, code=refusal.code))
 
 
 async def _farewell(stream: Stream, refusal: _Refuse) -> None:

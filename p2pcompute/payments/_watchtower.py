@@ -161,6 +161,8 @@ class Watchtower:
             account = self._greet(str(stream.peer_id), hello)
         except _Refuse as refusal:
             self.refused[refusal.code] += 1
+            if refusal.code is WireCode.BAD_SIGNATURE:  # its own; that of a voucher is another's
+                stream.blame(RemoteProtocolError(str(refusal), code=refusal.code))
             await dialogue.send(refusal.message())
             return
         kept = await self._shelf.count(account)

@@ -214,7 +214,9 @@ class Link:
             with contextlib.suppress(BudgetError):
                 await self._accept()
             raise
-        except Exception:
+        except Exception as exc:
+            if isinstance(exc, RemoteProtocolError):
+                stream.blame(exc)
             # A reset, not a close: the provider is to stop at once, and what it still sends goes nowhere.
             with trio.CancelScope(shield=True):
                 await stream.reset()
@@ -321,7 +323,7 @@ class Link:
     def _notice(self, message: Notice) -> None:
         self._notices += 1
         if self._notices > _MAX_NOTICES:
-            raise RemoteProtocolError("notices and no results", code=WireCode.OVERSIZED)
+            raise RemoteProtocolError("notices and no results", code=WireCode.STALLED)
         match message.kind:
             case "pause":
                 self.paused = True

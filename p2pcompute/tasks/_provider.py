@@ -120,6 +120,7 @@ class TaskService:
             await session.run()
         except RemoteProtocolError as exc:
             _log.warning("task with %s ended: %s", stream.peer_id, exc)
+            stream.blame(exc)
             await stream.reset()
         except StreamError as exc:
             _log.info("task with %s ended: the stream broke (%s)", stream.peer_id, exc)

@@ -151,12 +151,16 @@ class Session:
 
     async def _admit(self, opening: Open) -> tuple[Agreement, Work]:
         service = self.service
-        agreement = negotiation.open_agreement(
-            opening.agreement,
-            network=service.network,
-            requester=self.stream.peer_id,
-            provider=service.signer.peer_id,
-        )
+        try:
+            agreement = negotiation.open_agreement(
+                opening.agreement,
+                network=service.network,
+                requester=self.stream.peer_id,
+                provider=service.signer.peer_id,
+            )
+        except LocalProtocolError as exc:
+            self.stream.blame(exc)  # whoever shows an agreement has verified it, if honest
+            raise
         guest = await service.guest(self.stream.peer_id)
         # From here on nothing is awaited: of two that come at once the second finds the first's place taken.
         if service.draining:

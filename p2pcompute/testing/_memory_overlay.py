@@ -35,10 +35,13 @@ from p2pcompute.overlay import (
     Subscription,
     UnknownProtocol,
 )
+from p2pcompute.overlay._bans import BanList, Offence, Subject
+from p2pcompute.overlay._blame import is_offence
 from p2pcompute.overlay._checks import check_gossip, check_key, check_protocol, check_record, check_topic
 from p2pcompute.overlay._counters import ConnectionReport, Direction, OverlayCounters, PeerReport
 from p2pcompute.overlay._ping import PING_PROTOCOL, ping
 from p2pcompute.overlay._queue import SubscriptionQueue
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError
 from p2pcompute_protocols.ids import PeerId
 
 from ._memory_stream import Link, MemoryStream, stream_pair
@@ -66,9 +69,11 @@ class MemoryNetwork:
     Args:
         latency_s: one way, of each link that `link` does not set.
         bytes_per_s: likewise; infinite by default.
+        bans: whether nodes keep out whom they ban, as they do over libp2p. Scores are kept in either case.
     """
 
-    def __init__(self, *, latency_s: float = 0.001, bytes_per_s: float = math.inf) -> None:
+    def __init__(self, *, latency_s: float = 0.001, bytes_per_s: float = math.inf, bans: bool = False) -> None:
+        self.bans = bans
         self._latency_s = latency_s
         self._bytes_per_s = bytes_per_s
         self._nodes: dict[PeerId, MemoryOverlay] = {}
@@ -210,6 +215,7 @@ class MemoryOverlay:
         self.counters = OverlayCounters()
         self._since: dict[PeerId, tuple[bool, float]] = {}  # who dialled us, and when
         self._rtt_s: dict[PeerId, float] = {}
+        self.bans = BanList(trio.current_time)
         self._inbound: Counter[tuple[PeerId, str]] = Counter()
         self._subscriptions: dict[str, tuple[SubscriptionQueue, GossipValidator]] = {}
         self._seen: dict[tuple[PeerId, int], None] = {}
@@ -340,7 +346,9 @@ class MemoryOverlay:
     def _join(self, target: MemoryOverlay, multiaddr: str) -> None:
         if target.peer_id in self._connected:
             return
-        for node in (self, target):
+        for node, other in ((self, target), (target, self)):
+            if self._network.bans and node.bans.is_banned(Subject("peer", other.peer_id)):
+                raise DialError(f"could not connect to {multiaddr}: {node.peer_id} keeps {other.peer_id} out")
             if len(node._connected) >= MAX_CONNECTIONS:
                 raise DialError(f"could not connect to {multiaddr}: {node.peer_id} has too many connections")
         self._connected[target.peer_id] = target
@@ -463,6 +471,7 @@ class MemoryOverlay:
             stream.count = self.counters.stream(stream.peer_id, stream.protocol, direction, asked_s=asked_s)
         self.streams[stream] = None
         stream.on_over(lambda: self.streams.pop(stream, None))
+        stream.on_blame = self.blame
 
     def _accept(self, stream: MemoryStream) -> bool:
         handler = self._handlers.get(stream.protocol)
@@ -480,6 +489,10 @@ class MemoryOverlay:
     async def _handle(self, handler: StreamHandler, stream: MemoryStream) -> None:
         try:
             await handler(stream)
+        except RemoteProtocolError as exc:
+            _log.info("%s broke %s: %s", stream.peer_id, stream.protocol, exc)
+            stream.blame(exc)
+            stream.reset_nowait()
         except StreamError as exc:
             _log.info("a stream of %s ended: %s", stream.protocol, exc)
             stream.reset_nowait()
@@ -498,18 +511,30 @@ class MemoryOverlay:
         check_protocol(protocol)
         self._handlers[protocol] = handler
 
+    def blame(self, peer: PeerId, exc: ProtocolError) -> None:
+        banned = is_offence(exc) and self.bans.offend(Subject("peer", peer), Offence.VIOLATION)
+        if banned and self._network.bans and peer in self._connected:
+            self._drop_connection(peer)
+
     def limits_report(self) -> LimitsReport:
         opened = Counter[PeerId]()
         for (peer, _protocol), count in self._inbound.items():
             opened[peer] += count
         peers = [
-            PeerUse(peer_id=peer, connections=1, streams=opened[peer], memory_bytes=0, score=0.0)
+            PeerUse(
+                peer_id=peer,
+                connections=1,
+                streams=opened[peer],
+                memory_bytes=0,
+                score=self.bans.score(Subject("peer", peer)),
+            )
             for peer in self._connected
         ]
         return LimitsReport(
             limits=Limits(),
             connections=len(peers),
             streams=opened.total(),
+            bans=self.bans.bans(),
             peers=tuple(sorted(peers, key=lambda peer: (-peer.streams, peer.peer_id))),
         )
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import trio
 
 from p2pcompute.overlay import RECEIVE_BYTES, SEND_STALL_TIMEOUT_S, StreamReset
+from p2pcompute.overlay._blame import is_offence
 from p2pcompute.overlay._counters import StreamCount
+from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import PeerId
 
 __all__ = ["WINDOW_BYTES", "Link", "MemoryStream", "stream_pair"]
@@ -69,6 +71,7 @@ class MemoryStream:
         self._changed = trio.Event()
         self._on_over: Callable[[], None] | None = None
         self.count: StreamCount | None = None
+        self.on_blame: Callable[[PeerId, ProtocolError], None] | None = None
 
     def on_over(self, callback: Callable[[], None]) -> None:
         """Call back once, when this end has closed or reset the stream."""
@@ -245,6 +248,11 @@ class MemoryStream:
     async def reset(self) -> None:
         self.reset_nowait()
         await trio.lowlevel.checkpoint()
+
+    def blame(self, exc: ProtocolError) -> None:
+        callback, self.on_blame = (self.on_blame, None) if is_offence(exc) else (None, self.on_blame)
+        if callback is not None:
+            callback(self.peer_id, exc)
 
     def reset_nowait(self) -> None:
         """Break both directions: here at once, at the other end when the news arrives."""

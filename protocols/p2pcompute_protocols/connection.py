@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
 from . import cbor
-from .errors import LocalProtocolError, RemoteProtocolError, WireCode, remote
+from .errors import EndedEarly, LocalProtocolError, RemoteProtocolError, WireCode, remote
 from .framing import FrameBuffer, frame
 from .limits import MAX_FRAME_BYTES
 from .wire import Record, decode_message
@@ -88,7 +88,7 @@ class Connection(Generic[S]):
         self.state: S = self.start
         self._buffer = FrameBuffer(max_bytes=self.max_frame_bytes)
         self._ended = False
-        self._broken: str | None = None
+        self._broken: tuple[type[RemoteProtocolError], str] | None = None  # not the error: it holds frames
         self._tail: _Tail | None = None
         self._landing: memoryview | None = None
 
@@ -118,8 +118,8 @@ class Connection(Generic[S]):
         Raises:
             LocalProtocolError: the protocol does not allow it here; nothing changed.
         """
-        if self._broken:
-            raise LocalProtocolError(f"the dialogue is broken: {self._broken}", code=WireCode.OUT_OF_ORDER)
+        if self._broken is not None:
+            raise LocalProtocolError(f"the dialogue is broken: {self._broken[1]}", code=WireCode.OUT_OF_ORDER)
         head, bulk = message.encode_parts()
         data = frame(head, max_bytes=self.max_frame_bytes, bulk=bulk)
         self._step(self.role, message)
@@ -127,7 +127,7 @@ class Connection(Generic[S]):
 
     def receive_data(self, data: bytes | memoryview) -> None:
         """Take bytes from the peer; b"" says that it closed its side. A broken dialogue keeps none."""
-        if self._broken:
+        if self._broken is not None:
             return
         if data:
             if self._ended:
@@ -199,15 +199,17 @@ class Connection(Generic[S]):
         """The next message, `StreamEnded`, or `NEED_DATA`.
 
         Raises:
-            RemoteProtocolError: the peer broke the protocol; the connection is broken from now on.
+            RemoteProtocolError: the peer broke the protocol; the connection is broken from now on. `EndedEarly`: it
+                left in the middle.
         """
-        if self._broken:
-            raise RemoteProtocolError(self._broken, code=WireCode.OUT_OF_ORDER)
+        if self._broken is not None:
+            kind, text = self._broken
+            raise kind(text, code=WireCode.OUT_OF_ORDER)
         try:
             with remote():
                 return self._next()
         except RemoteProtocolError as exc:
-            self._broken = str(exc)
+            self._broken = (type(exc), str(exc))
             raise
 
     def _next(self) -> Record | NeedData:
@@ -216,7 +218,7 @@ class Connection(Generic[S]):
             if not self._ended:
                 return NEED_DATA
             if self.has_begun or not (self.is_done or self.state is self.start):
-                raise LocalProtocolError(f"the stream ended in state {self.state.name}", code=WireCode.OUT_OF_ORDER)
+                raise EndedEarly(f"the stream ended in state {self.state.name}", code=WireCode.OUT_OF_ORDER)
             return StreamEnded()
         self._step(self.role.other, message)
         return message

@@ -3,6 +3,7 @@
     ProtocolError                abstract
     ├── LocalProtocolError       we were about to do what the protocol forbids; nothing was sent
     └── RemoteProtocolError      the peer did; close the stream, and count it against the peer
+        └── EndedEarly           it left in the middle, as honest peers do that give up; nothing to count
 
 Code inside the protocols raises `LocalProtocolError`; what receives bytes from a peer converts it
 (h11's arrangement), so one set of checks serves both directions.
@@ -14,7 +15,7 @@ import enum
 from collections.abc import Generator
 from contextlib import contextmanager
 
-__all__ = ["LocalProtocolError", "ProtocolError", "RemoteProtocolError", "WireCode", "remote"]
+__all__ = ["EndedEarly", "LocalProtocolError", "ProtocolError", "RemoteProtocolError", "WireCode", "remote"]
 
 
 class WireCode(enum.IntEnum):
@@ -67,6 +68,10 @@ class LocalProtocolError(ProtocolError):
 
 class RemoteProtocolError(ProtocolError):
     """The peer did what the protocol forbids."""
+
+
+class EndedEarly(RemoteProtocolError):
+    """The peer closed its side where the protocol has more to come: whoever waited there has given up, or ended."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from p2pcompute import _dialogue
 from p2pcompute._dialogue import FRAME_TIMEOUT_S, SEND_TIMEOUT_S, Dialogue
 from p2pcompute_protocols.ads import AdBatch, AdQuery, AdsConnection
 from p2pcompute_protocols.connection import Role, StreamEnded
-from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
 
 QUERY = AdsConnection(Role.REQUESTER).send(AdQuery(limit=5))
 
@@ -24,6 +24,7 @@ class HalfStream:
     def __init__(self, half: Any, room: trio.Semaphore | None = None) -> None:
         self.half = half
         self.room = room
+        self.blamed: list[ProtocolError] = []
 
     async def send_all(self, data: bytes) -> None:
         if self.room is not None:
@@ -32,6 +33,9 @@ class HalfStream:
 
     async def receive_some(self, max_bytes: int = 65_536) -> bytes:
         return bytes(await self.half.receive_some(max_bytes))
+
+    def blame(self, exc: ProtocolError) -> None:
+        self.blamed.append(exc)
 
 
 def play(body: Callable[[Any, Dialogue], Awaitable[None]]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..connection import NEED_DATA, NeedData, Role
-from ..errors import LocalProtocolError, RemoteProtocolError, WireCode, remote
+from ..errors import EndedEarly, LocalProtocolError, RemoteProtocolError, WireCode, remote
 from ..limits import (
     INITIAL_REQUEST_BYTES,
     INITIAL_REQUESTS,
@@ -91,7 +91,7 @@ class _Session:
             RemoteProtocolError: the peer broke the protocol; the session is broken from now on.
         """
         if self._broken is not None:
-            raise RemoteProtocolError(str(self._broken), code=self._broken.code)
+            raise type(self._broken)(str(self._broken), code=self._broken.code)
         try:
             with remote():
                 return self._next()
@@ -136,7 +136,7 @@ class _Session:
 
     def _at_end(self) -> StreamOver:
         if self.buffered:
-            raise LocalProtocolError("the stream ended inside of a frame", code=WireCode.OUT_OF_ORDER)
+            raise EndedEarly("the stream ended inside of a frame", code=WireCode.OUT_OF_ORDER)
         self._check_end()
         return StreamOver()
 
@@ -264,7 +264,7 @@ class AskingSession(_Session):
 
     def _check_end(self) -> None:
         if self._sizes:
-            raise LocalProtocolError(
+            raise EndedEarly(
                 f"the stream ended with {len(self._sizes)} requests unanswered", code=WireCode.OUT_OF_ORDER
             )
 

@@ -248,3 +248,49 @@ def test_who_reads_nothing_holds_up_nobody() -> None:
             assert not holder.server._streams
 
     virtually(main)
+
+
+def test_a_piece_goes_to_one_peer_a_few_times_over_all_of_its_streams() -> None:
+    async def body(holder: Peer, getter: Peer) -> None:
+        with holder.server.offer(whole(DATA), TICKET):
+            streams = [(await ask(getter, holder))[0] for _ in range(5)]
+            for dialogue in streams:  # at once: none has come to its turn
+                await dialogue.send(BlobGet(index=0))
+            answers: list[Any] = []
+
+            async def hear(dialogue: Dialogue) -> None:
+                answers.append(await dialogue.receive())
+
+            async with trio.open_nursery() as nursery:  # at once: who is sent a piece takes it, whichever that is
+                for dialogue in streams:
+                    nursery.start_soon(hear, dialogue)
+            assert sum(isinstance(answer, BlobPiece) for answer in answers) == 2
+            assert sum(answer == BlobDropped(index=0, code=WireCode.OVERSIZED) for answer in answers) == 3
+            for dialogue in streams:
+                await dialogue.stream.aclose()  # type: ignore[attr-defined]
+
+    between(body)
+
+
+def test_what_was_asked_for_and_not_sent_may_be_asked_for_again() -> None:
+    """A stream that broke, or a piece that was dropped, takes nothing from what a peer may have."""
+
+    async def body(holder: Peer, getter: Peer) -> None:
+        held = whole(DATA)
+        with holder.server.offer(held, TICKET):
+            async with holder.server._turns.turn(lambda: 0), holder.server._turns.turn(lambda: 0):  # nobody's turn
+                for _ in range(3):
+                    dialogue, _have = await ask(getter, holder)
+                    await dialogue.send(BlobGet(index=0), BlobGet(index=1), BlobDrop(index=1))
+                    assert await dialogue.receive() == BlobDropped(index=1, code=WireCode.CANCELLED)
+                    await dialogue.stream.reset()  # type: ignore[attr-defined]
+                await trio.sleep(1)
+                assert not any(held.given.values())
+            dialogue, _have = await ask(getter, holder)
+            for index in (0, 1):
+                await dialogue.send(BlobGet(index=index))
+                assert isinstance(await dialogue.receive(), BlobPiece)
+            assert list(held.given.values()) == [1, 1]
+            await dialogue.stream.aclose()  # type: ignore[attr-defined]
+
+    between(body)

@@ -28,7 +28,7 @@ from p2pcompute.overlay._request_outbox import Outbox
 from p2pcompute.overlay._request_serving import Handlers, ServingStream
 from p2pcompute_protocols import request
 from p2pcompute_protocols.connection import NeedData
-from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
 
 from ._request_world import PROTOCOL, World, ask, baseline, play, read_to_end
@@ -245,6 +245,7 @@ class _Script:
         self.begun = False
         self.sent = b""
         self.takes = True
+        self.blamed: list[ProtocolError] = []
 
     def send_nowait(self, data: bytes) -> bool:
         self.sent += data if self.takes else b""
@@ -262,6 +263,9 @@ class _Script:
             await trio.sleep_forever()
         return self.pieces.pop(0)
 
+    def blame(self, exc: ProtocolError) -> None:
+        self.blamed.append(exc)
+
 
 def test_a_cancel_that_comes_as_its_handler_breaks_the_stream_is_no_fault_of_ours() -> None:
     async def main() -> None:
@@ -274,6 +278,7 @@ def test_a_cancel_that_comes_as_its_handler_breaks_the_stream_is_no_fault_of_our
         serving = ServingStream(stream, Handlers(RequestLimits(), waiting=break_it))
         with pytest.raises(StreamReset):
             await serving.run()
+        assert [str(exc) for exc in stream.blamed] == ["not as it should be"]
 
     trio.run(main)
 

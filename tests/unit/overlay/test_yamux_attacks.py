@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import trio
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamError
 
-from p2pcompute.overlay import _muxer
+from p2pcompute.overlay import MemoryPool, _muxer
 from p2pcompute.overlay._muxed_stream import DISCARD_BYTES, LINGER_S
 from p2pcompute.overlay._muxer import EVENTS_PER_BREATH, IDLE_TIMEOUT_S, MAX_ANSWER_BYTES
 from p2pcompute.overlay.yamux import (
@@ -208,6 +209,48 @@ def test_windows_filled_and_never_read_hold_so_much() -> None:
             await settle()
             await still_answers(mux, peer)
             assert clean(mux)
+
+    run(main)
+
+
+@pytest.mark.parametrize("defended", [True, False])
+def test_what_is_left_unread_of_finished_streams_is_on_their_peers_account(
+    defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """We have said all that we had to say, and the peer fills the window behind that and finishes too."""
+    if not defended:
+        monkeypatch.setattr(_muxer.Yamux, "unread_bytes", property(lambda mux: mux.session.unread_bytes))
+    room = 4 * INITIAL_WINDOW
+    pool = MemoryPool(total=2 * room, per_peer=room, kept=0)
+
+    async def main() -> None:
+        async with stranger() as (mux, peer):
+            mux.held.charge_to(pool.open("peer"))
+            streams = []
+            for number in range(16):
+                peer.say(frame(WINDOW_UPDATE, SYN, 2 * number + 1, 0))
+                streams.append(await mux.accept_stream())
+                await streams[-1].close_write()
+                peer.say(data(2 * number + 1, bytes(INITIAL_WINDOW), FIN))
+                await settle()
+            held = sum(len(chunk) for stream in streams for chunk in stream._chunks)
+            assert mux.streams == 0
+            if not defended:
+                assert (held, pool.held) == (16 * INITIAL_WINDOW, 0)
+                return
+            assert held == pool.held == mux.unread_bytes == room
+            left = [stream for stream in streams if not stream.reset_done]
+            assert len(left) == 4
+            first, second, third, fourth = left
+            assert await read_exactly(first, INITIAL_WINDOW) == bytes(INITIAL_WINDOW)
+            await second.reset()
+            third.close_nowait()
+            await fourth.read(1000)
+            assert pool.held == mux.unread_bytes == INITIAL_WINDOW - 1000
+            del left[:], streams[:], fourth  # nobody can read it any more
+            gc.collect()
+            await still_answers(mux, peer)
+            assert pool.held == mux.unread_bytes == 0
 
     run(main)
 

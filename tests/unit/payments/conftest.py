@@ -13,11 +13,13 @@ import trio.testing
 
 from p2pcompute.errors import DialError
 from p2pcompute.identity import NodeKey, WalletKey
+from p2pcompute.overlay._blame import is_offence
 from p2pcompute.payments import ChannelNeed, ChannelOut, Hub, ModelChain, Outbox, Payee, Payer, SettlePolicy, Settler
 from p2pcompute.payments._outbox import MINED_TIMEOUT_S
 from p2pcompute.storage import InlineExecutor, Ledger, open_ledger
 from p2pcompute_protocols._binding import SignerBinding, bind_signer
 from p2pcompute_protocols.channel import Domain, Voucher, voucher_digest
+from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Terms, accept_terms, open_agreement, seal_terms
@@ -37,6 +39,7 @@ class MemoryStream:
         self.peer_id = peer
         self.sent = bytearray()
         self.on_send: Callable[[bytes], None] = lambda _: None
+        self.blamed: list[ProtocolError] = []
 
     async def send_all(self, data: bytes) -> None:
         self.on_send(data)
@@ -48,6 +51,10 @@ class MemoryStream:
 
     async def aclose(self) -> None:
         await self._half.aclose()
+
+    def blame(self, exc: ProtocolError) -> None:
+        if is_offence(exc):
+            self.blamed.append(exc)
 
 
 def stream_pair(left: PeerId, right: PeerId) -> tuple[MemoryStream, MemoryStream]:

@@ -246,6 +246,22 @@ def test_a_payee_says_why(run: Run, refused: Callable[[Any], Any], code: WireCod
     run(body)
 
 
+# What no honest payer sends; the rest may be its clock, its chain, its backup or what crossed something else.
+OFFENCES = {forged_binding, forged_voucher, large_frame, garbage, two_hellos}
+
+
+@pytest.mark.parametrize("refused", [case[0] for case in CASES], ids=[case[0].__name__ for case in CASES])
+def test_what_only_a_payer_can_have_done_is_held_against_it(run: Run, refused: Callable[[Any], Any]) -> None:
+    async def body(world: Any) -> None:
+        await world.agree()
+        await world.payer.open_channels(world.need(1_000))
+        await refused(world)
+        blamed = [server for _, server in world.streams if server.blamed]
+        assert bool(blamed) == (refused in OFFENCES)
+
+    run(body)
+
+
 def test_every_code_that_a_payee_can_send_has_a_case_and_words() -> None:
     named = {WireCode[name] for path in SOURCES for name in re.findall(r"WireCode\.([A-Z_]+)", path.read_text())}
     # What decoding says of a message, in `wire.py`.

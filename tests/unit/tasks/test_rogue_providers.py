@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import trio
 
 from p2pcompute.identity import NodeKey
+from p2pcompute.overlay import Subject
 from p2pcompute.payments import Settler
 from p2pcompute.payments._closing import close_channel
 from p2pcompute.tasks import ChunkDone, LiarCaught, Paid, ProviderLost, ProviderRefused
@@ -289,6 +291,23 @@ SLOW = [
 ]
 
 
+# What no honest provider does. The rest may be a slow line, another version or memory that errs; what
+# `is_ready_before_the_inputs_came` gets as an answer hangs on what crosses what.
+OFFENCES = {
+    "is_ready_before_it_has_opened",
+    "speaks_in_the_requesters_role",
+    "announces_a_frame_of_256_mib",
+    "says_noise",
+    "sends_a_short_result",
+    "sends_more_than_it_announced",
+    "bills_more_than_was_agreed",
+    "computes_in_another_mode",
+    "sends_a_result_with_the_receipt_of_a_failure",
+    "fails_with_the_receipt_of_a_success",
+    "talks_inside_of_a_result",
+}
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_rogue_is_left_and_the_task_done(name: str) -> None:
     _play(name, with_honest=True)
@@ -333,6 +352,9 @@ def _play(name: str, *, with_honest: bool) -> None:
             ] + [f"{e.mismatched} samples of chunk {e.index} differ" for e in watch.of(LiarCaught)]
             if not (honest and name in SLOW):
                 assert any(re.search(says, reason) for reason in reasons), reasons
+                overlay: Any = requester.services.overlay
+                blamed = overlay.bans.score(Subject("peer", rogue.key.peer_id)) > 0
+                assert blamed == (name in OFFENCES) or name == "is_ready_before_the_inputs_came"
             channels = [c for c in await requester.services.ledger.channels_out() if c.peer == rogue.key.peer_id]
             assert all(c.voucher_uusd == 0 for c in channels)
 
