@@ -157,6 +157,7 @@ class WorkerPool:
         try:
             if self._spare:
                 self._warm.append(await self._start_one())
+                self._changed.set()  # for who has waited since before
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_kept)
