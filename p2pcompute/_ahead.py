@@ -23,8 +23,11 @@ __all__ = ["KEPT_WORKERS", "WorkersAhead", "open_pool", "workers_ahead"]
 KEPT_WORKERS: Final = 4  # wait two minutes for the next task of the same requester, which then compiles nothing
 
 
-def open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
-    """The workers of a node's processor, not served yet; 0 threads are all cores."""
+def open_pool(threads: int, allow_unsandboxed: bool, *, refill: bool = True) -> WorkerPool:
+    """The workers of a node's processor, not served yet; 0 threads are all cores.
+
+    `refill`: whether one that is taken is replaced at once, for the next task.
+    """
     from p2pcompute.execution import SandboxPolicy, WorkerPool
     from p2pcompute.execution._pool import MAX_WORKERS
 
@@ -34,6 +37,7 @@ def open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
         keep=KEPT_WORKERS,
         max_sessions=MAX_WORKERS,  # tasks at once are bounded by the provider's slots
         policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
+        refill=refill,
     )
 
 

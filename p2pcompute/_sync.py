@@ -128,7 +128,8 @@ def _with_node(call: Callable[[Node], Awaitable[T]], node_options: dict[str, Any
     from ._ahead import open_pool, workers_ahead
 
     async def main() -> T:
-        async with workers_ahead(open_pool(0, False) if computes else None) as ahead:
+        # There is one task, so none is made ready for the next.
+        async with workers_ahead(open_pool(0, False, refill=False) if computes else None) as ahead:
             open_node = await trio.to_thread.run_sync(_load)  # the worker is started meanwhile
             async with open_node(**node_options) as node:
                 node.workers_ahead = ahead

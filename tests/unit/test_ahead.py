@@ -20,8 +20,8 @@ pytestmark = pytest.mark.net
 TOY = WorkerProgram(module="toy_worker", roots=(str(Path(__file__).parent / "execution" / "hostile"),))
 
 
-def pool(program: WorkerProgram = TOY) -> WorkerPool:
-    return WorkerPool(threads=1, spare=1, policy=SandboxPolicy(bwrap="never"), program=program)
+def pool(program: WorkerProgram = TOY, *, refill: bool = True) -> WorkerPool:
+    return WorkerPool(threads=1, spare=1, policy=SandboxPolicy(bwrap="never"), program=program, refill=refill)
 
 
 def reaped(pid: int) -> bool:
@@ -105,3 +105,20 @@ def test_without_a_pool_there_is_nothing_to_take() -> None:
             return ahead
 
     assert trio.run(main) is None
+
+
+def test_workers_for_one_task_are_not_replaced_and_more_come_when_they_are_asked_for() -> None:
+    async def main() -> None:
+        mine = pool(refill=False)
+        async with workers_ahead(mine) as ahead:
+            assert ahead is not None
+            assert await ahead.take(1, False) is mine
+            assert mine.warm == 1
+            async with mine.session() as first, mine.session() as second:
+                assert first.pid != second.pid
+                assert (mine.warm, mine._starting) == (0, 0)
+            async with mine.session() as third:
+                assert third.pid not in (first.pid, second.pid)
+            assert (mine.warm, mine._starting) == (0, 0)
+
+    trio.run(main)
