@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from p2pcompute._ahead import KEPT_WORKERS, open_pool
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._chain_choice import choose_chain, hub_of, keep_choice, open_choice
 from p2pcompute._fast_proof import kept_proof
@@ -51,7 +52,6 @@ _log = logging.getLogger("p2pcompute.node")
 _BINDING_MS: Final = 30 * 24 * 3_600_000
 _BINDING_LEFT_MS: Final = 7 * 24 * 3_600_000  # renewed when less is left, so that a deadline lies within it
 _SCORE_LIFETIME_S: Final = 24 * 3_600  # a machine that was busy when it was measured is measured again
-_KEPT_WORKERS: Final = 4  # wait two minutes for the next task of the same requester, which then compiles nothing
 
 
 @asynccontextmanager
@@ -110,7 +110,7 @@ async def open_services(
             hub=hub_of(connected, keys.account, clock_ms=now_ms),
             network=network,
             now_ms=now_ms,
-            open_pool=_open_pool,
+            open_pool=open_pool,
             measure=measure_device,
             known_device=lambda: known_device(len(os.sched_getaffinity(0))),
             guess_milli=1_000 * len(os.sched_getaffinity(0)),
@@ -258,20 +258,6 @@ def wire_services(
     )
 
 
-def _open_pool(threads: int, allow_unsandboxed: bool) -> WorkerPool:
-    from p2pcompute.execution import SandboxPolicy, WorkerPool
-    from p2pcompute.execution._pool import MAX_WORKERS
-
-    cores = len(os.sched_getaffinity(0))
-    return WorkerPool(
-        threads=threads or cores,
-        spare=1,
-        keep=_KEPT_WORKERS,
-        max_sessions=MAX_WORKERS,  # tasks at once are bounded by the provider's slots
-        policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
-    )
-
-
 def _open_device_pool(device: str, allow_unsandboxed: bool) -> WorkerPool:
     """Workers on a GPU, ``cuda:0`` and so on. Raises `ConfigError`, `CudaNotInstalled` or `NoCudaDevice`."""
     from p2pcompute.execution import SandboxPolicy, WorkerPool, device_worker
@@ -280,7 +266,7 @@ def _open_device_pool(device: str, allow_unsandboxed: bool) -> WorkerPool:
     return WorkerPool(
         threads=1,
         spare=1,
-        keep=_KEPT_WORKERS,
+        keep=KEPT_WORKERS,
         max_sessions=MAX_WORKERS,
         policy=SandboxPolicy(allow_unsandboxed=allow_unsandboxed),
         program=device_worker(device),

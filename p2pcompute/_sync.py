@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sniffio
@@ -43,13 +44,16 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
     """
     with _plain_interrupt():
         from ._options import NODE_OPTIONS, chosen
+        from ._program_run import is_program
         from ._requester import RunOptions, bound, params_of
 
         _refuse_async("run")
         # What is wrong with the kernel or an option is said before anything is opened.
         node_options = _node_options(options)
         bound(kernel, args, chosen(RunOptions, options, besides=NODE_OPTIONS, params=params_of(kernel)))
-        return _with_node(lambda node: node.run(kernel, *args, **options), node_options)
+        return _with_node(
+            lambda node: node.run(kernel, *args, **options), node_options, computes=not is_program(kernel)
+        )
 
 
 def iterate(
@@ -80,7 +84,9 @@ def iterate(
         chosen(RoundOptions, options, besides=NODE_OPTIONS)
         bind_rounds(steps, rounds, state, args)
         return _with_node(
-            lambda node: node.iterate(steps, rounds=rounds, state=state, args=args, **options), node_options
+            lambda node: node.iterate(steps, rounds=rounds, state=state, args=args, **options),
+            node_options,
+            computes=True,
         )
 
 
@@ -117,15 +123,29 @@ def _refuse_async(what: str) -> None:
     raise ConfigError(f"p2p.{what} was called from {library} code; {instead}")
 
 
-def _with_node(call: Callable[[Node], Awaitable[T]], node_options: dict[str, Any]) -> T:
-    from .node import open_node
+def _with_node(call: Callable[[Node], Awaitable[T]], node_options: dict[str, Any], *, computes: bool) -> T:
+    """What `call` gives with a node of these options. `computes`: workers of the processor will be needed."""
+    from ._ahead import open_pool, workers_ahead
 
     async def main() -> T:
-        async with open_node(**node_options) as node:
-            return await call(node)
+        # There is one task, so none is made ready for the next.
+        async with workers_ahead(open_pool(0, False, refill=False) if computes else None) as ahead:
+            open_node = await trio.to_thread.run_sync(_load)  # the worker is started meanwhile
+            async with open_node(**node_options) as node:
+                node.workers_ahead = ahead
+                return await call(node)
 
     try:
         return trio.run(main)
     except P2PComputeError as exc:
         # Thirty lines of trio and contextlib say nothing about the caller's code, and the message is what helps.
         raise exc.with_traceback(None) from None
+
+
+def _load() -> Callable[..., AbstractAsyncContextManager[Node]]:
+    """`open_node`, with all that it is going to need."""
+    from .node import open_node
+
+    import_module("._opening", __package__)
+
+    return open_node

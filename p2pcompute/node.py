@@ -58,6 +58,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from p2pcompute._ahead import WorkersAhead
     from p2pcompute._requester import Runnable
     from p2pcompute.checking import Finding
     from p2pcompute.execution import Layers, WorkerPool
@@ -138,6 +139,7 @@ class Node(NodeStakes):
         self.provider: ProviderRole | None = None
         self.started_ms = now_ms()
         self._nursery = nursery
+        self.workers_ahead: WorkersAhead | None = None  # begun by whoever opens this node
         self._pool: WorkerPool | None = None
         self._pool_opened_with: tuple[int, bool] = (0, False)
         self._device: Device | None = None
@@ -171,8 +173,11 @@ class Node(NodeStakes):
         """The workers, opened on first use; 0 threads are all cores."""
         async with self._pool_lock:
             if self._pool is None:
-                pool = self.services.open_pool(threads, allow_unsandboxed)
-                await self._nursery.start(pool.serve)
+                ahead, self.workers_ahead = self.workers_ahead, None
+                pool = None if ahead is None else await ahead.take(threads, allow_unsandboxed)
+                if pool is None:
+                    pool = self.services.open_pool(threads, allow_unsandboxed)
+                    await self._nursery.start(pool.serve)
                 self._pool, self._pool_opened_with = pool, (threads, allow_unsandboxed)
             return self._pool
 

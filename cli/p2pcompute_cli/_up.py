@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
     import trio
 
     from p2pcompute import Node
+    from p2pcompute._ahead import WorkersAhead
     from p2pcompute._serving import ProviderRole
-    from p2pcompute.execution import Layers
+    from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.identity import AskPassword
 
 __all__ = ["up"]
@@ -304,21 +307,47 @@ class _Stopper:
                 self.scope.cancel()
 
 
+def _own_workers(settings: Settings) -> WorkerPool | None:
+    """The workers that `Node.serve` is going to ask for."""
+    from p2pcompute._ahead import open_pool
+
+    if settings.device != "cpu":
+        return None
+    threads = settings.threads or max(1, len(os.sched_getaffinity(0)) // settings.slots)
+    return open_pool(threads, settings.allow_unsandboxed)
+
+
+def _load() -> None:
+    """Import what a node needs.
+
+    What is imported stays: the garbage collector, which goes through all of it some ten times meanwhile, is told so.
+    """
+    gc.disable()
+    try:
+        for module in ("p2pcompute._opening", "p2pcompute._serving", "p2pcompute.control"):
+            import_module(module)
+        gc.freeze()
+    finally:
+        gc.enable()
+
+
 async def _main(settings: Settings, voice: Voice, password: AskPassword) -> None:
     import trio
 
+    from p2pcompute._ahead import workers_ahead
     from p2pcompute._profile import NetworkDir
 
     stopper = _Stopper(voice)
     voice.say("starting", "starting", step="process")
     with ExitStack() as starting:
         starting.enter_context(NetworkDir.named(settings.network).announce_start())
-        async with trio.open_nursery() as nursery:
+        async with workers_ahead(_own_workers(settings)) as ahead, trio.open_nursery() as nursery:
             await nursery.start(stopper.watch)
+            nursery.start_soon(trio.to_thread.run_sync, _load)  # while the chain and the worker start
             async with _chain(settings, stopper) as url:
                 if not stopper.asked:
                     with stopper.scope:
-                        await _lend(settings, voice, url, stopper, starting, password)
+                        await _lend(settings, voice, url, stopper, starting, password, ahead)
             nursery.cancel_scope.cancel()
     voice.say("stopped", "stopped")
 
@@ -348,7 +377,13 @@ async def _chain(settings: Settings, stopper: _Stopper) -> AsyncGenerator[str]:
 
 
 async def _lend(
-    settings: Settings, voice: Voice, chain: str, stopper: _Stopper, starting: ExitStack, password: AskPassword
+    settings: Settings,
+    voice: Voice,
+    chain: str,
+    stopper: _Stopper,
+    starting: ExitStack,
+    password: AskPassword,
+    ahead: WorkersAhead | None,
 ) -> None:
     import trio
 
@@ -377,6 +412,7 @@ async def _lend(
         registry=settings.registry,
         password=password,
     ) as node:
+        node.workers_ahead = ahead
         started = time.monotonic()
         async with trio.open_nursery() as nursery:
             role = await nursery.start(

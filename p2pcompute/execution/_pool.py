@@ -72,11 +72,13 @@ class WorkerPool:
         keep: int = 0,
         keep_s: float = 120.0,
         grace_s: float = CANCEL_GRACE_S,
+        refill: bool = True,
     ) -> None:
         """
         Args:
             threads: processor threads of each worker.
             spare: warm workers kept in reserve; with 0 each session waits for its own to start (about 2 s).
+            refill: whether one that is taken is replaced in the reserve; where not, `spare` is what there is at first.
             max_sessions: sessions at a time; further ones wait.
             limits: what one worker may use.
             policy: the sandbox that it must have.
@@ -97,6 +99,7 @@ class WorkerPool:
         self.policy: Final = policy or SandboxPolicy()
         self.threads: Final = threads
         self._spare = spare
+        self._refill = refill
         self._keep = keep
         self._keep_s = keep_s
         self._grace_s = grace_s
@@ -157,12 +160,13 @@ class WorkerPool:
         try:
             if self._spare:
                 self._warm.append(await self._start_one())
+                self._changed.set()  # for who has waited since before
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_kept)
                 while True:
                     self._changed = trio.Event()
-                    reserve = 0 if self._hold_back else self._spare
+                    reserve = 0 if self._hold_back or not self._refill else self._spare
                     missing = len(self._waiting) + reserve - len(self._warm) - self._starting
                     for _ in range(missing):
                         self._starting += 1

@@ -12,7 +12,8 @@ import pytest
 import trio
 
 import p2pcompute as p2p
-from p2pcompute import ProviderOptions, RunOptions, _opening, cuda
+from p2pcompute import ProviderOptions, RunOptions, cuda
+from p2pcompute._ahead import open_pool
 from p2pcompute._options import parse_usd
 from p2pcompute.errors import ConfigError, KernelError
 from p2pcompute.tasks import Agreed, ChunkDone, LiarCaught, ProviderRefused, TaskStarted
@@ -436,7 +437,7 @@ def test_a_provider_of_many_slots_has_workers_for_its_tasks() -> None:
     async def scenario(market: Market) -> None:
         provider = await market.provider(slots=64)
         assert provider.provider is not None
-        pool = _opening._open_pool(1, True)
+        pool = open_pool(1, True)
         assert 10 < provider.provider.tasks.max_tasks < pool._slots.value
 
     in_memory(scenario)
