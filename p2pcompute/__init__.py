@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
     from . import random as random
+    from ._hired import Hired as Hired
+    from ._hired import HireOptions as HireOptions
     from ._matmul import matmul as matmul
     from ._matmul import matmul_on as matmul_on
     from ._program import Program as Program
@@ -60,6 +62,8 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "Chunk",
+    "HireOptions",
+    "Hired",
     "Kernel",
     "KernelError",
     "NoProviderError",
@@ -98,6 +102,8 @@ __all__ = [
 _HOME = {
     "BudgetError": "errors",
     "Chunk": "_requester",
+    "HireOptions": "_hired",
+    "Hired": "_hired",
     "Kernel": "kernel",
     "KernelError": "errors",
     "NoProviderError": "errors",

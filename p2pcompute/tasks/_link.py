@@ -366,13 +366,17 @@ class Link:
                 if index not in self.connection.outstanding:
                     await self._hand_out(index)
                 continue
-            if not self.connection.outstanding and self.unpaid:
+            if not self.connection.outstanding and self.unpaid and self._pays_at_once():
                 self._pay_now.set()  # nothing is under way: the provider waits for money, or the work is ending
             hedge_at = self.scheduler.hedge_at(self.provider) if self._room() else None
             self._wake = trio.Event()
             # Nothing was awaited since the scheduler was asked, so no wake-up is missed.
             with trio.move_on_at(math.inf if hedge_at is None else max(hedge_at, trio.current_time() + 0.05)):
                 await self._wake.wait()
+
+    def _pays_at_once(self) -> bool:
+        """Whether what is unpaid is paid as soon as nothing is under way."""
+        return True
 
     async def _relay(self, changed: trio.Event) -> None:
         """Wake `_assign` when the scheduler may have something new. `changed` is from before `_assign` first asked."""
@@ -395,10 +399,10 @@ class Link:
             self._last_progress = self._answered = trio.current_time()
         await self.dialogue.send(Assign(index=index))
         self.hooks.assigned(self.provider, index)
-        if tiles is None or self.splits is None or not self.connection.needed:
+        if tiles is None or not self.connection.needed:
             return
         for digest in list(self.connection.blob_sizes):
-            await self._send_blob(digest, self.splits.tile(digest))
+            await self._send_blob(digest, self._tile(digest))
         if self.connection.outstanding == {index}:  # until now it has waited for us
             self._last_progress = self._answered = trio.current_time()
 
@@ -407,12 +411,18 @@ class Link:
         for at in range(0, len(data), DATA_BYTES):
             await self.dialogue.send(BlobData(data=data[at : at + DATA_BYTES]))
 
+    def _tile(self, digest: bytes) -> bytes:
+        """The bytes of what a chunk needs and the provider lacks."""
+        assert self.splits is not None  # nothing else is due behind an Assign
+        return self.splits.tile(digest)
+
     def blobs_of(self, index: int) -> dict[bytes, bytes]:
         """What it takes to compute a chunk, by digest."""
         tiles = self.connection.tiles
-        if tiles is None or self.splits is None:
-            return dict(self.blobs)
-        return {**self.blobs, **{digest: self.splits.tile(digest) for digest in tiles.of_chunk(index).values()}}
+        return {
+            **self.blobs,
+            **{digest: self._tile(digest) for digest in (() if tiles is None else tiles.needs(index))},
+        }
 
     async def cancel(self, index: int) -> None:
         """Another provider was faster."""
@@ -465,9 +475,10 @@ class Link:
                 task=self.agreement.task_id,
                 index=start.index,
             )
-        blocks = self.work.chunk_range(start.index)[1]
+        blocks = self.work.chunk_range(start.index % self.work.chunks)[1]
         units = -(-self.work.units_per_chunk * blocks // self.work.blocks_per_chunk)
-        if payload.code or payload.units != units or payload.fp != self.agreement.terms.fp:
+        given = (payload.code, payload.units, payload.fp, payload.call)
+        if given != (0, units, self.agreement.terms.fp, self._call_of(start.index)):
             raise RemoteProtocolError("a receipt that does not fit the agreement", code=WireCode.MALFORMED)
         # Up to 64 MiB, so there is one copy; of the right size, which the connection has compared with the chunk's.
         output = memoryview(bytearray(start.size))
@@ -484,6 +495,10 @@ class Link:
         if digest.digest() != payload.output:
             raise RemoteProtocolError("the output is not what the receipt says", code=WireCode.BAD_DIGEST)
         return ReceivedChunk(start.index, start.receipt, payload, output.toreadonly())
+
+    def _call_of(self, index: int) -> bytes | None:  # noqa: ARG002  only standing agreements have calls
+        """What has to stand for a chunk's call in its receipt."""
+        return None
 
     async def _chunk_error(self, message: ChunkError) -> None:
         with remote():

@@ -28,6 +28,7 @@ from p2pcompute_protocols.task import (
     Assign,
     BlobData,
     BlobStart,
+    Call,
     Cancel,
     ChunkError,
     Closed,
@@ -38,7 +39,6 @@ from p2pcompute_protocols.task import (
     Opened,
     Ready,
     ReceiptPayload,
-    Refused,
     ResultData,
     ResultStart,
     Share,
@@ -55,7 +55,9 @@ from ._inputs import SHARED_BYTES, TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._meter import Meter, units_of
 from ._places import Place
+from ._refusing import RefuseError, printable
 from ._round_provider import RoundStates, RoundsWorker, give_state
+from ._standing_provider import CALL_IDLE_S, ServedCalls
 from ._tiles import TaskTiles
 from ._usage import ActiveTask
 from ._work import chunk_bytes, execution_args
@@ -86,19 +88,6 @@ _NOT_BEGUN: Final = 256  # answers about chunks that were never begun, beyond ei
 _NEWCOMER_LARGE: Final = 8  # inputs in shared memory of a newcomer's task
 
 
-class RefuseError(Exception):
-    """Ends a session with a `Refused` message."""
-
-    def __init__(self, code: WireCode, detail: str, line: int | None = None) -> None:
-        self.message = Refused(code=code, detail=_printable(detail), line=line)
-        super().__init__(detail)
-
-
-def _printable(text: str) -> str:
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return clean.encode()[:900].decode(errors="ignore")
-
-
 class Session:
     """One task stream from its first byte to its last."""
 
@@ -126,6 +115,7 @@ class Session:
         self.fp = "strict"
         self.asked: deque[int] = deque()  # states of work in rounds
         self.states: RoundStates | None = None
+        self.calls: ServedCalls | None = None  # of a standing agreement
 
     async def run(self) -> None:
         """Serve; returns when the stream is closed."""
@@ -177,14 +167,14 @@ class Session:
             raise LocalProtocolError("the agreement's deadline has passed", code=WireCode.EXPIRED)
         if agreement.task_id in service.active:
             raise LocalProtocolError("this task has a stream already", code=WireCode.REPLAYED)
-        if agreement.terms.work is None:
-            raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
-        check_program(agreement.terms.work, service.programs)  # its owner may have taken it back since it was agreed
+        work = task.standing_work(agreement.terms.work) if agreement.terms.standing else agreement.terms.work
+        assert work is not None  # which terms have where they are not standing
+        check_program(work, service.programs)  # its owner may have taken it back since it was agreed
         self.fp = agreement.terms.fp
         self.place = service.places.take(guest)
         self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
         service.active[agreement.task_id] = self.entry
-        return agreement, agreement.terms.work
+        return agreement, work
 
     async def _task(self, opening: Open) -> None:
         agreement, work = await self._admit(opening)
@@ -224,6 +214,8 @@ class Session:
             if not await self._take(blobs):
                 await self.dialogue.send(Closed(chunks=0))
                 return
+            if agreement.terms.standing:
+                self.calls = ServedCalls(self.connection, work, blobs.whole)
             self.tiles = TaskTiles(self.connection, work, blobs.whole, hold=self._hold)
             seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
             with trio.move_on_after(seconds_left) as deadline, self._keeping_states(agreement, work):
@@ -411,6 +403,8 @@ class Session:
                     return worker, int(await worker.compile_work(blobs.whole))
                 assert not isinstance(work, RoundWork)  # which is wrapped
                 source, launch, specs, inputs = execution_args(work, blobs.whole, fp=self.fp)
+                if self.calls is not None:
+                    specs = self.calls.begin(specs)
                 compiled = await worker.compile(source, launch, specs, inputs)
         except KernelError as exc:
             raise RefuseError(WireCode.KERNEL_REFUSED, f"{exc.reason}; {exc.instead}", exc.line) from exc
@@ -437,6 +431,9 @@ class Session:
         while True:
             message = await self._hear()  # `_chunks` ends a task in which nothing happens
             match message:
+                case Call():
+                    if self.calls is not None:
+                        self.calls.forget(self.answered)
                 case Assign():
                     if len(self.queue) >= MAX_INFLIGHT_CHUNKS:
                         raise RemoteProtocolError("too many chunks assigned", code=WireCode.OVERSIZED)
@@ -505,7 +502,8 @@ class Session:
             has_credit = account.unpaid < account.window and not starved
             if not (self.queue and (self.queue[0] in self.cancelled or has_credit)):
                 self.wake = trio.Event()
-                patience_s = _IDLE_S if self.place.chunks else _FIRST_IDLE_S
+                idle_s = CALL_IDLE_S if self.calls is not None and not self.queue else _IDLE_S
+                patience_s = idle_s if self.place.chunks else _FIRST_IDLE_S
                 # Between the check above and the wait nothing else runs, so no wake-up can be missed.
                 patience_s = math.inf if self.tiles.awaited else patience_s  # they have a bound of their own
                 with trio.move_on_at(self.place.idle_from_s + patience_s) as idle:
@@ -536,7 +534,7 @@ class Session:
                 async with self.service.slots.turn(known=self.place.guest.known):
                     state = await worker.state(number, timeout_s=agreement.terms.chunk_timeout_ms / 1000)
         except ExecutionError as exc:
-            detail = _printable(str(exc))
+            detail = printable(str(exc))
             await self.dialogue.send(StateGone(state=number, code=WireCode.EXECUTION_FAILED, detail=detail))
             raise _WorkerGoneError(str(exc)) from exc
         await give_state(self.dialogue, state, number, self.place.moved)
@@ -546,7 +544,7 @@ class Session:
     ) -> bool:
         """Compute, sign and send a chunk, or say why not; False when it has to wait for a voucher first."""
         service, terms = self.service, agreement.terms
-        first, blocks = work.chunk_range(index)
+        first, blocks = work.chunk_range(index % work.chunks)  # of its call, in a standing agreement
         while True:
             unpaid = account.unpaid
             try:
@@ -570,6 +568,8 @@ class Session:
                 with self.place.working():
                     async with service.slots.turn(known=self.place.guest.known):
                         with used.running(), self._shown(index, blocks) as shown:
+                            if self.calls is not None:
+                                await self.calls.give(worker, index, self.tiles.content, timeout_s=limit_s)
                             run = await worker.run_blocks(first, blocks, timeout_s=limit_s, progress=shown.progress)
                             shown.end(run)
                             service.used.add(run)
@@ -604,6 +604,7 @@ class Session:
             fp=terms.fp,
             units=units_of(work, blocks),
             finished_ms=service.now_ms(),
+            call=None if self.calls is None else self.calls.digest(index),
         )
         try:
             receipt = await account.issue(
@@ -682,7 +683,8 @@ class Session:
             fp=agreement.terms.fp,
             units=0,
             finished_ms=service.now_ms(),
-            detail=_printable(detail),
+            detail=printable(detail),
+            call=None if self.calls is None else self.calls.digest(index),
         )
         receipt = await account.issue(
             payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)

@@ -1,5 +1,14 @@
 """The task stream and its receipts: `protocols/task/README.md` is the specification."""
 
+from ._calls import (
+    CallInputs as CallInputs,
+)
+from ._calls import (
+    standing_work as standing_work,
+)
+from ._held import (
+    Held as Held,
+)
 from ._messages import (
     DATA_BYTES as DATA_BYTES,
 )
@@ -17,6 +26,12 @@ from ._messages import (
 )
 from ._messages import (
     BlobStart as BlobStart,
+)
+from ._messages import (
+    Call as Call,
+)
+from ._messages import (
+    CallArg as CallArg,
 )
 from ._messages import (
     Cancel as Cancel,

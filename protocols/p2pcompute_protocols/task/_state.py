@@ -10,11 +10,14 @@ from ..connection import Connection, Role, Table
 from ..errors import LocalProtocolError, WireCode
 from ..limits import MAX_DATA_FRAME_BYTES, MAX_HOLDERS, MAX_INFLIGHT_CHUNKS, MAX_STATES_PER_CHUNK
 from ..wire import Record
+from ._calls import CallInputs
+from ._held import Held
 from ._messages import (
     MESSAGES,
     Assign,
     BlobData,
     BlobStart,
+    Call,
     Cancel,
     ChunkError,
     Closed,
@@ -32,7 +35,6 @@ from ._messages import (
     StateGone,
     StateStart,
 )
-from ._tiles import HeldTiles
 
 __all__ = ["TABLE", "TaskConnection", "TaskState"]
 
@@ -57,6 +59,7 @@ TABLE: Final[Table[TaskState]] = {
         _S.RUNNING: {
             BlobStart: _S.RUNNING,
             BlobData: _S.RUNNING,
+            Call: _S.RUNNING,
             Assign: _S.RUNNING,
             Cancel: _S.RUNNING,
             Finish: _S.FINISHING,
@@ -102,6 +105,9 @@ class TaskConnection(Connection[TaskState]):
     hold, before the next one; a result's bytes come in one piece, as many as announced. `chunks`, `chunk_bytes` and,
     where inputs are split, `tiles` are set by whoever knows the agreement, before the first chunk.
 
+    Of a standing agreement `call_chunks`, the chunks of one call, and `calls` are set as well. A chunk is one of a call
+    that was made, and behind its Assign come the arrays of the call that the provider does not hold.
+
     Of work in rounds `chunk_rounds` and `state_arrays` are set as well. Chunks are then assigned in ascending order,
     each once, and states that have come may be asked for, so many for each chunk; each question is answered, in order.
     """
@@ -116,9 +122,11 @@ class TaskConnection(Connection[TaskState]):
         super().__init__(role)
         self.chunks = 0
         self.chunk_bytes: tuple[int, int] = (0, 0)  # of a whole chunk, of the last one
+        self.call_chunks = 0  # of one call; 0 where the agreement is for one launch
         self.blob_sizes: dict[bytes, int] = {}  # what the work names; a blob of another size is refused
         self.needed: set[bytes] = set()
-        self.tiles: HeldTiles | None = None
+        self.tiles: Held | None = None  # or the arrays of calls
+        self.calls: CallInputs | None = None  # of a standing agreement; `tiles` is the same then
         self.outstanding: set[int] = set()
         self._blob: tuple[bytes, int] | None = None  # digest, bytes still to come
         self._hash = hashlib.sha256()
@@ -160,6 +168,14 @@ class TaskConnection(Connection[TaskState]):
             case Ready():
                 if self.state is _S.SETUP and (self.needed or self._blob is not None):
                     raise LocalProtocolError("ready before all blobs came", code=WireCode.OUT_OF_ORDER)
+            case Call():
+                if self.calls is None:
+                    raise LocalProtocolError("a call, and no standing agreement", code=WireCode.OUT_OF_ORDER)
+                if self.needed or self._blob is not None:
+                    raise LocalProtocolError(
+                        "a call before all arrays of the last one came", code=WireCode.OUT_OF_ORDER
+                    )
+                self.calls.call(message)
             case Assign():
                 self._assign(message.index)
             case Cancel():
@@ -169,7 +185,7 @@ class TaskConnection(Connection[TaskState]):
             case ResultStart():
                 whole, last = self.chunk_bytes
                 if message.index in self.outstanding and message.size != (
-                    last if message.index == self.chunks - 1 else whole
+                    last if (message.index + 1) % (self.call_chunks or self.chunks) == 0 else whole
                 ):
                     raise LocalProtocolError(f"a result of {message.size} bytes", code=WireCode.OVERSIZED)
                 self._answer(message.index)

@@ -17,7 +17,7 @@ export const PROTOCOLS = {
       ASKED provider AdBatch IDLE
       ASKED provider AdRefusal IDLE`)
   },
-  '/p2pcompute/negotiation/2': {
+  '/p2pcompute/negotiation/3': {
     messages: negotiationMessages,
     max: MAX_FRAME_BYTES,
     final: ['IDLE', 'BIDDEN', 'REFUSED', 'AGREED'],
@@ -31,7 +31,7 @@ export const PROTOCOLS = {
       PROPOSED provider RefusalFrame REFUSED
       REFUSED requester OrderFrame ORDERED`)
   },
-  '/p2pcompute/task/1': {
+  '/p2pcompute/task/2': {
     messages: taskMessages,
     max: MAX_DATA_FRAME_BYTES,
     final: ['IDLE', 'CLOSED'],
@@ -50,6 +50,7 @@ export const PROTOCOLS = {
       RUNNING requester BlobStart RUNNING
       RUNNING requester BlobData RUNNING
       RUNNING requester Share RUNNING
+      RUNNING requester Call RUNNING
       RUNNING requester Assign RUNNING
       RUNNING requester Cancel RUNNING
       RUNNING requester Finish FINISHING

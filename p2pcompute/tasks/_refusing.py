@@ -1,0 +1,22 @@
+"""How a provider ends a task with a reason."""
+
+from __future__ import annotations
+
+from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.task import Refused
+
+__all__ = ["RefuseError", "printable"]
+
+
+class RefuseError(Exception):
+    """Ends a session with a `Refused` message."""
+
+    def __init__(self, code: WireCode, detail: str, line: int | None = None) -> None:
+        self.message = Refused(code=code, detail=printable(detail), line=line)
+        super().__init__(detail)
+
+
+def printable(text: str) -> str:
+    """What may go into a message for people: short, and nothing that a terminal would act on."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return clean.encode()[:900].decode(errors="ignore")
