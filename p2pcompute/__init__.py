@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from ._split import split as split
     from ._sync import iterate as iterate
     from ._sync import run as run
+    from ._sync_hire import HiredHere as HiredHere
+    from ._sync_hire import hire as hire
     from .errors import BudgetError as BudgetError
     from .errors import KernelError as KernelError
     from .errors import NoProviderError as NoProviderError
@@ -64,6 +66,7 @@ __all__ = [
     "Chunk",
     "HireOptions",
     "Hired",
+    "HiredHere",
     "Kernel",
     "KernelError",
     "NoProviderError",
@@ -82,6 +85,7 @@ __all__ = [
     "device",
     "errors",
     "events",
+    "hire",
     "iterate",
     "kernel",
     "matmul",
@@ -104,6 +108,7 @@ _HOME = {
     "Chunk": "_requester",
     "HireOptions": "_hired",
     "Hired": "_hired",
+    "HiredHere": "_sync_hire",
     "Kernel": "kernel",
     "KernelError": "errors",
     "NoProviderError": "errors",
@@ -118,6 +123,7 @@ _HOME = {
     "Split": "_split",
     "TaskError": "errors",
     "device": "kernel",
+    "hire": "_sync_hire",
     "iterate": "_sync",
     "kernel": "kernel",
     "matmul": "_matmul",
