@@ -388,7 +388,7 @@ class Link:
     async def _hand_out(self, index: int) -> None:
         """Assign a chunk, and send the tiles that it needs and the provider lacks."""
         tiles = self.connection.tiles
-        while tiles is not None and self.connection.outstanding and not tiles.fits(index):
+        while self.connection.outstanding and not self._fits(index):
             self._wake = trio.Event()
             await self._wake.wait()
             if self.draining or not self.scheduler.ran_at(index, self.provider):  # or done elsewhere meanwhile
@@ -397,7 +397,7 @@ class Link:
         if not self.connection.outstanding:
             self._idled_s = trio.current_time() - self._answered
             self._last_progress = self._answered = trio.current_time()
-        await self.dialogue.send(Assign(index=index))
+        await self.dialogue.send(*self._before(index), Assign(index=index))
         self.hooks.assigned(self.provider, index)
         if tiles is None or not self.connection.needed:
             return
@@ -410,6 +410,14 @@ class Link:
         await self.dialogue.send(BlobStart(digest=digest, size=len(data)))
         for at in range(0, len(data), DATA_BYTES):
             await self.dialogue.send(BlobData(data=data[at : at + DATA_BYTES]))
+
+    def _fits(self, index: int) -> bool:
+        """Whether what a chunk needs has room at the provider, beside the chunks that are under way."""
+        return self.connection.tiles is None or self.connection.tiles.fits(index)
+
+    def _before(self, index: int) -> tuple[Record, ...]:  # noqa: ARG002  only standing agreements have calls
+        """What is said before a chunk is assigned."""
+        return ()
 
     def _tile(self, digest: bytes) -> bytes:
         """The bytes of what a chunk needs and the provider lacks."""

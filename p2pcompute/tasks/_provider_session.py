@@ -24,7 +24,6 @@ from p2pcompute_protocols.ids import TaskId
 from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import (
-    DATA_BYTES,
     Assign,
     BlobData,
     BlobStart,
@@ -39,7 +38,6 @@ from p2pcompute_protocols.task import (
     Opened,
     Ready,
     ReceiptPayload,
-    ResultData,
     ResultStart,
     Share,
     StateGone,
@@ -56,6 +54,7 @@ from ._link import MIN_BYTES_PER_S
 from ._meter import Meter, units_of
 from ._places import Place
 from ._refusing import RefuseError, printable
+from ._results import send_result
 from ._round_provider import RoundStates, RoundsWorker, give_state
 from ._standing_provider import CALL_IDLE_S, ServedCalls
 from ._tiles import TaskTiles
@@ -623,12 +622,8 @@ class Session:
                 await account.drop(used_units=used.units)
             raise
         self.place.chunks += 1
-        await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=sum(map(len, outputs))))
-        # A piece at a time, so that a large output is not held twice. Nobody else speaks on this stream meanwhile.
-        for output in outputs:
-            for at in range(0, len(output), DATA_BYTES):
-                await self.dialogue.send(ResultData(data=output[at : at + DATA_BYTES]))
-                self.place.moved(DATA_BYTES)
+        start = ResultStart(index=index, receipt=receipt, size=sum(map(len, outputs)))
+        await send_result(self.dialogue, start, outputs, self.place.moved)
         self.place.rest()
         self.answered[index] += 1
         if self.entry is not None:

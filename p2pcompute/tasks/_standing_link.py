@@ -13,6 +13,7 @@ from p2pcompute_protocols import task
 from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import CallInputs
+from p2pcompute_protocols.wire import Record
 
 from ._api import RequesterAccount
 from ._link import Link, LinkHooks
@@ -50,13 +51,22 @@ class StandingLink(Link):
         self.connection.call_chunks = inputs.work.chunks
         self.connection.chunks = inputs.most * inputs.work.chunks
 
-    async def _hand_out(self, index: int) -> None:
+    def _next_call(self, index: int) -> task.Call | None:
+        """The call that is to be made before a chunk is assigned; None where it was made."""
         inputs = self.calls.inputs
         number = index // inputs.work.chunks
-        if number == inputs.made:
-            call, _ = self.calls.call_of(index)
-            await self.dialogue.send(task.Call(call=number, args=call.args))
-        await super()._hand_out(index)
+        if number < inputs.made:
+            return None
+        call, _ = self.calls.call_of(index)
+        return task.Call(call=number, args=call.args)
+
+    def _fits(self, index: int) -> bool:
+        call = self._next_call(index)
+        return super()._fits(index) if call is None else self.calls.inputs.fits_call(call)
+
+    def _before(self, index: int) -> tuple[Record, ...]:
+        call = self._next_call(index)
+        return () if call is None else (call,)
 
     def _call_of(self, index: int) -> bytes | None:
         return self.calls.inputs.of_chunk(index)[1]

@@ -105,7 +105,17 @@ class CallInputs(Held):
         return found
 
     def needs(self, index: int) -> dict[bytes, int]:
-        call, _ = self.of_chunk(index)
+        return self._arrays(self.of_chunk(index)[0])
+
+    def fits_call(self, call: Call) -> bool:
+        """Whether a chunk of a call that is not made yet may be assigned, as `fits`."""
+        try:
+            self._plan(self._arrays(call))
+        except LocalProtocolError:
+            return False
+        return True
+
+    def _arrays(self, call: Call) -> dict[bytes, int]:
         return {
             arg.digest: arg.nbytes
             for arg in call.args

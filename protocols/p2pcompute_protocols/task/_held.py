@@ -43,7 +43,7 @@ class Held(ABC):
     def fits(self, index: int) -> bool:
         """Whether the chunk may be assigned: its blobs leave room for those of the chunks that are under way."""
         try:
-            self._plan(index)
+            self._plan(self.needs(index))
         except LocalProtocolError:
             return False
         return True
@@ -55,7 +55,8 @@ class Held(ABC):
             LocalProtocolError: as `needs`; and OVERSIZED, they can't be held beside those of the chunks that are under
                 way; nothing has changed.
         """
-        needs, missing, gone = self._plan(index)
+        needs = self.needs(index)
+        missing, gone = self._plan(needs)
         for digest in gone:
             self._bytes -= self._held.pop(digest)
         self._bytes += sum(missing.values())
@@ -69,18 +70,18 @@ class Held(ABC):
         """The chunk is not under way any more."""
         self._used.pop(index, None)
 
-    def _plan(self, index: int) -> tuple[dict[bytes, int], dict[bytes, int], list[bytes]]:
-        needs = self.needs(index)
+    def _plan(self, needs: dict[bytes, int]) -> tuple[dict[bytes, int], list[bytes]]:
+        """What has to come, and what has to go for it."""
         if any(self._held.get(digest, size) != size for digest, size in needs.items()):
             raise LocalProtocolError("one digest with two sizes", code=WireCode.BAD_DIGEST)
         missing = {digest: size for digest, size in needs.items() if digest not in self._held}
         if not missing:
-            return needs, missing, []
+            return missing, []
         over = self._bytes + sum(missing.values()) - self._most_bytes
         many = len(self._held) + len(missing) - self._most
         gone: list[bytes] = []
         if over <= 0 and many <= 0:
-            return needs, missing, gone
+            return missing, gone
         used = frozenset[bytes]().union(*self._used.values())
         for digest, size in self._held.items():
             if over <= 0 and many <= 0:
@@ -92,4 +93,4 @@ class Held(ABC):
             gone.append(digest)
             over -= size
             many -= 1
-        return needs, missing, gone
+        return missing, gone
