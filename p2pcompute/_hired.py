@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from p2pcompute.execution import WorkerSession
     from p2pcompute.kernel import Binding
 
-__all__ = ["HireOptions", "Hired", "hiring"]
+__all__ = ["HireOptions", "Hired", "hireable", "hiring"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,9 +72,9 @@ class HireOptions:
     on_event: Callable[[TaskEvent], None] | None = None
 
     def __post_init__(self) -> None:
-        if self.check == "quorum":
-            raise OptionError('check is "quorum", and a hire has one provider at a time; write "sample" or "none"')
         checked = self.run_options()
+        if checked.check == "quorum":
+            raise OptionError('check is "quorum", and a hire has one provider at a time; write "sample" or "none"')
         for name in _COMMON:
             object.__setattr__(self, name, getattr(checked, name))
 
@@ -196,6 +196,19 @@ def _fitting(place: int, spec: Any, given: Any) -> Any:
     return given
 
 
+def hireable(binding: Binding) -> Binding:
+    """What a provider can be hired for.
+
+    Raises:
+        KernelTypeError: it is a program, or an input is split.
+    """
+    if binding.program is not None:
+        raise KernelTypeError("a program is not hired", instead="run it: node.run(program, …)")
+    if any(isinstance(spec, InputSpec) and spec.split is not None for spec in binding.specs):
+        raise KernelTypeError("an input of a hire is not split", instead="pass the array itself, or use node.run")
+    return binding
+
+
 @asynccontextmanager
 async def hiring(task: TaskRun, binding: Binding) -> AsyncGenerator[Hired]:
     """Find, calibrate, agree; then calls, until the context is left.
@@ -234,10 +247,6 @@ def _ended(task: TaskRun, standing: StandingTask) -> TaskEnded:
 async def _prepare(task: TaskRun, binding: Binding, own: WorkerSession | None) -> tuple[StandingTask, _Samples]:
     """What is hired for: the kernel compiled and timed here, a call cut into chunks, and the order for it."""
     options = task.options
-    if binding.program is not None:
-        raise KernelTypeError("a program is not hired", instead="run it: node.run(program, …)")
-    if any(isinstance(spec, InputSpec) and spec.split is not None for spec in binding.specs):
-        raise KernelTypeError("an input of a hire is not split", instead="pass the array itself, or use node.run")
     budget_uusd = parse_usd(options.budget)
     deadline_ms = task.now_ms() + int(options.deadline_s * 1000)
     requirement = Requirement(

@@ -60,15 +60,15 @@ def hire(kernel: Runnable, *args: Any, **options: Any) -> Generator[HiredHere]:
 
     The node is in a thread, which ends with the block. Ctrl-C and errors of the block end calls that are under way.
     """
-    from ._hired import HireOptions
+    from ._hired import HireOptions, hireable
     from ._options import NODE_OPTIONS, chosen
     from ._requester import bound, params_of
 
     with _plain_interrupt():
-        _refuse_async("hire")
+        _refuse_async("hire", "async with")
         node_options = _node_options(options)
         checked = chosen(HireOptions, options, besides=NODE_OPTIONS, params=params_of(kernel))
-        bound(kernel, args, checked.run_options())
+        hireable(bound(kernel, args, checked.run_options()))
         with _Portal(lambda node: node.hire(kernel, *args, **options), node_options) as portal:
             yield portal.hired
 

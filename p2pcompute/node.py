@@ -24,7 +24,7 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._fast_proof import Prove, modes_sold
 from p2pcompute._given import check_challenge
 from p2pcompute._groups import single_error
-from p2pcompute._hired import Hired, HireOptions, hiring
+from p2pcompute._hired import Hired, HireOptions, hireable, hiring
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._listening import listening
 from p2pcompute._node_stakes import NodeStakes
@@ -431,7 +431,7 @@ class Node(NodeStakes):
         Cancellation: providers stop and bill nothing more.
         """
         task = self._task(kernel, args, chosen(HireOptions, options, params=params_of(kernel)).run_options())
-        return hiring(task, task.bind())
+        return hiring(task, hireable(task.bind()))
 
     async def serve(
         self, *, task_status: trio.TaskStatus[ProviderRole] = trio.TASK_STATUS_IGNORED, **options: Any

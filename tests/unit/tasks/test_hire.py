@@ -352,7 +352,6 @@ def test_what_can_not_be_hired_is_refused_at_once() -> None:
         with pytest.raises(ConfigError, match="no option"):
             hire(node, max_providers=2)
         with pytest.raises(KernelTypeError, match="not split"):
-            async with node.hire(axpy, OUT, np.float32(2), p2p.split(X, halo=0), Y):
-                pass
+            node.hire(axpy, OUT, np.float32(2), p2p.split(X, halo=0), Y)
 
     play(partial(scenario))
