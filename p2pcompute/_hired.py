@@ -233,7 +233,8 @@ async def hiring(task: TaskRun, binding: Binding) -> AsyncGenerator[Hired]:
                         failure = exc
                         nursery.cancel_scope.cancel()
                     standing.close()
-            task._emit(_ended(task, standing))
+            if standing.agreed:
+                task._emit(_ended(task, standing))
             if failure is not None:
                 raise failure
 

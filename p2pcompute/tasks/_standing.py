@@ -77,10 +77,9 @@ class CallQueue:
         event.set()
 
     def put(self, call: PendingCall) -> None:
-        """A call is asked for."""
+        """A call is asked for. Whoever gives it out has to be told."""
         self._waiting.append(call)
         self.open[call] = None
-        self.wake()
 
     def again(self, call: PendingCall, chunk: int) -> None:
         """A chunk is wanted again, before all others."""

@@ -51,6 +51,10 @@ class StandingLink(Link):
         self.connection.call_chunks = inputs.work.chunks
         self.connection.chunks = inputs.most * inputs.work.chunks
 
+    def nudge(self) -> None:
+        """There is another call."""
+        self._wake.set()
+
     def _next_call(self, index: int) -> task.Call | None:
         """The call that is to be made before a chunk is assigned; None where it was made."""
         inputs = self.calls.inputs

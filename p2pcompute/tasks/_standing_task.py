@@ -117,6 +117,11 @@ class StandingTask:
         self.queue.wake()
 
     @property
+    def agreed(self) -> bool:
+        """Whether there was an agreement."""
+        return self._agreed > 0
+
+    @property
     def done(self) -> int:
         """How many chunks were checked and handed over."""
         return self._done
@@ -136,6 +141,10 @@ class StandingTask:
         if self.queue.closed:
             raise TaskError("this hire has ended; hire again")
         self.queue.put(call)
+        if self.link is None:
+            self.queue.wake()
+        else:
+            self.link.nudge()
         try:
             await call.over.wait()
         except trio.Cancelled:

@@ -89,6 +89,10 @@ def hired(*args: Any, **options: Any) -> object:
     return p2p.hire(*args, **options).__enter__()
 
 
+def hired_at(place: int) -> Callable[[Any], object]:
+    return lambda v: hired(saxpy, *GOOD[:place], v, *GOOD[place + 1 :])
+
+
 def called(spec: Any) -> Callable[[Any], object]:
     """As `Hired.run` looks at an input."""
     return lambda v: _fitting(1, spec, v)
@@ -145,7 +149,7 @@ def calls() -> Iterator[tuple[str, Callable[[Any], object]]]:
         yield f"matmul({name}=)", named(name, p2p.matmul, SQUARE, SQUARE)
     yield "hire(kernel)", lambda v: hired(v, *GOOD)
     for place in range(len(GOOD)):
-        yield f"hire({place})", lambda v, place=place: hired(saxpy, *GOOD[:place], v, *GOOD[place + 1 :])
+        yield f"hire({place})", hired_at(place)
     for name in sorted({field.name for field in fields(p2p.HireOptions)} | NODE_OPTIONS):
         yield f"hire({name}=)", named(name, hired, saxpy, *GOOD)
     for dtype in ("float32", "int8", "uint64", "bool"):
