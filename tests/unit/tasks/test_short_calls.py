@@ -11,10 +11,23 @@ import trio
 import p2pcompute as p2p
 from p2pcompute.errors import ChunkFailed
 from p2pcompute.tasks import Agreed, ChunkDone, ChunkRejected, LiarCaught, Paid, TaskEnded
+from p2pcompute.tasks._results import open_results
 from p2pcompute.testing import WorkerFaults
-from p2pcompute_protocols.task import open_receipt, stands_in_batch
+from p2pcompute_protocols.connection import Role
+from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
+from p2pcompute_protocols.negotiation import Agreement
+from p2pcompute_protocols.task import (
+    ReceiptPayload,
+    Results,
+    TaskConnection,
+    open_receipt,
+    seal_batch,
+    stands_in_batch,
+)
 
 from ..market._harness import SIZE, Market, Watch, X, Y, axpy, in_memory, until
+from ..protocols.vectors._material import NETWORK, NOW, PROVIDER, sha, work
+from ..protocols.vectors._negotiation import agreement_bytes, bid_bytes, order_bytes, some_terms
 from ._scenarios import altered_rows
 from .test_short_chunks import WIDE, runs_of, short
 
@@ -146,3 +159,43 @@ def test_a_call_that_is_cancelled_among_them_harms_no_other() -> None:
         assert len(watch.of(Agreed)) == 1
 
     in_memory(scenario)
+
+
+def of_two_calls(named: tuple[bytes, bytes]) -> list[bytes]:
+    """The outputs, by the requester's code, of a message with the last chunk of a call, which is shorter, and the first
+    of the next one; its provider has signed for these calls."""
+    agreement = Agreement(
+        terms=some_terms(order_bytes(), bid_bytes(), standing=True), network=NETWORK, raw=agreement_bytes()
+    )
+    connection = TaskConnection(Role.REQUESTER)
+    connection.chunks, connection.chunk_bytes, connection.call_chunks = 6, (8, 4), 3
+    outputs = {2: b"last", 3: b"as whole"}
+    payloads = [
+        ReceiptPayload(
+            task=agreement.task_id,
+            index=index,
+            code=0,
+            output=sha(outputs[index]),
+            fp="strict",
+            units=500 * (2 if index == 3 else 1),  # 1,000 for two blocks
+            finished_ms=NOW,
+            call=call,
+        )
+        for index, call in zip(outputs, named, strict=True)
+    ]
+    batch = seal_batch(payloads, network=NETWORK, signer=PROVIDER)
+    message = Results(index=2, count=2, finished_ms=NOW, receipts=batch.envelope, data=b"".join(outputs.values()))
+    calls = (sha(b"first"), sha(b"second"))
+    opened = open_results(agreement, work(), message, connection.size_of, lambda index: calls[index // 3])
+    assert [one.receipt for one in opened] == list(batch.receipts)
+    return [bytes(one.output) for one in opened]
+
+
+def test_results_of_two_calls_in_one_message_name_their_own() -> None:
+    """Our provider sends none; others may."""
+    first, second = sha(b"first"), sha(b"second")
+    assert of_two_calls((first, second)) == [b"last", b"as whole"]
+    for named in ((first, first), (second, first), (second, second)):
+        with pytest.raises(RemoteProtocolError) as refused:
+            of_two_calls(named)
+        assert refused.value.code is WireCode.BAD_DIGEST
