@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import events as events
     from . import random as random
+    from ._hired import Hired as Hired
+    from ._hired import HireOptions as HireOptions
     from ._matmul import matmul as matmul
     from ._matmul import matmul_on as matmul_on
     from ._program import Program as Program
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
     from ._split import split as split
     from ._sync import iterate as iterate
     from ._sync import run as run
+    from ._sync_hire import HiredHere as HiredHere
+    from ._sync_hire import hire as hire
     from .errors import BudgetError as BudgetError
     from .errors import KernelError as KernelError
     from .errors import NoProviderError as NoProviderError
@@ -60,6 +64,9 @@ __version__ = "0.1.0"
 __all__ = [
     "BudgetError",
     "Chunk",
+    "HireOptions",
+    "Hired",
+    "HiredHere",
     "Kernel",
     "KernelError",
     "NoProviderError",
@@ -78,6 +85,7 @@ __all__ = [
     "device",
     "errors",
     "events",
+    "hire",
     "iterate",
     "kernel",
     "matmul",
@@ -98,6 +106,9 @@ __all__ = [
 _HOME = {
     "BudgetError": "errors",
     "Chunk": "_requester",
+    "HireOptions": "_hired",
+    "Hired": "_hired",
+    "HiredHere": "_sync_hire",
     "Kernel": "kernel",
     "KernelError": "errors",
     "NoProviderError": "errors",
@@ -112,6 +123,7 @@ _HOME = {
     "Split": "_split",
     "TaskError": "errors",
     "device": "kernel",
+    "hire": "_sync_hire",
     "iterate": "_sync",
     "kernel": "kernel",
     "matmul": "_matmul",

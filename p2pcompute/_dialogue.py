@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol, TypeVar, overload
 import trio
 
 from p2pcompute_protocols.connection import NEED_DATA, Connection, StreamEnded
-from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.wire import Record
 
 from .errors import OverlayError, StreamError
@@ -68,10 +68,10 @@ class Dialogue:
         self._begun_at: float | None = None  # when the first bytes came of a message that is not complete
 
     async def send(self, *messages: Record) -> None:
-        """Say `messages`, in this order and without anything between them.
+        """Say `messages`, in this order, without anything between them and in one write.
 
         Raises:
-            LocalProtocolError: the protocol does not allow it now; nothing of that message was sent.
+            LocalProtocolError: the protocol does not allow one of them now; it was not sent, nor what follows it.
             RemoteProtocolError: the peer takes no bytes (code STALLED); the stream is of no more use.
             StreamError: the stream broke.
         """
@@ -80,14 +80,23 @@ class Dialogue:
         except trio.WouldBlock:
             await self._send_lock.acquire()
         try:
+            said: list[bytes] = []
+            refused: LocalProtocolError | None = None
             for message in messages:
-                data = self.connection.send(message)
+                try:
+                    said.append(self.connection.send(message))
+                except LocalProtocolError as exc:
+                    refused = exc
+                    break
+            if said:
                 with trio.move_on_after(self._send_s) as scope:
-                    await self.stream.send_all(data)
+                    await self.stream.send_all(said[0] if len(said) == 1 else b"".join(said))
                 if scope.cancelled_caught:
                     raise RemoteProtocolError(
                         f"the peer did not take a message in {self._send_s:g} s", code=WireCode.STALLED
                     )
+            if refused is not None:
+                raise refused
         finally:
             self._send_lock.release()
 

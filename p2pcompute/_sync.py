@@ -110,15 +110,17 @@ def _node_options(options: dict[str, Any]) -> dict[str, Any]:
     return {name: options.pop(name) for name in tuple(options) if name in NODE_OPTIONS}
 
 
-def _refuse_async(what: str) -> None:
+def _refuse_async(what: str, how: str = "await") -> None:
     try:
         library = sniffio.current_async_library()
     except sniffio.AsyncLibraryNotFoundError:
         return
     instead = (
-        f"open a node with `async with p2p.open_node() as node` and use `await node.{what}(…)`"
+        f"open a node with `async with p2p.open_node() as node` and use `{how} node.{what}(…)`"
         if library == "trio"
         else f"call it in a thread: `await asyncio.to_thread(p2p.{what}, …)`"
+        if how == "await"
+        else "use it in a thread: `await asyncio.to_thread(…)` of what has the whole block"
     )
     raise ConfigError(f"p2p.{what} was called from {library} code; {instead}")
 

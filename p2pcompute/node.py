@@ -24,6 +24,7 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._fast_proof import Prove, modes_sold
 from p2pcompute._given import check_challenge
 from p2pcompute._groups import single_error
+from p2pcompute._hired import Hired, HireOptions, hireable, hiring
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._listening import listening
 from p2pcompute._node_stakes import NodeStakes
@@ -407,6 +408,35 @@ class Node(NodeStakes):
         """
         task = self._task(kernel, args, chosen(RunOptions, options, params=params_of(kernel)))
         return ChunkStream(self, task, task.bind())
+
+    def hire(self, kernel: Runnable, *args: Any, **options: Any) -> AbstractAsyncContextManager[Hired]:
+        """Agree once with a provider, and then call a kernel there many times:
+
+            async with node.hire(saxpy, p2p.out(y.shape, y.dtype), np.float32(2), x, y, budget="0.01 USD") as hired:
+                z = await hired.run(np.float32(3), x, y)
+
+        Args:
+            kernel: as of `run`; a program is not hired.
+            args: as of `run`. Their types and shapes hold for every call; their values are sent along, so that a call
+                that has some of them sends nothing.
+            options: fields of `HireOptions`: budget, chunks, deadline_s, samples, check, max_price, device, on_event.
+
+        Returns:
+            An async context manager that gives a `Hired`. Leaving it ends the calls that are under way.
+
+        Raises, when it is entered:
+            ConfigError, KernelError: an option, the kernel or an argument is refused; nothing was sent.
+            NoProviderError: nobody took the order. BudgetError: one call costs more than the budget. No money has
+                moved.
+            TaskTimeout, TaskError, PaymentError: as `run`.
+
+        A provider that is lost is followed by another one, and so is one that ends the agreement because no call came
+        for ten minutes. A hire does not take turns with `run`.
+
+        Cancellation: providers stop and bill nothing more.
+        """
+        task = self._task(kernel, args, chosen(HireOptions, options, params=params_of(kernel)).run_options())
+        return hiring(task, hireable(task.bind()))
 
     async def serve(
         self, *, task_status: trio.TaskStatus[ProviderRole] = trio.TASK_STATUS_IGNORED, **options: Any

@@ -94,8 +94,8 @@ def _file(
 
 def can_be_judged(agreement: Agreement) -> bool:
     """Whether a file about this work can decide: it has to be a kernel's, whose source goes into the file. Of other
-    work nobody could say from the file alone what it gives."""
-    return isinstance(agreement.terms.work, ChunkWork)
+    work nobody could say from the file alone what it gives, and the inputs of a call are in no agreement."""
+    return isinstance(agreement.terms.work, ChunkWork) and not agreement.terms.standing
 
 
 def result_evidence(

@@ -13,6 +13,7 @@ RUN_THREADS             number of threads, arena bytes                          
 WINDOWS                 [origin, shape] of each split input's window, arena bytes    the arena, if bytes > 0
 COMPILE_STEP            place, state, and the same as for COMPILE                    one per constant array
 RUN_ROUNDS              number of the first round, rounds, arena bytes               the arena, if bytes > 0
+ARGUMENTS               [position, value or offset] of each, arena bytes             the arena, if bytes > 0
 CANCEL                  (nothing; the ID is that of the request to stop)
 ======================= ============================================================ ======================
 
@@ -30,12 +31,13 @@ FAILED                  kind, reason, line, filename, instead
 A run is several launches (`_worker_launches`), and the worker looks for a CANCEL between them. One that comes too
 late crosses the answer, and the worker drops it: there is exactly one of COMPILED, DONE, CANCELLED and FAILED for each
 request. PROGRESS rises, stays below the blocks that were asked for, and comes at most once in `PROGRESS_NS`.
-COMPILE_STEP and RUN_ROUNDS, which `_ipc_rounds` writes and reads, are answered by DONE, as WINDOWS is.
+COMPILE_STEP and RUN_ROUNDS, which `_ipc_rounds` writes and reads, are answered by DONE, as WINDOWS and ARGUMENTS are.
 
 An *arena* is a memfd of the node that holds the outputs of one run behind each other, each 64-byte aligned, and
 before them, for RUN_THREADS, the thread ids as int64. It is sealed against a change of size, so that a worker can
 neither shorten it under a reader nor make it eat memory. WINDOWS has another one, with the windows of the split inputs
-behind each other, each 64-byte aligned; they are what runs load from until the next WINDOWS.
+behind each other, each 64-byte aligned; they are what runs load from until the next WINDOWS. ARGUMENTS has a third one:
+the arrays that it names stand in the place of those of COMPILE, as its scalars do, until the next ARGUMENTS.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ from p2pcompute.execution._operations import OPERATIONS
 
 __all__ = [
     "ALIGNMENT",
+    "ARGUMENTS",
     "CANCEL",
     "CANCELLED",
     "COMPILE",
@@ -88,6 +91,7 @@ __all__ = [
     "encode_arguments",
     "encode_numbers",
     "layout",
+    "take_arguments",
     "take_bytes",
     "take_int",
     "take_ints",
@@ -111,6 +115,7 @@ CANCELLED: Final = 9
 WINDOWS: Final = 10
 COMPILE_STEP: Final = 11
 RUN_ROUNDS: Final = 12
+ARGUMENTS: Final = 13
 
 FP_MODES: Final = ("strict", "fast")
 
@@ -377,6 +382,31 @@ def decode_arguments(value: Any) -> list[ArgSpec]:
             shape = take_ints(rest, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
             args.append(InputSpec(dtype=dtype, shape=shape) if kind == 1 else OutputSpec(dtype=dtype, shape=shape))
     return args
+
+
+def take_arguments(value: Any, specs: Sequence[ArgSpec]) -> list[tuple[int, Any]]:
+    """(Position, a scalar's value or an array's offset) of each argument of ARGUMENTS, ascending. Raises `FrameError`,
+    also for a scalar from whose value something may have been proved."""
+    found: list[tuple[int, Any]] = []
+    least = 0
+    for item in take_list(value, high=MAX_ARGUMENTS):
+        position, given = take_list(item, low=2, high=2)
+        position = take_int(position, low=least, high=len(specs) - 1)
+        least = position + 1
+        spec = specs[position]
+        if isinstance(spec, ScalarSpec) and spec.varies:
+            raw = take_bytes(given, limit=8)
+            if len(raw) != DTYPES[spec.dtype].itemsize:
+                raise FrameError("a scalar of the wrong width")
+            found.append((position, np.frombuffer(raw, dtype=DTYPES[spec.dtype])[0]))
+        elif isinstance(spec, InputSpec) and spec.split is None:
+            offset = take_int(given, low=0, high=MAX_EXTENT)
+            if offset % ALIGNMENT:
+                raise FrameError("an array that is not aligned")
+            found.append((position, offset))
+        else:
+            raise FrameError(f"argument {position} has no other values")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ import trio
 from p2pcompute.errors import ExecutionError, KernelError, KernelTypeError, WorkerDied, WorkerProtocolError
 from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+from p2pcompute.execution._pool_arguments import SessionArguments
 from p2pcompute.execution._pool_memory import Arena, SharedInput
 from p2pcompute.execution._pool_process import CANCEL_GRACE_S, Progress, WorkerProcess, take
 from p2pcompute.execution._pool_rounds import RoundsResult, compile_rounds, run_rounds
@@ -98,6 +99,7 @@ class WorkerSession:
         self._rows: tuple[tuple[int, ...], ...] = ()
         self._arena: Arena | None = None
         self._windows = SessionWindows(limits.input_bytes)
+        self._arguments = SessionArguments(limits.input_bytes)
         self._given: set[int] = set()  # inodes of the inputs that the worker has been given
         self._given_bytes = 0
         self._state: tuple[InputSpec, ...] | None = None  # of the rounds that are compiled
@@ -168,6 +170,7 @@ class WorkerSession:
             self._rows, self._items = self._check_rows(packet, outputs, launch)
             self._outputs, self._plan = outputs, None
             self._windows.expect(args)
+            self._arguments.expect(args)
             self._launch = launch
             return CompileInfo(
                 compile_ms=(time.perf_counter_ns() - started) / 1e6, row_shapes=self._rows, items_per_block=self._items
@@ -212,6 +215,27 @@ class WorkerSession:
             plan = self._layout(blocks * self._items, with_ids=False)
             await self._give_windows(windows, timeout_s)
             return await self._run(ipc.RUN_BLOCKS, [first_block, blocks], plan, None, timeout_s, progress)
+        finally:
+            self._turn.release()
+
+    async def set_arguments(self, values: Mapping[int, Any], *, timeout_s: float) -> None:
+        """Have the compiled kernel run with other values from now on.
+
+        Args:
+            values: by position, a NumPy scalar for a `ScalarSpec` that varies, an array of its dtype and shape for an
+                `InputSpec`. Arguments that are left out have the values that they were compiled with.
+            timeout_s: wall time after which the worker is killed.
+
+        Raises `ValueError` for other values than these, `ExecutionError` where they are over the worker's limit, and
+        what the class names.
+        """
+        await take(self._turn)
+        try:
+            self._compiled()
+            fields, fds = await self._arguments.put(values)
+            await self._exchange(ipc.ARGUMENTS, fields, fds, timeout_s=timeout_s)
+            if fds:
+                self._arguments.taken()
         finally:
             self._turn.release()
 
@@ -383,7 +407,12 @@ class WorkerSession:
         self._launch = self._state = None
         if self._held_state:
             return False
-        held = self._given_bytes + self._windows.nbytes + (0 if self._arena is None else self._arena.nbytes)
+        held = (
+            self._given_bytes
+            + self._windows.nbytes
+            + self._arguments.nbytes
+            + (0 if self._arena is None else self._arena.nbytes)
+        )
         sound = not self._why_dead and self._process.usable and not self._turn.locked()
         return sound and held <= min(_KEPT_BYTES, self._limits.session_input_bytes // 2)
 
@@ -421,6 +450,7 @@ class WorkerSession:
         """Give the node's memory back. The pool calls it and kills the worker."""
         self._why_dead = self._why_dead or "the session is closed"
         self._windows.close()
+        self._arguments.close()
         if self._arena is not None:
             self._arena.close()
             self._arena = None

@@ -25,6 +25,7 @@ import numpy as np
 from p2pcompute.errors import ExecutionError, KernelError, KernelTypeError, SandboxError
 from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._api import (
+    ArgSpec,
     Backend,
     CompiledKernel,
     DeviceBackend,
@@ -47,7 +48,17 @@ from p2pcompute.execution._worker_rounds import WorkerRounds
 __all__ = ["BackendFactory", "Worker", "main", "run_worker"]
 
 _Array: TypeAlias = "np.ndarray[Any, Any]"
-_OPERATIONS = frozenset({ipc.COMPILE, ipc.RUN_BLOCKS, ipc.RUN_THREADS, ipc.WINDOWS, ipc.COMPILE_STEP, ipc.RUN_ROUNDS})
+_OPERATIONS = frozenset(
+    {
+        ipc.COMPILE,
+        ipc.RUN_BLOCKS,
+        ipc.RUN_THREADS,
+        ipc.WINDOWS,
+        ipc.COMPILE_STEP,
+        ipc.RUN_ROUNDS,
+        ipc.ARGUMENTS,
+    }
+)
 _ANCILLARY_BYTES = socket.CMSG_SPACE(ipc.MAX_ARGUMENTS * array.array("i").itemsize)
 
 
@@ -103,6 +114,8 @@ class Worker:
         self._device = backend if isinstance(backend, DeviceBackend) else None
         self._kernel: CompiledKernel | None = None
         self._args: list[Any] = []
+        self._specs: list[ArgSpec] = []
+        self._compiled: list[Any] = []  # the values that came with the kernel
         self._outputs: list[OutputSpec] = []
         self._rows: list[tuple[int, ...]] = []
         self._items = 1
@@ -113,6 +126,7 @@ class Worker:
         self._said_ns = 0  # when the node heard last of the run that goes on
         self._splits: list[tuple[int, InputSpec]] = []  # places among `_args`
         self._windows: mmap.mmap | None = None
+        self._given: mmap.mmap | None = None  # what ARGUMENTS has named
         self._rounds = WorkerRounds(backend)
         self._at_once: int = getattr(backend, "threads", 1)
         self._buffer = memoryview(bytearray(ipc.MAX_PACKET_BYTES + 1))
@@ -160,6 +174,8 @@ class Worker:
                 return [ipc.COMPILED, request, self._compile(packet[2:], fds), self._items]
             if operation == ipc.WINDOWS:
                 self._take_windows(packet[2:], fds)
+            elif operation == ipc.ARGUMENTS:
+                self._take_arguments(packet[2:], fds)
             elif operation == ipc.COMPILE_STEP:
                 self._rounds.compile_step(packet[2:], fds, _map_input)
             elif operation == ipc.RUN_ROUNDS:
@@ -218,6 +234,7 @@ class Worker:
             elif isinstance(spec, ScalarSpec):
                 values.append(spec.value)
         self._args, self._rows, self._splits = values, rows, splits
+        self._specs, self._compiled = specs, list(values)
         self._outputs = [spec for spec in specs if isinstance(spec, OutputSpec)]
         self._kernel, self._rooms = kernel, None
         self._paces = {operation: Pace() for operation in self._paces}
@@ -238,6 +255,27 @@ class Worker:
                 raise ipc.FrameError("windows that are larger than their memory")
             values = np.frombuffer(self._windows, dtype=dtype, count=count, offset=offset)
             self._args[place] = Window(origin=origin, values=values.reshape(shape))
+
+    def _take_arguments(self, fields: list[Any], fds: list[int]) -> None:
+        given, size = ipc.take_list(fields, low=2, high=2)
+        if self._kernel is None or self._splits:
+            raise ipc.FrameError("other arguments, and no kernel that takes them")
+        found = ipc.take_arguments(given, self._specs)
+        inputs = [position for position, spec in enumerate(self._specs) if not isinstance(spec, OutputSpec)]
+        values = list(self._compiled)
+        self._args = values  # the old mapping goes with its last view
+        if fds:
+            size = ipc.take_int(size, low=1, high=ipc.MAX_EXTENT)
+            # Writable as far as this process is concerned: what may change is copied to a device for each run.
+            self._given = mmap.mmap(fds[0], size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        for position, value in found:
+            spec = self._specs[position]
+            if isinstance(spec, InputSpec):
+                dtype, count = ipc.DTYPES[spec.dtype], math.prod(spec.shape)
+                if self._given is None or value + count * dtype.itemsize > len(self._given):
+                    raise ipc.FrameError("arguments that are larger than their memory")
+                value = np.frombuffer(self._given, dtype=dtype, count=count, offset=value).reshape(spec.shape)
+            values[inputs.index(position)] = value
 
     def _run(self, operation: int, request: int, fields: list[Any], fds: list[int]) -> None:
         kernel = self._kernel

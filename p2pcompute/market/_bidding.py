@@ -13,6 +13,7 @@ from p2pcompute_protocols.ids import Address, PeerId
 from p2pcompute_protocols.limits import MAX_CLOCK_SKEW_MS
 from p2pcompute_protocols.money import PUSD_PER_UUSD, ChainTerms
 from p2pcompute_protocols.negotiation import BidPayload, CheckPolicy, OrderPayload, Tolerance, widest_window
+from p2pcompute_protocols.task import standing_work
 from p2pcompute_protocols.work import ProgramRef, ProgramWork, RoundWork, Work
 
 __all__ = ["MAX_CEILING_UUSD", "MAX_DEADLINE_MS", "FixedPricePolicy", "check_program"]
@@ -71,9 +72,8 @@ class FixedPricePolicy:
         if not await self.has_room(requester):
             raise LocalProtocolError("no place is free; try later", code=WireCode.NO_CAPACITY)
         self._check(payload)
-        work = payload.work
-        if work is None:
-            raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
+        work = standing_work(payload.work) if payload.standing else payload.work
+        assert work is not None  # which orders have where they are not standing
         speed_milli = self.thread_milli if isinstance(work, ProgramWork) else self.device.score_milli
         price_pusd = self._price_of(payload)
         if work.units_per_chunk * price_pusd > _MAX_LEDGER_INT:

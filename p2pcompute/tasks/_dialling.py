@@ -82,7 +82,7 @@ class Dialler:
             fp=request.fp,
             language=request.language,
             deadline_ms=request.deadline_ms,
-            standing=False,
+            standing=request.standing,
             arbiters=() if request.stake is None else request.stake.arbiters,
         )
 

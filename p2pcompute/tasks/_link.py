@@ -374,13 +374,17 @@ class Link:
                 for chunks in ranges(fresh):
                     await self._hand_out(chunks)
                 continue
-            if not self.connection.outstanding and self.unpaid:
+            if not self.connection.outstanding and self.unpaid and self._pays_at_once():
                 self._pay_now.set()  # nothing is under way: the provider waits for money, or the work is ending
             hedge_at = self.scheduler.hedge_at(self.provider) if self._room() else None
             self._wake = trio.Event()
             # Nothing was awaited since the scheduler was asked, so no wake-up is missed.
             with trio.move_on_at(math.inf if hedge_at is None else max(hedge_at, trio.current_time() + 0.05)):
                 await self._wake.wait()
+
+    def _pays_at_once(self) -> bool:
+        """Whether what is unpaid is paid as soon as nothing is under way."""
+        return True
 
     async def _relay(self, changed: trio.Event) -> None:
         """Wake `_assign` when the scheduler may have something new. `changed` is from before `_assign` first asked."""
@@ -390,9 +394,10 @@ class Link:
             self._wake.set()
 
     async def _hand_out(self, chunks: range) -> None:
-        """Assign chunks, and send the tiles that the one needs, where inputs are split, and the provider lacks."""
+        """Assign chunks, and send the tiles or arrays that they need and the provider lacks: several chunks have none,
+        or the same ones."""
         tiles, index = self.connection.tiles, chunks[0]
-        while tiles is not None and self.connection.outstanding and not tiles.fits(index):
+        while self.connection.outstanding and not self._fits(index):
             self._wake = trio.Event()
             await self._wake.wait()
             if self.draining or not self.scheduler.ran_at(index, self.provider):  # or done elsewhere meanwhile
@@ -402,14 +407,15 @@ class Link:
             self._idled_s = trio.current_time() - self._answered
             self._last_progress = self._answered = trio.current_time()
             self._pace.began(self._answered)
-        await self.dialogue.send(Assign(index=index, count=len(chunks) if len(chunks) > 1 else None))
+        assign = Assign(index=index, count=len(chunks) if len(chunks) > 1 else None)
+        await self.dialogue.send(*self._before(index), assign)
         for one in chunks:
             self.hooks.assigned(self.provider, one)
-        if tiles is None or self.splits is None or not self.connection.needed:
+        if tiles is None or not self.connection.needed:
             return
         for digest in list(self.connection.blob_sizes):
-            await self._send_blob(digest, self.splits.tile(digest))
-        if self.connection.outstanding == {index}:  # until now it has waited for us
+            await self._send_blob(digest, self._tile(digest))
+        if self.connection.outstanding == set(chunks):  # until now it has waited for us
             self._last_progress = self._answered = trio.current_time()
 
     async def _send_blob(self, digest: bytes, data: bytes) -> None:
@@ -418,12 +424,26 @@ class Link:
         for at in range(0, len(data), DATA_BYTES):
             await self.dialogue.send(BlobData(data=view[at : at + DATA_BYTES]))
 
+    def _fits(self, index: int) -> bool:
+        """Whether what a chunk needs has room at the provider, beside the chunks that are under way."""
+        return self.connection.tiles is None or self.connection.tiles.fits(index)
+
+    def _before(self, index: int) -> tuple[Record, ...]:  # noqa: ARG002  only standing agreements have calls
+        """What is said before a chunk is assigned."""
+        return ()
+
+    def _tile(self, digest: bytes) -> bytes:
+        """The bytes of what a chunk needs and the provider lacks."""
+        assert self.splits is not None  # nothing else is due behind an Assign
+        return self.splits.tile(digest)
+
     def blobs_of(self, index: int) -> dict[bytes, bytes]:
         """What it takes to compute a chunk, by digest."""
         tiles = self.connection.tiles
-        if tiles is None or self.splits is None:
-            return dict(self.blobs)
-        return {**self.blobs, **{digest: self.splits.tile(digest) for digest in tiles.of_chunk(index).values()}}
+        return {
+            **self.blobs,
+            **{digest: self._tile(digest) for digest in (() if tiles is None else tiles.needs(index))},
+        }
 
     async def cancel(self, index: int) -> None:
         """Another provider was faster."""
@@ -438,8 +458,8 @@ class Link:
                 case ResultStart():
                     await results.send(self._came([await self._result(message)]))
                 case Results():
-                    whole, _ = self.connection.chunk_bytes
-                    await results.send(self._came(open_results(self.agreement, self.work, message, whole)))
+                    opened = open_results(self.agreement, self.work, message, self.connection.size_of, self._call_of)
+                    await results.send(self._came(opened))
                 case ChunkError():
                     await self._chunk_error(message)
                     self._progress()
@@ -485,9 +505,10 @@ class Link:
                 task=self.agreement.task_id,
                 index=start.index,
             )
-        blocks = self.work.chunk_range(start.index)[1]
+        blocks = self.work.chunk_range(start.index % self.work.chunks)[1]
         units = -(-self.work.units_per_chunk * blocks // self.work.blocks_per_chunk)
-        if payload.code or payload.units != units or payload.fp != self.agreement.terms.fp:
+        given = (payload.code, payload.units, payload.fp, payload.call)
+        if given != (0, units, self.agreement.terms.fp, self._call_of(start.index)):
             raise RemoteProtocolError("a receipt that does not fit the agreement", code=WireCode.MALFORMED)
         # Up to 64 MiB, so there is one copy; of the right size, which the connection has compared with the chunk's.
         output = memoryview(bytearray(start.size))
@@ -505,6 +526,10 @@ class Link:
         if digest.digest() != payload.output:
             raise RemoteProtocolError("the output is not what the receipt says", code=WireCode.BAD_DIGEST)
         return ReceivedChunk(start.index, start.receipt, payload, output.toreadonly())
+
+    def _call_of(self, index: int) -> bytes | None:  # noqa: ARG002  only standing agreements have calls
+        """What has to stand for a chunk's call in its receipt."""
+        return None
 
     async def _chunk_error(self, message: ChunkError) -> None:
         with remote():

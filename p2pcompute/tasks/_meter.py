@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.work import Work
 
-__all__ = ["Meter", "units_of"]
+from ._refusing import RefuseError
+
+if TYPE_CHECKING:
+    from ._api import ChunkRun, ProviderAccount
+
+__all__ = ["Meter", "check_price", "units_of"]
+
+_UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
+_UNDERPRICED_MIN_MS: Final = 2_000
 
 
 class Meter:
@@ -37,3 +48,19 @@ class Meter:
 def units_of(work: Work, blocks: int) -> int:
     """Units of a chunk of `blocks` blocks: the last one costs its share, rounded up."""
     return -(-work.units_per_chunk * blocks // work.blocks_per_chunk)
+
+
+async def check_price(
+    agreement: Agreement, account: ProviderAccount, run: ChunkRun, units: int, speed_milli: int
+) -> None:
+    """End the task of a requester whose order has far too few units for what its chunks take.
+
+    Raises:
+        RefuseError: UNDERPRICED; what the run has used is charged.
+    """
+    # Wall time, since the speed is that of all threads which the work may have.
+    spent_ms = min(run.wall_ns // 1_000_000, agreement.terms.chunk_timeout_ms)
+    paid_ms = units * 1_000 // max(1, speed_milli) // 1_000
+    if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
+        await account.drop(used_units=spent_ms * speed_milli)
+        raise RefuseError(WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms")

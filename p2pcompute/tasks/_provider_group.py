@@ -27,7 +27,7 @@ from p2pcompute_protocols.task import BATCH_BYTES, ReceiptBatch, ReceiptPayload,
 from p2pcompute_protocols.work import RoundWork, Work
 
 from ._api import ChunkRun, ProviderAccount, TaskWorker
-from ._meter import Meter, units_of
+from ._meter import Meter, check_price, units_of
 from ._refusing import WorkerGoneError
 from ._round_provider import RoundsWorker
 
@@ -67,9 +67,9 @@ class Group:
 
 
 def result_receipt(
-    agreement: Agreement, index: int, outputs: Sequence[_Output], units: int, now_ms: int
+    agreement: Agreement, index: int, outputs: Sequence[_Output], units: int, now_ms: int, call: bytes | None
 ) -> ReceiptPayload:
-    """What is signed for a chunk with a result."""
+    """What is signed for a chunk with a result; `call` stands for its call, in a standing agreement."""
     digest = hashlib.sha256()
     for output in outputs:
         digest.update(output)
@@ -81,6 +81,7 @@ def result_receipt(
         fp=agreement.terms.fp,
         units=units,
         finished_ms=now_ms,
+        call=call,
     )
 
 
@@ -96,12 +97,17 @@ def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]
         return []
     chosen: list[int] = []
     for index in islice(session.queue, most):
-        if chosen and index != chosen[-1] + 1:
+        if chosen and (index != chosen[-1] + 1 or index % work.chunks == 0):  # which is of another call
             break
         if index in session.cancelled or session.answered[index]:
             break
         chosen.append(index)
     return chosen
+
+
+def _blocks(work: Work, chunks: Sequence[int]) -> tuple[int, int]:
+    """The first block of chunks that lie side by side, and the one behind their last."""
+    return work.chunk_range(chunks[0] % work.chunks)[0], sum(work.chunk_range(chunks[-1] % work.chunks))
 
 
 async def together(
@@ -137,9 +143,8 @@ async def _run(
     chunks: Sequence[int],
 ) -> tuple[ChunkRun | None, Meter]:
     service, known = session.service, session.place.guest.known
-    first = work.chunk_range(chunks[0])[0]
-    end, blocks_of_last = work.chunk_range(chunks[-1])
-    blocks = end + blocks_of_last - first
+    first, end = _blocks(work, chunks)
+    blocks = end - first
     limit_s = min(_MOST_S, agreement.terms.chunk_timeout_ms / 1000)
     used = Meter(service.speed_milli(work), limit_s)
     run: ChunkRun | None = None
@@ -150,8 +155,9 @@ async def _run(
                 session.running.cancel()
             with session.place.working():
                 async with service.slots.turn(known=known):
-                    session.running.deadline = trio.current_time() + limit_s
                     with used.running(), session.shown(chunks[0], blocks) as shown:
+                        await session.give_call(worker, chunks[0], timeout_s=agreement.terms.chunk_timeout_ms / 1000)
+                        session.running.deadline = trio.current_time() + limit_s
                         run = await worker.run_blocks(
                             first, blocks, timeout_s=agreement.terms.chunk_timeout_ms / 1000, progress=shown.progress
                         )
@@ -196,16 +202,17 @@ async def _deliver(
     now_ms = service.now_ms()
     payloads: list[ReceiptPayload] = []
     results: list[tuple[_Output, ...]] = []
-    begin, end = work.chunk_range(chunks[0])[0], sum(work.chunk_range(chunks[-1]))
+    begin, end = _blocks(work, chunks)
     outputs = [(memoryview(output), len(output) // (end - begin)) for output in run.outputs]
     for index in chunks:
-        first, blocks = work.chunk_range(index)
+        first, blocks = work.chunk_range(index % work.chunks)
         at = first - begin
         result: tuple[_Output, ...] = tuple(rows[at * size : (at + blocks) * size] for rows, size in outputs)
         if service.fault is not None:
             result = (service.fault(b"".join(result), index),)
         results.append(result)
-        payloads.append(result_receipt(agreement, index, result, units_of(work, blocks), now_ms))
+        units = units_of(work, blocks)
+        payloads.append(result_receipt(agreement, index, result, units, now_ms, session.call_of(index)))
 
     def sign(receipts: Sequence[ReceiptPayload]) -> ReceiptBatch:
         return task.seal_batch(receipts, network=service.network, signer=service.signer)
@@ -233,4 +240,4 @@ async def _deliver(
     session.cancelled.difference_update(chunks)  # it came too late
     session.group.ran(len(chunks), run.wall_ns)
     units = sum(payload.units for payload in payloads)
-    await session.check_price(agreement, account, run, units, service.speed_milli(work))
+    await check_price(agreement, account, run, units, service.speed_milli(work))

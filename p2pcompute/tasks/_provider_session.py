@@ -23,10 +23,10 @@ from p2pcompute_protocols.ids import TaskId
 from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import (
-    DATA_BYTES,
     Assign,
     BlobData,
     BlobStart,
+    Call,
     Cancel,
     ChunkError,
     Closed,
@@ -37,7 +37,6 @@ from p2pcompute_protocols.task import (
     Opened,
     Ready,
     ReceiptPayload,
-    ResultData,
     ResultStart,
     Share,
     StateGone,
@@ -51,11 +50,13 @@ from ._api import ChunkRun, ProviderAccount, TaskWorker
 from ._fetching import TaskBlobs
 from ._inputs import SHARED_BYTES, TaskInputs
 from ._link import MIN_BYTES_PER_S
-from ._meter import Meter, units_of
+from ._meter import Meter, check_price, units_of
 from ._places import Place
 from ._provider_group import Group, result_receipt, together
 from ._refusing import RefuseError, WorkerGoneError, printable
+from ._results import send_result
 from ._round_provider import RoundStates, RoundsWorker, give_state
+from ._standing_provider import CALL_IDLE_S, ServedCalls
 from ._tiles import TaskTiles
 from ._usage import ActiveTask
 from ._work import chunk_bytes, execution_args
@@ -74,8 +75,6 @@ _BLOB_S: Final = 30.0  # between two pieces of a blob
 _IDLE_S: Final = 120.0  # with nothing to compute: nothing assigned, or no money for what was
 _COMPILE_S: Final = 60.0
 _CORE_MILLI: Final = 1_000  # of the reference core; compiling takes one core, whatever the device has
-_UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
-_UNDERPRICED_MIN_MS: Final = 2_000
 _PRESENCE_S: Final = 2.0  # between two looks whether the requester is still connected
 _WORKER_DEATHS: Final = 2  # of one task before it is refused
 _FIRST_IDLE_S: Final = 30.0  # the same before the first chunk is done: a place is not to be had for nothing
@@ -114,6 +113,7 @@ class Session:
         self.group = Group()  # of short chunks that are computed together
         self.asked: deque[int] = deque()  # states of work in rounds
         self.states: RoundStates | None = None
+        self.calls: ServedCalls | None = None  # of a standing agreement
 
     async def run(self) -> None:
         """Serve; returns when the stream is closed."""
@@ -169,14 +169,14 @@ class Session:
             raise LocalProtocolError("the agreement's deadline has passed", code=WireCode.EXPIRED)
         if agreement.task_id in service.active:
             raise LocalProtocolError("this task has a stream already", code=WireCode.REPLAYED)
-        if agreement.terms.work is None:
-            raise LocalProtocolError("standing agreements are not served yet", code=WireCode.UNSUPPORTED)
-        check_program(agreement.terms.work, service.programs)  # its owner may have taken it back since it was agreed
+        work = task.standing_work(agreement.terms.work) if agreement.terms.standing else agreement.terms.work
+        assert work is not None  # which terms have where they are not standing
+        check_program(work, service.programs)  # its owner may have taken it back since it was agreed
         self.fp = agreement.terms.fp
         self.place = service.places.take(guest)
         self.entry = ActiveTask(task_id=agreement.task_id, requester=self.stream.peer_id, started_ms=service.now_ms())
         service.active[agreement.task_id] = self.entry
-        return agreement, agreement.terms.work
+        return agreement, work
 
     async def _task(self, opening: Open) -> None:
         agreement, work = await self._admit(opening)
@@ -216,6 +216,8 @@ class Session:
             if not await self._take(blobs):
                 await self.dialogue.send(Closed(chunks=0))
                 return
+            if agreement.terms.standing:
+                self.calls = ServedCalls(self.connection, work, blobs.whole)
             self.tiles = TaskTiles(self.connection, work, blobs.whole, hold=self._hold)
             seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
             with trio.move_on_after(seconds_left) as deadline, self._keeping_states(agreement, work):
@@ -403,6 +405,8 @@ class Session:
                     return worker, int(await worker.compile_work(blobs.whole))
                 assert not isinstance(work, RoundWork)  # which is wrapped
                 source, launch, specs, inputs = execution_args(work, blobs.whole, fp=self.fp)
+                if self.calls is not None:
+                    specs = self.calls.begin(specs)
                 compiled = await worker.compile(source, launch, specs, inputs)
         except KernelError as exc:
             raise RefuseError(WireCode.KERNEL_REFUSED, f"{exc.reason}; {exc.instead}", exc.line) from exc
@@ -429,17 +433,20 @@ class Session:
         while True:
             message = await self._hear()  # `_chunks` ends a task in which nothing happens
             match message:
+                case Call():
+                    if self.calls is not None:
+                        self.calls.forget(self.answered)
                 case Assign():
                     if len(self.queue) + len(message.chunks) > MAX_INFLIGHT_CHUNKS:
                         raise RemoteProtocolError("too many chunks assigned", code=WireCode.OVERSIZED)
                     if any(self.answered[index] >= _REPEATS for index in message.chunks):
                         raise RemoteProtocolError("a chunk that was answered already", code=WireCode.REPLAYED)
-                    if self.tiles.assigned(message.index):
+                    if self.tiles.assigned(message.chunks):
                         self.queue.extend(message.chunks)
                 case BlobStart() | BlobData():
                     self.place.moved(len(message.data) if isinstance(message, BlobData) else 0)
                     if (complete := self.tiles.take(message)) is not None:
-                        self.queue.append(complete)
+                        self.queue.extend(complete)
                 case GetState():
                     self.asked.append(message.state)
                 case Share():
@@ -497,7 +504,8 @@ class Session:
             has_credit = account.unpaid < account.window and not starved
             if not (self.queue and (self.queue[0] in self.cancelled or has_credit)):
                 self.wake = trio.Event()
-                patience_s = _IDLE_S if self.place.chunks else _FIRST_IDLE_S
+                idle_s = CALL_IDLE_S if self.calls is not None and not self.queue else _IDLE_S
+                patience_s = idle_s if self.place.chunks else _FIRST_IDLE_S
                 # Between the check above and the wait nothing else runs, so no wake-up can be missed.
                 patience_s = math.inf if self.tiles.awaited else patience_s  # they have a bound of their own
                 with trio.move_on_at(self.place.idle_from_s + patience_s) as idle:
@@ -540,7 +548,7 @@ class Session:
     ) -> bool:
         """Compute, sign and send a chunk, or say why not; False when it has to wait for a voucher first."""
         service, terms = self.service, agreement.terms
-        first, blocks = work.chunk_range(index)
+        first, blocks = work.chunk_range(index % work.chunks)  # of its call, in a standing agreement
         while True:
             unpaid = account.unpaid
             try:
@@ -564,6 +572,7 @@ class Session:
                 with self.place.working():
                     async with service.slots.turn(known=self.place.guest.known):
                         with used.running(), self.shown(index, blocks) as shown:
+                            await self.give_call(worker, index, timeout_s=limit_s)
                             run = await worker.run_blocks(first, blocks, timeout_s=limit_s, progress=shown.progress)
                             shown.end(run)
                             service.used.add(run)
@@ -588,10 +597,10 @@ class Session:
         if service.fault is not None:
             outputs = (service.fault(b"".join(outputs), index),)
         units = units_of(work, blocks)
-        payload = result_receipt(agreement, index, outputs, units, service.now_ms())
+        payload = result_receipt(agreement, index, outputs, units, service.now_ms(), self.call_of(index))
         if await self.hand_over(agreement, account, payload, outputs, used.units):
             self.group.ran(1, run.wall_ns)
-            await self.check_price(agreement, account, run, units, speed_milli)
+            await check_price(agreement, account, run, units, speed_milli)
         return True
 
     async def hand_over(
@@ -621,14 +630,19 @@ class Session:
                 await account.drop(used_units=used_units)
             raise
         self.place.chunks += 1
-        await self.dialogue.send(ResultStart(index=index, receipt=receipt, size=sum(map(len, outputs))))
-        # A piece at a time, so that a large output is not held twice. Nobody else speaks on this stream meanwhile.
-        for output in outputs:
-            for at in range(0, len(output), DATA_BYTES):
-                await self.dialogue.send(ResultData(data=memoryview(output)[at : at + DATA_BYTES]))
-                self.place.moved(DATA_BYTES)
+        start = ResultStart(index=index, receipt=receipt, size=sum(map(len, outputs)))
+        await send_result(self.dialogue, start, outputs, self.place.moved)
         self.note_answered((index,))
         return True
+
+    def call_of(self, index: int) -> bytes | None:
+        """What stands for a chunk's call in its receipt."""
+        return None if self.calls is None else self.calls.digest(index)
+
+    async def give_call(self, worker: TaskWorker | RoundsWorker, index: int, *, timeout_s: float) -> None:
+        """Have the worker run with the inputs of a chunk's call, if this is about calls. Raises as the worker does."""
+        if self.calls is not None:
+            await self.calls.give(worker, index, self.tiles.content, timeout_s=timeout_s)
 
     def note_answered(self, chunks: Collection[int]) -> None:
         """The results of these chunks are on their way."""
@@ -636,19 +650,6 @@ class Session:
         self.answered.update(chunks)
         if self.entry is not None:
             self.entry.chunks_done += len(chunks)
-
-    async def check_price(
-        self, agreement: Agreement, account: ProviderAccount, run: ChunkRun, units: int, speed_milli: int
-    ) -> None:
-        """End the task of a requester whose order has far too few units for what its chunks take."""
-        # Wall time, since the speed is that of all threads which the work may have.
-        spent_ms = min(run.wall_ns // 1_000_000, agreement.terms.chunk_timeout_ms)
-        paid_ms = units * 1_000 // max(1, speed_milli) // 1_000
-        if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
-            await account.drop(used_units=spent_ms * speed_milli)
-            raise RefuseError(
-                WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms"
-            )
 
     @contextmanager
     def _computing(self, index: int) -> Generator[None]:
@@ -691,6 +692,7 @@ class Session:
             units=0,
             finished_ms=service.now_ms(),
             detail=printable(detail),
+            call=self.call_of(index),
         )
         receipt = await account.issue(
             payload, lambda p: task.seal_receipt(p, network=service.network, signer=service.signer)

@@ -21,6 +21,6 @@ class WorkerGoneError(Exception):
 
 
 def printable(text: str) -> str:
-    """`text` as a message may hold it."""
+    """What may go into a message for people: short, and nothing that a terminal would act on."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean.encode()[:900].decode(errors="ignore")

@@ -1,20 +1,25 @@
-"""Several results in one message: what it says of each chunk, and that all of that is signed."""
+"""Results of chunks: one by one, or several in one message."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from p2pcompute._dialogue import Dialogue
 from p2pcompute_protocols import task
 from p2pcompute_protocols.errors import remote
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement
-from p2pcompute_protocols.task import ReceiptPayload, Results
+from p2pcompute_protocols.task import DATA_BYTES, ReceiptPayload, ResultData, Results, ResultStart
 from p2pcompute_protocols.work import Work
 
 from ._meter import units_of
 from ._provider_group import result_receipt
 
-__all__ = ["ReceivedChunk", "open_results", "ranges"]
+__all__ = ["ReceivedChunk", "open_results", "ranges", "send_result"]
+
+_SMALL_BYTES: Final = 64 * 1024
 
 
 @dataclass(slots=True)
@@ -28,22 +33,53 @@ class ReceivedChunk:
     output: memoryview
 
 
-def open_results(agreement: Agreement, work: Work, message: Results, size: int) -> list[ReceivedChunk]:
-    """The results in a message, which the connection has compared with what was assigned; a chunk has `size` bytes, the
-    last one perhaps fewer.
+async def send_result(
+    dialogue: Dialogue, start: ResultStart, outputs: Sequence[bytes | memoryview], moved: Callable[[int], None]
+) -> None:
+    """Send `start` and what it announces; a small output in one write with it. `moved` is told of what has gone.
+
+    Nobody else may speak on the stream meanwhile. Raises as `Dialogue.send`.
+    """
+    if len(outputs) == 1 and start.size <= _SMALL_BYTES:
+        await dialogue.send(start, ResultData(data=outputs[0]))
+        return
+    await dialogue.send(start)
+    # A piece at a time, so that a large output is not held twice.
+    for output in outputs:
+        for at in range(0, len(output), DATA_BYTES):
+            await dialogue.send(ResultData(data=memoryview(output)[at : at + DATA_BYTES]))
+            moved(DATA_BYTES)
+
+
+def open_results(
+    agreement: Agreement,
+    work: Work,
+    message: Results,
+    size_of: Callable[[int], int],
+    call_of: Callable[[int], bytes | None],
+) -> list[ReceivedChunk]:
+    """The results in a message, which the connection has compared with what was assigned.
 
     Their receipts follow from the outputs and the agreement, so that there is nothing to compare but the signed root.
+
+    Args:
+        agreement, work: what they are of.
+        message: what came.
+        size_of: bytes of the output of a chunk.
+        call_of: what stands for the call of a chunk; None where there are no calls.
 
     Raises:
         RemoteProtocolError: it is not signed so.
     """
-    data = memoryview(message.data)
+    data, at = memoryview(message.data), 0
     payloads: list[ReceiptPayload] = []
     outputs: list[memoryview] = []
-    for number, index in enumerate(message.chunks):
-        output = data[number * size : (number + 1) * size]
-        units = units_of(work, work.chunk_range(index)[1])
-        payloads.append(result_receipt(agreement, index, (output,), units, message.finished_ms))
+    for index in message.chunks:
+        size = size_of(index)
+        output = data[at : at + size]
+        at += size
+        units = units_of(work, work.chunk_range(index % work.chunks)[1])
+        payloads.append(result_receipt(agreement, index, (output,), units, message.finished_ms, call_of(index)))
         outputs.append(output)
     with remote():
         batch = task.open_batch(

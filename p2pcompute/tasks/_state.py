@@ -66,6 +66,7 @@ class TaskRequest:
     chunk_s: float = 20.0
     sample_every: int = 1
     stake: TaskStake | None = None
+    standing: bool = False  # the work is what each call of a standing agreement repeats
     shared: frozenset[bytes] = frozenset()  # inputs that providers may give to each other
     outcome: TaskOutcome = field(default_factory=TaskOutcome)
 

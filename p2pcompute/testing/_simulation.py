@@ -199,8 +199,27 @@ class _InlineSession:
                 array = np.frombuffer(data, spec.dtype) if isinstance(data, bytes) else np.asarray(data)
                 self._values.append(array.reshape(spec.shape))
         self._dtypes = [spec.dtype for spec in args if isinstance(spec, OutputSpec)]
+        self._specs, self._compiled_with = tuple(args), list(self._values)
         await trio.sleep(self._workers.compile_s)
         return _Compiled(compile_ms=self._workers.compile_s * 1000, row_shapes=self._rows, items_per_block=self._items)
+
+    async def set_arguments(self, values: Mapping[int, Any], *, timeout_s: float) -> None:  # noqa: ARG002  at once
+        from p2pcompute.execution import InputSpec, OutputSpec, ScalarSpec
+
+        async with self._turn:
+            if self._dead:
+                raise WorkerDied("this simulated worker has died; open another session")
+            inputs = [position for position, spec in enumerate(self._specs) if not isinstance(spec, OutputSpec)]
+            taken = list(self._compiled_with)
+            for position, value in values.items():
+                spec = self._specs[position]
+                if isinstance(spec, ScalarSpec) and spec.varies:
+                    taken[inputs.index(position)] = np.dtype(spec.dtype).type(value)
+                elif isinstance(spec, InputSpec) and spec.split is None and value.shape == spec.shape:
+                    taken[inputs.index(position)] = np.array(value, dtype=spec.dtype)
+                else:
+                    raise ValueError(f"argument {position} has no such value in this kernel")
+            self._values = taken
 
     async def run_blocks(
         self,

@@ -19,6 +19,7 @@ __all__ = [
     "MAX_ARGS",
     "MAX_BLOB_BYTES",
     "MAX_BUCKETS",
+    "MAX_CALLS",
     "MAX_CARD_BYTES",
     "MAX_CBOR_DEPTH",
     "MAX_CBOR_ITEMS",
@@ -37,6 +38,8 @@ __all__ = [
     "MAX_FEATURES",
     "MAX_FRAME_BYTES",
     "MAX_HALO",
+    "MAX_HELD_INPUTS",
+    "MAX_HELD_INPUT_BYTES",
     "MAX_HELD_TILE_BYTES",
     "MAX_HOLDERS",
     "MAX_INFLIGHT_CHUNKS",
@@ -122,6 +125,9 @@ MAX_CHUNKS: Final = 1_048_576
 MAX_INFLIGHT_CHUNKS: Final = 256
 MAX_CREDIT_WINDOW: Final = 256  # chunks
 SHORT_WINDOW_UNITS: Final = 20_000  # of work, that may be unpaid whatever an ad's window for chunks of any length is
+MAX_CALLS: Final = 256  # of a standing agreement, the newest ones, whose chunks may be assigned
+MAX_HELD_INPUTS: Final = 4_096  # arrays of calls that a provider holds for a task
+MAX_HELD_INPUT_BYTES: Final = 128 * 1024 * 1024  # of all of them together
 MAX_STATES_PER_CHUNK: Final = 8  # that may be asked for, for each chunk of rounds that came
 
 # Blobs

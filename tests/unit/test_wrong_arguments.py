@@ -19,9 +19,11 @@ import trio
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute._given import check_challenge
+from p2pcompute._hired import _fitting
 from p2pcompute._options import NODE_OPTIONS, AmountError, OptionError, UnknownOption, parse_usd, said
 from p2pcompute._rounds import bind_rounds
 from p2pcompute.errors import ConfigError, KernelError, KernelTypeError, NotCalled, P2PComputeError, ProgramError
+from p2pcompute.execution._api import InputSpec, ScalarSpec
 from p2pcompute.wallet import open_wallet
 
 
@@ -83,6 +85,19 @@ def at(kernel: Any, place: int) -> Callable[[Any], object]:
     return lambda v: p2p.run(kernel, *GOOD[:place], v, *GOOD[place + 1 :])
 
 
+def hired(*args: Any, **options: Any) -> object:
+    return p2p.hire(*args, **options).__enter__()
+
+
+def hired_at(place: int) -> Callable[[Any], object]:
+    return lambda v: hired(saxpy, *GOOD[:place], v, *GOOD[place + 1 :])
+
+
+def called(spec: Any) -> Callable[[Any], object]:
+    """As `Hired.run` looks at an input."""
+    return lambda v: _fitting(1, spec, v)
+
+
 def named(name: str, call: Callable[..., object], *args: Any) -> Callable[[Any], object]:
     return lambda v: call(*args, **{name: v})
 
@@ -132,7 +147,15 @@ def calls() -> Iterator[tuple[str, Callable[[Any], object]]]:
     for name in sorted({field.name for field in fields(p2p.RunOptions)} | NODE_OPTIONS):
         yield f"run({name}=)", named(name, p2p.run, saxpy, *GOOD)
         yield f"matmul({name}=)", named(name, p2p.matmul, SQUARE, SQUARE)
-    for kind in (p2p.RunOptions, p2p.RoundOptions, p2p.ProviderOptions):
+    yield "hire(kernel)", lambda v: hired(v, *GOOD)
+    for place in range(len(GOOD)):
+        yield f"hire({place})", hired_at(place)
+    for name in sorted({field.name for field in fields(p2p.HireOptions)} | NODE_OPTIONS):
+        yield f"hire({name}=)", named(name, hired, saxpy, *GOOD)
+    for dtype in ("float32", "int8", "uint64", "bool"):
+        yield f"hired.run({dtype})", called(ScalarSpec(dtype=dtype, value=np.zeros(1, dtype)[0]))
+    yield "hired.run(array)", called(InputSpec(dtype="int32", shape=(8,)))
+    for kind in (p2p.RunOptions, p2p.RoundOptions, p2p.HireOptions, p2p.ProviderOptions):
         for field in fields(kind):
             yield f"{kind.__name__}({field.name}=)", named(field.name, kind)
 

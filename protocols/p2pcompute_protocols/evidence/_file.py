@@ -154,6 +154,8 @@ def open_evidence(data: bytes, *, more: Mapping[bytes, bytes] | None = None) -> 
     work = agreement.terms.work
     if not isinstance(work, ChunkWork | RoundWork):
         raise LocalProtocolError("the agreement is not about a kernel's launch", code=WireCode.UNSUPPORTED)
+    if agreement.terms.standing and accusation.kind != "equivocation":
+        raise LocalProtocolError("the inputs of a call are not in its agreement", code=WireCode.UNSUPPORTED)
     if isinstance(work, RoundWork) and accusation.kind == "result":
         raise LocalProtocolError("of work in rounds a round is disputed", code=WireCode.UNSUPPORTED)
     provider = PeerId(agreement.terms.provider)

@@ -43,7 +43,7 @@ __all__ = [
     "Terms",
 ]
 
-PROTOCOL_ID: Final = "/p2pcompute/negotiation/2"
+PROTOCOL_ID: Final = "/p2pcompute/negotiation/3"
 ORDER_KIND: Final = "order"
 BID_KIND: Final = "bid"
 REFUSAL_KIND: Final = "refusal"
@@ -83,7 +83,7 @@ class OrderPayload(Record):
     order_id: bytes = wire(1, Bytes(16))
     created_ms: int = wire(2, Uint())
     expires_ms: int = wire(3, Uint())
-    work: Work | None = optional(4, WORK, default=None)  # left out in an order for a standing agreement
+    work: Work | None = optional(4, WORK, default=None)  # may be left out where `standing`, and only there
     requirement: Requirement = wire(5, Nested(Requirement))
     max_price_pusd: int = wire(6, Uint())
     ceiling_uusd: int = wire(7, Uint())
@@ -100,7 +100,7 @@ class OrderPayload(Record):
     def validate(self) -> None:
         if not self.created_ms < self.expires_ms <= self.created_ms + MAX_ORDER_LIFETIME_MS:
             raise LocalProtocolError("an order expires within ten minutes", code=WireCode.EXPIRED)
-        if (self.work is None) != self.standing:
+        if self.work is None and not self.standing:
             raise LocalProtocolError("an order names its work, unless it is for a standing agreement")
         check_mode(self.fp, self.check.tolerance)
 
@@ -168,7 +168,7 @@ class Terms(Record):
     group_id: bytes | None = optional(24, Bytes(16), default=None)
 
     def validate(self) -> None:
-        if (self.work is None) != self.standing:
+        if self.work is None and not self.standing:
             raise LocalProtocolError("terms name their work, unless they are standing")
         check_mode(self.fp, self.check.tolerance)
         if self.requester == self.provider:

@@ -18,6 +18,15 @@ from ._batch import (
 from ._batch import (
     stands_in_batch as stands_in_batch,
 )
+from ._calls import (
+    CallInputs as CallInputs,
+)
+from ._calls import (
+    standing_work as standing_work,
+)
+from ._held import (
+    Held as Held,
+)
 from ._messages import (
     BATCH_BYTES as BATCH_BYTES,
 )
@@ -38,6 +47,12 @@ from ._messages import (
 )
 from ._messages import (
     BlobStart as BlobStart,
+)
+from ._messages import (
+    Call as Call,
+)
+from ._messages import (
+    CallArg as CallArg,
 )
 from ._messages import (
     Cancel as Cancel,

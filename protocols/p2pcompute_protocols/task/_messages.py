@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypeAlias
 
 from ..errors import LocalProtocolError, WireCode
 from ..limits import (
@@ -20,7 +20,8 @@ from ..limits import (
     MAX_SLOTS,
     MAX_TEXT,
 )
-from ..wire import Array, Bytes, Choice, Flag, Nested, Peer, Record, Text, Uint, optional, record, wire
+from ..wire import Array, Bytes, Choice, Flag, Nested, OneOf, Peer, Record, Text, Uint, optional, record, wire
+from ..work import ArrayArg, ScalarArg
 
 __all__ = [
     "BATCH_BYTES",
@@ -32,6 +33,8 @@ __all__ = [
     "Assign",
     "BlobData",
     "BlobStart",
+    "Call",
+    "CallArg",
     "Cancel",
     "ChunkError",
     "Closed",
@@ -62,13 +65,16 @@ BATCH_BYTES: Final = 192 * 1024  # of the outputs of several chunks in one frame
 _RECEIPT_BYTES: Final = 4 * 1024
 _RECEIPTS_BYTES: Final = 1024  # an envelope over 32 bytes of a task, 32 of a root, and a number
 
+CallArg: TypeAlias = ScalarArg | ArrayArg
+
 
 @record
 class ReceiptPayload(Record):
     """What a provider signs for a chunk. `code` is 0 for a result, else the `WireCode` of the failure.
 
     `output` is SHA-256 over the chunk's output bytes; 32 zero bytes where it failed. A provider signs at most
-    one receipt with code 0 for an index of a task.
+    one receipt with code 0 for an index of a task. In a standing agreement `call` is SHA-256 of the `Call` that the
+    chunk belongs to, as it was sent.
     """
 
     task: bytes = wire(1, Bytes(32))
@@ -79,6 +85,7 @@ class ReceiptPayload(Record):
     units: int = wire(6, Uint())
     finished_ms: int = wire(7, Uint())
     detail: str | None = optional(8, Text(MAX_TEXT), default=None)
+    call: bytes | None = optional(9, Bytes(32), default=None)
 
     def validate(self) -> None:
         if self.code != 0 and (self.output != bytes(32) or self.units != 0):
@@ -179,6 +186,17 @@ class Share(Record):
     root: bytes = wire(2, Bytes(32))
     ticket: bytes = wire(3, Bytes(32))
     holders: tuple[Holder, ...] = wire(4, Array(Nested(Holder), MAX_HOLDERS))
+
+
+@record
+class Call(Record):
+    """Requester, of a standing agreement: the next call has these inputs, in the order of the work's without its
+    outputs, and of the same types and shapes. Calls count from 0; with n chunks in the work, call c has the chunks from
+    c × n to c × n + n - 1."""
+
+    TYPE = 9
+    call: int = wire(1, Uint(0, MAX_CHUNKS - 1))
+    args: tuple[CallArg, ...] = wire(2, Array(OneOf({1: ScalarArg, 2: ArrayArg}), MAX_ARGS))
 
 
 @record
@@ -318,6 +336,7 @@ MESSAGES: Final[Mapping[int, type[Record]]] = {
         Finish,
         GetState,
         Share,
+        Call,
         Opened,
         Ready,
         Refused,

@@ -10,11 +10,14 @@ from ..connection import Connection, Role, Table
 from ..errors import LocalProtocolError, WireCode
 from ..limits import MAX_DATA_FRAME_BYTES, MAX_HOLDERS, MAX_INFLIGHT_CHUNKS, MAX_STATES_PER_CHUNK
 from ..wire import Record
+from ._calls import CallInputs
+from ._held import Held
 from ._messages import (
     MESSAGES,
     Assign,
     BlobData,
     BlobStart,
+    Call,
     Cancel,
     ChunkError,
     Closed,
@@ -33,7 +36,6 @@ from ._messages import (
     StateGone,
     StateStart,
 )
-from ._tiles import HeldTiles
 
 __all__ = ["TABLE", "TaskConnection", "TaskState"]
 
@@ -58,6 +60,7 @@ TABLE: Final[Table[TaskState]] = {
         _S.RUNNING: {
             BlobStart: _S.RUNNING,
             BlobData: _S.RUNNING,
+            Call: _S.RUNNING,
             Assign: _S.RUNNING,
             Cancel: _S.RUNNING,
             Finish: _S.FINISHING,
@@ -105,6 +108,9 @@ class TaskConnection(Connection[TaskState]):
     hold, before the next one; a result's bytes come in one piece, as many as announced. `chunks`, `chunk_bytes` and,
     where inputs are split, `tiles` are set by whoever knows the agreement, before the first chunk.
 
+    Of a standing agreement `call_chunks`, the chunks of one call, and `calls` are set as well. A chunk is one of a call
+    that was made, and behind its Assign come the arrays of the call that the provider does not hold.
+
     Of work in rounds `chunk_rounds` and `state_arrays` are set as well. Chunks are then assigned in ascending order,
     each once, and states that have come may be asked for, so many for each chunk; each question is answered, in order.
     """
@@ -119,9 +125,11 @@ class TaskConnection(Connection[TaskState]):
         super().__init__(role)
         self.chunks = 0
         self.chunk_bytes: tuple[int, int] = (0, 0)  # of a whole chunk, of the last one
+        self.call_chunks = 0  # of one call; 0 where the agreement is for one launch
         self.blob_sizes: dict[bytes, int] = {}  # what the work names; a blob of another size is refused
         self.needed: set[bytes] = set()
-        self.tiles: HeldTiles | None = None
+        self.tiles: Held | None = None  # or the arrays of calls
+        self.calls: CallInputs | None = None  # of a standing agreement; `tiles` is the same then
         self.outstanding: set[int] = set()
         self._blob: tuple[bytes, int] | None = None  # digest, bytes still to come
         self._hash = hashlib.sha256()
@@ -163,6 +171,14 @@ class TaskConnection(Connection[TaskState]):
             case Ready():
                 if self.state is _S.SETUP and (self.needed or self._blob is not None):
                     raise LocalProtocolError("ready before all blobs came", code=WireCode.OUT_OF_ORDER)
+            case Call():
+                if self.calls is None:
+                    raise LocalProtocolError("a call, and no standing agreement", code=WireCode.OUT_OF_ORDER)
+                if self.needed or self._blob is not None:
+                    raise LocalProtocolError(
+                        "a call before all arrays of the last one came", code=WireCode.OUT_OF_ORDER
+                    )
+                self.calls.call(message)
             case Assign():
                 self._assign(message)
             case Cancel():
@@ -209,19 +225,27 @@ class TaskConnection(Connection[TaskState]):
     def size_of(self, index: int) -> int:
         """Bytes of the output of a chunk."""
         whole, last = self.chunk_bytes
-        return last if index == self.chunks - 1 else whole
+        return last if (index + 1) % (self.call_chunks or self.chunks) == 0 else whole
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether each chunk is assigned, and answered, by itself: of work in rounds, and where inputs are split."""
+        return bool(self.chunk_rounds) or (self.tiles is not None and self.calls is None)
 
     def _results(self, message: Results) -> None:
-        if self.tiles is not None or self.chunk_rounds:
+        if self.one_by_one:
             raise LocalProtocolError("chunks of this work are answered one by one", code=WireCode.OUT_OF_ORDER)
         if not self.outstanding.issuperset(message.chunks):
             raise LocalProtocolError("one of these chunks was not asked for", code=WireCode.UNKNOWN_CHUNK)
-        size = self.chunk_bytes[0] * (message.count - 1) + self.size_of(message.chunks[-1])
+        size = sum(map(self.size_of, message.chunks))
         if len(message.data) != size:
             raise LocalProtocolError(
                 f"{len(message.data)} bytes where these chunks have {size}", code=WireCode.OVERSIZED
             )
         self.outstanding.difference_update(message.chunks)
+        if self.tiles is not None:
+            for index in message.chunks:
+                self.tiles.answered(index)
 
     def _answer_state(self, state: int) -> None:
         if not self.asked or self.asked[0] != state:
@@ -278,8 +302,10 @@ class TaskConnection(Connection[TaskState]):
         index, chunks = message.index, message.chunks
         if self.needed or self._blob is not None:
             raise LocalProtocolError("a chunk before all tiles of the last one came", code=WireCode.OUT_OF_ORDER)
-        if message.count is not None and (self.tiles is not None or self.chunk_rounds):
+        if message.count is not None and self.one_by_one:
             raise LocalProtocolError("chunks of this work are assigned one by one", code=WireCode.OUT_OF_ORDER)
+        if self.call_chunks and index // self.call_chunks != chunks[-1] // self.call_chunks:
+            raise LocalProtocolError("chunks of two calls in one message", code=WireCode.OUT_OF_ORDER)
         if chunks[-1] >= self.chunks:
             raise LocalProtocolError(f"chunk {chunks[-1]} of {self.chunks}", code=WireCode.UNKNOWN_CHUNK)
         if not self.outstanding.isdisjoint(chunks):
@@ -290,6 +316,8 @@ class TaskConnection(Connection[TaskState]):
             missing = self.tiles.assign(index)
             self.blob_sizes = missing
             self.needed = set(missing)
+            for other in chunks[1:]:  # of the same call: they need the same
+                self.tiles.assign(other)
         if self.chunk_rounds:
             if index != self.assigned:
                 raise LocalProtocolError("chunks of rounds are assigned in order", code=WireCode.OUT_OF_ORDER)

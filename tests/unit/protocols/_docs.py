@@ -84,7 +84,10 @@ def _type(of: Any) -> str:
         case wire.OneOf():
             if of is work.WORK:
                 return "Work"
-            return "StepArg" if work.NextArg in of._by_tag.values() else "WorkArg"
+            kinds = set(of._by_tag.values())
+            if kinds == {work.ScalarArg, work.ArrayArg}:
+                return "CallArg"
+            return "StepArg" if work.NextArg in kinds else "WorkArg"
         case _:
             raise TypeError(f"{of!r}")
 

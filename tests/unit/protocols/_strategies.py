@@ -267,7 +267,8 @@ def _times(early: str, late: str, span: int) -> Callable[[Any, Values], None]:
 
 def _standing(draw: Any, v: Values) -> None:
     v["standing"] = draw(st.booleans())
-    v["work"] = None if v["standing"] else draw(field(work.WORK))
+    left_out = v["standing"] and draw(st.booleans())
+    v["work"] = None if left_out else draw(field(work.WORK))
 
 
 def _mode(draw: Any, v: Values) -> None:

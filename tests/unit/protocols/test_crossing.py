@@ -18,9 +18,11 @@ from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError
 from p2pcompute_protocols.framing import frame
 from p2pcompute_protocols.wire import Record
+from p2pcompute_protocols.work import ArrayArg, ChunkWork, LaunchSpec, OutArg
 
 from .test_tables import BLOB, DIGEST, LEAF, MESSAGES, memory
-from .vectors._material import NETWORK, PROVIDER
+from .vectors._material import NETWORK, PROVIDER, sha
+from .vectors._material import work as some_work
 
 QUEUE = 3
 CONNECTIONS = list(MESSAGES)
@@ -52,6 +54,10 @@ def small(cls: type[Connection[Any]]) -> list[Record]:
         return ROUNDS
     if cls is Pairs:
         return PAIRS
+    if cls is Calls:
+        return CALLS
+    if cls is CallPairs:
+        return CALL_PAIRS
     if cls is blob.BlobConnection:
         return [*MESSAGES[cls], blob.BlobHave(leaves=(LEAF,), held=b"\x00")]
     if cls is channel.ChannelConnection:
@@ -68,8 +74,8 @@ def fresh(cls: type[Connection[Any]], role: Role) -> Connection[Any]:
         conn.chunks, conn.chunk_bytes, conn.blob_sizes = 1, (1, 1), {DIGEST: 3}
         if isinstance(conn, Rounds):
             conn.chunk_bytes = (64, 64)
-        if isinstance(conn, Pairs):
-            conn.chunks = 2
+        if isinstance(conn, Pairs | Calls):
+            conn.chunks = 2 * (conn.call_chunks or 1)
     if isinstance(conn, dispute.DisputeConnection):
         conn.network, conn.provider = NETWORK, PROVIDER.peer_id
     return conn
@@ -82,6 +88,12 @@ def clone(conn: Connection[Any]) -> Connection[Any]:
             setattr(twin, name, value.copy())
         elif name == "_buffer":
             setattr(twin, name, copy.deepcopy(_plain_buffer(value)))
+    if isinstance(conn, task.TaskConnection) and conn.calls is not None:
+        held = copy.copy(conn.calls)
+        for name, value in vars(held).items():
+            if isinstance(value, dict):
+                setattr(held, name, value.copy())
+        twin.calls = twin.tiles = held  # type: ignore[attr-defined]
     return twin
 
 
@@ -248,10 +260,99 @@ def test_no_honest_interleaving_of_questions_about_states_is_refused(monkeypatch
     assert all(one is other for one, other in ends)
 
 
+class Calls(task.TaskConnection):
+    """The same protocol for calls of one chunk of one byte, each with one array; one call is open at once."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role)
+        own = ArrayArg(dtype="uint8", shape=(3,), digest=sha(b"own"))
+        made = chunks_of_one((own, OutArg(dtype="uint8", shape=(1,))), 1)
+        self.calls = self.tiles = task.CallInputs(made)
+        self.calls.most_open = 1
+        self.call_chunks = 1
+
+
+def chunks_of_one(args: tuple[Any, ...], chunks: int) -> ChunkWork:
+    """Chunks of one thread."""
+    launch = LaunchSpec(dims=1, grid=(chunks, 1, 1), block=(1, 1, 1))
+    return some_work(launch=launch, args=args, blocks_per_chunk=1, chunk_output_bytes=1)
+
+
+def a_call(number: int, array: bytes) -> task.Call:
+    return task.Call(call=number, args=(ArrayArg(dtype="uint8", shape=(3,), digest=sha(array)),))
+
+
+CALLS = [
+    task.Open(agreement=b"a"),
+    task.Opened(need=(), slots=1, window=1),
+    task.Ready(compile_ms=1),
+    a_call(0, BLOB),
+    a_call(1, b"own"),
+    a_call(1, BLOB),
+    task.BlobStart(digest=DIGEST, size=3),
+    task.BlobData(data=BLOB),
+    task.Assign(index=0),
+    task.Assign(index=1),
+    task.Cancel(index=0),
+    task.ResultStart(index=0, receipt=b"r", size=1),
+    task.ResultStart(index=1, receipt=b"r", size=1),
+    task.ResultData(data=b"1"),
+    task.ChunkError(index=0, receipt=b"r"),
+    task.Finish(code=0, detail=""),
+    task.Closed(chunks=0),
+]
+
+
+def test_no_honest_interleaving_of_calls_is_refused() -> None:
+    worlds, ends = walk(Calls)
+    assert worlds > 100
+    assert {one for one, other in ends if one is other} == set(task.TaskState)
+    assert all(one is other for one, other in ends)
+
+
+class CallPairs(Calls):
+    """The same for calls of two chunks, which are assigned and answered together, also with those of another."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__(role)
+        own = ArrayArg(dtype="uint8", shape=(3,), digest=sha(b"own"))
+        self.calls = self.tiles = task.CallInputs(chunks_of_one((own, OutArg(dtype="uint8", shape=(2,))), 2))
+        self.calls.most_open = 2
+        self.call_chunks = 2
+
+
+CALL_PAIRS = [
+    task.Open(agreement=b"a"),
+    task.Opened(need=(), slots=1, window=1),
+    task.Ready(compile_ms=1),
+    a_call(0, BLOB),
+    a_call(1, BLOB),
+    task.BlobStart(digest=DIGEST, size=3),
+    task.BlobData(data=BLOB),
+    task.Assign(index=0, count=2),
+    task.Assign(index=2, count=2),
+    task.Assign(index=1),
+    task.Cancel(index=1),
+    task.Results(index=0, count=2, finished_ms=1, receipts=b"r", data=b"12"),
+    task.Results(index=1, count=3, finished_ms=1, receipts=b"r", data=b"123"),
+    task.ChunkError(index=0, receipt=b"r"),
+    task.ChunkError(index=1, receipt=b"r"),
+    task.Finish(code=0, detail=""),
+    task.Closed(chunks=0),
+]
+
+
+def test_no_honest_interleaving_of_calls_whose_chunks_go_together_is_refused() -> None:
+    worlds, ends = walk(CallPairs)
+    assert worlds > 100
+    assert {one for one, other in ends if one is other} == set(task.TaskState)
+    assert all(one is other for one, other in ends)
+
+
 def test_the_alphabets_are_whole() -> None:
     for cls in CONNECTIONS:
         kinds = {type(m) for m in small(cls)}
         if cls is task.TaskConnection:
-            kinds |= {type(m) for m in (*ROUNDS, *PAIRS)}
+            kinds |= {type(m) for m in (*ROUNDS, *PAIRS, *CALLS, *CALL_PAIRS)}
         assert kinds | {task.Notice} >= set(cls.messages.values())
     assert {ads.AdsConnection, negotiation.NegotiationConnection} <= set(CONNECTIONS)

@@ -20,13 +20,18 @@ from p2pcompute_protocols.connection import NEED_DATA, Connection, Role
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.limits import MAX_STATES_PER_CHUNK
 from p2pcompute_protocols.wire import Record
+from p2pcompute_protocols.work import ArrayArg, OutArg
 
 from .test_tables import BINDING, CHAIN, HOLDER, memory
 from .vectors._blob import ANOTHER, LEAVES, PIECES, want
 from .vectors._dispute import ROUNDS, TASK_ID, a_claim, rounds_bytes
 from .vectors._material import NETWORK, PROVIDER
+from .vectors._material import work as some_work
 
 BLOBS = {hashlib.sha256(blob).digest(): blob for blob in (b"kernel", b"input of a task", b"x" * 700)}
+ARRAYS = {hashlib.sha256(array).digest(): array for array in (b"own", b"one", b"two")}  # of calls
+OWN = hashlib.sha256(b"own").digest()
+CONTENT = {**BLOBS, **ARRAYS}
 CHUNKS, WHOLE, LAST = 6, 40, 7
 R, P = Role.REQUESTER, Role.PROVIDER
 DELIVERIES: list[list[tuple[Role, float]]] = [[], [(P, 1.0)], [(R, 1.0)], [(R, 1.0), (P, 1.0)], [(P, 0.4)], [(R, 0.4)]]
@@ -365,7 +370,7 @@ class TaskDialogue(Dialogue):
             ]
             if conn._blob is not None:
                 digest, left = conn._blob
-                rest = BLOBS[digest][-left:]
+                rest = CONTENT[digest][-left:]
                 piece = st.integers(1, len(rest)).map(lambda n: task.BlobData(data=rest[:n]))
                 choices += [piece, st.just(task.BlobData(data=rest))]
             return st.one_of(choices) | st.integers(0, 30).map(
@@ -517,6 +522,69 @@ class RoundsDialogue(TaskDialogue):
         assert len(asked) <= MAX_STATES_PER_CHUNK * results
 
 
+class CallsDialogue(TaskDialogue):
+    """The same for a standing agreement: calls of three chunks, each with an array; two calls are open at once."""
+
+    def fresh(self, role: Role) -> Connection[Any]:
+        conn = super().fresh(role)
+        assert isinstance(conn, task.TaskConnection)
+        own = ArrayArg(dtype="uint8", shape=(3,), digest=OWN)
+        conn.calls = conn.tiles = task.CallInputs(some_work(args=(own, OutArg(dtype="uint8", shape=(20,)))))
+        conn.calls.most_open = 2
+        conn.calls._most = 1  # arrays held at once, so that they make room for each other
+        conn.call_chunks, conn.chunks = 3, 30
+        return conn
+
+    def messages(self, conn: Connection[Any]) -> st.SearchStrategy[Record]:
+        if conn.role is Role.PROVIDER:
+            return super().messages(conn)
+        calls = st.builds(self.call, number=st.integers(0, 10), digest=st.sampled_from([*ARRAYS, bytes(32)]))
+        chunks = st.integers(0, 30)
+        arrays = st.sampled_from([task.BlobStart(digest=d, size=3) for d in ARRAYS])
+        return super().messages(conn) | calls | st.builds(task.Assign, index=chunks) | arrays
+
+    @staticmethod
+    def call(number: int, digest: bytes) -> task.Call:
+        return task.Call(call=number, args=(ArrayArg(dtype="uint8", shape=(3,), digest=digest),))
+
+    def legal(self, conn: task.TaskConnection) -> list[st.SearchStrategy[Record]]:
+        running = conn.state is task.TaskState.RUNNING
+        if conn.role is Role.REQUESTER and running:
+            assert conn.calls is not None
+            if conn._blob is not None:
+                digest, left = conn._blob
+                rest = ARRAYS[digest][-left:]
+                if conn._hash.digest() != hashlib.sha256(ARRAYS[digest][:-left]).digest():
+                    return []  # `say` has put other bytes into it
+                return [st.sampled_from([1, left]).map(lambda n: task.BlobData(data=rest[:n]))]
+            if conn.needed:
+                due = sorted(conn.needed & ARRAYS.keys())  # `say` may have made a call with another
+                return [st.sampled_from(due).map(lambda d: task.BlobStart(digest=d, size=3))] if due else []
+            said: list[st.SearchStrategy[Record]] = [st.just(task.Finish(code=0, detail=""))]
+            if conn.calls.has_room() and conn.calls.made < 10:
+                number = conn.calls.made
+                said += [st.sampled_from(sorted(ARRAYS)).map(lambda d: self.call(number, d))] * 3
+            free = [n for n in range(30) if n not in conn.outstanding and conn.calls.fits(n)]
+            if free:
+                said += [st.sampled_from(free).map(lambda n: task.Assign(index=n))] * 6
+            return said
+        answers = conn.state in (task.TaskState.RUNNING, task.TaskState.FINISHING) and not conn._result_left
+        if conn.role is Role.PROVIDER and answers and conn.outstanding:
+            asked = st.sampled_from(sorted(conn.outstanding))
+            sizes = (WHOLE, WHOLE, LAST)
+            return [
+                asked.map(lambda n: task.ResultStart(index=n, receipt=b"r", size=sizes[n % 3])),
+                asked.map(lambda n: task.ChunkError(index=n, receipt=b"r")),
+            ]
+        return super().legal(conn)
+
+    @invariant()
+    def calls_are_counted(self) -> None:
+        if hasattr(self, "heard"):
+            calls = [m.call for m in self.heard[Role.PROVIDER] if isinstance(m, task.Call)]
+            assert calls == list(range(len(calls)))
+
+
 SETTINGS = settings(
     max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -538,3 +606,5 @@ TestBlob = BlobDialogue.TestCase
 TestTask = TaskDialogue.TestCase
 RoundsDialogue.TestCase.settings = TaskDialogue.TestCase.settings
 TestRounds = RoundsDialogue.TestCase
+CallsDialogue.TestCase.settings = TaskDialogue.TestCase.settings
+TestCalls = CallsDialogue.TestCase

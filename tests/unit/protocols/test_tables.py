@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import enum
 import hashlib
 from collections.abc import Callable
@@ -18,9 +20,11 @@ from p2pcompute_protocols.ids import TaskId, peer_id_from_public_key
 from p2pcompute_protocols.limits import MAX_NEGOTIATION_ROUNDS
 from p2pcompute_protocols.money import ChainTerms
 from p2pcompute_protocols.wire import Record, record, wire
+from p2pcompute_protocols.work import ArrayArg, ScalarArg
 
 from .vectors._dispute import TASK_ID, a_claim, rounds_bytes, some_rounds
 from .vectors._material import NETWORK, PROVIDER
+from .vectors._material import work as some_work
 
 BLOB = b"abc"
 DIGEST = hashlib.sha256(BLOB).digest()
@@ -46,6 +50,13 @@ TERMS = stake.PledgedTerms(
     threshold=1,
     expires_s=1,
     arbiters=(b"a" * 20,),
+)
+CALL = task.Call(
+    call=0,
+    args=(
+        ScalarArg(dtype="float32", value=bytes(4)),
+        ArrayArg(dtype="uint8", shape=(16,), digest=DIGEST),
+    ),
 )
 MESSAGES: dict[type[Connection[Any]], list[Record]] = {
     ads.AdsConnection: [
@@ -78,6 +89,7 @@ MESSAGES: dict[type[Connection[Any]], list[Record]] = {
         task.StateGone(state=1, code=12, detail="paid"),
         task.Share(digest=DIGEST, root=LEAF, ticket=bytes(32), holders=()),
         task.Results(index=0, count=2, finished_ms=1, receipts=b"r", data=bytes(16)),
+        task.Call(call=1, args=CALL.args),
     ],
     blob.BlobConnection: [
         WANT,
@@ -158,12 +170,22 @@ def arrange(conn: Connection[Any], state: enum.Enum, message: Record) -> None:
         conn.fetches, conn._inputs = True, {DIGEST}
         if isinstance(message, task.StateData):
             conn._state_left = 8
+        if isinstance(message, task.Call):
+            calls(conn)
     if isinstance(conn, blob.BlobConnection) and state is not blob.BlobState.IDLE:
         conn.want = WANT
         if state is not blob.BlobState.ASKED:
             conn.leaves = (LEAF,)
             conn.held = set() if isinstance(message, blob.BlobHeld) else {0}
             conn.asked = set() if isinstance(message, blob.BlobGet) else {0}
+
+
+def calls(conn: task.TaskConnection, made: int = 1) -> None:
+    """Make it one of a standing agreement, in which so many calls were made."""
+    conn.calls = conn.tiles = task.CallInputs(some_work())
+    conn.call_chunks, conn.chunks = some_work().chunks, 1_048_575
+    for number in range(made):
+        conn.calls.call(dataclasses.replace(CALL, call=number))
 
 
 def memory(conn: Connection[Any]) -> dict[str, Any]:
@@ -174,6 +196,8 @@ def memory(conn: Connection[Any]) -> dict[str, Any]:
             kept[name] = len(value)
         elif name == "_hash":
             kept[name] = value.digest()
+        elif isinstance(value, task.Held):
+            kept[name] = {part: copy.copy(held) for part, held in vars(value).items()}
         else:
             kept[name] = value.copy() if isinstance(value, set | dict | list) else value
     return kept
@@ -335,6 +359,17 @@ def has(**values: Any) -> Arrange:
     return set_all
 
 
+def in_calls(made: int = 1, held: dict[str, Any] | None = None, **values: Any) -> Arrange:
+    """In a standing agreement, after so many calls; `held` is what its `CallInputs` has."""
+
+    def set_all(conn: Any) -> None:
+        calls(conn, made)
+        has(**values)(conn)
+        has(**(held or {}))(conn.calls)
+
+    return set_all
+
+
 OUT_OF_ORDER, OVERSIZED, BAD_DIGEST = WireCode.OUT_OF_ORDER, WireCode.OVERSIZED, WireCode.BAD_DIGEST
 UNKNOWN_CHUNK, REPLAYED, BAD_VOUCHER = WireCode.UNKNOWN_CHUNK, WireCode.REPLAYED, WireCode.BAD_VOUCHER
 SHARE = task.Share(digest=DIGEST, root=LEAF, ticket=bytes(32), holders=())
@@ -384,6 +419,26 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
         R, S.RUNNING, has(chunk_rounds=3, assigned=1, outstanding={0}), task.Assign(index=2), OUT_OF_ORDER),
     "a chunk of rounds again": (
         R, S.RUNNING, has(chunk_rounds=3, assigned=2, outstanding=set()), task.Assign(index=1), OUT_OF_ORDER),
+    "a call of other work": (R, S.RUNNING, has(), CALL, OUT_OF_ORDER),
+    "a call again": (R, S.RUNNING, in_calls(), CALL, REPLAYED),
+    "a call left out": (R, S.RUNNING, in_calls(), dataclasses.replace(CALL, call=2), OUT_OF_ORDER),
+    "a call before an array": (
+        R, S.RUNNING, in_calls(needed={DIGEST}), dataclasses.replace(CALL, call=1),
+        OUT_OF_ORDER),
+    "a call that closes one under way": (
+        R, S.RUNNING, in_calls(256, {"_used": {2: frozenset[bytes]()}}),
+        dataclasses.replace(CALL, call=256), OVERSIZED),
+    "a call without inputs": (
+        R, S.RUNNING, in_calls(), dataclasses.replace(CALL, call=1, args=()), WireCode.MALFORMED),
+    "a call of other types": (
+        R, S.RUNNING, in_calls(), dataclasses.replace(CALL, call=1, args=CALL.args[::-1]), WireCode.MALFORMED),
+    "a call with two sizes of one array": (
+        R, S.RUNNING, in_calls(1, {"_held": {DIGEST: 3}}),
+        dataclasses.replace(CALL, call=1), BAD_DIGEST),
+    "a chunk of no call": (R, S.RUNNING, in_calls(), task.Assign(index=3), UNKNOWN_CHUNK),
+    "a chunk of a closed call": (R, S.RUNNING, in_calls(257), task.Assign(index=1), UNKNOWN_CHUNK),
+    "a last chunk of a call that is whole": (
+        P, S.RUNNING, in_calls(), task.ResultStart(index=2, receipt=b"r", size=8), OVERSIZED),
     "a state of other work": (R, S.RUNNING, has(last_state=0), task.GetState(state=1), UNKNOWN_CHUNK),
     "a state that did not come": (R, S.RUNNING, has(), task.GetState(state=4), UNKNOWN_CHUNK),
     "a state too many": (R, S.RUNNING, has(_may_ask=0), task.GetState(state=1), OVERSIZED),

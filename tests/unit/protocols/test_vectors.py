@@ -236,6 +236,10 @@ def players(protocol: str, setup: dict[str, Any]) -> dict[str, Connection[Any]]:
                 work = ChunkWork.decode(bytes.fromhex(setup["split"]["work"]), max_bytes=1 << 16)
                 manifests = {int(at): bytes.fromhex(data) for at, data in setup["split"]["manifests"].items()}
                 conn.tiles = task.HeldTiles(work, manifests)
+            if "standing" in setup:
+                work = ChunkWork.decode(bytes.fromhex(setup["standing"]["work"]), max_bytes=1 << 16)
+                conn.calls = conn.tiles = task.CallInputs(work)
+                conn.call_chunks = work.chunks
         if isinstance(conn, dispute.DisputeConnection):
             conn.network, conn.provider = load(protocol)["network"], peer(protocol, "provider")
         found[role.value] = conn

@@ -17,7 +17,7 @@ export const PROTOCOLS = {
       ASKED provider AdBatch IDLE
       ASKED provider AdRefusal IDLE`)
   },
-  '/p2pcompute/negotiation/2': {
+  '/p2pcompute/negotiation/3': {
     messages: negotiationMessages,
     max: MAX_FRAME_BYTES,
     final: ['IDLE', 'BIDDEN', 'REFUSED', 'AGREED'],
@@ -50,6 +50,7 @@ export const PROTOCOLS = {
       RUNNING requester BlobStart RUNNING
       RUNNING requester BlobData RUNNING
       RUNNING requester Share RUNNING
+      RUNNING requester Call RUNNING
       RUNNING requester Assign RUNNING
       RUNNING requester Cancel RUNNING
       RUNNING requester Finish FINISHING

@@ -115,6 +115,7 @@ const SplitArg = record('SplitArg', {
     if (tilesOf(arg) > 65536n) refuse('OVERSIZED', 'too many tiles')
   }
 })
+const CallArg = union({ 1: ScalarArg, 2: ArrayArg })
 const WorkArg = union({ 1: ScalarArg, 2: ArrayArg, 3: OutArg, 4: SplitArg })
 
 // The blobs of work, digest in hex to size: arrays and manifests have a bound together, kernels one of their own.
@@ -142,7 +143,7 @@ function checkOutputs (args, chunks, chunkBytes) {
   if (sum(outs.map(sizeOf)) > MAX_CHUNKS * MAX_BLOB) refuse('OVERSIZED', 'outputs above all bounds')
 }
 
-const ChunkWork = record('ChunkWork', {
+export const ChunkWork = record('ChunkWork', {
   1: ['kernel', KernelRef],
   2: ['entry', text(1, 64)],
   3: ['launch', LaunchSpec],
@@ -261,7 +262,7 @@ const CheckPolicy = record('CheckPolicy', {
 }, extensible)
 
 function checkDeal (deal) {
-  if (deal.standing === (deal.work !== undefined)) refuse('MALFORMED', 'work, or standing')
+  if (!deal.standing && deal.work === undefined) refuse('MALFORMED', 'work, or standing')
   if ((deal.fp === 'fast') !== (deal.check.tolerance !== undefined)) refuse('MALFORMED', 'a tolerance is for fast mode')
 }
 
@@ -362,7 +363,8 @@ export const ReceiptPayload = record('ReceiptPayload', {
   5: ['fp', fp],
   6: ['units', uint()],
   7: ['finished_ms', uint()],
-  8: ['detail', detail, optional]
+  8: ['detail', detail, optional],
+  9: ['call', digest, optional]
 }, {
   check (receipt) {
     if (receipt.code !== 0n && (receipt.units !== 0n || receipt.output.some((byte) => byte !== 0))) refuse('MALFORMED', 'a failure with an output or units')
@@ -392,6 +394,7 @@ export const taskMessages = messages(
   message(6, 'Finish', { 1: ['code', uint(0, 255)], 2: ['detail', detail] }),
   message(7, 'GetState', { 1: ['state', state] }),
   message(8, 'Share', { 1: ['digest', digest], 2: ['root', digest], 3: ['ticket', digest], 4: ['holders', array(0, 16, Holder)] }),
+  message(9, 'Call', { 1: ['call', index], 2: ['args', array(0, 32, CallArg)] }),
   message(17, 'Opened', { 1: ['need', array(0, 64, digest)], 2: ['slots', uint(1, 1024)], 3: ['window', window], 4: ['fetches', bool, optional] }),
   message(18, 'Ready', { 1: ['compile_ms', uint()] }),
   message(19, 'Refused', { 1: ['code', code], 2: ['detail', detail], 3: ['line', uint(0, 1048576), optional] }),

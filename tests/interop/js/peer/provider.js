@@ -79,7 +79,7 @@ export class Provider {
     if (this.seen.has(key)) refuse('REPLAYED', 'an order that was seen before')
     this.seen.add(key)
     if (!equal(encodeRecord(ChainTerms, order.chain), encodeRecord(ChainTerms, this.chain))) refuse('CHAIN_MISMATCH', 'another chain')
-    if (order.work?.is !== 'ChunkWork' || order.fp !== 'strict' || !this.language.includes(order.language)) refuse('UNSUPPORTED', 'chunks in strict mode are all that there is')
+    if (order.standing || order.work?.is !== 'ChunkWork' || order.fp !== 'strict' || !this.language.includes(order.language)) refuse('UNSUPPORTED', 'chunks in strict mode are all that there is')
     const { kinds, features, min_score_milli: score, region } = order.requirement
     if (!kinds.includes('cpu') || features.length > 0 || score > 1000n || region !== undefined || order.arbiters.length > 0) refuse('UNSUPPORTED', 'more than one core of JavaScript')
     if (order.max_price_pusd < this.price) refuse('PRICE_TOO_LOW', `${this.price} pico-USD a unit`)
@@ -214,6 +214,7 @@ export class Provider {
       if (terms.requester !== requester || terms.provider !== this.signer.peerId) throw new Fault('WRONG_PEER', 'an agreement of others')
       known = this.tasks.get(hex(task))
       if (known === undefined || terms.deadline_ms <= now()) throw new Fault('EXPIRED', 'an agreement that is none, or over')
+      if (terms.standing) throw new Fault('UNSUPPORTED', 'standing agreements are not served')
       work = chunksOf(terms.work)
     } catch (error) {
       if (!(error instanceof Fault)) throw error

@@ -1,7 +1,8 @@
 // What holds beside the tables of states: the rules of the task and of the channel protocol, for either side. Tiles of
-// split inputs are left out: this peer does not take such work.
+// split inputs are left out, and so is what makes room among the arrays of calls: this peer does not take such work.
 import { Fault, equal, hex } from './cbor.js'
 import { sha256 } from './envelope.js'
+import { sizeOf } from './messages.js'
 
 const refuse = (code, what) => { throw new Fault(code, what) }
 
@@ -24,7 +25,8 @@ export class ChannelRules {
 }
 
 // `work`: count of chunks, bytes of each, and blobs (digest in hex to size); of rounds also how many a chunk has, how
-// many there are, and the bytes of each array of the state.
+// many there are, and the bytes of each array of the state; of a standing agreement `standing`: how many chunks `each`
+// call has, and the work's inputs, `args`.
 export class TaskRules {
   constructor (work) {
     this.work = work
@@ -39,6 +41,10 @@ export class TaskRules {
     this.asked = 0
     this.questions = []
     this.state = 0n
+    this.sizes = work.blobs // of what may come
+    this.calls = 0n
+    this.open = new Map() // number of a call to its inputs
+    this.held = new Set() // arrays of calls
   }
 
   see (name, value) {
@@ -79,7 +85,7 @@ export class TaskRules {
   BlobStart ({ digest, size }) {
     if (this.blob !== null) refuse('OUT_OF_ORDER', 'a blob inside of a blob')
     if (!this.need.delete(hex(digest))) refuse('BAD_DIGEST', 'a blob that was not asked for')
-    if (size !== this.work.blobs.get(hex(digest))) refuse('OVERSIZED', 'a blob of another size')
+    if (size !== this.sizes.get(hex(digest))) refuse('OVERSIZED', 'a blob of another size')
     this.blob = { digest, left: size, parts: [] }
   }
 
@@ -97,14 +103,43 @@ export class TaskRules {
     if (this.need.size > 0 || this.blob !== null) refuse('OUT_OF_ORDER', 'ready before the blobs came')
   }
 
+  Call ({ call, args }) {
+    const { standing } = this.work
+    if (standing === undefined || this.awaits()) refuse('OUT_OF_ORDER', 'a call that can\'t come now')
+    if (call !== this.calls) refuse(call < this.calls ? 'REPLAYED' : 'OUT_OF_ORDER', `call ${call} in place of ${this.calls}`)
+    const closes = call - 256n
+    if ((call + 1n) * standing.each > 1048576n || [...this.assigned].some((index) => index / standing.each === closes)) refuse('OVERSIZED', 'too many calls')
+    if (args.length !== standing.args.length || !args.every((arg, i) => alike(arg, standing.args[i]))) refuse('MALFORMED', 'other inputs than the work\'s')
+    this.open.set(this.calls++, args)
+    this.open.delete(closes)
+  }
+
+  awaits () { return this.need.size > 0 || this.blob !== null }
+
   Assign ({ index, count }) {
     const chunks = span(index, count)
-    if (count !== undefined && this.work.rounds !== undefined) refuse('OUT_OF_ORDER', 'rounds are assigned one by one')
-    this.Cancel({ index: chunks[chunks.length - 1] })
+    const last = chunks[chunks.length - 1]
+    const { rounds, standing } = this.work
+    if (count !== undefined && rounds !== undefined) refuse('OUT_OF_ORDER', 'rounds are assigned one by one')
+    if (standing !== undefined && index / standing.each !== last / standing.each) refuse('OUT_OF_ORDER', 'chunks of two calls')
+    this.Cancel({ index: last })
     if (chunks.some((one) => this.assigned.has(one))) refuse('REPLAYED', 'a chunk that is assigned already')
     if (this.assigned.size + chunks.length > 256) refuse('OVERSIZED', 'too many chunks at once')
+    if (standing !== undefined) this.due(index / standing.each)
     if (this.work.rounds !== undefined && index !== this.next++) refuse('OUT_OF_ORDER', 'rounds come in their order, once')
     for (const one of chunks) this.assigned.add(one)
+  }
+
+  // The arrays of a call that are not held follow its chunk.
+  due (call) {
+    if (this.awaits()) refuse('OUT_OF_ORDER', 'a chunk before the arrays of the last one')
+    if (!this.open.has(call)) refuse('UNKNOWN_CHUNK', 'a chunk of no open call')
+    const arrays = this.open.get(call).filter((arg) => arg.is === 'ArrayArg').map((arg) => [hex(arg.digest), sizeOf(arg)])
+    this.sizes = new Map(arrays.filter(([digest]) => !this.work.blobs.has(digest) && !this.held.has(digest)))
+    for (const digest of this.sizes.keys()) {
+      this.need.add(digest)
+      this.held.add(digest)
+    }
   }
 
   Cancel ({ index }) {
@@ -155,4 +190,5 @@ export class TaskRules {
 }
 
 const span = (index, count = 1n) => Array.from({ length: Number(count) }, (_, at) => index + BigInt(at))
+const alike = (one, other) => one.is === other.is && one.dtype === other.dtype && String(one.shape) === String(other.shape)
 const PROVIDER = new Set(['Results', 'Opened', 'Ready', 'Refused', 'ResultStart', 'ChunkError', 'Notice', 'Closed', 'StateStart', 'StateGone', 'ResultData', 'StateData'])

@@ -117,9 +117,12 @@ function encodesAgain (bytes, { value, type }) {
 // What both sides know of the work, from a transcript's `setup`.
 function workOf (setup) {
   const count = BigInt(setup.chunks)
+  const repeated = setup.standing && m.decodeRecord(m.ChunkWork, unhex(setup.standing.work))
+  const each = repeated ? (repeated.launch.grid.reduce((a, b) => a * b) + repeated.blocks_per_chunk - 1n) / repeated.blocks_per_chunk : count
   return {
     count,
-    bytes: (index) => BigInt(index === count - 1n ? setup.last_chunk_bytes : setup.chunk_bytes),
+    ...(repeated && { standing: { each, args: repeated.args.filter((arg) => arg.is !== 'OutArg') } }),
+    bytes: (index) => BigInt((index + 1n) % each === 0n ? setup.last_chunk_bytes : setup.chunk_bytes),
     blobs: new Map(Object.entries(setup.blobs).map(([digest, size]) => [digest, BigInt(size)])),
     ...(setup.chunk_rounds && { rounds: BigInt(setup.chunk_rounds), arrays: setup.state_arrays.map(BigInt) })
   }

@@ -9,6 +9,7 @@ import cbor2
 
 from p2pcompute_protocols import task
 from p2pcompute_protocols.ids import TaskId
+from p2pcompute_protocols.work import ArrayArg, ScalarArg
 
 from ._material import (
     DATA,
@@ -30,6 +31,7 @@ from ._material import (
     split_work,
     transcript,
     vector,
+    work,
 )
 from ._negotiation import agreement_bytes
 
@@ -77,6 +79,15 @@ def share(*holders: task.Holder) -> task.Share:
     return task.Share(digest=sha(DATA), root=sha(b"\0" + DATA), ticket=sha(b"ticket"), holders=holders)
 
 
+ANOTHER: Final = b"0123456789abcdef"
+
+
+def a_call(number: int, array: bytes = ANOTHER) -> task.Call:
+    """Of the work of these vectors: a number and 16 bytes."""
+    scalar = ScalarArg(dtype="float32", value=bytes.fromhex("00000040"))
+    return task.Call(call=number, args=(scalar, ArrayArg(dtype="uint8", shape=(16,), digest=sha(array))))
+
+
 def task_vectors() -> Json:
     here = {"task": TASK_ID.hex(), "index": 1, "provider": PROVIDER.peer_id}
     failed = a_receipt(code=21, output=bytes(32), units=0, detail="division by zero")
@@ -110,6 +121,7 @@ def task_vectors() -> Json:
             context={**here, "index": 3},
             expect=plain(batched[2]),
         ),
+        taken("a receipt for a chunk of a call", a_receipt(call=sha(b"a call"))),
         message("open", task.Open(agreement=agreement_bytes())),
         message("opened, with two blobs to come", task.Opened(need=(sha(KERNEL), digest), slots=2, window=1)),
         message("opened, nothing needed", task.Opened(need=(), slots=1, window=256)),
@@ -132,6 +144,8 @@ def task_vectors() -> Json:
         message("opened by one that fetches", task.Opened(need=(digest,), slots=1, window=1, fetches=True)),
         message("an input to share, held by nobody else", share()),
         message("an input to share, and who holds it", share(HOLDER)),
+        message("a call", a_call(0)),
+        message("a call without inputs", task.Call(call=1_048_575, args=())),
         message("finish", task.Finish(code=0, detail="")),
         message("closed", task.Closed(chunks=3)),
     ]
@@ -194,6 +208,15 @@ def task_vectors() -> Json:
         bad_message("a ticket of 31 bytes", edited(share(), k3=bytes(31)), "OVERSIZED"),
         bad_message("17 holders", edited(share(), k4=[{1: bytes(38), 2: []}] * 17), "OVERSIZED"),
         bad_message("a holder that is no peer", edited(share(), k4=[{1: bytes(38), 2: []}]), "MALFORMED"),
+        refused(
+            "a receipt with half a digest of a call", receipt_bytes(edited(a_receipt(), k9=bytes(16))), "OVERSIZED"
+        ),
+        bad_message("call 1048576", edited(a_call(0), k1=1_048_576), "OVERSIZED"),
+        bad_message("a call with an output", edited(a_call(0), k2=[[3, {1: "uint8", 2: [20]}]]), "UNSUPPORTED"),
+        bad_message(
+            "a call with a scalar of three bytes", edited(a_call(0), k2=[[1, {1: "int32", 2: b"abc"}]]), "MALFORMED"
+        ),
+        bad_message("a call with 33 inputs", edited(a_call(0), k2=[[1, {1: "int8", 2: b"a"}]] * 33), "OVERSIZED"),
         bad_message("a message of nobody", b"\xa1\x00\x18\x63", "UNSUPPORTED"),
         bad_message("a message without a type", b"\xa1\x01\x00", "MALFORMED"),
         bad_message("cut short", task.BlobData(data=DATA).encode()[:-1], "MALFORMED"),
@@ -240,6 +263,28 @@ def task_vectors() -> Json:
         return transcript(name, [*whole, *steps], **split)
 
     a_chunk = [(r, task.Assign(index=0)), *tile(0), *tile(1)]
+
+    def c(name: str, steps: list[Any]) -> Json:
+        standing: Json = {
+            "chunks": 1_048_575,  # of 349,525 calls of three chunks
+            "chunk_bytes": 8,
+            "last_chunk_bytes": 4,
+            "blobs": {digest.hex(): 16, sha(KERNEL).hex(): len(KERNEL)},
+            "standing": {"work": work().encode().hex()},
+        }
+        return transcript(name, [*running, *steps], **standing)
+
+    another = [(r, task.BlobStart(digest=sha(ANOTHER), size=16)), (r, task.BlobData(data=ANOTHER))]
+
+    def answer(index: int, size: int = 8) -> list[Any]:
+        start = task.ResultStart(index=index, receipt=receipt, size=size)
+        return [(v, start), (v, task.ResultData(data=bytes(size)))]
+
+    a_call_of_two = [(r, a_call(0)), (r, task.Assign(index=0)), *another, (r, task.Assign(index=2))]
+    oddly = a_call(0, b"").args[1]
+    assert isinstance(oddly, ArrayArg)
+    too_short = dataclasses.replace(a_call(0), args=a_call(0).args[:1])
+    reshaped = dataclasses.replace(a_call(0), args=(a_call(0).args[0], dataclasses.replace(oddly, shape=(4, 4))))
 
     def in_rounds(name: str, steps: list[Any]) -> Json:
         rounds = {"chunks": 3, "chunk_bytes": 64, "last_chunk_bytes": 32, "chunk_rounds": 2, "state_arrays": [3, 2]}
@@ -317,6 +362,84 @@ def task_vectors() -> Json:
                 (v, task.ResultStart(index=1, receipt=receipt, size=64), "OUT_OF_ORDER"),
             ],
         ),
+        c(
+            "three calls: with an array of its own, with the same, and with the work's",
+            [
+                *a_call_of_two,
+                *answer(0),
+                (r, a_call(1)),
+                (r, task.Assign(index=3)),
+                *answer(2, 4),
+                *answer(3),
+                (r, a_call(2, DATA)),
+                (r, task.Assign(index=8)),
+                (r, task.Cancel(index=8)),
+                (v, task.ChunkError(index=8, receipt=receipt)),
+                (r, task.Assign(index=8)),
+                *answer(8, 4),
+                (r, task.Finish(code=0, detail="")),
+                (v, task.Closed(chunks=4)),
+            ],
+        ),
+        c("a call again", [*a_call_of_two, (r, a_call(0), "REPLAYED")]),
+        c("a call left out", [*a_call_of_two, (r, a_call(2), "OUT_OF_ORDER")]),
+        c("a call before an array of the last one", [*a_call_of_two[:2], (r, a_call(1), "OUT_OF_ORDER")]),
+        c("a chunk before an array of the last one", [*a_call_of_two[:2], (r, task.Assign(index=1), "OUT_OF_ORDER")]),
+        c("a chunk of no call", [*a_call_of_two, (r, task.Assign(index=3), "UNKNOWN_CHUNK")]),
+        c(
+            "a result of no call",
+            [*a_call_of_two, (v, task.ResultStart(index=3, receipt=receipt, size=8), "UNKNOWN_CHUNK")],
+        ),
+        c(
+            "the last chunk of a call is shorter",
+            [*a_call_of_two, (v, task.ResultStart(index=2, receipt=receipt, size=8), "OVERSIZED")],
+        ),
+        c(
+            "an array that is held",
+            [*a_call_of_two, *answer(0), (r, a_call(1)), (r, task.Assign(index=3)), (*another[0], "BAD_DIGEST")],
+        ),
+        c("other bytes than the array's", [*a_call_of_two[:3], (r, task.BlobData(data=DATA), "BAD_DIGEST")]),
+        c("a call with an input too few", [(r, too_short, "MALFORMED")]),
+        c("a call with an array of another shape", [(r, reshaped, "MALFORMED")]),
+        c(
+            "chunks of a call side by side, and their results in one message",
+            [
+                (r, a_call(0)),
+                (r, task.Assign(index=0, count=3)),
+                *another,
+                several(0, 3, 20),
+                (r, a_call(1)),
+                (r, task.Assign(index=3, count=2)),
+                (r, task.Assign(index=5)),
+                *answer(5, 4),
+                several(3, 2, 16),
+                (*several(3, 2, 16), "UNKNOWN_CHUNK"),
+            ],
+        ),
+        c(
+            "results of two calls in one message",
+            [
+                *a_call_of_two,
+                (r, a_call(1)),
+                (r, task.Assign(index=3, count=2)),
+                several(2, 3, 20),
+                (r, task.Finish(code=0, detail="")),
+                (v, task.Closed(chunks=3)),
+            ],
+        ),
+        c(
+            "results of two calls, as if the last chunk of the first were whole",
+            [*a_call_of_two, (r, a_call(1)), (r, task.Assign(index=3)), (*several(2, 2, 16), "OVERSIZED")],
+        ),
+        c(
+            "chunks of two calls side by side",
+            [*a_call_of_two, (r, a_call(1)), (r, task.Assign(index=1, count=3), "OUT_OF_ORDER")],
+        ),
+        c(
+            "chunks side by side before an array of the last ones",
+            [*a_call_of_two[:2], (r, task.Assign(index=1, count=2), "OUT_OF_ORDER")],
+        ),
+        t("a call without a standing agreement", [*running, (r, a_call(0), "OUT_OF_ORDER")]),
         t("a state of work that has none", [*running, (r, task.GetState(state=1), "UNKNOWN_CHUNK")]),
         t(
             "a task of three chunks, one of which fails once",
