@@ -52,10 +52,11 @@ connection. *Connect* begins with an identity that has never connected and ends 
 libp2p by identify.
 
 **Tasks that do nothing** are a function of one number for Dask, Ray and the pool, an empty request to a handler for
-hivemind, and for p2pcompute a kernel whose chunk is a thread that stores one number. *One task* is, for p2pcompute, one
-call in a standing agreement: its inputs, of which there are none, a chunk, a signed receipt, and a voucher for each half
-of a window. *10,000 at once* are the chunks of one such call, each with a signed receipt, and paid by vouchers, computed by a locked worker, and unchecked by samples (`check="none"`), since the others check nothing either;
-Dask and the pool have one worker for them, and Ray two.
+hivemind, and for p2pcompute a kernel whose chunk is a thread that stores one number. *One task* is, for p2pcompute,
+one call in a standing agreement: its inputs, of which there are none, a chunk, a signed receipt, and a voucher for
+each half of a window. *10,000 at once* are the chunks of one task with one provider, each with a signed receipt, and
+paid by vouchers, computed by a locked worker, and unchecked by samples (`check="none"`), since the others check
+nothing either; Dask and the pool have one worker for them, and Ray two.
 
 **200 chunks of 20 ms**: compiled code on one core, of two workers; how long it takes alone is measured first, as
 processor time, and *ideal* is half of 200 times that. For p2pcompute two providers with one thread each, checked as by
