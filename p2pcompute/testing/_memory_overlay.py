@@ -10,6 +10,7 @@ import functools
 import heapq
 import logging
 import math
+import weakref
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -471,7 +472,13 @@ class MemoryOverlay:
             stream.count = self.counters.stream(stream.peer_id, stream.protocol, direction, asked_s=asked_s)
         self.streams[stream] = None
         stream.on_over(lambda: self.streams.pop(stream, None))
-        stream.on_blame = self.blame
+        mine = weakref.WeakMethod(self.blame)  # whoever keeps the other end of a stream keeps no node by it
+
+        def blame(peer: PeerId, exc: ProtocolError) -> None:
+            if (told := mine()) is not None:
+                told(peer, exc)
+
+        stream.on_blame = blame
 
     def _accept(self, stream: MemoryStream) -> bool:
         handler = self._handlers.get(stream.protocol)

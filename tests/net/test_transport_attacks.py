@@ -130,7 +130,7 @@ def test_a_line_of_negotiation_that_has_no_end_ends_its_stream() -> None:
 
 
 def test_libp2ps_own_negotiation_keeps_what_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("p2pcompute.overlay._mends.BoundedMultiselect", Multiselect)
+    monkeypatch.setattr("p2pcompute.overlay._host.BoundedMultiselect", Multiselect)
 
     async def main() -> None:
         async with a_node() as node:
