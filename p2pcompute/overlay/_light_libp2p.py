@@ -44,6 +44,7 @@ class _Package(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
 
 
+_once: Final = threading.Lock()  # a node's modules are imported in a thread, and perhaps by its main one as well
 _lock: Final = threading.RLock()
 _running: Final[set[str]] = set()  # their code may look at names that it has not made yet
 
@@ -62,18 +63,19 @@ def _run(package: _Package) -> None:
 def import_lightly() -> None:
     """Have libp2p's packages run their ``__init__`` only when a name of it is asked for. Idempotent; does nothing to
     packages that are imported already."""
-    if "libp2p" in sys.modules:
-        return
-    for name in _LATER:
-        parent, _, child = name.rpartition(".")
-        spec = importlib.util.find_spec(name)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"py-libp2p has no package {name}; is it the release that is pinned?", name=name)
-        module = importlib.util.module_from_spec(spec)
-        module.__class__ = _Package
-        sys.modules[name] = module
-        if parent:
-            setattr(sys.modules[parent], child, module)
+    with _once:
+        if "libp2p" in sys.modules:
+            return
+        for name in _LATER:
+            parent, _, child = name.rpartition(".")
+            spec = importlib.util.find_spec(name)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"py-libp2p has no package {name}; is it the release that is pinned?", name=name)
+            module = importlib.util.module_from_spec(spec)
+            module.__class__ = _Package
+            sys.modules[name] = module
+            if parent:
+                setattr(sys.modules[parent], child, module)
     # The one thing that libp2p's own `__init__` does and that its modules need.
     from libp2p.utils.logging import setup_logging
 

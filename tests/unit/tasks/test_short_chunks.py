@@ -33,13 +33,16 @@ WIDE: dict[str, Any] = {"max_window": 64}
 
 
 @contextmanager
-def runs_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int]]]:
-    """The blocks of each run of a worker: the first, and how many."""
+def runs_of(
+    monkeypatch: pytest.MonkeyPatch, before: Callable[[int, int], None] = lambda *_: None
+) -> Iterator[list[tuple[int, int]]]:
+    """The blocks of each run of a worker: the first, and how many. `before` is told of each before it begins."""
     seen: list[tuple[int, int]] = []
     run_blocks = _InlineSession.run_blocks
 
     async def spied(self: _InlineSession, first_block: int, blocks: int, **options: Any) -> Any:
         seen.append((first_block, blocks))
+        before(first_block, blocks)
         return await run_blocks(self, first_block, blocks, **options)
 
     monkeypatch.setattr(_InlineSession, "run_blocks", spied)
@@ -185,7 +188,7 @@ def test_a_lonely_chunk_waits_for_nobody() -> None:
         await first_s(1)
         alone_s = await first_s(1)
         assert alone_s < 2 * 0.02 + CHUNKS * SHORT_S + 0.01  # the whole grid is one chunk there
-        assert await first_s(CHUNKS) <= alone_s
+        assert await first_s(CHUNKS) <= alone_s + 1e-6  # differences of times that are rounded
 
     in_memory(scenario)
 
@@ -193,10 +196,17 @@ def test_a_lonely_chunk_waits_for_nobody() -> None:
 @pytest.mark.parametrize("fault", ["dies_at", "hangs_at"])
 def test_a_chunk_that_breaks_its_group_fails_alone(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other chunks of the group have results, and the requester hears of one failure."""
-    bad = 100
 
     async def scenario(market: Market) -> None:
-        faults = WorkerFaults(**{fault: frozenset({bad})})
+        faults, bad = WorkerFaults(), -1
+
+        def choose(first: int, blocks: int) -> None:
+            """How chunks fall into groups hangs on when vouchers come: what breaks one is chosen when there is one."""
+            nonlocal bad
+            if bad < 0 and first >= 100 and blocks > 1:
+                bad = first + blocks // 2
+                setattr(faults, fault, frozenset({bad}))
+
         fragile = await market.provider(workers=short(market, faults=faults), price="0.01 USD", **WIDE)
         requester = await market.node(connect=(fragile,))
         watch = Watch()
@@ -215,13 +225,13 @@ def test_a_chunk_that_breaks_its_group_fails_alone(fault: str, monkeypatch: pyte
                 await requester.services.overlay.connect(other.addresses[0])
 
             nursery.start_soon(help_out)
-            with runs_of(monkeypatch) as runs:
+            with runs_of(monkeypatch, choose) as runs:
                 await run_short(requester, watch, deadline_s=600)
         assert {(event.provider, event.index) for event in watch.of(ChunkRejected)} == {(fragile.peer_id, bad)}
         together = [blocks for first, blocks in runs if blocks > 1 and bad in range(first, first + blocks)]
         assert together  # the fault was met in a group first
         mine = {event.index for event in watch.of(ChunkDone) if event.provider == fragile.peer_id}
-        assert len(mine) > CHUNKS // 2
+        assert len(mine) >= 100
 
     in_memory(scenario)
 
@@ -231,7 +241,9 @@ def test_a_lie_among_them_is_found_and_proven_by_its_receipt(tmp_path: Path, mon
         lies: list[int] = []
 
         def lie(output: bytes, index: int) -> bytes:
-            if not lies and runs[-1][1] < 8:  # the first lie is in a group
+            # The first lie is in a group. The newest run may be the honest provider's, and be of other chunks.
+            mine = next(blocks for first, blocks in reversed(runs) if index in range(first, first + blocks))
+            if not lies and mine < 2:
                 return output
             lies.append(index)
             return altered_rows(output, index)
