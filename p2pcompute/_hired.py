@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -177,14 +177,11 @@ def _fitting(place: int, spec: Any, given: Any) -> Any:
             return kind(given)
         if isinstance(given, bool | int | float):
             fits = isinstance(given, bool) == (spec.dtype == "bool")
-            try:
+            with suppress(OverflowError, ValueError):
                 value = kind(given)
                 fits = fits and (not isinstance(given, int) or int(value) == given)
-                fits = fits and (isinstance(given, int) or spec.dtype.startswith("float"))
-            except (OverflowError, ValueError):
-                fits = False
-            if fits:
-                return value
+                if fits and (isinstance(given, int) or spec.dtype.startswith("float")):
+                    return value
         raise KernelTypeError(f"{what} and does not hold what is given", instead=f"pass numpy.{spec.dtype}(…)")
     if not isinstance(given, np.ndarray) or isinstance(given, np.ma.MaskedArray):
         raise KernelTypeError(f"{what}{spec.shape}, and no array is given", instead="pass a NumPy array")
