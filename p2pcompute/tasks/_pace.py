@@ -14,19 +14,21 @@ _SMOOTH: Final = 0.5  # what the newest answer counts
 
 
 class Pace:
-    """By Little's law: what is under way is how fast answers come times how long one takes that waits for nothing.
+    """By Little's law: what is under way is how fast answers come times how long one takes that waits for nothing; and
+    twice as many, once a round trip, while chunks do wait for nothing, as TCP begins (RFC 5681, 3.1).
 
     A chunk that takes long counts as `least`, which is what computes and one that waits. Times are seconds of any clock
     that does not go back.
     """
 
-    __slots__ = ("_interval_s", "_least", "_since", "_trip_s", "depth")
+    __slots__ = ("_doubled", "_interval_s", "_least", "_since", "_trip_s", "depth")
 
     def __init__(self, least: int) -> None:
         self._least = least
         self.depth = least
         self._interval_s = math.inf  # between two answers
         self._trip_s = math.inf  # from an assignment to its answer, at best
+        self._doubled = -math.inf  # when; what was given out before says nothing yet
         self._since = 0.0  # when the last answer came, or when the first chunk was given out after that
 
     def began(self, now: float) -> None:
@@ -41,5 +43,8 @@ class Pace:
             interval_s = _SMOOTH * interval_s + (1 - _SMOOTH) * self._interval_s
         self._interval_s = interval_s
         self._trip_s = min(self._trip_s, took_s)
-        wanted = (self._trip_s + _AHEAD_S) / interval_s
-        self.depth = max(self._least, min(int(wanted), 2 * self.depth, MAX_INFLIGHT_CHUNKS))
+        wanted = math.ceil((self._trip_s + _AHEAD_S) / interval_s)
+        if now - took_s >= self._doubled and took_s - self._trip_s < _AHEAD_S / 2:
+            # It lay behind no other: the provider waits for its chunks, and answers as slowly as they are given to it.
+            wanted, self._doubled = 2 * self.depth, now
+        self.depth = max(self._least, min(wanted, 2 * self.depth, MAX_INFLIGHT_CHUNKS))
