@@ -15,12 +15,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from p2pcompute._options import parse_usd
-from p2pcompute._requester import RunOptions
-from p2pcompute._rounds import RoundOptions
 from p2pcompute.errors import ConfigError
 from p2pcompute.tasks._budget import TaskBudget
 
 if TYPE_CHECKING:
+    from p2pcompute._requester import RunOptions
+    from p2pcompute._rounds import RoundOptions
     from p2pcompute.node import Node
     from p2pcompute.tasks import TaskEvent
 
@@ -68,7 +68,7 @@ class Launch:
         return self.budget.left_uusd
 
 
-OptionsT = TypeVar("OptionsT", bound=RunOptions | RoundOptions)
+OptionsT = TypeVar("OptionsT", bound="RunOptions | RoundOptions")
 _LAUNCH: ContextVar[Launch | None] = ContextVar("p2pcompute_launch", default=None)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from p2pcompute._profile import home_dir
-from p2pcompute._split_run import some_items
 from p2pcompute.checking import DEFAULT_SAMPLES
 from p2pcompute.errors import ConfigError, ExecutionError, NoProviderError, ProgramError
 from p2pcompute.execution._program_files import InstalledProgram, look_up
@@ -132,6 +131,8 @@ async def calibrate_program(worker: WorkerSession, binding: Binding) -> float:
     Raises:
         ExecutionError: it does not run here.
     """
+    from p2pcompute._split_run import some_items
+
     rng: np.random.Generator = np.random.default_rng()
     first, items = some_items(binding, rng)
     count = 1

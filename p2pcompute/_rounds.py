@@ -318,7 +318,7 @@ class RoundsRun:
     now_ms: Callable[[], int]
     budget: TaskBudget = field(default_factory=TaskBudget)
     last: tuple[int, StateBytes] | None = None
-    _rng: np.random.Generator = field(default_factory=np.random.default_rng)
+    _rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng())  # numpy.random: 2 MB
 
     def _emit(self, event: TaskEvent) -> None:
         if self.options.on_event is not None:

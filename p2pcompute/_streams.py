@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import trio
 
-from p2pcompute._requester import Chunk
-from p2pcompute._rounds import Round, RoundsRun
 from p2pcompute.tasks._budget import TaskBudget
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from p2pcompute._requester import Chunk
+    from p2pcompute._rounds import Round, RoundsRun
     from p2pcompute.node import Node
 
 __all__ = ["ChunkStream", "Feed", "RoundStream", "Stream", "TaskOfNode"]
 
 Item = TypeVar("Item")
+_Chunk: TypeAlias = "Chunk"
+_Round: TypeAlias = "Round"
 
 
 class TaskOfNode(Protocol):
@@ -75,11 +77,11 @@ class Stream(Generic[Item]):
         self._receive.close()
 
 
-class ChunkStream(Stream[Chunk]):
+class ChunkStream(Stream[_Chunk]):
     """The chunks of one task, as an async iterator; an async context manager that ends the task when left."""
 
 
-class RoundStream(Stream[Round]):
+class RoundStream(Stream[_Round]):
     """The rounds of one task, as an async iterator; an async context manager that ends the task when left."""
 
     def __init__(self, node: Node, task: RoundsRun) -> None:

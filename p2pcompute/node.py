@@ -24,7 +24,6 @@ from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._fast_proof import Prove, modes_sold
 from p2pcompute._given import check_challenge
 from p2pcompute._groups import single_error
-from p2pcompute._hired import Hired, HireOptions, hireable, hiring
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._listening import listening
 from p2pcompute._node_stakes import NodeStakes
@@ -34,8 +33,6 @@ from p2pcompute._profile import Profile
 from p2pcompute._program_run import allowed_programs, installed_program, program_ref
 from p2pcompute._provider_events import Checkpointed
 from p2pcompute._reach import asking
-from p2pcompute._requester import RunOptions, TaskRun, params_of
-from p2pcompute._rounds import RoundOptions, RoundsRun, Steps, bind_rounds
 from p2pcompute._serving import AllowedProgram, ProviderOptions, ProviderRole
 from p2pcompute._stakes import StakeParts, make_desk
 from p2pcompute._streams import ChunkStream, Feed, RoundStream, TaskOfNode
@@ -60,7 +57,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from p2pcompute._ahead import WorkersAhead
-    from p2pcompute._requester import Runnable
+    from p2pcompute._hired import Hired
+    from p2pcompute._requester import Runnable, RunOptions, TaskRun
+    from p2pcompute._rounds import RoundsRun, Steps
     from p2pcompute.checking import Finding
     from p2pcompute.execution import Layers, WorkerPool
     from p2pcompute.execution._program_files import InstalledProgram
@@ -257,6 +256,8 @@ class Node(NodeStakes):
         return max(1, await self._score_milli() // threads)
 
     def _task(self, kernel: Runnable, args: tuple[Any, ...], options: RunOptions) -> TaskRun:
+        from p2pcompute._requester import TaskRun
+
         program = installed_program(kernel)
         return TaskRun(
             kernel=kernel,
@@ -298,6 +299,8 @@ class Node(NodeStakes):
 
         Cancellation: providers stop and bill nothing more.
         """
+        from p2pcompute._requester import RunOptions, params_of
+
         task = self._task(kernel, args, chosen(RunOptions, options, params=params_of(kernel)))
         binding = task.bind()
         placed = Placed(binding)
@@ -312,6 +315,8 @@ class Node(NodeStakes):
     def _rounds(
         self, steps: Steps, rounds: int, state: Mapping[str, Any], args: Sequence[Any], options: dict[str, Any]
     ) -> RoundsRun:
+        from p2pcompute._rounds import RoundOptions, RoundsRun, bind_rounds
+
         return RoundsRun(
             bound=bind_rounds(steps, rounds, state, args),
             options=chosen(RoundOptions, options),
@@ -406,6 +411,8 @@ class Node(NodeStakes):
         ``async for chunk in node.map(…)``; leave early with ``async with node.map(…) as chunks``. Arguments and
         errors are those of `run`, raised by the iteration; kernel errors at once.
         """
+        from p2pcompute._requester import RunOptions, params_of
+
         task = self._task(kernel, args, chosen(RunOptions, options, params=params_of(kernel)))
         return ChunkStream(self, task, task.bind())
 
@@ -435,6 +442,9 @@ class Node(NodeStakes):
 
         Cancellation: providers stop and bill nothing more.
         """
+        from p2pcompute._hired import HireOptions, hireable, hiring
+        from p2pcompute._requester import params_of
+
         task = self._task(kernel, args, chosen(HireOptions, options, params=params_of(kernel)).run_options())
         return hiring(task, hireable(task.bind()))
 

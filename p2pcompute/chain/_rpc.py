@@ -5,8 +5,10 @@ Sources: the JSON-RPC 2.0 specification; ethereum/execution-apis.
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import json
+import sys
 import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
@@ -39,6 +41,18 @@ Exchange = Callable[[bytes], Awaitable[bytes]]
 MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
 MAX_BATCH_REQUESTS: Final = 100
 DEFAULT_TIMEOUT_S: Final = 20.0
+
+
+def _load_httpx() -> None:
+    """httpx without its command: it does without where what that needs is missing, of which rich, click and pygments
+    are 5 MB."""
+    if "httpx" in sys.modules:
+        return
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # what makes an import fail
+    try:
+        importlib.import_module("httpx")
+    finally:
+        del sys.modules["httpx._main"]
 
 
 def hex_int(value: Any) -> int:
@@ -109,7 +123,8 @@ class ChainClient:
 
     async def __aenter__(self) -> Self:
         if self._exchange is None:
-            import httpx  # a tenth of a second that only users of a chain should pay
+            _load_httpx()  # a tenth of a second that only users of a chain should pay
+            import httpx
 
             # A proxy from the environment would send requests for this machine elsewhere.
             self._http = httpx.AsyncClient(

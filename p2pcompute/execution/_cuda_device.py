@@ -16,7 +16,7 @@ from p2pcompute.errors import ExecutionError
 from p2pcompute.execution._api import Array
 from p2pcompute.execution._cuda_compile import CudaNotInstalled, check_installed, link_cubin
 
-__all__ = ["CudaDevice", "CudaFailure", "NoCudaDevice", "find_devices", "open_device"]
+__all__ = ["CudaDevice", "CudaFailure", "NoCudaDevice", "driver_is_here", "find_devices", "open_device"]
 
 _BLOCKING_SYNC = 4  # CU_CTX_SCHED_BLOCKING_SYNC: who waits for a launch sleeps
 _STICKY = frozenset({700, 702, 709, 710, 713, 714, 715, 716, 717, 718, 719, 999})
@@ -69,6 +69,15 @@ class CudaDevice(Protocol):
     ) -> None:
         """Start an entry; `parameters` are its parameters, each at its natural alignment."""
         ...
+
+
+def driver_is_here() -> bool:
+    """Whether the driver's library can be loaded: known without cuda.bindings, which takes 5 MB."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def find_devices() -> list[CudaDevice]:

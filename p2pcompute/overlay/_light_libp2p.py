@@ -7,6 +7,10 @@ anything of libp2p is imported, as their own module objects with their own loade
 somebody asks for a name that only it can give: `from libp2p import new_host` works as ever, in a node's process too.
 `importlib.util.LazyLoader` is the same idea, but runs a package's code at the first look at its ``__path__``, so with
 the first module of it.
+
+Some of its modules import at their top what a node of ours needs seldom or never: aioquic with OpenSSL for the type of
+a function, dnspython with asyncio for names in the DNS, Prometheus's client with an HTTP server, psutil, 9 MB in all.
+They are imported while stand-ins are there under those names, and get what they asked for when they use it.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
 
@@ -28,6 +34,16 @@ _LATER: Final = (
     "libp2p.relay",
     "libp2p.relay.circuit_v2",
     "libp2p.bitswap",
+)
+
+_EXPORTER: Final = "libp2p.rcmgr.prometheus_exporter"
+_WITH_STAND_INS: Final = (
+    "libp2p.custom_types",
+    "libp2p.rcmgr",
+    "multiaddr.utils",
+    "libp2p.network.swarm",
+    "libp2p.transport.tcp.tcp",
+    "libp2p.utils.dns_utils",
 )
 
 
@@ -60,6 +76,50 @@ def _run(package: _Package) -> None:
     setattr(package, "__class__", ModuleType)  # noqa: B010 - its type does not say that it can be
 
 
+class _LateResolver:
+    """multiaddr's resolver, which is loaded when it is used; the swarm makes one and asks it nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("multiaddr.resolvers").DNSResolver(), name)
+
+
+def _late(module: str, name: str) -> Callable[..., Any]:
+    """What makes one of these; its module is loaded for the first."""
+
+    def make(*args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(module), name)(*args, **options)
+
+    return make
+
+
+class _Late(ModuleType):
+    """A module that others keep by its name, and that is loaded when they use it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _of(name: str, **names: Any) -> ModuleType:
+    module = ModuleType(name)
+    vars(module).update(names)
+    return module
+
+
+@contextmanager
+def _standing_in(*modules: ModuleType) -> Generator[None]:
+    """These are there in place of those of their names, where those are not, as long as the context is open."""
+    placed = [module for module in modules if module.__name__ not in sys.modules]
+    sys.modules.update({module.__name__: module for module in placed})
+    try:
+        yield
+    finally:
+        for module in placed:
+            if sys.modules.get(module.__name__) is module:
+                del sys.modules[module.__name__]
+
+
 def import_lightly() -> None:
     """Have libp2p's packages run their ``__init__`` only when a name of it is asked for. Idempotent; does nothing to
     packages that are imported already."""
@@ -76,6 +136,20 @@ def import_lightly() -> None:
             sys.modules[name] = module
             if parent:
                 setattr(sys.modules[parent], child, module)
+    importlib.import_module("multiaddr")
+    with _standing_in(
+        _of("libp2p.transport.quic.stream", QUICStream=type("QUICStream", (), {})),  # for the type of a function
+        _of(
+            _EXPORTER,
+            PrometheusExporter=object,
+            create_prometheus_exporter=_late(_EXPORTER, "create_prometheus_exporter"),
+        ),
+        _of("prometheus_client", Counter=_late("prometheus_client", "Counter")),
+        _of("multiaddr.resolvers", DNSResolver=_LateResolver),
+        _Late("psutil"),
+    ):
+        for name in _WITH_STAND_INS:
+            importlib.import_module(name)
     # The one thing that libp2p's own `__init__` does and that its modules need.
     from libp2p.utils.logging import setup_logging
 

@@ -102,6 +102,15 @@ UNUSED = {
     "wsproto",
     "noise",
     "aiortc",
+    "aioquic",
+    "OpenSSL",
+    "dns",
+    "asyncio",
+    "psutil",
+    "prometheus_client",
+    "http.server",
+    "numpy.random",
+    "p2pcompute._requester",
     "numba",
     "llvmlite",
     "eth",
@@ -136,6 +145,50 @@ for name in ("libp2p", "libp2p.transport"):
         assert "no attribute 'nothing'" in str(exc), exc
     else:
         raise AssertionError(name)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=500)
+
+
+def test_what_was_put_off_is_loaded_when_it_is_used() -> None:
+    code = """
+import sys
+from p2pcompute.overlay import open_libp2p
+late = ("psutil", "dns", "aioquic", "prometheus_client", "multiaddr.resolvers", "libp2p.transport.quic.stream")
+assert not {*late} & {*sys.modules}, {*late} & {*sys.modules}
+
+import multiaddr.utils
+assert isinstance(multiaddr.utils.get_network_addrs(4), list) and "psutil" in sys.modules
+
+import trio
+from multiaddr import Multiaddr
+from libp2p.transport.tcp.tcp import DNSResolver
+found = trio.run(DNSResolver().resolve, Multiaddr("/ip4/127.0.0.1/tcp/1"))
+assert found == [Multiaddr("/ip4/127.0.0.1/tcp/1")] and "dns" in sys.modules
+
+from libp2p.metrics.swarm import SwarmMetrics
+SwarmMetrics().conn_incoming.labels(peer_id="x").inc()
+from libp2p.rcmgr.manager import create_prometheus_exporter
+assert create_prometheus_exporter(enable_server=False) is not None
+
+from libp2p.transport.quic.stream import QUICStream
+assert QUICStream.__module__ == "libp2p.transport.quic.stream"
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=500)
+
+
+def test_a_client_of_a_chain_pulls_no_command_of_httpx() -> None:
+    code = """
+import sys, trio
+from p2pcompute.chain import ChainClient
+
+async def main():
+    async with ChainClient("http://127.0.0.1:1", expected_chain_id=1):
+        pass
+
+trio.run(main)
+assert "httpx" in sys.modules and not {"rich", "pygments", "click"} & {*sys.modules}
+import httpx._main
+assert "rich" in sys.modules
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=500)
 
