@@ -48,7 +48,8 @@ from p2pcompute_protocols.work import RoundWork, Work
 
 from ._api import ChunkRun, ProviderAccount, TaskWorker
 from ._fetching import TaskBlobs
-from ._inputs import SHARED_BYTES, TaskInputs
+from ._held_inputs import HeldInputs
+from ._inputs import TaskInputs
 from ._link import MIN_BYTES_PER_S
 from ._meter import Meter, check_price, units_of
 from ._places import Place
@@ -82,7 +83,6 @@ _FAREWELL_S: Final = 10.0  # what saying why a task ends may take
 _REPEATS: Final = 2  # results of one chunk in one task: a second one may be needed, it is not paid again
 _STOPS: Final = 8  # chunks that a requester may cancel while they are computed, beyond one for each result
 _NOT_BEGUN: Final = 256  # answers about chunks that were never begun, beyond eight for each result
-_NEWCOMER_LARGE: Final = 8  # inputs in shared memory of a newcomer's task
 
 
 class Session:
@@ -108,7 +108,7 @@ class Session:
         self.not_begun = 0
         self.tiles: TaskTiles
         self.shared: TaskBlobs
-        self.held_bytes = 0  # of a newcomer's inputs, among `newcomers_hold`
+        self.held: HeldInputs
         self.fp = "strict"
         self.group = Group()  # of short chunks that are computed together
         self.asked: deque[int] = deque()  # states of work in rounds
@@ -203,7 +203,7 @@ class Session:
             self.connection.state_arrays = tuple(array.nbytes for array in work.state)
         peer = self.stream.peer_id
         with (
-            self._holding(),
+            HeldInputs(service, self.place.guest, self.connection.blob_sizes.values()) as self.held,
             TaskInputs(work, service.kept, peer, keep=self._has_paid(account)) as blobs,
             self._sharing(blobs) as self.shared,
         ):
@@ -218,7 +218,7 @@ class Session:
                 return
             if agreement.terms.standing:
                 self.calls = ServedCalls(self.connection, work, blobs.whole)
-            self.tiles = TaskTiles(self.connection, work, blobs.whole, hold=self._hold)
+            self.tiles = TaskTiles(self.connection, work, blobs.whole, hold=self.held.add)
             seconds_left = (agreement.terms.deadline_ms - service.now_ms()) / 1000
             with trio.move_on_after(seconds_left) as deadline, self._keeping_states(agreement, work):
                 await self._compute(agreement, work, account, blobs)
@@ -238,28 +238,7 @@ class Session:
     def _took(self, size: int) -> None:
         """So much more of its inputs has come."""
         self.place.moved(size)
-        self._hold(size)
-
-    @contextmanager
-    def _holding(self) -> Generator[None]:
-        """The inputs of newcomers are bounded together, and each one's large ones are few: memory and descriptors are
-        this process's, and all tasks share them. What earlier tasks have left here counts as well."""
-        service, sizes = self.service, list(self.connection.blob_sizes.values())
-        if self.place.guest.known:
-            yield
-            return
-        if sum(size >= SHARED_BYTES for size in sizes) > _NEWCOMER_LARGE:
-            raise RefuseError(
-                WireCode.OVERSIZED, f"a newcomer's task has {_NEWCOMER_LARGE} inputs of a MiB and more at most"
-            )
-        if sum(sizes) > service.newcomers_bytes:
-            raise RefuseError(WireCode.OVERSIZED, f"newcomers' inputs have {service.newcomers_bytes} bytes at most")
-        self._check_held(sum(sizes))
-        try:
-            yield
-        finally:
-            service.newcomers_hold -= self.held_bytes
-            self.held_bytes = 0
+        self.held.add(size)
 
     @contextmanager
     def _keeping_states(self, agreement: Agreement, work: Work) -> Generator[None]:
@@ -267,23 +246,11 @@ class Session:
         if not isinstance(work, RoundWork):
             yield
             return
-        with RoundStates(work, window=agreement.terms.max_window, hold=self._hold) as self.states:
+        with RoundStates(work, window=agreement.terms.max_window, hold=self.held.add) as self.states:
             try:
                 yield
             finally:
                 self.service.disputes.keep(agreement, self.states.digests)
-
-    def _check_held(self, size: int) -> None:
-        if self.service.newcomers_hold + size > self.service.newcomers_bytes:
-            raise RefuseError(WireCode.NO_CAPACITY, "the inputs of newcomers take all that they may; try later")
-
-    def _hold(self, size: int) -> None:
-        """So much more of its inputs has come, or has gone. Not before: what is announced costs nobody anything."""
-        if not self.place.guest.known:
-            if size > 0:
-                self._check_held(size)
-            self.service.newcomers_hold += size
-            self.held_bytes += size
 
     async def _take(self, blobs: TaskInputs) -> bool:
         """Take the blobs that were asked for; False when the requester finished instead."""

@@ -9,71 +9,29 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 import trio
 
-from p2pcompute.errors import DialError, OverlayError, RecordRefused, StreamError
+from p2pcompute.errors import DialError, StreamError
 from p2pcompute.identity import NodeKey
 from p2pcompute.overlay import (
-    MAX_GOSSIP_BYTES,
     MAX_INBOUND_STREAMS_PER_PEER,
-    MAX_RECORD_BYTES,
-    GossipTooLarge,
-    Overlay,
     OverlayStream,
-    RecordValidator,
     StreamReset,
-    Subscription,
     UnknownProtocol,
 )
 
+from ._overlay_acts import ECHO, OpenNode, PrefixValidator, ask, echo, read_exactly
+from ._overlay_public_checks import PUBLIC_CHECKS
+
 __all__ = ["OVERLAY_CHECKS", "OpenNode", "PrefixValidator"]
 
-OpenNode: TypeAlias = Callable[[RecordValidator], AbstractAsyncContextManager[Overlay]]
 Check: TypeAlias = Callable[[OpenNode], Awaitable[None]]
 
-_ECHO = "/p2pcompute-check/echo/1"
 _OTHER = "/p2pcompute-check/other/1"
 _MIB = 1024 * 1024
-
-
-class PrefixValidator:
-    """Accepts records that begin with a prefix, and prefers the greatest."""
-
-    def __init__(self, prefix: bytes = b"ok") -> None:
-        self._prefix = prefix
-
-    def validate(self, key: bytes, value: bytes) -> bool:
-        return len(key) == 32 and value.startswith(self._prefix)
-
-    def select(self, key: bytes, values: Sequence[bytes]) -> int:  # noqa: ARG002 - the interface has it
-        return max(range(len(values)), key=values.__getitem__)
-
-
-async def _echo(stream: OverlayStream) -> None:
-    while data := await stream.receive_some():
-        await stream.send_all(data)
-
-
-async def _read_exactly(stream: OverlayStream, size: int) -> bytes:
-    parts: list[bytes] = []
-    while size:
-        part = await stream.receive_some(size)
-        assert part, "the stream ended early"
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
-async def _ask(node: Overlay, peer: Overlay, question: bytes) -> bytes:
-    stream = await node.open_stream(peer.peer_id, _ECHO)
-    await stream.send_all(question)
-    answer = await _read_exactly(stream, len(question))
-    await stream.aclose()
-    return answer
 
 
 async def _expect_reset(stream: OverlayStream) -> None:
@@ -92,23 +50,23 @@ async def check_echo(open_node: OpenNode) -> None:
 
         async def handler(stream: OverlayStream) -> None:
             seen.append((stream.peer_id, stream.protocol))
-            await _echo(stream)
+            await echo(stream)
 
-        b.handle(_ECHO, handler)
+        b.handle(ECHO, handler)
         assert b.addresses[0].endswith(f"/p2p/{b.peer_id}")
         assert await a.connect(b.addresses[0]) == b.peer_id
         assert await a.connect(b.addresses[0]) == b.peer_id
         assert a.peers() == {b.peer_id}
         assert b.peers() == {a.peer_id}
         assert a.addresses_of(b.peer_id) == b.addresses
-        stream = await a.open_stream(b.peer_id, _ECHO)
-        assert (stream.peer_id, stream.protocol) == (b.peer_id, _ECHO)
+        stream = await a.open_stream(b.peer_id, ECHO)
+        assert (stream.peer_id, stream.protocol) == (b.peer_id, ECHO)
         await stream.send_all(b"")
         await stream.send_all(b"hello")
-        assert await _read_exactly(stream, 3) == b"hel"
+        assert await read_exactly(stream, 3) == b"hel"
         assert await stream.receive_some() == b"lo"
         await stream.aclose()
-        assert seen == [(a.peer_id, _ECHO)]
+        assert seen == [(a.peer_id, ECHO)]
 
 
 async def check_remote_address(open_node: OpenNode) -> None:
@@ -128,9 +86,9 @@ async def check_remote_address(open_node: OpenNode) -> None:
 async def check_both_ways(open_node: OpenNode) -> None:
     """The one who was dialled can open streams too."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        a.handle(_ECHO, _echo)
+        a.handle(ECHO, echo)
         await a.connect(b.addresses[0])
-        assert await _ask(b, a, b"from the other side") == b"from the other side"
+        assert await ask(b, a, b"from the other side") == b"from the other side"
 
 
 async def check_half_close(open_node: OpenNode) -> None:
@@ -156,7 +114,7 @@ async def check_half_close(open_node: OpenNode) -> None:
             pass
         else:
             raise AssertionError("sent on a closed side")
-        assert await _read_exactly(stream, 6) == b"100000"
+        assert await read_exactly(stream, 6) == b"100000"
         assert await stream.receive_some() == b""
         assert await stream.receive_some() == b""
         await stream.aclose()
@@ -175,7 +133,7 @@ async def check_polite_close(open_node: OpenNode) -> None:
         await a.connect(b.addresses[0])
         stream = await a.open_stream(b.peer_id, _OTHER)
         await stream.send_all(bytes(500_000))
-        assert await _read_exactly(stream, 6) == b"enough"
+        assert await read_exactly(stream, 6) == b"enough"
         assert await stream.receive_some() == b""
         await stream.aclose()
 
@@ -201,7 +159,7 @@ async def check_reset(open_node: OpenNode) -> None:
         b.handle(_OTHER, wait_for_reset)
         await a.connect(b.addresses[0])
         stream = await a.open_stream(b.peer_id, _OTHER)
-        assert await _read_exactly(stream, 5) == b"ready"
+        assert await read_exactly(stream, 5) == b"ready"
         await stream.reset()
         await stream.reset()
         await stream.aclose()
@@ -227,10 +185,10 @@ async def check_cancelled_send(open_node: OpenNode) -> None:
             else:
                 await ends.send("end")
 
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         b.handle(_OTHER, read_late)
         await a.connect(b.addresses[0])
-        kept = await a.open_stream(b.peer_id, _ECHO)
+        kept = await a.open_stream(b.peer_id, ECHO)
         rounds = 8
         for turn in range(rounds):
             stream = await a.open_stream(b.peer_id, _OTHER)
@@ -244,23 +202,23 @@ async def check_cancelled_send(open_node: OpenNode) -> None:
             else:
                 raise AssertionError("a stream whose send was cancelled can't be whole")
             await kept.send_all(b"still here")
-            assert await _read_exactly(kept, 10) == b"still here"
+            assert await read_exactly(kept, 10) == b"still here"
         go_on.set()
         assert [await ended.receive() for _ in range(rounds)] == ["reset"] * rounds
-        assert await _ask(a, b, b"and new streams open") == b"and new streams open"
+        assert await ask(a, b, b"and new streams open") == b"and new streams open"
 
 
 async def check_cancelled_receive(open_node: OpenNode) -> None:
     """A cancelled receive loses nothing."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
-        stream = await a.open_stream(b.peer_id, _ECHO)
+        stream = await a.open_stream(b.peer_id, ECHO)
         with trio.move_on_after(0.01) as scope:
             await stream.receive_some()
         assert scope.cancelled_caught
         await stream.send_all(b"whole")
-        assert await _read_exactly(stream, 5) == b"whole"
+        assert await read_exactly(stream, 5) == b"whole"
 
 
 async def check_receive_into(open_node: OpenNode) -> None:
@@ -283,7 +241,7 @@ async def check_receive_into(open_node: OpenNode) -> None:
         got = bytearray(len(data))
         assert await stream.receive_into(memoryview(got)[:100_000], 100_000) == 100_000
         at = 100_000 + await stream.receive_into(memoryview(got)[100_000:])
-        part = await _read_exactly(stream, 1000)
+        part = await read_exactly(stream, 1000)
         got[at : at + 1000] = part
         at += 1000
         assert await stream.receive_into(memoryview(got)[at:-7], len(data) - 7 - at) == len(data) - 7 - at
@@ -302,10 +260,10 @@ async def check_cancelled_receive_into(open_node: OpenNode) -> None:
 
         async def say_half(stream: OverlayStream) -> None:
             await stream.send_all(b"-half")
-            assert await _read_exactly(stream, 2) == b"go"
+            assert await read_exactly(stream, 2) == b"go"
             await stream.send_all(b" and half" * 2)
 
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         b.handle(_OTHER, say_half)
         await a.connect(b.addresses[0])
         stream = await a.open_stream(b.peer_id, _OTHER)
@@ -314,13 +272,13 @@ async def check_cancelled_receive_into(open_node: OpenNode) -> None:
         for _ in range(3):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stream.receive_into, buffer, 9)
-                assert await _ask(a, b, b"meanwhile") == b"meanwhile"
+                assert await ask(a, b, b"meanwhile") == b"meanwhile"
                 nursery.cancel_scope.cancel()
         await stream.send_all(b"go")
-        assert await _read_exactly(stream, 2) == b"ha"
+        assert await read_exactly(stream, 2) == b"ha"
         assert await stream.receive_into(buffer, 9) == 9
         assert buffer == b"lf and ha"
-        assert await _read_exactly(stream, 11) == b"lf and half"
+        assert await read_exactly(stream, 11) == b"lf and half"
         await stream.aclose()
 
 
@@ -349,9 +307,9 @@ async def check_reset_receive_into(open_node: OpenNode) -> None:
 async def check_bulk(open_node: OpenNode) -> None:
     """4 MiB come back as they were, while they are still being sent."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
-        stream = await a.open_stream(b.peer_id, _ECHO)
+        stream = await a.open_stream(b.peer_id, ECHO)
         block = hashlib.sha256(b"bulk").digest() * 2048
         data = b"".join(bytes([i]) + block[1:] for i in range(64))
         received = hashlib.sha256()
@@ -371,18 +329,18 @@ async def check_bulk(open_node: OpenNode) -> None:
 async def check_bulk_streams(open_node: OpenNode) -> None:
     """Streams for bulk are streams as others are, whichever side opens them, and both peers stay one."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        a.handle(_ECHO, _echo)
-        b.handle(_ECHO, _echo)
+        a.handle(ECHO, echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
         data = hashlib.sha256(b"much").digest() * 10_000
         for near, far in ((a, b), (b, a), (a, b)):
-            stream = await near.open_stream(far.peer_id, _ECHO, bulk=True)
-            assert (stream.peer_id, stream.protocol) == (far.peer_id, _ECHO)
+            stream = await near.open_stream(far.peer_id, ECHO, bulk=True)
+            assert (stream.peer_id, stream.protocol) == (far.peer_id, ECHO)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(stream.send_all, data)
-                assert await _read_exactly(stream, len(data)) == data
+                assert await read_exactly(stream, len(data)) == data
             await stream.aclose()
-            assert await _ask(near, far, b"a small one") == b"a small one"
+            assert await ask(near, far, b"a small one") == b"a small one"
         assert a.peers() == {b.peer_id}
         assert b.peers() == {a.peer_id}
         try:
@@ -398,12 +356,12 @@ async def check_bulk_streams(open_node: OpenNode) -> None:
 async def check_many_streams(open_node: OpenNode) -> None:
     """32 streams at once on one connection, each with its own bytes."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
         answers: dict[int, bytes] = {}
 
         async def one(number: int) -> None:
-            answers[number] = await _ask(a, b, bytes([number]) * 5000)
+            answers[number] = await ask(a, b, bytes([number]) * 5000)
 
         async with trio.open_nursery() as nursery:
             for number in range(32):
@@ -421,14 +379,14 @@ async def check_stalled_reader(open_node: OpenNode) -> None:
             await trio.sleep_forever()
 
         b.handle(_OTHER, never_read)
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
         stream = await a.open_stream(b.peer_id, _OTHER)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.send_all, bytes(8 * _MIB))
             await stalled.wait()
             for number in range(20):
-                assert await _ask(a, b, bytes([number]) * 10_000) == bytes([number]) * 10_000
+                assert await ask(a, b, bytes([number]) * 10_000) == bytes([number]) * 10_000
             nursery.cancel_scope.cancel()
 
 
@@ -441,19 +399,19 @@ async def check_handler_exception(open_node: OpenNode) -> None:
             raise RuntimeError("a fault in a handler")
 
         b.handle(_OTHER, fail)
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
         for _ in range(3):
             stream = await a.open_stream(b.peer_id, _OTHER)
             await stream.send_all(b"x")
             await _expect_reset(stream)
-        assert await _ask(a, b, b"alive") == b"alive"
+        assert await ask(a, b, b"alive") == b"alive"
 
 
 async def check_unknown_protocol(open_node: OpenNode) -> None:
     """A protocol that the peer does not speak is a typed error; so is one that is no protocol ID."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
         try:
             await a.open_stream(b.peer_id, "/p2pcompute-check/nowhere/1")
@@ -467,30 +425,30 @@ async def check_unknown_protocol(open_node: OpenNode) -> None:
             except ValueError:
                 continue
             raise AssertionError(f"{bad!r} passed as a protocol ID")
-        assert await _ask(a, b, b"alive") == b"alive"
+        assert await ask(a, b, b"alive") == b"alive"
 
 
 async def check_too_many_streams(open_node: OpenNode) -> None:
     """One stream more than the bound is reset, and the slots come back."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
-        streams = [await a.open_stream(b.peer_id, _ECHO) for _ in range(MAX_INBOUND_STREAMS_PER_PEER)]
+        streams = [await a.open_stream(b.peer_id, ECHO) for _ in range(MAX_INBOUND_STREAMS_PER_PEER)]
         for stream in streams:
             await stream.send_all(b"x")
-            assert await _read_exactly(stream, 1) == b"x"
+            assert await read_exactly(stream, 1) == b"x"
         with contextlib.suppress(StreamReset):  # the reset may overtake the answer of the negotiation
-            await _expect_reset(await a.open_stream(b.peer_id, _ECHO))
+            await _expect_reset(await a.open_stream(b.peer_id, ECHO))
         for stream in streams:
             await stream.close_write()
             assert await stream.receive_some() == b""
-        assert await _ask(a, b, b"alive") == b"alive"
+        assert await ask(a, b, b"alive") == b"alive"
 
 
 async def check_dial_errors(open_node: OpenNode) -> None:
     """Whoever can't be reached, or is not who was asked for, is a DialError, and a good address still works."""
     async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         stranger = NodeKey.generate().peer_id
         bare = b.addresses[0].partition("/p2p/")[0]
         closed = bare.rpartition("/")[0] + "/1"
@@ -510,13 +468,13 @@ async def check_dial_errors(open_node: OpenNode) -> None:
             raise AssertionError(f"connected to {address!r}")
         for peer in (stranger, a.peer_id):
             try:
-                await a.open_stream(peer, _ECHO)
+                await a.open_stream(peer, ECHO)
             except DialError:
                 continue
             raise AssertionError("opened a stream to nobody")
         assert a.peers() == frozenset()
         assert await a.connect(b.addresses[0]) == b.peer_id
-        assert await _ask(a, b, b"after all") == b"after all"
+        assert await ask(a, b, b"after all") == b"after all"
 
 
 async def check_disconnect(open_node: OpenNode) -> None:
@@ -532,16 +490,16 @@ async def check_disconnect(open_node: OpenNode) -> None:
                 broke.set()
 
         b.handle(_OTHER, hold)
-        b.handle(_ECHO, _echo)
+        b.handle(ECHO, echo)
         await a.connect(b.addresses[0])
         stream = await a.open_stream(b.peer_id, _OTHER)
-        assert await _read_exactly(stream, 5) == b"ready"
+        assert await read_exactly(stream, 5) == b"ready"
         await a.disconnect(b.peer_id)
         await a.disconnect(b.peer_id)
         assert a.peers() == frozenset()
         await _expect_reset(stream)
         await broke.wait()
-        assert await _ask(a, b, b"again") == b"again"
+        assert await ask(a, b, b"again") == b"again"
         assert a.peers() == {b.peer_id}
 
 
@@ -549,14 +507,14 @@ async def check_peer_leaves(open_node: OpenNode) -> None:
     """When a node closes, its peers see broken streams, then no peer, then a DialError."""
     async with open_node(PrefixValidator()) as a:
         async with open_node(PrefixValidator()) as b:
-            b.handle(_ECHO, _echo)
+            b.handle(ECHO, echo)
             await a.connect(b.addresses[0])
-            stream = await a.open_stream(b.peer_id, _ECHO)
+            stream = await a.open_stream(b.peer_id, ECHO)
             await stream.send_all(b"x")
-            assert await _read_exactly(stream, 1) == b"x"
+            assert await read_exactly(stream, 1) == b"x"
         await _expect_reset(stream)
         try:
-            await a.open_stream(b.peer_id, _ECHO)
+            await a.open_stream(b.peer_id, ECHO)
         except (DialError, StreamError):
             pass
         else:
@@ -564,140 +522,6 @@ async def check_peer_leaves(open_node: OpenNode) -> None:
         assert a.peers() == frozenset()
 
 
-async def _publish_until(node: Overlay, topic: str, data: bytes, subscription: Subscription) -> bytes:
-    """Publish until something arrives: how soon a new subscriber is reached is not promised."""
-    while True:
-        await node.publish(topic, data)
-        with trio.move_on_after(1):
-            source, received = await subscription.__anext__()
-            assert source == node.peer_id
-            return received
-
-
-async def check_gossip(open_node: OpenNode) -> None:
-    """What a validator refuses is neither delivered nor passed on; the rest crosses the network."""
-    async with (
-        open_node(PrefixValidator()) as a,
-        open_node(PrefixValidator()) as b,
-        open_node(PrefixValidator()) as c,
-    ):
-        asked: list[tuple[str, bytes]] = []
-
-        def middle(source: str, data: bytes) -> bool:
-            asked.append((source, data))
-            if data == b"raise":
-                raise RuntimeError("a fault in a validator")
-            return data.startswith(b"good")
-
-        await a.connect(b.addresses[0])
-        await b.connect(c.addresses[0])
-        async with b.subscribe("ads", middle) as at_b, c.subscribe("ads", lambda _s, _d: True) as at_c:
-            assert await _publish_until(a, "ads", b"good 1", at_b) == b"good 1"
-            assert await _publish_until(a, "ads", b"good 1", at_c) == b"good 1"
-            for data in (b"bad", b"raise", b"good 2"):
-                await a.publish("ads", data)
-            for subscription in (at_b, at_c):
-                while (received := await subscription.__anext__())[1] != b"good 2":
-                    assert received == (a.peer_id, b"good 1")
-                assert received == (a.peer_id, b"good 2")
-                assert subscription.dropped == 0
-        assert (a.peer_id, b"bad") in asked
-        assert (a.peer_id, b"raise") in asked
-
-
-async def check_gossip_bounds(open_node: OpenNode) -> None:
-    """The largest message passes, one byte more is refused at its publisher; a node does not hear itself."""
-    async with open_node(PrefixValidator()) as a, open_node(PrefixValidator()) as b:
-        await a.connect(b.addresses[0])
-        async with a.subscribe("t", lambda _s, _d: True) as at_a, b.subscribe("t", lambda _s, _d: True) as at_b:
-            try:
-                await a.publish("t", bytes(MAX_GOSSIP_BYTES + 1))
-            except GossipTooLarge:
-                pass
-            else:
-                raise AssertionError("published a message that nobody would carry")
-            try:
-                async with a.subscribe("t", lambda _s, _d: True):
-                    pass
-            except OverlayError:
-                pass
-            else:
-                raise AssertionError("subscribed twice")
-            largest = bytes(MAX_GOSSIP_BYTES)
-            assert await _publish_until(a, "t", largest, at_b) == largest
-            assert await _publish_until(b, "t", b"back", at_a) == b"back"
-        async with a.subscribe("t", lambda _s, _d: True):
-            pass
-
-
-async def check_providers(open_node: OpenNode) -> None:
-    """A provider is found by others, under addresses that work; nobody is found for another key."""
-    async with (
-        open_node(PrefixValidator()) as a,
-        open_node(PrefixValidator()) as b,
-        open_node(PrefixValidator()) as c,
-    ):
-        a.handle(_ECHO, _echo)
-        await a.connect(b.addresses[0])
-        await c.connect(b.addresses[0])
-        key = hashlib.sha256(b"a bucket").digest()
-        await a.dht_provide(key)
-        while not (found := await c.dht_find_providers(key)):  # noqa: ASYNC110 - it is not acknowledged
-            await trio.sleep(0.05)
-        assert [(info.peer_id, info.addresses) for info in found] == [(a.peer_id, a.addresses)]
-        assert await _ask(c, a, b"found you") == b"found you"
-        assert await c.dht_find_providers(hashlib.sha256(b"another").digest()) == []
-        assert await a.dht_find_providers(key) == []
-
-
-async def check_records(open_node: OpenNode) -> None:
-    """Records are found, better ones replace worse ones, and bad ones are refused with a typed error."""
-    async with (
-        open_node(PrefixValidator()) as a,
-        open_node(PrefixValidator()) as b,
-        open_node(PrefixValidator()) as c,
-    ):
-        await a.connect(b.addresses[0])
-        await c.connect(b.addresses[0])
-        key = hashlib.sha256(b"a record").digest()
-        assert await c.dht_get(key) is None
-        await a.dht_put(key, b"ok 1")
-        assert await c.dht_get(key) == b"ok 1"
-        await a.dht_put(key, b"ok 2")
-        await a.dht_put(key, b"ok 2")
-        for bad in (b"forged", b"ok 1", b"ok" + bytes(MAX_RECORD_BYTES)):
-            try:
-                await a.dht_put(key, bad)
-            except RecordRefused:
-                continue
-            raise AssertionError(f"stored {bad[:10]!r}")
-        async with open_node(PrefixValidator()) as late:
-            await late.connect(b.addresses[0])
-            assert await late.dht_get(key) == b"ok 2"
-        for short in (b"", bytes(31), bytes(33)):
-            try:
-                await a.dht_put(short, b"ok")
-            except ValueError:
-                continue
-            raise AssertionError("stored under a key that is none")
-
-
-async def check_forged_record(open_node: OpenNode) -> None:
-    """What a node with another validator stores, no honest node believes or keeps."""
-    async with (
-        open_node(PrefixValidator(b"")) as rogue,
-        open_node(PrefixValidator()) as honest,
-        open_node(PrefixValidator(b"")) as gullible,
-    ):
-        await rogue.connect(honest.addresses[0])
-        await gullible.connect(honest.addresses[0])
-        await gullible.connect(rogue.addresses[0])
-        key = hashlib.sha256(b"forged").digest()
-        await rogue.dht_put(key, b"forged")
-        assert await honest.dht_get(key) is None
-        assert await gullible.dht_get(key) == b"forged", "the attack works where nobody checks"
-
-
 OVERLAY_CHECKS: dict[str, Check] = {
     name.removeprefix("check_"): check for name, check in list(globals().items()) if name.startswith("check_")
-}
+} | PUBLIC_CHECKS

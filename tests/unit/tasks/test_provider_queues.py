@@ -12,11 +12,15 @@ import trio
 import trio.testing
 
 from p2pcompute.errors import DiskFull, P2PComputeError, StreamError, WorkerTimeout
+from p2pcompute.identity import NodeKey
 from p2pcompute.market import OrderRefused, _bidding
 from p2pcompute.node import Node
 from p2pcompute.payments import CreditPolicy
 from p2pcompute.tasks import _provider, _provider_session
-from p2pcompute.tasks._places import Guest, Place
+from p2pcompute.tasks._held_inputs import HeldInputs
+from p2pcompute.tasks._inputs import SHARED_BYTES
+from p2pcompute.tasks._places import Guest
+from p2pcompute.tasks._refusing import RefuseError
 from p2pcompute.tasks._turns import Turns
 from p2pcompute.testing import InlineWorkers, virtual_clock_ms
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
@@ -415,26 +419,21 @@ def test_the_inputs_of_newcomers_are_bounded_together() -> None:
 
 def test_a_newcomer_has_few_large_inputs_and_a_known_peer_as_many_as_it_likes() -> None:
     async def scenario(market: Market) -> None:
-        provider = await market.provider()
-        tasks = role_of(provider).tasks
-        async with open_rogue(market, connect=(provider,)) as rogue:
-            opened = await rogue.open_task(provider)
-            session = _provider_session.Session(tasks, opened.stream)
-            sizes = [_provider_session.SHARED_BYTES] * 8 + [_provider_session.SHARED_BYTES - 1]
-            session.connection.blob_sizes = {bytes([n]): size for n, size in enumerate(sizes)}
-            session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=False))
-            with session._holding():
-                session._hold(5)
-                assert tasks.newcomers_hold == 5
+        tasks = role_of(await market.provider()).tasks
+        peer = NodeKey.generate().peer_id
+        newcomer, proven = [Guest(peer=peer, subnet="a", known=known) for known in (False, True)]
+        sizes = [SHARED_BYTES] * 8 + [SHARED_BYTES - 1]
+        with HeldInputs(tasks, newcomer, sizes) as held:
+            held.add(5)
+            assert tasks.newcomers_hold == 5
+        assert tasks.newcomers_hold == 0
+        sizes.append(SHARED_BYTES)
+        with pytest.raises(RefuseError) as caught, HeldInputs(tasks, newcomer, sizes):
+            pass
+        assert caught.value.message.code == WireCode.OVERSIZED
+        with HeldInputs(tasks, proven, sizes) as held:
+            held.add(2**40)
             assert tasks.newcomers_hold == 0
-            session.connection.blob_sizes[b"one more"] = _provider_session.SHARED_BYTES
-            with pytest.raises(_provider_session.RefuseError) as caught, session._holding():
-                pass
-            assert caught.value.message.code == WireCode.OVERSIZED
-            session.place = Place(Guest(peer=rogue.key.peer_id, subnet="a", known=True))
-            with session._holding():
-                session._hold(2**40)
-            await opened.stream.reset()
 
     in_memory(scenario)
 
