@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from p2pcompute._groups import nursery_beside
 from p2pcompute.errors import P2PComputeError
 
 if TYPE_CHECKING:
@@ -89,13 +90,6 @@ async def workers_ahead(pool: WorkerPool | None) -> AsyncGenerator[WorkersAhead 
         yield None
         return
     ahead = WorkersAhead(pool)
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with nursery_beside() as nursery:
         nursery.start_soon(ahead.serve)
-        try:
-            yield ahead
-        except Exception as error:  # noqa: BLE001  raised again below, outside of the nursery's group
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield ahead

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 
-__all__ = ["single_error"]
+import trio
+
+__all__ = ["nursery_beside", "single_error"]
 
 
 @contextmanager
@@ -37,3 +39,18 @@ def single_error(*kinds: type[Exception]) -> Generator[None]:
             raise chosen
         finally:  # a traceback would first show the whole group, in which the error is, as what it came from
             chosen.__context__ = context
+
+
+@asynccontextmanager
+async def nursery_beside() -> AsyncGenerator[trio.Nursery]:
+    """A nursery for what runs beside a block, and is cancelled when the block ends. An error of the block comes out as
+    it is, not in an exception group."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:  # noqa: BLE001  raised again below, outside of the nursery's group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure

@@ -23,7 +23,7 @@ import trio
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._fast_proof import Prove, modes_sold
 from p2pcompute._given import check_challenge
-from p2pcompute._groups import single_error
+from p2pcompute._groups import nursery_beside, single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
 from p2pcompute._listening import listening
 from p2pcompute._node_stakes import NodeStakes
@@ -569,16 +569,9 @@ async def _local_chain(network: str) -> AsyncGenerator[str]:
     from p2pcompute._local_chain import serve_local_chain
     from p2pcompute._profile import NetworkDir
 
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with nursery_beside() as nursery:
         url: str = await nursery.start(serve_local_chain, NetworkDir.named(network))
-        try:
-            yield url
-        except Exception as exc:  # noqa: BLE001  raised again below, outside of the nursery's group
-            failure = exc
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield url
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ import trio
 
 from p2pcompute._opening import _how_to_get_one
 from p2pcompute._profile import NetworkDir
-from p2pcompute.errors import NoProviderError
+from p2pcompute.errors import ChainUnreachable, NoProviderError
 from p2pcompute.node import open_node
 
 from .market._harness import Market, compute, in_memory
@@ -34,6 +34,20 @@ def test_a_provider_that_starts_is_waited_for(tmp_path: Path, monkeypatch: pytes
     assert not directory.starting()
     with pytest.raises(NoProviderError, match="Start one here"):
         trio.run(opens)
+
+
+def test_a_chain_that_does_not_start_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+    directory = NetworkDir.named("mine")
+    directory.chain_data.mkdir(parents=True)
+    (directory.chain_data / "chain.journal").write_bytes(b"of something else\n" * 8)
+
+    async def starts() -> None:
+        async with open_node(network="mine", start_chain=True):
+            pass
+
+    with pytest.raises(ChainUnreachable, match="did not start"):
+        trio.run(starts)
 
 
 @pytest.mark.parametrize("note", ["", "[]", "{}", '{"pid": "1"}', '{"pid": -1}', json.dumps({"pid": 2**22 + 1})])
