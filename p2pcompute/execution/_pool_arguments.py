@@ -8,27 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from p2pcompute.errors import ExecutionError
 from p2pcompute.execution import _ipc as ipc
 from p2pcompute.execution._api import ArgSpec, InputSpec, ScalarSpec
-from p2pcompute.execution._pool_memory import Arena
+from p2pcompute.execution._pool_stretch import SharedStretch, aligned
 
 __all__ = ["SessionArguments"]
 
 
-class SessionArguments:
+class SessionArguments(SharedStretch):
     """What one session's worker is given in the place of the values that its kernel was compiled with."""
 
     def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+        super().__init__(most_bytes)
         self._specs: tuple[ArgSpec, ...] = ()
-        self._arena: Arena | None = None
-        self._mapped = False  # whether the worker has the arena
-
-    @property
-    def nbytes(self) -> int:
-        """Memory that is held for them."""
-        return 0 if self._arena is None else self._arena.nbytes
 
     def expect(self, args: Sequence[ArgSpec]) -> None:
         """The kernel's arguments from now on."""
@@ -58,29 +50,10 @@ class SessionArguments:
                     raise ValueError(f"argument {position}: {array.dtype}{array.shape} for {spec.dtype}{spec.shape}")
                 fields.append([position, total])
                 pieces.append((total, array.reshape(-1).view(np.uint8).data))
-                total += -(-array.nbytes // ipc.ALIGNMENT) * ipc.ALIGNMENT
+                total += aligned(array.nbytes)
             else:
                 raise ValueError(f"argument {position} has no other values in this kernel")
-        if total > self._most_bytes:
-            raise ExecutionError(f"these inputs have {total} bytes and a worker takes {self._most_bytes}")
         if not pieces:
             return [fields, 0], []
-        if self._arena is None or self._arena.nbytes < total:
-            # At least double: a hostile worker that keeps the old ones holds no more than the last one's size.
-            size = min(max(total, 2 * self.nbytes, ipc.ALIGNMENT), max(self._most_bytes, total))
-            self.close()
-            self._arena = Arena(size)
-        arena = self._arena
-        await arena.fill(pieces)
-        return [fields, 0 if self._mapped else arena.nbytes], [] if self._mapped else [arena.fileno()]
-
-    def taken(self) -> None:
-        """The packet of the last `put` has reached the worker, which answered."""
-        self._mapped = self._arena is not None
-
-    def close(self) -> None:
-        """Give the memory back."""
-        if self._arena is not None:
-            self._arena.close()
-            self._arena = None
-        self._mapped = False
+        size, descriptors = await self.write(pieces, total, "these inputs")
+        return [fields, size], descriptors
