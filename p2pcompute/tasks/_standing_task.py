@@ -111,7 +111,8 @@ class StandingTask:
         self.queue.wake()
 
     def close(self) -> None:
-        """No more calls come; what was computed is still checked and paid."""
+        """No more calls come. Those that are not over are taken back at the provider by whoever has made them, which is
+        told here; what was computed is still checked and paid."""
         self.queue.closed = True
         self.queue.fail(TaskError("the hire has ended, and this call with it; hold it open for all its calls"))
         self.queue.wake()
@@ -150,11 +151,16 @@ class StandingTask:
         except trio.Cancelled:
             call.withdraw()
             self.queue.end(call)
-            if self.link is not None:
-                await self.link.withdraw(call)
+            await self._take_back(call)
             raise
         if call.failure is not None:
+            await self._take_back(call)
             raise call.failure.with_traceback(None)
+
+    async def _take_back(self, call: PendingCall) -> None:
+        """Nobody waits for a call any more: what a provider has of it is not needed."""
+        if self.link is not None:
+            await self.link.withdraw(call)
 
     async def _legs(self) -> None:
         while not self.queue.closed:
