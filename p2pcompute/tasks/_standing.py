@@ -185,8 +185,8 @@ class CallScheduler(ChunkScheduler):
         return None
 
     def ran_at(self, index: int, provider: PeerId) -> bool:  # noqa: ARG002
-        """Whether the provider has the chunk now."""
-        return index in self._under_way
+        """Whether the provider has the chunk now, or is to get it: not once nobody waits for its call."""
+        return index in self._under_way and not self.call_of(index)[0].over.is_set()
 
     def ran(self, index: int, provider: PeerId, now: float) -> float:  # noqa: ARG002
         """For how many seconds the provider has had the chunk; 0 where it does not have it."""
@@ -231,6 +231,9 @@ class CallScheduler(ChunkScheduler):
         call, chunk = ended
         if call.over.is_set():
             self._numbers.pop(call, None)
+            number = index // self.inputs.work.chunks
+            if number >= self.inputs.made and number not in self._calls:
+                self._next = number  # it was never made: the next one has its number
         else:
             self.queue.again(call, chunk)
         self.queue.wake()
@@ -251,6 +254,11 @@ class CallScheduler(ChunkScheduler):
     def under_way_of(self, call: PendingCall) -> list[int]:
         """The chunks of a call that the provider has now."""
         return [index for index in self._under_way if self.call_of(index)[0] is call]
+
+    def withdrawn(self, call: PendingCall) -> list[int]:
+        """Nobody waits for a call any more: the chunks of it that the provider has, or is to get, now."""
+        self._numbers.pop(call, None)
+        return self.under_way_of(call)
 
     def lost(self, provider: PeerId) -> list[int]:
         """The provider is gone: what it was computing goes back. Gives the chunks."""

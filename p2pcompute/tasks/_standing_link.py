@@ -98,9 +98,21 @@ class StandingLink(Link):
         always, and what is left when it has been quiet for a while."""
         return self.draining or self.unpaid >= max(self.window, 1)
 
+    async def _hand_out(self, chunks: range) -> None:
+        """As of any chunks; and those of a call that was withdrawn while its Assign waited to be sent are cancelled."""
+        call, _ = self.calls.call_of(chunks[0])
+        await super()._hand_out(chunks)
+        if call.over.is_set():
+            await self._cancel(call)
+
     async def withdraw(self, call: PendingCall) -> None:
-        """Nobody waits for a call any more: say so to the provider."""
+        """Nobody waits for a call any more: say so to the provider. What it was not given yet it is not given."""
+        self._wake.set()  # it may be about to be given out
         with trio.CancelScope(shield=True), trio.move_on_after(_CANCEL_S):
-            for index in self.calls.under_way_of(call):
+            await self._cancel(call)
+
+    async def _cancel(self, call: PendingCall) -> None:
+        for index in self.calls.withdrawn(call):
+            if index not in self._cancelled:
                 with contextlib.suppress(OverlayError, ProtocolError):
                     await self.cancel(index)
