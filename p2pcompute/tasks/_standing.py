@@ -116,14 +116,18 @@ class CallScheduler(ChunkScheduler):
         queue: shared with the agreements before and after this one.
         inputs: the calls of this agreement's connection.
         price_pusd, ceiling_uusd: the agreement's; what is given out never costs more.
+        given_uusd: the budget of all agreements together, which the ceiling is what is left of.
     """
 
-    def __init__(self, queue: CallQueue, inputs: CallInputs, *, price_pusd: int, ceiling_uusd: int) -> None:
+    def __init__(
+        self, queue: CallQueue, inputs: CallInputs, *, price_pusd: int, ceiling_uusd: int, given_uusd: int
+    ) -> None:
         super().__init__(0)
         self.queue = queue
         self.inputs = inputs
         self._price_pusd = price_pusd
         self._ceiling_uusd = ceiling_uusd
+        self._given_uusd = given_uusd
         self._units = 0  # of what was given out and has not failed
         self._numbers: dict[PendingCall, int] = {}  # of calls that are not over
         self._calls: dict[int, PendingCall] = {}  # by number, those with a chunk under way
@@ -165,7 +169,7 @@ class CallScheduler(ChunkScheduler):
                     return None
                 units = sum(units_of(work, work.chunk_range(chunk)[1]) for chunk in call.pending)
                 if owed_uusd(self._units + units, self._price_pusd) > self._ceiling_uusd:
-                    call.fail(_used_up(self._ceiling_uusd))
+                    call.fail(_used_up(self._given_uusd))
                     self.queue.end(call)
                     continue
                 number = self._numbers[call] = self._next
@@ -278,8 +282,8 @@ class CallScheduler(ChunkScheduler):
         return mine
 
 
-def _used_up(ceiling_uusd: int) -> BudgetError:
+def _used_up(given_uusd: int) -> BudgetError:
     return BudgetError(
-        f"this call could pass what was hired for, {ceiling_uusd / 1e6:.6f} USD, and was not made; raise budget=… and "
-        "hire again"
+        f"with those before it this call could pass the budget of {given_uusd / 1e6:.6f} USD, and was not made; raise "
+        "budget=… and hire again"
     )

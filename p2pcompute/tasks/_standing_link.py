@@ -42,10 +42,14 @@ class StandingLink(Link):
         queue: CallQueue,
         blobs: Mapping[bytes, bytes],
         hooks: LinkHooks,
+        *,
+        given_uusd: int,
     ) -> None:
         terms = agreement.terms
         inputs = CallInputs(terms.work)
-        self.calls = CallScheduler(queue, inputs, price_pusd=terms.price_pusd, ceiling_uusd=terms.ceiling_uusd)
+        self.calls = CallScheduler(
+            queue, inputs, price_pusd=terms.price_pusd, ceiling_uusd=terms.ceiling_uusd, given_uusd=given_uusd
+        )
         super().__init__(overlay, agreement, account, self.calls, blobs, hooks)
         self.connection.calls = self.connection.tiles = inputs
         self.connection.call_chunks = inputs.work.chunks

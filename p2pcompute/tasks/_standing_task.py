@@ -27,6 +27,7 @@ from p2pcompute.market import Candidate, OrderRefused
 from p2pcompute.market._reasons import Reason, what_to_do
 from p2pcompute_protocols.errors import ProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.money import owed_uusd
 
 from ._coordinator import DISCOVERY_S, Coordinator
 from ._events import (
@@ -42,6 +43,7 @@ from ._events import (
     WaitingForProviders,
 )
 from ._link import LiarError, LinkHooks, NoRoomNow, WaitedTooLong
+from ._meter import units_of
 from ._standing import CallQueue, PendingCall
 from ._standing_link import StandingLink
 from ._state import TaskRequest
@@ -83,6 +85,7 @@ class StandingTask:
     _attempts: dict[PeerId, int] = field(default_factory=dict)
     _ask_at: dict[PeerId, float] = field(default_factory=dict)
     _reasons: dict[PeerId, str] = field(default_factory=dict)
+    _last_price_pusd: tuple[int, ...] = ()  # of the last agreement, where there was one
     _agreed: int = 0
     _done: int = 0
 
@@ -174,7 +177,7 @@ class StandingTask:
         """The best provider that may be asked now; waits for one."""
         since = trio.current_time()
         while True:
-            found = self._ranked()
+            found = self._affordable(self._ranked())
             if found:
                 return found[0]
             now = trio.current_time()
@@ -205,6 +208,24 @@ class StandingTask:
         )
         self._reasons.update(reasons)
         return sorted(found, key=lambda candidate: candidate.peer_id in self._ask_at)
+
+    def _affordable(self, found: list[Candidate]) -> list[Candidate]:
+        """Those of whose chunks what is left of the budget pays for one at least.
+
+        Raises:
+            BudgetError: of none of them, nor of the last provider where there are none: to wait for others is no use.
+        """
+        left_uusd, work = self.request.budget.left_uusd, self.request.work
+        if left_uusd is None:
+            return found
+        units = units_of(work, work.chunk_range(work.chunks - 1)[1])  # of the last chunk, which is the shortest
+        prices = [candidate.option.price_pusd for candidate in found] or self._last_price_pusd
+        if prices and owed_uusd(units, min(prices)) > left_uusd:
+            raise BudgetError(
+                f"what is left does not pay for another chunk, which takes {owed_uusd(units, min(prices)) / 1e6:.6f} "
+                f"USD: {self.request.budget.shortage()} and hire again. What was paid is covered by receipts."
+            )
+        return [candidate for candidate in found if owed_uusd(units, candidate.option.price_pusd) <= left_uusd]
 
     def _nobody(self) -> TaskError | NoProviderError:
         why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(self._reasons.items())[:4])
@@ -264,9 +285,16 @@ class StandingTask:
         reason = "cancelled"
         account = await coordinator.books.open(agreement, request.budget)
         self._agreed += 1
+        self._last_price_pusd = (agreement.terms.price_pusd,)
         try:
             link = self.link = StandingLink(
-                coordinator.overlay, agreement, account, self.queue, request.blobs, self._hooks()
+                coordinator.overlay,
+                agreement,
+                account,
+                self.queue,
+                request.blobs,
+                self._hooks(),
+                given_uusd=request.ceiling_uusd,
             )
             await link.run()
             reason = ""
