@@ -111,6 +111,14 @@ async def leaves_a_call_out(rogue: Rogue, provider: Node) -> None:
 
 
 @attack
+async def makes_calls_and_has_nothing_computed(rogue: Rogue, provider: Node) -> None:
+    opened = await hired(rogue, provider)
+    await opened.say(a_call(0), a_call(1), Assign(index=CHUNKS))
+    assert await ended(opened.stream) < 1
+    assert await receipts(provider, opened) == 0
+
+
+@attack
 async def assigns_a_chunk_of_no_call(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     await opened.say(a_call(0), Assign(index=CHUNKS))
