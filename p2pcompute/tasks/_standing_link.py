@@ -51,6 +51,7 @@ class StandingLink(Link):
             queue, inputs, price_pusd=terms.price_pusd, ceiling_uusd=terms.ceiling_uusd, given_uusd=given_uusd
         )
         super().__init__(overlay, agreement, account, self.calls, blobs, hooks)
+        self._giving: Mapping[bytes, bytes] = {}  # the arrays of the call that is given out just now
         self.connection.calls = self.connection.tiles = inputs
         self.connection.call_chunks = inputs.work.chunks
         self.connection.chunks = inputs.most * inputs.work.chunks
@@ -92,10 +93,7 @@ class StandingLink(Link):
         return self.calls.inputs.of_chunk(index)[1]
 
     def _tile(self, digest: bytes) -> bytes:
-        for call in (self.calls.call_of(index)[0] for index in self.connection.outstanding):
-            if digest in call.blobs:
-                return call.blobs[digest]
-        raise KeyError(digest)  # what is due is of the chunk that was assigned just now
+        return self._giving[digest]
 
     def _pays_at_once(self) -> bool:
         """Calls come one after the other: a voucher for each would cost more than the call. Half a window is paid as
@@ -105,7 +103,9 @@ class StandingLink(Link):
     async def _hand_out(self, chunks: range) -> None:
         """As of any chunks; and those of a call that was withdrawn while its Assign waited to be sent are cancelled."""
         call, _ = self.calls.call_of(chunks[0])
+        self._giving = call.blobs  # kept here: a provider may answer before they have come
         await super()._hand_out(chunks)
+        self._giving = {}
         if call.over.is_set():
             await self._cancel(call)
 
