@@ -397,12 +397,13 @@ class Link:
         """Assign chunks, and send the tiles or arrays that they need and the provider lacks: several chunks have none,
         or the same ones."""
         tiles, index = self.connection.tiles, chunks[0]
-        while self.connection.outstanding and not self._fits(index):
+        while self._is_wanted(index) and self.connection.outstanding and not self._fits(index):
             self._wake = trio.Event()
             await self._wake.wait()
-            if self.draining or not self.scheduler.ran_at(index, self.provider):  # or done elsewhere meanwhile
-                self.scheduler.fail(index, self.provider, for_good=False)
-                return
+        if not self._is_wanted(index):
+            for one in chunks:
+                self.scheduler.fail(one, self.provider, for_good=False)
+            return
         if not self.connection.outstanding:
             self._idled_s = trio.current_time() - self._answered
             self._last_progress = self._answered = trio.current_time()
@@ -417,6 +418,11 @@ class Link:
             await self._send_blob(digest, self._tile(digest))
         if self.connection.outstanding == set(chunks):  # until now it has waited for us
             self._last_progress = self._answered = trio.current_time()
+
+    def _is_wanted(self, index: int) -> bool:
+        """Whether a chunk that was taken, and not assigned yet, is still to be: it may be done elsewhere, or not needed
+        any more."""
+        return not self.draining and self.scheduler.ran_at(index, self.provider)
 
     async def _send_blob(self, digest: bytes, data: bytes) -> None:
         await self.dialogue.send(BlobStart(digest=digest, size=len(data)))

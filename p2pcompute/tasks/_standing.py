@@ -116,14 +116,18 @@ class CallScheduler(ChunkScheduler):
         queue: shared with the agreements before and after this one.
         inputs: the calls of this agreement's connection.
         price_pusd, ceiling_uusd: the agreement's; what is given out never costs more.
+        given_uusd: the budget of all agreements together, which the ceiling is what is left of.
     """
 
-    def __init__(self, queue: CallQueue, inputs: CallInputs, *, price_pusd: int, ceiling_uusd: int) -> None:
+    def __init__(
+        self, queue: CallQueue, inputs: CallInputs, *, price_pusd: int, ceiling_uusd: int, given_uusd: int
+    ) -> None:
         super().__init__(0)
         self.queue = queue
         self.inputs = inputs
         self._price_pusd = price_pusd
         self._ceiling_uusd = ceiling_uusd
+        self._given_uusd = given_uusd
         self._units = 0  # of what was given out and has not failed
         self._numbers: dict[PendingCall, int] = {}  # of calls that are not over
         self._calls: dict[int, PendingCall] = {}  # by number, those with a chunk under way
@@ -165,7 +169,7 @@ class CallScheduler(ChunkScheduler):
                     return None
                 units = sum(units_of(work, work.chunk_range(chunk)[1]) for chunk in call.pending)
                 if owed_uusd(self._units + units, self._price_pusd) > self._ceiling_uusd:
-                    call.fail(_used_up(self._ceiling_uusd))
+                    call.fail(_used_up(self._given_uusd))
                     self.queue.end(call)
                     continue
                 number = self._numbers[call] = self._next
@@ -185,8 +189,8 @@ class CallScheduler(ChunkScheduler):
         return None
 
     def ran_at(self, index: int, provider: PeerId) -> bool:  # noqa: ARG002
-        """Whether the provider has the chunk now."""
-        return index in self._under_way
+        """Whether the provider has the chunk now, or is to get it: not once nobody waits for its call."""
+        return index in self._under_way and not self.call_of(index)[0].over.is_set()
 
     def ran(self, index: int, provider: PeerId, now: float) -> float:  # noqa: ARG002
         """For how many seconds the provider has had the chunk; 0 where it does not have it."""
@@ -231,6 +235,9 @@ class CallScheduler(ChunkScheduler):
         call, chunk = ended
         if call.over.is_set():
             self._numbers.pop(call, None)
+            number = index // self.inputs.work.chunks
+            if number >= self.inputs.made and number not in self._calls:
+                self._next = number  # it was never made: the next one has its number
         else:
             self.queue.again(call, chunk)
         self.queue.wake()
@@ -252,6 +259,11 @@ class CallScheduler(ChunkScheduler):
         """The chunks of a call that the provider has now."""
         return [index for index in self._under_way if self.call_of(index)[0] is call]
 
+    def withdrawn(self, call: PendingCall) -> list[int]:
+        """Nobody waits for a call any more: the chunks of it that the provider has, or is to get, now."""
+        self._numbers.pop(call, None)
+        return self.under_way_of(call)
+
     def lost(self, provider: PeerId) -> list[int]:
         """The provider is gone: what it was computing goes back. Gives the chunks."""
         mine = sorted(self._under_way, reverse=True)
@@ -270,8 +282,8 @@ class CallScheduler(ChunkScheduler):
         return mine
 
 
-def _used_up(ceiling_uusd: int) -> BudgetError:
+def _used_up(given_uusd: int) -> BudgetError:
     return BudgetError(
-        f"this call could pass what was hired for, {ceiling_uusd / 1e6:.6f} USD, and was not made; raise budget=… and "
-        "hire again"
+        f"with those before it this call could pass the budget of {given_uusd / 1e6:.6f} USD, and was not made; raise "
+        "budget=… and hire again"
     )

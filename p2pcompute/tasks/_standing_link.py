@@ -42,11 +42,16 @@ class StandingLink(Link):
         queue: CallQueue,
         blobs: Mapping[bytes, bytes],
         hooks: LinkHooks,
+        *,
+        given_uusd: int,
     ) -> None:
         terms = agreement.terms
         inputs = CallInputs(terms.work)
-        self.calls = CallScheduler(queue, inputs, price_pusd=terms.price_pusd, ceiling_uusd=terms.ceiling_uusd)
+        self.calls = CallScheduler(
+            queue, inputs, price_pusd=terms.price_pusd, ceiling_uusd=terms.ceiling_uusd, given_uusd=given_uusd
+        )
         super().__init__(overlay, agreement, account, self.calls, blobs, hooks)
+        self._giving: Mapping[bytes, bytes] = {}  # the arrays of the call that is given out just now
         self.connection.calls = self.connection.tiles = inputs
         self.connection.call_chunks = inputs.work.chunks
         self.connection.chunks = inputs.most * inputs.work.chunks
@@ -88,19 +93,30 @@ class StandingLink(Link):
         return self.calls.inputs.of_chunk(index)[1]
 
     def _tile(self, digest: bytes) -> bytes:
-        for call in (self.calls.call_of(index)[0] for index in self.connection.outstanding):
-            if digest in call.blobs:
-                return call.blobs[digest]
-        raise KeyError(digest)  # what is due is of the chunk that was assigned just now
+        return self._giving[digest]
 
     def _pays_at_once(self) -> bool:
         """Calls come one after the other: a voucher for each would cost more than the call. Half a window is paid as
         always, and what is left when it has been quiet for a while."""
         return self.draining or self.unpaid >= max(self.window, 1)
 
+    async def _hand_out(self, chunks: range) -> None:
+        """As of any chunks; and those of a call that was withdrawn while its Assign waited to be sent are cancelled."""
+        call, _ = self.calls.call_of(chunks[0])
+        self._giving = call.blobs  # kept here: a provider may answer before they have come
+        await super()._hand_out(chunks)
+        self._giving = {}
+        if call.over.is_set():
+            await self._cancel(call)
+
     async def withdraw(self, call: PendingCall) -> None:
-        """Nobody waits for a call any more: say so to the provider."""
+        """Nobody waits for a call any more: say so to the provider. What it was not given yet it is not given."""
+        self._wake.set()  # it may be about to be given out
         with trio.CancelScope(shield=True), trio.move_on_after(_CANCEL_S):
-            for index in self.calls.under_way_of(call):
+            await self._cancel(call)
+
+    async def _cancel(self, call: PendingCall) -> None:
+        for index in self.calls.withdrawn(call):
+            if index not in self._cancelled:
                 with contextlib.suppress(OverlayError, ProtocolError):
                     await self.cancel(index)

@@ -27,6 +27,7 @@ from p2pcompute.market import Candidate, OrderRefused
 from p2pcompute.market._reasons import Reason, what_to_do
 from p2pcompute_protocols.errors import ProtocolError, WireCode
 from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.money import owed_uusd
 
 from ._coordinator import DISCOVERY_S, Coordinator
 from ._events import (
@@ -42,6 +43,7 @@ from ._events import (
     WaitingForProviders,
 )
 from ._link import LiarError, LinkHooks, NoRoomNow, WaitedTooLong
+from ._meter import units_of
 from ._standing import CallQueue, PendingCall
 from ._standing_link import StandingLink
 from ._state import TaskRequest
@@ -83,6 +85,7 @@ class StandingTask:
     _attempts: dict[PeerId, int] = field(default_factory=dict)
     _ask_at: dict[PeerId, float] = field(default_factory=dict)
     _reasons: dict[PeerId, str] = field(default_factory=dict)
+    _last_price_pusd: tuple[int, ...] = ()  # of the last agreement, where there was one
     _agreed: int = 0
     _done: int = 0
 
@@ -111,7 +114,8 @@ class StandingTask:
         self.queue.wake()
 
     def close(self) -> None:
-        """No more calls come; what was computed is still checked and paid."""
+        """No more calls come. Those that are not over are taken back at the provider by whoever has made them, which is
+        told here; what was computed is still checked and paid."""
         self.queue.closed = True
         self.queue.fail(TaskError("the hire has ended, and this call with it; hold it open for all its calls"))
         self.queue.wake()
@@ -150,11 +154,16 @@ class StandingTask:
         except trio.Cancelled:
             call.withdraw()
             self.queue.end(call)
-            if self.link is not None:
-                await self.link.withdraw(call)
+            await self._take_back(call)
             raise
         if call.failure is not None:
+            await self._take_back(call)
             raise call.failure.with_traceback(None)
+
+    async def _take_back(self, call: PendingCall) -> None:
+        """Nobody waits for a call any more: what a provider has of it is not needed."""
+        if self.link is not None:
+            await self.link.withdraw(call)
 
     async def _legs(self) -> None:
         while not self.queue.closed:
@@ -168,7 +177,7 @@ class StandingTask:
         """The best provider that may be asked now; waits for one."""
         since = trio.current_time()
         while True:
-            found = self._ranked()
+            found = self._affordable(self._ranked())
             if found:
                 return found[0]
             now = trio.current_time()
@@ -199,6 +208,24 @@ class StandingTask:
         )
         self._reasons.update(reasons)
         return sorted(found, key=lambda candidate: candidate.peer_id in self._ask_at)
+
+    def _affordable(self, found: list[Candidate]) -> list[Candidate]:
+        """Those of whose chunks what is left of the budget pays for one at least.
+
+        Raises:
+            BudgetError: of none of them, nor of the last provider where there are none: to wait for others is no use.
+        """
+        left_uusd, work = self.request.budget.left_uusd, self.request.work
+        if left_uusd is None:
+            return found
+        units = units_of(work, work.chunk_range(work.chunks - 1)[1])  # of the last chunk, which is the shortest
+        prices = [candidate.option.price_pusd for candidate in found] or self._last_price_pusd
+        if prices and owed_uusd(units, min(prices)) > left_uusd:
+            raise BudgetError(
+                f"what is left does not pay for another chunk, which takes {owed_uusd(units, min(prices)) / 1e6:.6f} "
+                f"USD: {self.request.budget.shortage()} and hire again. What was paid is covered by receipts."
+            )
+        return [candidate for candidate in found if owed_uusd(units, candidate.option.price_pusd) <= left_uusd]
 
     def _nobody(self) -> TaskError | NoProviderError:
         why = "; ".join(f"…{peer[-8:]}: {reason}" for peer, reason in list(self._reasons.items())[:4])
@@ -258,9 +285,16 @@ class StandingTask:
         reason = "cancelled"
         account = await coordinator.books.open(agreement, request.budget)
         self._agreed += 1
+        self._last_price_pusd = (agreement.terms.price_pusd,)
         try:
             link = self.link = StandingLink(
-                coordinator.overlay, agreement, account, self.queue, request.blobs, self._hooks()
+                coordinator.overlay,
+                agreement,
+                account,
+                self.queue,
+                request.blobs,
+                self._hooks(),
+                given_uusd=request.ceiling_uusd,
             )
             await link.run()
             reason = ""

@@ -53,6 +53,7 @@ class CallInputs(Held):
         self._inputs = tuple(arg for arg in self.work.args if not isinstance(arg, OutArg))
         self._stays = self.work.inputs
         self._open: dict[int, tuple[Call, bytes]] = {}  # by number, the oldest first
+        self._has_chunk = True  # whether a chunk of the newest call was assigned
 
     @property
     def open_calls(self) -> int:
@@ -68,12 +69,15 @@ class CallInputs(Held):
         """A call is made.
 
         Raises:
-            LocalProtocolError: REPLAYED or OUT_OF_ORDER, it is not the next one; MALFORMED, BAD_DIGEST or OVERSIZED,
-                its inputs are not those of the work; OVERSIZED, there are too many calls. Nothing has changed then.
+            LocalProtocolError: REPLAYED or OUT_OF_ORDER, it is not the next one; OUT_OF_ORDER, no chunk of the last
+                one was assigned; MALFORMED, BAD_DIGEST or OVERSIZED, its inputs are not those of the work; OVERSIZED,
+                there are too many calls. Nothing has changed then.
         """
         if message.call != self.made:
             code = WireCode.REPLAYED if message.call < self.made else WireCode.OUT_OF_ORDER
             raise LocalProtocolError(f"call {message.call} in place of {self.made}", code=code)
+        if not self._has_chunk:  # it costs nothing, so there would be no end of them
+            raise LocalProtocolError("a call behind one without a chunk", code=WireCode.OUT_OF_ORDER)
         if not self.has_room():
             raise LocalProtocolError("more calls than there may be", code=WireCode.OVERSIZED)
         if len(message.args) != len(self._inputs):
@@ -92,6 +96,12 @@ class CallInputs(Held):
         self._open.pop(self.made - self.most_open, None)
         self._open[self.made] = (message, hashlib.sha256(message.encode()).digest())
         self.made += 1
+        self._has_chunk = False
+
+    def assign(self, index: int) -> dict[bytes, int]:
+        missing = super().assign(index)
+        self._has_chunk = self._has_chunk or index // self.work.chunks == self.made - 1
+        return missing
 
     def of_chunk(self, index: int) -> tuple[Call, bytes]:
         """The call that a chunk belongs to, and the digest that stands for it in receipts.

@@ -6,7 +6,7 @@ import pytest
 
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.limits import MAX_CALLS, MAX_CHUNKS
-from p2pcompute_protocols.task import Call, CallInputs, standing_work
+from p2pcompute_protocols.task import Assign, Call, CallInputs, standing_work
 from p2pcompute_protocols.work import ArrayArg, OutArg
 
 from .vectors._material import program_work, round_work, sha, split_work, work
@@ -27,6 +27,12 @@ def call(calls: CallInputs, name: str) -> int:
     arg = ArrayArg(dtype="uint8", shape=(SIZE,), digest=sha(name.encode()))
     calls.call(Call(call=calls.made, args=(arg,)))
     return 3 * (calls.made - 1)
+
+
+def compute(calls: CallInputs, index: int) -> None:
+    """Have a chunk assigned and answered."""
+    calls.assign(index)
+    calls.answered(index)
 
 
 def held(calls: CallInputs) -> list[bytes]:
@@ -61,9 +67,10 @@ def test_the_least_recently_used_makes_room(bound: dict[str, int]) -> None:
 
 def test_what_is_under_way_never_makes_room() -> None:
     calls = inputs()
-    chunks = [call(calls, name) for name in "abc"]
-    for index in chunks:
-        calls.assign(index)
+    chunks: list[int] = []
+    for name in "abc":
+        chunks.append(call(calls, name))
+        calls.assign(chunks[-1])
     calls.answered(chunks[1])
     index = call(calls, "d")
     assert not calls.fits(index)  # "a", which would have to go first, is under way
@@ -82,7 +89,7 @@ def test_old_calls_close_and_one_under_way_does_not() -> None:
     first = call(calls, "own")
     calls.assign(first)
     for _ in range(MAX_CALLS - 1):
-        call(calls, "own")
+        compute(calls, call(calls, "own"))
     assert not calls.has_room()
     with pytest.raises(LocalProtocolError) as caught:
         call(calls, "own")
@@ -90,6 +97,7 @@ def test_old_calls_close_and_one_under_way_does_not() -> None:
     assert calls.made == MAX_CALLS
     calls.answered(first)
     last = call(calls, "own")
+    compute(calls, last)
     with pytest.raises(LocalProtocolError) as caught:
         calls.assign(first)
     assert caught.value.code is WireCode.UNKNOWN_CHUNK
@@ -103,11 +111,37 @@ def test_there_are_as_many_calls_as_their_chunks_have_numbers() -> None:
     assert calls.most == MAX_CHUNKS // 3
     calls.made = calls.most - 1
     assert 3 * calls.made + 2 < MAX_CHUNKS
-    call(calls, "own")
+    compute(calls, call(calls, "own"))
     assert not calls.has_room()
     with pytest.raises(LocalProtocolError) as caught:
         call(calls, "own")
     assert caught.value.code is WireCode.OVERSIZED
+
+
+def test_a_call_has_a_chunk_before_the_next_one_is_made() -> None:
+    calls = inputs()
+    first = call(calls, "own")
+    for _ in range(2):  # and nothing has changed
+        with pytest.raises(LocalProtocolError) as caught:
+            call(calls, "own")
+        assert caught.value.code is WireCode.OUT_OF_ORDER
+        assert calls.made == 1
+    calls.assign(first + 2)  # any of its chunks
+    call(calls, "own")
+    calls.assign(first)  # one of another call is none of this one
+    with pytest.raises(LocalProtocolError) as caught:
+        call(calls, "own")
+    assert caught.value.code is WireCode.OUT_OF_ORDER
+
+
+def test_an_assignment_of_no_chunks_can_not_be_said() -> None:
+    honest = Assign(index=0, count=2).encode()
+    assert Assign.decode(honest, max_bytes=100).count == 2
+    assert honest.count(b"\x02\x02") == 1  # the key and its value
+    for count in (b"\x00", b"\x01"):
+        with pytest.raises(LocalProtocolError) as caught:
+            Assign.decode(honest.replace(b"\x02\x02", b"\x02" + count), max_bytes=100)
+        assert caught.value.code is WireCode.OVERSIZED
 
 
 OTHERS = {"none": None, "rounds": round_work(), "a program": program_work(), "split": split_work()}

@@ -186,6 +186,8 @@ def calls(conn: task.TaskConnection, made: int = 1) -> None:
     conn.call_chunks, conn.chunks = some_work().chunks, 1_048_575
     for number in range(made):
         conn.calls.call(dataclasses.replace(CALL, call=number))
+        conn.calls.assign(number * conn.call_chunks)  # or there may be no other
+        conn.calls.answered(number * conn.call_chunks)
 
 
 def memory(conn: Connection[Any]) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import pytest
 import trio
 
 import p2pcompute as p2p
-from p2pcompute.errors import TaskError
+from p2pcompute.errors import ChunkFailed, TaskError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
 from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost
-from p2pcompute.testing import virtual_clock_ms
+from p2pcompute.testing import _memory_stream, virtual_clock_ms
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.task import (
     Assign,
@@ -106,6 +106,14 @@ async def makes_a_call_again(rogue: Rogue, provider: Node) -> None:
 async def leaves_a_call_out(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     await opened.say(a_call(1), Assign(index=CHUNKS))
+    assert await ended(opened.stream) < 1
+    assert await receipts(provider, opened) == 0
+
+
+@attack
+async def makes_calls_and_has_nothing_computed(rogue: Rogue, provider: Node) -> None:
+    opened = await hired(rogue, provider)
+    await opened.say(a_call(0), a_call(1), Assign(index=CHUNKS))
     assert await ended(opened.stream) < 1
     assert await receipts(provider, opened) == 0
 
@@ -298,5 +306,46 @@ def test_the_requester_pays_for_nothing(answer: Answer) -> None:
             assert await market.spent_uusd(node) <= (1 if answer in (twice, together) else 0)
             if answer is not twice:
                 assert len(watch.of(ChunkDone)) == (2 if answer is together else 0)
+
+    in_memory(scenario)
+
+
+def test_an_answer_before_the_arrays_have_come_ends_nothing_but_the_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_memory_stream, "WINDOW_BYTES", 1024)  # so that arrays wait for who does not read
+    answered: list[int] = []
+
+    async def scenario(market: Market) -> None:
+        async with open_rogue(market) as rogue:
+
+            async def serve(opened: RogueTask) -> None:
+                standing(opened)
+                await opened.ready()
+                await opened.dialogue.expect(Call, stall_s=None)
+                await opened.assigned()
+                assert len(opened.connection.needed) == 2
+                for index in sorted(opened.connection.outstanding):
+                    failed = opened.receipt(
+                        index,
+                        b"",
+                        digest=bytes(32),
+                        units=0,
+                        code=WireCode.EXECUTION_FAILED,
+                        call=digest_of_call(opened),
+                    )
+                    await opened.dialogue.send(ChunkError(index=index, receipt=failed))
+                    answered.append(index)
+                await trio.sleep(1)  # it is there before any array is
+                await ended(opened.stream)
+
+            rogue.sell(serve)
+            node = await market.node()
+            await node.services.overlay.connect(rogue.overlay.addresses[0])
+            node.services.board.put(rogue.sealed_ad())
+            out = p2p.out((SIZE,), np.float32)
+            async with node.hire(axpy, out, np.float32(2), X, Y, chunks=CHUNKS, budget="0.10 USD") as calls:
+                with pytest.raises(ChunkFailed, match="failed 2 times"):
+                    await calls.run(np.float32(2), X + 1, Y + 1)
+            assert answered == [0, 1]
+            assert await market.spent_uusd(node) == 0
 
     in_memory(scenario)

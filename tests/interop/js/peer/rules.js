@@ -43,6 +43,7 @@ export class TaskRules {
     this.state = 0n
     this.sizes = work.blobs // of what may come
     this.calls = 0n
+    this.called = true // whether a chunk of the newest call was assigned
     this.open = new Map() // number of a call to its inputs
     this.held = new Set() // arrays of calls
   }
@@ -107,10 +108,12 @@ export class TaskRules {
     const { standing } = this.work
     if (standing === undefined || this.awaits()) refuse('OUT_OF_ORDER', 'a call that can\'t come now')
     if (call !== this.calls) refuse(call < this.calls ? 'REPLAYED' : 'OUT_OF_ORDER', `call ${call} in place of ${this.calls}`)
+    if (!this.called) refuse('OUT_OF_ORDER', 'a call behind one without a chunk')
     const closes = call - 256n
     if ((call + 1n) * standing.each > 1048576n || [...this.assigned].some((index) => index / standing.each === closes)) refuse('OVERSIZED', 'too many calls')
     if (args.length !== standing.args.length || !args.every((arg, i) => alike(arg, standing.args[i]))) refuse('MALFORMED', 'other inputs than the work\'s')
     this.open.set(this.calls++, args)
+    this.called = false
     this.open.delete(closes)
   }
 
@@ -140,6 +143,7 @@ export class TaskRules {
       this.need.add(digest)
       this.held.add(digest)
     }
+    this.called ||= call === this.calls - 1n
   }
 
   Cancel ({ index }) {

@@ -383,6 +383,7 @@ def task_vectors() -> Json:
         ),
         c("a call again", [*a_call_of_two, (r, a_call(0), "REPLAYED")]),
         c("a call left out", [*a_call_of_two, (r, a_call(2), "OUT_OF_ORDER")]),
+        c("a call behind one without a chunk", [*a_call_of_two, (r, a_call(1)), (r, a_call(2), "OUT_OF_ORDER")]),
         c("a call before an array of the last one", [*a_call_of_two[:2], (r, a_call(1), "OUT_OF_ORDER")]),
         c("a chunk before an array of the last one", [*a_call_of_two[:2], (r, task.Assign(index=1), "OUT_OF_ORDER")]),
         c("a chunk of no call", [*a_call_of_two, (r, task.Assign(index=3), "UNKNOWN_CHUNK")]),
