@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import trio
 
+from p2pcompute._asked import asked, within_deadline
 from p2pcompute._groups import single_error
 from p2pcompute._launch import allowance
 from p2pcompute._listening import listening
-from p2pcompute._options import OptionError, parse_usd, price_per_unit_pusd
+from p2pcompute._options import OptionError, parse_usd
 from p2pcompute._requester import (
-    _DEFAULT_PRICE_LIMIT_PUSD,
+    _ENDLESS,
     RunOptions,
     TaskRun,
     _apart,
 )
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport, block_samples, chunk_samples, sampled_every
-from p2pcompute.errors import BudgetError, KernelTypeError, P2PComputeError, TaskTimeout
+from p2pcompute.errors import BudgetError, KernelTypeError, P2PComputeError
 from p2pcompute.execution._api import InputSpec, OutputSpec, ScalarSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.tasks import Compiling, TaskEnded, TaskEvent, TaskRequest
@@ -33,7 +34,7 @@ from p2pcompute.tasks._standing_task import StandingTask
 from p2pcompute.tasks._work import little_endian
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.money import owed_uusd
-from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
+from p2pcompute_protocols.negotiation import CheckPolicy
 from p2pcompute_protocols.work import ArrayArg, ChunkWork, ScalarArg
 
 if TYPE_CHECKING:
@@ -247,15 +248,7 @@ async def _prepare(task: TaskRun, binding: Binding, own: WorkerSession | None) -
     options = task.options
     budget_uusd = parse_usd(options.budget)
     deadline_ms = task.now_ms() + int(options.deadline_s * 1000)
-    requirement = Requirement(
-        kinds=("cpu", "cuda") if options.device == "any" else (options.device,),
-        memory_bytes=0,
-        features=(),
-        min_score_milli=0,
-    )
-    limit = _DEFAULT_PRICE_LIMIT_PUSD
-    if options.max_price is not None:
-        limit = price_per_unit_pusd(options.max_price, at_most=True)
+    requirement, limit = asked(options)
     found = await task.coordinator.candidates(
         requirement, units=1, fp="strict", language=LANGUAGE_VERSION, max_price_pusd=limit, wanted=1
     )
@@ -266,15 +259,9 @@ async def _prepare(task: TaskRun, binding: Binding, own: WorkerSession | None) -
         binding,
         specs=tuple(replace(spec, varies=True) if isinstance(spec, ScalarSpec) else spec for spec in binding.specs),
     )
-    try:
-        with trio.fail_after(max(0.0, (deadline_ms - task.now_ms()) / 1000)):
-            row_shapes = await task._compile(own, varied)
-            units_per_item = await task._calibrate(own, varied)
-    except trio.TooSlowError:
-        raise TaskTimeout(
-            "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…). No money "
-            "has moved."
-        ) from None
+    with within_deadline(deadline_ms, task.now_ms, "the kernel", or_else=_ENDLESS):
+        row_shapes = await task._compile(own, varied)
+        units_per_item = await task._calibrate(own, varied)
     cut = await task._cut(binding, units_per_item)
     work = cut.work
     assert isinstance(work, ChunkWork)  # of a kernel

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import numpy as np
 import trio
 
+from p2pcompute._asked import asked, within_deadline
 from p2pcompute._fast_run import ChunkJudge, check_policy, check_tolerance, make_sampler, rehearse, tolerance_of
 from p2pcompute._groups import single_error
 from p2pcompute._measures import run_ns
@@ -59,7 +60,6 @@ from p2pcompute.errors import (
     KernelTypeError,
     NoProviderError,
     P2PComputeError,
-    TaskTimeout,
 )
 from p2pcompute.execution._api import OutputSpec
 from p2pcompute.execution._language import LANGUAGE_VERSION
@@ -72,7 +72,6 @@ from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_CHUNKS, MAX_OUTPUT_BYTES
 from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
-from p2pcompute_protocols.negotiation import Requirement
 from p2pcompute_protocols.work import Work
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ _MAX_ITEM_S: Final = 600.0  # the longest that a chunk may take, see the market'
 _SETUP_BYTES_PER_S: Final = 1024 * 1024
 _MAX_BUDGET_UUSD: Final = (2**63 - 1) // _MAX_PROVIDERS  # each provider's channel may be funded with all of it
 _MAX_SAMPLES: Final = 2**20  # of `CheckPolicy`
-_DEFAULT_PRICE_LIMIT_PUSD: Final = 2_778  # 10 USD an hour of a reference core
+_ENDLESS: Final = ", or see whether a loop of it never ends"
 
 
 T = TypeVar("T")
@@ -345,15 +344,7 @@ class TaskRun:
         options = self.options
         budget_uusd = parse_usd(options.budget)
         deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
-        requirement = Requirement(
-            kinds=("cpu", "cuda") if options.device == "any" else (options.device,),
-            memory_bytes=0,
-            features=() if binding.program is None else (binding.program.feature,),
-            min_score_milli=0,
-        )
-        limit = _DEFAULT_PRICE_LIMIT_PUSD
-        if options.max_price is not None:
-            limit = price_per_unit_pusd(options.max_price, at_most=True)
+        requirement, limit = asked(options, *(() if binding.program is None else (binding.program.feature,)))
         # A worker of our own starts meanwhile; where nobody is there, that ends with the error.
         with single_error(NoProviderError, P2PComputeError):
             async with trio.open_nursery() as nursery:
@@ -367,19 +358,13 @@ class TaskRun:
         tolerance = tolerance_of(options.fp, options.rtol, options.atol, binding.layout.outputs)
         async with self._worker() as own, self._fast_worker(binding) as own_fast:
             began = trio.current_time()
-            try:
-                with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):
-                    row_shapes = await self._compile(own, binding)
-                    compile_s = trio.current_time() - began
-                    if own_fast is not None:
-                        await self._compile(own_fast, binding, fp="fast")
-                    timed = windowed_worker(own if own_fast is None else own_fast, binding)
-                    units_per_item = await self._calibrate(timed, binding)
-            except trio.TooSlowError:
-                raise TaskTimeout(
-                    "the deadline passed while the kernel was compiled and timed here; give more time (deadline_s=…), "
-                    "or see whether a loop of it never ends. No money has moved."
-                ) from None
+            with within_deadline(deadline_ms, self.now_ms, "the kernel", or_else=_ENDLESS):
+                row_shapes = await self._compile(own, binding)
+                compile_s = trio.current_time() - began
+                if own_fast is not None:
+                    await self._compile(own_fast, binding, fp="fast")
+                timed = windowed_worker(own if own_fast is None else own_fast, binding)
+                units_per_item = await self._calibrate(timed, binding)
             cut = await self._cut(binding, units_per_item)
             work, worker = cut.work, windowed_worker(own, binding, cut)
             fast = windowed_worker(own_fast, binding, cut)

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import trio
 
+from p2pcompute._asked import asked, within_deadline
 from p2pcompute._groups import single_error
-from p2pcompute._options import parse_usd, price_per_unit_pusd, said, whole
-from p2pcompute._requester import _DEFAULT_PRICE_LIMIT_PUSD, _OWN, RunOptions, TaskRun
+from p2pcompute._options import parse_usd, said, whole
+from p2pcompute._requester import _ENDLESS, _OWN, RunOptions, TaskRun
 from p2pcompute._rounds_words import (
     BoundStep,
     New,
@@ -41,7 +42,7 @@ from p2pcompute._rounds_words import (
 )
 from p2pcompute.checking import DEFAULT_SAMPLES, SampleReport
 from p2pcompute.checking._rounds import RoundSampler, draw_rounds
-from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError, TaskTimeout
+from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError
 from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.kernel import Binding, Out, out, reduce
 from p2pcompute.tasks import Compiling, Coordinator, TaskEvent, TaskStarted
@@ -52,7 +53,7 @@ from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_LEAVES
 from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
-from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
+from p2pcompute_protocols.negotiation import CheckPolicy
 from p2pcompute_protocols.work import RoundWork
 
 if TYPE_CHECKING:
@@ -329,15 +330,7 @@ class RoundsRun:
         options = self.options
         budget_uusd = parse_usd(options.budget)
         deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
-        requirement = Requirement(
-            kinds=("cpu", "cuda") if options.device == "any" else (options.device,),
-            memory_bytes=0,
-            features=(),
-            min_score_milli=0,
-        )
-        limit = _DEFAULT_PRICE_LIMIT_PUSD
-        if options.max_price is not None:
-            limit = price_per_unit_pusd(options.max_price, at_most=True)
+        requirement, limit = asked(options)
         with single_error(NoProviderError, P2PComputeError):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.pool)
@@ -346,14 +339,8 @@ class RoundsRun:
                 )
                 self.budget.check_price(min(candidate.option.price_pusd for candidate in offered))
                 self._emit(Compiling())
-        try:
-            with trio.fail_after(max(0.0, (deadline_ms - self.now_ms()) / 1000)):
-                units = await self._calibrate(bound)
-        except trio.TooSlowError:
-            raise TaskTimeout(
-                "the deadline passed while a round was compiled and timed here; give more time (deadline_s=…), or see "
-                "whether a loop of it never ends. No money has moved."
-            ) from None
+        with within_deadline(deadline_ms, self.now_ms, "a round", or_else=_ENDLESS):
+            units = await self._calibrate(bound)
         start = StateBytes.of(bound.arrays)
         per_chunk = self._rounds_per_chunk(bound, units)
         make = partial(self._make, bound, units, per_chunk)
