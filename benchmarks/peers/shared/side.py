@@ -131,8 +131,10 @@ def calibrated(work: Callable[[int], Any], turns: int, ms: float = SPIN_MS) -> t
             times.append(time.thread_time() - began)
         return min(times) * 1000
 
+    taken = least(turns)
     for _ in range(_TRIES):
-        turns = max(1, round(turns * ms / max(least(turns), 1e-6)))
-        if abs((taken := least(turns)) - ms) <= _NEAR * ms:
+        turns = max(1, round(turns * ms / max(taken, 1e-6)))
+        taken = least(turns)
+        if abs(taken - ms) <= _NEAR * ms:
             return turns, taken
     raise RuntimeError(f"{turns} turns take {taken:.3g} ms, and no number of them was found that takes {ms:g} ms")
