@@ -9,7 +9,8 @@ somebody asks for a name that only it can give: `from libp2p import new_host` wo
 the first module of it.
 
 Some of its modules import at their top what a node of ours needs seldom or never: aioquic with OpenSSL for the type of
-a function, dnspython with asyncio for names in the DNS, Prometheus's client with an HTTP server, psutil, 9 MB in all.
+a function, dnspython with asyncio for names in the DNS, Prometheus's client with an HTTP server, RSA, psutil, 10 MB
+in all.
 They are imported while stand-ins are there under those names, and get what they asked for when they use it.
 """
 
@@ -37,6 +38,7 @@ _LATER: Final = (
 )
 
 _EXPORTER: Final = "libp2p.rcmgr.prometheus_exporter"
+_RSA: Final = "libp2p.crypto.rsa"
 _WITH_STAND_INS: Final = (
     "libp2p.custom_types",
     "libp2p.rcmgr",
@@ -44,6 +46,8 @@ _WITH_STAND_INS: Final = (
     "libp2p.network.swarm",
     "libp2p.transport.tcp.tcp",
     "libp2p.utils.dns_utils",
+    "libp2p.records.pubkey",
+    "libp2p.records.utils",
 )
 
 
@@ -90,6 +94,17 @@ def _late(module: str, name: str) -> Callable[..., Any]:
         return getattr(importlib.import_module(module), name)(*args, **options)
 
     return make
+
+
+class _LateKey:
+    """A kind of key in libp2p's tables of how each is read."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def from_bytes(self, data: bytes) -> Any:
+        """The key; its module is loaded for the first."""
+        return getattr(importlib.import_module(self._module), self._name).from_bytes(data)
 
 
 class _Late(ModuleType):
@@ -145,6 +160,7 @@ def import_lightly() -> None:
             create_prometheus_exporter=_late(_EXPORTER, "create_prometheus_exporter"),
         ),
         _of("prometheus_client", Counter=_late("prometheus_client", "Counter")),
+        _of(_RSA, RSAPublicKey=_LateKey(_RSA, "RSAPublicKey"), RSAPrivateKey=_LateKey(_RSA, "RSAPrivateKey")),
         _of("multiaddr.resolvers", DNSResolver=_LateResolver),
         _Late("psutil"),
     ):

@@ -109,6 +109,7 @@ UNUSED = {
     "psutil",
     "prometheus_client",
     "http.server",
+    "libp2p.crypto.rsa",
     "numpy.random",
     "p2pcompute._requester",
     "numba",
@@ -169,6 +170,13 @@ from libp2p.metrics.swarm import SwarmMetrics
 SwarmMetrics().conn_incoming.labels(peer_id="x").inc()
 from libp2p.rcmgr.manager import create_prometheus_exporter
 assert create_prometheus_exporter(enable_server=False) is not None
+
+from libp2p.crypto.serialization import deserialize_private_key, deserialize_public_key
+assert "libp2p.crypto.rsa" not in sys.modules
+from libp2p.crypto.rsa import create_new_key_pair
+pair = create_new_key_pair()
+assert deserialize_public_key(pair.public_key.serialize()) == pair.public_key
+assert deserialize_private_key(pair.private_key.serialize()).get_public_key() == pair.public_key
 
 from libp2p.transport.quic.stream import QUICStream
 assert QUICStream.__module__ == "libp2p.transport.quic.stream"
