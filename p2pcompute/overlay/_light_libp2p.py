@@ -153,7 +153,9 @@ def import_lightly() -> None:
                 setattr(sys.modules[parent], child, module)
     importlib.import_module("multiaddr")
     with _standing_in(
-        _of("libp2p.transport.quic.stream", QUICStream=type("QUICStream", (), {})),  # for the type of a function
+        # for types of arguments
+        _of("libp2p.transport.quic.stream", QUICStream=type("QUICStream", (), {})),
+        _of("libp2p.transport.quic.config", QUICTransportConfig=type("QUICTransportConfig", (), {})),
         _of(
             _EXPORTER,
             PrometheusExporter=object,

@@ -110,6 +110,7 @@ UNUSED = {
     "prometheus_client",
     "http.server",
     "libp2p.crypto.rsa",
+    "libp2p.transport.quic.config",
     "numpy.random",
     "p2pcompute._requester",
     "numba",
@@ -180,6 +181,8 @@ assert deserialize_private_key(pair.private_key.serialize()).get_public_key() ==
 
 from libp2p.transport.quic.stream import QUICStream
 assert QUICStream.__module__ == "libp2p.transport.quic.stream"
+from libp2p.transport.quic.config import QUICTransportConfig
+assert QUICTransportConfig.__module__ == "libp2p.transport.quic.config"
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=500)
 
