@@ -561,7 +561,7 @@ class CallsDialogue(TaskDialogue):
                 due = sorted(conn.needed & ARRAYS.keys())  # `say` may have made a call with another
                 return [st.sampled_from(due).map(lambda d: task.BlobStart(digest=d, size=3))] if due else []
             said: list[st.SearchStrategy[Record]] = [st.just(task.Finish(code=0, detail=""))]
-            if conn.calls.has_room() and conn.calls.made < 10:
+            if conn.calls.has_room() and conn.calls._has_chunk and conn.calls.made < 10:
                 number = conn.calls.made
                 said += [st.sampled_from(sorted(ARRAYS)).map(lambda d: self.call(number, d))] * 3
             free = [n for n in range(30) if n not in conn.outstanding and conn.calls.fits(n)]
