@@ -165,14 +165,17 @@ def _hear(conn: Connection[Any], message: Record) -> Connection[Any]:
     return twin
 
 
+def nothing_honest_is_refused(cls: type[Connection[Any]], *, more_than: int) -> None:
+    worlds, ends = walk(cls)
+    assert worlds > more_than
+    # Where nothing is under way both sides are in the same state, and every state is met.
+    assert {one for one, other in ends if one is other} == set(type(cls.start))
+    assert all(one is other for one, other in ends)
+
+
 @pytest.mark.parametrize("cls", CONNECTIONS)
 def test_no_honest_interleaving_is_refused(cls: type[Connection[Any]]) -> None:
-    worlds, ends = walk(cls)
-    assert worlds > 3
-    # Where nothing is under way both sides are in the same state, and every state is met.
-    together = {one for one, other in ends if one is other}
-    assert together == set(type(cls.start))
-    assert all(one is other for one, other in ends)
+    nothing_honest_is_refused(cls, more_than=3)
 
 
 def test_the_walk_finds_what_crossing_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,18 +249,12 @@ PAIRS = [
 
 
 def test_no_honest_interleaving_of_chunks_that_go_together_is_refused() -> None:
-    worlds, ends = walk(Pairs)
-    assert worlds > 100
-    assert {one for one, other in ends if one is other} == set(task.TaskState)
-    assert all(one is other for one, other in ends)
+    nothing_honest_is_refused(Pairs, more_than=100)
 
 
 def test_no_honest_interleaving_of_questions_about_states_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("p2pcompute_protocols.task._state.MAX_STATES_PER_CHUNK", 2)
-    worlds, ends = walk(Rounds)
-    assert worlds > 100
-    assert {one for one, other in ends if one is other} == set(task.TaskState)
-    assert all(one is other for one, other in ends)
+    nothing_honest_is_refused(Rounds, more_than=100)
 
 
 class Calls(task.TaskConnection):
@@ -304,10 +301,7 @@ CALLS = [
 
 
 def test_no_honest_interleaving_of_calls_is_refused() -> None:
-    worlds, ends = walk(Calls)
-    assert worlds > 100
-    assert {one for one, other in ends if one is other} == set(task.TaskState)
-    assert all(one is other for one, other in ends)
+    nothing_honest_is_refused(Calls, more_than=100)
 
 
 class CallPairs(Calls):
@@ -343,10 +337,7 @@ CALL_PAIRS = [
 
 
 def test_no_honest_interleaving_of_calls_whose_chunks_go_together_is_refused() -> None:
-    worlds, ends = walk(CallPairs)
-    assert worlds > 100
-    assert {one for one, other in ends if one is other} == set(task.TaskState)
-    assert all(one is other for one, other in ends)
+    nothing_honest_is_refused(CallPairs, more_than=100)
 
 
 def test_the_alphabets_are_whole() -> None:

@@ -31,6 +31,7 @@ from p2pcompute_protocols.task import (
     open_receipt,
     seal_batch,
 )
+from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import ArrayArg, ScalarArg, SplitArg
 
 from ..market._harness import SIZE, Market, Watch, X, Y, axpy, in_memory
@@ -78,6 +79,14 @@ async def receipts(provider: Node, opened: RogueTask) -> int:
     return len(await provider.services.ledger.receipts(opened.agreement.task_id))
 
 
+async def is_ended_by(rogue: Rogue, provider: Node, *said: Record) -> None:
+    """Who says so in a new hire is left at once, and has nothing computed."""
+    opened = await hired(rogue, provider)
+    await opened.say(*said)
+    assert await ended(opened.stream) < 1
+    assert await receipts(provider, opened) == 0
+
+
 @attack
 async def makes_a_call_by_hand(rogue: Rogue, provider: Node) -> None:
     """No attack: what the others begin with does work."""
@@ -104,26 +113,17 @@ async def makes_a_call_again(rogue: Rogue, provider: Node) -> None:
 
 @attack
 async def leaves_a_call_out(rogue: Rogue, provider: Node) -> None:
-    opened = await hired(rogue, provider)
-    await opened.say(a_call(1), Assign(index=CHUNKS))
-    assert await ended(opened.stream) < 1
-    assert await receipts(provider, opened) == 0
+    await is_ended_by(rogue, provider, a_call(1), Assign(index=CHUNKS))
 
 
 @attack
 async def makes_calls_and_has_nothing_computed(rogue: Rogue, provider: Node) -> None:
-    opened = await hired(rogue, provider)
-    await opened.say(a_call(0), a_call(1), Assign(index=CHUNKS))
-    assert await ended(opened.stream) < 1
-    assert await receipts(provider, opened) == 0
+    await is_ended_by(rogue, provider, a_call(0), a_call(1), Assign(index=CHUNKS))
 
 
 @attack
 async def assigns_a_chunk_of_no_call(rogue: Rogue, provider: Node) -> None:
-    opened = await hired(rogue, provider)
-    await opened.say(a_call(0), Assign(index=CHUNKS))
-    assert await ended(opened.stream) < 1
-    assert await receipts(provider, opened) == 0
+    await is_ended_by(rogue, provider, a_call(0), Assign(index=CHUNKS))
 
 
 @attack
