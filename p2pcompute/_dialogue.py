@@ -112,7 +112,10 @@ class Dialogue:
             StreamError: the stream broke.
         """
         deadline = float("inf") if stall_s is None else trio.current_time() + stall_s
-        await trio.lowlevel.checkpoint()  # not after the event: nobody may act between it and the caller
+        if self.connection.has_begun:
+            await trio.lowlevel.checkpoint()  # not after the event: nobody may act between it and the caller
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()  # others get their turn where the stream is read
         while True:
             try:
                 event = self.connection.next_event()

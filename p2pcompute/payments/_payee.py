@@ -308,10 +308,11 @@ class Payee:
             raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
         if amount <= best:
             raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {usd(best)} held", best_uusd=best)
-        try:
-            await self._consents.check(session.channel)
-        except ChannelClosing as exc:
-            raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=best) from exc
+        if row is not None and row.is_closing:
+            try:
+                await self._consents.check(session.channel)
+            except ChannelClosing as exc:
+                raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=best) from exc
         row = await self._cover(session, row, amount)
         try:
             stored = await self._ledger.take_voucher(
@@ -333,15 +334,17 @@ class Payee:
         self.counters.unrooted += frame_.memo != _NO_MEMO and not stored.rooted_leaves
         session.row = stored
         self._wake(session.channel)
-        log_event(
-            _log,
-            "voucher",
-            f"voucher of …{session.peer[-8:]}: {usd(stored.paid_uusd)} on channel {session.channel.hex()[:8]} so far",
-            level=logging.DEBUG,
-            peer=session.peer,
-            channel=session.channel.hex(),
-            paid_uusd=stored.paid_uusd,
-        )
+        if _log.isEnabledFor(logging.DEBUG):
+            so_far = f"{usd(stored.paid_uusd)} on channel {session.channel.hex()[:8]} so far"
+            log_event(
+                _log,
+                "voucher",
+                f"voucher of …{session.peer[-8:]}: {so_far}",
+                level=logging.DEBUG,
+                peer=session.peer,
+                channel=session.channel.hex(),
+                paid_uusd=stored.paid_uusd,
+            )
 
     async def _cover(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
         """The channel's row, with a deposit that covers `amount_uusd`; raises `_Refuse` with UNFUNDED."""

@@ -437,7 +437,9 @@ class ChannelOut:
             assert row.signature is not None
             new = None
             if row.signed_leaves > row.told_leaves:
-                new = await self._payer.ledger.covered_by_voucher(self.id)
+                new = await self._payer.ledger.covered_by_voucher(
+                    self.id, told_leaves=row.told_leaves, signed_leaves=row.signed_leaves
+                )
             offer = VoucherFrame(
                 amount_uusd=row.voucher_uusd,
                 memo=row.memo,

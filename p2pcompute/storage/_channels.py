@@ -3,56 +3,77 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from p2pcompute.errors import ChannelClosing, InsufficientFunds, StorageError, VoucherRefused
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
+from p2pcompute_protocols.merkle import Frontier
 from p2pcompute_protocols.money import PUSD_PER_UUSD, usd
 
 from ._database import Transaction
-from ._roots import Named, forget_signed_tree, next_tree, reproduce
+from ._roots import Covered, IssuedTree, Named, forget_signed_tree, next_tree, reproduce
 from ._rows import ChannelInRow, ChannelOutRow
 
 __all__ = ["ChannelsMixin", "refuse_closing", "release_credit"]
 
-_IN = (
-    "SELECT channel, payer, signer, peer, owed_pusd, best_uusd, memo, signature, deposit_uusd, claimed_uusd,"
-    " close_at_s, rooted_leaves FROM channels_in"
+_IN_COLUMNS = (
+    "channel, payer, signer, peer, owed_pusd, best_uusd, memo, signature, deposit_uusd, claimed_uusd,"
+    " close_at_s, rooted_leaves, EXISTS (SELECT 1 FROM consents WHERE consents.channel = channels_in.channel)"
 )
+_IN = f"SELECT {_IN_COLUMNS} FROM channels_in"
 # A channel must cover what is accepted on it and what its open agreements can still cost.
-_OUT = (
-    "SELECT channel, payee, peer, accepted_pusd, voucher_uusd, memo, signature, acked_uusd, deposit_uusd,"
+_OUT_COLUMNS = (
+    "channel, payee, peer, accepted_pusd, voucher_uusd, memo, signature, acked_uusd, deposit_uusd,"
     " claimed_uusd, (SELECT coalesce(sum(ceiling_uusd * 1000000 - total_pusd), 0) FROM agreements a"
     " WHERE a.channel = c.channel AND a.state = 'open' AND a.role = 'requester'), signed_leaves, told_leaves"
-    " FROM channels_out c"
 )
+_OUT = f"SELECT {_OUT_COLUMNS} FROM channels_out c"
 
 T = TypeVar("T")
-
-
-def _in(row: tuple[object, ...]) -> ChannelInRow:
-    return ChannelInRow(**dict(zip(ChannelInRow.__dataclass_fields__, row, strict=True)))  # type: ignore[arg-type]
-
-
-def _out(row: tuple[object, ...]) -> ChannelOutRow:
-    return ChannelOutRow(**dict(zip(ChannelOutRow.__dataclass_fields__, row, strict=True)))  # type: ignore[arg-type]
 
 
 def need_in(tx: Transaction, channel: ChannelId) -> ChannelInRow:
     """An incoming channel that must be there."""
     row = tx.one(f"{_IN} WHERE channel = :channel", channel=channel)
     if row is None:
-        raise StorageError(f"no incoming channel {channel.hex()[:16]} in the ledger")
-    return _in(row)
+        raise _no_channel_in(channel)
+    return ChannelInRow._make(row)
+
+
+def _need_in_and_tree(tx: Transaction, channel: ChannelId) -> tuple[ChannelInRow, IssuedTree]:
+    found = tx.one(
+        f"SELECT {_IN_COLUMNS}, leaves, peaks, issued FROM channels_in WHERE channel = :channel", channel=channel
+    )
+    if found is None:
+        raise _no_channel_in(channel)
+    row = ChannelInRow._make(found[:-3])
+    return row, IssuedTree(channel=channel, known=Frontier.of(found[-3], found[-2]), issued=found[-1])
+
+
+def _no_channel_in(channel: ChannelId) -> StorageError:
+    return StorageError(f"no incoming channel {channel.hex()[:16]} in the ledger")
 
 
 def need_out(tx: Transaction, channel: ChannelId) -> ChannelOutRow:
     """An outgoing channel that must be there."""
     row = tx.one(f"{_OUT} WHERE channel = :channel", channel=channel)
     if row is None:
-        raise StorageError(f"no outgoing channel {channel.hex()[:16]} in the ledger")
-    return _out(row)
+        raise _no_channel_out(channel)
+    return ChannelOutRow._make(row)
+
+
+def _need_out_and_tree(tx: Transaction, channel: ChannelId) -> tuple[ChannelOutRow, bytes, int]:
+    """An outgoing channel, the peaks of what its payee was told, and how many receipts are accepted on it."""
+    found = tx.one(
+        f"SELECT {_OUT_COLUMNS}, told_peaks, leaves FROM channels_out c WHERE channel = :channel", channel=channel
+    )
+    if found is None:
+        raise _no_channel_out(channel)
+    return ChannelOutRow._make(found[:-2]), found[-2], found[-1]
+
+
+def _no_channel_out(channel: ChannelId) -> StorageError:
+    return StorageError(f"no outgoing channel {channel.hex()[:16]} in the ledger")
 
 
 def refuse_closing(tx: Transaction, channel: ChannelId) -> None:
@@ -81,6 +102,7 @@ class ChannelsMixin:
     """Methods of `Ledger` about channels; see there for what holds for all of them."""
 
     _acks: dict[ChannelId, int]  # what payees said last; it may not be written yet
+    _signed: dict[ChannelId, Covered]  # see `RootsMixin`
 
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
@@ -105,20 +127,20 @@ class ChannelsMixin:
 
         def work(tx: Transaction) -> ChannelInRow | None:
             row = tx.one(f"{_IN} WHERE channel = :channel", channel=channel)
-            return None if row is None else _in(row)
+            return None if row is None else ChannelInRow._make(row)
 
         return await self._look(work, ("channel_in", channel))
 
     async def channels_in(self) -> list[ChannelInRow]:
         """All incoming channels."""
-        return await self._read(lambda tx: [_in(row) for row in tx.all(f"{_IN} ORDER BY channel")])
+        return await self._read(lambda tx: [ChannelInRow._make(row) for row in tx.all(f"{_IN} ORDER BY channel")])
 
     async def unpaid_pusd(self, peer: PeerId, channel: ChannelId) -> int:
         """What is receipted and not paid on all channels of a peer, and on `channel` whoever opened it."""
 
         def work(tx: Transaction) -> int:
             rows = tx.all(f"{_IN} WHERE peer = :peer OR channel = :channel", peer=peer, channel=channel)
-            return sum(_in(row).unpaid_pusd for row in rows)
+            return sum(ChannelInRow._make(row).unpaid_pusd for row in rows)
 
         return await self._look(work, ("unpaid_pusd", peer, channel))
 
@@ -175,12 +197,13 @@ class ChannelsMixin:
         """
 
         def work(tx: Transaction) -> ChannelInRow:
-            row = need_in(tx, channel)
-            refuse_closing(tx, channel)
+            row, receipts = _need_in_and_tree(tx, channel)
+            if row.is_closing:
+                refuse_closing(tx, channel)
             if amount_uusd <= row.paid_uusd:
                 raise VoucherRefused(f"a voucher of {usd(amount_uusd)} where {usd(row.paid_uusd)} are held already")
             gained_uusd = amount_uusd - row.paid_uusd
-            found = reproduce(tx, channel, memo, covered)
+            found = reproduce(tx, receipts, memo, covered)
             tx.emit(
                 "voucher_covered" if found.grown else "voucher_taken",
                 channel=channel,
@@ -195,8 +218,7 @@ class ChannelsMixin:
                 tx.emit("memo_rooted", channel=channel, leaves=found.leaves)
             rebased_pusd = self._rebase_in(tx, row, amount_uusd)
             release_credit(tx, peer, gained_uusd * PUSD_PER_UUSD)
-            return replace(
-                row,
+            return row._replace(
                 best_uusd=amount_uusd,
                 memo=memo,
                 signature=signature,
@@ -258,14 +280,14 @@ class ChannelsMixin:
 
         def work(tx: Transaction) -> ChannelOutRow | None:
             row = tx.one(f"{_OUT} WHERE channel = :channel", channel=channel)
-            return None if row is None else _out(row)
+            return None if row is None else ChannelOutRow._make(row)
 
         row = await self._look(work)
         return None if row is None else self._with_ack(row)
 
     async def channels_out(self) -> list[ChannelOutRow]:
         """All outgoing channels."""
-        return await self._read(lambda tx: [_out(row) for row in tx.all(f"{_OUT} ORDER BY channel")])
+        return await self._read(lambda tx: [ChannelOutRow._make(row) for row in tx.all(f"{_OUT} ORDER BY channel")])
 
     async def raise_voucher(
         self, channel: ChannelId, *, sign: Callable[[int, bytes], tuple[bytes, bytes]]
@@ -280,24 +302,28 @@ class ChannelsMixin:
             InsufficientFunds: the channel's deposit does not cover it; nothing was signed.
         """
 
-        def work(tx: Transaction) -> ChannelOutRow:
-            row = need_out(tx, channel)
+        def work(tx: Transaction) -> tuple[ChannelOutRow, Covered | None]:
+            row, told_peaks, leaves = _need_out_and_tree(tx, channel)
             amount_uusd = row.accepted_uusd
             if amount_uusd <= max(row.voucher_uusd, row.claimed_uusd):
-                return row
+                return row, None
             if amount_uusd > row.deposit_uusd:
                 raise InsufficientFunds(
                     f"the channel to 0x{row.payee.hex()} holds {usd(row.deposit_uusd)} and {usd(amount_uusd)} are due; "
                     "wait for its funding or fund it again"
                 )
-            tree = next_tree(tx, channel)
+            tree, new = next_tree(tx, channel, Frontier.of(row.told_leaves, told_peaks), leaves)
             memo, signature = sign(amount_uusd, tree.root if tree.leaves else bytes(32))
             tx.emit("voucher_signed", channel=channel, amount_uusd=amount_uusd, memo=memo, signature=signature)
             if tree.leaves != row.signed_leaves:
                 tx.emit("voucher_rooted", channel=channel, leaves=tree.leaves, peaks=bytes(tree))
-            return replace(row, voucher_uusd=amount_uusd, memo=memo, signature=signature, signed_leaves=tree.leaves)
+            row = row._replace(voucher_uusd=amount_uusd, memo=memo, signature=signature, signed_leaves=tree.leaves)
+            return row, new
 
-        return await self._write(work)
+        row, new = await self._write(work)
+        if new is not None:
+            self._signed[channel] = new
+        return row
 
     async def adopt_voucher(
         self, channel: ChannelId, *, amount_uusd: int, memo: bytes, signature: bytes
@@ -332,6 +358,7 @@ class ChannelsMixin:
         row = self._with_ack(row)
         if row.acked_uusd < amount_uusd <= row.voucher_uusd:
             self._acks[channel] = amount_uusd
+            self._signed.pop(channel, None)
             self._ride(("ack", channel), lambda tx: self._write_ack(tx, channel, amount_uusd))
             row = self._with_ack(row)
         return row
@@ -339,7 +366,7 @@ class ChannelsMixin:
     def _with_ack(self, row: ChannelOutRow) -> ChannelOutRow:
         acked_uusd = self._acks.get(row.channel, 0)
         if row.acked_uusd < acked_uusd <= row.voucher_uusd:
-            return replace(row, acked_uusd=acked_uusd)
+            return row._replace(acked_uusd=acked_uusd)
         return row
 
     def _write_ack(self, tx: Transaction, channel: ChannelId, amount_uusd: int) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 def _consent(tx: Transaction, channel: ChannelId) -> ConsentRow | None:
     row = tx.one(_CONSENT, channel=channel)
-    return None if row is None else ConsentRow(**dict(zip(ConsentRow.__dataclass_fields__, row, strict=True)))
+    return None if row is None else ConsentRow._make(row)
 
 
 class ConsentsMixin:

@@ -93,7 +93,7 @@ class Transaction:
         self._log(kind, {**params, "rows": [list(row) for row in rows]})
 
     def _log(self, kind: str, params: dict[str, Any]) -> None:
-        body = cbor2.dumps(params, canonical=True)
+        body = cbor2.dumps(params)
         self._connection.execute("INSERT INTO events (at_ms, kind, body) VALUES (?, ?, ?)", (self.now_ms, kind, body))
         apply_event(self._connection, kind, params | {"now_ms": self.now_ms})
 

@@ -20,12 +20,12 @@ from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload
 from ._channels import ChannelsMixin, refuse_closing
 from ._commits import GroupCommit
 from ._consents import ConsentsMixin
-from ._database import Database, Transaction
+from ._database import Database, Row, Transaction
 from ._executor import Executor, ThreadExecutor
 from ._lock import LedgerLock
 from ._outbox import OutboxMixin
 from ._peers import PeersMixin
-from ._roots import RootsMixin
+from ._roots import Covered, RootsMixin
 from ._rows import AgreementRow, AgreementState, LoggedReceipt, ReceiptRow, RoleName, ceil_uusd
 from ._schema import MIGRATIONS
 from ._verify import LedgerReport, check_full, check_invariants, replay
@@ -63,11 +63,8 @@ class UnknownAgreement(StorageError):
     """The ledger holds no such agreement: record it with `add_agreement` before anything is signed under it."""
 
 
-def _agreement(row: tuple[object, ...] | None) -> AgreementRow | None:
-    if row is None:
-        return None
-    names = AgreementRow.__dataclass_fields__
-    return AgreementRow(**dict(zip(names, row, strict=True)))  # type: ignore[arg-type]  # columns in field order
+def _agreement(row: Row | None) -> AgreementRow | None:
+    return None if row is None else AgreementRow._make(row)
 
 
 def need_agreement(tx: Transaction, task: TaskId, role: RoleName) -> AgreementRow:
@@ -105,6 +102,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
         self._executor = executor
         self._commit = GroupCommit(database, executor, clock_ms)
         self._acks: dict[ChannelId, int] = {}
+        self._signed: dict[ChannelId, Covered] = {}
         self._lock = lock
 
     @property
@@ -131,7 +129,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
     async def _look(self, work: Callable[[Transaction], T], key: object = None) -> T:
         if self._database.path is None:
             return await self._read(work)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()  # over before anybody else would have had a turn
         return self._database.look(work, key)
 
     async def _write_riders(self) -> None:

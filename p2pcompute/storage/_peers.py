@@ -39,16 +39,13 @@ class PeersMixin:
 
         def work(tx: Transaction) -> PeerRow | None:
             row = tx.one(f"{_PEER} WHERE peer = :peer", peer=peer)
-            return None if row is None else PeerRow(**dict(zip(PeerRow.__dataclass_fields__, row, strict=True)))
+            return None if row is None else PeerRow._make(row)
 
         return await self._look(work, ("peer", peer))
 
     async def peers(self) -> list[PeerRow]:
         """All peers that we have dealt with."""
-        names = PeerRow.__dataclass_fields__
-        return await self._read(
-            lambda tx: [PeerRow(**dict(zip(names, row, strict=True))) for row in tx.all(f"{_PEER} ORDER BY peer")]
-        )
+        return await self._read(lambda tx: [PeerRow._make(row) for row in tx.all(f"{_PEER} ORDER BY peer")])
 
     async def note_failure(self, peer: PeerId) -> None:
         """Count a failure of a peer that we have dealt with. A stranger's is not kept: peer IDs cost nothing, and

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from p2pcompute.errors import ConfigError, StorageError
 from p2pcompute_protocols.ids import ChannelId, TaskId
@@ -21,6 +21,7 @@ from ._database import Transaction
 
 __all__ = [
     "Covered",
+    "IssuedTree",
     "Named",
     "ReceiptProof",
     "Reproduced",
@@ -87,12 +88,19 @@ def _untold(tx: Transaction, channel: ChannelId, told: int, leaves: int) -> list
     return rows[: min(MAX_COVERED, MAX_LEAVES - told)]
 
 
-def next_tree(tx: Transaction, channel: ChannelId) -> Frontier:
-    """The tree that the next voucher's memo is the root of."""
-    row = tx.one("SELECT told_leaves, told_peaks, leaves FROM channels_out WHERE channel = :channel", channel=channel)
-    assert row is not None
-    told = Frontier.of(row[0], row[1])
-    return told.grown(envelope for _, _, envelope in _untold(tx, channel, told.leaves, row[2]))
+def next_tree(tx: Transaction, channel: ChannelId, told: Frontier, leaves: int) -> tuple[Frontier, Covered | None]:
+    """The tree that the next voucher's memo is the root of, and what of it the payee has to be told.
+
+    Args:
+        told: what the payee has acknowledged to know.
+        leaves: how many receipts are accepted on the channel.
+    """
+    rows = _untold(tx, channel, told.leaves, leaves)
+    return told.grown(envelope for _, _, envelope in rows), _covered(told.leaves, rows)
+
+
+def _covered(first: int, rows: Sequence[tuple[bytes, int, bytes]]) -> Covered | None:
+    return Covered(first=first, receipts=tuple((TaskId(row[0]), row[1]) for row in rows)) if rows else None
 
 
 def forget_signed_tree(tx: Transaction, channel: ChannelId) -> None:
@@ -114,18 +122,24 @@ class Reproduced:
     grown: Mapping[str, bytes | int] = field(default_factory=dict[str, bytes | int])
 
 
-def reproduce(tx: Transaction, channel: ChannelId, memo: bytes, covered: Named | None) -> Reproduced:
+class IssuedTree(NamedTuple):
+    """What of a channel's tree its payee knows, and how many results it has receipted there."""
+
+    channel: ChannelId
+    known: Frontier
+    issued: int
+
+
+def reproduce(tx: Transaction, receipts: IssuedTree, memo: bytes, covered: Named | None) -> Reproduced:
     """Make the root ourselves, from receipts that we have issued."""
-    row = tx.one("SELECT leaves, peaks, issued FROM channels_in WHERE channel = :channel", channel=channel)
-    assert row is not None
-    known = Frontier.of(row[0], row[1])
+    known = receipts.known
     # What an earlier voucher named already may be named again: its ack was lost.
     new = () if covered is None else covered.receipts[max(0, known.leaves - covered.first) :]
     if not new:
         return Reproduced(leaves=known.leaves if known.leaves and known.root == memo else 0)
     if covered is None or covered.first > known.leaves or known.leaves + len(new) > MAX_LEAVES:
         return Reproduced(leaves=0)
-    if len(set(new)) < len(new) or known.leaves + len(new) > row[2]:
+    if len(set(new)) < len(new) or known.leaves + len(new) > receipts.issued:
         return Reproduced(leaves=0)  # each is accepted once; a payer that says otherwise would fill the disk
     envelopes = []
     for task, index in new:
@@ -134,7 +148,7 @@ def reproduce(tx: Transaction, channel: ChannelId, memo: bytes, covered: Named |
             " WHERE r.task = :task AND r.idx = :idx AND r.code = 0 AND a.channel = :channel",
             task=task,
             idx=index,
-            channel=channel,
+            channel=receipts.channel,
         )
         if found is None:
             return Reproduced(leaves=0)
@@ -175,24 +189,30 @@ def _under(envelopes: Sequence[bytes], root: bytes) -> int:
 class RootsMixin:
     """Methods of `Ledger` about roots over receipts; see there for what holds for all of them."""
 
+    _signed: dict[ChannelId, Covered]  # what the last voucher of each channel has come to cover, until it is acked
+
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
     async def _look(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
-    async def covered_by_voucher(self, channel: ChannelId) -> Covered | None:
+    async def covered_by_voucher(self, channel: ChannelId, *, told_leaves: int, signed_leaves: int) -> Covered | None:
         """Payer: the receipts under our highest voucher that the payee has not acknowledged to know, at most
-        MAX_COVERED; None where there are none."""
+        MAX_COVERED; None where there are none.
+
+        Args:
+            told_leaves, signed_leaves: those of the channel's row. Leaves are only ever appended, so they say it all.
+        """
+        signed = self._signed.get(channel)
+        if signed is not None and (signed.first, signed.first + len(signed.receipts)) == (told_leaves, signed_leaves):
+            return signed
 
         def work(tx: Transaction) -> Covered | None:
-            row = tx.one(
-                "SELECT told_leaves, signed_leaves, leaves FROM channels_out WHERE channel = :channel", channel=channel
-            )
-            if row is None or row[1] <= row[0]:
+            row = tx.one("SELECT leaves FROM channels_out WHERE channel = :channel", channel=channel)
+            if row is None or signed_leaves <= told_leaves:
                 return None
-            rows = _untold(tx, channel, row[0], row[2])[: row[1] - row[0]]
-            return Covered(first=row[0], receipts=tuple((TaskId(task), index) for task, index, _ in rows))
+            return _covered(told_leaves, _untold(tx, channel, told_leaves, row[0])[: signed_leaves - told_leaves])
 
         return await self._look(work)
 

@@ -1,9 +1,9 @@
-"""What the ledger gives back: frozen copies of rows."""
+"""What the ledger gives back: copies of rows, with the fields of the query in its order, so that `_make` reads one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import PUSD_PER_UUSD
@@ -29,8 +29,7 @@ def ceil_uusd(pusd: int) -> int:
     return -(-pusd // PUSD_PER_UUSD)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AgreementRow:
+class AgreementRow(NamedTuple):
     """An agreement. `total_pusd` is what was receipted (provider) or accepted (requester) under it."""
 
     task: TaskId
@@ -78,8 +77,7 @@ class LoggedReceipt:
     agreed_ms: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelInRow:
+class ChannelInRow(NamedTuple):
     """A channel on which we are paid.
 
     Attributes:
@@ -94,6 +92,7 @@ class ChannelInRow:
         close_at_s: UNIX time from which the payer can take back what is left; 0 where it did not ask for that.
         rooted_leaves: how many of our receipts the memo of the best voucher is the root of; 0 where it is not
             reproduced from them.
+        is_closing: a consent of ours to close it is out, or one that is over and was not taken off yet.
     """
 
     channel: ChannelId
@@ -107,7 +106,8 @@ class ChannelInRow:
     deposit_uusd: int
     claimed_uusd: int
     close_at_s: int
-    rooted_leaves: int = 0
+    rooted_leaves: int
+    is_closing: bool
 
     @property
     def paid_uusd(self) -> int:
@@ -130,8 +130,7 @@ class ChannelInRow:
         return max(0, min(self.best_uusd, self.deposit_uusd) - self.claimed_uusd)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelOutRow:
+class ChannelOutRow(NamedTuple):
     """A channel on which we pay.
 
     Attributes:
@@ -158,9 +157,9 @@ class ChannelOutRow:
     acked_uusd: int
     deposit_uusd: int
     claimed_uusd: int
-    reserved_pusd: int = 0
-    signed_leaves: int = 0
-    told_leaves: int = 0
+    reserved_pusd: int
+    signed_leaves: int
+    told_leaves: int
 
     @property
     def accepted_uusd(self) -> int:
@@ -168,8 +167,7 @@ class ChannelOutRow:
         return ceil_uusd(self.accepted_pusd)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsentRow:
+class ConsentRow(NamedTuple):
     """Our consent that a channel may be closed, as payee; see `p2pcompute_protocols.channel.CloseConsent`."""
 
     channel: ChannelId
@@ -194,8 +192,7 @@ class OutboxRow:
     rows: tuple[tuple[ChannelId, int], ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerRow:
+class PeerRow(NamedTuple):
     """What we remember of a peer: what it paid us, what it earned from us, and how often it failed."""
 
     peer: PeerId

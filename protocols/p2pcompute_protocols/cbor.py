@@ -18,7 +18,7 @@ import cbor2
 from .errors import LocalProtocolError, WireCode
 from .limits import MAX_CBOR_DEPTH, MAX_CBOR_ITEMS, MAX_FRAME_BYTES, UINT64_MAX
 
-__all__ = ["CborValue", "decode", "decode_up_to_tail", "encode", "encode_up_to_tail"]
+__all__ = ["CborValue", "decode", "decode_up_to_tail", "encode", "encode_checked", "encode_up_to_tail"]
 
 CborValue: TypeAlias = "int | bytes | str | bool | list[CborValue] | dict[int, CborValue]"
 
@@ -67,6 +67,11 @@ def encode(value: CborValue) -> bytes:
         return cbor2.dumps(value)
     except UnicodeEncodeError:
         raise LocalProtocolError("text is not valid Unicode") from None
+
+
+def encode_checked(value: dict[int, CborValue]) -> bytes:
+    """As `encode`, for a map of which all keys and values are known to be of the subset and within its bounds."""
+    return cbor2.dumps(value)
 
 
 class _Reader:
@@ -119,6 +124,10 @@ class _Reader:
         """The next item whole."""
         if depth > MAX_CBOR_DEPTH:
             raise LocalProtocolError(f"CBOR nested deeper than {MAX_CBOR_DEPTH}", code=WireCode.OVERSIZED)
+        data, at = self.data, self.at
+        if at < len(data) and data[at] < _SHORTEST[0]:  # a small integer, as most are
+            self.at = at + 1
+            return data[at]
         major, argument = self.head()
         if major == _UINT:
             return argument
@@ -142,10 +151,15 @@ class _Reader:
     def _map(self, pairs: int, depth: int) -> CborValue:
         value: dict[int, CborValue] = {}
         last = -1
+        data = self.data
         for _ in range(pairs):
-            major, key = self.head()
-            if major != _UINT or key <= last:
-                raise LocalProtocolError("map keys must be unsigned integers in ascending order")
+            at = self.at
+            if at < len(data) and last < data[at] < _SHORTEST[0]:
+                key, self.at = data[at], at + 1
+            else:
+                major, key = self.head()
+                if major != _UINT or key <= last:
+                    raise LocalProtocolError("map keys must be unsigned integers in ascending order")
             last = key
             value[key] = self.item(depth + 1)
         return value

@@ -316,7 +316,14 @@ def record(cls: type[_T]) -> type[_T]:
     if len(set(keys)) != len(keys) or (keys and keys[0] < 1):
         raise TypeError(f"{cls.__name__}: field keys must be unique and positive")
     cast("Any", made)._plan = tuple(plan)
+    cast("Any", made)._keys = frozenset(keys) | ({0} if cast("Any", made).TYPE else set())
+    cast("Any", made)._is_flat = all(_is_checked_whole(of) for *_, of, _ in plan)
     return made
+
+
+def _is_checked_whole(of: FieldType) -> bool:
+    """Whether what `of` has checked can be encoded without another look at it."""
+    return isinstance(of, Bytes | Text | Choice | Flag | Peer) or (isinstance(of, Uint) and of.high <= UINT64_MAX)
 
 
 class Record:
@@ -326,6 +333,8 @@ class Record:
     TYPE: ClassVar[int] = 0
     extensible: ClassVar[bool] = False
     _plan: ClassVar[tuple[tuple[int, str, FieldType, bool], ...]] = ()
+    _keys: ClassVar[frozenset[int]] = frozenset()
+    _is_flat: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for _, name, of, is_optional in self._plan:
@@ -355,14 +364,12 @@ class Record:
         """Build from a decoded map; refuses missing, unknown and mistyped fields."""
         if type(raw) is not dict:
             raise _fail(f"{cls.__name__}: expected a map")
-        known = {key for key, *_ in cls._plan}
-        if cls.TYPE:
-            known.add(0)
-            if type(raw.get(0)) is not int or raw[0] != cls.TYPE:
-                raise _fail(f"{cls.__name__}: not a message of this type")
-        for key in raw:
-            if key not in known and not (cls.extensible and key >= EXTENSION_KEYS):
-                raise _fail(f"{cls.__name__}: unknown key {key}")
+        if cls.TYPE and (type(raw.get(0)) is not int or raw[0] != cls.TYPE):
+            raise _fail(f"{cls.__name__}: not a message of this type")
+        if not raw.keys() <= cls._keys:
+            for key in raw:
+                if key not in cls._keys and not (cls.extensible and key >= EXTENSION_KEYS):
+                    raise _fail(f"{cls.__name__}: unknown key {key}")
         values: dict[str, object] = {}
         for key, name, of, is_optional in cls._plan:
             if key not in raw:
@@ -377,7 +384,7 @@ class Record:
 
     def encode(self) -> bytes:
         """Deterministic CBOR of this record."""
-        return cbor.encode(self.to_map())
+        return cbor.encode_checked(self.to_map()) if self._is_flat else cbor.encode(self.to_map())
 
     @classmethod
     def bulk_key(cls) -> int | None:

@@ -11,6 +11,7 @@ Sources: EIP-712, EIP-2 (low s); `p2pcompute/chain/contracts/ChannelHub.vy` chec
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import coincurve
 
@@ -106,6 +107,7 @@ class Voucher:
             raise _bad("a memo has 32 bytes")
 
 
+@lru_cache(maxsize=1024)
 def channel_id(payer: Address, payee: Address, signer: Address) -> ChannelId:
     """The ID of the channel from `payer` to `payee` for vouchers of `signer`: keccak256(abi.encode(...)).
 

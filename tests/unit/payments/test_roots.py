@@ -36,6 +36,14 @@ async def pay_for(world: Any, *receipts: tuple[Any, bytes]) -> Any:
     return await world.payee_ledger.channel_in(world.channel)
 
 
+async def named_with_voucher(world: Any) -> Any:
+    """What the requester would name with its highest voucher, if it were sent now."""
+    row = await world.payer_ledger.channel_out(world.channel)
+    return await world.payer_ledger.covered_by_voucher(
+        world.channel, told_leaves=row.told_leaves, signed_leaves=row.signed_leaves
+    )
+
+
 def root(receipts: Sequence[tuple[Any, bytes]]) -> bytes:
     return MerkleTree(envelope for _, envelope in receipts).root
 
@@ -162,12 +170,12 @@ def test_receipts_are_named_again_until_an_ack_has_come(run: Any) -> None:
             await world.channel_out().pay()
         world.payer_ledger.ack_voucher = ack
         assert (await world.payee_ledger.channel_in(world.channel)).rooted_leaves == 3
-        named = await world.payer_ledger.covered_by_voucher(world.channel)
+        named = await named_with_voucher(world)
         assert (named.first, len(named.receipts)) == (1, 2)
         row = await pay_for(world, done[3])
         assert (row.rooted_leaves, row.memo) == (4, root(done[:4]))
         assert (await pay_for(world, done[4])).rooted_leaves == 5
-        named = await world.payer_ledger.covered_by_voucher(world.channel)
+        named = await named_with_voucher(world)
         assert named is None
         assert world.payee.counters.unrooted == 0
 
@@ -186,8 +194,8 @@ def test_money_is_taken_whatever_its_memo_says(run: Any, lie: str) -> None:
         assert row.rooted_leaves == 1
         covered = world.payer_ledger.covered_by_voucher
 
-        async def lying(channel: Any) -> Any:
-            truth = await covered(channel)
+        async def lying(channel: Any, **leaves: int) -> Any:
+            truth = await covered(channel, **leaves)
             assert truth is not None
             match lie:
                 case "never issued":
