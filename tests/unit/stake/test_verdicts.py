@@ -15,11 +15,14 @@ from p2pcompute._serving import ProviderOptions
 from p2pcompute.chain import UNSTAKE_DELAY_S
 from p2pcompute.checking import EvidenceStore
 from p2pcompute.errors import ConfigError, EvidenceError, InsufficientFunds, NoProviderError, StakeError, TaskError
+from p2pcompute.node import Node
 from p2pcompute.stake import NoVerdict
 from p2pcompute.storage import InlineExecutor
+from p2pcompute.tasks import Agreed
+from p2pcompute_protocols.ids import PeerId
 
 from ..checking._disputes import case_of
-from ..market._harness import Z, compute
+from ..market._harness import Watch, Z, compute
 from ._court import MIN_UUSD, Court, in_court
 
 
@@ -46,6 +49,36 @@ def test_a_lie_costs_what_was_at_risk(tmp_path: Path, owners: bool) -> None:
         assert court.bench.tokens(requester.services.account.address) == 500
 
     in_court(tmp_path, scenario, owners=owners)
+
+
+def test_whoever_sees_a_verdict_gives_the_liar_no_more_work(tmp_path: Path) -> None:
+    async def scenario(court: Court) -> None:
+        arbiters = await court.arbiters(2)
+        liar, honest = await court.liar(arbiters, staked_uusd=1_500), await court.provider(arbiters, price="0.09 USD")
+        requester = await court.requester(liar, honest, *arbiters)
+        evidence, pledge = await court.caught(requester, arbiters)
+        accuser, late, bystander = [await court.requester(liar, honest, *arbiters) for _ in range(3)]
+        for judge in arbiters:
+            for provider in (liar, honest):
+                await judge.services.overlay.connect(provider.addresses[0])
+
+        async def work(node: Node) -> list[PeerId]:
+            """Who gets it; the liar is the cheaper one, and asked first by who knows nothing of it."""
+            watch = Watch()
+            await compute(node, watch=watch, chunks=1, max_providers=1)
+            return [event.provider for event in watch.of(Agreed)]
+
+        await court.accuser(accuser).by_verdict(evidence, pledge)
+        with pytest.raises(StakeError, match="already"):
+            await court.accuser(late).by_verdict(evidence, pledge)
+        for node in (accuser, late, *arbiters):
+            assert await work(node) == [honest.peer_id]
+            known = await node.services.ledger.peer(liar.peer_id)
+            assert known is not None
+            assert pledge.terms.task.hex()[:16] in (known.banned or "")  # on disk
+        assert (await work(bystander))[0] == liar.peer_id
+
+    in_court(tmp_path, scenario)
 
 
 def test_honest_work_under_a_pledge_costs_nobody_anything(tmp_path: Path) -> None:
