@@ -40,6 +40,7 @@ from p2pcompute._rounds_words import (
     state_arrays,
     step,
 )
+from p2pcompute._stakes import prepare_stake
 from p2pcompute.checking import DEFAULT_SAMPLES, SampleReport
 from p2pcompute.checking._rounds import RoundSampler, draw_rounds
 from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError
@@ -59,6 +60,7 @@ from p2pcompute_protocols.work import RoundWork
 if TYPE_CHECKING:
     from p2pcompute.execution import InputSpec
     from p2pcompute.execution._rounds import Step
+    from p2pcompute.stake import StakeDesk
 
 __all__ = [
     "BoundRounds",
@@ -102,6 +104,8 @@ class RoundOptions:
         deadline_s: seconds from now, at most 7 days.
         max_price: the most that an hour of a reference core may cost.
         device: "cpu", "cuda" or "any".
+        min_stake, arbiters, arbiters_needed, at_risk: as of `RunOptions`; each provider of the rounds has so much at
+            stake, and puts it at risk before they begin.
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. What it raises ends the task, and is
             raised.
 
@@ -117,6 +121,10 @@ class RoundOptions:
     deadline_s: float = 3_600.0
     max_price: str | int | float | None = None
     device: str = "any"
+    min_stake: str | int | float | None = None
+    arbiters: Sequence[str] = ()
+    arbiters_needed: int | None = None
+    at_risk: str | int | float | None = None
     on_event: Callable[[TaskEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -317,6 +325,7 @@ class RoundsRun:
     score_milli: Callable[[], Awaitable[int]]
     fund: Callable[[int], Awaitable[None]]
     now_ms: Callable[[], int]
+    stakes: Callable[[], StakeDesk] | None = None  # raises ConfigError where there is no registry
     budget: TaskBudget = field(default_factory=TaskBudget)
     last: tuple[int, StateBytes] | None = None
     _rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng())  # numpy.random: 2 MB
@@ -326,7 +335,8 @@ class RoundsRun:
             self.options.on_event(event)
 
     async def execute(self, bound: BoundRounds, deliver: Callable[[Round], Awaitable[None]]) -> None:
-        """Run the task; `deliver` gets each checked round. Errors as `RoundTask.run` and `BudgetError`."""
+        """Run the task; `deliver` gets each checked round. Errors as `RoundTask.run`, `BudgetError` and, where stakes
+        are asked for, as `StakeDesk.prepare`."""
         options = self.options
         budget_uusd = parse_usd(options.budget)
         deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
@@ -367,6 +377,7 @@ class RoundsRun:
                 f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and {self.budget.shortage()}, or run fewer "
                 "rounds. Nothing was paid for this task."
             )
+        stake = await prepare_stake(options, self.stakes)
         self._emit(
             TaskStarted(
                 chunks=work.chunks,
@@ -391,6 +402,7 @@ class RoundsRun:
             language=LANGUAGE_VERSION,
             deadline_ms=deadline_ms,
             parties=copies,
+            stake=stake,
         )
         await self._coordinate(request, bound, start, deliver)
 

@@ -31,7 +31,7 @@ from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Requirement
 from p2pcompute_protocols.work import RoundWork
 
-from ._api import RequesterAccount
+from ._api import RequesterAccount, TaskStake
 from ._budget import TaskBudget
 from ._coordinator import DISCOVERY_S, Coordinator
 from ._events import (
@@ -71,6 +71,7 @@ class RoundRequest:
         make: the work from a number of rounds done and the state that they left, and its blobs.
         rounds_per_chunk, units_per_chunk: of a whole chunk.
         parties: how many providers compute the same rounds, one or two.
+        stake: what is asked of their stakes; None for nothing.
     """
 
     rounds: int
@@ -86,6 +87,7 @@ class RoundRequest:
     language: str
     deadline_ms: int
     parties: int = 1
+    stake: TaskStake | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -160,24 +162,28 @@ class RoundTask:
         )
 
     async def _candidate(self) -> Candidate:
-        """The best provider that may be asked now; waits for one."""
-        since = trio.current_time()
+        """The best provider that may be asked now; waits for one. Nobody is given up on before others were looked for:
+        those that are known may all have refused."""
+        since, looked = trio.current_time(), False
         while True:
             found = self._ranked()
             if found:
                 return found[0]
             now = trio.current_time()
             may_come = [at for peer, at in self._ask_at.items() if peer not in self._excluded]
-            if now - since > _NOBODY_S or not (self._agreed or may_come):
+            hopeless = now - since > _NOBODY_S or not (self._agreed or may_come)
+            if hopeless and looked:
                 raise self._nobody()
-            self.emit(WaitingForProviders(chunks=1, patience_s=_NOBODY_S))
+            if not hopeless:
+                self.emit(WaitingForProviders(chunks=1, patience_s=_NOBODY_S))
             await self.coordinator.discovery.refresh(
                 kinds=self.request.requirement.kinds,
                 fp=self.request.fp,
                 enough=lambda: bool(self._ranked()),
                 timeout_s=DISCOVERY_S,
             )
-            if not self._ranked():
+            looked = True
+            if not hopeless and not self._ranked():
                 await trio.sleep(min(1.0, max(0.05, min(may_come, default=now + 1.0) - now)))
 
     def _ranked(self) -> list[Candidate]:
@@ -286,6 +292,7 @@ class RoundTask:
             language=request.language,
             deadline_ms=request.deadline_ms,
             max_providers=request.parties,
+            stake=request.stake,
         )
         agreement, seconds = await coordinator._dialler.agree(order, party.candidate, is_full=lambda: False)
         self._agreed += 1
@@ -293,7 +300,9 @@ class RoundTask:
         reason = "cancelled"
         account = await coordinator.books.open(agreement, request.budget)
         try:
+            pledge = b"" if request.stake is None else await request.stake.pledge(agreement)
             party.link = self._link(party, agreement, account, blobs, desk)
+            party.link.pledge = pledge
             if desk is not None and any(other.over for other in desk.parties):
                 party.link.come_to_an_end()  # the next leg has two again
             await party.link.run()
@@ -404,5 +413,5 @@ class RoundTask:
             now_ms=coordinator.now_ms(),
             report=lie.report,
         )
-        path = await coordinator.evidence.save(link.agreement, f"round-{round_}", made)
+        path = await coordinator.evidence.save(link.agreement, f"round-{round_}", made, pledge=link.pledge)
         return None if path is None else str(path)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import trio
 
+import p2pcompute as p2p
 from p2pcompute._requester import RunOptions
 from p2pcompute._serving import ProviderOptions
 from p2pcompute.chain import UNSTAKE_DELAY_S
@@ -22,7 +23,7 @@ from p2pcompute.tasks import Agreed
 from p2pcompute_protocols.ids import PeerId
 
 from ..checking._disputes import case_of
-from ..market._harness import Watch, Z, compute
+from ..market._harness import Watch, X, Y, Z, axpy, compute
 from ._court import MIN_UUSD, Court, in_court
 
 
@@ -359,5 +360,26 @@ def test_stakes_are_put_in_and_taken_out_in_steps(tmp_path: Path) -> None:
         status = await staking.unstake()
         assert (status.stake_uusd, status.leaving_uusd, status.credit_uusd) == (1_000, 0, 0)
         assert court.bench.tokens(node.services.wallet.address) == 1_500
+
+    in_court(tmp_path, scenario)
+
+
+def test_a_hire_goes_only_to_who_has_enough_at_stake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(court: Court) -> None:
+        bare, staked = await court.provider([], staked_uusd=0, price="0.01 USD"), await court.provider([])
+        requester = await court.requester(bare, staked)
+        monkeypatch.setenv("P2PCOMPUTE_MIN_STAKE", "1000 uusd")
+        shown = (axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y)
+        watch = Watch()
+        async with requester.hire(*shown, budget="0.10 USD", on_event=watch) as hired:
+            assert np.array_equal(await hired.run(np.float32(2), X, Y), Z)
+        assert [event.provider for event in watch.of(Agreed)] == [staked.peer_id]
+        with pytest.raises(NoProviderError, match="at stake"):
+            async with requester.hire(*shown, min_stake="1001 uusd"):
+                pass
+        monkeypatch.setenv("P2PCOMPUTE_ARBITERS", staked.addresses[0])
+        with pytest.raises(ConfigError, match="a hire has no arbiters"):
+            async with requester.hire(*shown):
+                pass
 
     in_court(tmp_path, scenario)
