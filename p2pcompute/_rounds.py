@@ -24,7 +24,16 @@ import trio
 from p2pcompute._asked import asked, within_deadline
 from p2pcompute._groups import single_error
 from p2pcompute._options import parse_usd, said, whole
-from p2pcompute._requester import _ENDLESS, _OWN, RunOptions, TaskRun
+from p2pcompute._requester import (
+    _ENDLESS,
+    _OWN,
+    _RESULT_S,
+    _SETUP_BYTES_PER_S,
+    _SETUP_S,
+    _SLOWER,
+    RunOptions,
+    TaskRun,
+)
 from p2pcompute._rounds_words import (
     BoundStep,
     New,
@@ -350,12 +359,12 @@ class RoundsRun:
                 self.budget.check_price(min(candidate.option.price_pusd for candidate in offered))
                 self._emit(Compiling())
         with within_deadline(deadline_ms, self.now_ms, "a round", or_else=_ENDLESS):
-            units = await self._calibrate(bound)
+            units, compile_s = await self._calibrate(bound)
         start = StateBytes.of(bound.arrays)
         per_chunk = self._rounds_per_chunk(bound, units)
         make = partial(self._make, bound, units, per_chunk)
         try:
-            work, _ = make(0, start)
+            work, blobs = make(0, start)
         except LocalProtocolError as exc:
             raise KernelTypeError(
                 f"the rounds are over a bound of the protocol: {exc}",
@@ -377,6 +386,8 @@ class RoundsRun:
                 f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and {self.budget.shortage()}, or run fewer "
                 "rounds. Nothing was paid for this task."
             )
+        carried = sum(map(len, blobs.values()))
+        del blobs
         stake = await prepare_stake(options, self.stakes)
         self._emit(
             TaskStarted(
@@ -403,6 +414,10 @@ class RoundsRun:
             deadline_ms=deadline_ms,
             parties=copies,
             stake=stake,
+            setup_s=_SETUP_S + _SLOWER * compile_s + carried / _SETUP_BYTES_PER_S,
+            chunk_s=_RESULT_S
+            + 2 * _SLOWER * work.units_per_chunk / 1e6
+            + 2 * _STATES_A_CHUNK * work.state_bytes / _SETUP_BYTES_PER_S,
         )
         await self._coordinate(request, bound, start, deliver)
 
@@ -481,10 +496,12 @@ class RoundsRun:
             units_per_round=units,
         )
 
-    async def _calibrate(self, bound: BoundRounds) -> int:
-        """Units (microseconds of a reference core) of one round: its launches, and what it costs to hash a state."""
+    async def _calibrate(self, bound: BoundRounds) -> tuple[int, float]:
+        """Units (microseconds of a reference core) of one round: its launches, and what it costs to hash a state; and
+        how many seconds its kernels took to compile."""
         options = self.options.run_options()
         units = _LAUNCH_US * len(bound.bindings) + sum(map(len, bound.arrays)) / _STATE_BYTES_PER_US
+        compile_s = 0.0
         pool = await self.pool()
         for binding, one in zip(bound.bindings, bound.steps, strict=True):
             run = TaskRun(
@@ -498,10 +515,12 @@ class RoundsRun:
                 now_ms=self.now_ms,
             )
             async with pool.session(tenant=_OWN) as worker:
+                began = trio.current_time()
                 await run._compile(worker, binding)
+                compile_s += trio.current_time() - began
                 per_item = await run._calibrate(worker, binding)
             units += per_item * binding.layout.items_per_block * one.launch.blocks
-        return max(1, math.ceil(units))
+        return max(1, math.ceil(units)), compile_s
 
     def _rounds_per_chunk(self, bound: BoundRounds, units: int) -> int:
         if self.options.rounds_per_chunk is not None:
