@@ -341,3 +341,26 @@ def test_alone_it_ends_the_task_with_a_typed_error(name: str) -> None:
             assert await market.spent_uusd(requester) == 0
 
     in_memory(scenario)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_in_a_quorum_the_other_one_goes_on(name: str) -> None:
+    function, _ = ATTACKS[name]
+
+    async def scenario(market: Market) -> None:
+        honest = [await market.provider(price="0.05 USD") for _ in range(2)]
+        requester = await market.node(connect=tuple(honest))
+        async with open_rogue(market, connect=(requester,)) as rogue:
+            rogue.sell(function)
+            requester.services.board.put(rogue.sealed_ad())
+            watch, began = Watch(), trio.current_time()
+            found = await iterate(requester, watch=watch, rounds_per_chunk=ROUNDS, check="quorum")
+            assert same(found, expected(40))
+            assert rogue.key.peer_id in {event.provider for event in watch.of(Agreed)}
+            assert trio.current_time() - began < 240
+            books = requester.services.books
+            standing = books.standing(PeerId(rogue.key.peer_id))
+            assert (standing.paid_uusd, standing.failures) == (0, 1)
+            assert not any(books.standing(one.peer_id).failures for one in honest)
+
+    in_memory(scenario)
