@@ -310,7 +310,8 @@ class RoundTask:
             self._reasons[party.provider] = str(exc)
             if isinstance(exc, ProtocolError):
                 self._excluded.add(party.provider)
-            await self.coordinator.books.failed(party.provider, str(exc), ban=False)
+            if not isinstance(exc, ChainError):  # that is our own endpoint
+                await self.coordinator.books.failed(party.provider, str(exc), ban=False)
             self.coordinator.board.forget(party.provider)
             self.emit(ProviderLost(provider=party.provider, reason=str(exc), requeued=()))
         finally:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +17,24 @@ from p2pcompute._requester import RunOptions
 from p2pcompute._serving import ProviderOptions
 from p2pcompute.chain import UNSTAKE_DELAY_S
 from p2pcompute.checking import EvidenceStore
-from p2pcompute.errors import ConfigError, EvidenceError, InsufficientFunds, NoProviderError, StakeError, TaskError
+from p2pcompute.errors import (
+    ChainUnreachable,
+    ConfigError,
+    EvidenceError,
+    InsufficientFunds,
+    NoProviderError,
+    StakeError,
+    TaskError,
+)
 from p2pcompute.node import Node
-from p2pcompute.stake import NoVerdict
+from p2pcompute.stake import NoVerdict, Registry
 from p2pcompute.storage import InlineExecutor
 from p2pcompute.tasks import Agreed
 from p2pcompute_protocols.ids import PeerId
 
 from ..checking._disputes import case_of
 from ..market._harness import Watch, X, Y, Z, axpy, compute
+from ..tasks._rounds import iterate
 from ._court import MIN_UUSD, Court, in_court
 
 
@@ -381,5 +392,36 @@ def test_a_hire_goes_only_to_who_has_enough_at_stake(tmp_path: Path, monkeypatch
         with pytest.raises(ConfigError, match="a hire has no arbiters"):
             async with requester.hire(*shown):
                 pass
+
+    in_court(tmp_path, scenario)
+
+
+async def hire(node: Node, **options: Any) -> None:
+    async with node.hire(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, **options):
+        pass
+
+
+@pytest.mark.parametrize("work", [compute, iterate, hire])
+def test_an_endpoint_of_ours_that_fails_is_no_provider_s_fault(
+    tmp_path: Path, work: Callable[..., Awaitable[Any]]
+) -> None:
+    async def down(_: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        raise ChainUnreachable("no answer")
+
+    async def scenario(court: Court) -> None:
+        provider = await court.provider([])
+        requester = await court.requester(provider)
+        assert requester.services.stake is not None
+        broken = Registry(place=court.registry.place, chain=court.registry.chain, read=down)
+
+        async def registry() -> Registry:
+            await trio.lowlevel.checkpoint()
+            return broken
+
+        requester.services.stake.open_registry = registry
+        with pytest.raises((NoProviderError, TaskError), match="no answer"):
+            await work(requester, min_stake="1000 uusd")
+        assert requester.services.books.standing(provider.peer_id).failures == 0
 
     in_court(tmp_path, scenario)
