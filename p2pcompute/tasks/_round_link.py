@@ -74,7 +74,6 @@ class RoundLink(Link):
         self.kept: tuple[int, StateBytes] = (0, start)
         self._secured = secured
         self._asked: deque[_Asked] = deque()
-        self._next = 0  # the chunk whose digests come next
         self._saying = trio.Lock()
 
     def digest(self, number: int) -> bytes:
@@ -82,7 +81,7 @@ class RoundLink(Link):
         return self.digests[number - 1] if number else self.rounds.first_state
 
     def take(self, index: int, output: bytes | memoryview) -> None:
-        """The digests of a chunk have come, those of all before it too. Of earlier ones but the last no receipt is kept
+        """The digests of a chunk have come; chunks come in order. Of earlier ones but the last no receipt is kept
         here: whoever is found wrong is so in this one."""
         for old in [one for one in self.receipts if one < index - 1]:
             del self.receipts[old]
@@ -111,11 +110,6 @@ class RoundLink(Link):
         return asked.state
 
     async def _result(self, start: ResultStart) -> ReceivedChunk:
-        if start.index != self._next:
-            raise RemoteProtocolError(
-                f"the rounds of chunk {start.index} before those that come first", code=WireCode.OUT_OF_ORDER
-            )
-        self._next += 1
         received = await super()._result(start)
         self.receipts[received.index] = (received.receipt, bytes(received.output))
         return received

@@ -150,7 +150,7 @@ async def bills_more_than_was_agreed(task: RogueTask) -> None:
     await ended(task.stream)
 
 
-@attack("before those that come first")
+@attack("rounds of chunk 1 before earlier ones")
 async def answers_the_second_chunk_first(task: RogueTask) -> None:
     await task.ready()
     await task.assigned()
