@@ -42,6 +42,22 @@ def triple(out, x):
 x = np.arange(4096, dtype=np.float32)
 z = p2p.run(triple, p2p.out(x.shape, x.dtype), x, chunks=4)
 """
+ROUNDS = """
+import numpy as np
+import p2pcompute as p2p
+from p2pcompute import cuda
+
+
+@p2p.kernel
+def grow(new_x, x):
+    i = cuda.grid(1)
+    if i < new_x.size:
+        new_x[i] = x[i] + 1
+
+
+last = p2p.iterate(grow, rounds=12, state={"x": np.zeros(4096, np.int64)}, rounds_per_chunk=4)
+assert (last["x"] == 12).all()
+"""
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -180,3 +196,19 @@ def test_a_verdict_costs_the_liar_its_stake(tmp_path: Path) -> None:
             assert not [event for event in tried if event["event"] == "agreed"], tried
             assert tried[-1]["exit_code"] == 5, tried  # there is no provider
     assert Profile(Path(evidence).parents[1]).evidence == Path(evidence).parent
+
+
+def test_what_the_command_asks_of_stakes_holds_for_rounds(tmp_path: Path) -> None:
+    script = tmp_path / "grow.py"
+    script.write_text(ROUNDS)
+    with running(tmp_path, "arbiter", "--profile", "judge") as judge:
+        said(tmp_path, "stake", "100 USD", "--profile", "judge", "--yes")
+        serving = ("up", "--profile", "provider", "--threads", "1", "--arbiter", judge["peer_id"])
+        with running(tmp_path, *serving):
+            asked = ("--min-stake", "100 USD", "--arbiter", judge["addresses"][0])
+            bare = events(tmp_path, script, *asked)
+            assert bare[-1]["exit_code"] == 5, bare  # there is no provider with so much
+            assert "0.000000 USD at stake, of 100.000000 USD" in bare[-2]["message"]
+            said(tmp_path, "stake", "100 USD", "--profile", "provider", "--yes")
+            done = events(tmp_path, script, *asked)
+            assert (done[-1]["exit_code"], done[-1]["chunks"]) == (0, 3), done
