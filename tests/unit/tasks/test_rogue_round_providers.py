@@ -336,8 +336,7 @@ def test_alone_it_ends_the_task_with_a_typed_error(name: str) -> None:
             began = trio.current_time()
             with pytest.raises(TaskError, match="all providers are gone with 0 of 40 rounds done"):
                 await iterate(requester, rounds_per_chunk=ROUNDS)
-            # Where nobody else is there it has as long as was agreed, and again with each of 64 notices.
-            assert trio.current_time() - began < 3_600
+            assert trio.current_time() - began < 600  # where nobody else is there it has as long as was agreed, twice
             assert await market.spent_uusd(requester) == 0
 
     in_memory(scenario)
