@@ -11,6 +11,7 @@ import trio
 
 from p2pcompute.errors import ChannelClosing, InsufficientFunds, P2PComputeError, VoucherRefused
 from p2pcompute.market import Standing, Standings
+from p2pcompute.market._standing import MAX_STRANGERS
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
 from p2pcompute.payments._debts import OLD_DEBT_MS
 from p2pcompute.payments._earlier import EarlierWork
@@ -491,6 +492,15 @@ class RequesterLedgerBooks:
         await self._ledger.note_failure(provider)
         if ban:
             await self._ledger.ban(provider, reason=reason[:500])
+
+    async def convicted(self, peer: PeerId, reason: str) -> None:
+        """Deal no more with a peer that a verdict or its own signatures have found wrong, whoever's task it was.
+
+        Peer IDs cost nothing and can convict themselves: once `MAX_STRANGERS` peers are banned, one that we have never
+        paid is only among the strangers that have failed.
+        """
+        known = self.standing(peer).paid_uusd > 0 or peer in self.banned
+        await self.failed(peer, reason, ban=known or len(self.banned) < MAX_STRANGERS)
 
     def standing(self, provider: PeerId) -> Standing:
         """How we stand with a provider."""

@@ -24,6 +24,7 @@ from p2pcompute._requester import (
     TaskRun,
     _apart,
 )
+from p2pcompute._stakes import prepare_stake, stake_wish
 from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleReport, block_samples, chunk_samples, sampled_every
 from p2pcompute.errors import BudgetError, KernelTypeError, P2PComputeError
 from p2pcompute.execution._api import InputSpec, OutputSpec, ScalarSpec
@@ -56,6 +57,7 @@ class HireOptions:
         check: "sample" re-runs the private samples; "none" trusts the provider.
         max_price: the most that an hour of a reference core may cost, in steps of 0.0036 USD.
         device: "cpu", "cuda" or "any".
+        min_stake: what a provider has to have at stake, as of `RunOptions`.
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. Chunks have the numbers of their
             agreement: call c of n chunks has those from c × n on.
 
@@ -70,6 +72,7 @@ class HireOptions:
     check: str = "sample"
     max_price: str | int | float | None = None
     device: str = "any"
+    min_stake: str | int | float | None = None
     on_event: Callable[[TaskEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -246,6 +249,9 @@ def _ended(task: TaskRun, standing: StandingTask) -> TaskEnded:
 async def _prepare(task: TaskRun, binding: Binding, own: WorkerSession | None) -> tuple[StandingTask, _Samples]:
     """What is hired for: the kernel compiled and timed here, a call cut into chunks, and the order for it."""
     options = task.options
+    wish = stake_wish(options)
+    if wish is not None and wish.arbiters:
+        raise OptionError("a hire has no arbiters: unset P2PCOMPUTE_ARBITERS for it, or use node.run")
     budget_uusd = parse_usd(options.budget)
     deadline_ms = task.now_ms() + int(options.deadline_s * 1000)
     requirement, limit = asked(options)
@@ -272,6 +278,7 @@ async def _prepare(task: TaskRun, binding: Binding, own: WorkerSession | None) -
             f"one call is estimated at {owed_uusd(once, cheapest) / 1e6:.6f} USD and {task.budget.shortage()}. Nothing "
             "was paid."
         )
+    stake = await prepare_stake(options, task.stakes)
     await task.fund(budget_uusd)
     together, size = binding.layout.together, binding.launch.threads_per_block
     items = work.chunk_range(0)[1] * binding.layout.items_per_block
@@ -295,6 +302,7 @@ async def _prepare(task: TaskRun, binding: Binding, own: WorkerSession | None) -
         max_providers=1,
         sample_every=sampled_every(options.samples, items) if options.check == "sample" else 1,
         standing=True,
+        stake=stake,
     )
     checked = _Samples(sampler, own, varied, work)
     standing = StandingTask(coordinator=task.coordinator, request=request, check=checked.check, emit=task._emit)

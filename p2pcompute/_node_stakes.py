@@ -38,6 +38,7 @@ class NodeStakes:
 
     async def accuse(self, evidence: str | Path, other: str | Path | None = None) -> Slashed:
         """Have a liar's stake taken: the arbiters that the agreement names judge, and the registry carries it out.
+        From then on the liar gets no work of this node.
 
         Args:
             evidence: a file that was kept when a liar was caught (`LiarCaught.evidence`), with the pledge beside it;
@@ -62,7 +63,8 @@ class NodeStakes:
         task_status: trio.TaskStatus[Arbiter] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         """Be an arbiter until cancelled: judge evidence of tasks that name this node, in a locked worker, and sign what
-        was found. Verdicts count while this node's account has a stake.
+        was found. Verdicts count while this node's account has a stake. With whom it finds wrong, provider or accuser,
+        this node deals no more.
 
         Args:
             allow_unsandboxed: run strangers' kernels although this kernel has neither Landlock nor seccomp.
@@ -99,6 +101,7 @@ class NodeStakes:
             network=node.network,
             now_ms=node.now_ms,
             workers=partial(node._worker_pool, 0, allow_unsandboxed),
+            convict=services.books.convicted,
             on_verdict=on_verdict,
         )
         try:

@@ -24,7 +24,16 @@ import trio
 from p2pcompute._asked import asked, within_deadline
 from p2pcompute._groups import single_error
 from p2pcompute._options import parse_usd, said, whole
-from p2pcompute._requester import _ENDLESS, _OWN, RunOptions, TaskRun
+from p2pcompute._requester import (
+    _ENDLESS,
+    _OWN,
+    _RESULT_S,
+    _SETUP_BYTES_PER_S,
+    _SETUP_S,
+    _SLOWER,
+    RunOptions,
+    TaskRun,
+)
 from p2pcompute._rounds_words import (
     BoundStep,
     New,
@@ -40,6 +49,7 @@ from p2pcompute._rounds_words import (
     state_arrays,
     step,
 )
+from p2pcompute._stakes import prepare_stake
 from p2pcompute.checking import DEFAULT_SAMPLES, SampleReport
 from p2pcompute.checking._rounds import RoundSampler, draw_rounds
 from p2pcompute.errors import BudgetError, KernelTypeError, NoProviderError, P2PComputeError
@@ -59,6 +69,7 @@ from p2pcompute_protocols.work import RoundWork
 if TYPE_CHECKING:
     from p2pcompute.execution import InputSpec
     from p2pcompute.execution._rounds import Step
+    from p2pcompute.stake import StakeDesk
 
 __all__ = [
     "BoundRounds",
@@ -102,6 +113,8 @@ class RoundOptions:
         deadline_s: seconds from now, at most 7 days.
         max_price: the most that an hour of a reference core may cost.
         device: "cpu", "cuda" or "any".
+        min_stake, arbiters, arbiters_needed, at_risk: as of `RunOptions`; each provider of the rounds has so much at
+            stake, and puts it at risk before they begin.
         on_event: gets every `TaskEvent` (`p2pcompute.events`); must not block. What it raises ends the task, and is
             raised.
 
@@ -117,6 +130,10 @@ class RoundOptions:
     deadline_s: float = 3_600.0
     max_price: str | int | float | None = None
     device: str = "any"
+    min_stake: str | int | float | None = None
+    arbiters: Sequence[str] = ()
+    arbiters_needed: int | None = None
+    at_risk: str | int | float | None = None
     on_event: Callable[[TaskEvent], None] | None = None
 
     def __post_init__(self) -> None:
@@ -317,6 +334,7 @@ class RoundsRun:
     score_milli: Callable[[], Awaitable[int]]
     fund: Callable[[int], Awaitable[None]]
     now_ms: Callable[[], int]
+    stakes: Callable[[], StakeDesk] | None = None  # raises ConfigError where there is no registry
     budget: TaskBudget = field(default_factory=TaskBudget)
     last: tuple[int, StateBytes] | None = None
     _rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng())  # numpy.random: 2 MB
@@ -326,7 +344,8 @@ class RoundsRun:
             self.options.on_event(event)
 
     async def execute(self, bound: BoundRounds, deliver: Callable[[Round], Awaitable[None]]) -> None:
-        """Run the task; `deliver` gets each checked round. Errors as `RoundTask.run` and `BudgetError`."""
+        """Run the task; `deliver` gets each checked round. Errors as `RoundTask.run`, `BudgetError` and, where stakes
+        are asked for, as `StakeDesk.prepare`."""
         options = self.options
         budget_uusd = parse_usd(options.budget)
         deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
@@ -340,12 +359,12 @@ class RoundsRun:
                 self.budget.check_price(min(candidate.option.price_pusd for candidate in offered))
                 self._emit(Compiling())
         with within_deadline(deadline_ms, self.now_ms, "a round", or_else=_ENDLESS):
-            units = await self._calibrate(bound)
+            units, compile_s = await self._calibrate(bound)
         start = StateBytes.of(bound.arrays)
         per_chunk = self._rounds_per_chunk(bound, units)
         make = partial(self._make, bound, units, per_chunk)
         try:
-            work, _ = make(0, start)
+            work, blobs = make(0, start)
         except LocalProtocolError as exc:
             raise KernelTypeError(
                 f"the rounds are over a bound of the protocol: {exc}",
@@ -367,6 +386,9 @@ class RoundsRun:
                 f"the work is estimated at {estimate_uusd / 1e6:.6f} USD and {self.budget.shortage()}, or run fewer "
                 "rounds. Nothing was paid for this task."
             )
+        carried = sum(map(len, blobs.values()))
+        del blobs
+        stake = await prepare_stake(options, self.stakes)
         self._emit(
             TaskStarted(
                 chunks=work.chunks,
@@ -391,6 +413,11 @@ class RoundsRun:
             language=LANGUAGE_VERSION,
             deadline_ms=deadline_ms,
             parties=copies,
+            stake=stake,
+            setup_s=_SETUP_S + _SLOWER * compile_s + carried / _SETUP_BYTES_PER_S,
+            chunk_s=_RESULT_S
+            + 2 * _SLOWER * work.units_per_chunk / 1e6
+            + 2 * _STATES_A_CHUNK * work.state_bytes / _SETUP_BYTES_PER_S,
         )
         await self._coordinate(request, bound, start, deliver)
 
@@ -469,10 +496,12 @@ class RoundsRun:
             units_per_round=units,
         )
 
-    async def _calibrate(self, bound: BoundRounds) -> int:
-        """Units (microseconds of a reference core) of one round: its launches, and what it costs to hash a state."""
+    async def _calibrate(self, bound: BoundRounds) -> tuple[int, float]:
+        """Units (microseconds of a reference core) of one round: its launches, and what it costs to hash a state; and
+        how many seconds its kernels took to compile."""
         options = self.options.run_options()
         units = _LAUNCH_US * len(bound.bindings) + sum(map(len, bound.arrays)) / _STATE_BYTES_PER_US
+        compile_s = 0.0
         pool = await self.pool()
         for binding, one in zip(bound.bindings, bound.steps, strict=True):
             run = TaskRun(
@@ -486,10 +515,12 @@ class RoundsRun:
                 now_ms=self.now_ms,
             )
             async with pool.session(tenant=_OWN) as worker:
+                began = trio.current_time()
                 await run._compile(worker, binding)
+                compile_s += trio.current_time() - began
                 per_item = await run._calibrate(worker, binding)
             units += per_item * binding.layout.items_per_block * one.launch.blocks
-        return max(1, math.ceil(units))
+        return max(1, math.ceil(units)), compile_s
 
     def _rounds_per_chunk(self, bound: BoundRounds, units: int) -> int:
         if self.options.rounds_per_chunk is not None:

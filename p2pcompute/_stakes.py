@@ -16,8 +16,9 @@ from p2pcompute.errors import ChainError, ConfigError, EvidenceError, Insufficie
 from p2pcompute.identity import WalletKey
 from p2pcompute.payments import ContractCall, Hub, Outbox
 from p2pcompute_protocols.errors import LocalProtocolError
-from p2pcompute_protocols.ids import Address, PeerId, public_key_of
+from p2pcompute_protocols.ids import Address, PeerId, TaskId, public_key_of
 from p2pcompute_protocols.limits import MAX_ARBITERS
+from p2pcompute_protocols.negotiation import open_agreement
 
 if TYPE_CHECKING:
     from p2pcompute._chain_choice import ConnectedChain
@@ -228,11 +229,21 @@ def make_accuser(node: Node) -> Accuser:
     from p2pcompute.stake import Accuser
 
     services = node.services
+
+    async def provider(task: TaskId, payee: Address) -> PeerId | None:
+        row = await services.ledger.agreement(task)
+        if row is None or row.role != "requester":
+            return None
+        agreed = open_agreement(row.raw, network=node.network, requester=services.key.peer_id, provider=row.peer)
+        return row.peer if agreed.terms.payee == payee else None
+
     return Accuser(
         overlay=services.overlay,
         network=node.network,
         registry=_need(services.stake).registry,
         account=OutboxCalls(hub=services.hub, outbox=services.outbox),
+        convict=services.books.convicted,
+        provider=provider,
     )
 
 

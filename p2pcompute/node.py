@@ -325,6 +325,7 @@ class Node(NodeStakes):
             score_milli=self._score_milli,
             fund=self.services.fund_wallet,
             now_ms=self.now_ms,
+            stakes=partial(make_desk, self),
         )
 
     async def iterate(
@@ -339,7 +340,7 @@ class Node(NodeStakes):
             state: the arrays to begin with, by name.
             args: for a bare kernel, the values of its other parameters, in order.
             options: fields of `RoundOptions`: budget, rounds_per_chunk, check_rounds, samples, check, deadline_s,
-                max_price, device, on_event.
+                max_price, device, min_stake, arbiters, on_event.
 
         Raises:
             ConfigError, KernelError, NoProviderError, BudgetError, TaskTimeout, TaskError, PaymentError: as `run`.
@@ -426,7 +427,8 @@ class Node(NodeStakes):
             kernel: as of `run`; a program is not hired.
             args: as of `run`. Their types and shapes hold for every call; their values are sent along, so that a call
                 that has some of them sends nothing.
-            options: fields of `HireOptions`: budget, chunks, deadline_s, samples, check, max_price, device, on_event.
+            options: fields of `HireOptions`: budget, chunks, deadline_s, samples, check, max_price, device,
+                min_stake, on_event.
 
         Returns:
             An async context manager that gives a `Hired`. Leaving it ends the calls that are under way.

@@ -61,8 +61,7 @@ the budget, which caps it. With --json events go to stdout, and what the script 
     "--min-stake",
     metavar="AMOUNT",
     callback=_checked,
-    help="what a provider has to have at stake, such as '100 USD', for tasks that say nothing of it; "
-    "work in rounds asks for none",
+    help="what a provider has to have at stake, such as '100 USD', for tasks that say nothing of it",
 )
 @click.option(
     "--arbiter",
@@ -70,7 +69,7 @@ the budget, which caps it. With --json events go to stdout, and what the script 
     metavar="MULTIADDR",
     multiple=True,
     help="an arbiter that providers have to accept, with a stake at risk; may be repeated; more than half must agree. "
-    "Work in rounds has none",
+    "A hire has none, and is refused",
 )
 @registry_option
 @click.option(

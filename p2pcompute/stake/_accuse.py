@@ -24,6 +24,7 @@ from p2pcompute_protocols.errors import LocalProtocolError, ProtocolError
 from p2pcompute_protocols.evidence import open_evidence
 from p2pcompute_protocols.ids import Address, PeerId, TaskId
 from p2pcompute_protocols.limits import MAX_EVIDENCE_BYTES
+from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.stake import (
     PIECE_BYTES,
     PROTOCOL_ID,
@@ -114,15 +115,21 @@ class Accuser:
         network: the network's ID.
         registry: opens the stake registry; raises `ChainError`.
         account: pays the gas.
+        convict: lowers our standing of a peer that a proof has found wrong; gets why.
+        provider: the peer with which we have agreed on a task, where that is to be paid to the account; None where we
+            have not.
     """
 
     overlay: Overlay
     network: str
     registry: Callable[[], Awaitable[Registry]]
     account: AccountCalls
+    convict: Callable[[PeerId, str], Awaitable[None]]
+    provider: Callable[[TaskId, Address], Awaitable[PeerId | None]]
 
     async def by_verdict(self, evidence: bytes, pledge: PledgeFile) -> Slashed:
-        """Have the arbiters of a pledge judge evidence, and the registry take what they decide.
+        """Have the arbiters of a pledge judge evidence, and the registry take what they decide. The provider then gets
+        no more work of ours, also where somebody else has had it judged before.
 
         Raises:
             EvidenceError: the evidence is none, or the pledge is of another task, network or registry.
@@ -132,9 +139,12 @@ class Accuser:
         Cancellation: nothing is sent, or what was sent is mined.
         """
         registry = await self.registry()
-        digest = self._check(evidence, pledge, registry)
+        agreement = self._check(evidence, pledge, registry)
+        digest = hashlib.sha256(evidence).digest()
         terms = terms_of(pledge.terms)
+        liar, why = PeerId(agreement.terms.provider), f"arbiters found it wrong in task {terms.task.hex()[:16]}"
         if await registry.is_judged(terms.struct_hash):
+            await self.convict(liar, why)
             raise StakeError("a verdict on this pledge was carried out already: once is all that it allows")
         given, declined = await self._ask_all(evidence, digest, pledge, registry)
         amounts = Counter(verdict.amount_uusd for verdict in given.values())
@@ -155,7 +165,7 @@ class Accuser:
             {place: one.signature for place, one in agreed.items()},
         )
         peers = _peers(pledge)
-        return await self._carry_out(
+        slashed = await self._carry_out(
             registry,
             data,
             owner=terms.provider,
@@ -163,8 +173,10 @@ class Accuser:
             arbiters=tuple(peers[place] for place in sorted(agreed)),
             declined=declined,
         )
+        await self.convict(liar, why)  # the registry has seen that the provider chose these arbiters
+        return slashed
 
-    def _check(self, evidence: bytes, pledge: PledgeFile, registry: Registry) -> bytes:
+    def _check(self, evidence: bytes, pledge: PledgeFile, registry: Registry) -> Agreement:
         try:
             found = open_evidence(evidence)
         except LocalProtocolError as exc:
@@ -177,11 +189,17 @@ class Accuser:
             raise EvidenceError(f"the pledge holds what is no arbiter's card ({exc.code.name.lower()}): {exc}") from exc
         if tuple(card.account for card in cards) != pledge.terms.arbiters:
             raise EvidenceError("the cards of the pledge are of other arbiters than its terms")
+        agreed = found.agreement.terms
         if found.agreement.task_id != pledge.terms.task:
             raise EvidenceError("the pledge is of another task than the evidence; name the one that was kept beside it")
+        # Else somebody who has two accounts could have one convicted, and an honest peer blamed for it.
+        if (agreed.payee, agreed.payer.owner) != (pledge.terms.provider, pledge.terms.requester):
+            raise EvidenceError("the pledge is of other accounts than the agreement in the evidence")
+        if not {card.peer_id for card in cards} <= set(agreed.arbiters):
+            raise EvidenceError("the pledge is for arbiters that the agreement in the evidence does not name")
         if pledge.terms.chain != registry.chain or pledge.terms.registry != registry.address:
             raise EvidenceError("the pledge is for another chain or stake registry; name its own with --chain")
-        return hashlib.sha256(evidence).digest()
+        return found.agreement
 
     async def _ask_all(
         self, evidence: bytes, digest: bytes, pledge: PledgeFile, registry: Registry
@@ -245,7 +263,8 @@ class Accuser:
 
     async def by_receipts(self, first: SignedReceipt, second: SignedReceipt) -> Slashed:
         """Show the registry two receipts of one chunk with different outputs. Nobody has to judge: the two signatures
-        decide. Our account is credited its part.
+        decide. Our account is credited its part. Where the task was ours its provider gets no more work of us; else
+        the receipts say of an account and not of a peer.
 
         Raises:
             EvidenceError: they are not of one chunk, or do not differ, or are not for this registry, or a signature
@@ -273,8 +292,11 @@ class Accuser:
             data = encode_slash_equivocation(Address(first.owner), made[0], made[1])
         except ValueError as exc:
             raise EvidenceError(str(exc)) from exc
-        owner = Address(first.owner)
-        return await self._carry_out(registry, data, owner=owner, beneficiary=self.account.account, declined={})
+        owner, task = Address(first.owner), TaskId(first.task)
+        slashed = await self._carry_out(registry, data, owner=owner, beneficiary=self.account.account, declined={})
+        if (liar := await self.provider(task, owner)) is not None:
+            await self.convict(liar, f"it has signed two results for chunk {first.index} of task {task.hex()[:16]}")
+        return slashed
 
     async def _carry_out(
         self,

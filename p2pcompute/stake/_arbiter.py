@@ -53,6 +53,7 @@ class Arbiter:
         network: the network's ID.
         now_ms: UNIX time in milliseconds.
         workers: where strangers' kernels run.
+        convict: lowers our standing of the peer that is found wrong, provider or accuser; gets why.
         on_verdict: gets the task, who was found wrong ("provider", "accuser" or "undecided"), and why.
     """
 
@@ -63,6 +64,7 @@ class Arbiter:
     network: str
     now_ms: Callable[[], int]
     workers: Callable[[], Awaitable[Workers]]
+    convict: Callable[[PeerId, str], Awaitable[None]]
     on_verdict: Callable[[bytes, str, str], None] | None = None
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _asked: int = 0
@@ -130,6 +132,8 @@ class Arbiter:
                 raise LocalProtocolError(str(exc), code=WireCode.MALFORMED) from exc
         if self.on_verdict is not None:
             self.on_verdict(terms.task, found.wrong, found.reason)
+        if found.peer is not None:
+            await self.convict(found.peer, f"as arbiter of task {terms.task.hex()[:16]} we found: {found.reason}")
         if found.wrong == "undecided":
             raise LocalProtocolError(f"undecided: {found.reason}", code=WireCode.UNSUPPORTED)
         if found.wrong != "provider":

@@ -461,7 +461,8 @@ class Coordinator:
             requeued = state.scheduler.lost(provider)
             if isinstance(exc, ProtocolError):
                 state.excluded.add(provider)
-            await self.books.failed(provider, str(exc), ban=False)
+            if not isinstance(exc, ChainError):  # that is our own endpoint
+                await self.books.failed(provider, str(exc), ban=False)
             self.board.forget(provider)
             state.emit(ProviderLost(provider=provider, reason=str(exc), requeued=tuple(requeued)))
         finally:

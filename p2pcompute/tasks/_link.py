@@ -170,7 +170,8 @@ class Link:
         self._last_progress = 0.0
         self._answered = 0.0  # as `_last_progress`, but no notice counts
         self._paused_since: float | None = None  # the first pause since a result: an end of it proves nothing
-        self._notices = 0  # since the last result
+        self._resumed = False  # since the last result
+        self._notices = 0  # likewise
         self._idled_s = 0.0  # how long it had nothing to do before the chunks that are under way
         self._unpaid_since = 0.0  # counts where `unpaid` does: since when no voucher came
         self._cancelled: set[int] = set()
@@ -331,7 +332,9 @@ class Link:
                     self._paused_since = trio.current_time()
             case "resume":
                 self.paused = False
-                self._last_progress = trio.current_time()
+                if not self._resumed:  # once a result: pauses without end put nothing off
+                    self._resumed = True
+                    self._last_progress = trio.current_time()
             case "drain":
                 self.draining = True
             case _:
@@ -500,6 +503,7 @@ class Link:
         """Only answers count: a provider that says everything else but them has stalled."""
         self._last_progress = self._answered = trio.current_time()
         self._paused_since = None
+        self._resumed = False
         self._notices = 0
 
     async def _result(self, start: ResultStart) -> ReceivedChunk:

@@ -22,7 +22,7 @@ from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import RoundWork, state_digest
 
 from ._api import RequesterAccount
-from ._link import MIN_BYTES_PER_S, Link, LinkHooks, ReceivedChunk
+from ._link import MIN_BYTES_PER_S, LiarError, Link, LinkHooks, ReceivedChunk
 from ._round_work import StateBytes
 from ._scheduler import ChunkScheduler
 
@@ -81,8 +81,8 @@ class RoundLink(Link):
         return self.digests[number - 1] if number else self.rounds.first_state
 
     def take(self, index: int, output: bytes | memoryview) -> None:
-        """The digests of a chunk have come; chunks come in order. Of earlier ones but the last no receipt is kept here:
-        whoever is found wrong is so in this one."""
+        """The digests of a chunk have come; chunks come in order. Of earlier ones but the last no receipt is kept
+        here: whoever is found wrong is so in this one."""
         for old in [one for one in self.receipts if one < index - 1]:
             del self.receipts[old]
         data = bytes(output)
@@ -149,7 +149,7 @@ class RoundLink(Link):
             if hashlib.sha256(array).digest() != due:
                 raise RemoteProtocolError("an array is not what its digest says", code=WireCode.BAD_DIGEST)
         asked.state = StateBytes(arrays=tuple(arrays), digests=start.arrays, digest=asked.digest)
-        self._last_progress = trio.current_time()
+        self._last_progress = self._answered = trio.current_time()
         asked.came.set()
 
     async def _keep(self) -> None:
@@ -171,6 +171,11 @@ class RoundLink(Link):
         """Assign no more chunks; those that are assigned are still checked and paid."""
         self.scheduler.cut()
         self._wake.set()
+
+    def condemn(self, lie: LiarError) -> None:
+        """It was found lying by what another provider says: nothing more is accepted of it."""
+        self.lie = lie
+        self._checked.clear()
 
     def fail(self, reason: str) -> None:
         """A chunk did not come to a result: no later one can."""

@@ -52,11 +52,13 @@ class RoundDesk:
 
     Attributes:
         recompute: computes rounds here.
+        blame: is told of a party whose `wrong` was found by the other's chunk, and what was compared.
         patience_s: how long a chunk waits for the other's.
         computed: rounds that we have computed.
     """
 
     recompute: Recompute
+    blame: Callable[[Party, SampleReport], Awaitable[None]]
     patience_s: float
     parties: list[Party] = field(default_factory=list)
     computed: int = 0
@@ -78,9 +80,10 @@ class RoundDesk:
         assert party.link is not None  # it has a chunk
         self.tell()
         mine = party.link.digests[first : first + rounds]
-        theirs = await self._others(party, first, rounds)
-        if theirs is None:
+        other = await self._other(party, first, rounds)
+        if other is None or other.link is None:
             return await self._compute(party, first, mine)
+        theirs = other.link.digests[first : first + rounds]
         if theirs == mine:
             return SampleReport(checked=rounds, mismatched=0)
         at = first + first_difference(party.link.digest(first), mine, theirs)
@@ -91,21 +94,26 @@ class RoundDesk:
                 self.computed += 1
                 self._rulings[at] = ours.digest
                 wipe(ours.arrays)
+        found = SampleReport(checked=at - first, mismatched=1)
+        if other.link.digest(at) != self._rulings[at]:
+            other.wrong = (at, agreed)
+            await self.blame(other, found)  # it may have left, or withhold the state that would convict it
         if party.link.digest(at) != self._rulings[at]:
             party.wrong = (at, agreed)
-            return SampleReport(checked=at - first, mismatched=1)
+            return found
         if at == first + rounds:
             return SampleReport(checked=rounds, mismatched=0)
         # The other is wrong, and says nothing about what follows.
         return await self._compute(party, at, mine[at - first :])
 
-    async def _others(self, party: Party, first: int, rounds: int) -> list[bytes] | None:
+    async def _other(self, party: Party, first: int, rounds: int) -> Party | None:
+        """The other one, once it has digests of these rounds; None where they don't come, or begin elsewhere."""
         until = trio.current_time() + self.patience_s
         while True:
             other = next((one for one in self.parties if one is not party), None)
             if other is not None and other.link is not None and len(other.link.digests) >= first + rounds:
                 if other.link.digest(first) == (party.link and party.link.digest(first)):
-                    return other.link.digests[first : first + rounds]
+                    return other
                 return None  # it was wrong before, and this one was found right
             if other is None or other.over or trio.current_time() >= until:
                 return None

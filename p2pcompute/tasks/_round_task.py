@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from p2pcompute._groups import single_error
+from p2pcompute._groups import nursery_beside, single_error
 from p2pcompute.checking import SampleReport, receipted_round_evidence
 from p2pcompute.errors import (
     BudgetError,
@@ -19,6 +19,7 @@ from p2pcompute.errors import (
     OverlayError,
     PaymentError,
     StorageError,
+    StreamError,
     TaskError,
     TaskRefused,
     TaskTimeout,
@@ -31,7 +32,7 @@ from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement, CheckPolicy, Requirement
 from p2pcompute_protocols.work import RoundWork
 
-from ._api import RequesterAccount
+from ._api import RequesterAccount, TaskStake
 from ._budget import TaskBudget
 from ._coordinator import DISCOVERY_S, Coordinator
 from ._events import (
@@ -50,7 +51,7 @@ from ._link import LiarError, LinkHooks, NoRoomNow
 from ._round_link import RoundLink
 from ._round_quorum import Recompute, RoundDesk
 from ._round_work import StateBytes
-from ._state import TaskRequest
+from ._state import MORE_PATIENCE, TaskRequest
 
 __all__ = ["Party", "RoundRequest", "RoundTask"]
 
@@ -59,6 +60,7 @@ _log = logging.getLogger("p2pcompute.tasks")
 _ATTEMPTS: Final = 2  # agreements with one provider
 _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
 _SECOND_S: Final = 20.0  # a chunk waits for the other provider's; less than a provider waits for its first money
+_LOOK_S: Final = 1.0  # between looks at who keeps us waiting
 _AGAIN_S: Final = 2.0  # before somebody that had no room is asked again
 
 
@@ -71,6 +73,8 @@ class RoundRequest:
         make: the work from a number of rounds done and the state that they left, and its blobs.
         rounds_per_chunk, units_per_chunk: of a whole chunk.
         parties: how many providers compute the same rounds, one or two.
+        stake: what is asked of their stakes; None for nothing.
+        setup_s, chunk_s: as of `TaskRequest`: how long one may keep us waiting where others were never asked.
     """
 
     rounds: int
@@ -86,23 +90,47 @@ class RoundRequest:
     language: str
     deadline_ms: int
     parties: int = 1
+    stake: TaskStake | None = None
+    setup_s: float = 10.0
+    chunk_s: float = 20.0
 
 
 @dataclass(slots=True, kw_only=True)
 class Party:
-    """One provider of a leg: from a state on, until all rounds are done or it is gone."""
+    """One provider of a leg: from a state on, until all rounds are done or it is gone.
+
+    Attributes:
+        wrong: a round of its work that it has wrong, and the state before.
+        agreed: when there was an agreement, and a pledge where one is asked for; None before.
+        given_up: why we ended it, where we did.
+        caught: it was found lying, and that was noted.
+    """
 
     candidate: Candidate
     first: int
     start: StateBytes
     link: RoundLink | None = None
-    wrong: tuple[int, StateBytes] | None = None  # a round of its work that it has wrong, and the state before
+    wrong: tuple[int, StateBytes] | None = None
     over: bool = False
+    agreed: float | None = None
+    given_up: str = ""
+    caught: bool = False
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     @property
     def provider(self) -> PeerId:
         """Who it is."""
         return self.candidate.peer_id
+
+    def waited(self, now: float) -> float:
+        """For how many seconds it has owed us set-up or an answer; 0 where it owes nothing."""
+        since = self.agreed if self.link is None or not self.link.ready else self.link.owes_since
+        return 0.0 if since is None else now - since
+
+    def give_up(self, why: str) -> None:
+        """End it."""
+        self.given_up = why
+        self.scope.cancel()
 
 
 Check = Callable[[Party, int, int], Awaitable[SampleReport]]
@@ -136,8 +164,10 @@ class RoundTask:
     _attempts: dict[PeerId, int] = field(default_factory=dict)
     _ask_at: dict[PeerId, float] = field(default_factory=dict)
     _reasons: dict[PeerId, str] = field(default_factory=dict)
+    _failed: dict[PeerId, int] = field(default_factory=dict)
     _agreed: int = 0
     _delivered: int = 0
+    _given_up: int = 0
 
     async def run(self) -> StateBytes:
         """Compute all rounds; gives the last state.
@@ -154,30 +184,42 @@ class RoundTask:
         with trio.move_on_after(seconds):
             while self.done < request.rounds:
                 await self._leg(await self._candidate())
+                await self._blame_failures()
             return self.state
         raise TaskTimeout(
             f"{self.done} of {request.rounds} rounds were done when the deadline passed; give more time (deadline_s=…)"
         )
 
+    async def _blame_failures(self) -> None:
+        """Who could not compute rounds that somebody else has computed since has failed us. Before that it may be the
+        rounds that can't be computed."""
+        for provider in [provider for provider, rounds in self._failed.items() if rounds <= self.done]:
+            del self._failed[provider]
+            await self.coordinator.books.failed(provider, self._reasons[provider], ban=False)
+
     async def _candidate(self) -> Candidate:
-        """The best provider that may be asked now; waits for one."""
-        since = trio.current_time()
+        """The best provider that may be asked now; waits for one. Nobody is given up on before others were looked for:
+        those that are known may all have refused."""
+        since, looked = trio.current_time(), False
         while True:
             found = self._ranked()
             if found:
                 return found[0]
             now = trio.current_time()
             may_come = [at for peer, at in self._ask_at.items() if peer not in self._excluded]
-            if now - since > _NOBODY_S or not (self._agreed or may_come):
+            hopeless = now - since > _NOBODY_S or not (self._agreed or may_come)
+            if hopeless and looked:
                 raise self._nobody()
-            self.emit(WaitingForProviders(chunks=1, patience_s=_NOBODY_S))
+            if not hopeless:
+                self.emit(WaitingForProviders(chunks=1, patience_s=_NOBODY_S))
             await self.coordinator.discovery.refresh(
                 kinds=self.request.requirement.kinds,
                 fp=self.request.fp,
                 enough=lambda: bool(self._ranked()),
                 timeout_s=DISCOVERY_S,
             )
-            if not self._ranked():
+            looked = True
+            if not hopeless and not self._ranked():
                 await trio.sleep(min(1.0, max(0.05, min(may_come, default=now + 1.0) - now)))
 
     def _ranked(self) -> list[Candidate]:
@@ -212,7 +254,7 @@ class RoundTask:
         candidates = [candidate]
         desk: RoundDesk | None = None
         if self.recompute is not None:
-            desk = RoundDesk(recompute=self.recompute, patience_s=_SECOND_S)
+            desk = RoundDesk(recompute=self.recompute, blame=self._blame, patience_s=_SECOND_S)
             kin = self._kin(candidate.peer_id)
             candidates += [one for one in self._ranked()[1:] if self._kin(one.peer_id) != kin][:1]
         parties = [Party(candidate=one, first=self.done, start=self.state) for one in candidates]
@@ -245,7 +287,12 @@ class RoundTask:
     async def _try(self, party: Party, desk: RoundDesk | None) -> None:
         self._attempts[party.provider] = self._attempts.get(party.provider, 0) + 1
         try:
-            await self._work_with(party, desk)
+            async with nursery_beside() as nursery:
+                nursery.start_soon(self._hurry, party)
+                with party.scope:
+                    await self._work_with(party, desk)
+            if party.given_up and not party.caught:
+                raise StreamError(party.given_up)
             self._attempts[party.provider] -= 1
         except LiarError:
             pass  # below, since it may come beside another end
@@ -263,13 +310,29 @@ class RoundTask:
             self._reasons[party.provider] = str(exc)
             if isinstance(exc, ProtocolError):
                 self._excluded.add(party.provider)
-            await self.coordinator.books.failed(party.provider, str(exc), ban=False)
+            if not isinstance(exc, ChainError):  # that is our own endpoint
+                await self.coordinator.books.failed(party.provider, str(exc), ban=False)
             self.coordinator.board.forget(party.provider)
             self.emit(ProviderLost(provider=party.provider, reason=str(exc), requeued=()))
         finally:
             if party.link is not None and party.link.lie is not None:
                 with trio.CancelScope(shield=True):
                     await self._caught(party, party.link, party.link.lie)
+
+    async def _hurry(self, party: Party) -> None:
+        """Let go of a provider that keeps us waiting where others were never asked: no other has its rounds. Where
+        nobody is there it has as long as was agreed."""
+        while True:
+            await trio.sleep(_LOOK_S)
+            ready = party.link is not None and party.link.ready
+            waited = party.waited(trio.current_time())
+            if waited < (self.request.chunk_s if ready else self.request.setup_s) * MORE_PATIENCE**self._given_up:
+                continue
+            if any(candidate.peer_id not in self._attempts for candidate in self._ranked()):
+                self._given_up += 1
+                what = "gave no result" if ready else "was not ready"
+                party.give_up(f"it {what} in {waited:.0f} s, and others are there")
+                return
 
     async def _work_with(self, party: Party, desk: RoundDesk | None) -> None:
         coordinator, request = self.coordinator, self.request
@@ -286,6 +349,7 @@ class RoundTask:
             language=request.language,
             deadline_ms=request.deadline_ms,
             max_providers=request.parties,
+            stake=request.stake,
         )
         agreement, seconds = await coordinator._dialler.agree(order, party.candidate, is_full=lambda: False)
         self._agreed += 1
@@ -293,7 +357,10 @@ class RoundTask:
         reason = "cancelled"
         account = await coordinator.books.open(agreement, request.budget)
         try:
+            pledge = b"" if request.stake is None else await request.stake.pledge(agreement)
             party.link = self._link(party, agreement, account, blobs, desk)
+            party.link.pledge = pledge
+            party.agreed = trio.current_time()
             if desk is not None and any(other.over for other in desk.parties):
                 party.link.come_to_an_end()  # the next leg has two again
             await party.link.run()
@@ -336,6 +403,8 @@ class RoundTask:
             reason = f"{code.name.lower()}: {detail}"
             self.emit(ChunkRejected(provider=provider, index=base + index, reason=reason))
             assert party.link is not None
+            first, rounds = party.link.rounds.chunk_range(index)
+            self._failed[provider] = party.first + first + rounds
             party.link.fail(reason)
 
         def secured(number: int, state: StateBytes) -> None:
@@ -361,10 +430,24 @@ class RoundTask:
         self.done, self.state = done, state
         self.kept(done, state)
 
+    async def _blame(self, party: Party, report: SampleReport) -> None:
+        """The other's digests show that a party has a round wrong: that counts whether it is still here or not."""
+        assert party.link is not None
+        assert party.wrong is not None
+        index = (party.wrong[0] - 1) // party.link.rounds.rounds_per_chunk
+        lie = LiarError(party.provider, index, report)
+        party.link.condemn(lie)
+        with trio.CancelScope(shield=True):
+            await self._caught(party, party.link, lie)
+        party.give_up(str(lie))
+
     async def _caught(self, party: Party, link: RoundLink, lie: LiarError) -> None:
         """Nothing that only a liar has computed is kept: samples bound how much it can have altered, and do not say
         where. What two have computed alike is."""
         provider = party.provider
+        if party.caught:
+            return
+        party.caught = True
         self._excluded.add(provider)
         self._reasons[provider] = str(lie)
         self.coordinator.board.forget(provider)
@@ -404,5 +487,5 @@ class RoundTask:
             now_ms=coordinator.now_ms(),
             report=lie.report,
         )
-        path = await coordinator.evidence.save(link.agreement, f"round-{round_}", made)
+        path = await coordinator.evidence.save(link.agreement, f"round-{round_}", made, pledge=link.pledge)
         return None if path is None else str(path)

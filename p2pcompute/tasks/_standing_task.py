@@ -262,7 +262,8 @@ class StandingTask:
             self._reasons[provider] = str(exc)
             if isinstance(exc, ProtocolError):
                 self._excluded.add(provider)
-            await self.coordinator.books.failed(provider, str(exc), ban=False)
+            if not isinstance(exc, ChainError):  # that is our own endpoint
+                await self.coordinator.books.failed(provider, str(exc), ban=False)
             self.coordinator.board.forget(provider)
             requeued = () if self.link is None else tuple(self.link.calls.lost(provider))
             self.emit(ProviderLost(provider=provider, reason=str(exc), requeued=requeued))

@@ -28,7 +28,7 @@ __all__ = ["Contact", "Deliver", "RunState", "TaskRequest"]
 
 PLACE_S: Final = 1.0  # for so long somebody who is asked takes a place of `max_providers` without an agreement
 _FORGIVEN: Final = 2  # chunks of one provider that may time out once without being held against it
-_MORE_PATIENCE: Final = 1.05  # for each `max_providers` that were given up
+MORE_PATIENCE: Final = 1.05  # for each `max_providers` that were given up
 _AGAIN_S: Final = 2.0  # before somebody that had no room is asked again; twice as long after each further time,
 _AGAIN_MOST_S: Final = 60.0  # up to this,
 _REFUSALS: Final = 8  # and so many times
@@ -212,7 +212,7 @@ class RunState:
 
         More is allowed with each that was given up for it: where everybody is slow, it is the work that takes so long.
         """
-        patience = _MORE_PATIENCE ** (self.given_up / self.most)
+        patience = MORE_PATIENCE ** (self.given_up / self.most)
         found = [
             (waited, contact)
             for contact in self.contacts.values()

@@ -42,6 +42,22 @@ def triple(out, x):
 x = np.arange(4096, dtype=np.float32)
 z = p2p.run(triple, p2p.out(x.shape, x.dtype), x, chunks=4)
 """
+ROUNDS = """
+import numpy as np
+import p2pcompute as p2p
+from p2pcompute import cuda
+
+
+@p2p.kernel
+def grow(new_x, x):
+    i = cuda.grid(1)
+    if i < new_x.size:
+        new_x[i] = x[i] + 1
+
+
+last = p2p.iterate(grow, rounds=12, state={"x": np.zeros(4096, np.int64)}, rounds_per_chunk=4)
+assert (last["x"] == 12).all()
+"""
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -95,19 +111,24 @@ def said(home: Path, *args: str) -> dict[str, Any]:
     return answer
 
 
-def lied(home: Path, script: Path, *arbiters: str) -> str:
-    """Run the script on providers that lie; the file of evidence that was kept."""
-    named = [text for address in arbiters for text in ("--arbiter", address)]
+def events(home: Path, script: Path, *args: str) -> list[dict[str, Any]]:
+    """Run the script; what it says of that, however it ends."""
     done = subprocess.run(
-        command("run", "--json", *named, str(script)),
+        command("run", "--json", *args, str(script)),
         capture_output=True,
         text=True,
         check=False,
         timeout=PATIENCE_S,
         env=environment(home),
     )
-    caught = [event for line in done.stdout.splitlines() if "evidence" in (event := json.loads(line))]
-    assert caught, (done.stdout, done.stderr)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def lied(home: Path, script: Path, *arbiters: str) -> str:
+    """Run the script on providers that lie; the file of evidence that was kept."""
+    said = events(home, script, *[text for address in arbiters for text in ("--arbiter", address)])
+    caught = [event for event in said if "evidence" in event]
+    assert caught, said
     evidence: str = caught[0]["evidence"]
     return evidence
 
@@ -152,7 +173,7 @@ def test_a_verdict_costs_the_liar_its_stake(tmp_path: Path) -> None:
             assert (before["account"], before["stake_uusd"]) == (liar["wallet"], 150_000_000)
             assert before["at_risk_uusd"] == 150_000_000
             evidence = lied(tmp_path, script, first["addresses"][0], second["addresses"][0])
-            taken = said(tmp_path, "accuse", evidence, "--yes")
+            taken = said(tmp_path, "accuse", evidence, "--yes", "--profile", "witness")
             assert taken["provider"] == liar["wallet"]
             assert (taken["taken_uusd"], taken["stake_uusd"]) == (STAKE, 50_000_000)
             assert (taken["paid_uusd"], taken["burned_uusd"]) == (STAKE // 2, STAKE // 2)
@@ -167,4 +188,27 @@ def test_a_verdict_costs_the_liar_its_stake(tmp_path: Path) -> None:
             victim = said(tmp_path, "unstake", "--yes", "--profile", "requester")
             assert victim["came_uusd"] == STAKE // 2 + 1_250_000
             assert victim["account"] == taken["beneficiary"]
+            # Who judged deals with the liar no more, and who accused neither; it is not the requester that was cheated.
+            for name in ("judge-1", "judge-2"):
+                banned = said(tmp_path, "peers", "--banned", "--profile", name)["banned"]
+                assert [row["name"] for row in banned] == [liar["peer_id"]]
+            tried = events(tmp_path, script, "--profile", "witness")
+            assert not [event for event in tried if event["event"] == "agreed"], tried
+            assert tried[-1]["exit_code"] == 5, tried  # there is no provider
     assert Profile(Path(evidence).parents[1]).evidence == Path(evidence).parent
+
+
+def test_what_the_command_asks_of_stakes_holds_for_rounds(tmp_path: Path) -> None:
+    script = tmp_path / "grow.py"
+    script.write_text(ROUNDS)
+    with running(tmp_path, "arbiter", "--profile", "judge") as judge:
+        said(tmp_path, "stake", "100 USD", "--profile", "judge", "--yes")
+        serving = ("up", "--profile", "provider", "--threads", "1", "--arbiter", judge["peer_id"])
+        with running(tmp_path, *serving):
+            asked = ("--min-stake", "100 USD", "--arbiter", judge["addresses"][0])
+            bare = events(tmp_path, script, *asked)
+            assert bare[-1]["exit_code"] == 5, bare  # there is no provider with so much
+            assert "0.000000 USD at stake, of 100.000000 USD" in bare[-2]["message"]
+            said(tmp_path, "stake", "100 USD", "--profile", "provider", "--yes")
+            done = events(tmp_path, script, *asked)
+            assert (done[-1]["exit_code"], done[-1]["chunks"]) == (0, 3), done

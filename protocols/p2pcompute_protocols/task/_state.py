@@ -111,8 +111,9 @@ class TaskConnection(Connection[TaskState]):
     Of a standing agreement `call_chunks`, the chunks of one call, and `calls` are set as well. A chunk is one of a call
     that was made, and behind its Assign come the arrays of the call that the provider does not hold.
 
-    Of work in rounds `chunk_rounds` and `state_arrays` are set as well. Chunks are then assigned in ascending order,
-    each once, and states that have come may be asked for, so many for each chunk; each question is answered, in order.
+    Of work in rounds `chunk_rounds` and `state_arrays` are set as well. Chunks are then assigned, and answered, in
+    ascending order, each once, and states that have come may be asked for, so many for each chunk; each question is
+    answered, in order.
     """
 
     messages = MESSAGES
@@ -327,6 +328,8 @@ class TaskConnection(Connection[TaskState]):
     def _answer(self, index: int) -> None:
         if index not in self.outstanding:
             raise LocalProtocolError(f"chunk {index} was not asked for", code=WireCode.UNKNOWN_CHUNK)
+        if self.chunk_rounds and index != min(self.outstanding):
+            raise LocalProtocolError(f"rounds of chunk {index} before earlier ones", code=WireCode.OUT_OF_ORDER)
         self.outstanding.remove(index)
         if self.tiles is not None:
             self.tiles.answered(index)

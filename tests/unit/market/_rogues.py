@@ -18,7 +18,7 @@ from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.market import AdRecordValidator, FixedPricePolicy, NegotiationService, negotiate
 from p2pcompute.node import Node
 from p2pcompute.overlay import Requests, open_requests
-from p2pcompute.tasks._work import chunk_work
+from p2pcompute.tasks._work import chunk_bytes, chunk_work
 from p2pcompute.testing import MemoryOverlay, open_memory_overlay, virtual_clock_ms
 from p2pcompute_protocols import ads, task
 from p2pcompute_protocols._binding import SignerBinding, bind_signer
@@ -39,7 +39,7 @@ from p2pcompute_protocols.task import (
     TaskConnection,
 )
 from p2pcompute_protocols.wire import Record
-from p2pcompute_protocols.work import ChunkWork
+from p2pcompute_protocols.work import ChunkWork, RoundWork
 
 from ._harness import SIZE, Market, X, Y, Z, axpy
 
@@ -216,12 +216,14 @@ class RogueTask:
         self.stream = stream
         self.blobs = blobs
         work = agreement.terms.work
-        assert isinstance(work, ChunkWork)
+        assert isinstance(work, ChunkWork | RoundWork)
         self.work = work
         self.connection = TaskConnection(role)
         self.connection.chunks = work.chunks
-        rows = SIZE // CHUNKS * 4
-        self.connection.chunk_bytes = (rows, rows)
+        self.connection.chunk_bytes = chunk_bytes(work)
+        if isinstance(work, RoundWork):
+            self.connection.chunk_rounds = work.rounds_per_chunk
+            self.connection.state_arrays = tuple(array.nbytes for array in work.state)
         self.connection.blob_sizes = {digest: size for digest, size in work.inputs.items() if size}
         self.dialogue = Dialogue(self.connection, stream)
 

@@ -509,12 +509,18 @@ class RoundsDialogue(TaskDialogue):
                 state = conn.asked[0]
                 start = task.StateStart(state=state, arrays=(bytes(32),) * 2)
                 return [st.sampled_from([start, start, task.StateGone(state=state, code=12, detail="")])]
+            if conn.outstanding and not conn._result_left:
+                index = min(conn.outstanding)
+                result = task.ResultStart(index=index, receipt=b"r", size=LAST if index == CHUNKS - 1 else WHOLE)
+                return [st.sampled_from([result, result, task.ChunkError(index=index, receipt=b"r")])]
         return super().legal(conn)
 
     @invariant()
     def states_are_answered_in_order(self) -> None:
         if not hasattr(self, "said"):
             return
+        chunks = [m.index for m in self.said[Role.PROVIDER] if isinstance(m, task.ResultStart | task.ChunkError)]
+        assert chunks == list(range(len(chunks)))
         asked = [m.state for m in self.said[Role.REQUESTER] if isinstance(m, task.GetState)]
         given = [m.state for m in self.said[Role.PROVIDER] if isinstance(m, task.StateStart | task.StateGone)]
         assert given == asked[: len(given)]

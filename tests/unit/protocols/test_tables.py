@@ -421,6 +421,12 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
         R, S.RUNNING, has(chunk_rounds=3, assigned=1, outstanding={0}), task.Assign(index=2), OUT_OF_ORDER),
     "a chunk of rounds again": (
         R, S.RUNNING, has(chunk_rounds=3, assigned=2, outstanding=set()), task.Assign(index=1), OUT_OF_ORDER),
+    "rounds of a later chunk first": (
+        P, S.RUNNING, has(chunk_rounds=1, assigned=2, outstanding={0, 1}),
+        task.ResultStart(index=1, receipt=b"r", size=8), OUT_OF_ORDER),
+    "a failure of later rounds first": (
+        P, S.RUNNING, has(chunk_rounds=1, assigned=2, outstanding={0, 1}), task.ChunkError(index=1, receipt=b"r"),
+        OUT_OF_ORDER),
     "a call of other work": (R, S.RUNNING, has(), CALL, OUT_OF_ORDER),
     "a call again": (R, S.RUNNING, in_calls(), CALL, REPLAYED),
     "a call left out": (R, S.RUNNING, in_calls(), dataclasses.replace(CALL, call=2), OUT_OF_ORDER),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import coincurve
 import trio
 
-from p2pcompute._stakes import StakeParts
+from p2pcompute._stakes import StakeParts, make_accuser
 from p2pcompute.chain import RegistryPlace, StakeState
 from p2pcompute.checking import PLEDGE_SUFFIX
 from p2pcompute.identity import NodeKey, WalletKey
@@ -153,12 +154,7 @@ class Court:
         return await self.node(connect=connect, evidence=evidence, key=NodeKey.generate(), owner=owner)
 
     def accuser(self, node: Node) -> Accuser:
-        return Accuser(
-            overlay=node.services.overlay,
-            network=node.network,
-            registry=self.parts().registry,
-            account=self.calls(node),
-        )
+        return dataclasses.replace(make_accuser(node), account=self.calls(node))
 
     async def caught(self, requester: Node, arbiters: list[Node], **options: Any) -> tuple[bytes, PledgeFile]:
         """Run work at a liar: what was kept of it, evidence and pledge. Others may do the work in its place."""

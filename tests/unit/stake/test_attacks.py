@@ -12,6 +12,7 @@ import coincurve
 import pytest
 import trio
 
+from p2pcompute import _books
 from p2pcompute._dialogue import Dialogue
 from p2pcompute._stakes import make_desk
 from p2pcompute.chain import (
@@ -24,10 +25,10 @@ from p2pcompute.chain import (
 )
 from p2pcompute.chain import Verdict as ChainVerdict
 from p2pcompute.checking import result_evidence
-from p2pcompute.errors import EvidenceError, StreamError
+from p2pcompute.errors import EvidenceError, NoProviderError, StreamError
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.node import Node
-from p2pcompute.stake import Arbiter, NoVerdict, PledgeRefused, Pledges, StakeWish, TaskStake, open_pledge
+from p2pcompute.stake import Accuser, Arbiter, NoVerdict, PledgeRefused, Pledges, StakeWish, TaskStake, open_pledge
 from p2pcompute.stake import _pledges as pledges_module
 from p2pcompute.stake._terms import terms_of
 from p2pcompute.tasks import Agreed, _link
@@ -51,6 +52,7 @@ from p2pcompute_protocols.stake import (
     SignedReceipt,
     StakeConnection,
     StrictQuery,
+    VerdictGiven,
     open_card,
     seal_card,
 )
@@ -356,6 +358,14 @@ def test_an_honest_provider_that_is_accused_keeps_its_stake(tmp_path: Path, monk
         with pytest.raises(NoVerdict, match="the accuser is wrong"):
             await made.court.accuser(made.requester).by_verdict(evidence, made.pledge)
         assert await made.court.stakes(made.provider) == MIN_UUSD
+        # The false accusation is signed, and costs its author the arbiter's trust; the accused nothing.
+        (judge,) = made.arbiters
+        assert judge.services.books.banned == {made.requester.peer_id}
+        assert not made.requester.services.books.banned
+        await made.court.market._nurseries[judge.peer_id].start(made.court.market._serve, judge, {"price": "0.01 USD"})
+        watch = Watch()
+        await compute(made.requester, watch=watch)
+        assert {event.provider for event in watch.of(Agreed)} == {made.provider.peer_id}
 
     dealt(tmp_path, monkeypatch, play)
 
@@ -436,6 +446,81 @@ def test_evidence_that_drips_holds_up_nobody(tmp_path: Path, monkeypatch: pytest
     dealt(tmp_path, monkeypatch, play)
 
 
+# On whoever sees a verdict
+
+
+@pytest.mark.parametrize("defended", [True, False])
+@pytest.mark.parametrize("whose", ["accounts", "arbiters"])
+def test_a_verdict_on_somebody_else_s_stake_blames_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, defended: bool
+) -> None:
+    """Two hostile accounts put a stake of their own at risk for an honest provider's task, have an arbiter of their own
+    judge, and get a third party to accuse: it would shun an honest provider, for half of a stake that comes back."""
+
+    async def play(made: Deal) -> None:
+        court, hostile = made.court, await made.court.arbiter()
+        assert hostile.services.stake is not None
+        assert hostile.stake_service is not None
+        judge = hostile.stake_service.arbiter
+        assert judge is not None
+        rogue = await court.node()
+        await court.stake(rogue)
+        owner, key = rogue.services.account.address, rogue.services.stake.receipt_key  # type: ignore[union-attr]
+        changes: dict[str, Any] = {"arbiters": (hostile.services.account.address,), "threshold": 1}
+        if whose == "accounts":
+            changes["provider"] = owner
+        else:  # an honest provider signs no such terms, and one that plays the honest provider's part might
+            key = made.provider.services.stake.receipt_key  # type: ignore[union-attr]
+        terms = dataclasses.replace(made.pledge.terms, **changes)
+        pledge = dataclasses.replace(
+            made.pledge,
+            terms=terms,
+            provider_signature=signed(court, key, terms),
+            requester_signature=made.sign(made.requester, terms),
+            cards=(await judge.card(),),
+            addresses=hostile.addresses,
+        )
+        evidence = await made.accusation()
+
+        async def convicts(asked: Accuse, _: bytes) -> VerdictGiven:
+            await trio.lowlevel.checkpoint()
+            verdict = ChainVerdict(terms=terms_of(asked.terms).struct_hash, amount_uusd=MIN_UUSD, evidence=asked.digest)
+            vote = hostile.services.account.sign_digest(verdict_digest(court.registry.domain, verdict))
+            return VerdictGiven(amount_uusd=MIN_UUSD, evidence=asked.digest, signature=vote)
+
+        monkeypatch.setattr(Arbiter, "judge", lambda _, asked, evidence: convicts(asked, evidence))
+        witness = await court.requester(made.provider, hostile)
+        if defended:
+            with pytest.raises(EvidenceError, match=whose):
+                await court.accuser(witness).by_verdict(evidence, pledge)
+            assert not witness.services.books.banned
+            return
+        monkeypatch.setattr(Accuser, "_check", lambda *_: made.agreement)
+        await court.accuser(witness).by_verdict(evidence, pledge)
+        assert witness.services.books.banned == {made.provider.peer_id}
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+def test_peer_ids_that_convict_themselves_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_books, "MAX_STRANGERS", 3)
+
+    async def scenario(court: Court) -> None:
+        books, ledger = (node := await court.node()).services.books, node.services.ledger
+        strangers = [NodeKey.generate().peer_id for _ in range(5)]
+        for peer in (*strangers, *strangers):
+            await books.convicted(peer, "it lied")
+        assert books.banned == set(strangers[:3])
+        assert {row.peer for row in await ledger.peers()} == books.banned
+        assert [books.standing(peer).failures for peer in strangers] == [2] * 5
+        # Who was paid before is known, and costs no more.
+        books.paid(strangers[4], 1)
+        await books.convicted(strangers[4], "it lied")
+        assert books.banned == {*strangers[:3], strangers[4]}
+
+    in_court(tmp_path, scenario)
+
+
 # Two receipts of one chunk
 
 
@@ -477,6 +562,23 @@ def test_two_results_for_one_chunk_cost_a_twentieth(tmp_path: Path, monkeypatch:
         assert (slashed.taken_uusd, slashed.paid_uusd) == (MIN_UUSD // 20, MIN_UUSD // 40)
         assert slashed.beneficiary == made.arbiters[0].services.wallet.address
         assert await made.court.stakes(made.provider) == MIN_UUSD - MIN_UUSD // 20
+        assert not made.arbiters[0].services.books.banned  # it knows an account, and no peer
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+def test_who_has_signed_two_results_for_us_gets_no_more_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(made: Deal) -> None:
+        stake, requester = await task_stake(made), made.requester
+        first = await stake.strict_receipt(made.agreement, 1)
+        made.pledges.receipt = restored(made, 1)
+        second = await stake.strict_receipt(made.agreement, 1)
+        await made.court.accuser(requester).by_receipts(first, second)
+        known = await requester.services.ledger.peer(made.provider.peer_id)
+        assert known is not None
+        assert known.banned == f"it has signed two results for chunk 1 of task {made.agreement.task_id.hex()[:16]}"
+        with pytest.raises(NoProviderError):
+            await compute(requester)
 
     dealt(tmp_path, monkeypatch, play)
 

@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import trio
 
+import p2pcompute as p2p
 from p2pcompute._requester import RunOptions
 from p2pcompute._serving import ProviderOptions
 from p2pcompute.chain import UNSTAKE_DELAY_S
 from p2pcompute.checking import EvidenceStore
-from p2pcompute.errors import ConfigError, EvidenceError, InsufficientFunds, NoProviderError, StakeError, TaskError
-from p2pcompute.stake import NoVerdict
+from p2pcompute.errors import (
+    ChainUnreachable,
+    ConfigError,
+    EvidenceError,
+    InsufficientFunds,
+    NoProviderError,
+    StakeError,
+    TaskError,
+)
+from p2pcompute.node import Node
+from p2pcompute.stake import NoVerdict, Registry
 from p2pcompute.storage import InlineExecutor
+from p2pcompute.tasks import Agreed
+from p2pcompute_protocols.ids import PeerId
 
 from ..checking._disputes import case_of
-from ..market._harness import Z, compute
+from ..market._harness import Watch, X, Y, Z, axpy, compute
+from ..tasks._rounds import iterate
 from ._court import MIN_UUSD, Court, in_court
 
 
@@ -46,6 +61,36 @@ def test_a_lie_costs_what_was_at_risk(tmp_path: Path, owners: bool) -> None:
         assert court.bench.tokens(requester.services.account.address) == 500
 
     in_court(tmp_path, scenario, owners=owners)
+
+
+def test_whoever_sees_a_verdict_gives_the_liar_no_more_work(tmp_path: Path) -> None:
+    async def scenario(court: Court) -> None:
+        arbiters = await court.arbiters(2)
+        liar, honest = await court.liar(arbiters, staked_uusd=1_500), await court.provider(arbiters, price="0.09 USD")
+        requester = await court.requester(liar, honest, *arbiters)
+        evidence, pledge = await court.caught(requester, arbiters)
+        accuser, late, bystander = [await court.requester(liar, honest, *arbiters) for _ in range(3)]
+        for judge in arbiters:
+            for provider in (liar, honest):
+                await judge.services.overlay.connect(provider.addresses[0])
+
+        async def work(node: Node) -> list[PeerId]:
+            """Who gets it; the liar is the cheaper one, and asked first by who knows nothing of it."""
+            watch = Watch()
+            await compute(node, watch=watch, chunks=1, max_providers=1)
+            return [event.provider for event in watch.of(Agreed)]
+
+        await court.accuser(accuser).by_verdict(evidence, pledge)
+        with pytest.raises(StakeError, match="already"):
+            await court.accuser(late).by_verdict(evidence, pledge)
+        for node in (accuser, late, *arbiters):
+            assert await work(node) == [honest.peer_id]
+            known = await node.services.ledger.peer(liar.peer_id)
+            assert known is not None
+            assert pledge.terms.task.hex()[:16] in (known.banned or "")  # on disk
+        assert (await work(bystander))[0] == liar.peer_id
+
+    in_court(tmp_path, scenario)
 
 
 def test_honest_work_under_a_pledge_costs_nobody_anything(tmp_path: Path) -> None:
@@ -326,5 +371,57 @@ def test_stakes_are_put_in_and_taken_out_in_steps(tmp_path: Path) -> None:
         status = await staking.unstake()
         assert (status.stake_uusd, status.leaving_uusd, status.credit_uusd) == (1_000, 0, 0)
         assert court.bench.tokens(node.services.wallet.address) == 1_500
+
+    in_court(tmp_path, scenario)
+
+
+def test_a_hire_goes_only_to_who_has_enough_at_stake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(court: Court) -> None:
+        bare, staked = await court.provider([], staked_uusd=0, price="0.01 USD"), await court.provider([])
+        requester = await court.requester(bare, staked)
+        monkeypatch.setenv("P2PCOMPUTE_MIN_STAKE", "1000 uusd")
+        shown = (axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y)
+        watch = Watch()
+        async with requester.hire(*shown, budget="0.10 USD", on_event=watch) as hired:
+            assert np.array_equal(await hired.run(np.float32(2), X, Y), Z)
+        assert [event.provider for event in watch.of(Agreed)] == [staked.peer_id]
+        with pytest.raises(NoProviderError, match="at stake"):
+            async with requester.hire(*shown, min_stake="1001 uusd"):
+                pass
+        monkeypatch.setenv("P2PCOMPUTE_ARBITERS", staked.addresses[0])
+        with pytest.raises(ConfigError, match="a hire has no arbiters"):
+            async with requester.hire(*shown):
+                pass
+
+    in_court(tmp_path, scenario)
+
+
+async def hire(node: Node, **options: Any) -> None:
+    async with node.hire(axpy, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, **options):
+        pass
+
+
+@pytest.mark.parametrize("work", [compute, iterate, hire])
+def test_an_endpoint_of_ours_that_fails_is_no_provider_s_fault(
+    tmp_path: Path, work: Callable[..., Awaitable[Any]]
+) -> None:
+    async def down(_: bytes) -> bytes:
+        await trio.lowlevel.checkpoint()
+        raise ChainUnreachable("no answer")
+
+    async def scenario(court: Court) -> None:
+        provider = await court.provider([])
+        requester = await court.requester(provider)
+        assert requester.services.stake is not None
+        broken = Registry(place=court.registry.place, chain=court.registry.chain, read=down)
+
+        async def registry() -> Registry:
+            await trio.lowlevel.checkpoint()
+            return broken
+
+        requester.services.stake.open_registry = registry
+        with pytest.raises((NoProviderError, TaskError), match="no answer"):
+            await work(requester, min_stake="1000 uusd")
+        assert requester.services.books.standing(provider.peer_id).failures == 0
 
     in_court(tmp_path, scenario)

@@ -147,6 +147,15 @@ async def sends_a_notice_now_and_then(task: RogueTask) -> None:
         await trio.sleep(20)
 
 
+@attack("has given no result")
+async def pauses_and_resumes(task: RogueTask) -> None:
+    await task.ready()
+    await task.assigned()
+    while True:
+        await task.say(Notice(kind="pause"), Notice(kind="resume"))
+        await trio.sleep(40)
+
+
 @attack("has paused for")
 async def pauses_for_ever(task: RogueTask) -> None:
     await task.ready(Notice(kind="pause"))
@@ -287,6 +296,7 @@ SLOW = [
     "sends_notices_without_end",
     "sends_a_notice_now_and_then",
     "pauses_for_ever",
+    "pauses_and_resumes",
     "drips_a_result_byte_by_byte",
 ]
 

@@ -31,7 +31,7 @@ from p2pcompute.testing import InlineWorkers, WorkerFaults
 from p2pcompute_protocols.evidence import EvidenceFile
 from p2pcompute_protocols.limits import MAX_EVIDENCE_BYTES
 from p2pcompute_protocols.negotiation import CheckPolicy
-from p2pcompute_protocols.task import open_receipt, seal_receipt
+from p2pcompute_protocols.task import PROTOCOL_ID, open_receipt, seal_receipt
 from p2pcompute_protocols.work import ArrayArg, BlobRef, LaunchSpec, NextArg, RoundLaunch, RoundWork
 
 from ..market._harness import Market, Watch, in_memory
@@ -448,6 +448,44 @@ def test_one_wrong_bit_is_found_by_a_quorum_and_shown_to_others(tmp_path: Path, 
         verdict = await verify_evidence(Path(caught.evidence), workers=InlineWorkers())
         assert (verdict.wrong, verdict.peer, verdict.round) == ("provider", liar.peer_id, 21)
         assert verdict.claimed != verdict.computed
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("how", ["leaves", "withholds"])
+def test_a_liar_that_leaves_before_its_rounds_are_compared_is_caught_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its digests are here and signed: neither leaving nor withholding the state before the lie undoes that."""
+    real, run = _round_provider.RoundsWorker.state, _round_provider.RoundsWorker.run_blocks
+
+    async def scenario(market: Market) -> None:
+        liar = await market.provider(price="0.01 USD")
+        lies(liar, late)
+        honest = await market.provider(price="0.02 USD")
+        node = await market.node(connect=(liar, honest), evidence=tmp_path)
+
+        async def slowly(self: Any, *args: Any, **options: Any) -> Any:
+            if self._fault is None:
+                await trio.sleep(6)  # the honest one's digests come later
+            return await run(self, *args, **options)
+
+        async def state(self: Any, number: int, *, timeout_s: float) -> Any:
+            if self._fault is None or number != 20:
+                return await real(self, number, timeout_s=timeout_s)
+            if how == "leaves":  # the question has told it that it is found out
+                assert market.memory.reset_streams(liar.peer_id, PROTOCOL_ID)
+            return None
+
+        monkeypatch.setattr(_round_provider.RoundsWorker, "run_blocks", slowly)
+        monkeypatch.setattr(_round_provider.RoundsWorker, "state", state)
+        watch = Watch()
+        assert same(await iterate(node, watch=watch, check="quorum", samples=4), expected(40))
+        (caught,) = watch.of(LiarCaught)
+        assert (caught.provider, caught.index) == (liar.peer_id, 2)
+        assert node.services.books.banned == {liar.peer_id}
+        verdict = await verify_evidence(Path(caught.evidence), workers=InlineWorkers())
+        assert (verdict.wrong, verdict.peer, verdict.round) == ("provider", liar.peer_id, 21)
 
     in_memory(scenario)
 
