@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pcompute._rates import Buckets, TokenBucket
 from p2pcompute.overlay import Limits, MemoryPool, Place, ProtocolLimits, Rate
-from p2pcompute.overlay._limits import Buckets, TokenBucket
 
 
 class Clock:
