@@ -29,6 +29,26 @@ def _consent(tx: Transaction, channel: ChannelId) -> ConsentRow | None:
     return None if row is None else ConsentRow(**dict(zip(ConsentRow.__dataclass_fields__, row, strict=True)))
 
 
+def _check(tx: Transaction, channel: ChannelId, amount_uusd: int, recent_ms: int) -> None:
+    row = need_in(tx, channel)
+    if tx.one(
+        "SELECT 1 FROM agreements WHERE channel = :channel AND state = 'open' AND role = 'provider'", channel=channel
+    ):
+        raise ChannelBusy("work that is paid over the channel is under way; ask again when it has ended")
+    if row.unpaid_pusd and tx.one(
+        "SELECT 1 FROM agreements WHERE channel = :channel AND role = 'provider' AND total_pusd > 0"
+        " AND deadline_ms >= :recent_ms",
+        channel=channel,
+        recent_ms=recent_ms,
+    ):
+        raise ChannelBusy(
+            f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it, or ask again a day "
+            "after it"
+        )
+    if row.paid_uusd != amount_uusd:
+        raise VoucherRefused(f"{usd(row.paid_uusd)} are paid on the channel, and not {usd(amount_uusd)}")
+
+
 class ConsentsMixin:
     """Methods of `Ledger` about consents; see there for what holds for all of them."""
 
@@ -41,6 +61,14 @@ class ConsentsMixin:
     async def consent(self, channel: ChannelId) -> ConsentRow | None:
         """The consent that is out for a channel, if any."""
         return await self._look(lambda tx: _consent(tx, channel))
+
+    async def check_consent(self, channel: ChannelId, *, amount_uusd: int, recent_ms: int = 0) -> None:
+        """Raise what `give_consent` would for what lies on disk, before anything is asked of the chain.
+
+        Raises:
+            ChannelBusy, VoucherRefused: see there.
+        """
+        await self._look(lambda tx: _check(tx, channel, amount_uusd, recent_ms))
 
     async def give_consent(
         self,
@@ -67,24 +95,7 @@ class ConsentsMixin:
         """
 
         def work(tx: Transaction) -> ConsentRow:
-            row = need_in(tx, channel)
-            if tx.one(
-                "SELECT 1 FROM agreements WHERE channel = :channel AND state = 'open' AND role = 'provider'",
-                channel=channel,
-            ):
-                raise ChannelBusy("work that is paid over the channel is under way; ask again when it has ended")
-            if row.unpaid_pusd and tx.one(
-                "SELECT 1 FROM agreements WHERE channel = :channel AND role = 'provider' AND total_pusd > 0"
-                " AND deadline_ms >= :recent_ms",
-                channel=channel,
-                recent_ms=recent_ms,
-            ):
-                raise ChannelBusy(
-                    f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it, or ask again a "
-                    "day after it"
-                )
-            if row.paid_uusd != amount_uusd:
-                raise VoucherRefused(f"{usd(row.paid_uusd)} are paid on the channel, and not {usd(amount_uusd)}")
+            _check(tx, channel, amount_uusd, recent_ms)
             out = _consent(tx, channel)
             if out is not None:
                 if out.epoch != epoch:

@@ -286,7 +286,7 @@ class _ClosingLife(_Life):
             case _:
                 world.now_ms += (CONSENT_S + OVER_S + 1) * 1_000
                 self.recorder.left("payee", "consent over")
-        await trio.sleep(1)  # the payee asks the chain about a channel twice a second
+        await trio.sleep(120)  # in so long a payee has its chain asked for four consents
 
 
 def live(
