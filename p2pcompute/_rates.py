@@ -45,6 +45,16 @@ class TokenBucket:
         self._tokens -= count
         return True
 
+    def has(self, now: float, count: float) -> bool:
+        """Whether so many tokens are there."""
+        self._fill(now)
+        return self._tokens >= count
+
+    def charge(self, now: float, count: float) -> None:
+        """Take `count` tokens, there or not: what is missing has to come in before anything more is let through."""
+        self._fill(now)
+        self._tokens -= count
+
     def is_full(self, now: float) -> bool:
         """Whether forgetting this bucket would change nothing."""
         self._fill(now)
@@ -75,13 +85,27 @@ class Buckets(Generic[_K]):
     def take(self, key: _K, count: float = 1.0) -> bool:
         """Take `count` tokens of `key` where they are there; otherwise none, and False."""
         now = self._clock()
+        return self._of(key, now).take(now, count)
+
+    def has(self, key: _K, count: float = 1.0) -> bool:
+        """Whether `key` has so many tokens."""
+        now = self._clock()
+        bucket = self._buckets.get(key)
+        return count <= self._rate.burst if bucket is None else bucket.has(now, count)
+
+    def charge(self, key: _K, count: float) -> None:
+        """Take `count` tokens of `key`, there or not; see `TokenBucket.charge`."""
+        now = self._clock()
+        self._of(key, now).charge(now, count)
+
+    def _of(self, key: _K, now: float) -> TokenBucket:
         bucket = self._buckets.get(key)
         if bucket is None:
             self._make_room(now)
             bucket = self._buckets[key] = TokenBucket(self._rate, now)
         else:
             self._buckets.move_to_end(key)
-        return bucket.take(now, count)
+        return bucket
 
     def _make_room(self, now: float) -> None:
         for _ in range(2):  # two out for each one in, so that the table shrinks when a crowd has gone
