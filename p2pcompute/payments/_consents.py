@@ -15,7 +15,7 @@ from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.ids import ChannelId
 from p2pcompute_protocols.money import usd
 
-from ._api import ConsentOut, Hub, PayeeLedger, payee_epoch
+from ._api import ConsentOut, Hub, PayeeLedger, payee_epoch, payee_view
 from ._debts import OLD_DEBT_MS
 
 __all__ = ["CONSENT_S", "OVER_S", "Consents", "NoConsent"]
@@ -96,15 +96,22 @@ class Consents:
         if not self._is_late(out):
             self._look_again(channel)
             try:
-                epoch = await payee_epoch(self._hub, channel)
+                closed = await payee_epoch(self._hub, channel) > out.epoch
+                state = await payee_view(self._hub, channel) if closed else None
             except ChainError as exc:
                 self._read_at.pop(channel, None)
                 raise ChannelClosing("we have signed a closing, and the chain can't be asked about it now") from exc
-            if epoch <= out.epoch:
+            if state is None:
                 raise ChannelClosing(
                     f"we have signed that this channel may be closed at {usd(out.amount_uusd)}; close it and fund "
                     "it again, or wait until the consent is over"
                 )
+            await self._ledger.set_chain_in(
+                channel,
+                deposit_uusd=state.deposit_uusd,
+                claimed_uusd=state.claimed_uusd,
+                close_at_s=state.close_at_s,
+            )
         self._forget(channel)
         self._read_at.pop(channel, None)  # the next consent is another one: each costs its payer a closing
         await self._ledger.end_consent(channel, epoch=out.epoch)

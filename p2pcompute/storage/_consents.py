@@ -7,7 +7,7 @@ no agreement is entered into that is paid over it. It is checked in the same tra
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from p2pcompute.errors import ChannelBusy, VoucherRefused
 from p2pcompute_protocols.ids import ChannelId
@@ -19,14 +19,18 @@ from ._rows import ConsentRow
 
 __all__ = ["ConsentsMixin"]
 
-_CONSENT = "SELECT channel, epoch, amount_uusd, deadline_s, signature FROM consents WHERE channel = :channel"
+_CONSENTS = "SELECT channel, epoch, amount_uusd, deadline_s, signature FROM consents"
 
 T = TypeVar("T")
 
 
 def _consent(tx: Transaction, channel: ChannelId) -> ConsentRow | None:
-    row = tx.one(_CONSENT, channel=channel)
-    return None if row is None else ConsentRow(**dict(zip(ConsentRow.__dataclass_fields__, row, strict=True)))
+    row = tx.one(f"{_CONSENTS} WHERE channel = :channel", channel=channel)
+    return None if row is None else _row(row)
+
+
+def _row(row: tuple[Any, ...]) -> ConsentRow:
+    return ConsentRow(**dict(zip(ConsentRow.__dataclass_fields__, row, strict=True)))
 
 
 def _check(tx: Transaction, channel: ChannelId, amount_uusd: int, recent_ms: int) -> None:
@@ -55,12 +59,19 @@ class ConsentsMixin:
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
+    async def _read(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
     async def _look(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
     async def consent(self, channel: ChannelId) -> ConsentRow | None:
         """The consent that is out for a channel, if any."""
         return await self._look(lambda tx: _consent(tx, channel))
+
+    async def consents(self) -> list[ConsentRow]:
+        """All that are out, those that are over first."""
+        return await self._read(lambda tx: [_row(row) for row in tx.all(f"{_CONSENTS} ORDER BY deadline_s, channel")])
 
     async def check_consent(self, channel: ChannelId, *, amount_uusd: int, recent_ms: int = 0) -> None:
         """Raise what `give_consent` would for what lies on disk, before anything is asked of the chain.

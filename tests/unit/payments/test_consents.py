@@ -12,7 +12,8 @@ import trio
 from p2pcompute._dialogue import Dialogue
 from p2pcompute.errors import ChannelBusy, ChannelClosing, StreamError, TransactionFailed, VoucherRefused
 from p2pcompute.identity import WalletKey
-from p2pcompute.payments import ClosedChannel, CloseSigned, Payee, Wallet
+from p2pcompute.payments import ClosedChannel, CloseSigned, ModelHub, Payee, Wallet
+from p2pcompute.payments._api import ChannelOnChain
 from p2pcompute.payments._consents import CONSENT_S, OVER_S
 from p2pcompute.storage import ChannelInRow, InlineExecutor, open_ledger
 from p2pcompute_protocols.channel import (
@@ -32,7 +33,7 @@ from p2pcompute_protocols.channel import (
 )
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
-from p2pcompute_protocols.ids import Address
+from p2pcompute_protocols.ids import Address, ChannelId
 
 from .conftest import NOW_MS, TERMS, World
 
@@ -154,6 +155,39 @@ def test_the_two_go_on_after_it_was_funded_again(run: Run) -> None:
         closed = await wallet.close(world.channel.hex())
         assert (closed.state, closed.claimed_uusd) == ("closed", 10)
         assert world.chain.epochs[world.channel] == 2
+
+    run(body)
+
+
+@pytest.mark.parametrize("seen_by", ["a round", "a task"])
+def test_the_payee_knows_of_the_closing_before_it_is_paid_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, seen_by: str
+) -> None:
+    """What `p2pcompute channels` says is no longer the deposit that the payer has taken home."""
+
+    async def body(world: World) -> None:
+        await earn(world, 7)
+        await asking(world).close(world.channel.hex())
+        stale = await world.payee_ledger.channel_in(world.channel)
+        assert stale is not None
+        assert stale.deposit_uusd == 1_000
+        if seen_by == "a round":
+            await world.settler.round()
+        else:
+            await world.payee.check_open(world.channel)
+        row = await world.payee_ledger.channel_in(world.channel)
+        assert row is not None
+        assert (row.deposit_uusd, row.claimed_uusd, row.unclaimed_uusd) == (7, 7, 0)
+        reads: list[ChannelId] = []
+        original = ModelHub.channel
+
+        async def read(self: ModelHub, channel: ChannelId) -> ChannelOnChain:
+            reads.append(channel)
+            return await original(self, channel)
+
+        monkeypatch.setattr(ModelHub, "channel", read)
+        await world.settler.round()
+        assert reads == []  # nothing is left on it that could be closed
 
     run(body)
 
