@@ -167,6 +167,7 @@ def test_the_payee_knows_of_the_closing_before_it_is_paid_again(
 
     async def body(world: World) -> None:
         await earn(world, 7)
+        await world.settler.checkpoint()  # so that nothing is left to claim, for which the channel would be read
         await asking(world).close(world.channel.hex())
         stale = await world.payee_ledger.channel_in(world.channel)
         assert stale is not None
