@@ -84,9 +84,10 @@ PEER ?=
 peer-env:
 	@PYTHON=$(PYTHON) sh scripts/peer-env.sh $(PEER)
 
-# power cuts at every write of many long lives, in every way: an hour and more; a part of it runs with the tests
+# power cuts at every write of many long lives, in every way: many hours of a core; a part of it runs with the tests.
+# STEPS=20 makes the lives as short as those
 crash-nightly: $(STAMP)
-	@P2PCOMPUTE_NIGHTLY=1 $(BIN)/python -m pytest -n auto tests/unit/crash
+	@P2PCOMPUTE_NIGHTLY=1 P2PCOMPUTE_CRASH_STEPS=$${STEPS:-100} $(BIN)/python -m pytest -n auto tests/unit/crash
 
 contracts:
 	@sh scripts/compile-contracts.sh

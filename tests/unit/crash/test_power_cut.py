@@ -20,7 +20,7 @@ from ._histories import SIDES, History, live
 from ._power import Lost, Tally, cut, reopened
 
 NIGHTLY = os.environ.get("P2PCOMPUTE_NIGHTLY") == "1"
-STEPS = 100 if NIGHTLY else 20
+STEPS = int(os.environ.get("P2PCOMPUTE_CRASH_STEPS", "100")) if NIGHTLY else 20
 pytestmark = pytest.mark.timeout(7_200 if NIGHTLY else 900)
 
 
@@ -48,7 +48,7 @@ def test_no_promise_is_lost_wherever_power_goes(tmp_path: Path, scratch: Path, s
 
 def test_no_consent_is_lost_wherever_power_goes(tmp_path: Path, scratch: Path) -> None:
     """Consents that close the channel, that are not used, and that run out; after each the two go on."""
-    history = live(tmp_path / "life", seed="consents 1", steps=20 if NIGHTLY else 2, closing=True)
+    history = live(tmp_path / "life", seed="consents 1", steps=max(2, STEPS // 16) if NIGHTLY else 2, closing=True)
     ends = [note for note in history.notes if isinstance(note, Left) and note.what[0] in ("consent", "consent over")]
     assert len(ends) >= 5
     assert any(note.what[0] == "consent over" for note in ends)
