@@ -10,7 +10,16 @@ import pytest
 import trio
 
 from p2pcompute._dialogue import Dialogue
-from p2pcompute.errors import ChannelBusy, ChannelClosing, StreamError, TransactionFailed, VoucherRefused
+from p2pcompute.errors import (
+    ChainError,
+    ChainUnreachable,
+    ChannelBusy,
+    ChannelClosing,
+    ConfigError,
+    StreamError,
+    TransactionFailed,
+    VoucherRefused,
+)
 from p2pcompute.identity import WalletKey
 from p2pcompute.payments import ClosedChannel, CloseSigned, ModelHub, Payee, Wallet
 from p2pcompute.payments._api import ChannelOnChain
@@ -189,6 +198,33 @@ def test_the_payee_knows_of_the_closing_before_it_is_paid_again(
         monkeypatch.setattr(ModelHub, "channel", read)
         await world.settler.round()
         assert reads == []  # nothing is left on it that could be closed
+
+    run(body)
+
+
+def test_a_closing_that_was_not_sent_is_sent_by_the_next_try(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends between storing the closing and sending it; what the next one says is that it is closed."""
+
+    async def body(world: World) -> None:
+        await earn(world, 7)
+        await world.settler.checkpoint()
+
+        async def lost(*_: Any) -> None:
+            raise ChainUnreachable("the process ends here")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelHub, "send", lost)
+            with pytest.raises(ChainError), trio.fail_after(3_600):
+                await asking(world).close(world.channel.hex())
+        assert world.chain.channels[world.channel].deposit_uusd == 1_000
+        closed = await asking(world).close(world.channel.hex())
+        assert (closed.state, closed.refund_uusd, closed.claimed_uusd) == ("closed", 993, 7)
+        row = await world.payer_ledger.channel_out(world.channel)
+        assert row is not None
+        assert (row.deposit_uusd, row.claimed_uusd) == (7, 7)
+        assert world.chain.epochs[world.channel] == 1
+        with pytest.raises(ConfigError, match="nothing is reserved"):
+            await asking(world).close(world.channel.hex())
 
     run(body)
 
