@@ -99,7 +99,7 @@ contracts-nightly: $(STAMP)
 	    $(BIN)/python -m pytest tests/unit/chain/test_hub_model.py tests/unit/chain/test_registry_model.py \
 	    --timeout=0 -n 2 --dist=loadfile
 
-# two nodes, chain and adversary: histories that nobody has tried yet, about two a second. What fails is made small and
+# two nodes, chain and adversary: histories that nobody has tried yet, about one a second. What fails is made small and
 # printed, with a line that plays it again
 adversary-nightly: $(STAMP)
 	@P2PCOMPUTE_ADVERSARY_EXAMPLES=$${EXAMPLES:-20000} P2PCOMPUTE_ADVERSARY_PHRASES=$${PHRASES:-30} \
