@@ -84,9 +84,10 @@ PEER ?=
 peer-env:
 	@PYTHON=$(PYTHON) sh scripts/peer-env.sh $(PEER)
 
-# power cuts at every write of many long lives, in every way: an hour and more; a part of it runs with the tests
+# power cuts at every write of many long lives, in every way: many hours of a core; a part of it runs with the tests.
+# STEPS=20 makes the lives as short as those
 crash-nightly: $(STAMP)
-	@P2PCOMPUTE_NIGHTLY=1 $(BIN)/python -m pytest -n auto tests/unit/crash
+	@P2PCOMPUTE_NIGHTLY=1 P2PCOMPUTE_CRASH_STEPS=$${STEPS:-100} $(BIN)/python -m pytest -n auto tests/unit/crash
 
 contracts:
 	@sh scripts/compile-contracts.sh
@@ -98,7 +99,7 @@ contracts-nightly: $(STAMP)
 	    $(BIN)/python -m pytest tests/unit/chain/test_hub_model.py tests/unit/chain/test_registry_model.py \
 	    --timeout=0 -n 2 --dist=loadfile
 
-# two nodes, chain and adversary: histories that nobody has tried yet, about two a second. What fails is made small and
+# two nodes, chain and adversary: histories that nobody has tried yet, about one a second. What fails is made small and
 # printed, with a line that plays it again
 adversary-nightly: $(STAMP)
 	@P2PCOMPUTE_ADVERSARY_EXAMPLES=$${EXAMPLES:-20000} P2PCOMPUTE_ADVERSARY_PHRASES=$${PHRASES:-30} \

@@ -23,7 +23,7 @@ from p2pcompute._launch import default_network, default_profile
 from p2pcompute._profile import NetworkDir, Profile
 from p2pcompute._stakes import make_staking, open_stake_parts
 from p2pcompute._where import check_where, place_of, refuse_other_loops
-from p2pcompute.control import MoneyOnChain
+from p2pcompute.control import Books, MoneyOnChain
 from p2pcompute.errors import ChainError, ConfigError
 from p2pcompute.identity import AskPassword, Keyring, MoneyKeys, NodeKey, WalletKey, password_from_environment
 from p2pcompute.node import _local_chain, wall_clock_ms
@@ -35,7 +35,17 @@ if TYPE_CHECKING:
     from p2pcompute.payments._api import ChannelOutView
     from p2pcompute_protocols.channel import CloseConsent
 
-__all__ = ["Balances", "MoneyOnChain", "Rotated", "Wallet", "give_owner", "open_wallet", "rotate_signer"]
+__all__ = [
+    "Balances",
+    "Books",
+    "MoneyOnChain",
+    "Rotated",
+    "Wallet",
+    "give_owner",
+    "open_books",
+    "open_wallet",
+    "rotate_signer",
+]
 
 _log = logging.getLogger("p2pcompute.payments")
 
@@ -81,6 +91,53 @@ async def open_wallet(
         password=password_from_environment if password is None else password,
     ) as (money, _):
         yield money
+
+
+@asynccontextmanager
+async def open_books(
+    *,
+    profile: str | Profile | None = None,
+    network: str | None = None,
+    chain: str | None = None,
+    hub: str | None = None,
+    token: str | None = None,
+) -> AsyncGenerator[Books]:
+    """Open the ledger of a profile whose node is not running, to read it: no chain, and no owner's password, is needed.
+
+    Args:
+        profile, network, chain, hub, token: as `open_wallet` takes them. No endpoint is asked and none is started.
+
+    Raises:
+        ConfigError: the profile was never used; its ledger is of another hub than is named.
+        ProfileInUse: another process has it open.
+    """
+    refuse_other_loops("open_books")
+    check_where(network=network, chain=chain, hub=hub, token=token)
+    place = _place(profile)
+    network = default_network() if network is None else network
+    choice = choose_chain(place, network, chain=chain, hub=hub, token=token)
+    owner = Keyring(place.path).owner_address()
+    account = WalletKey.load_or_create(place.wallet_key).address if owner is None else owner
+    async with open_ledger(place.path, clock_ms=wall_clock_ms) as ledger:
+        terms = await ledger.bound_chain()
+        if terms is not None and choice is not None and choice.hub not in (None, terms.hub):
+            raise ConfigError(
+                f"this profile's ledger belongs to the hub 0x{terms.hub.hex()} on chain {terms.chain_id}, not to "
+                f"0x{choice.hub.hex()}; name no hub, or its own"
+            )
+        yield Books(
+            ledger=ledger,
+            network=network,
+            account=account,
+            chain_url=None if choice is None else choice.url,
+            chain_id=None if terms is None else terms.chain_id,
+            hub=None if terms is None else terms.hub,
+        )
+
+
+def finds_chain(profile: str | Profile, network: str, *, chain: str | None, hub: str | None, token: str | None) -> bool:
+    """Whether `open_wallet` would use a chain that is named, or runs, and start none. Raises `ConfigError`."""
+    return choose_chain(place_of(profile), network, chain=chain, hub=hub, token=token) is not None
 
 
 def _place(profile: str | Profile | None) -> Profile:
@@ -149,6 +206,7 @@ async def _open(
         parts = open_stake_parts(connected, keys.account, place, registry=registry, now_ms=wall_clock_ms)
         yield (
             MoneyOnChain(
+                account=account.account,
                 wallet=Wallet(ledger=ledger, hub=account, outbox=outbox, ask=ask, signers=signers),
                 ledger=ledger,
                 network=network,

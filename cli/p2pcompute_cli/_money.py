@@ -77,11 +77,13 @@ class _Asker:
         self._said: set[str] = set()
         hush_logs(debug)
 
-    def __call__(self, target: str, method: str = "GET", **fields: Any) -> dict[str, Any]:
+    def __call__(self, target: str, method: str = "GET", *, from_ledger: bool = False, **fields: Any) -> dict[str, Any]:
+        """What is answered. Where no node runs, what a ledger is enough for starts no chain; `from_ledger` asks none
+        that runs either."""
         import trio
 
         try:
-            answer: dict[str, Any] = trio.run(partial(self._ask, target, method, fields))
+            answer: dict[str, Any] = trio.run(partial(self._ask, target, method, fields, from_ledger))
         except BaseException as exc:  # noqa: BLE001  said in one line
             self.fail(exc)
         return answer
@@ -95,9 +97,9 @@ class _Asker:
             self._said.add(line)
             click.echo(line, err=True)
 
-    async def _ask(self, target: str, method: str, fields: Mapping[str, Any]) -> Any:
+    async def _ask(self, target: str, method: str, fields: Mapping[str, Any], from_ledger: bool) -> Any:
         from p2pcompute._profile import Profile
-        from p2pcompute.control import MONEY_ANSWERS, NoNode, ask
+        from p2pcompute.control import BOOK_ANSWERS, MONEY_ANSWERS, NoNode, ask
 
         place = Profile.named(self._profile)
         if place.control_socket.exists():
@@ -105,9 +107,15 @@ class _Asker:
                 return await ask(place.control_socket, target, method=method, fields=fields, timeout_s=_ANSWER_S)
             except NoNode:
                 pass  # a dead one has left its socket behind, or it does not answer: then the ledger's lock says so
-        from p2pcompute.wallet import open_wallet
+        from p2pcompute.wallet import finds_chain, open_books, open_wallet
 
         chain, hub, token = (self._place[name] for name in ("chain", "hub", "token"))
+        answer = BOOK_ANSWERS.get((method, target))
+        if answer is not None and (
+            from_ledger or not finds_chain(place, self._network, chain=chain, hub=hub, token=token)
+        ):
+            async with open_books(profile=place, network=self._network, chain=chain, hub=hub, token=token) as books:
+                return await answer(books, fields)
         password = owner_password(place.path, self.password_file)
         async with open_wallet(
             profile=place,
@@ -194,7 +202,7 @@ def channels(profile: str, network: str, place: Place, as_json: bool, debug: boo
 @_options
 def earnings(profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
     """Show what was earned, by who paid it."""
-    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/channels")
+    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/channels", from_ledger=True)
     payers: dict[str, dict[str, int]] = {}
     for row in answer["channels"]:
         if row["direction"] == "in":
@@ -246,13 +254,13 @@ def receipts(
     """List the receipts of chunks that were done here or for us."""
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other")
+    asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     if prove is not None:
-        asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
-        json_line(**asker("/proof", task=prove[0], index=prove[1], root=root))
+        json_line(**asker("/proof", from_ledger=True, task=prove[0], index=prove[1], root=root))
         return
     if root:
         raise click.UsageError("--root goes with --prove")
-    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/receipts", limit=limit)
+    answer = asker("/receipts", from_ledger=True, limit=limit)
     rows = answer["receipts"]
     if as_json:
         json_line(**answer)

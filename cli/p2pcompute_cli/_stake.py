@@ -102,7 +102,8 @@ def unstake(
     facts = asker("/stake")
     what = "all of the stake" if amount is None else usd(amount)
     asker.confirm(f"{what} is asked for, or what is due comes home", facts, yes=yes)
-    answer = asker("/unstake", "POST", **({} if amount is None else {"amount_uusd": amount}))
+    fields: dict[str, Any] = {} if amount is None else {"amount_uusd": amount}
+    answer = asker("/unstake", "POST", **fields)
     if as_json:
         json_line(**answer)
         return

@@ -20,7 +20,9 @@ from ._client import ask as ask
 
 if TYPE_CHECKING:
     from ._metrics import metrics_text as metrics_text
+    from ._money import BOOK_ANSWERS as BOOK_ANSWERS
     from ._money import MONEY_ANSWERS as MONEY_ANSWERS
+    from ._money import Books as Books
     from ._money import MoneyOnChain as MoneyOnChain
     from ._money import parse_address as parse_address
     from ._peers import peer_rows as peer_rows
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from ._server import serve_routes as serve_routes
 
 __all__ = [
+    "BOOK_ANSWERS",
     "MONEY_ANSWERS",
     "Answer",
+    "Books",
     "Fields",
     "MoneyOnChain",
     "NoNode",
@@ -48,8 +52,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "BOOK_ANSWERS": "_money",
     "MONEY_ANSWERS": "_money",
     "Answer": "_server",
+    "Books": "_money",
     "Fields": "_server",
     "MoneyOnChain": "_money",
     "Routes": "_server",

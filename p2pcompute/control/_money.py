@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from p2pcompute.errors import ConfigError
 from p2pcompute.payments import Wallet
 from p2pcompute.storage import ChannelInRow, ChannelOutRow, Ledger
-from p2pcompute_protocols.ids import Address
+from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.limits import MAX_CHUNKS
 
 from ._stakes import STAKE_ANSWERS, STAKE_ON_CHAIN
@@ -17,23 +17,55 @@ from ._stakes import STAKE_ANSWERS, STAKE_ON_CHAIN
 if TYPE_CHECKING:
     from p2pcompute.stake import Staking
 
-__all__ = ["MONEY_ANSWERS", "ON_CHAIN", "MoneyOnChain", "parse_address"]
+__all__ = ["BOOK_ANSWERS", "MONEY_ANSWERS", "ON_CHAIN", "Books", "MoneyOnChain", "parse_address"]
 
 _MOST_RECEIPTS: Final = 10_000
 _DEFAULT_RECEIPTS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MoneyOnChain:
-    """Whose money, and where. `chain_url` is None where it is not known. `staking` opens the account's stake."""
+class Books:
+    """Whose money, where, and what the ledger says of it; the chain is not asked.
 
-    wallet: Wallet
+    Attributes:
+        ledger: of the profile.
+        network: the network's name.
+        account: whose money it is.
+        chain_url: an endpoint; None where none is known.
+        chain_id, hub: None where the ledger is not tied to a chain yet: then it has no channels.
+    """
+
     ledger: Ledger
     network: str
+    account: Address
     chain_url: str | None
-    chain_id: int
-    hub: bytes
+    chain_id: int | None
+    hub: bytes | None
+
+    def where(self) -> dict[str, Any]:
+        """Network, account and chain, as every answer names them."""
+        hub = None if self.hub is None else "0x" + self.hub.hex()
+        return {
+            "network": self.network,
+            "account": "0x" + self.account.hex(),
+            "chain": {"url": self.chain_url, "chain_id": self.chain_id, "hub": hub},
+        }
+
+    async def closing(self) -> Mapping[ChannelId, int]:
+        """When channels can be closed for which that was asked, as far as it is known; see `Wallet.closing`."""
+        return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoneyOnChain(Books):
+    """Money that can be moved. `staking` opens the account's stake."""
+
+    wallet: Wallet
     staking: Callable[[], Awaitable[Staking]] | None = None
+
+    async def closing(self) -> Mapping[ChannelId, int]:
+        """See `Wallet.closing`."""
+        return await self.wallet.closing()
 
 
 def parse_address(text: object) -> Address:
@@ -71,16 +103,8 @@ def _amount(value: object) -> int:
     return value
 
 
-def _where(money: MoneyOnChain) -> dict[str, Any]:
-    return {
-        "network": money.network,
-        "account": "0x" + money.wallet.address.hex(),
-        "chain": {"url": money.chain_url, "chain_id": money.chain_id, "hub": "0x" + money.hub.hex()},
-    }
-
-
 async def _wallet(money: MoneyOnChain, _: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_where(money), **asdict(await money.wallet.balances())}
+    return {**money.where(), **asdict(await money.wallet.balances())}
 
 
 def _incoming(row: ChannelInRow) -> dict[str, Any]:
@@ -115,20 +139,20 @@ def _outgoing(row: ChannelOutRow, close_at_s: int) -> dict[str, Any]:
     }
 
 
-async def _channels(money: MoneyOnChain, _: Mapping[str, Any]) -> dict[str, Any]:
+async def _channels(money: Books, _: Mapping[str, Any]) -> dict[str, Any]:
     incoming, outgoing = await money.ledger.channels_in(), await money.ledger.channels_out()
-    closing = await money.wallet.closing()
+    closing = await money.closing()
     rows = [*map(_incoming, incoming), *(_outgoing(row, closing.get(row.channel, 0)) for row in outgoing)]
-    return {**_where(money), "channels": rows}
+    return {**money.where(), "channels": rows}
 
 
-async def _receipts(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
+async def _receipts(money: Books, fields: Mapping[str, Any]) -> dict[str, Any]:
     limit = str(fields.get("limit", _DEFAULT_RECEIPTS))
     if not limit.isascii() or not limit.isdigit() or not 1 <= int(limit) <= _MOST_RECEIPTS:
         raise ConfigError(f"limit is {limit!r}; write 1 to {_MOST_RECEIPTS}")
     found = await money.ledger.receipt_log(limit=int(limit))
     return {
-        **_where(money),
+        **money.where(),
         "receipts": [
             {
                 "agreed_ms": row.agreed_ms,
@@ -149,7 +173,7 @@ async def _receipts(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str,
     }
 
 
-async def _proof(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, Any]:
+async def _proof(money: Books, fields: Mapping[str, Any]) -> dict[str, Any]:
     task = await money.ledger.task_named(str(fields.get("task", "")))
     index = str(fields.get("index", ""))
     if not index.isascii() or not index.isdigit() or int(index) >= MAX_CHUNKS:
@@ -163,7 +187,7 @@ async def _proof(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, An
         raise ConfigError(f"{asked!r} is no root; write the 64 digits of the memo in the hub's event Claimed")
     proof = await money.ledger.prove_receipt(task, int(index), root=root or None)
     return {
-        **_where(money),
+        **money.where(),
         "task": task.hex(),
         "index": int(index),
         "channel": proof.channel.hex(),
@@ -197,13 +221,18 @@ async def _close(money: MoneyOnChain, fields: Mapping[str, Any]) -> dict[str, An
     return {**asdict(closed), "channel": closed.channel.hex(), **await _wallet(money, {})}
 
 
+BOOK_ANSWERS: Final[Mapping[tuple[str, str], Callable[[Books, Mapping[str, Any]], Awaitable[dict[str, Any]]]]] = {
+    ("GET", "/channels"): _channels,
+    ("GET", "/receipts"): _receipts,
+    ("GET", "/proof"): _proof,
+}
+"""Those of `MONEY_ANSWERS` for which a ledger is enough."""
+
 MONEY_ANSWERS: Final[
     Mapping[tuple[str, str], Callable[[MoneyOnChain, Mapping[str, Any]], Awaitable[dict[str, Any]]]]
 ] = {
     ("GET", "/wallet"): _wallet,
-    ("GET", "/channels"): _channels,
-    ("GET", "/receipts"): _receipts,
-    ("GET", "/proof"): _proof,
+    **BOOK_ANSWERS,
     ("POST", "/settle"): _settle,
     ("POST", "/fund"): _fund,
     ("POST", "/withdraw"): _withdraw,

@@ -96,6 +96,7 @@ def _money(node: Node) -> MoneyOnChain:
     services, terms = node.services, node.services.hub.terms
     return MoneyOnChain(
         wallet=node.money,
+        account=node.money.address,
         ledger=services.ledger,
         network=node.network,
         chain_url=services.chain_url,

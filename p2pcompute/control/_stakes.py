@@ -26,12 +26,7 @@ def _said(money: MoneyOnChain, status: StakeStatus) -> dict[str, Any]:
     shown = asdict(status)
     for name in ("registry", "receipt_key"):
         shown[name] = None if shown[name] is None else "0x" + shown[name].hex()
-    return {
-        "network": money.network,
-        "account": "0x" + money.wallet.address.hex(),
-        "chain": {"url": money.chain_url, "chain_id": money.chain_id, "hub": "0x" + money.hub.hex()},
-        **shown,
-    }
+    return {**money.where(), **shown}
 
 
 def _amount(value: object) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from p2pcompute._rates import Rate
+
 from ._api import (
     BULK_BYTES,
     CONNECT_TIMEOUT_S,
@@ -34,7 +36,7 @@ from ._api import (
 )
 from ._bans import Ban, Offence, Subject
 from ._counters import LATENCY_BOUNDS_S, ConnectionReport, Histogram, OverlayCounters, PeerReport, ProtocolTraffic
-from ._limits import Limits, Place, ProtocolLimits, Rate
+from ._limits import Limits, Place, ProtocolLimits
 from ._limits_report import LimitsReport, PeerUse
 from ._memory import MemoryAccount, MemoryPool
 from ._ping import PING_PROTOCOL

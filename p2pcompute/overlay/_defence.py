@@ -17,10 +17,11 @@ from typing import NoReturn, TypeVar
 import trio
 
 from p2pcompute._log import log_event
+from p2pcompute._rates import Buckets
 from p2pcompute_protocols.ids import PeerId
 
 from ._bans import BanList, Offence, Subject
-from ._limits import Buckets, Limits, Place
+from ._limits import Limits, Place
 from ._limits_report import LimitsReport, PeerUse
 from ._memory import MemoryPool
 

@@ -159,8 +159,13 @@ async def close_channel(
     signer = next((key for key in known if channel_id(hub.account, payee, key) == channel), None)
     if signer is None:
         raise ConfigError("another key than the account's signs on this channel; close it with a client of that key")
+    earlier = await hub.channel(channel)
     await outbox.settle()
-    before = _open(await hub.channel(channel))
+    before = await hub.channel(channel)
+    if _is_open(earlier) and not _is_open(before):  # a closing of ours was under way, and is done by now
+        await ledger.set_chain_out(channel, deposit_uusd=before.deposit_uusd, claimed_uusd=before.claimed_uusd)
+        return _closed(channel, "out", earlier, before)
+    before = _open(before)
     if ask is not None and not 0 < before.close_at_s <= clock_ms() // 1000:
         agreed = await _close_agreed(
             outgoing, signer, before, ledger=ledger, hub=hub, outbox=outbox, clock_ms=clock_ms, ask=ask
@@ -240,8 +245,12 @@ async def _close_agreed(
     return _closed(channel, "out", before, after)
 
 
+def _is_open(state: ChannelOnChain) -> bool:
+    return state.deposit_uusd != state.claimed_uusd or state.close_at_s != 0
+
+
 def _open(state: ChannelOnChain) -> ChannelOnChain:
-    if state.deposit_uusd == state.claimed_uusd and not state.close_at_s:
+    if not _is_open(state):
         raise ConfigError("nothing is reserved on this channel, so there is nothing to close")
     return state
 

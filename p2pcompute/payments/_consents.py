@@ -7,6 +7,7 @@ from typing import Final
 
 import trio
 
+from p2pcompute._rates import Buckets, Rate, TokenBucket
 from p2pcompute.errors import ChainError, ChannelBusy, ChannelClosing, VoucherRefused
 from p2pcompute_protocols._binding import WalletSigner
 from p2pcompute_protocols.channel import MAX_EPOCH, CloseConsent, Domain, close_digest
@@ -14,7 +15,7 @@ from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.ids import ChannelId
 from p2pcompute_protocols.money import usd
 
-from ._api import ConsentOut, Hub, PayeeLedger, payee_epoch
+from ._api import ConsentOut, Hub, PayeeLedger, payee_epoch, payee_view
 from ._debts import OLD_DEBT_MS
 
 __all__ = ["CONSENT_S", "OVER_S", "Consents", "NoConsent"]
@@ -26,6 +27,10 @@ OVER_S: Final = 3_600
 _LEAST_LEFT_S: Final = 600  # one that is out already is given again while it is good for so long
 _CHAIN_READ_S: Final = 0.5  # at most one read of the chain per channel in this time
 _MAX_TRACKED: Final = 4_096
+_ASKS_OF_CHANNEL: Final = Rate(per_s=1 / 30, burst=4)  # that have the chain asked: a payer asks once for a closing
+_ASKS_OF_KNOWN: Final = Rate(per_s=4, burst=64)  # for all channels with a row in the ledger together
+_ASKS_OF_STRANGERS: Final = Rate(per_s=1, burst=16)  # for all others: keys cost nothing, so they share what is theirs
+_AGAIN: Final = "try again in half a minute"
 
 
 class NoConsent(Exception):
@@ -66,6 +71,9 @@ class Consents:
         self._clock_ms = clock_ms
         self._forget = forget
         self._read_at: dict[ChannelId, float] = {}
+        self._asked = Buckets[ChannelId](_ASKS_OF_CHANNEL, trio.current_time, capacity=_MAX_TRACKED)
+        self._of_known = TokenBucket(_ASKS_OF_KNOWN, 0.0)
+        self._of_strangers = TokenBucket(_ASKS_OF_STRANGERS, 0.0)
         self._lock = trio.Lock()
 
     async def check(self, channel: ChannelId) -> None:
@@ -88,15 +96,22 @@ class Consents:
         if not self._is_late(out):
             self._look_again(channel)
             try:
-                epoch = await payee_epoch(self._hub, channel)
+                closed = await payee_epoch(self._hub, channel) > out.epoch
+                state = await payee_view(self._hub, channel) if closed else None
             except ChainError as exc:
                 self._read_at.pop(channel, None)
                 raise ChannelClosing("we have signed a closing, and the chain can't be asked about it now") from exc
-            if epoch <= out.epoch:
+            if state is None:
                 raise ChannelClosing(
                     f"we have signed that this channel may be closed at {usd(out.amount_uusd)}; close it and fund "
                     "it again, or wait until the consent is over"
                 )
+            await self._ledger.set_chain_in(
+                channel,
+                deposit_uusd=state.deposit_uusd,
+                claimed_uusd=state.claimed_uusd,
+                close_at_s=state.close_at_s,
+            )
         self._forget(channel)
         self._read_at.pop(channel, None)  # the next consent is another one: each costs its payer a closing
         await self._ledger.end_consent(channel, epoch=out.epoch)
@@ -115,18 +130,43 @@ class Consents:
             self._read_at.pop(next(iter(self._read_at)))
         self._read_at[channel] = now
 
+    def admit(self, channel: ChannelId, *, known: bool) -> None:
+        """Let a request to close have the chain asked.
+
+        Args:
+            channel: which it is about.
+            known: whether the ledger has a row of it, so that it cost somebody money or credit.
+
+        Raises:
+            NoConsent: INTERNAL where there were too many; a payer asks again for that.
+        """
+        if known and not self._asked.take(channel):
+            raise NoConsent(WireCode.INTERNAL, f"the closing of this channel was asked for a moment ago; {_AGAIN}")
+        if not (self._of_known if known else self._of_strangers).take(trio.current_time()):
+            raise NoConsent(WireCode.INTERNAL, f"others ask to close their channels; {_AGAIN}")
+
     async def give(self, channel: ChannelId, *, amount_uusd: int) -> ConsentOut:
         """Consent to close a channel that the ledger has, at what is paid on it. It is on disk before it is given.
 
         Raises:
             NoConsent: with PAYMENT_REQUIRED where work is under way, or unpaid since less than a day, BAD_VOUCHER where
                 another amount is paid, CLOSING where one of an earlier epoch is out, INTERNAL where the chain can't be
-                asked, UNSUPPORTED where it can't be signed.
+                asked, or was asked too often, UNSUPPORTED where it can't be signed.
             DiskFull: see there; nothing was signed that anybody has seen.
         """
         signer = self._signer
         if signer is None or signer.address != self._hub.account:
             raise NoConsent(WireCode.UNSUPPORTED, "this node does not have the payee's key at hand")
+        now_ms = self._clock_ms()
+        now_s = now_ms // 1000
+        # A payer owes nothing for a result that it has lost, and we can't tell that from not paying. By then it would
+        # have its money without us.
+        recent_ms = now_ms - OLD_DEBT_MS
+        try:
+            await self._ledger.check_consent(channel, amount_uusd=amount_uusd, recent_ms=recent_ms)
+        except (ChannelBusy, VoucherRefused) as exc:
+            raise _refused(exc) from exc
+        self.admit(channel, known=True)
         try:
             epoch = await self._hub.epoch(channel)
         except ChainError as exc:
@@ -139,8 +179,6 @@ class Consents:
                 raise NoConsent(WireCode.CLOSING, str(exc)) from exc
         if epoch >= MAX_EPOCH:
             raise NoConsent(WireCode.UNSUPPORTED, "the channel was closed too often to be closed by signature")
-        now_ms = self._clock_ms()
-        now_s = now_ms // 1000
 
         def sign(epoch: int, amount_uusd: int, deadline_s: int) -> bytes:
             consent = CloseConsent(channel=channel, epoch=epoch, amount_uusd=amount_uusd, deadline_s=deadline_s)
@@ -153,14 +191,13 @@ class Consents:
                 amount_uusd=amount_uusd,
                 deadline_s=now_s + CONSENT_S,
                 renew_before_s=now_s + _LEAST_LEFT_S,
-                # A payer owes nothing for a result that it has lost, and we can't tell that from not paying. By then it
-                # would have its money without us.
-                recent_ms=now_ms - OLD_DEBT_MS,
+                recent_ms=recent_ms,
                 sign=sign,
             )
-        except ChannelBusy as exc:
-            raise NoConsent(WireCode.PAYMENT_REQUIRED, str(exc)) from exc
-        except VoucherRefused as exc:
-            raise NoConsent(WireCode.BAD_VOUCHER, str(exc)) from exc
-        except ChannelClosing as exc:
-            raise NoConsent(WireCode.CLOSING, str(exc)) from exc
+        except (ChannelBusy, VoucherRefused, ChannelClosing) as exc:
+            raise _refused(exc) from exc
+
+
+def _refused(exc: ChannelBusy | VoucherRefused | ChannelClosing) -> NoConsent:
+    codes = {ChannelBusy: WireCode.PAYMENT_REQUIRED, VoucherRefused: WireCode.BAD_VOUCHER}
+    return NoConsent(codes.get(type(exc), WireCode.CLOSING), str(exc))

@@ -268,6 +268,10 @@ class Payee:
             raise _Refuse(WireCode.OVERSIZED, "above what this node keeps account of", best_uusd=best)
         if row is None or row.paid_uusd < ask.amount_uusd:
             # The chain may know of more than we do; a stranger's channel gets its row where there is money behind it.
+            try:
+                self._consents.admit(channel, known=row is not None)
+            except NoConsent as exc:
+                raise _Refuse(exc.code, str(exc), best_uusd=best) from exc
             row = await self._cover(session, None, ask.amount_uusd)
             best = row.paid_uusd
         try:

@@ -19,6 +19,8 @@ from ._settle_policy import SettlePolicy, rows_due, rows_worth_it
 __all__ = ["Settler"]
 
 CHECK_S: Final = 30.0  # between two looks at what is unclaimed
+_MOST_CLOSING: Final = 64  # channels with a consent out that a round reads
+_SEEN_S: Final = 600  # for so long is a closing looked for after the consent's deadline
 _log = logging.getLogger("p2pcompute.payments")
 
 
@@ -130,16 +132,25 @@ class Settler:
 
     async def round(self) -> dict[ChannelId, int]:
         """One look: send again what the chain has dropped or taken back, read the channels that a voucher is held
-        for, and claim what is due. Gives and raises what `checkpoint` does.
+        for or that may be closed by our consent, and claim what is due. Gives and raises what `checkpoint` does.
 
         Channels of claims that are not settled are read as well: a reorganisation may have taken the claim back.
         """
         under_way = await self._outbox.channels_under_way()
         await self._outbox.look()
+        closing = await self._closing()
         for row in await self._ledger.channels_in():
-            if row.unclaimed_uusd > 0 or row.channel in under_way:
+            # One that was closed holds nothing more, so it is not read again.
+            may_close = row.channel in closing and row.deposit_uusd > row.claimed_uusd
+            if row.unclaimed_uusd > 0 or row.channel in under_way or may_close:
                 await self._refresh(row)  # sees requests to close in time
         return await self._claim(await self._due())
+
+    async def _closing(self) -> set[ChannelId]:
+        """Channels that may be closed by our consent now, those first that may be for the shortest time."""
+        now_s = self._clock_ms() // 1000
+        out = [one.channel for one in await self._ledger.consents() if one.deadline_s + _SEEN_S >= now_s]
+        return set(out[:_MOST_CLOSING])
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """A round every 30 s, until cancelled. An endpoint or a disk that fails for now is tried again later."""

@@ -2,7 +2,9 @@
 
 It is asked by strangers, and what it computes is a stranger's kernel. So it looks first at what costs little: whether
 it is named in the terms, whether both parties have signed them, and whether the provider has a stake, for identities
-without one cost nothing. One file is judged at a time, in a locked worker, and once for each terms.
+without one cost nothing. One file is judged at a time, in a locked worker, and again only where another one is shown.
+The time that it takes is charged to the provider's account and to the accuser's, right or wrong: whoever has a stake
+could have unlike files judged against itself for ever.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from p2pcompute._rates import Buckets, Rate
 from p2pcompute.chain import Verdict as ChainVerdict
 from p2pcompute.chain import verdict_digest
 from p2pcompute.checking import verify_evidence
@@ -38,6 +41,11 @@ __all__ = ["JUDGING_S", "Arbiter"]
 JUDGING_S: Final = 300.0
 _MOST_WAITING: Final = 4
 _MOST_KEPT: Final = 1_024
+_CARD_S: Final = 60.0  # for so long is a card given again
+_LEAST_S: Final = 2.0  # what a file is charged at least
+# Seconds of judging.
+_TIME_ON_PROVIDER: Final = Rate(per_s=0.1, burst=6 * JUDGING_S)
+_TIME_OF_ACCUSER: Final = Rate(per_s=0.025, burst=2 * JUDGING_S)
 _RETRY: Final = "others are being judged; try again in a few minutes"
 
 
@@ -68,13 +76,19 @@ class Arbiter:
     on_verdict: Callable[[bytes, str, str], None] | None = None
     _turn: trio.Lock = field(default_factory=trio.Lock)
     _asked: int = 0
+    _on_provider: Buckets[bytes] = field(default_factory=lambda: Buckets(_TIME_ON_PROVIDER, trio.current_time))
+    _of_accuser: Buckets[bytes] = field(default_factory=lambda: Buckets(_TIME_OF_ACCUSER, trio.current_time))
+    _card: tuple[float, bytes] | None = None  # until when it is given again, and the card
     _given: OrderedDict[bytes, VerdictGiven] = field(default_factory=OrderedDict[bytes, VerdictGiven])
 
     async def card(self) -> bytes:
         """Our card, in its envelope. Raises `ChainError`."""
+        if self._card is not None and trio.current_time() < self._card[0]:
+            return self._card[1]
         registry = await self.registry()
         made = ArbiterCard(chain=registry.chain, registry=registry.address, binding=self.binding())
-        return seal_card(made, network=self.network, signer=self.signer)
+        self._card = trio.current_time() + _CARD_S, seal_card(made, network=self.network, signer=self.signer)
+        return self._card[1]
 
     async def admit(self, asked: Accuse) -> None:
         """Whether we look at evidence for these terms at all; no file has to be read for that.
@@ -97,15 +111,23 @@ class Arbiter:
             raise LocalProtocolError("the terms are not signed for the provider", code=WireCode.BAD_SIGNATURE)
         if not (await registry.state(Address(terms.provider))).stake_uusd:
             raise LocalProtocolError("the provider has nothing at stake", code=WireCode.UNFUNDED)
+        self._check_time(terms)
         if self._asked >= _MOST_WAITING:
             raise LocalProtocolError(_RETRY, code=WireCode.NO_CAPACITY)
+
+    def _check_time(self, terms: PledgedTerms) -> None:
+        if not (self._on_provider.has(terms.provider, _LEAST_S) and self._of_accuser.has(terms.requester, _LEAST_S)):
+            raise LocalProtocolError(
+                "too much was judged of late for this accuser, or against this provider; try again in an hour",
+                code=WireCode.NO_CAPACITY,
+            )
 
     async def judge(self, asked: Accuse, evidence: bytes) -> VerdictGiven:
         """A verdict against the provider, over all that is at risk.
 
         Raises:
             LocalProtocolError: there is none: the evidence is none, or of another task, or shows somebody else wrong,
-                or nothing that can be told here.
+                or nothing that can be told here; or NO_CAPACITY: others are judged, or too much of these two was.
             SandboxError: no worker can be locked in here. ChainError: the endpoint.
         """
         if self._asked >= _MOST_WAITING:
@@ -126,10 +148,16 @@ class Arbiter:
             return known
         self._check_case(asked.terms, evidence)
         async with self._turn:
+            self._check_time(asked.terms)
+            began = trio.current_time()
             try:
                 found = await verify_evidence(evidence, workers=await self.workers(), timeout_s=JUDGING_S)
             except EvidenceError as exc:
                 raise LocalProtocolError(str(exc), code=WireCode.MALFORMED) from exc
+            finally:
+                took_s = max(_LEAST_S, trio.current_time() - began)
+                self._on_provider.charge(asked.terms.provider, took_s)
+                self._of_accuser.charge(asked.terms.requester, took_s)
         if self.on_verdict is not None:
             self.on_verdict(terms.task, found.wrong, found.reason)
         if found.peer is not None:

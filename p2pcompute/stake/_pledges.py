@@ -32,6 +32,7 @@ from ._terms import check_place, signer_of, terms_of
 __all__ = ["Pledges"]
 
 _MOST_TASKS: Final = 512
+_MOST_TRIES: Final = 8  # to have one task pledged; each has the chain asked
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class _Task:
     agreement: Agreement
     terms: StakeTerms | None = None
     signature: bytes = b""
+    tries: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,6 +77,10 @@ class Pledges:
             while len(self._tasks) > _MOST_TASKS:
                 self._tasks.popitem(last=False)
 
+    def is_agreed(self, peer: str) -> bool:
+        """Whether there is an agreement with a peer that names arbiters."""
+        return any(task.agreement.terms.requester == peer for task in self._tasks.values())
+
     def _find(self, task: bytes, requester: PeerId) -> _Task:
         found = self._tasks.get(TaskId(task))
         if found is None or found.agreement.terms.requester != requester:  # nobody learns which tasks there are
@@ -89,8 +95,15 @@ class Pledges:
             ChainError: the endpoint.
         """
         found, terms = self._find(asked.terms.task, requester), asked.terms
-        registry = await self.registry()
+        registry, made = await self.registry(), terms_of(terms)
         check_place(terms, registry)
+        if found.terms == made:
+            return found.signature
+        if found.tries >= _MOST_TRIES:
+            raise LocalProtocolError(
+                "a pledge for this task was asked for too often; agree on another one", code=WireCode.NO_CAPACITY
+            )
+        found.tries += 1
         agreed = found.agreement.terms
         if terms.provider != self.owner or agreed.payee != self.owner:
             raise LocalProtocolError("these terms are of another account's stake", code=WireCode.WRONG_PEER)
@@ -104,8 +117,7 @@ class Pledges:
             raise LocalProtocolError(
                 f"{usd(most)} are put at risk for one task at most; at_risk= asks for less", code=WireCode.OVERSIZED
             )
-        made = terms_of(terms)
-        if found.terms is not None and found.terms != made:
+        if found.terms is not None:
             raise LocalProtocolError("other terms are signed for this task", code=WireCode.REPLAYED)
         if not await registry.is_active(self.owner):
             raise LocalProtocolError("we have nothing at stake", code=WireCode.UNFUNDED)

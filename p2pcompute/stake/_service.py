@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from p2pcompute._dialogue import STREAM_FAULTS, Dialogue
+from p2pcompute._rates import Buckets, Rate, TokenBucket
 from p2pcompute.errors import ChainError, ExecutionError, SandboxError, StorageError
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
@@ -43,19 +44,31 @@ _log = logging.getLogger("p2pcompute.stake")
 _QUESTION_S: Final = 30.0
 _MOST_STREAMS: Final = 64
 _MOST_OF_A_PEER: Final = 8
+_MOST_QUESTIONS: Final = 16  # on one stream; nodes of ours ask one
+# Questions that have the chain or the disk asked, or something signed.
+_OF_PEER: Final = Rate(per_s=2, burst=64)
+_OF_AGREED: Final = Rate(per_s=32, burst=512)  # of all peers with an agreement that names arbiters
+_OF_STRANGERS: Final = Rate(per_s=4, burst=64)  # of all others: peer IDs cost nothing, so they share what is theirs
 _FILE_S: Final = 180.0
 _MOST_ACCUSING: Final = 2  # files that are taken in at a time
 
 
 @dataclass(slots=True, kw_only=True)
 class StakeService:
-    """Answers what it can; either part may be missing."""
+    """Answers what it can; either part may be missing.
+
+    One stream is for `_MOST_QUESTIONS` questions. What a peer asks beyond its rate, or all of its kind together beyond
+    theirs, is refused with NO_CAPACITY and costs nothing more.
+    """
 
     overlay: Overlay
     pledges: Pledges | None = None
     arbiter: Arbiter | None = None
     _streams: Counter[str] = field(default_factory=Counter[str])
     _accusing: int = 0
+    _of_peer: Buckets[str] = field(default_factory=lambda: Buckets(_OF_PEER, trio.current_time))
+    _of_agreed: TokenBucket = field(default_factory=lambda: TokenBucket(_OF_AGREED, 0.0))
+    _of_strangers: TokenBucket = field(default_factory=lambda: TokenBucket(_OF_STRANGERS, 0.0))
 
     def register(self) -> None:
         """Answer stake streams from now on."""
@@ -82,11 +95,12 @@ class StakeService:
 
     async def _serve(self, stream: OverlayStream) -> None:
         dialogue = Dialogue(StakeConnection(Role.PROVIDER), stream)
-        while True:
+        for _ in range(_MOST_QUESTIONS):
             asked = await dialogue.receive(stall_s=_QUESTION_S)
             if isinstance(asked, StreamEnded):
                 return
             try:
+                self._admit(stream.peer_id, asked)
                 answer = await self._answer(dialogue, stream, asked)
             except LocalProtocolError as exc:
                 answer = StakeRefusal(code=exc.code, detail=_told(str(exc)))
@@ -94,6 +108,14 @@ class StakeService:
                 _log.warning("a question about stakes by %s is not answered: %s", stream.peer_id, exc)
                 answer = StakeRefusal(code=WireCode.INTERNAL, detail="this node can't answer now")
             await dialogue.send(answer)
+
+    def _admit(self, peer: str, asked: Record) -> None:
+        if isinstance(asked, CardQuery):
+            return  # what is sent is kept
+        agreed = self.pledges is not None and self.pledges.is_agreed(peer)
+        shared = self._of_agreed if agreed else self._of_strangers
+        if not self._of_peer.take(peer) or not shared.take(trio.current_time()):
+            raise LocalProtocolError("too much was asked of late; try again later", code=WireCode.NO_CAPACITY)
 
     async def _answer(self, dialogue: Dialogue, stream: OverlayStream, asked: Record) -> Record:
         match asked:

@@ -19,14 +19,34 @@ from ._rows import ConsentRow
 
 __all__ = ["ConsentsMixin"]
 
-_CONSENT = "SELECT channel, epoch, amount_uusd, deadline_s, signature FROM consents WHERE channel = :channel"
+_CONSENTS = "SELECT channel, epoch, amount_uusd, deadline_s, signature FROM consents"
 
 T = TypeVar("T")
 
 
 def _consent(tx: Transaction, channel: ChannelId) -> ConsentRow | None:
-    row = tx.one(_CONSENT, channel=channel)
+    row = tx.one(f"{_CONSENTS} WHERE channel = :channel", channel=channel)
     return None if row is None else ConsentRow._make(row)
+
+
+def _check(tx: Transaction, channel: ChannelId, amount_uusd: int, recent_ms: int) -> None:
+    row = need_in(tx, channel)
+    if tx.one(
+        "SELECT 1 FROM agreements WHERE channel = :channel AND state = 'open' AND role = 'provider'", channel=channel
+    ):
+        raise ChannelBusy("work that is paid over the channel is under way; ask again when it has ended")
+    if row.unpaid_pusd and tx.one(
+        "SELECT 1 FROM agreements WHERE channel = :channel AND role = 'provider' AND total_pusd > 0"
+        " AND deadline_ms >= :recent_ms",
+        channel=channel,
+        recent_ms=recent_ms,
+    ):
+        raise ChannelBusy(
+            f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it, or ask again a day "
+            "after it"
+        )
+    if row.paid_uusd != amount_uusd:
+        raise VoucherRefused(f"{usd(row.paid_uusd)} are paid on the channel, and not {usd(amount_uusd)}")
 
 
 class ConsentsMixin:
@@ -35,12 +55,29 @@ class ConsentsMixin:
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
+    async def _read(self, work: Callable[[Transaction], T]) -> T:
+        raise NotImplementedError
+
     async def _look(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
 
     async def consent(self, channel: ChannelId) -> ConsentRow | None:
         """The consent that is out for a channel, if any."""
         return await self._look(lambda tx: _consent(tx, channel))
+
+    async def consents(self) -> list[ConsentRow]:
+        """All that are out, those that are over first."""
+        return await self._read(
+            lambda tx: [ConsentRow._make(row) for row in tx.all(f"{_CONSENTS} ORDER BY deadline_s, channel")]
+        )
+
+    async def check_consent(self, channel: ChannelId, *, amount_uusd: int, recent_ms: int = 0) -> None:
+        """Raise what `give_consent` would for what lies on disk, before anything is asked of the chain.
+
+        Raises:
+            ChannelBusy, VoucherRefused: see there.
+        """
+        await self._look(lambda tx: _check(tx, channel, amount_uusd, recent_ms))
 
     async def give_consent(
         self,
@@ -67,24 +104,7 @@ class ConsentsMixin:
         """
 
         def work(tx: Transaction) -> ConsentRow:
-            row = need_in(tx, channel)
-            if tx.one(
-                "SELECT 1 FROM agreements WHERE channel = :channel AND state = 'open' AND role = 'provider'",
-                channel=channel,
-            ):
-                raise ChannelBusy("work that is paid over the channel is under way; ask again when it has ended")
-            if row.unpaid_pusd and tx.one(
-                "SELECT 1 FROM agreements WHERE channel = :channel AND role = 'provider' AND total_pusd > 0"
-                " AND deadline_ms >= :recent_ms",
-                channel=channel,
-                recent_ms=recent_ms,
-            ):
-                raise ChannelBusy(
-                    f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it, or ask again a "
-                    "day after it"
-                )
-            if row.paid_uusd != amount_uusd:
-                raise VoucherRefused(f"{usd(row.paid_uusd)} are paid on the channel, and not {usd(amount_uusd)}")
+            _check(tx, channel, amount_uusd, recent_ms)
             out = _consent(tx, channel)
             if out is not None:
                 if out.epoch != epoch:

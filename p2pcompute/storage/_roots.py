@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from p2pcompute.errors import ConfigError, StorageError
 from p2pcompute_protocols.ids import ChannelId, TaskId
 from p2pcompute_protocols.limits import MAX_COVERED, MAX_LEAVES
-from p2pcompute_protocols.merkle import Frontier, InclusionProof, MerkleTree
+from p2pcompute_protocols.merkle import Frontier, InclusionProof, PathFinder
 
 from ._database import Transaction
 
@@ -36,10 +36,12 @@ _LAST_LEAVES: Final = (
     "SELECT h.task, h.idx, h.envelope FROM receipts_held h JOIN agreements a ON a.task = h.task"
     " WHERE a.channel = :channel AND h.leaf IS NOT NULL ORDER BY h.rowid DESC LIMIT :count"
 )
-_ALL_LEAVES: Final = (
-    "SELECT h.envelope FROM receipts_held h JOIN agreements a ON a.task = h.task"
-    " WHERE a.channel = :channel AND h.leaf IS NOT NULL ORDER BY h.leaf"
+# Rows are in the order of leaves, so that none of what was read before is read again.
+_NEXT_LEAVES: Final = (
+    "SELECT h.rowid, h.envelope FROM receipts_held h CROSS JOIN agreements a ON a.task = h.task"
+    " WHERE a.channel = :channel AND h.leaf IS NOT NULL AND h.rowid > :after ORDER BY h.rowid LIMIT :count"
 )
+_AT_ONCE: Final = 1_024  # leaves that are read in one go: others' turn comes between two
 
 T = TypeVar("T")
 
@@ -162,28 +164,58 @@ def reproduce(tx: Transaction, receipts: IssuedTree, memo: bytes, covered: Named
     )
 
 
-def _leaves_in(tx: Transaction, channel: ChannelId) -> list[bytes]:
-    envelopes = []
-    for (refs,) in tx.all("SELECT refs FROM covers WHERE channel = :channel ORDER BY first", channel=channel):
-        for at in range(0, len(refs), _REF_BYTES):
-            row = tx.one(
-                "SELECT envelope FROM receipts_issued WHERE task = :task AND idx = :idx AND code = 0",
-                task=refs[at : at + 32],
-                idx=int.from_bytes(refs[at + 32 : at + _REF_BYTES], "big"),
-            )
-            assert row is not None  # it was there when it was covered, and receipts are for good
-            envelopes.append(bytes(row[0]))
-    return envelopes
+@dataclass(slots=True, kw_only=True)
+class _Search:
+    """Goes through the leaves of a channel's tree, a part at a time, until they have the root that is asked for.
+
+    Attributes:
+        channel, envelope, root: see `ReceiptProof`.
+        we_pay: whether the leaves are those that we have accepted, or those that we have issued.
+    """
+
+    channel: ChannelId
+    we_pay: bool
+    envelope: bytes
+    root: bytes
+    _finder: PathFinder = field(default_factory=PathFinder)
+    _after: int = -1  # the row that was read last
+
+    def proof(self) -> InclusionProof:
+        """The receipt's, once `read` has found it."""
+        return self._finder.proof()
+
+    def read(self, tx: Transaction) -> bool | None:
+        """Take the next part. Whether the root was found, with the receipt below it; None where no leaves are left."""
+        if self.we_pay:
+            leaves = tx.all(_NEXT_LEAVES, channel=self.channel, after=self._after, count=_AT_ONCE)
+        else:
+            leaves = self._covered(tx)
+        for self._after, envelope in leaves:
+            if self._finder.leaves == MAX_LEAVES:
+                return None
+            self._finder.add(envelope, wanted=envelope == self.envelope)
+            if self._finder.index is not None and self._finder.root == self.root:
+                return True  # a root of fewer leaves does not cover the receipt
+        return False if leaves else None
+
+    def _covered(self, tx: Transaction) -> list[Any]:
+        rows = tx.all(
+            "SELECT first, refs FROM covers WHERE channel = :channel AND first > :after ORDER BY first LIMIT :count",
+            channel=self.channel,
+            after=self._after,
+            count=max(1, _AT_ONCE // MAX_COVERED),
+        )
+        return [(first, _issued(tx, refs, at)) for first, refs in rows for at in range(0, len(refs), _REF_BYTES)]
 
 
-def _under(envelopes: Sequence[bytes], root: bytes) -> int:
-    """How many of the first `envelopes` `root` is the root of; 0 for none."""
-    tree = Frontier()
-    for envelope in envelopes:
-        tree = tree.grown([envelope])
-        if tree.root == root:
-            return tree.leaves
-    return 0
+def _issued(tx: Transaction, refs: bytes, at: int) -> bytes:
+    row = tx.one(
+        "SELECT envelope FROM receipts_issued WHERE task = :task AND idx = :idx AND code = 0",
+        task=refs[at : at + 32],
+        idx=int.from_bytes(refs[at + 32 : at + _REF_BYTES], "big"),
+    )
+    assert row is not None  # it was there when it was covered, and receipts are for good
+    return bytes(row[0])
 
 
 class RootsMixin:
@@ -248,15 +280,14 @@ class RootsMixin:
             StorageError: no such receipt, or that voucher does not cover it.
         """
 
-        def work(tx: Transaction) -> ReceiptProof:
+        def begin(tx: Transaction) -> _Search:
             found = tx.one("SELECT channel, role FROM agreements WHERE task = :task", task=task)
             if found is None:
                 raise StorageError(
                     f"no task {task.hex()[:16]} in the ledger; `p2pcompute receipts` lists what there is"
                 )
-            channel, role = ChannelId(found[0]), found[1]
-            if role == "requester":
-                leaves = [bytes(row[0]) for row in tx.all(_ALL_LEAVES, channel=channel)]
+            channel, we_pay = ChannelId(found[0]), found[1] == "requester"
+            if we_pay:
                 mine = tx.one(
                     "SELECT envelope FROM receipts_held WHERE task = :task AND idx = :idx AND leaf IS NOT NULL",
                     task=task,
@@ -264,7 +295,6 @@ class RootsMixin:
                 )
                 voucher = tx.one("SELECT memo FROM channels_out WHERE channel = :channel", channel=channel)
             else:
-                leaves = _leaves_in(tx, channel)
                 mine = tx.one(
                     "SELECT envelope FROM receipts_issued WHERE task = :task AND idx = :idx AND code = 0",
                     task=task,
@@ -274,14 +304,15 @@ class RootsMixin:
             if mine is None:
                 raise StorageError(f"no paid receipt for chunk {index} of task {task.hex()[:16]}; check both")
             memo = root if root is not None else bytes(voucher[0]) if voucher and voucher[0] else bytes(32)
-            covered = _under(leaves[:MAX_LEAVES], memo)
-            envelope = bytes(mine[0])
-            if envelope not in leaves[:covered]:
-                raise StorageError(
-                    f"the root {memo.hex()[:16]} does not cover chunk {index} of task {task.hex()[:16]}, as far as "
-                    "this ledger knows; a later voucher may: try again when more is paid, or name another root"
-                )
-            tree = MerkleTree(leaves[:covered])
-            return ReceiptProof(channel=channel, root=memo, envelope=envelope, proof=tree.proof(leaves.index(envelope)))
+            return _Search(channel=channel, we_pay=we_pay, envelope=bytes(mine[0]), root=memo)
 
-        return await self._read(work)
+        search = await self._read(begin)
+        covered: bool | None = False
+        while covered is False:
+            covered = await self._read(search.read)
+        if covered is None:
+            raise StorageError(
+                f"the root {search.root.hex()[:16]} does not cover chunk {index} of task {task.hex()[:16]}, as far as "
+                "this ledger knows; a later voucher may: try again when more is paid, or name another root"
+            )
+        return ReceiptProof(channel=search.channel, root=search.root, envelope=search.envelope, proof=search.proof())

@@ -12,7 +12,7 @@ is no power of two, the left subtree is the largest power of two below it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,7 +21,16 @@ from .ids import Digest
 from .limits import MAX_LEAVES, MAX_PROOF_DIGESTS
 from .wire import Array, Bytes, Record, Uint, record, wire
 
-__all__ = ["EMPTY_ROOT", "Frontier", "InclusionProof", "MerkleTree", "leaf_hash", "node_hash", "verify_inclusion"]
+__all__ = [
+    "EMPTY_ROOT",
+    "Frontier",
+    "InclusionProof",
+    "MerkleTree",
+    "PathFinder",
+    "leaf_hash",
+    "node_hash",
+    "verify_inclusion",
+]
 
 EMPTY_ROOT: Final = Digest(hashlib.sha256(b"").digest())
 """The root of a tree without leaves, as RFC 9162 has it."""
@@ -82,6 +91,15 @@ def verify_inclusion(leaf: bytes, proof: InclusionProof, root: bytes) -> None:
         raise LocalProtocolError("the leaf does not belong to this root", code=WireCode.BAD_DIGEST)
 
 
+def _root(peaks: Sequence[bytes]) -> Digest:
+    if not peaks:
+        return EMPTY_ROOT
+    root = peaks[-1]
+    for peak in peaks[-2::-1]:
+        root = node_hash(peak, root)
+    return Digest(root)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frontier:
     """What of a tree is needed to append to it: the roots of its complete subtrees, the largest first.
@@ -124,12 +142,68 @@ class Frontier:
     @property
     def root(self) -> Digest:
         """32 bytes; `EMPTY_ROOT` without leaves."""
-        if not self.peaks:
-            return EMPTY_ROOT
-        root = self.peaks[-1]
-        for peak in self.peaks[-2::-1]:
-            root = node_hash(peak, root)
-        return Digest(root)
+        return _root(self.peaks)
+
+
+class PathFinder:
+    """The proof for one leaf, from leaves that come one by one and are not kept: 40 digests, however many they are.
+
+    Attributes:
+        leaves: how many have come.
+        index: which of them the proof is for; None until it has come.
+    """
+
+    __slots__ = ("_path", "_peaks", "index", "leaves")
+
+    def __init__(self) -> None:
+        self.leaves = 0
+        self.index: int | None = None
+        self._peaks: list[bytes] = []  # as of `Frontier`
+        self._path: list[bytes] = []  # within the complete subtree that holds the leaf
+
+    def add(self, leaf: bytes, *, wanted: bool = False) -> None:
+        """The next leaf. The proof is for the first one that is `wanted`.
+
+        Raises:
+            LocalProtocolError: OVERSIZED, more than MAX_LEAVES.
+        """
+        if self.leaves == MAX_LEAVES:
+            raise LocalProtocolError(f"a tree of more than {MAX_LEAVES} leaves", code=WireCode.OVERSIZED)
+        if wanted and self.index is None:
+            self.index = self.leaves
+        node, first, size = leaf_hash(leaf), self.leaves, 1  # the node stands for `size` leaves from `first` on
+        while self.leaves & size:
+            left = self._peaks.pop()
+            self._pass(left, node, first - size, first, first + size)
+            node, first, size = node_hash(left, node), first - size, 2 * size
+        self._peaks.append(node)
+        self.leaves += 1
+
+    def _pass(self, left: bytes, right: bytes, start: int, middle: int, end: int) -> None:
+        """Two nodes become one; where the leaf lies under one of them the other one is on its path."""
+        if self.index is not None and start <= self.index < end:
+            self._path.append(right if self.index < middle else left)
+
+    @property
+    def root(self) -> Digest:
+        """Of the leaves that have come; see `Frontier.root`."""
+        return _root(self._peaks)
+
+    def proof(self) -> InclusionProof:
+        """That the leaf is one of those that have come, as `MerkleTree.proof` has it. No more leaves can be added.
+
+        Raises:
+            LocalProtocolError: it has not come.
+        """
+        if self.index is None:
+            raise LocalProtocolError("no such leaf")
+        node, middle, end = self._peaks.pop(), self.leaves & (self.leaves - 1), self.leaves
+        while self._peaks:
+            left = self._peaks.pop()
+            start = middle & (middle - 1)
+            self._pass(left, node, start, middle, end)
+            node, middle = node_hash(left, node), start
+        return InclusionProof(index=self.index, leaves=self.leaves, path=tuple(self._path))
 
 
 class MerkleTree:

@@ -13,17 +13,19 @@ from typing import Any
 import trio
 import trio.testing
 
-from p2pcompute.errors import InsufficientFunds
-from p2pcompute.payments import ModelChain, ModelHub
+from p2pcompute.errors import ChannelClosing, InsufficientFunds
+from p2pcompute.payments import CloseSigned, ModelChain, ModelHub
+from p2pcompute.payments._consents import CONSENT_S, OVER_S
 from p2pcompute.storage import CeilingReached, Ledger, LedgerFailed, ReceiptConflict
 from p2pcompute.storage._database import Database
-from p2pcompute_protocols.channel import MESSAGES, ChannelSync, VoucherAck, VoucherFrame
+from p2pcompute_protocols.channel import MESSAGES, ChannelSync, ConsentFrame, VoucherAck, VoucherFrame
 from p2pcompute_protocols.framing import FrameBuffer
 from p2pcompute_protocols.ids import PeerId, TaskId
 from p2pcompute_protocols.task import ReceiptPayload
 from p2pcompute_protocols.wire import decode_message
 
 from ..payments.conftest import World
+from ..payments.test_consents import asking
 from ._disk import Left, Note, Recorder
 
 __all__ = ["SIDES", "History", "live", "watch"]
@@ -115,6 +117,8 @@ def _heard(recorder: Recorder, who: str) -> Callable[[bytes], None]:
                     recorder.left(who, "held", ack.amount_uusd)
                 case ChannelSync() as sync:
                     recorder.left(who, "held", sync.amount_uusd)
+                case ConsentFrame() as consent:
+                    recorder.left(who, "consent", consent.epoch, consent.deadline_s)
                 case _:
                     pass
 
@@ -237,6 +241,54 @@ class _Life:
             await self.world.payee_ledger.close_agreement(task, state="failed", reason="ended with unpaid chunks")
 
 
+class _ClosingLife(_Life):
+    """Acts that each end in a consent to close the channel: the payer closes by it, tops the channel up in its place,
+    or lets its time pass; then the two go on."""
+
+    async def act(self) -> None:
+        world = self.world
+        world.chain.clock_ms = lambda: world.now_ms
+        await world.payee.check_open(world.channel)
+        task = await world.agree(ceiling_uusd=1_000)
+        self.recorder.left("payer", "agreement", task)
+        self.tasks = [task]
+        await world.payer.open_channels(world.need(100))
+        for act in self.chance.choices([self.work, self.at_once, self.pay], k=3):
+            await act()
+        await self.pay()
+        await world.payer_ledger.close_agreement(task, state="done")
+        await world.payee_ledger.close_agreement(task, state="done")
+        for _ in range(self.chance.randrange(1, 3)):  # one that was lost on its way is given again
+            consent, signature = await world.channel_out().ask_close()
+        with suppress(ChannelClosing):
+            await world.agree()
+            raise AssertionError("an agreement on a channel that may be closed")
+        await world.payer_ledger.close_agreement(world.last_agreement.task_id, state="failed")
+        match self.chance.choice(["close", "close", "top up", "wait"]):
+            case "close":
+                await self.checkpoint()
+                await world.payer_outbox.run(
+                    CloseSigned(
+                        payer=world.wallet.address,
+                        payee=world.account.address,
+                        signer=world.wallet.address,
+                        epoch=consent.epoch,
+                        amount_uusd=consent.amount_uusd,
+                        deadline_s=consent.deadline_s,
+                        signature=signature,
+                    )
+                )
+                await world.payer.refresh(world.channel)
+            case "top up":
+                await world.payer.open_channels(world.need(300))
+                closed = await asking(world).close(world.channel.hex())
+                assert closed.state == "closed"
+            case _:
+                world.now_ms += (CONSENT_S + OVER_S + 1) * 1_000
+                self.recorder.left("payee", "consent over")
+        await trio.sleep(120)  # in so long a payee has its chain asked for four consents
+
+
 def live(
     directory: Path,
     *,
@@ -246,6 +298,7 @@ def live(
     checkpoint_pages: int | None = None,
     recorder: Recorder | None = None,
     after_open: Callable[[Any], None] = lambda _: None,
+    closing: bool = False,
 ) -> History:
     """Record a history: `lives` times both nodes start, do `steps` things together, and stop.
 
@@ -257,6 +310,7 @@ def live(
         checkpoint_pages: SQLite's automatic checkpoint, so that a short history has some; 1,000 by default.
         recorder: one with faults.
         after_open: is called with the world of each life.
+        closing: each of the steps ends in a consent to close the channel.
     """
     recorder = recorder if recorder is not None else Recorder()
     history = History(name=seed, directory=directory, notes=recorder.notes)
@@ -265,7 +319,7 @@ def live(
     recorder.left("chain", copy.deepcopy(world.chain))
 
     async def main() -> None:
-        life = _Life(world, recorder, history, chance)
+        life = (_ClosingLife if closing else _Life)(world, recorder, history, chance)
         for _ in range(lives):
             async with world.open():
                 after_open(world)

@@ -16,10 +16,12 @@ from typing import Any
 import trio
 import trio.testing
 
-from p2pcompute.errors import P2PComputeError
+from p2pcompute.errors import ChannelClosing, P2PComputeError
+from p2pcompute.payments import ModelChain
 from p2pcompute.storage import CeilingReached, InlineExecutor, Ledger, ReceiptConflict, UnknownAgreement, open_ledger
 
 from ..payments.conftest import NOW_MS, World
+from ..payments.test_consents import asking
 from ._disk import VARIANTS, Disk, Left, Note, Recorder, write_image
 from ._histories import SIDES, History
 
@@ -51,6 +53,12 @@ class _Promised:
     receipts: list[bytes] = field(default_factory=list)
     agreements: list[bytes] = field(default_factory=list)
     transactions: list[bytes] = field(default_factory=list)
+    consent: tuple[int, int] | None = None  # epoch and deadline of the newest, while it may be used
+
+    def seen(self, chain: ModelChain) -> None:
+        """The chain is so now: a consent of an epoch that is over closes nothing more."""
+        if self.consent is not None and self.consent[0] < max(chain.epochs.values(), default=0):
+            self.consent = None
 
     def add(self, what: tuple[Any, ...]) -> None:
         self.made += 1
@@ -67,6 +75,10 @@ class _Promised:
                 self.agreements.append(task)
             case ("transaction", raw):
                 self.transactions.append(raw)
+            case ("consent", epoch, deadline_s):
+                self.consent = (epoch, deadline_s)
+            case ("consent over",):
+                self.consent = None
             case _:
                 raise AssertionError(what)
 
@@ -108,11 +120,13 @@ def cut(
         promised = {who: _Promised() for who in SIDES}
         chain: Any = None
         at = -1
+        looked = dict.fromkeys(SIDES, 0)
         boundaries = history.boundaries or {who: _boundaries(history, who) for who in SIDES}
         for number, note in enumerate([None, *history.notes]):
             if isinstance(note, Left):
                 if note.who == "chain":
                     chain = note.what[0]
+                    promised["payee"].seen(chain)
                 else:
                     promised[note.who].add(note.what)
                 continue
@@ -129,8 +143,9 @@ def cut(
                     for who in SIDES
                 }
                 for who in SIDES:
-                    if side is not None and who != side:
-                        continue  # this disk is as it was at the point before
+                    if side is not None and who != side and promised[who].made == looked[who]:
+                        continue  # this disk is as it was at the point before, and so is what it has to hold
+                    looked[who] = promised[who].made
                     tally.images += 1
                     mark = _digest(images[who])
                     if seen.get(mark) == promised[who].made:
@@ -288,6 +303,10 @@ def _check_promises(connection: Any, promised: _Promised, where: str) -> None:
         raise Lost(f"{where}: {len(lost)} agreements are not there")
     if lost := set(promised.transactions) - all_of("SELECT raw FROM outbox"):
         raise Lost(f"{where}: {len(lost)} transactions that were broadcast are not there")
+    if promised.consent is not None:
+        row = connection.execute("SELECT epoch, deadline_s FROM consents").fetchone()
+        if row is None or row < promised.consent:
+            raise Lost(f"{where}: the consent {promised.consent} was given and the ledger knows of {row}")
 
 
 async def rest_of_life(
@@ -315,6 +334,7 @@ async def rest_of_life(
                     pass
                 else:
                     raise Lost(f"{where}: two results are signed for chunk {receipt.index}")
+        await _use_consent(world, promised["payee"].consent, where)
         await world.payer.open_channels(world.need(1))
         paid = await world.channel_out().pay()
         out = await world.payer_ledger.channel_out(world.channel)
@@ -336,3 +356,19 @@ async def rest_of_life(
             await _verify(ledger, where)
         await world.payer.aclose()
         nursery.cancel_scope.cancel()
+
+
+async def _use_consent(world: World, promised: tuple[int, int] | None, where: str) -> None:
+    """A payer that has a consent closes by it, as it may; the payee has taken nothing on the channel meanwhile."""
+    world.chain.clock_ms = lambda: world.now_ms
+    try:
+        await world.payee.check_open(world.channel)
+    except ChannelClosing:
+        closed = await asking(world).close(world.channel.hex())
+        if closed.state != "closed":
+            raise Lost(f"{where}: the consent that is out closes nothing") from None
+        await trio.sleep(1)  # the payee asks the chain about a channel twice a second
+        await world.payee.check_open(world.channel)
+        return
+    if promised is not None:
+        raise Lost(f"{where}: a consent can be used and the payee would go on")

@@ -20,7 +20,7 @@ from ._histories import SIDES, History, live
 from ._power import Lost, Tally, cut, reopened
 
 NIGHTLY = os.environ.get("P2PCOMPUTE_NIGHTLY") == "1"
-STEPS = 100 if NIGHTLY else 20
+STEPS = int(os.environ.get("P2PCOMPUTE_CRASH_STEPS", "100")) if NIGHTLY else 20
 pytestmark = pytest.mark.timeout(7_200 if NIGHTLY else 900)
 
 
@@ -44,6 +44,18 @@ def test_no_promise_is_lost_wherever_power_goes(tmp_path: Path, scratch: Path, s
     assert tally.points == len(history.points()) >= 1_000
     assert len(tally.different) >= 700
     assert tally.lives >= 30
+
+
+def test_no_consent_is_lost_wherever_power_goes(tmp_path: Path, scratch: Path) -> None:
+    """Consents that close the channel, that are not used, and that run out; after each the two go on."""
+    history = live(tmp_path / "life", seed="consents 1", steps=max(2, STEPS // 16) if NIGHTLY else 2, closing=True)
+    ends = [note for note in history.notes if isinstance(note, Left) and note.what[0] in ("consent", "consent over")]
+    assert len(ends) >= 5
+    assert any(note.what[0] == "consent over" for note in ends)
+    assert {note.what[1] for note in ends if note.what[0] == "consent"} >= {0, 1, 2}
+    tally = cut(history, scratch, per_point=None if NIGHTLY else 1, lives_every=1 if NIGHTLY else 25)
+    assert tally.points == len(history.points()) >= 700
+    assert tally.lives >= 25
 
 
 def test_power_goes_again_while_the_next_start_mends_the_ledger(tmp_path: Path, scratch: Path) -> None:
@@ -123,16 +135,38 @@ def test_each_single_sync_counts(tmp_path: Path, scratch: Path) -> None:
     places = commits(history)
     assert len(places) >= 10
     for at in places if NIGHTLY else places[::3]:
-        for without in ("sync", "order"):
-            notes = list(history.notes)
-            if without == "sync":
-                del notes[at]
-            else:
-                notes[at - 1], notes[at] = notes[at], notes[at - 1]
-                assert isinstance(notes[at], Note)
-            changed = History(name=f"{without} {at}", directory=history.directory, notes=notes, events=history.events)
-            first = sum(isinstance(note, Note) for note in notes[:at])
-            assert lost(changed, scratch, variants=["nothing of it"], first=first)
+        assert all(lost_without(history, at, scratch))
+
+
+def lost_without(history: History, at: int, scratch: Path) -> list[str]:
+    """What is found to be lost on a disk that leaves the sync at `at` out, and on one that does it too early."""
+    found = []
+    for without in ("sync", "order"):
+        notes = list(history.notes)
+        if without == "sync":
+            del notes[at]
+        else:
+            notes[at - 1], notes[at] = notes[at], notes[at - 1]
+            assert isinstance(notes[at], Note)
+        changed = History(name=f"{without} {at}", directory=history.directory, notes=notes, events=history.events)
+        first = sum(isinstance(note, Note) for note in notes[:at])
+        found.append(lost(changed, scratch, variants=["nothing of it"], first=first))
+    return found
+
+
+def test_the_sync_before_a_consent_counts(tmp_path: Path, scratch: Path) -> None:
+    history = live(tmp_path / "life", seed="a consent's sync", steps=4, lives=1, closing=True)
+    log = f"{history.directory / 'payee' / LEDGER_FILE}-wal"
+    given: dict[tuple[Any, ...], int] = {}  # by what was signed, the sync it rests on; the same one may leave again
+    synced = 0
+    for at, note in enumerate(history.notes):
+        if isinstance(note, Note):
+            synced = at if note.kind == "sync" and note.path == log else synced
+        elif note.what[0] == "consent":
+            given.setdefault(note.what, synced)
+    assert len(given) >= 3
+    for at in given.values():
+        assert all("the consent" in what for what in lost_without(history, at, scratch))
 
 
 def postponed(ledger: Any, method: str) -> None:
@@ -183,6 +217,7 @@ def postponed(ledger: Any, method: str) -> None:
         ("payee", "record_receipts", "receipts that were sent are not there"),
         ("payee", "take_voucher", "was acknowledged and"),
         ("payee", "queue_tx", "transactions that were broadcast are not there"),
+        ("payee", "give_consent", "the consent"),
     ],
 )
 def test_what_leaves_before_it_is_written_is_found_out(
@@ -193,7 +228,10 @@ def test_what_leaves_before_it_is_written_is_found_out(
     def reorder(world: Any) -> None:
         postponed(getattr(world, f"{side}_ledger"), method)
 
-    history = live(tmp_path / "life", seed="reordered", steps=60, lives=1, after_open=reorder)
+    closing = method == "give_consent"
+    history = live(
+        tmp_path / "life", seed="reordered", steps=3 if closing else 60, lives=1, after_open=reorder, closing=closing
+    )
     assert what in lost(history, scratch, variants=["nothing of it"])
 
 

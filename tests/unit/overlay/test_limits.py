@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pcompute._rates import Buckets, TokenBucket
 from p2pcompute.overlay import Limits, MemoryPool, Place, ProtocolLimits, Rate
-from p2pcompute.overlay._limits import Buckets, TokenBucket
 
 
 class Clock:
@@ -66,6 +66,22 @@ def test_a_crowd_does_not_grow_the_table_and_does_not_free_the_busy() -> None:
         assert buckets.take(key)
         assert not buckets.take(-1)  # used all the time, so it is not the one that goes
     assert len(buckets) == 100
+
+
+def test_what_was_charged_beyond_what_was_there_has_to_come_in_first() -> None:
+    clock = Clock()
+    buckets = Buckets[str](Rate(per_s=1, burst=10), clock)
+    assert buckets.has("a", 10)
+    assert not buckets.has("a", 11)
+    assert len(buckets) == 0  # to ask makes no bucket
+    buckets.charge("a", 25)
+    clock.now += 15
+    assert not buckets.take("a")
+    clock.now += 1
+    assert buckets.has("a")
+    assert buckets.take("a")
+    assert not buckets.has("a")
+    assert buckets.take("b", 10)
 
 
 @pytest.mark.parametrize("rate", [{"per_s": 0, "burst": 1}, {"per_s": 1, "burst": 0.5}, {"per_s": -1, "burst": 1}])

@@ -64,7 +64,13 @@ def run(make_world: Callable[..., World], scenario: Callable[[World, Clock, Wall
 async def shown_to(wallet: Wallet, world: World) -> list[tuple[str, int]]:
     """What `p2pcompute channels` is told of the payer's: direction, and when each can be closed."""
     money = MoneyOnChain(
-        wallet=wallet, ledger=world.payer_ledger, network="test", chain_url=None, chain_id=1, hub=bytes(20)
+        wallet=wallet,
+        account=wallet.address,
+        ledger=world.payer_ledger,
+        network="test",
+        chain_url=None,
+        chain_id=1,
+        hub=bytes(20),
     )
     answer = await MONEY_ANSWERS["GET", "/channels"](money, {})
     return [(row["direction"], row["close_at_s"]) for row in answer["channels"]]

@@ -10,9 +10,19 @@ import pytest
 import trio
 
 from p2pcompute._dialogue import Dialogue
-from p2pcompute.errors import ChannelBusy, ChannelClosing, StreamError, TransactionFailed, VoucherRefused
+from p2pcompute.errors import (
+    ChainError,
+    ChainUnreachable,
+    ChannelBusy,
+    ChannelClosing,
+    ConfigError,
+    StreamError,
+    TransactionFailed,
+    VoucherRefused,
+)
 from p2pcompute.identity import WalletKey
-from p2pcompute.payments import ClosedChannel, CloseSigned, Payee, Wallet
+from p2pcompute.payments import ClosedChannel, CloseSigned, ModelHub, Payee, Wallet
+from p2pcompute.payments._api import ChannelOnChain
 from p2pcompute.payments._consents import CONSENT_S, OVER_S
 from p2pcompute.storage import ChannelInRow, InlineExecutor, open_ledger
 from p2pcompute_protocols.channel import (
@@ -32,7 +42,7 @@ from p2pcompute_protocols.channel import (
 )
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
-from p2pcompute_protocols.ids import Address
+from p2pcompute_protocols.ids import Address, ChannelId
 
 from .conftest import NOW_MS, TERMS, World
 
@@ -154,6 +164,67 @@ def test_the_two_go_on_after_it_was_funded_again(run: Run) -> None:
         closed = await wallet.close(world.channel.hex())
         assert (closed.state, closed.claimed_uusd) == ("closed", 10)
         assert world.chain.epochs[world.channel] == 2
+
+    run(body)
+
+
+@pytest.mark.parametrize("seen_by", ["a round", "a task"])
+def test_the_payee_knows_of_the_closing_before_it_is_paid_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, seen_by: str
+) -> None:
+    """What `p2pcompute channels` says is no longer the deposit that the payer has taken home."""
+
+    async def body(world: World) -> None:
+        await earn(world, 7)
+        await world.settler.checkpoint()  # so that nothing is left to claim, for which the channel would be read
+        await asking(world).close(world.channel.hex())
+        stale = await world.payee_ledger.channel_in(world.channel)
+        assert stale is not None
+        assert stale.deposit_uusd == 1_000
+        if seen_by == "a round":
+            await world.settler.round()
+        else:
+            await world.payee.check_open(world.channel)
+        row = await world.payee_ledger.channel_in(world.channel)
+        assert row is not None
+        assert (row.deposit_uusd, row.claimed_uusd, row.unclaimed_uusd) == (7, 7, 0)
+        reads: list[ChannelId] = []
+        original = ModelHub.channel
+
+        async def read(self: ModelHub, channel: ChannelId) -> ChannelOnChain:
+            reads.append(channel)
+            return await original(self, channel)
+
+        monkeypatch.setattr(ModelHub, "channel", read)
+        await world.settler.round()
+        assert reads == []  # nothing is left on it that could be closed
+
+    run(body)
+
+
+def test_a_closing_that_was_not_sent_is_sent_by_the_next_try(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process ends between storing the closing and sending it; what the next one says is that it is closed."""
+
+    async def body(world: World) -> None:
+        await earn(world, 7)
+        await world.settler.checkpoint()
+
+        async def lost(*_: Any) -> None:
+            raise ChainUnreachable("the process ends here")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ModelHub, "send", lost)
+            with pytest.raises(ChainError), trio.fail_after(3_600):
+                await asking(world).close(world.channel.hex())
+        assert world.chain.channels[world.channel].deposit_uusd == 1_000
+        closed = await asking(world).close(world.channel.hex())
+        assert (closed.state, closed.refund_uusd, closed.claimed_uusd) == ("closed", 993, 7)
+        row = await world.payer_ledger.channel_out(world.channel)
+        assert row is not None
+        assert (row.deposit_uusd, row.claimed_uusd) == (7, 7)
+        assert world.chain.epochs[world.channel] == 1
+        with pytest.raises(ConfigError, match="nothing is reserved"):
+            await asking(world).close(world.channel.hex())
 
     run(body)
 

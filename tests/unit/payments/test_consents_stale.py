@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from p2pcompute.payments import Payee
+from p2pcompute.payments import Hub, Payee
+from p2pcompute.payments._api import ChannelOnChain
 from p2pcompute_protocols.channel import VoucherAck, VoucherRefusal
 from p2pcompute_protocols.errors import WireCode
+from p2pcompute_protocols.ids import ChannelId
 
 from .conftest import World
 from .test_consents import asking, earn, offer
@@ -43,7 +45,13 @@ def test_without_looking_again_it_does(run: Run, monkeypatch: pytest.MonkeyPatch
     """The attack: nothing is left in the channel, and ten minutes of work are paid with vouchers on it."""
 
     async def body(world: World) -> None:
+        async def as_it_was(_: Hub, channel: ChannelId) -> ChannelOnChain:
+            row = await world.payee_ledger.channel_in(channel)
+            assert row is not None
+            return ChannelOnChain(deposit_uusd=row.deposit_uusd, claimed_uusd=row.claimed_uusd, close_at_s=0)
+
         monkeypatch.setattr(Payee, "_forget_read", lambda *_: None)
+        monkeypatch.setattr("p2pcompute.payments._consents.payee_view", as_it_was)
         world.compose(world.payer_ledger, world.payee_ledger, world.nursery)
         await close_and_notice(world, "a task")
         assert isinstance(await offer(world, 900), VoucherAck)

@@ -13,6 +13,8 @@ import trio
 
 from p2pcompute._profile import Profile
 from p2pcompute.control import MoneyOnChain
+from p2pcompute.errors import ChainError
+from p2pcompute.identity import Keyring, WalletKey
 from p2pcompute.payments import Outbox, Wallet
 from p2pcompute.storage import InlineExecutor, open_ledger
 from p2pcompute_cli.main import main
@@ -23,6 +25,85 @@ from p2pcompute_protocols.task import open_proven_receipt
 from .conftest import NOW_MS, TERMS, World
 
 Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """The profile of a payer that has paid for one chunk, and gone. Whoever starts a chain or asks for a password
+    fails."""
+
+    def refused(*_: Any) -> Any:
+        raise ChainError("a chain is started")
+
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+    monkeypatch.setattr("p2pcompute.wallet._local_chain", refused)
+    profile = Profile.named("left")
+    world = World(tmp_path / "world")
+    WalletKey.load_or_create(profile.wallet_key)
+
+    async def begin() -> None:
+        async with world.open():
+            await world.payer_ledger.bind_chain(TERMS)
+            task = await world.agree()
+            await world.payer.open_channels(world.need(1_000))
+            await world.work(task, 0)
+            await world.channel_out().pay()
+
+    trio.run(begin)
+    for part in (tmp_path / "world" / "payer").iterdir():
+        part.rename(profile.path / part.name)
+    return profile
+
+
+def asked(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
+    code = main([*words, "--profile", "left", "--json"])
+    said = capsys.readouterr()
+    return code, json.loads(said.out or said.err)
+
+
+def test_what_the_ledger_has_is_shown_without_a_chain(left: Profile, capsys: pytest.CaptureFixture[str]) -> None:
+    account = "0x" + WalletKey.load_or_create(left.wallet_key).address.hex()
+    chain = {"url": None, "chain_id": TERMS.chain_id, "hub": "0x" + TERMS.hub.hex()}
+    code, channels = asked(capsys, "channels")
+    assert (code, channels["account"], channels["chain"]) == (0, account, chain)
+    (row,) = channels["channels"]
+    assert (row["deposit_uusd"], row["voucher_uusd"], row["direction"]) == (1_000, 1, "out")
+    code, receipts = asked(capsys, "receipts")
+    assert (code, receipts["chain"]) == (0, chain)
+    (receipt,) = receipts["receipts"]
+    assert asked(capsys, "receipts", "--prove", receipt["task"], "0")[1]["leaves"] == 1
+    code, earned = asked(capsys, "earnings")
+    assert (code, earned["earned_uusd"], earned["account"]) == (0, 0, account)
+    # What only the chain knows is asked of the chain.
+    assert main(["wallet", "--profile", "left"]) != 0
+    assert "a chain is started" in capsys.readouterr().err
+
+
+def test_what_a_ledger_is_enough_for_is_read_where_the_chain_is_down(
+    left: Profile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An endpoint is named and nobody answers there; the money is an owner's, whose password nobody gives."""
+    owner = Keyring(left.path).create_owner(b"o" * 32, "password").address
+    named = ("--chain", "http://127.0.0.1:9", "--hub", "0x" + TERMS.hub.hex())
+    code, earned = asked(capsys, "earnings", *named)
+    assert (code, earned["account"]) == (0, "0x" + owner.hex())
+    code, receipts = asked(capsys, "receipts", *named)
+    assert (code, receipts["chain"]["url"]) == (0, "http://127.0.0.1:9")
+    code, said = asked(capsys, "receipts", "--chain", "http://127.0.0.1:9", "--hub", "0x" + "11" * 20)
+    assert code != 0
+    assert "belongs to the hub 0x" + TERMS.hub.hex() in said["message"]
+
+
+def test_a_profile_that_was_never_on_a_chain_has_no_channels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+    code, said = asked(capsys, "channels")
+    assert code != 0
+    assert "there is no profile" in said["message"]
+    WalletKey.load_or_create(Profile.named("left").wallet_key)
+    code, channels = asked(capsys, "channels")
+    assert (code, channels["channels"], channels["chain"]) == (0, [], {"url": None, "chain_id": None, "hub": None})
 
 
 @pytest.fixture
@@ -51,11 +132,24 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
             hub = world.chain.hub(world.wallet.address)
             wallet = Wallet(ledger=ledger, hub=hub, outbox=Outbox(ledger=ledger, hub=hub), clock_ms=lambda: NOW_MS)
             yield MoneyOnChain(
-                wallet=wallet, ledger=ledger, network="test", chain_url=None, chain_id=TERMS.chain_id, hub=TERMS.hub
+                wallet=wallet,
+                account=wallet.address,
+                ledger=ledger,
+                network="test",
+                chain_url=None,
+                chain_id=TERMS.chain_id,
+                hub=TERMS.hub,
             )
 
     monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+
+    @asynccontextmanager
+    async def books(**_: Any) -> AsyncGenerator[MoneyOnChain]:
+        async with opened(on_start_chain=lambda _: None) as money:
+            yield money
+
     monkeypatch.setattr("p2pcompute.wallet.open_wallet", opened)
+    monkeypatch.setattr("p2pcompute.wallet.open_books", books)
     assert not Profile.named("default").control_socket.exists()
 
     def run(*words: str) -> tuple[int, str, str]:

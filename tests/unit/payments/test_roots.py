@@ -16,7 +16,7 @@ from p2pcompute.storage import _roots
 from p2pcompute_protocols.channel import Voucher, voucher_digest
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import TaskId
-from p2pcompute_protocols.merkle import MerkleTree
+from p2pcompute_protocols.merkle import MerkleTree, verify_inclusion
 from p2pcompute_protocols.task import open_proven_receipt
 
 NETWORK = "test"
@@ -77,6 +77,47 @@ async def proven(world: Any, receipt: Any, envelope: bytes, against: bytes) -> N
             task=receipt.task,
             index=receipt.index,
         )
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 5, 1_024])
+def test_a_proof_is_made_in_parts_between_which_others_write(
+    run: Any, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """However many receipts a channel has, the ledger is held up for a part of them at a time."""
+
+    async def body(world: Any) -> None:
+        monkeypatch.setattr(_roots, "_AT_ONCE", at_once)
+        monkeypatch.setattr(_roots, "MAX_COVERED", 3)
+        tasks = [await world.agree(), await world.agree()]
+        await world.payer.open_channels(world.need(1_000))
+        done = [await issue(world, tasks[number % 2], number) for number in range(20)]
+        roots = []
+        for at in range(0, 20, 2):
+            await pay_for(world, *done[at : at + 2])
+            roots.append(root(done[: at + 2]))
+        for ledger in (world.payer_ledger, world.payee_ledger):
+            reads, read = 0, ledger._read
+
+            async def counted(work: Any, read: Any = read, ledger: Any = ledger) -> Any:
+                nonlocal reads
+                reads += 1
+                if reads == 3:  # somebody else's turn
+                    await ledger.ban(world.requester.peer_id, reason="between two parts")
+                return await read(work)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(ledger, "_read", counted)
+                for against, leaves in ((roots[9], 20), (roots[3], 8)):
+                    for receipt, envelope in done[:leaves]:
+                        reads = 0
+                        proof = await ledger.prove_receipt(receipt.task, receipt.index, root=against)
+                        assert (proof.proof.leaves, proof.envelope) == (leaves, envelope)
+                        verify_inclusion(envelope, proof.proof, against)
+                        assert reads > leaves / 2 / at_once
+                with pytest.raises(StorageError, match="does not cover"):
+                    await ledger.prove_receipt(done[8][0].task, done[8][0].index, root=roots[3])
+
+    run(body)
 
 
 def test_both_sides_come_to_the_root_and_it_is_claimed(make_world: Any, tmp_path: Path) -> None:

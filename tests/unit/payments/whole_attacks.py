@@ -9,8 +9,10 @@ from typing import Any, TypeAlias
 
 import pytest
 
+from p2pcompute.errors import RpcError
 from p2pcompute.payments import ChainHub, Outcome, Payee, Settler, _payee, _payer, _settler
 from p2pcompute.payments._api import ChannelIn
+from p2pcompute.storage import AmountOutOfRange
 from p2pcompute_protocols import _evm
 from p2pcompute_protocols.channel import ChannelConnection, VoucherFrame
 
@@ -39,6 +41,8 @@ class Attack:
         rules: those that have to have done something in it.
         off: turns the defence off in the nodes.
         edits: take the defence out of the contract.
+        robbed: what is then found, in full: what the attack is for, and not another fault of the same history.
+        raises: as which error.
         token: see `ForkNode`.
     """
 
@@ -47,6 +51,8 @@ class Attack:
     rules: tuple[str, ...] = ()
     off: Callable[[pytest.MonkeyPatch], None] | None = None
     edits: tuple[Edit, ...] = ()
+    robbed: str = ""
+    raises: type[Exception] = AssertionError
     token: str = "plain"
 
 
@@ -139,27 +145,43 @@ def _adopts_anything(patch: pytest.MonkeyPatch) -> None:
 
 _BY = ("ecrecover(digest, v, convert(r, uint256), s) == signer", "signer != empty(address)")
 
+SHORT = "bob is short of 25, which is more than 10"
+SHORT_OF_DEPOSIT = "bob is short of 25, which is more than 20"
+UNSIGNED = "H7: no more than its signer has signed"
+TOO_LARGE = f"amount_uusd of {2**64 - 1} does not fit into the ledger"
+"""Behind that defence stands the ledger itself: what is robbed is the node's life, which a stranger's words end."""
+
 ATTACKS: tuple[Attack, ...] = (
-    Attack(name="close before vouchers are claimed", acts=(*EARNED, *CLOSED), rules=("close",), off=_never_looks),
+    Attack(
+        name="close before vouchers are claimed",
+        robbed=SHORT,
+        acts=(*EARNED, *CLOSED),
+        rules=("close",),
+        off=_never_looks,
+    ),
     Attack(
         name="endpoint down until a tenth of the window is left",
+        robbed=SHORT,
         acts=(*EARNED, ("endpoint down", 0), *CLOSED),
         rules=("endpoint down", "close"),
         off=_looks_too_late,
     ),
     Attack(
         name="the refund is mined before the claim",
+        robbed=SHORT,
         acts=(*EARNED, ("ask to close", 0), ("first: close", 0), DAY, DAY, ("close", 0)),
         off=_looks_too_late,
     ),
     Attack(
         name="a claim is lost on its way",
+        robbed=SHORT,
         acts=(*EARNED, ("lost transaction", 0), *CLOSED),
         rules=("lost transaction", "close"),
         off=_sends_once,
     ),
     Attack(
         name="a claim is taken back",
+        robbed=SHORT,
         # A node looks at its start; so the claim is in the newest block.
         acts=(*EARNED, ("ask to close", 0), ("restart", 0), ("reorg", 3), DAY, ("close", 0)),
         rules=("restart", "reorg of 12", "close"),
@@ -167,6 +189,7 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack(
         name="a claim in the deepest block that can be taken back",
+        robbed=SHORT,
         acts=(
             *EARNED,
             ("ask to close", 0),
@@ -182,20 +205,41 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack(
         name="a deposit is taken back, and spent elsewhere",
+        robbed=SHORT_OF_DEPOSIT,
         acts=(*PAID * 8, ("fund", 2), ELEVEN_BLOCKS, *PAID * 3, ("work", 1), ("reorg", 1), ("withdraw", 0)),
         rules=("reorg of 12", "withdraw"),
         off=_counts_all_at_once,
     ),
     Attack(
         name="a deposit in the deepest block that can be taken back",
+        robbed=SHORT_OF_DEPOSIT,
         acts=(*PAID * 8, ("fund", 2), ELEVEN_BLOCKS, *PAID * 3, ("work", 1), ("reorg", 1), ("withdraw", 0)),
         rules=("reorg of 12", "withdraw"),
         off=_believes_in_twelve,
     ),
-    Attack(name="replay", acts=(*PAID * 2, ("replay", 0)), rules=("replay",), off=_takes_any_amount),
-    Attack(name="reorder", acts=(*PAID, ("work", 0), ("reorder", 0)), rules=("reorder",), off=_takes_any_amount),
+    Attack(
+        name="replay",
+        robbed="a voucher counted twice",
+        acts=(*PAID * 2, ("replay", 0)),
+        rules=("replay",),
+        off=_takes_any_amount,
+    ),
+    Attack(
+        name="reorder",
+        robbed="an older voucher counted after a newer one",
+        acts=(*PAID, ("work", 0), ("reorder", 0)),
+        rules=("reorder",),
+        off=_takes_any_amount,
+    ),
     *(
-        Attack(name=kind, acts=(*PAID, (kind, 0)), rules=(kind,), off=off)
+        Attack(
+            name=kind,
+            acts=(*PAID, (kind, 0)),
+            rules=(kind,),
+            off=off,
+            robbed=TOO_LARGE if kind == "above 64 bits" else f"{kind}: taken",
+            raises=AmountOutOfRange if kind == "above 64 bits" else AssertionError,
+        )
         for kind, off in {
             **dict.fromkeys(FORGERIES, _believes_any_signature),
             "malleated": _takes_high_s,
@@ -207,6 +251,7 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack(
         name="a seller shows a voucher that was never signed",
+        robbed="ada pays for what she did not accept",
         acts=(("buy", 3), ("seller: forged sync", 0)),
         rules=("buy", "seller: forged sync"),
         off=_adopts_anything,
@@ -214,19 +259,24 @@ ATTACKS: tuple[Attack, ...] = (
     # The contract
     Attack(
         name="a top-up as bait",
+        robbed="the events say all of a channel",
         acts=(*EARNED, ("ask to close", 0), HALF_DAY, HALF_DAY, ("bait", 3), *PAID, ("close", 0)),
         rules=("bait",),
         edits=(("~(MAX_AMOUNT | TIME_MASK)", "~MAX_AMOUNT"),),
     ),
     Attack(
         name="rows that spoil a batch",
+        robbed="H7: one row spoils a batch",
         acts=(*PAID * 2, ("poison", 0)),
         rules=("poison",),
         edits=(("            skipped |= bit\n", '            assert False, "bad row"\n'),),
     ),
-    Attack(name="forged rows in a batch", acts=(*PAID * 2, ("poison", 0)), rules=("poison",), edits=(_BY,)),
+    Attack(
+        name="forged rows in a batch", robbed=UNSIGNED, acts=(*PAID * 2, ("poison", 0)), rules=("poison",), edits=(_BY,)
+    ),
     Attack(
         name="a stale voucher on chain",
+        robbed="H3: claimed never falls",
         acts=(*EARNED, ("work", 0), ("pay", 0), ("wait", 2), ("old voucher", 0)),
         rules=("old voucher",),
         edits=(
@@ -236,66 +286,77 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack(
         name="a voucher of another hub on chain",
+        robbed=UNSIGNED,
         acts=(*PAID * 2, ("poison", 0)),
         rules=("poison",),
         edits=(("VERSION_HASH, chain_id, self", "VERSION_HASH, chain_id, empty(address)"),),
     ),
     Attack(
         name="a voucher of another chain on chain",
+        robbed=UNSIGNED,
         acts=(*PAID * 2, ("poison", 0)),
         rules=("poison",),
         edits=(("VERSION_HASH, chain_id, self", "VERSION_HASH, chain_id // chain_id, self"),),
     ),
     Attack(
         name="a stolen voucher",
+        robbed=UNSIGNED,
         acts=(*JOBBED, ("stolen voucher", 0)),
         rules=("job", "stolen voucher"),
         edits=(_BY,),
     ),
     Attack(
         name="a seller forges a claim",
+        robbed=UNSIGNED,
         acts=(("buy", 3), ("seller: honest", 0), ("seller forges", 7), ("seller claims", 0)),
         rules=("seller forges", "seller claims"),
         edits=(_BY,),
     ),
     Attack(
         name="a voucher above its deposit on chain",
+        robbed="H2: no more is claimed than is there",
         acts=(*PAID, ("above the deposit", 0), *EARNED, ("poison", 0)),
         rules=("above the deposit", "poison"),
         edits=(("min(amount, word & MAX_AMOUNT)", "amount"), _BY),
     ),
     Attack(
         name="a third party closes a channel",
+        robbed="H6: others close",
         acts=(*PAID, ("close by a third", 0), ("close by a third", 1)),
         rules=("close by a third",),
         edits=(('        assert slot.close_at != 0, "no request to close"\n', ""),),
     ),
     Attack(
         name="a third party closes too early",
+        robbed="H6: others close",
         acts=(*PAID, ("ask to close", 0), ("wait", 3), ("close by a third", 0)),
         rules=("close by a third",),
         edits=(('        assert block.timestamp >= slot.close_at, "too early"\n', ""),),
     ),
     Attack(
         name="a consent that nobody signed",
+        robbed="H5: no consent, no closing",
         acts=(*PAID, ("forged consent", 0), ("forged consent", 1)),
         rules=("forged consent",),
         edits=(('    assert self._by(payee, self._domain(), struct_hash, r, vs), "not signed by the payee"\n', ""),),
     ),
     Attack(
         name="paid again after closing",
+        robbed="the events say all of a channel",
         acts=(*EARNED, *CLOSED, ("fund", 2), ("poison", 4), ("old voucher", 4)),
         rules=("close", "poison"),
         edits=(("claimed=slot.claimed, close_at=0", "claimed=0, close_at=0"),),
     ),
     Attack(
         name="the clock of closing is wound back",
+        robbed="H6: the clock is not wound back",
         acts=(*PAID, ("ask to close", 0), ("wait", 2), ("ask to close", 0)),
         rules=("ask to close",),
         edits=(('    assert slot.close_at == 0, "already closing"\n', ""),),
     ),
     Attack(
         name="a token that takes a cut",
+        robbed="H1: what is owed is there, and H4: nothing else",
         acts=(*PAID, ("cut", 2), *PAID, ("cut", 3)),
         rules=("cut",),
         token="HostileToken",
@@ -303,6 +364,8 @@ ATTACKS: tuple[Attack, ...] = (
     ),
     Attack(
         name="a token that says nothing",
+        raises=RpcError,
+        robbed="test refused: execution reverted",
         acts=(*PAID, *JOBBED),
         rules=("pay", "settle"),
         token="QuietToken",

@@ -103,7 +103,7 @@ class Books:
         for channel, deposit in self.deposit.items():
             state = decode_channel(node.call(node.hub, encode_channel(ChannelId(channel))))
             said = (state.deposit_uusd, state.claimed_uusd, state.close_at_s)
-            assert said == (deposit, self.claimed[channel], self.close_at_s[channel])
+            assert said == (deposit, self.claimed[channel], self.close_at_s[channel]), "the events say all of a channel"
         held = decode_word(node.call(node.token, encode_balance_of(node.hub)))
         assert held == self.in_all, "H1: what is owed is there, and H4: nothing else"
 

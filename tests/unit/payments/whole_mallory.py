@@ -292,7 +292,7 @@ class Mallory:
         channel = whole.channel(payer, whole.bob_account)
         done = self.transact(data, whole.stranger)
         due = 0 < before.close_at_s[channel] <= whole.node.chain.header(whole.node.chain.head).timestamp
-        assert done == due, "H6"
+        assert done == due, "H6: others close"
         self.count("close by a third")
 
     async def forged_consent(self, how: int) -> None:
@@ -305,7 +305,7 @@ class Mallory:
         data = encode_close_signed(
             consent, signature, payer=payer.address, payee=whole.bob_account.address, signer=payer.address
         )
-        assert not self.transact(data), "H5"
+        assert not self.transact(data), "H5: no consent, no closing"
         self.count("forged consent")
 
     async def first(self, what: str) -> None:
@@ -356,7 +356,8 @@ class Mallory:
         bad = self.garbage(good)
         before = await self.books()
         rows = [*bad, self.row(good), *bad, self.row(good)]
-        assert self.transact(encode_claim(self.whole.bob_account.address, rows), self.whole.stranger)
+        claimed = self.transact(encode_claim(self.whole.bob_account.address, rows), self.whole.stranger)
+        assert claimed, "H7: one row spoils a batch"
         after = await self.books()
         gained = after.claimed[self.whole.from_mallory] - before.claimed[self.whole.from_mallory]
         useful = min(good.amount_uusd, before.deposit[self.whole.from_mallory])

@@ -16,6 +16,7 @@ from p2pcompute_protocols.merkle import (
     Frontier,
     InclusionProof,
     MerkleTree,
+    PathFinder,
     _path_length,
     node_hash,
     verify_inclusion,
@@ -39,6 +40,31 @@ def test_a_tree_is_the_one_of_the_definition(leaves: list[bytes]) -> None:
         assert list(proof.path) == path_of(index, leaves)
         verify_inclusion(leaf, proof, tree.root)
         assert InclusionProof.decode(proof.encode()) == proof
+
+
+@given(LEAVES)
+@settings(deadline=None)
+def test_a_path_is_found_in_leaves_that_are_not_kept(leaves: list[bytes]) -> None:
+    tree = MerkleTree(leaves)
+    for index in range(len(leaves)):
+        finder = PathFinder()
+        for at, leaf in enumerate(leaves):
+            finder.add(leaf, wanted=at >= index)
+            assert finder.root == root_of(leaves[: at + 1])
+        assert (finder.leaves, finder.index) == (len(leaves), index)
+        assert finder.proof() == tree.proof(index)
+        assert len(finder._peaks) + len(finder._path) <= 40
+
+
+def test_a_path_of_a_leaf_that_has_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    finder = PathFinder()
+    finder.add(b"a")
+    with pytest.raises(LocalProtocolError, match="no such leaf"):
+        finder.proof()
+    monkeypatch.setattr("p2pcompute_protocols.merkle.MAX_LEAVES", 1)
+    with pytest.raises(LocalProtocolError) as refused:
+        finder.add(b"b")
+    assert refused.value.code is WireCode.OVERSIZED
 
 
 @given(LEAVES, st.data())

@@ -75,6 +75,23 @@ def test_those_that_wait_for_the_disk_share_its_next_sync(tmp_path: Path) -> Non
     trio.run(main)
 
 
+def half_done(tx: Any) -> None:
+    tx.emit("peer_banned", peer="half", reason="x")
+    raise ValueError("after its first write")
+
+
+def test_who_raises_with_nobody_beside_it_is_undone(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+            with pytest.raises(ValueError, match="first write"):
+                await ledger._write(half_done)
+            await ledger.ban(PeerId("first"), reason="x")
+            assert [row.peer for row in await ledger.peers()] == ["first"]
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
 def test_one_that_raises_is_undone_alone(tmp_path: Path, deal: Any) -> None:
     async def main() -> None:
         gate = Gate()
@@ -88,10 +105,6 @@ def test_one_that_raises_is_undone_alone(tmp_path: Path, deal: Any) -> None:
                     outcomes[number] = await ledger.record_receipt(deal.receipt(0, output=output), sign=deal.sign)
                 except ReceiptConflict as exc:
                     outcomes[number] = exc
-
-            def half_done(tx: Any) -> None:
-                tx.emit("peer_banned", peer="half", reason="x")
-                raise ValueError("after its first write")
 
             async def fail() -> None:
                 with pytest.raises(ValueError, match="first write"):
@@ -144,7 +157,11 @@ def test_who_is_cancelled_while_it_waits_has_done_nothing(tmp_path: Path) -> Non
             assert scope.cancelled_caught
             assert await ledger.peer(PeerId("late")) is None
 
-    trio.run(main)
+    async def ends() -> None:
+        with trio.fail_after(60):  # of virtual time: who waits for ever is found out at once
+            await main()
+
+    trio.run(ends, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def test_what_is_being_written_is_not_cancelled(tmp_path: Path) -> None:
