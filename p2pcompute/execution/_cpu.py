@@ -121,12 +121,9 @@ class _Program:
             if name in names:
                 names[name] = inline(names[name])
         if is_lined(lowered):
-            dims = lowered.dims  # the body's arguments are four for each axis, the block's place second, and the row
-            for name in ("body", "inner"):
-                if name in names:
-                    names[f"across_{name}"] = across(
-                        names[name], launch.block[0], block=dims, row=4 * dims, rows=launch.threads_per_block
-                    )
+            most = names["body" if lowered.inner is None else "inner"]
+            dims = lowered.dims  # the first arguments are four for each axis, the block's place second, and the row
+            names["across"] = across(most, launch.block[0], block=dims, row=4 * dims, rows=launch.threads_per_block)
         compiled = numba.njit(pipeline_class=Unshared, **options)
         self._blocks = compiled(names["run_blocks"])
         self._threads = compiled(names["run_threads"])

@@ -37,8 +37,8 @@ def memory(lowered: Lowered) -> tuple[BlockMemory, ...]:
 
 
 def is_lined(lowered: Lowered) -> bool:
-    """Whether the program's text calls ``across_body``, and ``across_inner`` where there is code for inner threads:
-    the `_cpu_intrinsics.across` of these functions for the lines of the launch's blocks."""
+    """Whether the program's text calls ``across``: the `_cpu_intrinsics.across` of the code for inner threads, or of
+    the body where there is no such code, for the lines of the launch's blocks."""
     # Loads from split inputs are so short that LLVM would find no vectors in a line of them.
     if lowered.block is not None or any(is_split(parameter.spec) for parameter in lowered.parameters):
         return False
@@ -118,15 +118,14 @@ def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
 
     rest = _in("for t_0 in range(min(d_0, e_0 - (b_0 + z) * d_0))", call("body", block="z", thread="t_0"))
     code = f"m = min(n_0 - b_0, end - k, {max(1, _RUN // launch.block[0]) if lined else 1})\n"
-    if lined:
+    if lined and not inner:
         code += "whole = min(max(0, e_0 // d_0 - b_0), m)\n"
     if inner:
         within = [f"l_{axis} <= b_{axis} * d_{axis} + t_{axis} < h_{axis}" for axis in range(1, dims)]
         block_within = [f"l_{axis} <= b_{axis} * d_{axis} <= h_{axis} - d_{axis}" for axis in range(1, dims)]
         code += "low = min(max(0, (l_0 + d_0 - 1) // d_0 - b_0), m)\nhigh = min(max(low, h_0 // d_0 - b_0), m)\n"
         if lined:
-            most = call("across_inner", "high - low", block="low", thread="0")
-            rest = _in("if z < whole", call("across_body", "1", block="z", thread="0")) + _in("else", rest)
+            most = call("across", "high - low", block="low", thread="0")
         else:
             most = _in("for t_0 in range(d_0)", call("inner", block="z", thread="t_0"))
             most = _in("for z in range(low, high)", most)
@@ -135,12 +134,10 @@ def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
         passed = _in(f"if {' and '.join(['low == z < high', *block_within])}", "z = high\n")
         code += "z = 0\n" + _in("while z < m", passed + _in("else", rest + "z += 1\n"))
     elif lined:
-        code += lines(call("across_body", "whole", block="0", thread="0")) + _in(
-            "for z in range(whole, m)", lines(rest)
-        )
+        code += lines(call("across", "whole", block="0", thread="0")) + _in("for z in range(whole, m)", lines(rest))
     else:
         code += _in("for z in range(m)", lines(rest))
-    sizes = "".join(f" d_{axis} = {launch.block[axis]}\n" for axis in range(dims)) if lined else ""
+    sizes = "".join(f" d_{axis} = int64({launch.block[axis]})\n" for axis in range(dims)) if lined else ""
     return _start(head, dims, sizes) + textwrap.indent(code, "   ") + _step(dims)
 
 

@@ -511,7 +511,7 @@ def test_code_over_windows_has_plain_loops_and_no_border() -> None:
         binding = near.bind(out((40, 40), np.int64), value)
         lowered = lower(admit(binding.source), binding.launch, binding.specs)
         assert (lowered.inner is None) == plain
-        assert ("across_" not in program_text(lowered, binding.launch)) == plain
+        assert ("across(" not in program_text(lowered, binding.launch)) == plain
 
 
 @pytest.mark.parametrize(
