@@ -21,7 +21,7 @@ from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cpu_crew import Crew, Pace
 from p2pcompute.execution._cpu_intrinsics import Unshared, across, apart, finished, take
-from p2pcompute.execution._cpu_loops import line, memory, program_text
+from p2pcompute.execution._cpu_loops import is_lined, memory, program_text
 from p2pcompute.execution._fast_cpu import FAST, fast_helpers
 from p2pcompute.execution._fast_matmul import Product, is_product
 from p2pcompute.execution._guard import AdmittedSources
@@ -120,9 +120,10 @@ class _Program:
         for name in ("body", "inner", "block"):
             if name in names:
                 names[name] = inline(names[name])
-        row = line(lowered, launch)
-        if row is not None:
-            names["across"] = across(names[row.function], row.width, row.row)
+        if is_lined(lowered):
+            most = names["body" if lowered.inner is None else "inner"]
+            dims = lowered.dims  # the first arguments are four for each axis, the block's place second, and the row
+            names["across"] = across(most, launch.block[0], block=dims, row=4 * dims, rows=launch.threads_per_block)
         compiled = numba.njit(pipeline_class=Unshared, **options)
         self._blocks = compiled(names["run_blocks"])
         self._threads = compiled(names["run_threads"])

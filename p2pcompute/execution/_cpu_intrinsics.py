@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -51,51 +52,71 @@ take: Any = intrinsic(_take)
 finished: Any = intrinsic(_finished)
 
 
-def across(function: Any, width: int, row: int) -> Any:
-    """``across(0, ..., first, ...)``: call `function` with 0 to `width` - 1 in the place of its first argument, and
-    with `first` plus that for argument number `row`, the other arguments as they are.
+def across(function: Any, width: int, *, block: int, row: int, rows: int) -> Any:
+    """``across(blocks, 0, ..., b, ..., r, ...)``: call `function` for a line of `width` threads in each of so many
+    neighbouring blocks: with 0 to `width` - 1 in the place of its first argument, with ``b`` and those that follow for
+    argument number `block`, with ``r`` plus `rows` for each block and one for each thread for argument number `row`,
+    and the other arguments as they are.
 
-    A loop that LLVM leaves a loop until it makes vectors: one of 16 short turns it would unroll, and then find no
-    vectors in what that leaves.
+    Two loops as LLVM has them best: the inner one stays a loop until it is a vector, for 16 short turns it would
+    unroll, and then find no vectors in what that leaves; the outer one it unrolls then.
     """
 
-    def loop(context: Any, *kinds: Any) -> tuple[Any, Any]:
+    def loop(context: Any, blocks: Any, *kinds: Any) -> tuple[Any, Any]:
         signature: Any = types.Dispatcher(function).get_call_type(context, kinds, {})
 
         def code(target: Any, builder: Any, given: Any, values: Any) -> Any:
             compiled = function.overloads[tuple(signature.args)]
             target.active_code_library.add_linking_library(compiled.library)
             callee = target.declare_function(builder.module, compiled.fndesc)
-            arguments = [
+            blocks, *arguments = [
                 target.cast(builder, value, have, want)
-                for value, have, want in zip(values, given.args, signature.args, strict=True)
+                for value, have, want in zip(values, given.args, (types.int64, *signature.args), strict=True)
             ]
             number = ir.IntType(64)
-            start = builder.block
-            head, end = builder.append_basic_block("across"), builder.append_basic_block("across.end")
-            builder.branch(head)
-            builder.position_at_end(head)
-            turn = builder.phi(number)
-            turn.add_incoming(ir.Constant(number, 0), start)
-            arguments[0] = turn
-            arguments[row] = builder.add(arguments[row], turn)
-            target.call_conv.call_function(builder, callee, signature.return_type, signature.args, arguments)
-            following = builder.add(turn, ir.Constant(number, 1))
-            turn.add_incoming(following, builder.block)
-            again = builder.cbranch(builder.icmp_unsigned("<", following, ir.Constant(number, width)), head, end)
-            again.set_metadata("llvm.loop", _kept(builder.module))
-            builder.position_at_end(end)
+            first_block, first_row = arguments[block], arguments[row]
+
+            def each_block(turn: Any) -> None:
+                arguments[block] = builder.add(first_block, turn)
+                start = builder.add(first_row, builder.mul(turn, number(rows)))
+
+                def each_thread(turn: Any) -> None:
+                    arguments[0] = turn
+                    arguments[row] = builder.add(start, turn)
+                    target.call_conv.call_function(builder, callee, signature.return_type, signature.args, arguments)
+
+                _turns(builder, number(width), each_thread, kept=True)
+
+            with builder.if_then(builder.icmp_signed(">", blocks, number(0))):
+                _turns(builder, blocks, each_block, kept=False)
             return target.get_dummy_value()
 
-        return types.none(*kinds), code
+        return types.none(blocks, *kinds), code
 
-    names = ["context", *function.py_func.__code__.co_varnames[: function.py_func.__code__.co_argcount]]
+    names = ["context", "blocks", *function.py_func.__code__.co_varnames[: function.py_func.__code__.co_argcount]]
     positional = inspect.Parameter.POSITIONAL_OR_KEYWORD  # numba asks for the parameters one by one
     loop.__signature__ = inspect.Signature([inspect.Parameter(name, positional) for name in names])  # type: ignore[attr-defined]
     return intrinsic(loop)
 
 
-def _kept(module: Any) -> Any:
+def _turns(builder: Any, stop: Any, body: Callable[[Any], None], *, kept: bool) -> None:
+    """``body(turn)`` for 0 to `stop` - 1, and for 0 anyhow; `kept`: it is not to be unrolled."""
+    start = builder.block
+    head, end = builder.append_basic_block("turns"), builder.append_basic_block("turns.end")
+    builder.branch(head)
+    builder.position_at_end(head)
+    turn = builder.phi(stop.type)
+    turn.add_incoming(stop.type(0), start)
+    body(turn)
+    following = builder.add(turn, stop.type(1), flags=("nuw", "nsw"))
+    turn.add_incoming(following, builder.block)
+    again = builder.cbranch(builder.icmp_signed("<", following, stop), head, end)
+    if kept:
+        again.set_metadata("llvm.loop", _unrolled_never(builder.module))
+    builder.position_at_end(end)
+
+
+def _unrolled_never(module: Any) -> Any:
     """A loop's metadata: its own id first, as LLVM has it, then that it is not to be unrolled."""
     word = module.add_metadata([ir.MetaDataString(module, "llvm.loop.unroll.disable")])
     made: Any = ir.MDValue(module, [word], name=str(len(module.metadata)))

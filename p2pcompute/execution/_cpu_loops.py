@@ -2,11 +2,11 @@
 
 They are what a compiler has to vectorise, so they are as somebody would write them by hand. Where a kernel asks for
 nothing but its place in the grid, the threads of all blocks of one axis are one loop. Where it is short and has more
-axes, a line of a block is a loop of a length that stands in the text: numba's LLVM does not vectorise one of 16 turns
-unless it knows that there are 16. Lines of neighbouring blocks follow each other, since they lie so in the inputs.
-Where the kernel has code for the threads within its border (`Lowered.inner`), whole blocks of such have that. Kernels
-with loops of their own gain nothing by lines and would take twice as long to compile; those with split inputs have
-plain loops as well.
+axes, a line of a block is a loop of a length that LLVM knows: it does not vectorise one of 16 turns unless it knows
+that there are 16. Lines of neighbouring blocks follow each other, since they lie so in the inputs. Where the kernel has
+code for the threads within its border (`Lowered.inner`), lines of blocks have that, if all of their threads may; what
+is left is a hundredth of a large launch. Kernels with loops of their own gain nothing by lines and would take twice as
+long to compile; those with split inputs have plain loops as well.
 
 Threads share the work by a counter: each portion is taken where the loops begin (`_cpu_crew`).
 """
@@ -14,19 +14,18 @@ Threads share the work by a counter: each portion is taken where the loops begin
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import textwrap
 
 from p2pcompute.execution._api import Launch
 from p2pcompute.execution._lower import Lowered
 from p2pcompute.execution._lower_block import BlockCode, BlockMemory
 from p2pcompute.execution._lower_split import is_split
 
-__all__ = ["Line", "line", "memory", "program_text"]
+__all__ = ["is_lined", "memory", "program_text"]
 
 _LOOP = re.compile(r"^ *(for|while) ", re.MULTILINE)
 _SHORT = 60  # lines
-_RUN = 128  # threads that a run of lines in neighbouring blocks has
-_FIRST_ROW = 4  # for each axis of the launch: arguments of a body before its row
+_RUN = 4096  # threads at most that a run has along its first axis: what they load is still near for the next line
 
 
 def memory(lowered: Lowered) -> tuple[BlockMemory, ...]:
@@ -37,21 +36,15 @@ def memory(lowered: Lowered) -> tuple[BlockMemory, ...]:
     return tuple(BlockMemory(name=f"l_{array.name}", dtype=array.dtype, size=array.size) for array in lowered.locals)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """What the text calls as ``across``: `function` for `width` threads in a line, the row being argument `row`."""
-
-    function: str
-    width: int
-    row: int
-
-
-def line(lowered: Lowered, launch: Launch) -> Line | None:
-    """The line of a block that the program's text wants, if it does."""
-    if not _lined(lowered):
-        return None
-    function = "body" if lowered.inner is None else "inner"
-    return Line(function=function, width=launch.block[0], row=_FIRST_ROW * lowered.dims)
+def is_lined(lowered: Lowered) -> bool:
+    """Whether the program's text calls ``across``: the `_cpu_intrinsics.across` of the code for inner threads, or of
+    the body where there is no such code, for the lines of the launch's blocks."""
+    # Loads from split inputs are so short that LLVM would find no vectors in a line of them.
+    if lowered.block is not None or any(is_split(parameter.spec) for parameter in lowered.parameters):
+        return False
+    text = lowered.body
+    simple = not lowered.functions and not _LOOP.search(text) and text.count("\n") <= _SHORT
+    return simple and not _by_grid(lowered)
 
 
 def program_text(lowered: Lowered, launch: Launch) -> str:
@@ -83,15 +76,6 @@ def _by_grid(lowered: Lowered) -> bool:
     return lowered.dims == 1 and not re.search(r"\b[tb]_0\b", "\n".join(lines))
 
 
-def _lined(lowered: Lowered) -> bool:
-    # Loads from split inputs are so short that LLVM would find no vectors in a line of them.
-    if lowered.block is not None or any(is_split(parameter.spec) for parameter in lowered.parameters):
-        return False
-    text = lowered.body
-    simple = not lowered.functions and not _LOOP.search(text) and text.count("\n") <= _SHORT
-    return simple and not _by_grid(lowered)
-
-
 def _flat(lowered: Lowered, head: str, arguments: str) -> str:
     def loop(function: str, start: str, stop: str) -> str:
         return (
@@ -112,46 +96,53 @@ def _flat(lowered: Lowered, head: str, arguments: str) -> str:
 
 
 def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
-    dims = lowered.dims
-    row = "0"
-    for axis in reversed(range(1, dims)):
-        row = f"t_{axis}" if row == "0" else f"({row} * d_{axis} + t_{axis})"
-    row = f"{row} * d_0" if dims > 1 else "0"
+    """Runs of neighbouring blocks. First the blocks from `low` to below `high` whose threads all have the code for
+    most of them, one line of all these blocks after the other; then block by block what is left."""
+    dims, lined, inner = lowered.dims, is_lined(lowered), lowered.inner is not None
     size = " * ".join(f"d_{axis}" for axis in range(dims))
+    line = "".join(
+        f" + {' * '.join([f't_{axis}', *(f'd_{lower}' for lower in range(axis))])}" for axis in range(1, dims)
+    )
 
-    def lines(lengths: list[str]) -> str:
-        return "".join(
-            f"{' ' * (3 + dims - axis)}for t_{axis} in range({lengths[axis]}):\n" for axis in reversed(range(1, dims))
-        )
-
-    def call(function: str, thread: str, ahead: str) -> str:
-        places = [thread, *(f"t_{axis}" for axis in range(1, dims)), f"b_0{ahead}"]
-        places += [f"b_{axis}" for axis in range(1, dims)]
+    def call(function: str, *before: str, block: str, thread: str) -> str:
+        places = [thread, *(f"t_{axis}" for axis in range(1, dims))]
+        places += [f"b_0 + {block}", *(f"b_{axis}" for axis in range(1, dims))]
         places += [f"{letter}_{axis}" for letter in "dn" for axis in range(dims)]
-        here = f"(k{ahead}) * ({size}) + {row}" + ("" if thread == "0" else f" + {thread}")
-        return f"{function}({', '.join(places)}, uint64({here}), {arguments})\n"
+        row = f"uint64((k + {block}) * ({size}){line} + {thread})"
+        return f"{function}({', '.join([*before, *places, row])}, {arguments})\n"
 
-    parts = [f"min(d_{axis}, e_{axis} - b_{axis} * d_{axis})" for axis in range(dims)]
-    deep = " " * (3 + dims)
-    each = f"{lines(parts)}{deep}for t_0 in range({parts[0]}):\n{deep} {call('body', 't_0', '')}"
-    made = line(lowered, launch)
-    sizes = "" if made is None else "".join(f" d_{axis} = {launch.block[axis]}\n" for axis in range(dims))
-    code = _start(head, dims, sizes)
-    if made is None and lowered.inner is None:
-        return code + "   m = 1\n   if True:\n" + each + _step(dims)
-    inner = lowered.inner is not None
-    inside = [f"b_{axis} * d_{axis} >= {f'l_{axis}' if inner else '0'}" for axis in range(dims if inner else 0)] + [
-        f"b_{axis} * d_{axis} + d_{axis} <= {'h' if inner else 'e'}_{axis}" for axis in range(1, dims)
-    ]
-    run = max(1, _RUN // launch.block[0]) if made is not None and dims > 1 else 1
-    code += f"   m = min(n_0 - b_0, end - k, {run}, ({'h' if inner else 'e'}_0 - b_0 * d_0) // d_0)\n"
-    code += f"   if {' and '.join(['m > 0', *inside])}:\n"
-    code += lines([f"d_{axis}" for axis in range(dims)])
-    if made is not None:
-        code += f"{deep}for z in range(m):\n{deep} {call('across', '0', ' + z')}"
+    def lines(code: str) -> str:
+        for axis in range(1, dims):
+            code = _in(f"for t_{axis} in range(min(d_{axis}, e_{axis} - b_{axis} * d_{axis}))", code)
+        return code
+
+    rest = _in("for t_0 in range(min(d_0, e_0 - (b_0 + z) * d_0))", call("body", block="z", thread="t_0"))
+    code = f"m = min(n_0 - b_0, end - k, {max(1, _RUN // launch.block[0]) if lined else 1})\n"
+    if lined and not inner:
+        code += "whole = min(max(0, e_0 // d_0 - b_0), m)\n"
+    if inner:
+        within = [f"l_{axis} <= b_{axis} * d_{axis} + t_{axis} < h_{axis}" for axis in range(1, dims)]
+        block_within = [f"l_{axis} <= b_{axis} * d_{axis} <= h_{axis} - d_{axis}" for axis in range(1, dims)]
+        code += "low = min(max(0, (l_0 + d_0 - 1) // d_0 - b_0), m)\nhigh = min(max(low, h_0 // d_0 - b_0), m)\n"
+        if lined:
+            most = call("across", "high - low", block="low", thread="0")
+        else:
+            most = _in("for t_0 in range(d_0)", call("inner", block="z", thread="t_0"))
+            most = _in("for z in range(low, high)", most)
+        code += lines(_in(f"if {' and '.join(within)}", most) if within else most)
+        rest = lines(_in(f"if not ({' and '.join(['low <= z < high', *within])})", rest))
+        passed = _in(f"if {' and '.join(['low == z < high', *block_within])}", "z = high\n")
+        code += "z = 0\n" + _in("while z < m", passed + _in("else", rest + "z += 1\n"))
+    elif lined:
+        code += lines(call("across", "whole", block="0", thread="0")) + _in("for z in range(whole, m)", lines(rest))
     else:
-        code += f"{deep}for t_0 in range(d_0):\n{deep} {call('inner', 't_0', '')}"
-    return f"{code}   else:\n    m = 1\n{each}{_step(dims)}"
+        code += _in("for z in range(m)", lines(rest))
+    sizes = "".join(f" d_{axis} = int64({launch.block[axis]})\n" for axis in range(dims)) if lined else ""
+    return _start(head, dims, sizes) + textwrap.indent(code, "   ") + _step(dims)
+
+
+def _in(head: str, code: str) -> str:
+    return f"{head}:\n{textwrap.indent(code, ' ')}"
 
 
 def _threads(dims: int, head: str, arguments: str) -> str:

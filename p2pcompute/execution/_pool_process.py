@@ -49,6 +49,8 @@ _PROGRESS_FREE: Final = 8
 """Words of progress that a run may say without regard to time."""
 _PROGRESS_LATE: Final = 1_000
 """More of them than can have queued up when a run is asked to stop."""
+_WITHOUT_TURN: Final = 16
+"""Replies that may be taken one after the other with no turn of the event loop between them."""
 _INFO_BYTES: Final = 4096
 _INFO_TIMEOUT_S: Final = 5.0
 """Bubblewrap says whom it has started some milliseconds after its own start."""
@@ -196,6 +198,7 @@ class WorkerProcess:
         self._next_request = 1
         self._grace: trio.CancelScope | None = None  # around the wait for a run that was asked to stop
         self._hurried = False
+        self._without_turn = 0  # replies, or looks for them, since the event loop last had a turn for one
         self.delivered = False  # whether the last request went out
         self.layers = Layers(landlock_abi=0, seccomp=False)
 
@@ -327,25 +330,22 @@ class WorkerProcess:
         frame = (
             ipc.encode_numbers(operation, request, *fields) if numbers else ipc.encode([operation, request, *fields])
         )
-        packet: list[Any] = []
+        given = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, given)] if fds else []
         began_ns = time.monotonic_ns()
         try:
-            with trio.move_on_after(timeout_s) as scope:
-                self._refuse_early_reply()
-                ancillary = [
-                    (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds))
-                ]
-                try:
-                    await self._send(frame, ancillary if fds else [])
-                except (BrokenPipeError, ConnectionResetError):
-                    raise WorkerDied(await self._obituary()) from None
-                self.delivered = True
-                packet = await self._receive(request)
-                if packet[0] == ipc.PROGRESS:
-                    total = int(fields[1]) if operation == ipc.RUN_BLOCKS else 0
-                    packet = await self._follow(request, packet, total, began_ns, progress)
-            if scope.cancelled_caught:
-                raise WorkerTimeout(f"the worker did not answer within {timeout_s:g} s and was killed")
+            self._refuse_early_reply()
+            self.delivered = await self._send(frame, ancillary, wait=False)
+            packet = await self._reply_at_once(request) if self.delivered else None
+            if packet is None or packet[0] == ipc.PROGRESS:
+                with trio.move_on_after(timeout_s) as scope:
+                    self.delivered = self.delivered or await self._send(frame, ancillary, wait=True)
+                    packet = packet or await self._receive(request)
+                    if packet[0] == ipc.PROGRESS:
+                        total = int(fields[1]) if operation == ipc.RUN_BLOCKS else 0
+                        packet = await self._follow(request, packet, total, began_ns, progress)
+                if packet is None or scope.cancelled_caught:
+                    raise WorkerTimeout(f"the worker did not answer within {timeout_s:g} s and was killed")
             due = ipc.COMPILED if operation == ipc.COMPILE else ipc.DONE
             if packet[0] not in (due, ipc.FAILED):
                 raise WorkerProtocolError(f"the worker answered operation {operation} with {packet[0]}")
@@ -389,7 +389,7 @@ class WorkerProcess:
         words = 0
         with trio.CancelScope(shield=True, deadline=trio.current_time() + grace_s) as self._grace:
             try:
-                await self._send(ipc.encode_numbers(ipc.CANCEL, request), [])
+                await self._channel.sendmsg([ipc.encode_numbers(ipc.CANCEL, request)])
                 while words <= _PROGRESS_LATE:
                     packet = await self._receive(request)
                     if packet[0] == ipc.FAILED:
@@ -409,13 +409,28 @@ class WorkerProcess:
         if self._grace is not None:
             self._grace.cancel()
 
-    async def _send(self, frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> None:
-        # Each turn of the event loop costs as much as all that a small chunk needs here: there is one in a call, for
-        # the reply, and a packet goes out without.
+    async def _send(self, frame: bytes, ancillary: list[tuple[int, int, bytes]], *, wait: bool) -> bool:
+        """Send without a turn of the event loop, which costs as much as all else that a small chunk needs here; False
+        where that would have to `wait` for room, and is not to."""
         try:
-            self._raw_channel.sendmsg([frame], ancillary, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            await self._channel.sendmsg([frame], ancillary)
+            try:
+                self._raw_channel.sendmsg([frame], ancillary, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                if not wait:
+                    return False
+                await self._channel.sendmsg([frame], ancillary)
+        except (BrokenPipeError, ConnectionResetError):
+            raise WorkerDied(await self._obituary()) from None
+        return True
+
+    async def _reply_at_once(self, request: int) -> list[Any] | None:
+        """The reply, if it is there already: a system may give the sender's own core to who is sent something, and a
+        small chunk is done before the send returns. Not too often without a turn for the node's other tasks."""
+        self._without_turn += 1
+        if self._without_turn > _WITHOUT_TURN:
+            return None
+        found = self._take_frame()
+        return None if found is None else await self._decoded(request, *found)
 
     def _refuse_early_reply(self) -> None:
         try:
@@ -428,16 +443,25 @@ class WorkerProcess:
             raise WorkerProtocolError("the worker answered before it was asked")
 
     async def _receive(self, request: int) -> list[Any]:
-        while True:  # there is nothing yet: to try before the wait would be one system call more for each chunk
+        while True:
             await trio.lowlevel.wait_readable(self._raw_channel)
-            try:
-                # No room for descriptors: the kernel drops what comes and says so.
-                frame, _, flags, _ = self._raw_channel.recvmsg(ipc.MAX_REPLY_BYTES + 1, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                continue
-            except ConnectionResetError:
-                frame, flags = b"", 0
-            break
+            self._without_turn = 0
+            if (found := self._take_frame()) is not None:
+                return await self._decoded(request, *found)
+
+    def _take_frame(self) -> tuple[bytes, int] | None:
+        """What the worker has sent, with the flags of its receipt; None where that is nothing yet, and an empty one
+        where its end is closed."""
+        try:
+            # No room for descriptors: the kernel drops what comes and says so.
+            frame, _, flags, _ = self._raw_channel.recvmsg(ipc.MAX_REPLY_BYTES + 1, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except ConnectionResetError:
+            return b"", 0
+        return frame, flags
+
+    async def _decoded(self, request: int, frame: bytes, flags: int) -> list[Any]:
         if flags & socket.MSG_CTRUNC:
             raise WorkerProtocolError("the worker sent descriptors")
         if not frame:

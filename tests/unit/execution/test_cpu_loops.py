@@ -127,6 +127,31 @@ def test_two_axes(backend: CpuBackend, shape: tuple[int, int]) -> None:
         check(backend, one.bind(out(shape, np.int64), 1000), y * 1000 + x)
 
 
+@kernel
+def around(result, x):
+    c, b = cuda.grid(2)
+    result[b, c] = x[b - 1, c] + 10 * x[b + 1, c] + 100 * x[b, c - 2] + 1000 * x[b, c + 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "grid", "block"),
+    [
+        ((11, 103), (13, 3), (8, 4)),  # lines of eleven blocks that ask for nothing, and a part of a block
+        ((8, 96), (12, 2), (8, 4)),
+        ((3, 20), (6, 4), (8, 4)),  # more blocks than the output has
+        ((9, 8 * 600 + 5), (601, 3), (8, 4)),  # longer than a run
+        ((2, 9), (2, 1), (8, 4)),  # nothing within the border
+    ],
+)
+def test_lines_of_blocks_and_what_is_left_at_the_border(
+    backend: CpuBackend, shape: tuple[int, int], grid: tuple[int, int], block: tuple[int, int]
+) -> None:
+    x = np.random.default_rng(3).integers(1, 10, shape)
+    wide = np.pad(x, 2)
+    due = wide[1:-3, 2:-2] + 10 * wide[3:-1, 2:-2] + 100 * wide[2:-2, :-4] + 1000 * wide[2:-2, 3:-1]
+    check(backend, around[grid, block].bind(out(shape, np.int64), x), due)
+
+
 def test_blocks_of_several_sizes_in_one_back_end(backend: CpuBackend) -> None:
     y, x = np.indices((30, 45))
     for block, grid in (

@@ -248,9 +248,11 @@ def test_an_arena_that_never_reached_the_worker_is_made_anew(monkeypatch: pytest
             process = session._process
             send = type(process)._send
 
-            async def never(*_: object) -> None:
-                scope.cancel()
-                await trio.lowlevel.checkpoint()
+            async def never(*_: object, wait: bool) -> bool:
+                if wait:
+                    scope.cancel()
+                    await trio.lowlevel.checkpoint()
+                return False
 
             with trio.CancelScope() as scope:
                 monkeypatch.setattr(type(process), "_send", never)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import select
+import socket
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,48 @@ def test_the_liar_s_own_machinery_works(with_liar: Callable[[str, Scenario], Non
         for _ in range(3):
             result = await session.run_blocks(0, 2, timeout_s=20)
             assert result.outputs == (bytes(2 * 64 * 4),)
+
+    with_liar("honest", scenario)
+
+
+class Quick:
+    """A channel to a worker that has always answered before the send returns."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+
+    def sendmsg(self, *packet: Any) -> int:
+        sent = self._channel.sendmsg(*packet)
+        select.select([self._channel], [], [])
+        return sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+
+def test_answers_that_are_there_at_once_cost_no_turn_each_and_leave_some_to_other_tasks(
+    with_liar: Callable[[str, Scenario], None],
+) -> None:
+    async def scenario(session: WorkerSession) -> None:
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        await compile_kernel(session)
+        process: Any = session._process
+        process._raw_channel = Quick(process._raw_channel)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other)
+            await trio.lowlevel.checkpoint()
+            turns = 0
+            for _ in range(340):
+                await session.run_blocks(0, 2, timeout_s=20)
+            assert 20 <= turns < 100
+            nursery.cancel_scope.cancel()
 
     with_liar("honest", scenario)
 
