@@ -199,5 +199,6 @@ class Consents:
 
 
 def _refused(exc: ChannelBusy | VoucherRefused | ChannelClosing) -> NoConsent:
-    codes = {ChannelBusy: WireCode.PAYMENT_REQUIRED, VoucherRefused: WireCode.BAD_VOUCHER}
-    return NoConsent(codes.get(type(exc), WireCode.CLOSING), str(exc))
+    if isinstance(exc, ChannelClosing):
+        return NoConsent(WireCode.CLOSING, str(exc))
+    return NoConsent(WireCode.PAYMENT_REQUIRED if isinstance(exc, ChannelBusy) else WireCode.BAD_VOUCHER, str(exc))
