@@ -49,6 +49,7 @@ from p2pcompute._split_run import (
 from p2pcompute._stakes import check_stakes, prepare_stake
 from p2pcompute.checking import (
     DEFAULT_SAMPLES,
+    DeliveredChunk,
     Sampler,
     SampleReport,
     block_samples,
@@ -476,18 +477,25 @@ class TaskRun:
         items = binding.layout.items_per_block
         seen: set[int] = set()
 
-        async def check(index: int, output: memoryview) -> SampleReport:
-            if sampler is None or not request.check.per_chunk:
-                return SampleReport(checked=0, mismatched=0)
+        def delivered(index: int, output: memoryview) -> DeliveredChunk:
             first, blocks = work.chunk_range(index)
-            inside = binding.layout.items_inside(first, blocks)
-            return await _apart(checks, partial(sampler.check, first * items, blocks * items, output, inside=inside))
+            return DeliveredChunk(
+                first_thread=first * items,
+                threads=blocks * items,
+                output=output,
+                inside=binding.layout.items_sampled(first, blocks),
+            )
+
+        async def check(chunks: Sequence[tuple[int, memoryview]]) -> list[SampleReport]:
+            if sampler is None or not request.check.per_chunk:
+                return [SampleReport(checked=0, mismatched=0)] * len(chunks)
+            return await _apart(checks, partial(sampler.check_many, [delivered(*chunk) for chunk in chunks]))
 
         async def probe(index: int) -> bool:
             if sampler is None:
                 return False  # nobody here can say whether it computes
             first, blocks = work.chunk_range(index)
-            inside = binding.layout.items_inside(first, blocks)
+            inside = binding.layout.items_sampled(first, blocks)
             return await _apart(checks, partial(sampler.probe, first * items, blocks * items, inside=inside))
 
         async def recompute(index: int) -> bytes:

@@ -6,8 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +55,7 @@ from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import ChunkWork, ProgramWork
 
 from ._api import RequesterAccount
+from ._link_hooks import LinkHooks
 from ._pace import Pace
 from ._results import ReceivedChunk, open_results, ranges
 from ._scheduler import ChunkScheduler
@@ -67,7 +67,14 @@ if TYPE_CHECKING:
     from ._sharing import Sharing
     from ._splits import SplitInputs
 
-__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "NoRoomNow", "ReceivedChunk", "WaitedTooLong"]
+__all__ = [
+    "MIN_BYTES_PER_S",
+    "LiarError",
+    "Link",
+    "NoRoomNow",
+    "ReceivedChunk",
+    "WaitedTooLong",
+]
 
 _log = logging.getLogger("p2pcompute.tasks")
 
@@ -102,20 +109,6 @@ class NoRoomNow(TaskRefused):
 
 class WaitedTooLong(NoRoomNow):
     """The provider had nothing to do, or no voucher, for too long, and that is so: it was our doing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkHooks:
-    """What a link tells the coordinator."""
-
-    ready: Callable[[PeerId, int], None]
-    assigned: Callable[[PeerId, int], None]
-    check: Callable[[int, memoryview], Awaitable[SampleReport]]
-    done: Callable[[PeerId, int, memoryview, SampleReport], Awaitable[None]]
-    failed: Callable[[PeerId, int, WireCode, str], None]
-    paid: Callable[[PeerId, int], None]
-    changed: Callable[[], trio.Event]  # set when the scheduler may have something new
-    sample_every: int = 1  # of so many chunks one is sampled
 
 
 class Link:
@@ -563,14 +556,23 @@ class Link:
     async def _check(self, results: trio.MemoryReceiveChannel[list[ReceivedChunk]]) -> None:
         """Sample each chunk, and only then accept it; in the order in which they came."""
         async for together in results:
-            for received in together:
-                await self._check_one(received)
+            if self.hooks.checks_together:
+                await self._check_chunks(together)
+            else:
+                for received in together:
+                    await self._check_chunks([received])
             self._wake.set()
 
-    async def _check_one(self, received: ReceivedChunk) -> None:
-        report = SampleReport(checked=0, mismatched=0)
-        if self._runs.next_is_sampled(self.window):
-            report = await self.hooks.check(received.index, received.output)
+    async def _check_chunks(self, together: Sequence[ReceivedChunk]) -> None:
+        sampled = [received for received in together if self._runs.next_is_sampled(self.window)]
+        reports: dict[int, SampleReport] = {}
+        if sampled:
+            found = await self.hooks.check([(received.index, received.output) for received in sampled])
+            reports = {received.index: report for received, report in zip(sampled, found, strict=True)}
+        for received in together:
+            await self._checked_one(received, reports.get(received.index, SampleReport(checked=0, mismatched=0)))
+
+    async def _checked_one(self, received: ReceivedChunk, report: SampleReport) -> None:
         if not report.ok:
             self.rejected = [*(earlier for earlier, _ in self._checked), received]
             self.lie = LiarError(self.provider, received.index, report)

@@ -437,6 +437,31 @@ def test_rows_are_in_thread_order(backend: CpuBackend) -> None:
     assert (target == 1000 * np.arange(9)[:, None] + np.arange(11)).all()
 
 
+@pytest.mark.parametrize(
+    ("grid", "block", "shape"),
+    [((3, 2), (4, 5), (9, 11)), ((3, 4), (4, 2), (8, 12)), ((2, 3), (5, 3), (9, 7)), ((2, 2), (2, 2), (50, 50))],
+)
+def test_a_chunk_whose_items_all_own_an_element_is_known_by_its_corners(
+    grid: tuple[int, int], block: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    layout: Layout = by_pattern[grid, block].bind(out(shape, "i4")).layout
+    size = layout.launch.threads_per_block
+    whole = set()
+    for first in range(layout.launch.blocks):
+        for blocks in range(1, layout.launch.blocks - first + 1):
+            inside = layout.items_inside(first, blocks)
+            whole.add(len(inside) == blocks * size)
+            told = layout.items_sampled(first, blocks)
+            if len(inside) == blocks * size:
+                assert told is None
+            else:
+                assert told is not None
+                assert (told == inside).all()
+    assert True in whole
+    with pytest.raises(ValueError, match="blocks"):
+        layout.items_sampled(0, layout.launch.blocks + 1)
+
+
 def test_scatter_refuses_what_does_not_fit() -> None:
     binding = by_pattern[(3, 2), (4, 5)].bind(out((9, 11), "i4"))
     layout: Layout = binding.layout
