@@ -348,9 +348,12 @@ class Link:
         return max(0, min(self._pace.depth - under_way, max(self.window, 1) - self.unpaid - under_way))
 
     def _take(self) -> list[int]:
-        """The chunks to give out now: none where there is no room, or nothing to do here."""
-        room, now, taken = self._room(), trio.current_time(), list[int]()
-        if room and (self.connection.tiles is not None or self.connection.chunk_rounds):
+        """The chunks to give out now: none where there is no room, nothing to do here, or enough for now."""
+        under_way, now, taken = len(self.connection.outstanding), trio.current_time(), list[int]()
+        room = min(self._room(), self.scheduler.share(self.provider) - under_way)
+        if room < self._pace.portion <= under_way:
+            return []
+        if room > 0 and (self.connection.tiles is not None or self.connection.chunk_rounds):
             room = 1  # these are assigned one by one
         while len(taken) < room and (index := self.scheduler.take(self.provider, now)) is not None:
             taken.append(index)
@@ -557,6 +560,9 @@ class Link:
         """Sample each chunk, and only then accept it; in the order in which they came."""
         async for together in results:
             if self.hooks.checks_together:
+                with contextlib.suppress(trio.WouldBlock):
+                    while True:
+                        together += results.receive_nowait()
                 await self._check_chunks(together)
             else:
                 for received in together:
@@ -570,20 +576,19 @@ class Link:
             found = await self.hooks.check([(received.index, received.output) for received in sampled])
             reports = {received.index: report for received, report in zip(sampled, found, strict=True)}
         for received in together:
-            await self._checked_one(received, reports.get(received.index, SampleReport(checked=0, mismatched=0)))
-
-    async def _checked_one(self, received: ReceivedChunk, report: SampleReport) -> None:
-        if not report.ok:
-            self.rejected = [*(earlier for earlier, _ in self._checked), received]
-            self.lie = LiarError(self.provider, received.index, report)
-            raise self.lie
-        # Paid before it is handed over: whoever takes it may take long, and the provider is not to wait for that.
-        self._checked.append((received, report.checked))
-        if self.unpaid >= max(1, self.window // 2):
+            report = reports.setdefault(received.index, SampleReport(checked=0, mismatched=0))
+            if not report.ok:
+                self.rejected = [*(earlier for earlier, _ in self._checked), received]
+                self.lie = LiarError(self.provider, received.index, report)
+                raise self.lie
+            self._checked.append((received, report.checked))
+        # Paid before they are handed over: whoever takes them may take long, and the provider is not to wait for that.
+        if len(self._checked) >= max(1, self.window // 2):
             self._pay_now.set()
-        await self.hooks.done(self.provider, received.index, received.output, report)
-        received.output = memoryview(b"")
-        self._unchecked -= 1
+        for received in together:
+            await self.hooks.done(self.provider, received.index, received.output, reports[received.index])
+            received.output = memoryview(b"")
+            self._unchecked -= 1
 
     async def _watch(self) -> None:
         """A chunk that runs past what was agreed means that the provider has stalled; before that, it may be us who
