@@ -14,6 +14,7 @@ from p2pcompute import cuda, random
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute.execution._cpu_crew import Crew
 from p2pcompute.execution._rows import Layout, scatter_rows, thread_coordinates, threads_inside
 from p2pcompute.kernel import Binding, Kernel, device, kernel, out
 
@@ -460,6 +461,31 @@ def test_a_chunk_whose_items_all_own_an_element_is_known_by_its_corners(
     assert True in whole
     with pytest.raises(ValueError, match="blocks"):
         layout.items_sampled(0, layout.launch.blocks + 1)
+
+
+def test_few_threads_are_left_to_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples: nobody else is woken for them once it is known that they take no time."""
+    shared: list[int] = []
+    together = Crew._together
+
+    def spied(self: Crew, done: int, total: int, part: Any) -> None:
+        shared.append(total)
+        together(self, done, total, part)
+
+    monkeypatch.setattr(Crew, "_together", spied)
+    with CpuBackend(3) as backend:
+        binding = by_pattern[(30, 20), (16, 16)].bind(out((320, 480), "i4"))
+        compiled = backend.compile(*_compile_args(binding))
+        ids = np.arange(0, binding.launch.threads, 7, dtype=np.int64)
+        x, y, _ = thread_coordinates(binding.launch, ids)
+        # As the clock is asked: whatever the machine is busy with, these have taken a nanosecond each, or a second.
+        for item_ns, helped in ((1.0, False), (1e9, True), (1.0, False)):
+            compiled._thread_pace.ns = item_ns
+            shared.clear()
+            rows = np.zeros(len(ids), np.int32)
+            compiled.run_threads(ids, [], [rows])
+            assert (rows == 1000 * y + x).all()
+            assert bool(shared) is helped
 
 
 def test_scatter_refuses_what_does_not_fit() -> None:
