@@ -89,7 +89,8 @@ _CHUNK_TARGET_US: Final = 400_000  # of one reference core
 _CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
 _CALIBRATE_THREADS: Final = 1_024
 _CALIBRATE_MOST: Final = 262_144
-_CALIBRATE_NS: Final = 10_000_000
+_CALIBRATE_NS: Final = 5_000_000
+_CALIBRATE_GROWTH: Final = 16
 _CALIBRATE_LONG_NS: Final = 200_000_000
 _CALIBRATE_FEW: Final = 4
 _CALIBRATE_S: Final = 30.0
@@ -618,7 +619,9 @@ class TaskRun:
             spent_ns = min(await timed(count), await timed(count))
             if spent_ns >= _CALIBRATE_NS * min(count, threads) or count >= most:
                 break
-            count = min(count * 4, most)
+            # Straight to a run that is long enough; items differ, and what came first says little of many.
+            longer = math.ceil(1.1 * _CALIBRATE_NS * min(count, threads) / max(1, spent_ns))
+            count = min(count * min(max(2, longer), _CALIBRATE_GROWTH), most)
         # A run of one item has what every run costs, and an item: nearly nothing beside many, much beside few.
         empty_ns = single_ns if count >= 16 * threads and single_ns < _CALIBRATE_NS else 0
         per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / count / min(count, threads)
