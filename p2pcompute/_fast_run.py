@@ -136,7 +136,7 @@ async def rehearse(sampler: Sampler, binding: Binding, work: Work) -> None:
     checked = loose = silent = 0
     for first, blocks in parts:
         items = blocks * binding.layout.items_per_block
-        inside = binding.layout.items_inside(first, blocks) if items <= 1 << 22 else None
+        inside = binding.layout.items_sampled(first, blocks) if items <= 1 << 22 else None
         found = await sampler.rehearse(first * binding.layout.items_per_block, items, inside=inside)
         checked, loose, silent = checked + found.checked, loose + found.loose, silent + found.silent
     if loose > MAX_LOOSE * checked:

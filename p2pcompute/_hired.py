@@ -333,7 +333,7 @@ class _Samples:
             items = layout.items_per_block
             first, blocks = self._work.chunk_range(chunk)
             return await self._sampler.check(
-                first * items, blocks * items, output, inside=layout.items_inside(first, blocks)
+                first * items, blocks * items, output, inside=layout.items_sampled(first, blocks)
             )
 
 

@@ -49,6 +49,7 @@ from p2pcompute._split_run import (
 from p2pcompute._stakes import check_stakes, prepare_stake
 from p2pcompute.checking import (
     DEFAULT_SAMPLES,
+    DeliveredChunk,
     Sampler,
     SampleReport,
     block_samples,
@@ -88,7 +89,8 @@ _CHUNK_TARGET_US: Final = 400_000  # of one reference core
 _CHUNK_TARGET_BYTES: Final = 4 * 1024 * 1024
 _CALIBRATE_THREADS: Final = 1_024
 _CALIBRATE_MOST: Final = 262_144
-_CALIBRATE_NS: Final = 10_000_000
+_CALIBRATE_NS: Final = 5_000_000
+_CALIBRATE_GROWTH: Final = 16
 _CALIBRATE_LONG_NS: Final = 200_000_000
 _CALIBRATE_FEW: Final = 4
 _CALIBRATE_S: Final = 30.0
@@ -476,18 +478,25 @@ class TaskRun:
         items = binding.layout.items_per_block
         seen: set[int] = set()
 
-        async def check(index: int, output: memoryview) -> SampleReport:
-            if sampler is None or not request.check.per_chunk:
-                return SampleReport(checked=0, mismatched=0)
+        def delivered(index: int, output: memoryview) -> DeliveredChunk:
             first, blocks = work.chunk_range(index)
-            inside = binding.layout.items_inside(first, blocks)
-            return await _apart(checks, partial(sampler.check, first * items, blocks * items, output, inside=inside))
+            return DeliveredChunk(
+                first_thread=first * items,
+                threads=blocks * items,
+                output=output,
+                inside=binding.layout.items_sampled(first, blocks),
+            )
+
+        async def check(chunks: Sequence[tuple[int, memoryview]]) -> list[SampleReport]:
+            if sampler is None or not request.check.per_chunk:
+                return [SampleReport(checked=0, mismatched=0)] * len(chunks)
+            return await _apart(checks, partial(sampler.check_many, [delivered(*chunk) for chunk in chunks]))
 
         async def probe(index: int) -> bool:
             if sampler is None:
                 return False  # nobody here can say whether it computes
             first, blocks = work.chunk_range(index)
-            inside = binding.layout.items_inside(first, blocks)
+            inside = binding.layout.items_sampled(first, blocks)
             return await _apart(checks, partial(sampler.probe, first * items, blocks * items, inside=inside))
 
         async def recompute(index: int) -> bytes:
@@ -610,7 +619,9 @@ class TaskRun:
             spent_ns = min(await timed(count), await timed(count))
             if spent_ns >= _CALIBRATE_NS * min(count, threads) or count >= most:
                 break
-            count = min(count * 4, most)
+            # Straight to a run that is long enough; items differ, and what came first says little of many.
+            longer = math.ceil(1.1 * _CALIBRATE_NS * min(count, threads) / max(1, spent_ns))
+            count = min(count * min(max(2, longer), _CALIBRATE_GROWTH), most)
         # A run of one item has what every run costs, and an item: nearly nothing beside many, much beside few.
         empty_ns = single_ns if count >= 16 * threads and single_ns < _CALIBRATE_NS else 0
         per_item_ns = max(spent_ns - empty_ns, spent_ns / 100) / count / min(count, threads)

@@ -85,6 +85,9 @@ from ._sampling import (
     DEFAULT_SAMPLES as DEFAULT_SAMPLES,
 )
 from ._sampling import (
+    DeliveredChunk as DeliveredChunk,
+)
+from ._sampling import (
     Rehearsal as Rehearsal,
 )
 from ._sampling import (

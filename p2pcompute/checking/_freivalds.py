@@ -25,7 +25,7 @@ import trio
 
 from p2pcompute_protocols.negotiation import MIN_RTOL, Tolerance
 
-from ._sampling import Rows, Sampler, Threads
+from ._sampling import DeliveredChunk, Rows, Sampler, Threads
 
 __all__ = ["FreivaldsScreen", "ProductSampler", "product_tolerance"]
 
@@ -126,10 +126,14 @@ class ProductSampler(Sampler):
 
     screen: FreivaldsScreen
 
-    async def _pick(self, inside: Threads, delivered: Sequence[Rows], first_thread: int) -> Threads:
-        drawn = await super()._pick(inside, delivered, first_thread)
-        found = await self.screen.suspects(inside, delivered[0][inside - first_thread])
-        return np.union1d(drawn, inside[found])
+    async def _pick(self, chunk: DeliveredChunk, delivered: Sequence[Rows]) -> Threads:
+        drawn = await super()._pick(chunk, delivered)
+        inside, rows = chunk.inside, delivered[0]
+        if inside is None:
+            inside = np.arange(chunk.first_thread, chunk.first_thread + chunk.threads, dtype=np.int64)
+        else:
+            rows = rows[inside - chunk.first_thread]
+        return np.union1d(drawn, inside[await self.screen.suspects(inside, rows)])
 
 
 def product_tolerance(a: Rows, b: Rows, rng: np.random.Generator | None = None) -> tuple[float, float]:

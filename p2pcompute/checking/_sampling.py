@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_SAMPLES",
+    "DeliveredChunk",
     "Rehearsal",
     "SampleReport",
     "SampleRuns",
@@ -72,6 +73,23 @@ class SampleReport:
     def ok(self) -> bool:
         """Whether every sample was equal, bit for bit, or in fast mode as near as was agreed."""
         return self.mismatched == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeliveredChunk:
+    """A chunk as a provider gave it.
+
+    Attributes:
+        first_thread: linear ID of its first thread; `threads` is how many it has.
+        output: the rows of each output, one output after the other.
+        inside: its threads that own a row (`Layout.items_inside`), ascending; samples are drawn from them, and the rows
+            of all others have to be zero. None where all threads do.
+    """
+
+    first_thread: int
+    threads: int
+    output: bytes | memoryview
+    inside: Threads | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +175,20 @@ def draw_threads(first: int, count: int, samples: int, rng: np.random.Generator)
     return (picked + first).astype(np.int64)
 
 
+def _stray_rows(chunk: DeliveredChunk, delivered: Sequence[Rows]) -> Threads:
+    """The threads that own no row and were given one that is not zero."""
+    if chunk.inside is None:
+        return np.zeros(0, dtype=np.int64)
+    outside = np.ones(chunk.threads, dtype=bool)
+    outside[chunk.inside - chunk.first_thread] = False
+    at = np.flatnonzero(outside)
+    bad = np.zeros(len(at), dtype=bool)
+    if len(at):
+        for rows in delivered:
+            bad |= rows.view(np.uint8)[at].any(axis=1)
+    return at[bad] + chunk.first_thread
+
+
 class Sampler:
     """Checks chunks by re-running private samples in our own worker.
 
@@ -197,39 +229,50 @@ class Sampler:
     async def check(
         self, first_thread: int, threads: int, output: bytes | memoryview, *, inside: Threads | None = None
     ) -> SampleReport:
-        """Compare samples of a chunk's `output` with what we compute.
+        """Compare samples of one chunk with what we compute. Arguments as `DeliveredChunk` has them; raises as
+        `check_many`."""
+        chunk = DeliveredChunk(first_thread=first_thread, threads=threads, output=output, inside=inside)
+        return (await self.check_many([chunk]))[0]
 
-        Args:
-            first_thread: linear ID of the chunk's first thread; `threads` is how many it has.
-            output: the rows of each output, one output after the other.
-            inside: the chunk's threads that own a row (`Layout.threads_inside`), ascending; samples are drawn from
-                them, and the rows of all others have to be zero. None where all threads do.
+    async def check_many(self, chunks: Sequence[DeliveredChunk]) -> list[SampleReport]:
+        """Compare samples of chunks with what we compute, in one run of our worker: as many are drawn of each as if it
+        had come alone. A report for each chunk, in their order.
 
         Raises:
             ExecutionError: our own worker failed; this says nothing about the provider.
         """
-        if inside is None:
-            inside = np.arange(first_thread, first_thread + threads, dtype=np.int64)
-        padding = np.ones(threads, dtype=bool)
-        padding[inside - first_thread] = False
-        delivered = rows_of(output, self._outputs, self._row_shapes, threads)
-        picked = await self._pick(inside, delivered, first_thread)
-        bad = np.zeros(threads, dtype=bool)
-        for rows in delivered:
-            if len(inside) < threads:
-                bad[padding] |= rows.view(np.uint8)[padding].any(axis=1)
-        wrong, loose = await self._compare(picked, [rows[picked - first_thread] for rows in delivered])
-        bad[picked - first_thread] |= wrong
-        mismatched = int(bad.sum())
-        self.checked += len(picked)
-        self.mismatched += mismatched
-        where = first_thread + int(np.argmax(bad)) if mismatched else None
-        return SampleReport(checked=len(picked), mismatched=mismatched, thread=where, loose=int(loose.sum()))
+        delivered = [rows_of(chunk.output, self._outputs, self._row_shapes, chunk.threads) for chunk in chunks]
+        picked = [await self._pick(chunk, rows) for chunk, rows in zip(chunks, delivered, strict=True)]
+        parts = [
+            [part[threads - chunk.first_thread] for part in rows]
+            for chunk, rows, threads in zip(chunks, delivered, picked, strict=True)
+        ]
+        theirs = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        wrong, loose = await self._compare(np.concatenate(picked), theirs)
+        reports: list[SampleReport] = []
+        end = 0
+        for chunk, rows, threads in zip(chunks, delivered, picked, strict=True):
+            mine = slice(end, end + len(threads))
+            end = mine.stop
+            bad = np.concatenate([threads[wrong[mine]], _stray_rows(chunk, rows)])
+            self.checked += len(threads)
+            self.mismatched += len(bad)
+            reports.append(
+                SampleReport(
+                    checked=len(threads),
+                    mismatched=len(bad),
+                    thread=int(bad.min()) if len(bad) else None,
+                    loose=int(loose[mine].sum()),
+                )
+            )
+        return reports
 
-    async def _pick(self, inside: Threads, delivered: Sequence[Rows], first_thread: int) -> Threads:  # noqa: ARG002
-        """The threads that are run again; `delivered` are all rows of the chunk, by output."""
+    async def _pick(self, chunk: DeliveredChunk, delivered: Sequence[Rows]) -> Threads:  # noqa: ARG002
+        """The threads of a chunk that are run again; `delivered` are all of its rows, by output."""
         await trio.lowlevel.checkpoint()
-        return inside[draw_threads(0, len(inside), self._per_chunk, self._rng)]
+        if chunk.inside is None:
+            return draw_threads(chunk.first_thread, chunk.threads, self._per_chunk, self._rng)
+        return chunk.inside[draw_threads(0, len(chunk.inside), self._per_chunk, self._rng)]
 
     async def _compare(self, picked: Threads, theirs: Sequence[Rows]) -> tuple[Mask, Mask]:
         """Which of the rows of these threads are wrong, and of which others that can't be said."""

@@ -91,9 +91,9 @@ def parse_address(text: object) -> Address:
 
 def _checksummed(digits: str) -> str:
     """Lower-case digits in EIP-55's cases."""
-    from Crypto.Hash import keccak
+    from p2pcompute_protocols._keccak import keccak256
 
-    marks = keccak.new(digest_bits=256, data=digits.encode("ascii")).hexdigest()
+    marks = keccak256(digits.encode("ascii")).hex()
     return "".join(digit.upper() if int(mark, 16) >= 8 else digit for digit, mark in zip(digits, marks, strict=False))
 
 

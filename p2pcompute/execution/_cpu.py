@@ -38,6 +38,7 @@ __all__ = ["CpuBackend"]
 # Without numba's run time an array has no owner: with it each thread of a kernel would count references, atomically.
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "fastmath": False, "nogil": True, "_nrt": False}
 _KEPT = 64  # compiled and admitted kernels held by one back end
+_SAMPLES_ALONE_NS = 5_000_000  # what samples may take on one thread before others help
 
 
 class CpuBackend:
@@ -183,7 +184,7 @@ class _Compiled:
         self._layout = layout
         self._crew = crew
         self._split = any(is_split(parameter.spec) for parameter in lowered.parameters)
-        self._pace = Pace()
+        self._pace, self._thread_pace = Pace(), Pace()
         launch, inner, dims = layout.launch, lowered.inner, lowered.dims
         within = [0] * (2 * dims) if inner is None else [*inner.low[:dims], *inner.high[:dims]]
         self._head = (*launch.block[:dims], *launch.grid[:dims], *layout.extents[:dims], *within)
@@ -220,7 +221,7 @@ class _Compiled:
         def part(counters: Array, portion: int, stop: int) -> None:
             self._program.threads(counters, portion, stop, ids, *given, *self._memory())
 
-        self._crew.run(ids.size, part)
+        self._crew.run(ids.size, part, self._thread_pace, alone_ns=_SAMPLES_ALONE_NS)
 
     def _memory(self) -> list[Array]:
         return self._program.memory(self._layout.launch.threads_per_block)

@@ -42,7 +42,7 @@ def new_counters() -> Array:
 
 
 class Pace:
-    """How long one item took when a kernel ran last; says whether to wake others at once."""
+    """How long one item took when a kernel ran last; says whether to wake others, and whether at once."""
 
     __slots__ = ("ns",)
 
@@ -93,7 +93,7 @@ class Crew:
         if failed:
             raise failed[0]
 
-    def run(self, total: int, part: Part, pace: Pace | None = None) -> None:
+    def run(self, total: int, part: Part, pace: Pace | None = None, *, alone_ns: int = 0) -> None:
         """Have all of ``range(total)`` computed by code that takes its portions itself.
 
         Args:
@@ -101,21 +101,27 @@ class Crew:
             part: ``part(counters, portion, stop)`` takes portions with `take` until that gives `stop` or more, and
                 notes with `finished` how many items it has done. Several threads call it at once.
             pace: of the same kernel's last run; is noted anew.
+            alone_ns: what is expected to take no more processor time is left to the asking thread: it is in no hurry,
+                and others would use some to look for it and for what follows. `pace` is of processor time then.
         """
         threads = self.threads
         if threads == 1 or total <= 1:
             part(new_counters(), max(1, total), total)
             return
-        began = time.perf_counter_ns()
+        clock = time.process_time_ns if alone_ns else time.perf_counter_ns
+        began = clock()
         done = 0
         long_ns = _WATCHED_NS if all(inbox.watched for inbox in self._inboxes) else _LONG_NS
+        if pace is not None and 0 < pace.ns * total <= alone_ns:
+            done = total
+            part(new_counters(), total, total)
         # One of few items may take as long as it likes: the others are not to wait for it.
-        if total >= 64 * threads and (pace is None or pace.ns * total < long_ns):
+        elif total >= 64 * threads and (pace is None or pace.ns * total < long_ns):
             done = _alone(total, total // 8, 1 if pace is None or not pace.ns else int(_ALONE_NS / 2 / pace.ns), part)
         if done < total:
             self._together(done, total, part)
         if pace is not None:
-            pace.ns = (time.perf_counter_ns() - began) / total
+            pace.ns = (clock() - began) / total
 
     def _together(self, done: int, total: int, part: Part) -> None:
         counters, self._next = self._next, new_counters()

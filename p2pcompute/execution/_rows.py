@@ -195,6 +195,32 @@ class Layout:
         """Items of one block."""
         return 1 if self.together else self.launch.threads_per_block
 
+    def items_sampled(self, first_block: int, blocks: int) -> Array | None:
+        """As `items_inside`; None where that is all items of the chunk, which costs nothing to find out."""
+        return None if self._is_whole(first_block, blocks) else self.items_inside(first_block, blocks)
+
+    def _is_whole(self, first_block: int, blocks: int) -> bool:
+        """Whether one output has an element for each of a chunk's items: seen by the last one of each box. Another
+        chunk may be whole too, by several outputs together."""
+        self._check_chunk(first_block, blocks)
+        if any(spec.reduce is not None for spec in self.outputs):
+            return True  # a block gives a value even where none of its threads stores one
+        ends = [
+            tuple(at + n for at, n in zip(low, size, strict=True))
+            for low, size in boxes(self.launch.grid, first_block, blocks)
+        ]
+
+        def holds(spec: OutputSpec, mapping: tuple[int, ...], own: bool) -> bool:
+            sizes = (1, 1, 1) if own else self.launch.block
+            for place, axis in enumerate(mapping):
+                last = max(end[axis] for end in ends)
+                last = (last - 1) * sizes[axis] if self.together else last * sizes[axis] - 1
+                if last >= spec.shape[place]:
+                    return False
+            return True
+
+        return bool(ends) and any(map(holds, self.outputs, self.mappings, self.by_block))
+
     def items_inside(self, first_block: int, blocks: int) -> Array:
         """Linear ids (int64, ascending) of a chunk's items that own an element of at least one output."""
         if not self.together:

@@ -18,12 +18,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from coincurve import PrivateKey
-from Crypto.Cipher import AES
-from Crypto.Hash import keccak
-from Crypto.Protocol.KDF import scrypt
 
 from p2pcompute.errors import IdentityError
-from p2pcompute_protocols._evm import address_of_public_key
+from p2pcompute_protocols._evm import address_of_public_key, keccak256
 from p2pcompute_protocols.ids import Address
 
 __all__ = [
@@ -192,6 +189,8 @@ def _derive(crypto: Mapping[str, Any], password: bytes) -> bytes:
                 raise KeystoreError(f"{_NOT_ONE}: scrypt's n is not a power of two")
             if n.bit_length() > 16 * r:
                 # RFC 7914 has no such pair and OpenSSL refuses it; one of the published files has it all the same.
+                from Crypto.Protocol.KDF import scrypt  # hardly ever
+
                 return bytes(scrypt(password, salt, _KEY_BYTES, n, r, p))  # type: ignore[arg-type]
             try:
                 return hashlib.scrypt(password, salt=salt, n=n, r=r, p=p, dklen=_KEY_BYTES, maxmem=_maxmem(n, r, p))
@@ -211,12 +210,14 @@ def _maxmem(n: int, r: int, p: int) -> int:
 
 
 def _aes(derived: bytes, iv: bytes, data: bytes) -> bytes:
+    from Crypto.Cipher import AES  # nodes that open no keystore don't load it
+
     cipher = AES.new(derived[:16], AES.MODE_CTR, initial_value=iv, nonce=b"")
     return bytes(cipher.encrypt(data))
 
 
 def _mac(derived: bytes, ciphertext: bytes) -> bytes:
-    return bytes(keccak.new(digest_bits=256, data=derived[16:] + ciphertext).digest())
+    return keccak256(derived[16:] + ciphertext)
 
 
 def _address(secret: bytes) -> Address:

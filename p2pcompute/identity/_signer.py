@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from coincurve import PrivateKey
-from Crypto.Hash import keccak
 
 from p2pcompute.errors import IdentityError
+from p2pcompute_protocols._evm import address_of_public_key
 from p2pcompute_protocols.ids import Address
 
 from ._keyfile import SECRET_BYTES, load_or_create_secret
@@ -40,8 +40,7 @@ class WalletKey:
             self._key = PrivateKey(secret)
         except ValueError:
             raise IdentityError("not a secp256k1 secret: it is 0 or not below the group order") from None
-        digest = keccak.new(digest_bits=256, data=self._key.public_key.format(compressed=False)[1:]).digest()
-        self.address = Address(digest[-20:])
+        self.address = address_of_public_key(self._key.public_key)
 
     @classmethod
     def generate(cls) -> WalletKey:

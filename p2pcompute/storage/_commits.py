@@ -111,9 +111,8 @@ class GroupCommit:
                 await mine.turn.wait()
 
     async def _lead(self) -> None:
-        if trio.lowlevel.current_statistics().tasks_runnable:
-            # Whoever is about to come in this turn of the event loop is taken along.
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        # Whoever is about to come in this turn of the event loop is taken along.
+        await trio.lowlevel.cancel_shielded_checkpoint()
         group = [self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))]
         for one in group:
             one.taken = True

@@ -57,7 +57,8 @@ from ._events import (
     TaskEvent,
     WaitingForProviders,
 )
-from ._link import LiarError, Link, LinkHooks, NoRoomNow, WaitedTooLong
+from ._link import LiarError, Link, NoRoomNow, WaitedTooLong
+from ._link_hooks import CheckChunks, LinkHooks, one_by_one
 from ._scheduler import ChunkScheduler
 from ._sharing import Sharing
 from ._state import Contact, Deliver, RunState, TaskRequest
@@ -150,7 +151,7 @@ class Coordinator:
         request: TaskRequest,
         *,
         deliver: Deliver,
-        check: Callable[[int, memoryview], Awaitable[SampleReport]],
+        check: CheckChunks,
         probe: Callable[[int], Awaitable[bool]],
         emit: Callable[[TaskEvent], None],
         recompute: Callable[[int], Awaitable[bytes]] | None = None,
@@ -159,8 +160,8 @@ class Coordinator:
         """Compute all chunks of `request`.
 
         `deliver` gets each checked chunk (index, output bytes, provider); the same index comes again when the
-        provider that computed it was later caught lying: the newer one counts. `check` draws samples of a chunk's
-        output; `probe` says whether a chunk's samples compute here, where it failed elsewhere. `emit` gets every
+        provider that computed it was later caught lying: the newer one counts. `check` draws samples of chunks'
+        outputs; `probe` says whether a chunk's samples compute here, where it failed elsewhere. `emit` gets every
         `TaskEvent` of this task; it must not block. `recompute` computes a whole chunk here and gives the digest of
         its output; it is wanted where a share of the chunks is `doubled`. In fast mode `judge` takes its place.
 
@@ -243,12 +244,15 @@ class Coordinator:
                 _log.warning("chunk %d is done a second time here, by us: %s", index, reason)
             state.emit(SecondCopyHere(provider=provider, index=index, reason=reason))
 
+        async def sample(index: int, output: memoryview) -> SampleReport:
+            return (await state.check([(index, output)]))[0]
+
         quorum = Quorum(draw_doubled(request.work.chunks, request.doubled), kin=kin)
         scheduler = state.scheduler = DoublingScheduler(request.work.chunks, quorum)
         kind = QuorumDesk if judge is None else partial(NearDesk, judge=judge)
         state.desk = kind(
             quorum=quorum,
-            sample=state.check,
+            sample=sample,
             recompute=recompute,
             others=others,
             blame=blame,
@@ -610,7 +614,10 @@ class Coordinator:
         return LinkHooks(
             ready=lambda provider, ms: state.emit(ProviderReady(provider=provider, compile_ms=ms)),
             assigned=assigned,
-            check=state.check if state.desk is None else partial(state.desk.check, PeerId(agreement.terms.provider)),
+            check=state.check
+            if state.desk is None
+            else one_by_one(partial(state.desk.check, PeerId(agreement.terms.provider))),
+            checks_together=state.desk is None,
             done=done,
             failed=failed,
             paid=paid,

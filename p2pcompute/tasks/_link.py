@@ -6,8 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +55,7 @@ from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import ChunkWork, ProgramWork
 
 from ._api import RequesterAccount
+from ._link_hooks import LinkHooks
 from ._pace import Pace
 from ._results import ReceivedChunk, open_results, ranges
 from ._scheduler import ChunkScheduler
@@ -67,7 +67,14 @@ if TYPE_CHECKING:
     from ._sharing import Sharing
     from ._splits import SplitInputs
 
-__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "LinkHooks", "NoRoomNow", "ReceivedChunk", "WaitedTooLong"]
+__all__ = [
+    "MIN_BYTES_PER_S",
+    "LiarError",
+    "Link",
+    "NoRoomNow",
+    "ReceivedChunk",
+    "WaitedTooLong",
+]
 
 _log = logging.getLogger("p2pcompute.tasks")
 
@@ -102,20 +109,6 @@ class NoRoomNow(TaskRefused):
 
 class WaitedTooLong(NoRoomNow):
     """The provider had nothing to do, or no voucher, for too long, and that is so: it was our doing."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinkHooks:
-    """What a link tells the coordinator."""
-
-    ready: Callable[[PeerId, int], None]
-    assigned: Callable[[PeerId, int], None]
-    check: Callable[[int, memoryview], Awaitable[SampleReport]]
-    done: Callable[[PeerId, int, memoryview, SampleReport], Awaitable[None]]
-    failed: Callable[[PeerId, int, WireCode, str], None]
-    paid: Callable[[PeerId, int], None]
-    changed: Callable[[], trio.Event]  # set when the scheduler may have something new
-    sample_every: int = 1  # of so many chunks one is sampled
 
 
 class Link:
@@ -358,9 +351,12 @@ class Link:
         return max(0, min(self._pace.depth - under_way, max(self.window, 1) - self.unpaid - under_way))
 
     def _take(self) -> list[int]:
-        """The chunks to give out now: none where there is no room, or nothing to do here."""
-        room, now, taken = self._room(), trio.current_time(), list[int]()
-        if room and (self.connection.tiles is not None or self.connection.chunk_rounds):
+        """The chunks to give out now: none where there is no room, nothing to do here, or enough for now."""
+        under_way, now, taken = len(self.connection.outstanding), trio.current_time(), list[int]()
+        room = min(self._room(), self.scheduler.share(self.provider) - under_way)
+        if room < self._pace.portion <= under_way:
+            return []
+        if room > 0 and (self.connection.tiles is not None or self.connection.chunk_rounds):
             room = 1  # these are assigned one by one
         while len(taken) < room and (index := self.scheduler.take(self.provider, now)) is not None:
             taken.append(index)
@@ -567,25 +563,36 @@ class Link:
     async def _check(self, results: trio.MemoryReceiveChannel[list[ReceivedChunk]]) -> None:
         """Sample each chunk, and only then accept it; in the order in which they came."""
         async for together in results:
-            for received in together:
-                await self._check_one(received)
+            if self.hooks.checks_together:
+                with contextlib.suppress(trio.WouldBlock):
+                    while True:
+                        together += results.receive_nowait()
+                await self._check_chunks(together)
+            else:
+                for received in together:
+                    await self._check_chunks([received])
             self._wake.set()
 
-    async def _check_one(self, received: ReceivedChunk) -> None:
-        report = SampleReport(checked=0, mismatched=0)
-        if self._runs.next_is_sampled(self.window):
-            report = await self.hooks.check(received.index, received.output)
-        if not report.ok:
-            self.rejected = [*(earlier for earlier, _ in self._checked), received]
-            self.lie = LiarError(self.provider, received.index, report)
-            raise self.lie
-        # Paid before it is handed over: whoever takes it may take long, and the provider is not to wait for that.
-        self._checked.append((received, report.checked))
-        if self.unpaid >= max(1, self.window // 2):
+    async def _check_chunks(self, together: Sequence[ReceivedChunk]) -> None:
+        sampled = [received for received in together if self._runs.next_is_sampled(self.window)]
+        reports: dict[int, SampleReport] = {}
+        if sampled:
+            found = await self.hooks.check([(received.index, received.output) for received in sampled])
+            reports = {received.index: report for received, report in zip(sampled, found, strict=True)}
+        for received in together:
+            report = reports.setdefault(received.index, SampleReport(checked=0, mismatched=0))
+            if not report.ok:
+                self.rejected = [*(earlier for earlier, _ in self._checked), received]
+                self.lie = LiarError(self.provider, received.index, report)
+                raise self.lie
+            self._checked.append((received, report.checked))
+        # Paid before they are handed over: whoever takes them may take long, and the provider is not to wait for that.
+        if len(self._checked) >= max(1, self.window // 2):
             self._pay_now.set()
-        await self.hooks.done(self.provider, received.index, received.output, report)
-        received.output = memoryview(b"")
-        self._unchecked -= 1
+        for received in together:
+            await self.hooks.done(self.provider, received.index, received.output, reports[received.index])
+            received.output = memoryview(b"")
+            self._unchecked -= 1
 
     async def _watch(self) -> None:
         """A chunk that runs past what was agreed means that the provider has stalled; before that, it may be us who

@@ -9,7 +9,7 @@ from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 
 __all__ = ["Pace"]
 
-_AHEAD_S: Final = 0.02  # of work that lies at a provider beside what is on its way to and fro
+_AHEAD_S: Final = 0.2  # of work that lies at a provider beside what is on its way to and fro
 _SMOOTH: Final = 0.5  # what the newest answer counts
 
 
@@ -30,6 +30,12 @@ class Pace:
         self._trip_s = math.inf  # from an assignment to its answer, at best
         self._doubled = -math.inf  # when; what was given out before says nothing yet
         self._since = 0.0  # when the last answer came, or when the first chunk was given out after that
+
+    @property
+    def portion(self) -> int:
+        """How many chunks to give out at a time, where the provider has so many already: half of what is to lie there
+        beside what is on its way. Those that lie side by side it computes together."""
+        return max(1, min(self.depth // 2, int(_AHEAD_S / 2 / self._interval_s)))
 
     def began(self, now: float) -> None:
         """A chunk was given out, and nothing else is under way."""

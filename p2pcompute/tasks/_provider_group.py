@@ -1,13 +1,14 @@
-"""Short chunks at a provider: run together, receipted under one signature in one transaction, and sent in one frame.
+"""Short chunks at a provider: run together, receipted under one signature in one transaction, and sent in few frames.
 
 A chunk that takes less than a wake-up of the worker, a sync of the disk and a signature costs mostly those. So chunks
 that lie side by side, and are here already, are one run over all of their blocks; the outputs are cut apart behind it.
 Nobody waits for a group to be full: it is what is in the queue when the worker is free. Each chunk still has its own
 output, receipt and price.
 
-How many go together follows from how long the last ones took, and doubles at most. A group that fails, or that takes
-far longer than expected, gives nothing: its chunks are computed one by one then, and so is the rest of the task, so
-that each of them succeeds, fails, is cancelled and is bounded as if there were no groups.
+How many go together follows from how long the last ones took, and is twice as many as ever did at most. What has more
+bytes than one frame is several, each with its own signature; it is one transaction all the same. A group that fails, or
+that takes far longer than expected, gives nothing: its chunks are computed one by one then, and so is the rest of the
+task, so that each of them succeeds, fails, is cancelled and is bounded as if there were no groups.
 """
 
 from __future__ import annotations
@@ -36,34 +37,41 @@ if TYPE_CHECKING:
 
 __all__ = ["Group", "result_receipt", "together"]
 
-_GROUP_S: Final = 0.02  # what the chunks of a group should take together
-_MOST_S: Final = 0.5  # a group that takes longer is none: its chunks are computed one by one
+_GROUP_S: Final = 0.2  # what the chunks of a group should take together
+_QUICK_S: Final = 0.02  # what delays nobody
+_GROUP_BYTES: Final = 2 << 20  # what they should give together
+_MOST_S: Final = 1.0  # a group that takes longer is none: its chunks are computed one by one
 _Output: TypeAlias = "bytes | memoryview"
 
 
 class Group:
     """How many chunks of a task are computed together."""
 
-    __slots__ = ("_chunk_s", "_last", "alone")
+    __slots__ = ("_chunk_s", "_largest", "alone")
 
     def __init__(self) -> None:
         self.alone = False  # for good: a group came to nothing
         self._chunk_s = _GROUP_S  # until one was timed
-        self._last = 1
+        self._largest = 1
 
     def ran(self, chunks: int, wall_ns: int) -> None:
         """So many have taken so long."""
-        self._last = chunks
+        self._largest = max(self._largest, chunks)
         self._chunk_s = max(wall_ns, 1) / 1e9 / chunks
 
     def refused(self) -> None:
         """There was no credit for so many."""
-        self._last = 1
+        self._largest = 1
+
+    @property
+    def quick(self) -> int:
+        """How many take no time to speak of."""
+        return max(1, int(_QUICK_S / self._chunk_s))
 
     @property
     def most(self) -> int:
         """How many go together now."""
-        return 1 if self.alone else max(1, min(2 * self._last, int(_GROUP_S / self._chunk_s), MAX_INFLIGHT_CHUNKS))
+        return 1 if self.alone else max(1, min(2 * self._largest, int(_GROUP_S / self._chunk_s), MAX_INFLIGHT_CHUNKS))
 
 
 def result_receipt(
@@ -87,13 +95,11 @@ def result_receipt(
 
 def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]:
     """The chunks at the head of the queue that are computed together, in ascending order; they stay there."""
-    most = min(
-        session.group.most,
-        len(session.queue),
-        account.window - account.unpaid,
-        BATCH_BYTES // max(1, session.connection.chunk_bytes[0]),
-    )
-    if most < 2 or isinstance(work, RoundWork) or work.splits:
+    size = max(1, session.connection.chunk_bytes[0])
+    # Vouchers come for half a window: what is paid with one is not to wait for what is paid with the next.
+    room = min(account.window - account.unpaid, max(1, account.window // 4, session.group.quick))
+    most = min(session.group.most, len(session.queue), room, _GROUP_BYTES // size)
+    if most < 2 or BATCH_BYTES // size < 2 or isinstance(work, RoundWork) or work.splits:
         return []
     chosen: list[int] = []
     for index in islice(session.queue, most):
@@ -102,7 +108,15 @@ def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]
         if index in session.cancelled or session.answered[index]:
             break
         chosen.append(index)
+    if BATCH_BYTES // size == 2 and len(chosen) % 2:
+        chosen.pop()  # there is no batch of one
     return chosen
+
+
+def _batches(count: int, most: int) -> list[slice]:
+    """So many results as few batches of at most `most`, of about as many each."""
+    batches = -(-count // most)
+    return [slice(count * at // batches, count * (at + 1) // batches) for at in range(batches)]
 
 
 def _blocks(work: Work, chunks: Sequence[int]) -> tuple[int, int]:
@@ -214,29 +228,37 @@ async def _deliver(
         units = units_of(work, blocks)
         payloads.append(result_receipt(agreement, index, result, units, now_ms, session.call_of(index)))
 
+    parts = _batches(len(chunks), BATCH_BYTES // max(1, session.connection.chunk_bytes[0]))
+    batches: list[ReceiptBatch] = []
+
     def sign(receipts: Sequence[ReceiptPayload]) -> ReceiptBatch:
-        return task.seal_batch(receipts, network=service.network, signer=service.signer)
+        batches[:] = [task.seal_batch(receipts[part], network=service.network, signer=service.signer) for part in parts]
+        # Each receipt shows the signature that it is under; to whoever stores them they are one batch.
+        return ReceiptBatch(
+            envelope=batches[0].envelope, receipts=tuple(shown for batch in batches for shown in batch.receipts)
+        )
 
     try:
-        batch = await account.issue_many(payloads, sign)
+        issued = await account.issue_many(payloads, sign)
     except BaseException:  # computed, and owed by nobody
         await _drop(account, chunks, used)
         raise
-    if batch is None:
+    if issued is None:
         for payload, result in zip(payloads, results, strict=True):
             await session.hand_over(agreement, account, payload, result, 0)
     else:
         session.place.chunks += len(chunks)
-        await session.dialogue.send(
-            Results(
-                index=chunks[0],
-                count=len(chunks),
-                finished_ms=now_ms,
-                receipts=batch.envelope,
-                data=b"".join(part for result in results for part in result),
+        for part, batch in zip(parts, batches, strict=True):
+            await session.dialogue.send(
+                Results(
+                    index=chunks[part.start],
+                    count=len(chunks[part]),
+                    finished_ms=now_ms,
+                    receipts=batch.envelope,
+                    data=b"".join(output for result in results[part] for output in result),
+                )
             )
-        )
-        session.note_answered(chunks)
+            session.note_answered(chunks[part])
     session.cancelled.difference_update(chunks)  # it came too late
     session.group.ran(len(chunks), run.wall_ns)
     units = sum(payload.units for payload in payloads)

@@ -22,7 +22,8 @@ from p2pcompute_protocols.wire import Record
 from p2pcompute_protocols.work import RoundWork, state_digest
 
 from ._api import RequesterAccount
-from ._link import MIN_BYTES_PER_S, LiarError, Link, LinkHooks, ReceivedChunk
+from ._link import MIN_BYTES_PER_S, LiarError, Link, ReceivedChunk
+from ._link_hooks import LinkHooks
 from ._round_work import StateBytes
 from ._scheduler import ChunkScheduler
 

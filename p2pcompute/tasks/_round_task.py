@@ -47,7 +47,8 @@ from ._events import (
     TaskEvent,
     WaitingForProviders,
 )
-from ._link import LiarError, LinkHooks, NoRoomNow
+from ._link import LiarError, NoRoomNow
+from ._link_hooks import LinkHooks, one_by_one
 from ._round_link import RoundLink
 from ._round_quorum import Recompute, RoundDesk
 from ._round_work import StateBytes
@@ -414,7 +415,7 @@ class RoundTask:
         hooks = LinkHooks(
             ready=lambda provider, ms: self.emit(ProviderReady(provider=provider, compile_ms=ms)),
             assigned=lambda provider, index: self.emit(ChunkAssigned(provider=provider, index=base + index)),
-            check=check,
+            check=one_by_one(check),
             done=done,
             failed=failed,
             paid=lambda provider, amount: self.emit(Paid(provider=provider, paid_uusd=amount)),

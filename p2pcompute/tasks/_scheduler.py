@@ -71,6 +71,13 @@ class ChunkScheduler:
         """How many chunks are under way."""
         return len(self._running)
 
+    def share(self, provider: PeerId) -> int:
+        """How many chunks `provider` may have at most, of those that are not done: as many as each other that computes
+        now, so that nobody waits long for the last ones of one (guided self-scheduling; Polychronopoulos and Kuck,
+        IEEE Transactions on Computers C-36, 1987)."""
+        computing = {provider}.union(*(run.since for run in self._running.values()))
+        return -(-(self.chunks - len(self._done)) // len(computing))
+
     def done_by(self, provider: PeerId) -> list[int]:
         """The chunks that `provider` has done."""
         return sorted(index for index, who in self._done.items() if who == provider)

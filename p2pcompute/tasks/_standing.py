@@ -11,6 +11,7 @@ import trio
 
 from p2pcompute.errors import BudgetError, ChunkFailed, P2PComputeError
 from p2pcompute_protocols.ids import PeerId
+from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 from p2pcompute_protocols.money import owed_uusd
 from p2pcompute_protocols.task import CallArg, CallInputs
 
@@ -187,6 +188,10 @@ class CallScheduler(ChunkScheduler):
     def hedge_at(self, provider: PeerId) -> float | None:  # noqa: ARG002  there is nobody else
         """Nothing is given out twice."""
         return None
+
+    def share(self, provider: PeerId) -> int:  # noqa: ARG002
+        """Any number: there is nobody else."""
+        return MAX_INFLIGHT_CHUNKS
 
     def ran_at(self, index: int, provider: PeerId) -> bool:  # noqa: ARG002
         """Whether the provider has the chunk now, or is to get it: not once nobody waits for its call."""

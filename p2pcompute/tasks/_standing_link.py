@@ -16,7 +16,8 @@ from p2pcompute_protocols.task import CallInputs
 from p2pcompute_protocols.wire import Record
 
 from ._api import RequesterAccount
-from ._link import Link, LinkHooks
+from ._link import Link
+from ._link_hooks import LinkHooks
 from ._standing import CallQueue, CallScheduler, PendingCall
 
 if TYPE_CHECKING:

@@ -42,7 +42,8 @@ from ._events import (
     TaskEvent,
     WaitingForProviders,
 )
-from ._link import LiarError, LinkHooks, NoRoomNow, WaitedTooLong
+from ._link import LiarError, NoRoomNow, WaitedTooLong
+from ._link_hooks import LinkHooks, one_by_one
 from ._meter import units_of
 from ._standing import CallQueue, PendingCall
 from ._standing_link import StandingLink
@@ -339,7 +340,7 @@ class StandingTask:
         return LinkHooks(
             ready=ready,
             assigned=lambda provider, index: self.emit(ChunkAssigned(provider=provider, index=index)),
-            check=check,
+            check=one_by_one(check),
             done=done,
             failed=failed,
             paid=paid,

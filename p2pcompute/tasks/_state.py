@@ -8,7 +8,6 @@ from typing import Final
 
 import trio
 
-from p2pcompute.checking import SampleReport
 from p2pcompute.errors import P2PComputeError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import CheckPolicy, Requirement
@@ -19,6 +18,7 @@ from ._budget import TaskBudget
 from ._doubling import QuorumDesk
 from ._events import TaskEvent
 from ._link import Link
+from ._link_hooks import CheckChunks
 from ._outcome import TaskOutcome
 from ._scheduler import ChunkScheduler
 from ._sharing import Sharing
@@ -116,7 +116,7 @@ class RunState:
 
     scheduler: ChunkScheduler
     deliver: Deliver
-    check: Callable[[int, memoryview], Awaitable[SampleReport]]
+    check: CheckChunks
     probe: Callable[[int], Awaitable[bool]]
     emit: Callable[[TaskEvent], None]
     most: int

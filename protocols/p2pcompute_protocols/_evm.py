@@ -6,19 +6,14 @@ from functools import lru_cache
 from typing import Final
 
 import coincurve
-from Crypto.Hash import keccak
 
+from ._keccak import keccak256
 from .errors import LocalProtocolError, WireCode
 from .ids import Address
 
 __all__ = ["address_of_public_key", "keccak256", "recover_address", "sign_digest"]
 
 _HALF_ORDER: Final = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0
-
-
-def keccak256(data: bytes) -> bytes:
-    """keccak-256, the EVM's hash (not SHA3-256)."""
-    return bytes(keccak.new(digest_bits=256, data=data).digest())
 
 
 def address_of_public_key(key: coincurve.PublicKey) -> Address:

@@ -12,7 +12,15 @@ import pytest
 import trio
 from hypothesis import given, settings
 
-from p2pcompute.checking import DEFAULT_SAMPLES, Sampler, SampleRuns, chunk_samples, draw_threads, sampled_every
+from p2pcompute.checking import (
+    DEFAULT_SAMPLES,
+    DeliveredChunk,
+    Sampler,
+    SampleRuns,
+    chunk_samples,
+    draw_threads,
+    sampled_every,
+)
 from p2pcompute.errors import WorkerDied
 from p2pcompute.execution._api import OutputSpec
 
@@ -197,6 +205,57 @@ def test_without_a_seed_nobody_can_know_the_sample() -> None:
         it = Sampler(truth, [OutputSpec(dtype="int32", shape=(10_000,))], [()], per_chunk=16)
         check(it, 0, 10_000, rows_of(0, 10_000, truth))
     assert truth.asked[0].tolist() != truth.asked[1].tolist()
+
+
+def test_chunks_that_came_together_are_one_run_and_a_lie_is_found_in_its_own() -> None:
+    truth = Truth(*TWO)
+    places = [(0, 100), (100, 100), (500, 37)]
+    honest = [rows_of(first, count, truth) for first, count in places]
+    lied = bytearray(honest[1])
+    lied[100 * 12 + 40 * 4] ^= 1  # of the second output, thread 140
+
+    async def reports(it: Sampler, outputs: Sequence[bytes]) -> list[Any]:
+        return await it.check_many(
+            [
+                DeliveredChunk(first_thread=first, threads=count, output=output)
+                for (first, count), output in zip(places, outputs, strict=True)
+            ]
+        )
+
+    it = sampler(truth, [(3,), ()], per_chunk=100)
+    found = trio.run(reports, it, honest)
+    assert [(report.checked, report.mismatched) for report in found] == [(100, 0), (100, 0), (37, 0)]
+    assert [len(asked) for asked in truth.asked] == [237]
+    found = trio.run(reports, it, [honest[0], bytes(lied), honest[2]])
+    assert [report.ok for report in found] == [True, False, True]
+    assert (found[1].mismatched, found[1].thread) == (1, 140)
+    assert (it.checked, it.mismatched) == (474, 1)
+    # As many of each as if it had come alone, and others each time.
+    few = sampler(truth, [(3,), ()], per_chunk=16)
+    trio.run(reports, few, honest)
+    for first, count in places:
+        assert np.sum((truth.asked[-1] >= first) & (truth.asked[-1] < first + count)) == 16
+
+
+def test_rows_that_nobody_owns_are_looked_at_in_each_of_several_chunks() -> None:
+    truth = Truth(PADDED)
+    stray = PADDED.copy()
+    stray[1_605, 1] = 5  # owned by nobody
+
+    async def main() -> list[Any]:
+        return await sampler(truth, [(3,)], per_chunk=8).check_many(
+            [
+                DeliveredChunk(
+                    first_thread=first,
+                    threads=1_600,
+                    output=stray[first : first + 1_600].tobytes(),
+                    inside=INSIDE[(first <= INSIDE) & (first + 1_600 > INSIDE)],
+                )
+                for first in (0, 1_600)
+            ]
+        )
+
+    assert [(report.mismatched, report.thread) for report in trio.run(main)] == [(0, None), (1, 1_605)]
 
 
 # Threads of blocks that stand out over an output's edge own no row.

@@ -497,8 +497,16 @@ def test_blocks_that_own_nothing_are_no_items() -> None:
     layout = block_sum[9, 128].bind(out(4, np.float32), x).layout
     assert layout.items_per_block == 1
     assert layout.items_inside(2, 7).tolist() == [2, 3]
+    assert layout.items_sampled(0, 4) is None
+    assert layout.items_sampled(2, 2) is None
+    for first, blocks in ((0, 5), (2, 7), (4, 1)):
+        told = layout.items_sampled(first, blocks)
+        assert told is not None
+        assert told.tolist() == layout.items_inside(first, blocks).tolist()
     layout = stencil[9, 128].bind(out(300, np.float32), x).layout
     assert layout.items_inside(0, 9).tolist() == [0, 1, 2]
+    assert layout.items_sampled(0, 3) is None  # of the last block some threads own nothing, and it is an item
+    assert layout.items_sampled(0, 4) is not None
     assert layout.row_shapes == [(128,)]
 
 

@@ -14,6 +14,7 @@ from p2pcompute import cuda, random
 from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._api import KernelSource, Launch, OutputSpec
 from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute.execution._cpu_crew import Crew
 from p2pcompute.execution._rows import Layout, scatter_rows, thread_coordinates, threads_inside
 from p2pcompute.kernel import Binding, Kernel, device, kernel, out
 
@@ -435,6 +436,56 @@ def test_rows_are_in_thread_order(backend: CpuBackend) -> None:
     target = np.zeros((9, 11), np.int32)
     scatter_rows(*_compile_args(binding), 0, 0, binding.launch.blocks, rows, target)
     assert (target == 1000 * np.arange(9)[:, None] + np.arange(11)).all()
+
+
+@pytest.mark.parametrize(
+    ("grid", "block", "shape"),
+    [((3, 2), (4, 5), (9, 11)), ((3, 4), (4, 2), (8, 12)), ((2, 3), (5, 3), (9, 7)), ((2, 2), (2, 2), (50, 50))],
+)
+def test_a_chunk_whose_items_all_own_an_element_is_known_by_its_corners(
+    grid: tuple[int, int], block: tuple[int, int], shape: tuple[int, int]
+) -> None:
+    layout: Layout = by_pattern[grid, block].bind(out(shape, "i4")).layout
+    size = layout.launch.threads_per_block
+    whole = set()
+    for first in range(layout.launch.blocks):
+        for blocks in range(1, layout.launch.blocks - first + 1):
+            inside = layout.items_inside(first, blocks)
+            whole.add(len(inside) == blocks * size)
+            told = layout.items_sampled(first, blocks)
+            if len(inside) == blocks * size:
+                assert told is None
+            else:
+                assert told is not None
+                assert (told == inside).all()
+    assert True in whole
+    with pytest.raises(ValueError, match="blocks"):
+        layout.items_sampled(0, layout.launch.blocks + 1)
+
+
+def test_few_threads_are_left_to_one_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples: nobody else is woken for them once it is known that they take no time."""
+    shared: list[int] = []
+    together = Crew._together
+
+    def spied(self: Crew, done: int, total: int, part: Any) -> None:
+        shared.append(total)
+        together(self, done, total, part)
+
+    monkeypatch.setattr(Crew, "_together", spied)
+    with CpuBackend(3) as backend:
+        binding = by_pattern[(30, 20), (16, 16)].bind(out((320, 480), "i4"))
+        compiled = backend.compile(*_compile_args(binding))
+        ids = np.arange(0, binding.launch.threads, 7, dtype=np.int64)
+        x, y, _ = thread_coordinates(binding.launch, ids)
+        # As the clock is asked: whatever the machine is busy with, these have taken a nanosecond each, or a second.
+        for item_ns, helped in ((1.0, False), (1e9, True), (1.0, False)):
+            compiled._thread_pace.ns = item_ns
+            shared.clear()
+            rows = np.zeros(len(ids), np.int32)
+            compiled.run_threads(ids, [], [rows])
+            assert (rows == 1000 * y + x).all()
+            assert bool(shared) is helped
 
 
 def test_scatter_refuses_what_does_not_fit() -> None:

@@ -87,7 +87,8 @@ async def the_window_of_a_payer_grows_by_doubling(market: Market) -> None:
     assert between[0] == 1
     assert max(between) >= 4
     if market.network is not None:  # in real time a payment may come when more has added up
-        assert between == sorted(between[:-1]) + between[-1:]
+        assert between[:5] == sorted(between[:5])
+        assert all(4 <= results <= 6 for results in between[5:-1])  # two of them may come together
 
 
 @scenario

@@ -22,7 +22,7 @@ from p2pcompute.tasks import _provider_group as grouping
 from p2pcompute.testing import WorkerFaults
 from p2pcompute.testing._simulation import _InlineSession
 from p2pcompute_protocols.evidence import open_evidence
-from p2pcompute_protocols.task import open_proven_receipt, open_receipt, stands_in_batch
+from p2pcompute_protocols.task import BatchedReceipt, open_proven_receipt, open_receipt, stands_in_batch
 
 from ..market._harness import SIZE, Market, Watch, X, Y, Z, axpy, in_memory, until
 from ._scenarios import altered_rows
@@ -158,12 +158,67 @@ def test_a_group_is_no_longer_than_it_should_be(monkeypatch: pytest.MonkeyPatch)
 
     async def scenario(market: Market) -> None:
         provider = await market.provider(workers=short(market, chunk_s=0.004), **WIDE)
-        slow = await market.provider(workers=short(market, chunk_s=0.03), **WIDE)
-        for node, most in ((provider, range(2, 6)), (slow, range(1, 2))):
+        slow = await market.provider(workers=short(market, chunk_s=0.15), **WIDE)
+        for node, most in ((provider, range(16, 51)), (slow, range(1, 2))):
             requester = await market.node(connect=(node,))
             with runs_of(monkeypatch) as runs:
                 await run_short(requester, Watch())
             assert max(blocks for _, blocks in runs) in most
+
+    in_memory(scenario)
+
+
+@p2p.kernel
+def numbered(result):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < result.size:
+        result[i] = i
+
+
+@pytest.mark.parametrize(("block", "sizes"), [(256, {2, 3}), (300, {2}), (500, {0})])
+def test_what_is_too_much_for_one_message_is_one_run_and_several(
+    block: int, sizes: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three chunks of 64 KiB go into a message, two of 75 KiB, and those of 125 KiB go alone."""
+    chunks = 48
+    written: list[int] = []
+    record_receipts = Ledger.record_receipts
+
+    async def spied(self: Ledger, receipts: Any, **options: Any) -> Any:
+        written.append(len(receipts))
+        return await record_receipts(self, receipts, **options)
+
+    monkeypatch.setattr(Ledger, "record_receipts", spied)
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=short(market, chunk_s=0.002), **WIDE)
+        requester = await market.node(connect=(provider,))
+        watch = Watch()
+        with runs_of(monkeypatch) as runs:
+            found = await requester.run(
+                numbered[chunks * 64, block],
+                p2p.out(chunks * 64 * block, np.int32),
+                chunks=chunks,
+                budget="0.10 USD",
+                on_event=watch,
+            )
+        assert np.array_equal(found, np.arange(chunks * 64 * block))
+        task = watch.of(Agreed)[0].task
+        issued, held = [
+            {row.index: row.envelope for row in await node.services.ledger.receipts(task)}
+            for node in (provider, requester)
+        ]
+        assert issued == held
+        assert len(issued) == chunks
+        together = [BatchedReceipt.decode(shown) for shown in issued.values() if stands_in_batch(shown)]
+        assert {shown.proof.leaves for shown in together} <= sizes
+        if sizes == {0}:
+            assert max(blocks for _, blocks in runs) == 64
+            assert not written
+        else:
+            assert len(together) > chunks // 2
+            assert max(blocks for _, blocks in runs) > 4 * 64
+            assert max(written) > 4  # of all messages of a run at once
 
     in_memory(scenario)
 
@@ -342,6 +397,19 @@ def test_no_result_leaves_before_its_receipt_is_on_disk(monkeypatch: pytest.Monk
     in_memory(scenario)
 
 
+@pytest.mark.parametrize("most", [2, 3, 4, 17, 256])
+def test_messages_of_a_run_are_few_and_none_has_a_single_result(most: int) -> None:
+    for count in range(2, 257):
+        if most == 2 and count % 2:
+            continue  # which is not run together
+        parts = grouping._batches(count, most)
+        sizes = [part.stop - part.start for part in parts]
+        assert sum(sizes) == count
+        assert [part.start for part in parts] == [sum(sizes[:at]) for at in range(len(sizes))]
+        assert 2 <= min(sizes) <= max(sizes) <= most
+        assert len(sizes) == -(-count // most)
+
+
 def test_how_many_go_together() -> None:
     group = grouping.Group()
     assert group.most == 1  # until one was timed
@@ -352,8 +420,10 @@ def test_how_many_go_together() -> None:
     assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256]
     assert group.most == 256
     group.ran(256, 256 * 1_000_000)  # they have become longer
+    assert group.most == 200
+    group.ran(1, 10_000_000)  # one by itself says how long they take, and nothing of how many may go together
     assert group.most == 20
-    group.ran(1, 30_000_000)
+    group.ran(1, 300_000_000)
     assert group.most == 1
     group.ran(1, 1)
     group.refused()
