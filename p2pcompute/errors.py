@@ -34,6 +34,7 @@
     │   └── RecordRefused            a DHT record or a gossip message failed validation
     ├── PaymentError
     │   ├── VoucherRefused           a voucher is not better than the one we hold, or not for this channel
+    │   ├── ChannelChanged           its deposit is not what a voucher was checked against; look again
     │   ├── ChannelClosing           the payee has consented to close the channel; nothing more is paid over it
     │   ├── ChannelBusy              work over the channel is under way or unpaid, so it is not closed now
     │   ├── InsufficientFunds        the wallet or the channel does not hold enough
@@ -67,6 +68,7 @@ __all__ = [
     "ChainError",
     "ChainUnreachable",
     "ChannelBusy",
+    "ChannelChanged",
     "ChannelClosing",
     "ChunkFailed",
     "ConfigError",
@@ -280,6 +282,11 @@ class PaymentError(P2PComputeError):
 
 class VoucherRefused(PaymentError):
     """A voucher is not better than the one we hold, or not for this channel."""
+
+
+class ChannelChanged(PaymentError):
+    """A channel's deposit, or when it can be closed, is not what a voucher was checked against: look again, then retry.
+    Nothing was written."""
 
 
 class ChannelClosing(PaymentError):

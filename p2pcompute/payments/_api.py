@@ -498,6 +498,7 @@ class PayeeLedger(Protocol):
         signature: bytes,
         peer: PeerId,
         covered: CoveredReceipts | None = None,
+        checked: ChannelIn | None = None,
     ) -> ChannelIn: ...
     async def set_chain_in(
         self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int, close_at_s: int

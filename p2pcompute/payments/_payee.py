@@ -14,7 +14,7 @@ import trio
 
 from p2pcompute._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, Dialogue
 from p2pcompute._log import log_event
-from p2pcompute.errors import ChainError, ChannelClosing, DiskFull, VoucherRefused
+from p2pcompute.errors import ChainError, ChannelChanged, ChannelClosing, DiskFull, VoucherRefused
 from p2pcompute_protocols._binding import SignerBinding, WalletSigner, verify_binding
 from p2pcompute_protocols.channel import (
     ChannelConnection,
@@ -134,6 +134,7 @@ class Payee:
         self._domain = Domain(chain_id=hub.terms.chain_id, contract=Address(hub.terms.hub))
         self._waiting: dict[ChannelId, trio.Event] = {}
         self._read_at: dict[ChannelId, float] = {}
+        self._kept: dict[ChannelId, ChannelIn] = {}  # as of the last voucher of each; the ledger has the last word
         self._consents = Consents(
             ledger=ledger,
             hub=hub,
@@ -296,13 +297,16 @@ class Payee:
 
     async def _take(self, session: _Session, frame_: VoucherFrame) -> None:
         """Verify a voucher and store it; raises `_Refuse`. Cheap checks first, the chain last."""
-        amount = frame_.amount_uusd
-        row = await self._ledger.channel_in(session.channel)
+        amount, channel = frame_.amount_uusd, session.channel
+        kept = self._kept.get(channel)
+        if kept is not None and not self._is_covered(kept, amount):
+            kept = None
+        row = kept if kept is not None else await self._ledger.channel_in(channel)
         best = row.paid_uusd if row is not None else 0
         if amount > MAX_LEDGER_UUSD:
             raise _Refuse(WireCode.OVERSIZED, "above what this node keeps account of", best_uusd=best)
         try:
-            voucher = Voucher(channel=session.channel, amount_uusd=amount, memo=frame_.memo)
+            voucher = Voucher(channel=channel, amount_uusd=amount, memo=frame_.memo)
             signer = recover_signer(self._domain, voucher, frame_.signature)
         except LocalProtocolError as exc:
             await self._blame(session)
@@ -312,43 +316,78 @@ class Payee:
             raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
         if amount <= best:
             raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {usd(best)} held", best_uusd=best)
-        if row is not None and row.is_closing:
+        stored = None
+        if kept is not None:
+            with suppress(ChannelChanged, ChannelClosing):  # the look below says what has become of the channel
+                stored = await self._store(session, frame_, kept)
+        if stored is None:
+            if kept is not None:
+                row = await self._ledger.channel_in(channel)
+            row = await self._covered_row(session, row, amount)
             try:
-                await self._consents.check(session.channel)
+                stored = await self._store(session, frame_, row)
+            except ChannelChanged as exc:
+                raise _Refuse(WireCode.INTERNAL, "the deposit changes now; try again", best_uusd=best) from exc
             except ChannelClosing as exc:
-                raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=best) from exc
-        row = await self._cover(session, row, amount)
-        try:
-            stored = await self._ledger.take_voucher(
-                session.channel,
-                amount_uusd=amount,
-                memo=frame_.memo,
-                signature=frame_.signature,
-                peer=session.peer,
-                covered=_covered(frame_),
-            )
-        except VoucherRefused as exc:
-            # Another stream of the same payer was faster, or the chain knows of more than we did.
-            raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=max(best, row.paid_uusd)) from exc
-        except ChannelClosing as exc:
-            raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=max(best, row.paid_uusd)) from exc
+                raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=row.paid_uusd) from exc
         self.counters.vouchers += 1
         self.counters.paid_uusd += stored.paid_uusd - best
         # Money is not refused for a memo: what it proves is of use to the payee, and the payer loses nothing by it.
         self.counters.unrooted += frame_.memo != _NO_MEMO and not stored.rooted_leaves
-        session.row = stored
-        self._wake(session.channel)
+        self._wake(channel)
         if _log.isEnabledFor(logging.DEBUG):
-            so_far = f"{usd(stored.paid_uusd)} on channel {session.channel.hex()[:8]} so far"
+            so_far = f"{usd(stored.paid_uusd)} on channel {channel.hex()[:8]} so far"
             log_event(
                 _log,
                 "voucher",
                 f"voucher of …{session.peer[-8:]}: {so_far}",
                 level=logging.DEBUG,
                 peer=session.peer,
-                channel=session.channel.hex(),
+                channel=channel.hex(),
                 paid_uusd=stored.paid_uusd,
             )
+
+    def _is_covered(self, row: ChannelIn, amount_uusd: int) -> bool:
+        """Whether a row says by itself that a voucher would be taken; `_cover` finds out where it does not."""
+        read_at = self._read_at.get(row.channel)
+        return (
+            read_at is not None
+            and trio.current_time() - read_at < CHAIN_TTL_S
+            and row.paid_uusd < amount_uusd <= row.deposit_uusd
+            and not row.close_at_s
+        )
+
+    async def _store(self, session: _Session, frame_: VoucherFrame, row: ChannelIn) -> ChannelIn:
+        """Store a voucher that `row` covers; raises `_Refuse`, and what `take_voucher` raises where the
+        channel is not as `row` says."""
+        channel = session.channel
+        self._kept.pop(channel, None)
+        try:
+            stored = await self._ledger.take_voucher(
+                channel,
+                amount_uusd=frame_.amount_uusd,
+                memo=frame_.memo,
+                signature=frame_.signature,
+                peer=session.peer,
+                covered=_covered(frame_),
+                checked=row,
+            )
+        except VoucherRefused as exc:
+            # Another stream of the same payer was faster, or the chain knows of more than we did.
+            raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=row.paid_uusd) from exc
+        if len(self._kept) >= _MAX_TRACKED_CHANNELS:
+            self._kept.pop(next(iter(self._kept)))  # forgetting the oldest costs one more look at the ledger
+        self._kept[channel] = stored
+        return stored
+
+    async def _covered_row(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
+        """As `_cover`, where no consent to close the channel is out."""
+        if row is not None and row.is_closing:
+            try:
+                await self._consents.check(session.channel)
+            except ChannelClosing as exc:
+                raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=row.paid_uusd) from exc
+        return await self._cover(session, row, amount_uusd)
 
     async def _cover(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
         """The channel's row, with a deposit that covers `amount_uusd`; raises `_Refuse` with UNFUNDED."""

@@ -296,7 +296,11 @@ class ChannelOut:
             StreamError: the provider can't be reached.
             ChainError: the endpoint.
         """
-        async with self._lock:
+        try:
+            self._lock.acquire_nowait()  # nearly always; what is sent lets others run
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
             pause_s = _RETRY_FIRST_S
             attempt = 0
             known: ChannelOutView | None = None  # as of the last ack
@@ -340,6 +344,8 @@ class ChannelOut:
                 pause_s = min(2 * pause_s, _RETRY_MOST_S)
             row = await self._row()
             return max(row.acked_uusd, row.claimed_uusd)
+        finally:
+            self._lock.release()
 
     async def ask_close(self) -> tuple[CloseConsent, bytes]:
         """Ask the provider to let the channel be closed at once, at all that was accepted on it; that is paid first.

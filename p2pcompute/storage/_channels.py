@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from p2pcompute.errors import ChannelClosing, InsufficientFunds, StorageError, VoucherRefused
+from p2pcompute.errors import ChannelChanged, ChannelClosing, InsufficientFunds, StorageError, VoucherRefused
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId
 from p2pcompute_protocols.merkle import Frontier
 from p2pcompute_protocols.money import PUSD_PER_UUSD, usd
@@ -30,6 +30,15 @@ _OUT_COLUMNS = (
 _OUT = f"SELECT {_OUT_COLUMNS} FROM channels_out c"
 
 T = TypeVar("T")
+
+
+class Deposit(Protocol):
+    """What of a channel says how far its vouchers are covered; `ChannelInRow` is such."""
+
+    @property
+    def deposit_uusd(self) -> int: ...
+    @property
+    def close_at_s(self) -> int: ...
 
 
 def need_in(tx: Transaction, channel: ChannelId) -> ChannelInRow:
@@ -181,8 +190,11 @@ class ChannelsMixin:
         signature: bytes,
         peer: PeerId,
         covered: Named | None = None,
+        checked: Deposit | None = None,
     ) -> ChannelInRow:
         """Store a voucher that the caller has verified, before it is acknowledged.
+
+        `checked` is the channel as the caller has found it to cover the voucher; None where nobody looked.
 
         `covered` names the receipts that its memo has come to be the root of. Where the memo is not reproduced from
         them and from those named before, the voucher is taken all the same and `rooted_leaves` of the row is 0.
@@ -194,6 +206,7 @@ class ChannelsMixin:
         Raises:
             VoucherRefused: not above the best one, or not above what was claimed on chain.
             ChannelClosing: we have signed that the channel may be closed; what the voucher says could not be claimed.
+            ChannelChanged: its deposit, or its closing, is not that of `checked`.
         """
 
         def work(tx: Transaction) -> ChannelInRow:
@@ -202,6 +215,8 @@ class ChannelsMixin:
                 refuse_closing(tx, channel)
             if amount_uusd <= row.paid_uusd:
                 raise VoucherRefused(f"a voucher of {usd(amount_uusd)} where {usd(row.paid_uusd)} are held already")
+            if checked and (checked.deposit_uusd, checked.close_at_s) != (row.deposit_uusd, row.close_at_s):
+                raise ChannelChanged(f"the channel {channel.hex()[:8]} has another deposit by now; look again")
             gained_uusd = amount_uusd - row.paid_uusd
             found = reproduce(tx, receipts, memo, covered)
             tx.emit(

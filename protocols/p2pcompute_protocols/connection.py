@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, TypeVar, cast
 
 from . import cbor
-from .errors import EndedEarly, LocalProtocolError, RemoteProtocolError, WireCode, remote
+from .errors import EndedEarly, LocalProtocolError, RemoteProtocolError, WireCode
 from .framing import FrameBuffer, frame
 from .limits import MAX_FRAME_BYTES
 from .wire import Record, decode_message
@@ -206,8 +206,10 @@ class Connection(Generic[S]):
             kind, text = self._broken
             raise kind(text, code=WireCode.OUT_OF_ORDER)
         try:
-            with remote():
-                return self._next()
+            return self._next()
+        except LocalProtocolError as exc:  # without `remote`: this is asked twice for each message
+            self._broken = (RemoteProtocolError, str(exc))
+            raise RemoteProtocolError(str(exc), code=exc.code) from exc
         except RemoteProtocolError as exc:
             self._broken = (type(exc), str(exc))
             raise

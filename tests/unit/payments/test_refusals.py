@@ -127,6 +127,16 @@ async def above_the_deposit(world: Any) -> Any:
     return await paying(world, 1_001)
 
 
+async def less_there_than_it_was(world: Any) -> Any:
+    """What was a deposit when the last voucher came is none any more, and the payee's settler has seen that."""
+    wire = await greeted(world)
+    await wire.say(voucher(world, 5))
+    assert isinstance(await wire.hear(), VoucherAck)
+    await world.payee_ledger.set_chain_in(world.channel, deposit_uusd=5, claimed_uusd=0, close_at_s=0)
+    await wire.say(voucher(world, 6))
+    return await wire.hear()
+
+
 async def asked_again_at_once(world: Any) -> Any:
     wire = await greeted(world)
     for _ in range(2):
@@ -211,6 +221,7 @@ CASES: list[tuple[Callable[[Any], Any], WireCode, str]] = [
     (not_above, WireCode.BAD_VOUCHER, "5 is held"),
     (overtaken, WireCode.BAD_VOUCHER, "0.000007 USD are held already"),
     (above_the_deposit, WireCode.UNFUNDED, "holds 0.001000 USD"),
+    (less_there_than_it_was, WireCode.UNFUNDED, "looked up a moment ago"),
     (asked_again_at_once, WireCode.UNFUNDED, "try again shortly"),
     (about_to_close, WireCode.UNFUNDED, "about to close"),
     (consented, WireCode.CLOSING, "consent"),
