@@ -63,18 +63,21 @@ def receipt_for(task: TaskId, index: int) -> ReceiptPayload:
 class Stream:
     """One end of a socket pair, and who is at the other."""
 
-    def __init__(self, half: trio.SocketStream, peer: PeerId) -> None:
+    def __init__(self, half: trio.socket.SocketType, peer: PeerId) -> None:
         self._half = half
         self.peer_id = peer
 
     async def send_all(self, data: bytes) -> None:
-        await self._half.send_all(data)
+        sent = 0
+        while sent < len(data):
+            sent += await self._half.send(data[sent:] if sent else data)
 
     async def receive_some(self, max_bytes: int = 65_536) -> bytes:
-        return bytes(await self._half.receive_some(max_bytes))
+        return bytes(await self._half.recv(max_bytes))
 
     async def aclose(self) -> None:
-        await self._half.aclose()
+        self._half.close()
+        await trio.lowlevel.checkpoint()
 
     def blame(self, exc: ProtocolError) -> None:
         raise exc
@@ -82,7 +85,7 @@ class Stream:
 
 def stream_pair(left: PeerId, right: PeerId) -> tuple[Stream, Stream]:
     """Two ends; the first is held by `left`."""
-    ends = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in socket.socketpair()]
+    ends = [trio.socket.from_stdlib_socket(end) for end in socket.socketpair()]
     return Stream(ends[0], right), Stream(ends[1], left)
 
 
@@ -153,7 +156,7 @@ class Provider:
             process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
             for payee in self.payees:
                 half, _ = await server.accept()  # the payers come one after the other, in the accounts' order
-                self.nursery.start_soon(self._serve, payee, Stream(trio.SocketStream(half), node.peer_id))
+                self.nursery.start_soon(self._serve, payee, Stream(half, node.peer_id))
             assert process.stdout is not None
             said = b"".join([part async for part in process.stdout])
             if await process.wait() != 0:
@@ -177,7 +180,7 @@ async def pay_from_here(path: str, channels: int, each: int) -> float:
         account = WalletKey(key(b"account", number)).address
         half = trio.socket.socket(trio.socket.AF_UNIX)
         await half.connect(path)
-        stream = Stream(trio.SocketStream(half), node.peer_id)
+        stream = Stream(half, node.peer_id)
         task = agreement_with(node, binding, NodeKey(key(b"provider", 0)), account, 0).task_id
         payers.append(_BarePayer(stream, channel_id(wallet.address, account, wallet.address), wallet, task))
         await payers[-1].greet(binding, account)
