@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.errors import ChannelClosing, InsufficientFunds, P2PComputeError, VoucherRefused
+from p2pcompute.errors import ChannelClosing, DiskFull, InsufficientFunds, P2PComputeError, VoucherRefused
 from p2pcompute.market import Standing, Standings
 from p2pcompute.market._standing import MAX_STRANGERS
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
@@ -500,7 +501,8 @@ class RequesterLedgerBooks:
         paid is only among the strangers that have failed.
         """
         known = self.standing(peer).paid_uusd > 0 or peer in self.banned
-        await self.failed(peer, reason, ban=known or len(self.banned) < MAX_STRANGERS)
+        with suppress(DiskFull):  # the verdict that it goes along with matters more than the note
+            await self.failed(peer, reason, ban=known or len(self.banned) < MAX_STRANGERS)
 
     def standing(self, provider: PeerId) -> Standing:
         """How we stand with a provider."""

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -54,6 +54,8 @@ CLOSING_MARGIN_S: Final = 3_600  # a channel that can be closed this soon takes 
 MAX_LEDGER_UUSD: Final = (2**63 - 1) // 1_000_000  # owed amounts are kept in pico-USD in 64 bits
 _MAX_TRACKED_CHANNELS: Final = 4_096
 _NO_MEMO: Final = bytes(32)
+
+T = TypeVar("T")
 
 
 class _Refuse(Exception):
@@ -133,7 +135,8 @@ class Payee:
         self._clock_ms = clock_ms
         self._domain = Domain(chain_id=hub.terms.chain_id, contract=Address(hub.terms.hub))
         self._waiting: dict[ChannelId, trio.Event] = {}
-        self._read_at: dict[ChannelId, float] = {}
+        self._read_at: dict[ChannelId, float] = {}  # since when what the ledger has of a channel's chain counts
+        self._asked_at: dict[ChannelId, float] = {}  # when the chain was last asked about it, successful or not
         self._kept: dict[ChannelId, ChannelIn] = {}  # as of the last voucher of each; the ledger has the last word
         self._consents = Consents(
             ledger=ledger,
@@ -375,9 +378,7 @@ class Payee:
         except VoucherRefused as exc:
             # Another stream of the same payer was faster, or the chain knows of more than we did.
             raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=row.paid_uusd) from exc
-        if len(self._kept) >= _MAX_TRACKED_CHANNELS:
-            self._kept.pop(next(iter(self._kept)))  # forgetting the oldest costs one more look at the ledger
-        self._kept[channel] = stored
+        _remember(self._kept, channel, stored)
         return stored
 
     async def _covered_row(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
@@ -396,13 +397,14 @@ class Payee:
         read_at = self._read_at.get(channel)
         fresh = read_at is not None and now - read_at < CHAIN_TTL_S
         if row is None or not fresh or amount_uusd > row.deposit_uusd:
-            if read_at is not None and now - read_at < CHAIN_READ_S:
+            asked_at = self._asked_at.get(channel)
+            if asked_at is not None and now - asked_at < CHAIN_READ_S:
                 raise self._unfunded(row, "the deposit was looked up a moment ago; try again shortly")
-            self._remember_read(channel, now)
+            _remember(self._asked_at, channel, now)
             try:
                 state = await payee_view(self._hub, channel)
             except ChainError as exc:
-                self._read_at.pop(channel, None)
+                self._asked_at.pop(channel, None)
                 raise _Refuse(WireCode.INTERNAL, "the chain can't be asked now; try again later") from exc
             if row is None:
                 if state.deposit_uusd <= state.claimed_uusd:
@@ -420,6 +422,7 @@ class Payee:
                 claimed_uusd=state.claimed_uusd,
                 close_at_s=state.close_at_s,
             )
+            _remember(self._read_at, channel, now)  # not before: another stream would take the old row for a new one
             self._wake(channel)  # the chain may know of more than we did
         if amount_uusd > row.deposit_uusd:
             raise self._unfunded(row, f"the channel holds {usd(row.deposit_uusd)}")
@@ -432,15 +435,17 @@ class Payee:
         deposit = row.deposit_uusd if row is not None else 0
         return _Refuse(WireCode.UNFUNDED, detail, best_uusd=best, deposit_uusd=deposit)
 
-    def _remember_read(self, channel: ChannelId, now: float) -> None:
-        if len(self._read_at) >= _MAX_TRACKED_CHANNELS:
-            # Forgetting the oldest costs one more read of the chain.
-            self._read_at.pop(next(iter(self._read_at)))
-        self._read_at.pop(channel, None)
-        self._read_at[channel] = now
-
     def _forget_read(self, channel: ChannelId) -> None:
         self._read_at.pop(channel, None)
+        self._asked_at.pop(channel, None)
+
+
+def _remember(what: dict[ChannelId, T], channel: ChannelId, value: T) -> None:
+    """Note something of a channel. Forgetting the oldest costs one more look at the ledger, or read of the chain."""
+    what.pop(channel, None)
+    if len(what) >= _MAX_TRACKED_CHANNELS:
+        what.pop(next(iter(what)))
+    what[channel] = value
 
 
 def _covered(frame_: VoucherFrame) -> _Covered | None:

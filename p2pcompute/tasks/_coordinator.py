@@ -617,7 +617,8 @@ class Coordinator:
             check=state.check
             if state.desk is None
             else one_by_one(partial(state.desk.check, PeerId(agreement.terms.provider))),
-            checks_together=state.desk is None,
+            # the windows of split inputs are those of one chunk
+            checks_together=state.desk is None and request.splits is None,
             done=done,
             failed=failed,
             paid=paid,

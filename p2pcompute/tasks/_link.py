@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -80,6 +80,9 @@ _log = logging.getLogger("p2pcompute.tasks")
 
 _OPEN_S: Final = 15.0
 _SETUP_S: Final = 120.0  # blobs and compiling
+_CHECKED_TOGETHER: Final = 64  # chunks, in one run of our worker
+_CHECK_S: Final = 0.2  # what such a run is expected to take
+_CHECKED_BYTES: Final = 4 << 20  # of their outputs; what samples give back is no more
 _GRACE_S: Final = 10.0  # beyond the agreed time of a chunk, for the wire
 _LAST_PAYMENT_S: Final = 1.0  # of a task that is cancelled
 _FINISH_S: Final = 2.0
@@ -157,6 +160,7 @@ class Link:
         self._unchecked = 0  # came, but their samples are not compared and handed over yet
         self._accepted = 0  # stored as owed, not covered by an acknowledged voucher
         self._runs = SampleRuns(hooks.sample_every)
+        self._check_s: float | None = None  # what the last check took for each chunk
         self._settling = trio.Lock()
         self._wake = trio.Event()
         self._pay_now = trio.Event()
@@ -562,25 +566,41 @@ class Link:
 
     async def _check(self, results: trio.MemoryReceiveChannel[list[ReceivedChunk]]) -> None:
         """Sample each chunk, and only then accept it; in the order in which they came."""
-        async for together in results:
-            if self.hooks.checks_together:
-                with contextlib.suppress(trio.WouldBlock):
-                    while True:
-                        together += results.receive_nowait()
+        async for waiting in results:
+            while waiting:
+                if self.hooks.checks_together:
+                    with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
+                        while True:
+                            waiting += results.receive_nowait()
+                together, waiting = self._cut(waiting)
                 await self._check_chunks(together)
-            else:
-                for received in together:
-                    await self._check_chunks([received])
-            self._wake.set()
+                self._wake.set()
+
+    def _cut(self, waiting: list[ReceivedChunk]) -> tuple[list[ReceivedChunk], list[ReceivedChunk]]:
+        """The chunks that are checked next, in one run of our worker, and the others: no more than it takes some tenths
+        of a second for, as far as the last check tells, because a run that is too long is broken off."""
+        most = 1
+        if self.hooks.checks_together and self._check_s is not None:
+            most = _CHECKED_TOGETHER
+            if self._check_s > 0:
+                most = max(1, min(most, int(_CHECK_S / self._check_s)))
+        end = size = 0
+        while end < min(most, len(waiting)) and (not end or size + len(waiting[end].output) <= _CHECKED_BYTES):
+            size += len(waiting[end].output)
+            end += 1
+        return waiting[:end], waiting[end:]
 
     async def _check_chunks(self, together: Sequence[ReceivedChunk]) -> None:
-        sampled = [received for received in together if self._runs.next_is_sampled(self.window)]
-        reports: dict[int, SampleReport] = {}
+        is_sampled = [self._runs.next_is_sampled(self.window) for _ in together]
+        sampled = [(one.index, one.output) for one, drawn in zip(together, is_sampled, strict=True) if drawn]
+        found: Iterator[SampleReport] = iter(())
         if sampled:
-            found = await self.hooks.check([(received.index, received.output) for received in sampled])
-            reports = {received.index: report for received, report in zip(sampled, found, strict=True)}
-        for received in together:
-            report = reports.setdefault(received.index, SampleReport(checked=0, mismatched=0))
+            began = trio.current_time()
+            found = iter(await self.hooks.check(sampled))
+            self._check_s = (trio.current_time() - began) / len(sampled)
+        # By their place and not by their index: a chunk may have come twice, and only one of them be right.
+        reports = [next(found) if drawn else SampleReport(checked=0, mismatched=0) for drawn in is_sampled]
+        for received, report in zip(together, reports, strict=True):
             if not report.ok:
                 self.rejected = [*(earlier for earlier, _ in self._checked), received]
                 self.lie = LiarError(self.provider, received.index, report)
@@ -589,8 +609,8 @@ class Link:
         # Paid before they are handed over: whoever takes them may take long, and the provider is not to wait for that.
         if len(self._checked) >= max(1, self.window // 2):
             self._pay_now.set()
-        for received in together:
-            await self.hooks.done(self.provider, received.index, received.output, reports[received.index])
+        for received, report in zip(together, reports, strict=True):
+            await self.hooks.done(self.provider, received.index, received.output, report)
             received.output = memoryview(b"")
             self._unchecked -= 1
 

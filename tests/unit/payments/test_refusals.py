@@ -13,6 +13,7 @@ import trio
 import p2pcompute.payments
 import p2pcompute_protocols
 from p2pcompute.errors import ChainUnreachable, DiskFull, InsufficientFunds, StreamError, VoucherRefused
+from p2pcompute.payments._payee import CHAIN_TTL_S
 from p2pcompute.payments._refusals import REASONS, refused_error
 from p2pcompute_protocols.channel import (
     ChannelHello,
@@ -137,6 +138,28 @@ async def less_there_than_it_was(world: Any) -> Any:
     return await wire.hear()
 
 
+async def while_the_chain_is_asked(world: Any) -> Any:
+    """The deposit has left long after it was last read; one stream has it read again, and another does not wait."""
+    import dataclasses
+
+    first, other = await greeted(world), await greeted(world)
+    await first.say(voucher(world, 5))
+    assert isinstance(await first.hear(), VoucherAck)
+    await trio.sleep(CHAIN_TTL_S + 1)
+    channels, read = world.chain.channels, world.payee._hub.channel
+    channels[world.channel] = dataclasses.replace(channels[world.channel], deposit_uusd=5, claimed_uusd=5)
+
+    async def slowly(channel: Any) -> Any:
+        await trio.sleep(0.3)
+        return await read(channel)
+
+    world.payee._hub.channel = slowly
+    await first.say(voucher(world, 6))
+    await trio.sleep(0.1)
+    await other.say(voucher(world, 900))
+    return await other.hear()
+
+
 async def asked_again_at_once(world: Any) -> Any:
     wire = await greeted(world)
     for _ in range(2):
@@ -222,6 +245,7 @@ CASES: list[tuple[Callable[[Any], Any], WireCode, str]] = [
     (overtaken, WireCode.BAD_VOUCHER, "0.000007 USD are held already"),
     (above_the_deposit, WireCode.UNFUNDED, "holds 0.001000 USD"),
     (less_there_than_it_was, WireCode.UNFUNDED, "looked up a moment ago"),
+    (while_the_chain_is_asked, WireCode.UNFUNDED, "looked up a moment ago"),
     (asked_again_at_once, WireCode.UNFUNDED, "try again shortly"),
     (about_to_close, WireCode.UNFUNDED, "about to close"),
     (consented, WireCode.CLOSING, "consent"),

@@ -17,6 +17,7 @@ import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute._split_run import _bound
 from p2pcompute.checking import read_evidence
+from p2pcompute.checking._sampling import Sampler
 from p2pcompute.errors import InputChanged, KernelTypeError, P2PComputeError
 from p2pcompute.execution._api import InputSpec, Launch, SplitSpec
 from p2pcompute.execution._split import blocks_box, fill_window, run_boxes, window_box
@@ -82,6 +83,28 @@ def test_several_providers_give_what_the_whole_array_gives(edge: str) -> None:
             assert np.array_equal(found, sharpened(IMAGE, edge))
             assert sum(event.checked for event in watch.of(ChunkDone)) > 0
         assert await market.spent_uusd(requester) == sum([await market.claimed_uusd(node) for node in providers])
+
+    in_memory(scenario)
+
+
+def test_chunks_that_wait_for_a_slow_check_are_each_checked_with_their_own_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check_many = Sampler.check_many
+
+    async def slowly(sampler: Sampler, chunks: Any) -> Any:
+        await trio.sleep(0.05)  # longer than the next results take to come
+        return await check_many(sampler, chunks)
+
+    monkeypatch.setattr(Sampler, "check_many", slowly)
+
+    async def scenario(market: Market) -> None:
+        providers = [await market.provider() for _ in range(2)]
+        requester = await market.node(connect=tuple(providers))
+        watch = Watch()
+        found = await on_the_image(requester, chunks=40, tile=(16, 16), on_event=watch)
+        assert np.array_equal(found, sharpened(IMAGE, "clamp"))
+        assert not watch.of(LiarCaught)
 
     in_memory(scenario)
 

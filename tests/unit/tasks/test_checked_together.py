@@ -1,0 +1,81 @@
+"""Results that are checked in one run of the requester's worker: how many, and which report is whose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pcompute.checking import SampleReport, SampleRuns
+from p2pcompute.tasks._link import LiarError, Link
+
+
+def link_that(check_s: float) -> tuple[Link, list[int], list[tuple[int, bytes]]]:
+    """A link without a provider, whose checks take so long a chunk and find whatever is not b"good"; how many are
+    checked at once, and what is handed over."""
+    groups: list[int] = []
+    done: list[tuple[int, bytes]] = []
+
+    async def check(chunks: Sequence[tuple[int, Any]]) -> list[SampleReport]:
+        groups.append(len(chunks))
+        await trio.sleep(check_s * len(chunks))
+        return [SampleReport(checked=1, mismatched=int(bytes(output[:4]) != b"good")) for _, output in chunks]
+
+    async def deliver(_: Any, index: int, output: Any, __: SampleReport) -> None:
+        await trio.lowlevel.checkpoint()
+        done.append((index, bytes(output[:4])))
+
+    link: Any = Link.__new__(Link)
+    link.hooks = SimpleNamespace(check=check, done=deliver, checks_together=True)
+    link._runs, link._check_s, link.window = SampleRuns(1), None, 256
+    link._checked, link._unchecked, link.rejected, link.lie = [], 0, [], None
+    link.provider, link._pay_now, link._wake = "p", trio.Event(), trio.Event()
+    return link, groups, done
+
+
+def came(index: int, output: bytes) -> Any:
+    return SimpleNamespace(index=index, output=memoryview(output), receipt=b"", payload=None)
+
+
+async def checked(link: Any, chunks: list[Any]) -> None:
+    send, receive = trio.open_memory_channel[list[Any]](len(chunks))
+    for chunk in chunks:
+        send.send_nowait([chunk])
+    send.close()
+    await link._check(receive)
+
+
+def test_a_lie_does_not_hide_behind_the_same_chunk_done_right() -> None:
+    async def main() -> None:
+        link, _, done = link_that(0.0)
+        link._check_s = 0.0
+        with pytest.raises(LiarError):
+            await checked(link, [came(3, b"bad!"), came(3, b"good")])
+        assert not done
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(("check_s", "most"), [(0.0, 64), (0.01, 20), (0.15, 1), (20.0, 1)])
+def test_no_more_are_checked_at_once_than_some_tenths_of_a_second_allow(check_s: float, most: int) -> None:
+    async def main() -> None:
+        link, groups, done = link_that(check_s)
+        await checked(link, [came(index, b"good") for index in range(130)])
+        assert [index for index, _ in done] == list(range(130))
+        assert groups[0] == 1  # nothing is known yet
+        assert max(groups) in (most, most - 1)  # what a check has taken is a difference of times
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+def test_large_outputs_are_checked_one_by_one() -> None:
+    async def main() -> None:
+        link, groups, _ = link_that(0.0)
+        await checked(link, [came(index, b"good" + bytes(3 << 20)) for index in range(4)])
+        assert groups == [1] * 4
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
