@@ -352,13 +352,12 @@ class Payee:
 
     def _is_covered(self, row: ChannelIn, amount_uusd: int) -> bool:
         """Whether a row says by itself that a voucher would be taken; `_cover` finds out where it does not."""
-        read_at = self._read_at.get(row.channel)
-        return (
-            read_at is not None
-            and trio.current_time() - read_at < CHAIN_TTL_S
-            and row.paid_uusd < amount_uusd <= row.deposit_uusd
-            and not row.close_at_s
-        )
+        return self._is_fresh(row.channel) and row.paid_uusd < amount_uusd <= row.deposit_uusd and not row.close_at_s
+
+    def _is_fresh(self, channel: ChannelId) -> bool:
+        """Whether what the ledger has of a channel's chain counts."""
+        read_at = self._read_at.get(channel)
+        return read_at is not None and trio.current_time() - read_at < CHAIN_TTL_S
 
     async def _store(self, session: _Session, frame_: VoucherFrame, row: ChannelIn) -> ChannelIn:
         """Store a voucher that `row` covers; raises `_Refuse`, and what `take_voucher` raises where the
@@ -394,9 +393,7 @@ class Payee:
         """The channel's row, with a deposit that covers `amount_uusd`; raises `_Refuse` with UNFUNDED."""
         channel = session.channel
         now = trio.current_time()
-        read_at = self._read_at.get(channel)
-        fresh = read_at is not None and now - read_at < CHAIN_TTL_S
-        if row is None or not fresh or amount_uusd > row.deposit_uusd:
+        if row is None or not self._is_fresh(channel) or amount_uusd > row.deposit_uusd:
             asked_at = self._asked_at.get(channel)
             if asked_at is not None and now - asked_at < CHAIN_READ_S:
                 raise self._unfunded(row, "the deposit was looked up a moment ago; try again shortly")

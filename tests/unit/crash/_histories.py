@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from p2pcompute.errors import ChannelClosing, InsufficientFunds
-from p2pcompute.payments import CloseSigned, ModelChain, ModelHub
+from p2pcompute.payments import ModelChain, ModelHub
 from p2pcompute.payments._consents import CONSENT_S, OVER_S
 from p2pcompute.storage import CeilingReached, Ledger, LedgerFailed, ReceiptConflict
 from p2pcompute.storage._database import Database
@@ -267,17 +267,7 @@ class _ClosingLife(_Life):
         match self.chance.choice(["close", "close", "top up", "wait"]):
             case "close":
                 await self.checkpoint()
-                await world.payer_outbox.run(
-                    CloseSigned(
-                        payer=world.wallet.address,
-                        payee=world.account.address,
-                        signer=world.wallet.address,
-                        epoch=consent.epoch,
-                        amount_uusd=consent.amount_uusd,
-                        deadline_s=consent.deadline_s,
-                        signature=signature,
-                    )
-                )
+                await world.payer_outbox.run(world.closing(consent, signature))
                 await world.payer.refresh(world.channel)
             case "top up":
                 await world.payer.open_channels(world.need(300))

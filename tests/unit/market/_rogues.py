@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
@@ -43,12 +43,38 @@ from p2pcompute_protocols.work import ChunkWork, RoundWork
 
 from ._harness import SIZE, Market, X, Y, Z, axpy
 
-__all__ = ["CHUNKS", "NETWORK", "Rogue", "RogueTask", "axpy_work", "chunk_output", "ended", "open_rogue", "say"]
+__all__ = [
+    "CHUNKS",
+    "NETWORK",
+    "Rogue",
+    "RogueTask",
+    "axpy_work",
+    "chunk_output",
+    "ended",
+    "open_rogue",
+    "registering",
+    "say",
+]
 
 NETWORK = "simulated"
 CHUNKS = 16
 DEVICE = Device(kind="cpu", name="rogue", slots=1, memory_bytes=2**30, score_milli=1_000, scores=())
 LARGEST = 2**20
+
+A = TypeVar("A", bound=Callable[..., Any])
+
+
+def registering(table: dict[str, tuple[A, str]]) -> Callable[[str], Callable[[A], A]]:
+    """A decorator that puts attacks into `table` by their names, each with what its victim says of it."""
+
+    def attack(says: str) -> Callable[[A], A]:
+        def register(function: A) -> A:
+            table[function.__name__] = function, says
+            return function
+
+        return register
+
+    return attack
 
 
 def axpy_work(*, units_per_chunk: int = 10_000) -> tuple[ChunkWork, dict[bytes, bytes]]:

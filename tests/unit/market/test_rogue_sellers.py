@@ -35,7 +35,7 @@ from p2pcompute_protocols.negotiation import (
 )
 
 from ._harness import Market, Watch, Z, compute, in_memory, until
-from ._rogues import CHUNKS, NETWORK, Rogue, RogueTask, ended, open_rogue, say
+from ._rogues import CHUNKS, NETWORK, Rogue, RogueTask, ended, open_rogue, registering, say
 
 # Bids and agreements
 
@@ -87,14 +87,7 @@ class Negotiation:
 
 Attack = Callable[[Negotiation], Awaitable[None]]
 BIDS: dict[str, tuple[Attack, str]] = {}
-
-
-def attack(says: str) -> Callable[[Attack], Attack]:
-    def register(function: Attack) -> Attack:
-        BIDS[function.__name__] = function, says
-        return function
-
-    return register
+attack = registering(BIDS)
 
 
 @attack("above the order's price")

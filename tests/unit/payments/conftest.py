@@ -14,11 +14,22 @@ import trio.testing
 from p2pcompute.errors import DialError
 from p2pcompute.identity import NodeKey, WalletKey
 from p2pcompute.overlay._blame import is_offence
-from p2pcompute.payments import ChannelNeed, ChannelOut, Hub, ModelChain, Outbox, Payee, Payer, SettlePolicy, Settler
+from p2pcompute.payments import (
+    ChannelNeed,
+    ChannelOut,
+    CloseSigned,
+    Hub,
+    ModelChain,
+    Outbox,
+    Payee,
+    Payer,
+    SettlePolicy,
+    Settler,
+)
 from p2pcompute.payments._outbox import MINED_TIMEOUT_S
 from p2pcompute.storage import InlineExecutor, Ledger, open_ledger
 from p2pcompute_protocols._binding import SignerBinding, bind_signer
-from p2pcompute_protocols.channel import Domain, Voucher, voucher_digest
+from p2pcompute_protocols.channel import CloseConsent, Domain, Voucher, voucher_digest
 from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
 from p2pcompute_protocols.money import ChainTerms
@@ -168,6 +179,18 @@ class World:
 
     def channel_out(self) -> ChannelOut:
         return self.payer.channel(self.account.address, self.provider.peer_id)
+
+    def closing(self, consent: CloseConsent, signature: bytes) -> CloseSigned:
+        """The transaction that closes the channel by the payee's consent."""
+        return CloseSigned(
+            payer=self.wallet.address,
+            payee=self.account.address,
+            signer=self.wallet.address,
+            epoch=consent.epoch,
+            amount_uusd=consent.amount_uusd,
+            deadline_s=consent.deadline_s,
+            signature=signature,
+        )
 
     def need(self, amount: int) -> list[ChannelNeed]:
         return [ChannelNeed(payee=self.account.address, peer=self.provider.peer_id, amount_uusd=amount)]

@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 from p2pcompute.errors import ChannelClosing
-from p2pcompute.payments import Approve, CloseSigned, Deposit, Fund, FundRow, ModelHub, Wallet
+from p2pcompute.payments import Approve, Deposit, Fund, FundRow, ModelHub, Wallet
 from p2pcompute.storage import ReceiptConflict
 
 KILLED = 77
@@ -157,15 +157,7 @@ async def end_and_close(world: Any, task: Any, point: str) -> None:
     consent, signature = await world.channel_out().ask_close()
     if point == "consent given":
         die()
-    closing = CloseSigned(
-        payer=world.wallet.address,
-        payee=world.account.address,
-        signer=world.wallet.address,
-        epoch=consent.epoch,
-        amount_uusd=consent.amount_uusd,
-        deadline_s=consent.deadline_s,
-        signature=signature,
-    )
+    closing = world.closing(consent, signature)
     hub = world.payer.hub
 
     def sign_nothing(nonce: int) -> tuple[bytes, bytes]:

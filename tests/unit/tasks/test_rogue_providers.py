@@ -28,20 +28,11 @@ from p2pcompute_protocols.task import (
 )
 
 from ..market._harness import Market, Watch, Z, compute, in_memory
-from ..market._rogues import CHUNKS, RogueTask, chunk_output, ended, open_rogue
+from ..market._rogues import CHUNKS, RogueTask, chunk_output, ended, open_rogue, registering
 
 Attack = Callable[[RogueTask], Awaitable[None]]
 ATTACKS: dict[str, tuple[Attack, str]] = {}
-
-
-def attack(says: str) -> Callable[[Attack], Attack]:
-    """Register an attack, and what the requester says of it."""
-
-    def register(function: Attack) -> Attack:
-        ATTACKS[function.__name__] = function, says
-        return function
-
-    return register
+attack = registering(ATTACKS)
 
 
 # Before any chunk

@@ -28,22 +28,13 @@ from p2pcompute_protocols.task import (
 from p2pcompute_protocols.wire import Record
 
 from ..market._harness import Market, Watch, in_memory
-from ..market._rogues import RogueTask, ended, open_rogue
+from ..market._rogues import RogueTask, ended, open_rogue, registering
 from ._rounds import expected, iterate, same
 
 ROUNDS = 8  # of a chunk
 Attack = Callable[[RogueTask], Awaitable[None]]
 ATTACKS: dict[str, tuple[Attack, str]] = {}
-
-
-def attack(says: str) -> Callable[[Attack], Attack]:
-    """Register an attack, and what the requester says of it."""
-
-    def register(function: Attack) -> Attack:
-        ATTACKS[function.__name__] = function, says
-        return function
-
-    return register
+attack = registering(ATTACKS)
 
 
 def state_after(rounds: int) -> StateBytes:
