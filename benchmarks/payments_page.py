@@ -30,7 +30,7 @@ makes the root itself; a benchmark in which one memo is not reproduced ends with
   commit of its own, and so is accepting it: in sequence they are not counted, at once they are.
 - *Payers without ledgers* sign and send, and keep nothing, on a core of their own where there is one. This is how many
   vouchers a provider takes.
-- *At once*: what waits while the disk syncs is committed together (group commit), each in a savepoint of its own.
+- *At once*: what waits while the disk syncs is committed together (group commit).
 
 **The signer is recovered**, though checking against a key that is known would be somewhat faster: the hub recovers it
 too, so a signature whose last byte is wrong would pass the check here and be worth nothing there.

@@ -49,14 +49,19 @@ def need_in(tx: Transaction, channel: ChannelId) -> ChannelInRow:
     return ChannelInRow._make(row)
 
 
-def _need_in_and_tree(tx: Transaction, channel: ChannelId) -> tuple[ChannelInRow, IssuedTree]:
+def _need_in_and_tree(tx: Transaction, channel: ChannelId, peer: PeerId) -> tuple[ChannelInRow, IssuedTree, bool]:
+    """An incoming channel, the tree over what was paid on it, and whether `peer` uses credit."""
     found = tx.one(
-        f"SELECT {_IN_COLUMNS}, leaves, peaks, issued FROM channels_in WHERE channel = :channel", channel=channel
+        f"SELECT {_IN_COLUMNS}, leaves, peaks, issued, EXISTS (SELECT 1 FROM credit WHERE peer = :peer AND pusd > 0)"
+        " FROM channels_in WHERE channel = :channel",
+        channel=channel,
+        peer=peer,
     )
     if found is None:
         raise _no_channel_in(channel)
-    row = ChannelInRow._make(found[:-3])
-    return row, IssuedTree(channel=channel, known=Frontier.of(found[-3], found[-2]), issued=found[-1])
+    *row, leaves, peaks, issued, uses_credit = found
+    tree = IssuedTree(channel=channel, known=Frontier.of(leaves, peaks), issued=issued)
+    return ChannelInRow._make(row), tree, bool(uses_credit)
 
 
 def _no_channel_in(channel: ChannelId) -> StorageError:
@@ -210,7 +215,7 @@ class ChannelsMixin:
         """
 
         def work(tx: Transaction) -> ChannelInRow:
-            row, receipts = _need_in_and_tree(tx, channel)
+            row, receipts, uses_credit = _need_in_and_tree(tx, channel, peer)
             if row.is_closing:
                 refuse_closing(tx, channel)
             if amount_uusd <= row.paid_uusd:
@@ -232,7 +237,8 @@ class ChannelsMixin:
             if not found.grown and found.leaves != row.rooted_leaves:
                 tx.emit("memo_rooted", channel=channel, leaves=found.leaves)
             rebased_pusd = self._rebase_in(tx, row, amount_uusd)
-            release_credit(tx, peer, gained_uusd * PUSD_PER_UUSD)
+            if uses_credit:
+                release_credit(tx, peer, gained_uusd * PUSD_PER_UUSD)
             return row._replace(
                 best_uusd=amount_uusd,
                 memo=memo,

@@ -1,9 +1,9 @@
 """Group commit: the transactions that wait while the disk syncs are committed together, by one sync.
 
 A sync takes from a tenth of a millisecond to several, and holds for whatever was written before it. Whoever comes
-while one is under way waits for it, and then all of them are one SQLite transaction, each in a savepoint of its own:
-one that raises is undone alone. So a ledger takes more transactions a second the more channels there are, and each
-caller still gets its answer only after the sync that covers its own.
+while one is under way waits for it, and then all of them are one SQLite transaction; one that raises is undone alone
+(`Database.write_all`). So a ledger takes more transactions a second the more channels there are, and each caller still
+gets its answer only after the sync that covers its own.
 
 Source: DeWitt et al., "Implementation Techniques for Main Memory Database Systems", SIGMOD 1984 (group commit).
 """

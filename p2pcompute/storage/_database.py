@@ -52,6 +52,14 @@ class LedgerFailed(StorageError):
     opened again."""
 
 
+class _HalfWritten(Exception):
+    """A work raised `outcome` after it had written something."""
+
+    def __init__(self, outcome: Exception) -> None:
+        self.outcome = outcome
+        super().__init__(outcome)
+
+
 class Transaction:
     """One transaction on the ledger. Reads see its own writes; `emit` is the only way to write."""
 
@@ -192,6 +200,9 @@ class Database:
     def write_all(self, works: Sequence[Callable[[Transaction], Any]], now_ms: int) -> list[Any]:
         """Run `works` in one transaction that is on disk when this returns.
 
+        Each looks before it writes, so one that raises has nearly always written nothing. Where one has, all is undone
+        and they are run once more, each in a savepoint: what a work does besides must bear being done twice.
+
         Returns:
             for each what it gave, or the exception that it raised; what that one wrote is undone.
 
@@ -199,22 +210,21 @@ class Database:
             what befalls all of them: a full disk or one that fails, or anything that is no `Exception`. All is undone.
         """
 
-        def run() -> list[Any]:
+        def run(one: Callable[[Callable[[Transaction], Any], Transaction], Any]) -> list[Any]:
             self.connection.execute("BEGIN IMMEDIATE")
             transaction = Transaction(self.connection, now_ms)
-            if len(works) == 1:
-                outcomes = [self._one(works[0], transaction)]
-                if isinstance(outcomes[0], Exception):
-                    self.connection.execute("ROLLBACK")
-                    return outcomes
-            else:
-                outcomes = [self._one_of_many(work, transaction) for work in works]
+            outcomes = [one(work, transaction) for work in works]
             self.connection.execute("COMMIT")
             return outcomes
 
         self._writes += 1
         try:
-            return self._guard(run)
+            try:
+                return self._guard(lambda: run(self._one_whole))
+            except _HalfWritten as exc:
+                if len(works) == 1:
+                    return [exc.outcome]
+                return self._guard(lambda: run(self._one_in_savepoint))
         finally:
             self._writes += 1
 
@@ -228,7 +238,14 @@ class Database:
         except Exception as exc:  # noqa: BLE001  it is its caller's, who gets it
             return exc
 
-    def _one_of_many(self, work: Callable[[Transaction], Any], transaction: Transaction) -> Any:
+    def _one_whole(self, work: Callable[[Transaction], Any], transaction: Transaction) -> Any:
+        changes = self.connection.total_changes
+        outcome = self._one(work, transaction)
+        if isinstance(outcome, Exception) and self.connection.total_changes != changes:
+            raise _HalfWritten(outcome)
+        return outcome
+
+    def _one_in_savepoint(self, work: Callable[[Transaction], Any], transaction: Transaction) -> Any:
         self.connection.execute("SAVEPOINT one")
         outcome = self._one(work, transaction)
         if isinstance(outcome, Exception):

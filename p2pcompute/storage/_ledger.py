@@ -241,9 +241,9 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
     async def record_receipt(self, receipt: ReceiptPayload, *, sign: Callable[[ReceiptPayload], bytes]) -> bytes:
         """Provider: the signed receipt of a chunk, stored together with what is owed for it.
 
-        `sign` makes the envelope (`seal_receipt`); it is called inside of the transaction and at most once per
-        (task, index, code), so that there is never a second signature over another result. Where there is one for
-        the same result, that one is returned and nothing more is owed.
+        `sign` makes the envelope (`seal_receipt`); it is called inside of the transaction, where nothing is signed for
+        this (task, index, code), so that there is never a signature over a second result. Where there is one for the
+        same result, that one is returned and nothing more is owed.
 
         Raises:
             ReceiptConflict: a result with another digest is signed for this index.

@@ -129,6 +129,48 @@ def test_one_that_raises_is_undone_alone(tmp_path: Path, deal: Any) -> None:
     trio.run(main)
 
 
+@pytest.mark.parametrize(("writes_before", "runs"), [(False, 1), (True, 2)])
+def test_only_one_that_raises_behind_a_write_has_the_others_done_again(
+    tmp_path: Path, writes_before: bool, runs: int
+) -> None:
+    """What is refused, as peers can have it at will, costs whoever waits beside it nothing."""
+
+    async def main() -> None:
+        gate = Gate()
+        async with open_ledger(tmp_path, executor=gate) as ledger:
+            seen: list[str] = []
+
+            def beside(tx: Any, name: str) -> str:
+                tx.emit("peer_banned", peer=name, reason="x")
+                seen.append(name)
+                return name
+
+            def refused(tx: Any) -> None:
+                if writes_before:
+                    half_done(tx)
+                raise ValueError("refused")
+
+            async def refuse() -> None:
+                with pytest.raises(ValueError, match="write" if writes_before else "refused"):
+                    await ledger._write(refused)
+
+            async with trio.open_nursery() as nursery:
+                await held_back(gate, ledger, nursery)
+                nursery.start_soon(ledger._write, lambda tx: beside(tx, "before"))
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(refuse)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(ledger._write, lambda tx: beside(tx, "behind"))
+                await trio.testing.wait_all_tasks_blocked()
+                gate.open.set()
+            assert seen.count("before") == runs
+            assert seen.count("behind") == 1
+            assert [row.peer for row in await ledger.peers()] == ["before", "behind", "first"]
+            await ledger.verify(full=True)
+
+    trio.run(main)
+
+
 def test_who_is_cancelled_while_it_waits_has_done_nothing(tmp_path: Path) -> None:
     """Even the one that was to write for the others: they are written all the same."""
 
