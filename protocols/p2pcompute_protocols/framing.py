@@ -88,22 +88,22 @@ class FrameBuffer:
     def _next(self) -> tuple[int, int] | None:
         """Where the next frame begins behind its length, and its size."""
         size = shift = 0
-        position = self._start
-        for offset in range(_MAX_PREFIX + 1):
-            position = self._start + offset
-            if offset == _MAX_PREFIX:
+        position, end = self._start, len(self._buffer)
+        while True:
+            if shift == 7 * _MAX_PREFIX:
                 raise LocalProtocolError("a frame's length has more than 4 bytes", code=WireCode.OVERSIZED)
-            if position >= len(self._buffer):
+            if position >= end:
                 return None
             byte = self._buffer[position]
+            position += 1
             size |= (byte & 0x7F) << shift
-            shift += 7
             if byte < 0x80:
-                if byte == 0 and offset:
+                if byte == 0 and shift:
                     raise LocalProtocolError("a frame's length is not in its shortest form")
                 break
+            shift += 7
         if not 0 < size <= self._max_bytes:
             raise LocalProtocolError(
                 f"a frame of {size} bytes; 1 to {self._max_bytes} are allowed", code=WireCode.OVERSIZED
             )
-        return position + 1, size
+        return position, size

@@ -16,14 +16,14 @@ by this version. A record with a class attribute `TYPE` is a message of its own:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self, TypeVar, cast, dataclass_transform
 
 from . import cbor
 from .cbor import CborValue
 from .errors import LocalProtocolError, WireCode
 from .ids import PeerId, peer_id_from_bytes, peer_id_to_bytes
-from .limits import MAX_FRAME_BYTES, UINT64_MAX
+from .limits import MAX_CBOR_DEPTH, MAX_CBOR_ITEMS, MAX_FRAME_BYTES, UINT64_MAX
 
 __all__ = [
     "EXTENSION_KEYS",
@@ -317,13 +317,32 @@ def record(cls: type[_T]) -> type[_T]:
         raise TypeError(f"{cls.__name__}: field keys must be unique and positive")
     cast("Any", made)._plan = tuple(plan)
     cast("Any", made)._keys = frozenset(keys) | ({0} if cast("Any", made).TYPE else set())
-    cast("Any", made)._is_flat = all(_is_checked_whole(of) for *_, of, _ in plan)
+    items, depth = _most(plan, 1 + 2 * bool(cast("Any", made).TYPE))
+    cast("Any", made)._most = (items, depth)
+    cast("Any", made)._is_checked_whole = items <= MAX_CBOR_ITEMS and depth <= MAX_CBOR_DEPTH
     return made
 
 
-def _is_checked_whole(of: FieldType) -> bool:
-    """Whether what `of` has checked can be encoded without another look at it."""
-    return isinstance(of, Bytes | Text | Choice | Flag | Peer) or (isinstance(of, Uint) and of.high <= UINT64_MAX)
+def _most(plan: Sequence[tuple[int, str, FieldType, bool]], items: float) -> tuple[float, int]:
+    """How many CBOR items a map of such fields has at most, and how deep they lie; infinitely many where what the
+    fields have checked is not known to be of the subset."""
+    bounds = [_most_of(of) for *_, of, _ in plan]
+    return items + sum(1 + most for most, _ in bounds), 1 + max((deep for _, deep in bounds), default=-1)
+
+
+def _most_of(of: FieldType) -> tuple[float, int]:
+    match of:
+        case Uint(high=high) if high <= UINT64_MAX:
+            return 1, 0
+        case Bytes() | Text() | Choice() | Flag() | Peer():
+            return 1, 0
+        case Array(item=item, high=high):
+            items, depth = _most_of(item)
+            return 1 + high * items, 1 + depth
+        case Nested(cls=cls):
+            return cls._most
+        case _:
+            return float("inf"), 0
 
 
 class Record:
@@ -334,7 +353,8 @@ class Record:
     extensible: ClassVar[bool] = False
     _plan: ClassVar[tuple[tuple[int, str, FieldType, bool], ...]] = ()
     _keys: ClassVar[frozenset[int]] = frozenset()
-    _is_flat: ClassVar[bool] = False
+    _most: ClassVar[tuple[float, int]] = (float("inf"), 0)
+    _is_checked_whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for _, name, of, is_optional in self._plan:
@@ -384,7 +404,7 @@ class Record:
 
     def encode(self) -> bytes:
         """Deterministic CBOR of this record."""
-        return cbor.encode_checked(self.to_map()) if self._is_flat else cbor.encode(self.to_map())
+        return cbor.encode_checked(self.to_map()) if self._is_checked_whole else cbor.encode(self.to_map())
 
     @classmethod
     def bulk_key(cls) -> int | None:
