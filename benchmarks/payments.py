@@ -12,6 +12,7 @@ for tests: no figure of it means anything.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import platform
 import shutil
@@ -201,6 +202,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=None, help="where the ledgers lie meanwhile")
     options = parser.parse_args()
     options.rounds = 1 if options.quick else ROUNDS
+    gc.freeze()  # as `p2pcompute up` does: what is imported stays
     began, load = time.perf_counter(), os.getloadavg()[0]
     directory = Path(tempfile.mkdtemp(prefix="p2pcompute-payments-", dir=options.directory))
     try:

@@ -32,6 +32,8 @@ makes the root itself; a benchmark in which one memo is not reproduced ends with
   vouchers a provider takes.
 - *At once*: what waits while the disk syncs is committed together (group commit).
 
+What is imported is kept out of the garbage collector's rounds, as in a node (`p2pcompute up`).
+
 **The signer is recovered**, though checking against a key that is known would be somewhat faster: the hub recovers it
 too, so a signature whose last byte is wrong would pass the check here and be worth nothing there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import subprocess
 import sys
@@ -422,4 +423,5 @@ def signer_s(count: int) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
+    gc.freeze()
     sys.stdout.write(str(trio.run(pay_from_here, sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
