@@ -5,12 +5,15 @@ constants, and a scalar may be the number of the round. Each array is given by o
 stores. A step reads an array as an earlier step of the round left it, or else the last round; a step that gives an
 array reads what the last round left of it. So what each step had before it is in the states before and after its
 round, and any part of any round can be computed again from these two.
+
+A step may read a constant or an array of the state as a *split* input, for its halo and edge rule. All of a round is
+computed in one place, so the array is there whole, and a step's threads are given one window of it for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,18 +28,21 @@ from p2pcompute.execution._api import (
     Launch,
     OutputSpec,
     ScalarSpec,
+    SplitSpec,
 )
 from p2pcompute.execution._operations import fold
 from p2pcompute.execution._rows import Layout
+from p2pcompute.execution._split import Box, Window, blocks_box, fill_window, window_box
 
 __all__ = ["ReadState", "RoundEngine", "RoundNumber", "Step", "StepArg", "WriteState", "result_shape", "rows_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadState:
-    """An input: array number `array` of the state."""
+    """An input: array number `array` of the state, read as a split input where `split` says how."""
 
     array: int
+    split: SplitSpec | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +77,7 @@ class Step:
         for arg in self.args:
             match arg:
                 case ReadState():
-                    found.append(state[arg.array])
+                    found.append(replace(state[arg.array], split=arg.split))
                 case WriteState():
                     found.append(arg.spec)
                 case RoundNumber():
@@ -85,8 +91,9 @@ class Step:
         """Which arrays it gives, in the order of its outputs."""
         return [arg.array for arg in self.args if isinstance(arg, WriteState)]
 
-    def values(self, number: int, constants: Sequence[Array], now: Sequence[Array]) -> list[Any]:
-        """What `run_blocks` takes, in order. `now` are the arrays of the state as this step reads them."""
+    def values(self, number: int, constants: Sequence[Any], now: Sequence[Array]) -> list[Any]:
+        """What `run_blocks` takes, in order, but for whole arrays where it takes windows. `now` are the arrays of the
+        state as this step reads them."""
         values: list[Any] = []
         given = iter(constants)
         for arg in self.args:
@@ -114,7 +121,9 @@ class _Ready:
     step: Step
     kernel: CompiledKernel
     layout: Layout
-    constants: list[Array]
+    constants: list[Array | Window]
+    places: Box  # of all of its threads
+    windows: dict[int, InputSpec]  # arrays of the state that are split, by place among the values
     rows: list[Array]
 
 
@@ -141,15 +150,26 @@ class RoundEngine:
 
         specs = step.specs(self.state)
         layout = Layout.of(step.source, step.launch, specs)
-        for array, spec in zip(step.writes, layout.outputs, strict=True):
+        for array, output in zip(step.writes, layout.outputs, strict=True):
             due = self.state[array]
-            if spec.dtype != due.dtype or result_shape(spec, step.launch) != due.shape:
+            if output.dtype != due.dtype or result_shape(output, step.launch) != due.shape:
                 raise KernelTypeError(
-                    f"an output gives {spec.dtype}{result_shape(spec, step.launch)} where the state has "
+                    f"an output gives {output.dtype}{result_shape(output, step.launch)} where the state has "
                     f"{due.dtype}{due.shape}"
                 )
         kernel = self._backend.compile(step.source, step.launch, specs)
-        self._steps.append(_Ready(step, kernel, layout, list(constants), []))
+        places = blocks_box(step.launch, 0, step.launch.blocks)
+        given = iter(constants)
+        found: list[Array | Window] = []
+        windows: dict[int, InputSpec] = {}
+        inputs = [(arg, spec) for arg, spec in zip(step.args, specs, strict=True) if not isinstance(arg, WriteState)]
+        for place, (arg, spec) in enumerate(inputs):
+            if isinstance(arg, InputSpec):
+                whole = next(given)
+                found.append(whole if arg.split is None else _window(arg, places, whole))
+            elif isinstance(spec, InputSpec) and spec.split is not None:
+                windows[place] = spec
+        self._steps.append(_Ready(step, kernel, layout, found, places, windows, []))
 
     def advance(self, number: int, before: Sequence[Array], after: Sequence[Array]) -> None:
         """One round: from the arrays `before` to those of `after`, which are written in place.
@@ -159,7 +179,10 @@ class RoundEngine:
         """
         now = list(before)
         for ready in self._steps:
-            self._run(ready, ready.step.values(number, ready.constants, now), after)
+            values = ready.step.values(number, ready.constants, now)
+            for place, spec in ready.windows.items():
+                values[place] = _window(spec, ready.places, values[place])
+            self._run(ready, values, after)
             for array in ready.step.writes:
                 now[array] = after[array]
 
@@ -181,6 +204,10 @@ class RoundEngine:
             else:
                 target.fill(0)
                 layout.scatter(place, 0, launch.blocks, rows, target)
+
+
+def _window(spec: InputSpec, places: Box, whole: Array) -> Window:
+    return fill_window(spec, window_box(spec, places), [((0,) * whole.ndim, whole)])
 
 
 def rows_of(layout: Layout, place: int, items: Array, whole: Array) -> tuple[Array, Array]:
