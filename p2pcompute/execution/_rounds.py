@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -34,7 +34,20 @@ from p2pcompute.execution._operations import fold
 from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._split import Box, Window, blocks_box, fill_window, window_box
 
-__all__ = ["ReadState", "RoundEngine", "RoundNumber", "Step", "StepArg", "WriteState", "result_shape", "rows_of"]
+__all__ = [
+    "HostStates",
+    "Launched",
+    "ReadState",
+    "RoundEngine",
+    "RoundNumber",
+    "States",
+    "StatesBackend",
+    "Step",
+    "StepArg",
+    "WriteState",
+    "result_shape",
+    "rows_of",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +104,7 @@ class Step:
         """Which arrays it gives, in the order of its outputs."""
         return [arg.array for arg in self.args if isinstance(arg, WriteState)]
 
-    def values(self, number: int, constants: Sequence[Any], now: Sequence[Array]) -> list[Any]:
+    def values(self, number: int, constants: Sequence[Any], now: Sequence[Any]) -> list[Any]:
         """What `run_blocks` takes, in order, but for whole arrays where it takes windows. `now` are the arrays of the
         state as this step reads them."""
         values: list[Any] = []
@@ -116,19 +129,97 @@ def result_shape(spec: OutputSpec, launch: Launch) -> tuple[int, ...]:
     return spec.shape if spec.reduce is None else spec.shape[launch.dims :] or (1,)
 
 
-@dataclass(slots=True)
-class _Ready:
+@dataclass(slots=True, eq=False)
+class Launched:
+    """A compiled step.
+
+    Attributes:
+        constants: as its kernel takes them.
+        places: of all of its threads.
+        windows: arrays of the state that are split, with their numbers, by place among the values.
+    """
+
     step: Step
     kernel: CompiledKernel
     layout: Layout
-    constants: list[Array | Window]
-    places: Box  # of all of its threads
-    windows: dict[int, InputSpec]  # arrays of the state that are split, by place among the values
-    rows: list[Array]
+    constants: list[Any]
+    places: Box
+    windows: dict[int, tuple[InputSpec, int]]
+
+
+class States(Protocol):
+    """Where the arrays of states lie while rounds are computed. A round is `begin`, a `run` for each of its launches,
+    and `end`."""
+
+    def constant(self, value: Array | Window) -> Any:
+        """What kernels are given for a value that is the same in all rounds."""
+        ...
+
+    def begin(self, before: Sequence[Array]) -> list[Any]:
+        """What kernels are given for the arrays of the state that a round begins with."""
+        ...
+
+    def run(self, launched: Launched, values: Sequence[Any], after: Sequence[Array]) -> Sequence[Any]:
+        """Run all of a launch, and write the arrays that it gives into those of `after`; gives what later launches of
+        the round are given for them, in the order of `Step.writes`."""
+        ...
+
+    def end(self, after: Sequence[Array]) -> None:
+        """All of `after` is written."""
+        ...
+
+
+@runtime_checkable
+class StatesBackend(Protocol):
+    """What a back end has besides where states can stay on its device."""
+
+    def states(self, state: Sequence[InputSpec]) -> States:
+        """Room for states of such arrays."""
+        ...
+
+
+class HostStates:
+    """As `States`: in memory as everything else, with room for the rows of each launch."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Launched, list[Array]] = {}
+
+    def constant(self, value: Array | Window) -> Any:
+        """The same."""
+        return value
+
+    def begin(self, before: Sequence[Array]) -> list[Any]:
+        """The same."""
+        return list(before)
+
+    def run(self, launched: Launched, values: Sequence[Any], after: Sequence[Array]) -> Sequence[Any]:
+        """See `States.run`."""
+        layout, launch = launched.layout, launched.layout.launch
+        rows = self._rows.get(launched)
+        if rows is None:
+            items = launch.blocks * layout.items_per_block
+            rows = self._rows[launched] = [
+                np.zeros((items, *row), spec.dtype) for row, spec in zip(layout.row_shapes, layout.outputs, strict=True)
+            ]
+        else:
+            for one in rows:
+                one.fill(0)
+        launched.kernel.run_blocks(0, launch.blocks, values, rows)
+        for place, (array, spec, one) in enumerate(zip(launched.step.writes, layout.outputs, rows, strict=True)):
+            target = after[array]
+            if spec.reduce is not None:
+                target[...] = fold(spec.reduce, one)
+            else:
+                target.fill(0)
+                layout.scatter(place, 0, launch.blocks, one, target)
+        return [after[array] for array in launched.step.writes]
+
+    def end(self, after: Sequence[Array]) -> None:
+        """Nothing."""
 
 
 class RoundEngine:
-    """Compiled steps, and the memory that they store their rows in.
+    """Compiled steps, and what they work in.
 
     Args:
         backend: compiles and runs.
@@ -137,8 +228,9 @@ class RoundEngine:
 
     def __init__(self, backend: Backend, state: Sequence[InputSpec]) -> None:
         self._backend = backend
-        self._steps: list[_Ready] = []
+        self._steps: list[Launched] = []
         self.state = tuple(state)
+        self._states: States = backend.states(state) if isinstance(backend, StatesBackend) else HostStates()
 
     def add(self, step: Step, constants: Sequence[Array]) -> None:
         """Compile one more step. `constants` has an array for each `InputSpec` of it, in order.
@@ -160,16 +252,17 @@ class RoundEngine:
         kernel = self._backend.compile(step.source, step.launch, specs)
         places = blocks_box(step.launch, 0, step.launch.blocks)
         given = iter(constants)
-        found: list[Array | Window] = []
-        windows: dict[int, InputSpec] = {}
+        found: list[Any] = []
+        windows: dict[int, tuple[InputSpec, int]] = {}
         inputs = [(arg, spec) for arg, spec in zip(step.args, specs, strict=True) if not isinstance(arg, WriteState)]
         for place, (arg, spec) in enumerate(inputs):
             if isinstance(arg, InputSpec):
                 whole = next(given)
-                found.append(whole if arg.split is None else _window(arg, places, whole))
-            elif isinstance(spec, InputSpec) and spec.split is not None:
-                windows[place] = spec
-        self._steps.append(_Ready(step, kernel, layout, found, places, windows, []))
+                found.append(self._states.constant(whole if arg.split is None else _window(arg, places, whole)))
+            elif isinstance(arg, ReadState) and arg.split is not None:
+                assert isinstance(spec, InputSpec)
+                windows[place] = spec, arg.array
+        self._steps.append(Launched(step, kernel, layout, found, places, windows))
 
     def advance(self, number: int, before: Sequence[Array], after: Sequence[Array]) -> None:
         """One round: from the arrays `before` to those of `after`, which are written in place.
@@ -177,33 +270,15 @@ class RoundEngine:
         Args:
             number: how many rounds there were before.
         """
-        now = list(before)
-        for ready in self._steps:
-            values = ready.step.values(number, ready.constants, now)
-            for place, spec in ready.windows.items():
-                values[place] = _window(spec, ready.places, values[place])
-            self._run(ready, values, after)
-            for array in ready.step.writes:
-                now[array] = after[array]
-
-    def _run(self, ready: _Ready, values: Sequence[Any], after: Sequence[Array]) -> None:
-        layout, launch = ready.layout, ready.step.launch
-        if ready.rows:
-            for rows in ready.rows:
-                rows.fill(0)
-        else:
-            items = launch.blocks * layout.items_per_block
-            ready.rows = [
-                np.zeros((items, *row), spec.dtype) for row, spec in zip(layout.row_shapes, layout.outputs, strict=True)
-            ]
-        ready.kernel.run_blocks(0, launch.blocks, values, ready.rows)
-        for place, (array, spec, rows) in enumerate(zip(ready.step.writes, layout.outputs, ready.rows, strict=True)):
-            target = after[array]
-            if spec.reduce is not None:
-                target[...] = fold(spec.reduce, rows)
-            else:
-                target.fill(0)
-                layout.scatter(place, 0, launch.blocks, rows, target)
+        now, given = list(before), self._states.begin(before)
+        for launched in self._steps:
+            values = launched.step.values(number, launched.constants, given)
+            for place, (spec, array) in launched.windows.items():
+                values[place] = _window(spec, launched.places, now[array])
+            left = self._states.run(launched, values, after)
+            for array, value in zip(launched.step.writes, left, strict=True):
+                now[array], given[array] = after[array], value
+        self._states.end(after)
 
 
 def _window(spec: InputSpec, places: Box, whole: Array) -> Window:
