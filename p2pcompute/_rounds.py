@@ -49,6 +49,8 @@ from p2pcompute._rounds_words import (
     state_arrays,
     step,
 )
+from p2pcompute._split import Split, split
+from p2pcompute._split_run import windowed_worker
 from p2pcompute._stakes import prepare_stake
 from p2pcompute.checking import DEFAULT_SAMPLES, SampleReport
 from p2pcompute.checking._rounds import RoundSampler, draw_rounds
@@ -263,7 +265,8 @@ def _bind_step(
     for arg in one.args:
         match arg:
             case State():
-                values.append(array(arg.name))
+                like = array(arg.name)
+                values.append(like if arg.halo is None else split(like, halo=arg.halo, edge=arg.edge))
             case New():
                 like = array(arg.name)
                 if arg.reduce is None or arg.shape is None:
@@ -284,7 +287,8 @@ def _bind_step(
         value = None if isinstance(spec, OutputSpec) else next(given)
         match arg:
             case State():
-                args.append(ReadState(array=places[arg.name]))
+                assert isinstance(spec, InputSpec)
+                args.append(ReadState(array=places[arg.name], split=spec.split))
             case New():
                 assert isinstance(spec, OutputSpec)
                 if result_shape(spec, binding.launch) != arrays[arg.name].shape:
@@ -300,7 +304,8 @@ def _bind_step(
                 assert not isinstance(spec, OutputSpec)
                 args.append(spec)
                 if isinstance(spec, InputSpec):
-                    constants.append(np.asarray(value))
+                    # A copy: whoever writes to it while the rounds go on would make a liar of an honest provider.
+                    constants.append(np.array(value.array if isinstance(value, Split) else value))
     return Step(source=binding.source, launch=binding.launch, args=tuple(args)), tuple(constants), binding
 
 
@@ -368,7 +373,8 @@ class RoundsRun:
         except LocalProtocolError as exc:
             raise KernelTypeError(
                 f"the rounds are over a bound of the protocol: {exc}",
-                instead="state and inputs have 64 MiB at most together, and a round 8 launches",
+                instead="state and inputs have 64 MiB at most together, the windows of split ones as much, and a round "
+                "8 launches",
             ) from exc
         copies = 2 if options.check == "quorum" else 1
         found = await self.coordinator.candidates(
@@ -518,7 +524,7 @@ class RoundsRun:
                 began = trio.current_time()
                 await run._compile(worker, binding)
                 compile_s += trio.current_time() - began
-                per_item = await run._calibrate(worker, binding)
+                per_item = await run._calibrate(windowed_worker(worker, binding), binding)
             units += per_item * binding.layout.items_per_block * one.launch.blocks
         return max(1, math.ceil(units)), compile_s
 

@@ -15,6 +15,7 @@ from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._language import DTYPES
 from p2pcompute.execution._operations import OPERATIONS
 from p2pcompute.kernel import ConfiguredKernel, Kernel, Out
+from p2pcompute_protocols.limits import MAX_BLOB_BYTES
 
 __all__ = [
     "BoundStep",
@@ -40,9 +41,11 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What `state` gives."""
+    """What `state` gives. With a `halo` it is a split input."""
 
     name: str
+    halo: int | Sequence[int] | None = None
+    edge: str = "zero"
 
     def __repr__(self) -> str:
         return f"p2p.state({self.name!r})"
@@ -72,10 +75,22 @@ round_number: Final = Number()
 """In a call of `step`: an int64 scalar, how many rounds there were before this one."""
 
 
-def state(name: str) -> Any:
+def state(name: str, *, halo: int | Sequence[int] | None = None, edge: str = "zero") -> Any:
     """In a call of `step`: an input, the array `name` of the state, as an earlier launch of this round left it, or else
-    the last round. A launch that also gives this array reads what the last round left."""
-    return State(name_of(name, "p2p.state"))
+    the last round. A launch that also gives this array reads what the last round left.
+
+    Args:
+        name: an array of the state.
+        halo: makes a split input of it, of which a thread loads so far from its own place: one number, or one for each
+            axis, as in `p2p.split`. Without it threads load the array anywhere.
+        edge: with a halo, what is beyond the array: "zero", "clamp" or "wrap".
+    """
+    name_of(name, "p2p.state")
+    if halo is None and edge != "zero":
+        raise KernelTypeError(
+            f"{name} has an edge rule and no halo", instead="say how far a thread loads, such as halo=1"
+        )
+    return State(name, halo, edge)
 
 
 def new(name: str, *, reduce: str | None = None, shape: int | Sequence[int] | None = None) -> Any:
@@ -240,12 +255,12 @@ def check_arguments(one: BoundStep) -> None:
                 f"{kernel.name} never stores into {name}, which is given {arg!r}",
                 instead=f'pass p2p.state("{arg.name}") for it',
             )
-        if isinstance(arg, Split):
+        if isinstance(arg, Split) and arg.array.nbytes > MAX_BLOB_BYTES:
             raise KernelTypeError(
-                f"{name} is a split input among the arguments of a round",
-                instead="pass the array itself: all rounds of a chunk are computed with all of it",
+                f"{name} is split and has {arg.array.nbytes} bytes",
+                instead=f"a provider computes all of each round: give it inputs of at most {MAX_BLOB_BYTES} bytes",
             )
-        if not isinstance(arg, State | New | Number | Out | np.ndarray | np.generic | bool | int | float):
+        if not isinstance(arg, State | New | Number | Out | Split | np.ndarray | np.generic | bool | int | float):
             raise KernelTypeError(
                 f"{name} is a {type(arg).__name__}: {said(arg)}",
                 instead='pass NumPy arrays, numbers, p2p.state("x"), p2p.new("x") and p2p.round_number',

@@ -77,6 +77,9 @@ class RoundSampler:
         Raises:
             ExecutionError: our own worker failed; this says nothing about the provider.
         """
+        from p2pcompute.execution._api import InputSpec
+        from p2pcompute.tasks._windows import array_pieces, windowed
+
         ours = [self._array(place, data) for place, data in enumerate(before)]
         theirs = [self._array(place, data) for place, data in enumerate(after)]
         checked = mismatched = 0
@@ -85,8 +88,12 @@ class RoundSampler:
             for step, constants, layout in zip(self._steps, self._constants, self._layouts, strict=True):
                 values = step.values(number, constants, now)
                 specs, inputs = _bound(step, self._state, number, values)
-                await worker.compile(step.source, step.launch, specs, inputs)
-                looked, wrong = await self._check_step(worker, step, layout, theirs)
+                split = {place for place, spec in enumerate(specs) if isinstance(spec, InputSpec) and spec.split}
+                whole = {place: value for place, value in inputs.items() if place not in split}
+                await worker.compile(step.source, step.launch, specs, whole)
+                pieces = array_pieces({place: inputs[place] for place in split})
+                runner = windowed(worker, step.launch, specs, layout.items_per_block, pieces)
+                looked, wrong = await self._check_step(runner, step, layout, theirs)
                 checked, mismatched = checked + looked, mismatched + wrong
                 for array in step.writes:
                     now[array] = theirs[array]

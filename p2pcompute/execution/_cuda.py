@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from p2pcompute.execution._api import (
     OutputSpec,
 )
 from p2pcompute.execution._cuda_compile import CudaCompiler
-from p2pcompute.execution._cuda_device import CudaDevice, open_device
+from p2pcompute.execution._cuda_device import CudaDevice, DeviceArray, open_device
 from p2pcompute.execution._cuda_text import program_text, snapshots_outside
 from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._language import ATOMICS
@@ -42,7 +42,11 @@ from p2pcompute.execution._rows import Layout
 from p2pcompute.execution._split import Box, Window, blocks_box, check_window, items_box
 from p2pcompute.execution._strict import helpers
 
-__all__ = ["CudaBackend", "CudaProgram"]
+if TYPE_CHECKING:
+    from p2pcompute.execution._cuda_rounds import Placing
+    from p2pcompute.execution._rounds import States
+
+__all__ = ["CudaBackend", "CudaProgram", "Parameters"]
 
 _KEPT: Final = 64  # compiled and admitted kernels held by one back end
 _MOST_BLOCKS: Final = 2**31 - 1  # CUDA's bound along x
@@ -95,6 +99,7 @@ class CudaBackend:
         self._blocks_a_launch = min(blocks_a_launch, _MOST_BLOCKS)
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._sources = AdmittedSources(_KEPT)
+        self._placing: Placing | None = None  # of rows in states; made when rounds are wanted
 
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
         """Admit, type, compile and check; see `Backend.compile`. No device is needed until the result is run.
@@ -140,6 +145,14 @@ class CudaBackend:
     def lost(self) -> bool:
         """Whether a fault on the device has made it useless to this process."""
         return isinstance(self._device, DeviceBackend) and self._device.lost
+
+    def states(self, state: Sequence[InputSpec]) -> States:
+        """Room on the device for states of work in rounds."""
+        from p2pcompute.execution._cuda_rounds import DeviceStates, Placing
+
+        if self._placing is None:
+            self._placing = Placing(self._compiler)
+        return DeviceStates(self, self._placing, state)
 
     @property
     def blocks_a_launch(self) -> int:
@@ -265,7 +278,7 @@ def _words(kind: _Kind) -> list[int]:
     return [np.dtype(kind).itemsize] if isinstance(kind, str) else [8] * (5 + 2 * int(kind[1]))
 
 
-class _Parameters:
+class Parameters:
     """Builds a launch's block of parameters."""
 
     def __init__(self) -> None:
@@ -275,7 +288,7 @@ class _Parameters:
         number = np.dtype(dtype).type(value)
         self.data += bytes(-len(self.data) % number.itemsize) + number.tobytes()
 
-    def array(self, address: int, values: Array) -> None:
+    def array(self, address: int, values: Array | DeviceArray) -> None:
         # meminfo and parent of numba's array are for its own memory manager, which kernels do not use
         for word in (0, 0, values.size, values.itemsize, address, *values.shape, *values.strides):
             self.scalar("int64", word)
@@ -361,7 +374,7 @@ class _Compiled:
         places = blocks_box(launch, first_block, blocks) if self._split and blocks else ()
         values = self._values(args, outs, blocks * self._layout.items_per_block, places)
         with _Memory(self._backend.device) as memory:
-            head = _Parameters()
+            head = Parameters()
             head.scalar("int64", first_block)
             self._launch(memory, "run_blocks", head, blocks, values)
 
@@ -374,12 +387,12 @@ class _Compiled:
         places = items_box(launch, ids, self._layout.items_per_block) if self._split and ids.size else ()
         values = self._values(args, outs, ids.size, places)
         with _Memory(self._backend.device) as memory:
-            head = _Parameters()
+            head = Parameters()
             head.array(memory.put(ids), ids)
             self._launch(memory, "run_threads", head, ids.size, values)
 
     def _launch(
-        self, memory: _Memory, entry: str, head: _Parameters, items: int, values: list[tuple[Parameter, Any]]
+        self, memory: _Memory, entry: str, head: Parameters, items: int, values: list[tuple[Parameter, Any]]
     ) -> None:
         """Run `items` blocks, or single threads, and bring back what they wrote."""
         device, block, most = self._backend.device, self._layout.launch.block, self._backend.blocks_a_launch
@@ -395,7 +408,7 @@ class _Compiled:
             itemsize = array.nbytes // array.size
             tail.vector(memory.room(room * itemsize), room, itemsize)
         for start in range(0, blocks, most):
-            given = _Parameters()
+            given = Parameters()
             given.data += head.data
             if not singly:
                 given.scalar("int64", start)
@@ -407,10 +420,10 @@ class _Compiled:
 
     def _place(
         self, memory: _Memory, values: list[tuple[Parameter, Any]]
-    ) -> tuple[_Parameters, list[tuple[int, Array]]]:
+    ) -> tuple[Parameters, list[tuple[int, Array]]]:
         """The parameters after an entry's own, and where the outputs lie. All before is a whole number of words."""
         launch, dims = self._layout.launch, self._layout.launch.dims
-        tail = _Parameters()
+        tail = Parameters()
         for number in (*launch.block[:dims], *launch.grid[:dims], *self._layout.extents[:dims]):
             tail.scalar("int64", number)
         written: list[tuple[int, Array]] = []
@@ -422,21 +435,28 @@ class _Compiled:
                 assert isinstance(parameter.spec, InputSpec)
                 for number in (*parameter.spec.shape, *value.origin[:dims]):
                     tail.scalar("int64", number)
-                value = np.require(value.values, requirements=["C", "A"])
-                kept = None  # another one with each chunk
-            else:
-                kept = (
-                    self._resident.put(self._backend.device, value) if isinstance(parameter.spec, InputSpec) else None
-                )
-            address = memory.put(value) if kept is None else kept
+                value = value.values
+                if not isinstance(value, DeviceArray):
+                    value = np.require(value, requirements=["C", "A"])
+            address = self._address(memory, parameter, value)
             if isinstance(parameter.spec, OutputSpec):
                 for length in parameter.spec.shape:
                     tail.scalar("int64", length)
-                written.append((address, value))
+                if not isinstance(value, DeviceArray):
+                    written.append((address, value))
             tail.array(address, value)
         if self._vectors.size:
             tail.array(memory.put(self._vectors), self._vectors)
         return tail, written
+
+    def _address(self, memory: _Memory, parameter: Parameter, value: Array | DeviceArray) -> int:
+        """Where an array lies on the device. Inputs stay there; windows don't, of which each chunk has another one."""
+        if isinstance(value, DeviceArray):
+            return value.address
+        kept = None
+        if isinstance(parameter.spec, InputSpec) and parameter.spec.split is None:
+            kept = self._resident.put(self._backend.device, value)
+        return memory.put(value) if kept is None else kept
 
     def _values(
         self, args: Sequence[Any], outs: Sequence[Array], rows: int, places: Box
@@ -452,7 +472,8 @@ class _Compiled:
             if isinstance(spec, OutputSpec):
                 out, row, by_block = next(written)
                 shape = (rows, *row)
-                if out.shape != shape or out.dtype != dtype or not (out.flags.c_contiguous and out.flags.writeable):
+                fits = isinstance(out, DeviceArray) or (out.flags.c_contiguous and out.flags.writeable)
+                if out.shape != shape or out.dtype != dtype or not fits:
                     raise ValueError(f"rows of {parameter.name}: {dtype}{shape} is wanted, C-contiguous and writable")
                 if layout.together and not by_block:  # the code counts threads
                     out = out.reshape((shape[0] * shape[1], *shape[2:]))
@@ -463,7 +484,9 @@ class _Compiled:
                     check_window(parameter.name, spec, window, places)
                 values.append((parameter, window))
             elif isinstance(spec, InputSpec):
-                value = np.require(next(given), requirements=["C", "A"])
+                value = next(given)
+                if not isinstance(value, DeviceArray):
+                    value = np.require(value, requirements=["C", "A"])
                 if value.shape != spec.shape or value.dtype != dtype:
                     raise ValueError(f"{parameter.name} is {value.dtype}{value.shape}, not {dtype}{spec.shape}")
                 values.append((parameter, value))

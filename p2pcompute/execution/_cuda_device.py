@@ -7,6 +7,8 @@ machine that executes PTX. The real one is reached only where a driver answers.
 from __future__ import annotations
 
 import ctypes
+import math
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -16,7 +18,7 @@ from p2pcompute.errors import ExecutionError
 from p2pcompute.execution._api import Array
 from p2pcompute.execution._cuda_compile import CudaNotInstalled, check_installed, link_cubin
 
-__all__ = ["CudaDevice", "CudaFailure", "NoCudaDevice", "driver_is_here", "find_devices", "open_device"]
+__all__ = ["CudaDevice", "CudaFailure", "DeviceArray", "NoCudaDevice", "driver_is_here", "find_devices", "open_device"]
 
 _BLOCKING_SYNC = 4  # CU_CTX_SCHED_BLOCKING_SYNC: who waits for a launch sleeps
 _STICKY = frozenset({700, 702, 709, 710, 713, 714, 715, 716, 717, 718, 719, 999})
@@ -34,6 +36,42 @@ class CudaFailure(ExecutionError):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceArray:
+    """An array on a device, C-contiguous; whoever has allocated it gives it back."""
+
+    address: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return self.dtype.itemsize
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self.size * self.itemsize
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from an element to the next one along each axis."""
+        found = [self.itemsize]
+        for length in reversed(self.shape[1:]):
+            found.append(found[-1] * length)
+        return tuple(reversed(found))
+
+    def reshape(self, shape: tuple[int, ...]) -> DeviceArray:
+        """The same elements under another shape."""
+        return replace(self, shape=shape)
 
 
 class CudaDevice(Protocol):
@@ -58,6 +96,10 @@ class CudaDevice(Protocol):
 
     def upload(self, address: int, values: Array) -> None:
         """Copy a C-contiguous array there."""
+        ...
+
+    def clear(self, address: int, size: int) -> None:
+        """Make zeros of `size` bytes there."""
         ...
 
     def download(self, address: int, values: Array) -> None:
@@ -185,6 +227,10 @@ class _Driven:
     def upload(self, address: int, values: Array) -> None:
         if values.nbytes:
             self._on(self._driver.cuMemcpyHtoD, address, values.ctypes.data, values.nbytes)
+
+    def clear(self, address: int, size: int) -> None:
+        if size:
+            self._on(self._driver.cuMemsetD8, address, 0, size)
 
     def download(self, address: int, values: Array) -> None:
         self._on(self._driver.cuCtxSynchronize)

@@ -316,6 +316,16 @@ def take_ints(value: Any, *, count: tuple[int, int], low: int, high: int) -> tup
     return tuple(take_int(item, low=low, high=high) for item in items)
 
 
+def take_split(value: Any) -> SplitSpec:
+    """Axes, halo and edge rule of a split input. Raises `FrameError`."""
+    axes, halo, edge = take_list(value, low=3, high=3)
+    return SplitSpec(
+        axes=take_ints(axes, count=(1, 3), low=0, high=2),
+        halo=take_ints(halo, count=(1, 3), low=0, high=MAX_EXTENT),
+        edge=take_text(edge, limit=16),
+    )
+
+
 def take_windows(value: Any, specs: Sequence[InputSpec]) -> list[tuple[tuple[int, ...], tuple[int, ...], int]]:
     """Origin, shape and place in the arena of the window of each split input. Raises `FrameError`."""
     found: list[tuple[tuple[int, ...], tuple[int, ...], int]] = []
@@ -366,18 +376,9 @@ def decode_arguments(value: Any) -> list[ArgSpec]:
             shape = take_ints(extents, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
             args.append(OutputSpec(dtype=dtype, shape=shape, reduce=operation))
         elif kind == 4:
-            extents, axes, halo, edge = take_list(rest, low=4, high=4)
-            args.append(
-                InputSpec(
-                    dtype=dtype,
-                    shape=take_ints(extents, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT),
-                    split=SplitSpec(
-                        axes=take_ints(axes, count=(1, 3), low=0, high=2),
-                        halo=take_ints(halo, count=(1, 3), low=0, high=MAX_EXTENT),
-                        edge=take_text(edge, limit=16),
-                    ),
-                )
-            )
+            extents, *split = take_list(rest, low=4, high=4)
+            shape = take_ints(extents, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
+            args.append(InputSpec(dtype=dtype, shape=shape, split=take_split(split)))
         else:
             shape = take_ints(rest, count=(0, MAX_DIMENSIONS), low=0, high=MAX_EXTENT)
             args.append(InputSpec(dtype=dtype, shape=shape) if kind == 1 else OutputSpec(dtype=dtype, shape=shape))

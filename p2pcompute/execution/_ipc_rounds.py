@@ -56,7 +56,8 @@ def encode_step(place: int, state: Sequence[InputSpec], step: Step) -> list[Any]
 def _encode(arg: StepArg) -> list[Any]:
     match arg:
         case ReadState():
-            return [_READ, arg.array]
+            split = arg.split
+            return [_READ, arg.array, *([] if split is None else [[list(split.axes), list(split.halo), split.edge]])]
         case WriteState():
             return [_WRITE, arg.array, *ipc.encode_arguments([arg.spec])]
         case RoundNumber():
@@ -98,7 +99,7 @@ def _decode(item: Any, arrays: int) -> StepArg:
         return plain
     array = ipc.take_int(rest[0], low=0, high=arrays - 1)
     if kind == _READ:
-        return ReadState(array=array)
+        return ReadState(array=array, split=ipc.take_split(rest[1]) if len(rest) == 2 else None)
     (spec,) = ipc.decode_arguments(rest[1:])
     if not isinstance(spec, OutputSpec):
         raise ipc.FrameError("a step gives outputs")

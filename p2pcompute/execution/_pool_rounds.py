@@ -31,13 +31,15 @@ class RoundsResult:
 
     Attributes:
         states: after each round, the bytes of each array, C order, and `digests` their SHA-256.
-        cpu_ns, wall_ns: as of `WorkResult`.
+        cpu_ns, wall_ns, device_ns, energy_mj: as of `WorkResult`.
     """
 
     states: tuple[tuple[bytearray, ...], ...]
     digests: tuple[tuple[bytes, ...], ...]
     cpu_ns: int
     wall_ns: int
+    device_ns: int = 0
+    energy_mj: int | None = None
 
 
 async def compile_rounds(
@@ -93,8 +95,10 @@ async def run_rounds(
     for array, (offset, _) in zip(start, plan.spans, strict=True):
         arena.put(array, offset)
     fields: list[Any] = [number, rounds, arena.nbytes if fresh else 0]
+    energy_before = None if session._energy is None else session._energy()
     cpu_before, started = session._process.cpu_ns(), time.perf_counter_ns()
-    await session._exchange(ipc.RUN_ROUNDS, fields, [arena.fileno()] if fresh else [], timeout_s=timeout_s)
+    fds = [arena.fileno()] if fresh else []
+    packet = await session._exchange(ipc.RUN_ROUNDS, fields, fds, timeout_s=timeout_s)
     wall_ns = time.perf_counter_ns() - started
     cpu_ns = max(0, session._process.cpu_ns() - cpu_before)
     spans = [(slot * plan.slot_bytes + offset, size) for slot in range(1, rounds + 1) for offset, size in plan.spans]
@@ -106,4 +110,6 @@ async def run_rounds(
         digests=tuple(tuple(digest for _, digest in row) for row in rows),
         cpu_ns=cpu_ns,
         wall_ns=wall_ns,
+        device_ns=packet[2] if len(packet) == 3 else 0,
+        energy_mj=None if energy_before is None else session._energy_since(energy_before),
     )

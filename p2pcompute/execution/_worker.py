@@ -59,6 +59,7 @@ _OPERATIONS = frozenset(
         ipc.ARGUMENTS,
     }
 )
+_RUNS = frozenset({ipc.RUN_BLOCKS, ipc.RUN_THREADS, ipc.RUN_ROUNDS})
 _ANCILLARY_BYTES = socket.CMSG_SPACE(ipc.MAX_ARGUMENTS * array.array("i").itemsize)
 
 
@@ -169,6 +170,7 @@ class Worker:
             raise ipc.FrameError("an operation that there is not")
         request = ipc.take_int(packet[1], low=1, high=ipc.MAX_EXTENT)
         device = self._device
+        before_ns = 0 if device is None else device.device_ns
         try:
             if operation == ipc.COMPILE:
                 return [ipc.COMPILED, request, self._compile(packet[2:], fds), self._items]
@@ -181,10 +183,9 @@ class Worker:
             elif operation == ipc.RUN_ROUNDS:
                 self._run_rounds(packet[2:], fds)
             else:
-                before_ns = 0 if device is None else device.device_ns
                 self._run(operation, request, packet[2:], fds)
-                if device is not None:
-                    return [ipc.DONE, request, device.device_ns - before_ns]
+            if device is not None and operation in _RUNS:
+                return [ipc.DONE, request, device.device_ns - before_ns]
         except Stopped:
             return [ipc.CANCELLED, request]
         except KernelError as error:

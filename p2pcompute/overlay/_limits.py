@@ -59,7 +59,7 @@ PROTOCOL_LIMITS: Mapping[str, ProtocolLimits] = {
     "/p2pcompute/dispute/1": ProtocolLimits(idle_s=_HOUR_S),
     "/p2pcompute/channel/1": ProtocolLimits(idle_s=_HOUR_S),
     "/p2pcompute/ads/2": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
-    "/p2pcompute/negotiation/3": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
+    "/p2pcompute/negotiation/4": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
     "/p2pcompute/blob/1": ProtocolLimits(idle_s=600.0),
     "/ipfs/id/1.0.0": ProtocolLimits(streams_per_peer=4, deadline_s=30.0),
     "/ipfs/id/push/1.0.0": ProtocolLimits(streams_per_peer=4, deadline_s=30.0),

@@ -200,14 +200,17 @@ class RoundsWorker:
             raise ExecutionError("these rounds were computed already")
         deadline = trio.current_time() + timeout_s
         digests: list[bytes] = []
-        cpu_ns = wall_ns = 0
+        cpu_ns = wall_ns = device_ns = 0
+        energy_mj: int | None = None
         found = states.nearest(first)
         assert found is not None  # the last state is always kept
         state = found[1]
         while len(digests) < rounds:
             count = min(self._batch, rounds - len(digests))
             run = await self._run(state, states.done, count, deadline)
-            cpu_ns, wall_ns = cpu_ns + run.cpu_ns, wall_ns + run.wall_ns
+            cpu_ns, wall_ns, device_ns = cpu_ns + run.cpu_ns, wall_ns + run.wall_ns, device_ns + run.device_ns
+            if run.energy_mj is not None:
+                energy_mj = (energy_mj or 0) + run.energy_mj
             for arrays, known in zip(run.states, run.digests, strict=True):
                 if self._fault is None:
                     state = StateBytes.of(arrays, known)
@@ -219,7 +222,9 @@ class RoundsWorker:
                     break  # the lie is what it goes on with
             if progress is not None and len(digests) < rounds:
                 progress(len(digests))
-        return _Run(outputs=(b"".join(digests),), cpu_ns=cpu_ns, wall_ns=wall_ns)
+        return _Run(
+            outputs=(b"".join(digests),), cpu_ns=cpu_ns, wall_ns=wall_ns, device_ns=device_ns, energy_mj=energy_mj
+        )
 
     async def state(self, number: int, *, timeout_s: float) -> StateBytes | None:
         """The state after `number` rounds, computed again where it is not kept; None where it is forgotten.

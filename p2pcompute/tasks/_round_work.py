@@ -18,6 +18,7 @@ from p2pcompute_protocols.work import (
     NextArg,
     RoundArg,
     RoundLaunch,
+    RoundSplit,
     RoundWork,
     ScalarArg,
     StateArg,
@@ -87,6 +88,9 @@ def round_work(
     Raises:
         LocalProtocolError: over a bound of the protocol (OVERSIZED).
     """
+    from p2pcompute.execution._api import InputSpec
+    from p2pcompute.execution._rounds import ReadState
+
     blobs: dict[bytes, bytes] = {}
 
     def blob(data: bytes) -> bytes:
@@ -104,6 +108,11 @@ def round_work(
                 entry=step.source.entry,
                 launch=LaunchSpec(dims=step.launch.dims, grid=step.launch.grid, block=step.launch.block),
                 args=tuple(_wire(arg, values, blob) for arg in step.args),
+                splits=tuple(
+                    RoundSplit(arg=place, axes=arg.split.axes, halo=arg.split.halo, edge=arg.split.edge)
+                    for place, arg in enumerate(step.args)
+                    if isinstance(arg, InputSpec | ReadState) and arg.split is not None
+                ),
             )
         )
     rounds_per_chunk = min(rounds_per_chunk, rounds)
@@ -164,7 +173,7 @@ def execution_steps(
     Raises:
         LocalProtocolError: a source is not UTF-8.
     """
-    from p2pcompute.execution._api import InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
+    from p2pcompute.execution._api import InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec, SplitSpec
     from p2pcompute.execution._rounds import ReadState, RoundNumber, Step, WriteState
 
     state = [InputSpec(dtype=array.dtype, shape=array.shape) for array in work.state]
@@ -173,16 +182,17 @@ def execution_steps(
     for launch in work.launches:
         args: list[Any] = []
         constants: dict[int, bytes | SharedInput] = {}
+        splits = {one.arg: SplitSpec(axes=one.axes, halo=one.halo, edge=one.edge) for one in launch.splits}
         for position, arg in enumerate(launch.args):
             match arg:
                 case ScalarArg():
                     value = np.frombuffer(arg.value, dtype=np.dtype(arg.dtype).newbyteorder("<"))[0]
                     args.append(ScalarSpec(dtype=arg.dtype, value=value))
                 case ArrayArg():
-                    args.append(InputSpec(dtype=arg.dtype, shape=arg.shape))
+                    args.append(InputSpec(dtype=arg.dtype, shape=arg.shape, split=splits.get(position)))
                     constants[position] = blobs[arg.digest]
                 case StateArg():
-                    args.append(ReadState(array=arg.array))
+                    args.append(ReadState(array=arg.array, split=splits.get(position)))
                 case NextArg():
                     array = work.state[arg.array]
                     spec = OutputSpec(dtype=array.dtype, shape=arg.shape or array.shape, reduce=arg.reduce)

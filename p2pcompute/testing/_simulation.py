@@ -91,6 +91,8 @@ class _Rounds:
     digests: tuple[tuple[bytes, ...], ...]
     cpu_ns: int
     wall_ns: int
+    device_ns: int = 0
+    energy_mj: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

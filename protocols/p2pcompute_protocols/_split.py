@@ -17,7 +17,7 @@ from .limits import MAX_CHUNK_TILES, MAX_HELD_TILE_BYTES, MAX_WINDOW_BYTES
 if TYPE_CHECKING:
     from .work import ChunkWork, LaunchSpec, ProgramWork, SplitArg
 
-__all__ = ["EDGES", "chunk_boxes", "chunk_tiles", "chunk_window_bytes"]
+__all__ = ["EDGES", "chunk_boxes", "chunk_tiles", "chunk_window_bytes", "launch_window_bytes"]
 
 EDGES: Final = ("zero", "clamp", "wrap")
 
@@ -48,18 +48,24 @@ def chunk_boxes(launch: LaunchSpec, first_block: int, blocks: int) -> Iterator[B
 def chunk_window_bytes(work: ChunkWork | ProgramWork, index: int) -> int:
     """Bytes of the boxes around all that the chunk's threads may read, of all split inputs together."""
     found = list(chunk_boxes(work.launch, *work.chunk_range(index)))
-    total = 0
-    for arg in work.splits.values():
-        size = arg.item_bytes
-        for axis, length in enumerate(arg.shape):
-            if axis >= len(arg.axes):
-                size *= length
-                continue
-            grid = arg.axes[axis]
-            low, high = min(box[grid][0] for box in found), max(box[grid][1] for box in found)
-            size *= high - low + 2 * arg.halo[axis]
-        total += size
-    return total
+    spans = [max(box[axis][1] for box in found) - min(box[axis][0] for box in found) for axis in range(3)]
+    return sum(arg.item_bytes * _window_items(arg.shape, arg.axes, arg.halo, spans) for arg in work.splits.values())
+
+
+def launch_window_bytes(
+    launch: LaunchSpec, item_bytes: int, shape: Sequence[int], axes: Sequence[int], halo: Sequence[int]
+) -> int:
+    """Bytes of the box around all that the threads of a whole launch may read of one array."""
+    spans = [count * width for count, width in zip(launch.grid, launch.block, strict=True)]
+    return item_bytes * _window_items(shape, axes, halo, spans)
+
+
+def _window_items(shape: Sequence[int], axes: Sequence[int], halo: Sequence[int], spans: Sequence[int]) -> int:
+    """Elements of the box that threads read whose places cover `spans` along x, y and z."""
+    size = 1
+    for axis, length in enumerate(shape):
+        size *= spans[axes[axis]] + 2 * halo[axis] if axis < len(axes) else length
+    return size
 
 
 def chunk_tiles(work: ChunkWork | ProgramWork, index: int) -> tuple[tuple[int, int], ...]:

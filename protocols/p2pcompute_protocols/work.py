@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from ._split import EDGES
+from ._split import EDGES, launch_window_bytes
 from .errors import LocalProtocolError, WireCode
 from .limits import (
     MAX_ARGS,
@@ -28,6 +28,7 @@ from .limits import (
     MAX_SPLIT_BYTES,
     MAX_TILE_BYTES,
     MAX_TILES,
+    MAX_WINDOW_BYTES,
 )
 from .wire import Array, Bytes, Choice, Nested, OneOf, Record, Text, Uint, optional, record, wire
 
@@ -45,6 +46,7 @@ __all__ = [
     "ProgramWork",
     "RoundArg",
     "RoundLaunch",
+    "RoundSplit",
     "RoundWork",
     "ScalarArg",
     "SplitArg",
@@ -166,10 +168,9 @@ class SplitArg(Record):
     def validate(self) -> None:
         if len(self.tile) != len(self.shape) or any(t > n for t, n in zip(self.tile, self.shape, strict=True)):
             raise LocalProtocolError("a tile is no larger than its array, along each axis")
-        if sorted(self.axes) != list(range(len(self.axes))) or len(self.axes) > len(self.shape):
-            raise LocalProtocolError("a split array's first axes run along the grid's, each once")
-        if len(self.halo) != len(self.axes):
-            raise LocalProtocolError("a halo is a number for each axis that runs along the grid")
+        _check_axes(self.axes, self.halo)
+        if len(self.axes) > len(self.shape):
+            raise LocalProtocolError("a split array has an axis for each of the grid's")
         if self.nbytes > MAX_SPLIT_BYTES:
             raise LocalProtocolError(f"a split input of {self.nbytes} bytes", code=WireCode.OVERSIZED)
         if _nbytes(self.dtype, self.tile) > MAX_TILE_BYTES or self.tiles > MAX_TILES:
@@ -225,6 +226,13 @@ class SplitArg(Record):
     def tile_bytes(self, number: int) -> int:
         """Bytes of a tile."""
         return _nbytes(self.dtype, tuple(high - low for low, high in self.tile_box(number)))
+
+
+def _check_axes(axes: tuple[int, ...], halo: tuple[int, ...]) -> None:
+    if sorted(axes) != list(range(len(axes))):
+        raise LocalProtocolError("a split array's first axes run along the grid's, each once")
+    if len(halo) != len(axes):
+        raise LocalProtocolError("a halo is a number for each axis that runs along the grid")
 
 
 WorkArg: TypeAlias = ScalarArg | ArrayArg | OutArg | SplitArg
@@ -453,8 +461,23 @@ StepArg: TypeAlias = ScalarArg | ArrayArg | StateArg | NextArg | RoundArg
 
 
 @record
+class RoundSplit(Record):
+    """That a launch of a round reads an input as a split one: argument number `arg`, a constant or an array of the
+    state. What a thread loads is as of `SplitArg`; the array is whole at the provider, which computes all of a round.
+    """
+
+    arg: int = wire(1, Uint(0, MAX_ARGS - 1))
+    axes: tuple[int, ...] = wire(2, Array(Uint(0, 2), 3, 1))
+    halo: tuple[int, ...] = wire(3, Array(Uint(0, MAX_HALO), 3, 1))
+    edge: str = wire(4, Choice(*EDGES))
+
+    def validate(self) -> None:
+        _check_axes(self.axes, self.halo)
+
+
+@record
 class RoundLaunch(Record):
-    """One launch of each round."""
+    """One launch of each round. `splits` are the inputs among `args` that it reads as split ones, in their order."""
 
     kernel: BlobRef = wire(1, Nested(BlobRef))
     entry: str = wire(2, Text(MAX_NAME, 1))
@@ -462,12 +485,20 @@ class RoundLaunch(Record):
     args: tuple[StepArg, ...] = wire(
         4, Array(OneOf({1: ScalarArg, 2: ArrayArg, 3: StateArg, 4: NextArg, 5: RoundArg}), MAX_ARGS, 1)
     )
+    splits: tuple[RoundSplit, ...] = wire(5, Array(Nested(RoundSplit), MAX_ARGS))
 
     def validate(self) -> None:
         if not 1 <= self.kernel.size <= MAX_KERNEL_BYTES:
             raise LocalProtocolError(f"a kernel of {self.kernel.size} bytes", code=WireCode.OVERSIZED)
         if not any(isinstance(arg, NextArg) for arg in self.args):
             raise LocalProtocolError("a launch that gives nothing of the state")
+        places = [split.arg for split in self.splits]
+        if places != sorted(set(places)):
+            raise LocalProtocolError("split inputs are named once each, in the order of the arguments")
+        if any(place >= len(self.args) or not isinstance(self.args[place], ArrayArg | StateArg) for place in places):
+            raise LocalProtocolError("what is split is a constant array or one of the state")
+        if any(len(split.axes) != self.launch.dims for split in self.splits):
+            raise LocalProtocolError("a split array runs along all of the launch's axes")
 
 
 @record
@@ -505,6 +536,18 @@ class RoundWork(Record):
                 raise LocalProtocolError(f"values of {dtype} are not combined by {arg.reduce}")
             if arg.shape is not None and _nbytes(dtype, arg.shape) > MAX_CHUNKS * MAX_OUTPUT_BYTES:
                 raise LocalProtocolError("outputs above what a launch can hold", code=WireCode.OVERSIZED)
+        windows = 0
+        for launch in self.launches:
+            for split in launch.splits:
+                array = launch.args[split.arg]
+                if isinstance(array, StateArg):
+                    array = self.state[array.array]
+                assert isinstance(array, ArrayArg)  # as the launch has checked
+                if len(array.shape) < len(split.axes):
+                    raise LocalProtocolError("a split array has an axis for each of the grid's")
+                windows += launch_window_bytes(launch.launch, DTYPES[array.dtype], array.shape, split.axes, split.halo)
+        if windows > MAX_WINDOW_BYTES:
+            raise LocalProtocolError(f"a round reads windows of {windows} bytes", code=WireCode.OVERSIZED)
         inputs = self.inputs
         sizes = [(launch.kernel.digest, launch.kernel.size) for launch in self.launches]
         sizes += [(array.digest, array.nbytes) for array in self._arrays]

@@ -20,6 +20,7 @@ from p2pcompute.execution._pool_process import WorkerProgram
 from p2pcompute.kernel import Binding, kernel
 
 from ..unit.execution import test_strict_arithmetic as strict
+from ..unit.execution.cuda import test_cuda_rounds as rounds
 from ..unit.execution.cuda.random_kernels import INPUTS, OUTPUTS, random_kernel
 
 pytestmark = pytest.mark.gpu
@@ -118,6 +119,16 @@ def named() -> dict[str, Binding]:
 @pytest.mark.parametrize("name", ["saxpy", "mandelbrot", "tiled", "moments"])
 def test_kernels_of_common_kinds(cpu: CpuBackend, gpu: CudaBackend, name: str) -> None:
     both(cpu, gpu, named()[name])
+
+
+@pytest.mark.parametrize("name", rounds.BOUND)
+def test_rounds_whose_states_stay_on_the_device(cpu: CpuBackend, gpu: CudaBackend, name: str) -> None:
+    bound = rounds.BOUND[name]()
+    ours, theirs = rounds.engine_of(cpu, bound), rounds.engine_of(gpu, bound)
+    due = found = rounds.start(bound)
+    for number in range(20):
+        due, found = rounds.advanced(ours, number, due), rounds.advanced(theirs, number, found)
+        assert rounds.bits(found) == rounds.bits(due)
 
 
 @pytest.mark.parametrize("seed", range(40))

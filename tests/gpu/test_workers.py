@@ -155,6 +155,39 @@ def test_device_time_and_energy_are_counted(program: WorkerProgram) -> None:
     trio.run(main)
 
 
+@kernel
+def spread(new_h: Any, h: Any) -> None:
+    x, y = cuda.grid(2)
+    if y < new_h.shape[0] and x < new_h.shape[1]:
+        new_h[y, x] = np.float32(0.25) * (h[y - 1, x] + h[y + 1, x] + h[y, x - 1] + h[y, x + 1])
+
+
+def test_rounds_are_computed_on_the_gpu_and_checked_on_the_processor(program: WorkerProgram) -> None:
+    h = np.random.default_rng(5).standard_normal((300, 500), dtype=np.float32)
+    steps_of_a_round = [p2p.step(spread, p2p.new("h"), p2p.state("h", halo=1, edge="wrap"))]
+
+    async def main() -> None:
+        network, chain = MemoryNetwork(), simulated_chain()
+        on_gpu, on_cpu = WorkerPool(spare=0, keep=2, program=program), WorkerPool(spare=0, keep=2)
+        async with (
+            open_simulated_node(network, chain, workers=on_gpu) as provider,  # type: ignore[arg-type]
+            open_simulated_node(network, chain, workers=on_cpu) as node,  # type: ignore[arg-type]
+            trio.open_nursery() as nursery,
+        ):
+            await node.services.overlay.connect(provider.addresses[0])
+            role = await nursery.start(provider.serve)
+            found = await node.iterate(steps_of_a_round, rounds=50, state={"h": h}, rounds_per_chunk=10)
+            due = h
+            for _ in range(50):
+                around = np.roll(due, 1, 0) + np.roll(due, -1, 0) + np.roll(due, 1, 1) + np.roll(due, -1, 1)
+                due = np.float32(0.25) * around
+            assert found["h"].tobytes() == due.tobytes()
+            assert role.tasks.used.device_ns > 0
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+
 def test_a_task_is_computed_on_the_gpu_and_checked_on_the_processor(program: WorkerProgram) -> None:
     x, y = np.random.default_rng(5).standard_normal((2, 1 << 20), dtype=np.float32)
 

@@ -11,6 +11,7 @@ import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute._rounds import bind_rounds
 from p2pcompute.errors import ConfigError, KernelError
+from p2pcompute.execution._api import InputSpec, SplitSpec
 from p2pcompute.execution._rounds import ReadState, RoundNumber, WriteState
 
 
@@ -33,6 +34,13 @@ def mix(new_x, x, y):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
     if i < new_x.size:
         new_x[i] = x[i] + y[i]
+
+
+@p2p.kernel
+def after(out, x):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = x[i + 1]
 
 
 X = np.arange(10, dtype=np.float32)
@@ -62,6 +70,25 @@ def test_several_launches_name_what_they_take() -> None:
     assert bound.steps[1].launch.block == (16, 1, 1)
 
 
+def test_inputs_are_split_as_they_say() -> None:
+    given = np.arange(10, dtype=np.float32)
+    steps = [
+        p2p.step(after, p2p.new("x"), p2p.state("x", halo=2, edge="wrap")),
+        p2p.step(mix, p2p.new("y"), p2p.state("x", halo=0), p2p.split(given, halo=3, edge="clamp", tile=4)),
+    ]
+    bound = bind_rounds(steps, 5, {"x": X, "y": X}, ())
+    assert bound.steps[0].args[1] == ReadState(array=0, split=SplitSpec(axes=(0,), halo=(2,), edge="wrap"))
+    split = SplitSpec(axes=(0,), halo=(3,), edge="clamp")
+    assert bound.steps[1].args[2] == InputSpec(dtype="float32", shape=(10,), split=split)
+    given[:] = 7  # what is written to it now harms nobody
+    assert bound.constants[1][0].tolist() == list(range(10))
+
+
+def test_an_edge_is_one_of_a_halo() -> None:
+    with pytest.raises(KernelError, match="an edge rule and no halo"):
+        p2p.state("x", edge="wrap")
+
+
 CASES: dict[str, tuple[Any, int, dict[str, Any], tuple[Any, ...], str]] = {
     "no rounds": (step, 0, {"x": X}, (GAIN,), "rounds is 0"),
     "too many rounds": (step, 2**20, {"x": X}, (GAIN,), "write a whole number"),
@@ -80,7 +107,16 @@ CASES: dict[str, tuple[Any, int, dict[str, Any], tuple[Any, ...], str]] = {
         p2p.step(add, p2p.out(10, np.float32), p2p.state("x")), 1, {"x": X}, (), "is an array of the state"),
     "a combined array of another shape": (
         p2p.step(add, p2p.new("x", reduce="sum", shape=10), p2p.state("x")), 1, {"x": X}, (), r"comes to \(1,\)"),
-    "a split input": (mix, 1, {"x": X}, (p2p.split(X),), "a split input among the arguments"),
+    "a split input that is too large": (
+        mix, 1, {"x": X}, (p2p.split(np.broadcast_to(X[:1], 2**24 + 1)),), "a provider computes all of each round"),
+    "a load beyond the halo": (p2p.step(after, p2p.new("x"), p2p.state("x", halo=0)), 1, {"x": X}, (), "halo"),
+    "a halo for an axis that there is not": (
+        p2p.step(after, p2p.new("x"), p2p.state("x", halo=(1, 1))), 1, {"x": X}, (), "halo is"),
+    "a halo below zero": (p2p.step(after, p2p.new("x"), p2p.state("x", halo=-1)), 1, {"x": X}, (), "halo is"),
+    "an edge that is none": (
+        p2p.step(after, p2p.new("x"), p2p.state("x", halo=1, edge="mirror")), 1, {"x": X}, (), "edge is"),
+    "a split number": (
+        p2p.step(add, p2p.new("x"), p2p.state("x", halo=1)), 1, {"x": np.float32(1)}, (), "NumPy arrays"),
     "a state that the launch stores into": (
         p2p.step(add, p2p.state("x"), p2p.new("x")), 1, {"x": X}, (), "out is an output|stores into"),
 }  # fmt: skip

@@ -43,7 +43,7 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
     monkeypatch.setattr(p2p, "iterate", iterate)
     path = tmp_path / "snippet.py"
-    path.write_text(f"{SNIPPETS[0]}\n{SNIPPETS[2]}", encoding="utf-8")
+    path.write_text(f"{SNIPPETS[0]}\n{SNIPPETS[3]}", encoding="utf-8")
     names = runpy.run_path(str(path))
     x = names["x0"]
     v, dt = np.zeros_like(x), np.float32(0.1)
@@ -56,6 +56,19 @@ def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     _, state = on_a_network(lambda node: names["watched"](node, still))
     assert len(capsys.readouterr().out.splitlines()) == 2  # where nothing moves, the second digest is the first
     assert not state["x"].any()
+
+
+def test_the_snippet_with_split_inputs_runs(tmp_path: Path) -> None:
+    rain = np.random.default_rng(1).random((20, 30)).astype(np.float32)
+    path = tmp_path / "snippet.py"
+    path.write_text("\n".join(SNIPPETS[0].splitlines()[:3]) + f"\n{SNIPPETS[2]}", encoding="utf-8")
+    land = runpy.run_path(str(path), {"rain": rain})["land"]
+    h = np.zeros_like(rain)
+    found = on_a_network(lambda node: node.iterate(land, rounds=9, state={"h": h}))
+    for _ in range(9):
+        around = np.roll(h, 1, 0) + np.roll(h, -1, 0) + np.roll(h, 1, 1) + np.roll(h, -1, 1)
+        h = np.float32(0.25) * around + rain
+    assert np.array_equal(found["h"], h)
 
 
 def test_options_and_names_are_those_that_there_are() -> None:

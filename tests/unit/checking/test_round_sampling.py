@@ -18,6 +18,8 @@ from p2pcompute.execution._rounds import RoundEngine, rows_of
 from p2pcompute.execution._rows import Layout
 from p2pcompute.testing import InlineWorkers
 
+from ..tasks._rounds import HILLS, expected_hills, flow_steps
+
 Array = np.ndarray[Any, Any]
 
 
@@ -137,6 +139,26 @@ def altered(array: int, place: tuple[int, ...]) -> Callable[[list[Array]], None]
         after[array][place] ^= 1
 
     return change
+
+
+@pytest.mark.parametrize("samples", [1, 16, 10**6])
+def test_samples_of_split_inputs_have_the_windows_of_their_threads(samples: int) -> None:
+    bound = bind_rounds(flow_steps(), 9, HILLS, ())
+    before, after = computed(bound, 0)
+    due = expected_hills(1)
+    assert [array.tolist() for array in after] == [due[name].tolist() for name in bound.names]
+    assert report(bound, before, after, samples=samples, number=0).ok
+
+
+@pytest.mark.parametrize("edge", ["zero", "clamp"])
+def test_another_edge_than_was_agreed_is_a_lie(edge: str) -> None:
+    bound = bind_rounds(flow_steps(), 9, HILLS, ())
+    others = [p2p.step(one.kernel, *one.args) for one in flow_steps()]
+    others[0] = p2p.step(others[0].kernel, others[0].args[0], p2p.state("h", halo=1, edge=edge), others[0].args[2])
+    before, after = computed(bind_rounds(others, 9, HILLS, ()), 0)
+    due = expected_hills(1)["h"]
+    assert np.array_equal(after[0][1:-1, 1:-1], due[1:-1, 1:-1])  # inside nothing is to be seen of it
+    assert not report(bound, before, after, number=0).ok
 
 
 LIES = {

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import trio
 
+from p2pcompute import cuda
+from p2pcompute._rounds import bind_rounds
 from p2pcompute.errors import ConfigError, ExecutionError, SandboxError, WorkerDied
 from p2pcompute.execution import KernelSource, Launch, OutputSpec, SandboxPolicy, WorkerSession, open_pool
 from p2pcompute.execution import _nvml as nvml
@@ -35,6 +37,7 @@ from p2pcompute.execution._sandbox_devices import (
     nvidia_access,
 )
 from p2pcompute.execution._sandbox_seccomp import build_filter
+from p2pcompute.kernel import kernel
 
 from .test_sandbox_seccomp import ALLOW, ARCH, EACCES, EPERM, KILL, NUMBERS, PID, PTHREAD, verdict
 
@@ -199,6 +202,30 @@ def test_device_time_and_energy_come_with_the_result() -> None:
             assert (await session.run_blocks(0, 1, timeout_s=60)).energy_mj is None
         async with worker("Tick", access=None) as session:
             assert (await session.run_blocks(0, 1, timeout_s=60)).energy_mj is None
+
+    trio.run(main)
+
+
+@kernel
+def Tick(new_x: Any, x: Any) -> None:
+    i = cuda.grid(1)
+    new_x[i] = x[i]
+
+
+@pytest.mark.net
+def test_device_time_and_energy_of_rounds_come_with_their_states() -> None:
+    counter = iter(range(5_000, 10_000, 700))
+    bound = bind_rounds(Tick[1, 64], 9, {"x": np.zeros(64, np.int64)}, ())
+
+    async def main() -> None:
+        async with worker("Tick", energy=lambda: next(counter)) as session:
+            await session.compile_rounds(bound.steps, bound.specs, bound.inputs())
+            for rounds in (1, 3):
+                result = await session.run_rounds(bound.arrays, 0, rounds, timeout_s=60)
+                assert (result.device_ns, result.energy_mj) == (1_000 * rounds, 700)
+        async with worker("Tick", access=None) as session:
+            await session.compile_rounds(bound.steps, bound.specs, bound.inputs())
+            assert (await session.run_rounds(bound.arrays, 0, 1, timeout_s=60)).energy_mj is None
 
     trio.run(main)
 

@@ -14,7 +14,11 @@ from p2pcompute._rounds import BoundRounds, bind_rounds
 from p2pcompute.errors import ExecutionError, KernelError, WorkerDied, WorkerTimeout
 from p2pcompute.execution import SandboxPolicy, open_pool
 from p2pcompute.execution._cpu import CpuBackend
+from p2pcompute.execution._ipc import FrameError
+from p2pcompute.execution._ipc_rounds import decode_step, encode_step
 from p2pcompute.execution._rounds import RoundEngine
+
+from ..tasks._rounds import HILLS, expected_hills, flow_steps
 
 pytestmark = pytest.mark.net
 
@@ -72,6 +76,31 @@ def test_rounds_in_a_worker_are_those_of_numpy() -> None:
             assert int.from_bytes(total, "little") == due_sum
 
     trio.run(main)
+
+
+def test_split_inputs_of_rounds_in_a_locked_worker_are_those_of_numpy() -> None:
+    bound = bind_rounds(flow_steps(), 4, HILLS, ())
+
+    async def main() -> None:
+        async with open_pool(spare=0, policy=BARE, threads=2) as pool, pool.session(tenant="one") as session:
+            await session.compile_rounds(bound.steps, bound.specs, bound.inputs())
+            done = await session.run_rounds(bound.arrays, 0, 4, timeout_s=60)
+        for rounds, arrays in enumerate(done.states, 1):
+            due = expected_hills(rounds)
+            assert [bytes(array) for array in arrays] == [due[name].tobytes() for name in bound.names]
+
+    trio.run(main)
+
+
+def test_a_step_is_what_its_packet_says_or_is_refused() -> None:
+    bound = bind_rounds(flow_steps(), 4, HILLS, ())
+    for place, step in enumerate(bound.steps):
+        assert decode_step(encode_step(place, bound.specs, step)) == (place, list(bound.specs), step)
+    for split in ([], [[0, 1], [1, 1]], [[0, 3], [1, 1], "wrap"], [[0, 1], [1, -1], "wrap"], [[0, 1], [1, 1], 7], 1):
+        fields = encode_step(0, bound.specs, bound.steps[0])
+        fields[-1][1] = [*fields[-1][1][:2], split]
+        with pytest.raises(FrameError):
+            decode_step(fields)
 
 
 def test_a_worker_that_has_held_a_state_is_not_kept_for_its_tenant() -> None:

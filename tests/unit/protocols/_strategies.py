@@ -23,6 +23,7 @@ from p2pcompute_protocols import (
     wire,
     work,
 )
+from p2pcompute_protocols._split import EDGES, launch_window_bytes
 from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
@@ -30,6 +31,7 @@ from p2pcompute_protocols.limits import (
     MAX_HALO,
     MAX_ORDER_LIFETIME_MS,
     MAX_OUTPUT_BYTES,
+    MAX_WINDOW_BYTES,
     UINT64_MAX,
 )
 from p2pcompute_protocols.task import ReceiptPayload
@@ -198,6 +200,42 @@ def _next(draw: Any, v: Values) -> None:
 def _round_launch(draw: Any, v: Values) -> None:
     v["kernel"] = dataclasses.replace(v["kernel"], size=draw(st.integers(1, 65_536)))
     v["args"] = (*v["args"][:3], draw(records(work.NextArg)))
+    v["splits"] = tuple(
+        draw(_round_splits(place, v["launch"].dims))
+        for place, arg in enumerate(v["args"])
+        if isinstance(arg, work.ArrayArg | work.StateArg) and draw(st.booleans())
+    )
+
+
+def _round_split(draw: Any, v: Values) -> None:
+    v["axes"] = tuple(draw(st.permutations(range(len(v["axes"])))))
+    v["halo"] = tuple(draw(st.integers(0, MAX_HALO)) for _ in v["axes"])
+
+
+@st.composite
+def _round_splits(draw: Any, place: int, dims: int, most: int = MAX_HALO) -> work.RoundSplit:
+    return work.RoundSplit(
+        arg=place,
+        axes=tuple(draw(st.permutations(range(dims)))),
+        halo=tuple(draw(st.integers(0, most)) for _ in range(dims)),
+        edge=draw(st.sampled_from(EDGES)),
+    )
+
+
+def _windows_within(draw: Any, state: Any, launch: Any, args: Any) -> tuple[work.RoundSplit, ...]:
+    """Splits of some of the arrays that a launch reads, as many as a bound on their windows leaves."""
+    found: list[work.RoundSplit] = []
+    left = MAX_WINDOW_BYTES // 3
+    for place, arg in enumerate(args):
+        array = state[arg.array] if isinstance(arg, work.StateArg) else arg
+        if not isinstance(array, work.ArrayArg) or len(array.shape) < launch.dims or draw(st.booleans()):
+            continue
+        split = draw(_round_splits(place, launch.dims, 9))
+        size = launch_window_bytes(launch, work.DTYPES[array.dtype], array.shape, split.axes, split.halo)
+        if size <= left:
+            left -= size
+            found.append(split)
+    return tuple(found)
 
 
 def _round_work(draw: Any, v: Values) -> None:
@@ -227,7 +265,8 @@ def _round_work(draw: Any, v: Values) -> None:
             if not isinstance(arg, work.NextArg) and not (isinstance(arg, work.StateArg) and arg.array >= count)
         ]
         kernel = dataclasses.replace(launch.kernel, digest=bytes([next(digests)]) + launch.kernel.digest[1:])
-        launches.append(dataclasses.replace(launch, kernel=kernel, args=(*rest, *given)))
+        splits = _windows_within(draw, v["state"], launch.launch, rest)
+        launches.append(dataclasses.replace(launch, kernel=kernel, args=(*rest, *given), splits=splits))
     v["launches"] = tuple(launches)
     v["rounds_per_chunk"] = draw(st.integers(1, v["rounds"]))
     v["first"] = draw(st.integers(0, 2**31 - v["rounds"] - 1))
@@ -369,6 +408,7 @@ _FIXES: dict[type[Record], Callable[[Any, Values], None]] = {
     work.ProgramWork: _both(_program_work, _sized),
     work.NextArg: _next,
     work.RoundLaunch: _round_launch,
+    work.RoundSplit: _round_split,
     work.RoundWork: _round_work,
     ads.CapabilityAd: _both(_times("issued_ms", "expires_ms", MAX_AD_LIFETIME_MS), _own_binding("peer_id", "binding")),
     negotiation.OrderPayload: _both(_times("created_ms", "expires_ms", MAX_ORDER_LIFETIME_MS), _standing, _mode),

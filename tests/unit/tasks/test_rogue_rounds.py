@@ -257,6 +257,7 @@ def test_rounds_are_not_sold_at_the_price_of_fast_mode() -> None:
         entry="step",
         launch=LaunchSpec(dims=1, grid=(1, 1, 1), block=(8, 1, 1)),
         args=(NextArg(array=0),),
+        splits=(),
     )
     work: Any = RoundWork(
         launches=(launch,), state=(array,), first=0, rounds=8, rounds_per_chunk=4, units_per_chunk=1_000
@@ -281,6 +282,7 @@ def test_what_is_kept_is_bounded_however_small_a_state_is(state_bytes: int) -> N
         entry="step",
         launch=LaunchSpec(dims=1, grid=(1, 1, 1), block=(1, 1, 1)),
         args=(NextArg(array=0),),
+        splits=(),
     )
     work = RoundWork(
         launches=(launch,), state=(array,), first=0, rounds=2**20 - 1, rounds_per_chunk=2**17, units_per_chunk=1

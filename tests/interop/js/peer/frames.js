@@ -17,7 +17,7 @@ export const PROTOCOLS = {
       ASKED provider AdBatch IDLE
       ASKED provider AdRefusal IDLE`)
   },
-  '/p2pcompute/negotiation/3': {
+  '/p2pcompute/negotiation/4': {
     messages: negotiationMessages,
     max: MAX_FRAME_BYTES,
     final: ['IDLE', 'BIDDEN', 'REFUSED', 'AGREED'],

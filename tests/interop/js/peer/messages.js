@@ -189,11 +189,32 @@ const NextArg = record('NextArg', { 1: ['array', uint(0, 31)], 2: ['shape', shap
 })
 const RoundArg = record('RoundArg', { 1: ['dtype', oneOf('int32', 'int64', 'uint32', 'uint64')] })
 const StepArg = union({ 1: ScalarArg, 2: ArrayArg, 3: StateArg, 4: NextArg, 5: RoundArg })
-const RoundLaunch = record('RoundLaunch', {
-  1: ['kernel', KernelRef], 2: ['entry', text(1, 64)], 3: ['launch', LaunchSpec], 4: ['args', array(1, 32, StepArg)]
-}, {
-  check (launch) { if (!launch.args.some((arg) => arg.is === 'NextArg')) refuse('MALFORMED', 'a launch that gives nothing') }
+const RoundSplit = record('RoundSplit', {
+  1: ['arg', uint(0, 31)], 2: ['axes', array(1, 3, uint(0, 2))], 3: ['halo', array(1, 3, uint(0, 1048576))], 4: ['edge', oneOf('zero', 'clamp', 'wrap')]
 })
+const RoundLaunch = record('RoundLaunch', {
+  1: ['kernel', KernelRef], 2: ['entry', text(1, 64)], 3: ['launch', LaunchSpec], 4: ['args', array(1, 32, StepArg)], 5: ['splits', array(0, 32, RoundSplit)]
+}, {
+  check ({ args, launch, splits }) {
+    if (!args.some((arg) => arg.is === 'NextArg')) refuse('MALFORMED', 'a launch that gives nothing')
+    splits.forEach((split, i) => {
+      if (i > 0 && split.arg <= splits[i - 1].arg) refuse('MALFORMED', 'splits ascend, each argument once')
+      if (!['ArrayArg', 'StateArg'].includes(args[Number(split.arg)]?.is)) refuse('MALFORMED', 'only an array that is read is split')
+      const axes = split.axes.map(Number).sort()
+      if (axes.length !== Number(launch.dims) || axes.some((axis, at) => axis !== at)) refuse('MALFORMED', 'each axis of the launch once')
+      if (split.halo.length !== axes.length) refuse('MALFORMED', 'as many halos as axes')
+    })
+  }
+})
+// The box that all threads of a launch read, in bytes.
+function windowOf ({ grid, block }, split, array) {
+  if (array.shape.length < split.axes.length) refuse('MALFORMED', 'an array with fewer axes than the launch')
+  return DTYPES[array.dtype] * product(array.shape.map((extent, i) => {
+    if (i >= split.axes.length) return extent
+    const axis = Number(split.axes[i])
+    return grid[axis] * block[axis] + 2n * split.halo[i]
+  }))
+}
 const RoundWork = record('RoundWork', {
   1: ['launches', array(1, 8, RoundLaunch)],
   2: ['state', array(1, 32, ArrayArg)],
@@ -214,6 +235,11 @@ const RoundWork = record('RoundWork', {
     for (const arg of args) {
       if (arg.is === 'NextArg') checkReduce({ dtype: work.state[Number(arg.array)].dtype, reduce: arg.reduce })
     }
+    const windows = work.launches.flatMap(({ args, launch, splits }) => splits.map((split) => {
+      const arg = args[Number(split.arg)]
+      return windowOf(launch, split, arg.is === 'StateArg' ? work.state[Number(arg.array)] : arg)
+    }))
+    if (sum(windows) > MAX_BLOB) refuse('OVERSIZED', 'windows of a round above 64 MiB')
     const state = work.state.map((arg) => Object.defineProperty({ ...arg }, 'is', { value: 'ArrayArg' }))
     if (sum(state.map(sizeOf)) > MAX_BLOB) refuse('OVERSIZED', 'a state above 64 MiB')
     blobsOf(work.launches.map((launch) => launch.kernel), [...args, ...state])

@@ -22,7 +22,7 @@ import { answerAll, ask } from './requests.js'
 import { verifyAd } from './verify.js'
 
 const ADS = '/p2pcompute/ads/2'
-const NEGOTIATION = '/p2pcompute/negotiation/3'
+const NEGOTIATION = '/p2pcompute/negotiation/4'
 const { network, journal } = JSON.parse(process.argv[2])
 const seed = new Uint8Array(randomBytes(32))
 const signer = new Signer(seed)

@@ -95,6 +95,9 @@ class Machine:
     def upload(self, address: int, values: np.ndarray[Any, Any]) -> None:
         self._regions[address][: values.nbytes] = values.tobytes()
 
+    def clear(self, address: int, size: int) -> None:
+        self._regions[address][:size] = bytes(size)
+
     def download(self, address: int, values: np.ndarray[Any, Any]) -> None:
         data = bytes(self._regions[address][: values.nbytes])
         values[...] = np.frombuffer(data, values.dtype).reshape(values.shape)

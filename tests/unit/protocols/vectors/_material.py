@@ -28,6 +28,7 @@ from p2pcompute_protocols.work import (
     ProgramWork,
     RoundArg,
     RoundLaunch,
+    RoundSplit,
     RoundWork,
     ScalarArg,
     SplitArg,
@@ -205,17 +206,24 @@ def program_work(**changes: object) -> ProgramWork:
 
 
 def round_work(**changes: object) -> RoundWork:
-    def launch(*args: Any) -> RoundLaunch:
+    def launch(*args: Any, splits: tuple[RoundSplit, ...] = ()) -> RoundLaunch:
         return RoundLaunch(
             kernel=BlobRef(digest=sha(KERNEL), size=len(KERNEL)),
             entry="kernel",
             launch=LaunchSpec(dims=1, grid=(4, 1, 1), block=(4, 1, 1)),
             args=args,
+            splits=splits,
         )
 
     made = RoundWork(
         launches=(
-            launch(NextArg(array=0), StateArg(array=0), StateArg(array=1), RoundArg(dtype="int64")),
+            launch(
+                NextArg(array=0),
+                StateArg(array=0),
+                StateArg(array=1),
+                RoundArg(dtype="int64"),
+                splits=(RoundSplit(arg=1, axes=(0,), halo=(1,), edge="wrap"),),
+            ),
             launch(NextArg(array=1, shape=(16,), reduce="sum"), StateArg(array=0)),
         ),
         state=(

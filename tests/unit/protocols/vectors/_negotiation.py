@@ -161,6 +161,9 @@ def negotiation_vectors() -> Json:
     split_map = cbor2.loads(split_work().encode())
     cut = split_map[4][1][1]
     round_map = cbor2.loads(round_work().encode())
+    without_splits = {key: value for key, value in round_map[1][0].items() if key != 5}
+    (one_split,) = round_map[1][0][5]
+    plane = {1: 2, 2: [4, 1, 1], 3: [4, 1, 1]}
     in_rounds = an_order(work=round_work())
     ordered = an_order(
         work=program_work(),
@@ -310,6 +313,29 @@ def negotiation_vectors() -> Json:
                     "a launch that gives nothing",
                     {1: [*round_map[1], {**round_map[1][0], 4: [[3, {1: 0}]]}]},
                     "MALFORMED",
+                ),
+                ("a launch that says nothing of splits", {1: [without_splits, round_map[1][1]]}, "MALFORMED"),
+                *(
+                    (name, {1: [{**round_map[1][0], 5: splits}, round_map[1][1]]}, code)
+                    for name, splits, code in (
+                        ("a split of an argument that there is not", [{**one_split, 1: 4}], "MALFORMED"),
+                        ("a split output", [{**one_split, 1: 0}], "MALFORMED"),
+                        ("an input that is split twice", [one_split, one_split], "MALFORMED"),
+                        ("a split along an axis that the launch does not have", [{**one_split, 2: [1]}], "MALFORMED"),
+                        ("a split with two halos for an axis", [{**one_split, 3: [1, 1]}], "MALFORMED"),
+                        ("a split with a halo above 2^20", [{**one_split, 3: [2**20 + 1]}], "OVERSIZED"),
+                        ("a split with an edge rule that is none", [{**one_split, 4: "mirror"}], "UNSUPPORTED"),
+                    )
+                ),
+                (
+                    "an array with fewer axes than its launch",
+                    {1: [{**round_map[1][0], 3: plane, 5: [{**one_split, 2: [1, 0], 3: [0, 0]}]}, round_map[1][1]]},
+                    "MALFORMED",
+                ),
+                (
+                    "a round whose windows are above 64 MiB",
+                    {1: [{**round_map[1][0], 3: {**plane, 1: 1, 2: [2**26, 1, 1]}}, round_map[1][1]]},
+                    "OVERSIZED",
                 ),
                 (
                     "a combined array without a shape",
