@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts. tests/conftest.py has the longest come first
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly soak-nightly mutants test-gpu bench-payments bench-network peer-env check-system clean
+.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly soak-nightly fuzz-nightly mutants test-gpu bench-payments bench-network peer-env check-system clean
 
 install: $(STAMP)
 
@@ -109,6 +109,13 @@ adversary-nightly: $(STAMP)
 soak-nightly: $(STAMP)
 	@P2PCOMPUTE_SOAK_S=$${SECONDS_REAL:-600} P2PCOMPUTE_SOAK_DAYS=$${DAYS:-14} \
 	    $(BIN)/python -m pytest tests/net/test_soak.py tests/unit/test_soak.py --timeout=0 -n 2 --dist=loadfile
+
+# a million mutants for each decoder of what strangers send, by a seed of the day; ten times what runs with the tests, some
+# twenty minutes of a core. SEED=… tries those of another day again
+fuzz-nightly: $(STAMP)
+	@P2PCOMPUTE_MUTANTS=$${MUTANTS:-1000000} P2PCOMPUTE_MUTANT_SEED=$${SEED:-$$(date +%Y%m%d)} \
+	    $(BIN)/python -m pytest tests/unit/protocols tests/unit/overlay tests/unit/blobs -k mutants --timeout=0 \
+	    -n 2 --dist=worksteal
 
 # plants the faults of tests/mutants, one at a time, and sees that the tests find them
 mutants: $(STAMP)

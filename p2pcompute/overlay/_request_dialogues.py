@@ -30,6 +30,7 @@ __all__ = ["AskedDialogue", "DialogueHandler", "Dialogues", "ServedDialogue"]
 _log = logging.getLogger(__name__)
 
 HEAD: Final = struct.Struct("!QB")  # which dialogue, and which step of it
+MAX_DIALOGUES: Final = 512  # of one protocol, for all peers together: more than there can be connections
 MAX_STEPS: Final = 255
 STEP_S: Final = 60.0  # what the peer may take for one step, where nobody waits a shorter time
 
@@ -179,8 +180,21 @@ class ServedDialogue:
 DialogueHandler: TypeAlias = Callable[[ServedDialogue], Awaitable[None]]
 
 
+class _Held:
+    """A dialogue that is under way, and its handler's scope."""
+
+    def __init__(self, dialogue: ServedDialogue) -> None:
+        self.dialogue = dialogue
+        self.scope = trio.CancelScope()
+
+
 class Dialogues:
-    """The dialogues of one protocol that peers have with us. Each is a task of `nursery` until its handler returns."""
+    """The dialogues of one protocol that peers have with us. `start` gives each a task, until its handler returns.
+
+    A dialogue outlives the stream that it was begun on, so bounds of streams do not bound it. One peer has at most
+    `MAX_INBOUND_STREAMS_PER_PEER`, all together `MAX_DIALOGUES`. Where these are taken, the peer that has most gives up
+    its oldest one for who has fewer, so a crowd does not keep out a peer that has none.
+    """
 
     def __init__(
         self,
@@ -193,7 +207,7 @@ class Dialogues:
         self._on_blame = on_blame
         self._handler = handler
         self._start = start
-        self._open: dict[tuple[PeerId, int], ServedDialogue] = {}
+        self._open: dict[tuple[PeerId, int], _Held] = {}  # the oldest first
         self._count: Counter[PeerId] = Counter()
 
     async def answer(self, peer: PeerId, body: bytes) -> bytes:
@@ -202,33 +216,51 @@ class Dialogues:
             raise RemoteProtocolError("a step of a dialogue without its number")
         number, step = HEAD.unpack_from(body)
         key = (peer, number)
-        dialogue = self._open.get(key)
+        held = self._open.get(key)
         if step:
-            if dialogue is None:
+            if held is None:
                 raise LocalProtocolError("this dialogue is over; begin another", code=WireCode.EXPIRED)
-            return await dialogue.step(step, body[HEAD.size :])
+            return await held.dialogue.step(step, body[HEAD.size :])
         if len(body) == HEAD.size:
             raise RemoteProtocolError("a dialogue that begins with nothing")
-        if dialogue is not None:
+        if held is not None:
             raise RemoteProtocolError("a dialogue was begun twice", code=WireCode.REPLAYED)
         if self._count[peer] >= MAX_INBOUND_STREAMS_PER_PEER:
             raise LocalProtocolError("too many dialogues at once; end some", code=WireCode.NO_CAPACITY)
-        dialogue = self._open[key] = ServedDialogue(peer, self._protocol, self._on_blame)
+        if len(self._open) >= MAX_DIALOGUES:
+            self._make_room(peer)
+        held = self._open[key] = _Held(ServedDialogue(peer, self._protocol, self._on_blame))
         self._count[peer] += 1
-        self._start(self._run, key, dialogue)
-        return await dialogue.step(0, body[HEAD.size :])
+        self._start(self._run, key, held)
+        return await held.dialogue.step(0, body[HEAD.size :])
 
-    async def _run(self, key: tuple[PeerId, int], dialogue: ServedDialogue) -> None:
+    def _make_room(self, peer: PeerId) -> None:
+        greedy = max(self._count, key=self._count.__getitem__)
+        if self._count[greedy] <= self._count[peer] + 1:
+            raise LocalProtocolError("too many dialogues of all peers; try later", code=WireCode.NO_CAPACITY)
+        oldest = next(key for key in self._open if key[0] == greedy)
+        held = self._open[oldest]
+        self._forget(oldest, held)
+        held.scope.cancel()
+        held.dialogue.end(LocalProtocolError("the dialogue made room for another peer's", code=WireCode.EXPIRED))
+
+    def _forget(self, key: tuple[PeerId, int], held: _Held) -> None:
+        if self._open.get(key) is not held:
+            return  # it has made room, and its number may be another's by now
+        del self._open[key]
+        self._count[key[0]] -= 1
+        if not self._count[key[0]]:
+            del self._count[key[0]]
+
+    async def _run(self, key: tuple[PeerId, int], held: _Held) -> None:
         failure = LocalProtocolError("the dialogue was ended", code=WireCode.INTERNAL)
         try:
-            await self._handler(dialogue)
+            with held.scope:
+                await self._handler(held.dialogue)
         except StreamError as exc:
             _log.info("a dialogue of %s ended: %s", self._protocol, exc)
         except Exception:  # noqa: BLE001 - whatever it is, only this dialogue comes to harm
             _log.warning("the handler of %s failed; its dialogue is over", self._protocol, exc_info=True)
         finally:
-            del self._open[key]
-            self._count[key[0]] -= 1
-            if not self._count[key[0]]:
-                del self._count[key[0]]
-            dialogue.end(failure)
+            self._forget(key, held)
+            held.dialogue.end(failure)

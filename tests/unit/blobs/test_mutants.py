@@ -15,6 +15,7 @@ from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_PIECES
 from p2pcompute_protocols.merkle import MerkleTree
 from p2pcompute_protocols.wire import decode_message
 
+from .._mutants import MUTANTS, SEED, mutants
 from ._network import TICKET, name_of, some_bytes
 
 PIECE = blob.PIECE_BYTES
@@ -33,45 +34,22 @@ MESSAGES = [
 ]
 
 
-def mutant(rng: random.Random, data: bytes) -> bytes:
-    made = bytearray(data)
-    for _ in range(rng.randint(1, 3)):
-        at = rng.randrange(len(made) + 1)
-        match rng.randrange(5):
-            case 0 if made:
-                made[at % len(made)] ^= 1 << rng.randrange(8)
-            case 1 if made:
-                made[at % len(made)] = rng.randrange(256)
-            case 2:
-                made[at:at] = rng.randbytes(rng.randint(1, 4))
-            case 3:
-                del made[at : at + rng.randint(1, 4)]
-            case _:
-                made[at:at] = made[at : at + rng.randint(1, 9)]
-    return bytes(made)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_mutants_of_messages(seed: int) -> None:
-    rng = random.Random(seed)
-    encoded = [message.encode() for message in MESSAGES]
+def test_mutants_of_messages() -> None:
     taken = 0
-    for number in range(20_000):
-        data = mutant(rng, encoded[number % len(encoded)])
+    for data in mutants([message.encode() for message in MESSAGES]):
         try:
             message = decode_message(data, blob.MESSAGES, max_bytes=BlobConnection.max_frame_bytes)
         except LocalProtocolError:
             continue
         taken += 1
-        assert message.encode() == data
-    assert taken > 100  # they are not so broken that nothing is tried
+        assert message.encode() == data, data.hex()
+    assert taken > MUTANTS // 100  # they are not so broken that nothing is tried
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_mutants_of_streams(seed: int) -> None:
+def test_mutants_of_streams() -> None:
     """Mutants of a whole dialogue give the same events however they are split, and never anything but a fault of the
     peer's."""
-    rng = random.Random(seed)
+    chance = random.Random(SEED)
     said = [
         (Role.PROVIDER, blob.BlobHave(leaves=leaves_of(SHORT), held=b"\x00")),
         (Role.PROVIDER, blob.BlobHeld(index=0)),
@@ -98,9 +76,8 @@ def test_mutants_of_streams(seed: int) -> None:
     assert len(events(stream, [])) == 3
     for cut in range(1, len(stream)):
         assert events(stream, [cut]) == events(stream, [])
-    for _ in range(1_500):
-        data = mutant(rng, stream)
-        cuts = sorted(rng.sample(range(len(data) + 1), 3))
+    for data in mutants([stream], MUTANTS // 20):
+        cuts = sorted(chance.choices(range(len(data) + 1), k=3))
         whole = events(data, [])
         assert events(data, cuts) == whole
 

@@ -68,6 +68,14 @@ class World:
             found.append(round(trio.current_time() - began, 9))
         return found
 
+    @asynccontextmanager
+    async def another(self) -> AsyncGenerator[Requests]:
+        """One more peer, which knows the provider."""
+        opening = open_memory_overlay(self.network, NodeKey.generate(), record_validator=PrefixValidator())
+        async with opening as peer, open_requests(peer) as asking:
+            await peer.connect(self.provider.addresses[0])
+            yield asking
+
     def streams_of_rogue(self) -> int:
         return self.serving._streams[self.rogue.peer_id, PROTOCOL]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,8 @@ from p2pcompute.overlay._multiselect import (
     Proposal,
     line,
 )
+
+from .._mutants import MUTANTS, SEED, mutants
 
 
 def talk(proposal: Proposal, answer: Answer) -> None:
@@ -102,6 +106,30 @@ def test_what_is_no_negotiation_is_refused(data: bytes) -> None:
     for side in (Proposal(["/a"]), Answer(["/a"])):
         with pytest.raises(MultiselectError):
             side.receive_data(data)
+
+
+@pytest.mark.parametrize("make", [lambda: Proposal(["/a", "/b", "/yamux/1.0.0"]), lambda: Answer(["/yamux/1.0.0"])])
+def test_mutants_of_negotiations(make: Callable[[], Proposal | Answer]) -> None:
+    """Split any way, the same is chosen, said and left over, or the same refused."""
+    originals = [line(HEADER) + line("na") + line("na") + line("/yamux/1.0.0") + b"what follows"]
+
+    def outcome(pieces: list[bytes]) -> tuple[str | None, bytes, bytes]:
+        side = make()
+        for number, piece in enumerate(pieces):
+            try:
+                if side.receive_data(piece) is not None:
+                    return side.chosen, side.data_to_send(), side.trailing + b"".join(pieces[number + 1 :])
+            except MultiselectError:
+                return "refused", side.data_to_send(), b""
+        return None, side.data_to_send(), b""
+
+    chance, ends = random.Random(SEED), Counter[str | None]()
+    for mutant in mutants(originals, MUTANTS // 2, heads=b"\x00\x0a\x7f\x80\x81\x02\xff"):
+        cut = chance.randrange(len(mutant) + 1)
+        whole = outcome([mutant])
+        assert outcome([mutant[:cut], mutant[cut:]]) == whole, mutant.hex()
+        ends[whole[0]] += 1
+    assert min(ends[end] for end in (None, "refused", "/yamux/1.0.0")) > MUTANTS // 100
 
 
 def test_a_line_that_is_too_long_is_refused_before_it_has_come() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import trio.testing
 
 from p2pcompute.errors import StreamError
 from p2pcompute.overlay import (
+    AskedDialogue,
     OverlayStream,
     RequestError,
     RequestLimits,
@@ -443,6 +445,63 @@ def test_a_dialogue_whose_requester_goes_away_is_its_handlers_to_end() -> None:
         dialogue.leave()
         await trio.sleep(10)
         assert states == ["stored", "left"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_crowd_cannot_have_dialogues_without_end(bounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the crowd stays below what one peer may have, says one step and goes on with none."""
+    most, crowd, begun = 24, 8, 6
+    monkeypatch.setattr(request_dialogues, "MAX_DIALOGUES", most if bounded else 1 << 30)
+    at_work = 0
+
+    async def handle(dialogue: ServedDialogue) -> None:
+        nonlocal at_work
+        at_work += 1
+        try:
+            while heard := await dialogue.receive_some():
+                await dialogue.send_all(heard)
+        finally:
+            at_work -= 1
+
+    async def say(dialogue: AskedDialogue) -> bytes:
+        await dialogue.send_all(b"?")
+        return await dialogue.receive_some()
+
+    async def scenario(world: World) -> None:
+        world.serving.serve_dialogues(PROTOCOL, handle)
+        async with AsyncExitStack() as stack:
+
+            async def rogue() -> list[AskedDialogue]:
+                asking = await stack.enter_async_context(world.another())
+                dialogues = [asking.dialogue(world.provider.peer_id, PROTOCOL) for _ in range(begun)]
+                assert await say(dialogues[0]) == b"?"
+                for dialogue in dialogues[1:]:
+                    with suppress(RequestRefused):  # it may have as many as the others have, and no more
+                        await say(dialogue)
+                return dialogues
+
+            rogues = [await rogue() for _ in range(crowd)]
+            assert at_work == (most if bounded else crowd * begun)
+            # Whoever has none finds a place, since one of those that have most gives up its oldest.
+            honest = world.asking.dialogue(world.provider.peer_id, PROTOCOL)
+            assert [await say(honest) for _ in range(5)] == [b"?"] * 5
+            assert at_work == (most if bounded else crowd * begun + 1)
+            if not bounded:
+                return
+            with pytest.raises(RequestRefused) as ended:
+                await say(rogues[0][0])
+            assert ended.value.code is WireCode.EXPIRED
+            # Where each has one, whoever comes may try later, and nobody is put out for it.
+            for _ in range(most - crowd - 1):
+                await rogue()
+            with pytest.raises(RequestRefused) as refused:
+                await rogue()
+            assert refused.value.code is WireCode.NO_CAPACITY
+            assert not refused.value.may_have_acted
+            assert await say(honest) == b"?"
+            assert at_work == most
 
     play(scenario)
 

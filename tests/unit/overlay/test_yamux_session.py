@@ -27,9 +27,8 @@ from p2pcompute.overlay.yamux import (
     _session,
 )
 
+from .._mutants import MUTANTS, SEED
 from ._yamux_parts import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, WINDOW_UPDATE, data, frame, parse, plain, sent
-
-MUTANTS = 100_000
 
 
 def listener() -> Session:
@@ -511,7 +510,7 @@ def check_sense(events: list[tuple[Any, ...]]) -> None:
 
 
 def test_mutants_of_transcripts_break_nothing() -> None:
-    rng = random.Random(20261122)
+    rng = random.Random(SEED)
     bases = list(transcripts().values())
     broken = 0
     for number in range(MUTANTS):
