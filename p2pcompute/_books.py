@@ -14,6 +14,7 @@ from p2pcompute.errors import ChannelClosing, DiskFull, InsufficientFunds, P2PCo
 from p2pcompute.market import Standing, Standings
 from p2pcompute.market._standing import MAX_STRANGERS
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
+from p2pcompute.payments._credit import Held
 from p2pcompute.payments._debts import OLD_DEBT_MS
 from p2pcompute.payments._earlier import EarlierWork
 from p2pcompute_protocols.channel import channel_id
@@ -148,7 +149,8 @@ class _ProviderAccount:
         self._under_way: list[int] = []  # what each chunk that is begun and not receipted was charged
         self._last_pusd = 0  # what the chunk that was receipted last was charged
         self._compile_pusd = 0  # what the compilation under way was charged
-        self._extra_pusd = 0  # charged for receipted chunks above their price, not given back yet
+        self._last_excess_pusd = 0  # and how much of that was above its price
+        self._held = Held()  # charged above what is receipted or under way: what comes next is taken from it
         # Of each unpaid chunk: all that was owed on the channel with it, ascending, and what it has added to that.
         self._owed: deque[tuple[int, int]] = deque()
         self._receipted: set[int] = set()
@@ -193,7 +195,6 @@ class _ProviderAccount:
         others_pusd = self._begun_pusd[self._peer] - self._chunk_pusd * chunks
         try:
             recent_pusd, old_pusd = await self._unpaid_pusd()
-            extra, self._extra_pusd = self._extra_pusd, 0
             charged = await self._credit.charge(
                 self._peer,
                 subnet=self._subnet,
@@ -201,7 +202,7 @@ class _ProviderAccount:
                 newcomer_pusd=max(self._chunk_pusd, price_pusd * _LEAST_UNITS),
                 unpaid_pusd=recent_pusd + others_pusd,
                 old_pusd=old_pusd,
-                released_pusd=extra,
+                held=self._held,
                 pieces=chunks,
             )
         except CreditExhausted as exc:
@@ -253,11 +254,6 @@ class _ProviderAccount:
         if self._begun_pusd[self._peer] <= 0:
             del self._begun_pusd[self._peer]
 
-    async def _give_back_extra(self) -> None:
-        extra, self._extra_pusd = self._extra_pusd, 0
-        if extra > 0:
-            await self._credit.release(self._peer, pusd=extra)
-
     async def drop(self, *, used_units: int = 0) -> None:
         """A chunk came to nothing, or to far less than it cost: a newcomer's credit is charged what it really used.
 
@@ -271,8 +267,10 @@ class _ProviderAccount:
             self._end_begun()
             self._window.drop()
         else:
-            charged, self._last_pusd, self._extra_pusd = self._last_pusd, 0, 0
-            cost_pusd = max(charged, cost_pusd)
+            # Of what is held, what it was charged above its price is used; the rest is still to come.
+            cost_pusd = max(self._last_pusd, cost_pusd)
+            charged = self._last_pusd + max(0, self._held.pusd - self._last_excess_pusd)
+            self._last_pusd = self._last_excess_pusd = self._held.pusd = 0
         await self._credit.settle(self._peer, subnet=self._subnet, charged_pusd=charged, cost_pusd=cost_pusd)
 
     async def begin_compile(self) -> None:
@@ -335,15 +333,16 @@ class _ProviderAccount:
 
     async def _note_owed(self, payloads: Sequence[ReceiptPayload]) -> None:
         price_pusd = self._agreement.terms.price_pusd
-        self._last_pusd = 0
+        self._last_pusd = self._last_excess_pusd = 0
         for payload in payloads:
             if not self._under_way:
                 break
             charged = self._under_way.pop()
             self._last_pusd += charged
             self._end_begun()
-            # Not now: the task may be about to end because the chunk cost more than its order says.
-            self._extra_pusd += max(0, charged - payload.units * price_pusd)
+            self._last_excess_pusd += max(0, charged - payload.units * price_pusd)
+        # Not given back: the next chunk needs it, or the task is about to end since this one cost more than was said.
+        self._held.pusd += self._last_excess_pusd
         row = await self._ledger.channel_in(self._channel)
         costs: list[int] = []
         for payload in payloads:
@@ -384,7 +383,7 @@ class _ProviderAccount:
         self.leave()
         while self._under_way:
             await self.drop()
-        await self._give_back_extra()
+        await self._credit.give_back(self._peer, self._held)
         if self._owed:
             await self._unpaid_pusd()  # it ages from now on
             await self._ledger.close_agreement(task, state="failed", reason="ended with unpaid chunks")

@@ -289,6 +289,10 @@ class Layout:
         if self.by_block[out_index]:
             block, size = (1, 1, 1), 1
         rows = rows.reshape((blocks * size, *row_shape))
+        if launch.dims == 1:
+            into = target[first_block * size : (first_block + blocks) * size]
+            into[...] = rows[: len(into)]
+            return
         axes = tuple(mapping.index(axis) for axis in reversed(range(launch.dims)))
         turned = target.transpose(axes + tuple(range(launch.dims, target.ndim)))  # (z, y, x, *row)
         turned = turned[(np.newaxis,) * (3 - launch.dims)]  # a view, whatever the strides

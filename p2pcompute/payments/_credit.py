@@ -20,10 +20,11 @@ from p2pcompute_protocols.money import PUSD_PER_UUSD
 from ._api import CreditExhausted, PeerHistory
 from ._debts import Debts
 
-__all__ = ["CreditBook", "CreditLedger", "CreditPolicy", "CreditWindow", "MaxLoss", "max_loss", "subnet_of"]
+__all__ = ["CreditBook", "CreditLedger", "CreditPolicy", "CreditWindow", "Held", "MaxLoss", "max_loss", "subnet_of"]
 
 _HOUR_MS: Final = 3_600_000
 _NO_LIMIT: Final = 2**63 - 1
+_AHEAD: Final = 64  # chunks whose price a newcomer is charged at once, where that is little beside the least charge
 
 
 class CreditLedger(Protocol):
@@ -118,6 +119,20 @@ class CreditWindow:
         return True
 
 
+@dataclass(slots=True)
+class Held:
+    """What a newcomer was charged for work that is still to begin, or that was too much: what comes next is taken from
+    it, which costs no write.
+
+    Attributes:
+        pusd: how much, in pico-USD.
+        hour: whose budgets it is charged to, as UNIX time in hours; it is of use in this hour only.
+    """
+
+    pusd: int = 0
+    hour: int = 0
+
+
 class CreditBook:
     """Grants credit by a policy, and keeps what it granted on disk.
 
@@ -172,12 +187,13 @@ class CreditBook:
         unpaid_pusd: int,
         newcomer_pusd: int | None = None,
         old_pusd: int = 0,
-        released_pusd: int = 0,
+        held: Held | None = None,
         pieces: int = 1,
     ) -> int:
         """Take on `pieces` of unpaid work for `peer`, of `pusd` each; call it before the work starts.
 
-        A newcomer's is charged, durably, to the budgets of this hour; what it pays comes back to them at once.
+        A newcomer's is charged, durably, to the budgets of this hour; what it pays comes back to them at once. With
+        `held`, short pieces are charged for some that come next as well, where the budgets have room for them.
 
         Args:
             peer: who wants it.
@@ -186,19 +202,19 @@ class CreditBook:
             unpaid_pusd: what the peer owes already over all its tasks, work under way included.
             newcomer_pusd: what a newcomer is charged at least for each, up to a quarter of its budget.
             old_pusd: what it has owed for longer than a day (`Debts`), which `unpaid_pusd` leaves out.
-            released_pusd: of earlier charges, is given back with this: `release` without a sync of its own. Refused or
-                not, it is.
+            held: of earlier charges, pays for this where it is enough, and not far too much; else it is given back with
+                this, refused or not. Has afterwards what is left.
             pieces: all of them are taken on, or none.
 
         Returns:
-            What was charged to the budgets for each piece, for `release`; 0 for a known peer.
+            What is charged to the budgets for each piece, for `release`; 0 for a known peer.
 
         Raises:
             CreditExhausted: not now. Nothing was charged.
         """
         history = await self._ledger.peer(peer)
-        if released_pusd and history is not None and (history.banned or self._is_known(history)):
-            await self._ledger.release_credit(peer, pusd=released_pusd)  # nothing is charged that it could go with
+        if held is not None and history is not None and (history.banned or self._is_known(history)):
+            await self.give_back(peer, held)  # nothing is charged that it could go with
         if history is not None and history.banned:
             raise CreditExhausted(f"{peer} is banned: {history.banned}")
         if history is not None and history.paid_uusd >= self.policy.known_uusd:
@@ -211,19 +227,42 @@ class CreditBook:
             return 0
         # At most a quarter of what a newcomer may use: a dear node would take none at all otherwise.
         charged = max(pusd, min(newcomer_pusd or 0, self.quarter_pusd))
+        hour = self._clock_ms() // _HOUR_MS
+        if held is None:
+            await self._charge_newcomer(peer, subnet=subnet, hour=hour, pusd=charged * pieces, held=Held())
+            return charged
+        needed_pusd = charged * pieces
+        ahead_pusd = min(_AHEAD * pusd, charged - pusd) * pieces
+        # Much more than is needed is not kept from others.
+        if held.hour != hour or not needed_pusd <= held.pusd <= 2 * (needed_pusd + ahead_pusd):
+            taken_pusd = needed_pusd + ahead_pusd
+            try:
+                await self._charge_newcomer(peer, subnet=subnet, hour=hour, pusd=taken_pusd, held=held)
+            except CreditExhausted:
+                if not ahead_pusd:
+                    raise
+                taken_pusd = needed_pusd
+                await self._charge_newcomer(peer, subnet=subnet, hour=hour, pusd=taken_pusd, held=held)
+            held.pusd, held.hour = held.pusd + taken_pusd, hour
+        held.pusd -= needed_pusd
+        return charged
+
+    async def _charge_newcomer(self, peer: PeerId, *, subnet: str, hour: int, pusd: int, held: Held) -> None:
+        """Charge `pusd` in place of what is held."""
+        released_pusd = held.pusd
         verdict = await self._ledger.charge_credit(
             peer,
             subnet=subnet,
-            hour=self._clock_ms() // _HOUR_MS,
-            pusd=charged * pieces,
+            hour=hour,
+            pusd=pusd,
             peer_limit_pusd=self.policy.peer_uusd * PUSD_PER_UUSD,
             subnet_limit_pusd=self.policy.subnet_uusd * PUSD_PER_UUSD,
             provider_limit_pusd=self.policy.provider_uusd * PUSD_PER_UUSD,
             released_pusd=released_pusd,
         )
+        held.pusd -= released_pusd  # given back, also where the charge is refused
         if verdict != "granted":
             raise CreditExhausted(f"the free credit per {verdict} for newcomers is used up for this hour")
-        return charged
 
     async def room_pusd(self, peer: PeerId, *, unpaid_pusd: int, old_pusd: int = 0) -> int | None:
         """How much more a known peer may owe now; None for a newcomer, who has the budgets. Arguments as `charge`."""
@@ -278,6 +317,12 @@ class CreditBook:
     def quarter_pusd(self) -> int:
         """A quarter of what a newcomer may use in an hour: what one thing costs it at most before it has anything."""
         return self.policy.peer_uusd * PUSD_PER_UUSD // 4
+
+    async def give_back(self, peer: PeerId, held: Held) -> None:
+        """What is held is not needed any more."""
+        pusd, held.pusd = held.pusd, 0
+        if pusd > 0:
+            await self.release(peer, pusd=pusd)
 
     async def release(self, peer: PeerId, *, pusd: int) -> None:
         """Work that was charged came to nothing and is not owed."""

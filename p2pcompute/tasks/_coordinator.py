@@ -614,9 +614,11 @@ class Coordinator:
         return LinkHooks(
             ready=lambda provider, ms: state.emit(ProviderReady(provider=provider, compile_ms=ms)),
             assigned=assigned,
-            check=state.check
-            if state.desk is None
-            else one_by_one(partial(state.desk.check, PeerId(agreement.terms.provider))),
+            check=one_by_one(partial(state.desk.check, PeerId(agreement.terms.provider)))
+            if state.desk is not None
+            else state.check
+            if request.check.per_chunk
+            else None,
             # the windows of split inputs are those of one chunk
             checks_together=state.desk is None and request.splits is None,
             done=done,

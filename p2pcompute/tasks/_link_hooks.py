@@ -32,13 +32,14 @@ class LinkHooks:
     """What a link tells the coordinator.
 
     Attributes:
-        check: of chunks that came, in the order in which they came; one at a time unless `checks_together`.
+        check: of chunks that came, in the order in which they came; one at a time unless `checks_together`. None where
+            nobody looks at any.
         sample_every: of so many chunks one is sampled.
     """
 
     ready: Callable[[PeerId, int], None]
     assigned: Callable[[PeerId, int], None]
-    check: CheckChunks
+    check: CheckChunks | None
     done: Callable[[PeerId, int, memoryview, SampleReport], Awaitable[None]]
     failed: Callable[[PeerId, int, WireCode, str], None]
     paid: Callable[[PeerId, int], None]

@@ -340,7 +340,7 @@ class StandingTask:
         return LinkHooks(
             ready=ready,
             assigned=lambda provider, index: self.emit(ChunkAssigned(provider=provider, index=index)),
-            check=one_by_one(check),
+            check=one_by_one(check) if self.request.check.per_chunk else None,
             done=done,
             failed=failed,
             paid=paid,

@@ -6,7 +6,8 @@ A peer ID is libp2p's: the identity multihash of the protobuf-encoded Ed25519 pu
 
 from __future__ import annotations
 
-from typing import NewType
+from functools import lru_cache
+from typing import Final, NewType
 
 import base58
 
@@ -33,6 +34,7 @@ Address = NewType("Address", bytes)  # 20 bytes, an EVM account
 # identity multihash (0x00), length 36, protobuf KeyType=Ed25519 (08 01), Data of 32 bytes (12 20)
 _PREFIX = b"\x00\x24\x08\x01\x12\x20"
 PEER_ID_BYTES = len(_PREFIX) + 32
+_REMEMBERED: Final = 1_024  # conversions: base58 is long arithmetic, and the same few peers come again and again
 
 
 def peer_id_from_public_key(public_key: bytes) -> PeerId:
@@ -42,6 +44,7 @@ def peer_id_from_public_key(public_key: bytes) -> PeerId:
     return PeerId(base58.b58encode(_PREFIX + public_key).decode("ascii"))
 
 
+@lru_cache(_REMEMBERED)
 def peer_id_from_bytes(raw: bytes) -> PeerId:
     """The text form of a binary Ed25519 peer ID; anything else is refused."""
     if len(raw) != PEER_ID_BYTES or not raw.startswith(_PREFIX):
@@ -49,6 +52,7 @@ def peer_id_from_bytes(raw: bytes) -> PeerId:
     return PeerId(base58.b58encode(raw).decode("ascii"))
 
 
+@lru_cache(_REMEMBERED)
 def peer_id_to_bytes(peer_id: PeerId) -> bytes:
     """The 38-byte form of a peer ID."""
     try:

@@ -19,10 +19,12 @@ from p2pcompute.payments import (
     max_loss,
     subnet_of,
 )
+from p2pcompute.payments._credit import Held
 from p2pcompute.payments._debts import OLD_DEBT_MS, Debts
 from p2pcompute.storage import InlineExecutor, Ledger, open_ledger
 
 CHUNK_PUSD = 10_000 * 1_000_000  # a cent
+LIMITS = ("peer_limit_pusd", "subnet_limit_pusd", "provider_limit_pusd")
 HOUR_MS = 3_600_000
 UNLIMITED = 2**40
 PEERS = [NodeKey(number.to_bytes(32, "big")).peer_id for number in range(1_000)]
@@ -104,29 +106,79 @@ async def pay(ledger: Ledger, peer: Any, amount_uusd: int, already: int = 0) -> 
     )
 
 
-def test_what_comes_back_with_the_next_charge_comes_back_in_any_case() -> None:
+def test_what_is_held_pays_for_the_next_charge_or_comes_back_with_it() -> None:
     async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
         async def used() -> int:
             return await ledger.credit_used_pusd(clock() // HOUR_MS) // CHUNK_PUSD
 
+        def held(chunks: int = 1) -> Held:
+            return Held(pusd=chunks * CHUNK_PUSD, hour=clock() // HOUR_MS)
+
         for _ in range(5):
             await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
-        # It makes the room for what goes with it, and comes back where that is refused as well.
-        await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
-        assert await used() == 5
+        # What is enough is used, though nothing is left of the budget.
+        two = held(2)
+        for left in (1, 0):
+            await book.charge(PEERS[0], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0, held=two)
+            assert (await used(), two.pusd) == (5, left * CHUNK_PUSD)
+        # What is not enough makes room for what goes with it, and comes back where that is refused as well.
+        await book.charge(PEERS[0], subnet="a", pusd=2 * CHUNK_PUSD, unpaid_pusd=0, held=held(2))
+        one = held()
         with pytest.raises(CreditExhausted, match="per peer"):
-            await book.charge(PEERS[0], subnet="a", pusd=3 * CHUNK_PUSD, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
-        assert await used() == 4
+            await book.charge(PEERS[0], subnet="a", pusd=3 * CHUNK_PUSD, unpaid_pusd=0, held=one)
+        assert (await used(), one.pusd) == (4, 0)
         # And where nothing is charged: of one that is known by now, or banned.
         await ledger.ban(PEERS[0], reason="x")
         with pytest.raises(CreditExhausted, match="banned"):
-            await book.charge(PEERS[0], subnet="a", pusd=1, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
+            await book.charge(PEERS[0], subnet="a", pusd=1, unpaid_pusd=0, held=held())
         assert await used() == 3
         await book.charge(PEERS[1], subnet="a", pusd=CHUNK_PUSD, unpaid_pusd=0)
         await pay(ledger, PEERS[1], 1_000_000)
         assert await used() == 3
-        await book.charge(PEERS[1], subnet="a", pusd=1, unpaid_pusd=0, released_pusd=CHUNK_PUSD)
+        await book.charge(PEERS[1], subnet="a", pusd=1, unpaid_pusd=0, held=held())
         assert await used() == 3
+
+    with_book(CreditPolicy(), body)
+
+
+def test_short_work_is_charged_ahead_where_there_is_room_and_only_for_its_hour() -> None:
+    least, short = CHUNK_PUSD, CHUNK_PUSD // 1000
+    ahead = 64 * short
+
+    async def body(book: CreditBook, ledger: Ledger, clock: Clock) -> None:
+        async def charge(held: Held, *, pusd: int = short) -> int:
+            await book.charge(PEERS[0], subnet="a", pusd=pusd, newcomer_pusd=least, unpaid_pusd=0, held=held)
+            return await ledger.credit_used_pusd(clock() // HOUR_MS)
+
+        held = Held()
+        used = await charge(held)
+        assert (used, held.pusd) == (least + ahead, ahead)
+        for done in range(1, 65):
+            held.pusd += least - short  # the one before has cost so much less
+            assert await charge(held) == used
+            assert held.pusd == ahead - done * short
+        held.pusd += least - short
+        assert await charge(held) == used + short + ahead, "what it has cost so far stays charged"
+        # What was charged in one hour pays for nothing in the next.
+        held.pusd += least
+        clock.now_ms += HOUR_MS
+        assert await charge(held) == least + ahead
+        assert held.pusd == ahead
+        # Nor is far more held than is needed.
+        held.pusd += 3 * least
+        await ledger.charge_credit(
+            PEERS[0], subnet="a", hour=held.hour, pusd=3 * least, **dict.fromkeys(LIMITS, 5 * CHUNK_PUSD)
+        )
+        assert await charge(held) == 2 * least + ahead
+        assert held.pusd == ahead
+        await book.release(PEERS[0], pusd=least)
+        # Work that costs the least charge or more is never charged ahead.
+        assert await charge(Held(), pusd=least) == 2 * least + ahead
+        # Where a budget has room for nothing else, it has for this.
+        await charge(Held(), pusd=5 * CHUNK_PUSD - 3 * least - ahead)
+        last = Held()
+        assert await charge(last) == 5 * CHUNK_PUSD
+        assert last.pusd == 0
 
     with_book(CreditPolicy(), body)
 
