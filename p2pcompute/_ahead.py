@@ -27,7 +27,7 @@ KEPT_WORKERS: Final = 4  # wait two minutes for the next task of the same reques
 def open_pool(threads: int, allow_unsandboxed: bool, *, refill: bool = True) -> WorkerPool:
     """The workers of a node's processor, not served yet; 0 threads are all cores.
 
-    `refill`: whether one that is taken is replaced at once, for the next task.
+    `refill`: whether one that is taken is replaced, for the next task.
     """
     from p2pcompute.execution import SandboxPolicy, WorkerPool
     from p2pcompute.execution._pool import MAX_WORKERS

@@ -23,6 +23,10 @@ __all__ = ["MAX_WORKERS", "WorkerPool", "open_pool"]
 
 MAX_WORKERS: Final = 64
 """The most sessions that one pool will hold at a time, whatever it is asked for."""
+REST_S: Final = 3.0
+"""After the last session has ended, before a worker that was taken is replaced: its tenant may come back at once."""
+LATE_S: Final = 30.0
+"""After a worker was taken, before it is replaced where sessions go on and on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,9 @@ class _Waiter:
 class WorkerPool:
     """Starts workers ahead of need and hands each to one session.
 
+    A start takes half a second of a core, which whoever computes now would miss: one that is taken is replaced when
+    nobody has computed for `REST_S`, or after `LATE_S`. Who finds no worker in reserve has one started at once.
+
     Run `serve` in a nursery (or use `open_pool`), then open sessions. When `serve` is cancelled every spare is
     killed and reaped; sessions that are open then keep their worker until they are left, and none can be opened.
 
@@ -78,7 +85,7 @@ class WorkerPool:
         Args:
             threads: processor threads of each worker.
             spare: warm workers kept in reserve; with 0 each session waits for its own to start (about 2 s).
-            refill: whether one that is taken is replaced in the reserve; where not, `spare` is what there is at first.
+            refill: whether one that is taken is ever replaced; where not, `spare` is what there is at first.
             max_sessions: sessions at a time; further ones wait.
             limits: what one worker may use.
             policy: the sandbox that it must have.
@@ -115,6 +122,7 @@ class WorkerPool:
         self._waiting: deque[_Waiter] = deque()
         self._starting = 0
         self._hold_back = False
+        self._taken_s = self._left_s = -math.inf  # when the reserve was last full, and when a session last ended
         self._changed = trio.Event()
         self._serving = False
 
@@ -134,7 +142,9 @@ class WorkerPool:
         return len(self._kept)
 
     async def wait_warm(self) -> None:
-        """Return once the reserve is full."""
+        """Have the reserve filled now, and return once it is full."""
+        self._taken_s = -math.inf
+        self._changed.set()
         while len(self._warm) < self._spare:
             await self._changed.wait()
 
@@ -166,12 +176,15 @@ class WorkerPool:
                 nursery.start_soon(self._end_kept)
                 while True:
                     self._changed = trio.Event()
-                    reserve = 0 if self._hold_back or not self._refill else self._spare
+                    due_s = self._refill_due_s()
+                    is_due = due_s <= trio.current_time()
+                    reserve = self._spare if is_due else 0
                     missing = len(self._waiting) + reserve - len(self._warm) - self._starting
                     for _ in range(missing):
                         self._starting += 1
                         nursery.start_soon(self._start_and_hand_over)
-                    await self._changed.wait()
+                    with trio.move_on_at(math.inf if is_due else due_s):
+                        await self._changed.wait()
         finally:
             self._serving = False
             for process in self._lent:
@@ -185,6 +198,13 @@ class WorkerPool:
             while self._kept:
                 await self._kept.popleft().aclose()
         raise AssertionError("unreachable")
+
+    def _refill_due_s(self) -> float:
+        """When what was taken from the reserve is replaced, as things stand."""
+        if self._hold_back or not self._refill:
+            return math.inf
+        late_s = self._taken_s + LATE_S
+        return late_s if self._lent else min(late_s, self._left_s + REST_S)
 
     async def _end_kept(self) -> NoReturn:
         """End the workers whose tenants did not come back in time."""
@@ -261,6 +281,8 @@ class WorkerPool:
                 raise
             finally:
                 self._lent.discard(process)
+                self._left_s = trio.current_time()
+                self._changed.set()
                 waits = orderly and tenant is not None and keep() and session.rest()
                 kept = _Kept(
                     tenant=tenant or "", session=session, process=process, until_s=trio.current_time() + self._keep_s
@@ -291,6 +313,8 @@ class WorkerPool:
 
     async def _take(self) -> WorkerProcess:
         while self._warm:
+            if len(self._warm) >= self._spare:
+                self._taken_s = trio.current_time()
             process = self._warm.popleft()
             self._changed.set()
             if process.alive:

@@ -42,6 +42,7 @@ from p2pcompute.execution import (
     _sandbox,
     open_pool,
 )
+from p2pcompute.execution._pool import LATE_S, REST_S
 from p2pcompute.execution._pool_process import WorkerProgram
 from p2pcompute.execution._sandbox_bwrap import probe_bwrap
 
@@ -543,6 +544,33 @@ def test_the_reserve_is_refilled_and_each_tenant_has_a_new_process() -> None:
             assert len(set(pids)) == 3
 
     trio.run(main)
+
+
+def test_the_reserve_is_refilled_when_nobody_computes_or_after_some_time() -> None:
+    clock = trio.testing.MockClock()
+
+    async def starting(pool: WorkerPool, after_s: float) -> int:
+        clock.jump(after_s)
+        await trio.testing.wait_all_tasks_blocked()
+        return pool._starting + pool.warm
+
+    async def main() -> None:
+        async with open_pool(spare=1, policy=BARE, program=TOY) as pool:
+            async with pool.session():
+                assert await starting(pool, LATE_S - REST_S) == 0
+            async with pool.session():  # for which one was started, and none beside it
+                assert await starting(pool, 0) == 0
+            assert await starting(pool, REST_S / 2) == 0
+            assert await starting(pool, REST_S / 2) == 1
+            await pool.wait_warm()
+            async with pool.session():
+                assert await starting(pool, LATE_S - 1) == 0
+                assert await starting(pool, 1) == 1
+                await pool.wait_warm()
+            async with pool.session():
+                await pool.wait_warm()  # who waits for it does not wait for that
+
+    trio.run(main, clock=clock)
 
 
 def test_a_spare_that_died_is_not_handed_out() -> None:
