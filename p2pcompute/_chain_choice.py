@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from p2pcompute._profile import NetworkDir, Profile, read_json, write_json
+from p2pcompute.chain._endpoint import shown_endpoint
 from p2pcompute.errors import ConfigError
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import Address
@@ -25,7 +26,15 @@ if TYPE_CHECKING:
     from p2pcompute.identity import WalletKey
     from p2pcompute.payments import ChainHub
 
-__all__ = ["ChainChoice", "ConnectedChain", "choose_chain", "hub_of", "keep_choice", "kept_choice", "open_choice"]
+__all__ = [
+    "ChainChoice",
+    "ConnectedChain",
+    "choose_chain",
+    "hub_of",
+    "keep_choice",
+    "kept_choice",
+    "open_choice",
+]
 
 LOCAL_CHAIN_IDS: Final = frozenset({1337, 31337})
 """What geth's developer mode, Hardhat and anvil call themselves: nobody takes blocks back there, and an idle one
@@ -47,6 +56,11 @@ class ChainChoice:
     chain_id: int | None = None
     hub: Address | None = None
     token: Address | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """See `shown_endpoint`."""
+        return shown_endpoint(self.url)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -119,7 +119,7 @@ async def open_services(
             evidence=EvidenceStore(directory=place.evidence, run_sync=trio.to_thread.run_sync),
         )
         services.retired = keys.retired
-        services.chain_url, services.test_money = choice.url, connected.place.development
+        services.chain_url, services.test_money = choice.endpoint, connected.place.development
         services.blob_directory = place.path / "inputs"
         services.coordinator.advice = partial(_how_to_get_one, directory, network)
         services.open_device_pool, services.measure_on = _open_device_pool, measure_device

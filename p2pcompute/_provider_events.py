@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from p2pcompute.payments import agreed_loss
 from p2pcompute.tasks import ChunkRun, ProviderAccount, ProviderBooks, Usage
 from p2pcompute_protocols.ids import PeerId, TaskId
 from p2pcompute_protocols.money import owed_uusd
@@ -17,12 +18,18 @@ __all__ = ["Checkpointed", "ProviderEvent", "ServedTaskEnded", "ServedTaskStarte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedTaskStarted:
-    """A requester has opened a task here."""
+    """A requester has opened a task here.
+
+    Attributes:
+        window: chunks that it may owe for now.
+        max_loss_uusd: what its work can cost us at most, unpaid: as many chunks as it may ever owe.
+    """
 
     task: TaskId
     requester: PeerId
     price_pusd: int
     window: int
+    max_loss_uusd: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +108,7 @@ class WatchedBooks:
                 requester=PeerId(terms.requester),
                 price_pusd=terms.price_pusd,
                 window=account.window,
+                max_loss_uusd=agreed_loss(terms).provider_uusd,
             )
         )
         self._used[TaskId(agreement.task_id)] = Usage()

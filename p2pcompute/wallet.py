@@ -129,7 +129,7 @@ async def open_books(
             ledger=ledger,
             network=network,
             account=account,
-            chain_url=None if choice is None else choice.url,
+            chain_url=None if choice is None else choice.endpoint,
             chain_id=None if terms is None else terms.chain_id,
             hub=None if terms is None else terms.hub,
         )
@@ -210,7 +210,7 @@ async def _open(
                 wallet=Wallet(ledger=ledger, hub=account, outbox=outbox, ask=ask, signers=signers),
                 ledger=ledger,
                 network=network,
-                chain_url=choice.url,
+                chain_url=choice.endpoint,
                 chain_id=connected.terms.chain_id,
                 hub=connected.terms.hub,
                 staking=partial(make_staking, parts, account, outbox),

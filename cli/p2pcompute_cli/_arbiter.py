@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._money import _Asker
 from ._passwords import owner_password, password_option
 from ._shared import (
     common_options,
@@ -167,11 +167,10 @@ def accuse(
     from p2pcompute._profile import Profile
 
     hush_logs(debug)
-    if not yes:
-        click.echo(f"{file} goes to the arbiters of its task, and their verdict to the chain; gas is yours", err=True)
-        if not sys.stdin.isatty():
-            raise click.UsageError("nobody can be asked here; add --yes to do it")
-        click.confirm("do it?", abort=True, err=True)
+    place = {name: options[name] for name in ("chain", "hub", "token", "registry")} | {"password_file": password_file}
+    asker = _Asker(options["profile"], options["network"], place, as_json=as_json, debug=debug)
+    facts = asker("/channels", from_ledger=True)
+    asker.confirm(f"{file} goes to the arbiters of its task, and their verdict to the chain", facts, yes=yes)
     try:
         password = owner_password(Profile.named(options["profile"]).path, password_file)
         slashed = trio.run(partial(_accuse, file, other, {**options, "password": password}))

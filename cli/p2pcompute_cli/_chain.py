@@ -138,13 +138,12 @@ def deploy(url: str, token: str | None, test_token: bool, yes: bool, profile: st
 
 def _ask(plan: DeployPlan, url: str, *, yes: bool) -> None:
     """Say what will be spent, and where, before it is; ask where somebody can answer."""
-    from urllib.parse import urlsplit
-
     from p2pcompute._funds import coins
+    from p2pcompute.chain._endpoint import shown_endpoint
 
     what = "a test token and the hub" if plan.token is None else f"the hub for {plan.symbol} 0x{plan.token.hex()}"
     click.echo(
-        f"deploying {what} on chain {plan.chain_id} ({urlsplit(url).hostname}) from the account "
+        f"deploying {what} on chain {plan.chain_id} ({shown_endpoint(url)}) from the account "
         f"0x{plan.account.hex()}: at most {plan.gas:,} gas, which cost at most {coins(plan.most_wei)} of the "
         f"{coins(plan.balance_wei)} coins that it has",
         err=True,

@@ -48,7 +48,7 @@ def close(channel: str, profile: str, network: str, place: Place, yes: bool, as_
         return
     if answer["state"] == "closing":
         click.echo(
-            "the payee has not agreed now, so the hub was asked for it: from "
+            f"not closed at once{': ' + answer['reason'] if answer['reason'] else ''}; the hub was asked for it: from "
             f"{_day(answer['close_at_s'] * 1000)} on `p2pcompute close {channel}` brings back what is left; vouchers "
             "count until then, and work that needs a larger deposit with this provider takes the request back"
         )

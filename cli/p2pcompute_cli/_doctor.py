@@ -306,7 +306,7 @@ async def _chain(network: str, url: str | None) -> Check:
     if choice is None:
         detail = f"none runs for the network {network}; `p2pcompute up` starts one here"
         return Check(name="chain", state="ok", detail=detail)
-    named = choice.url
+    named = choice.endpoint
     advice = "check the URL and that it runs" if url else "stop the node that runs it and start it again"
     try:
         with trio.fail_after(_CHAIN_S):

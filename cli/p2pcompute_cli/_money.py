@@ -129,13 +129,18 @@ class _Asker:
         ) as money:
             return await MONEY_ANSWERS[method, target](money, fields)
 
-    def confirm(self, what: str, facts: Mapping[str, Any], *, yes: bool) -> None:
-        """Say what will be spent, and where, before it is; ask where somebody can answer."""
+    def announce(self, what: str, facts: Mapping[str, Any], *, gas: int | None = None) -> None:
+        """Say what will be spent, and where, before it is; `gas` is about how much."""
         chain = facts["chain"]
-        where = f"network {facts['network']}, chain {chain['chain_id']}" + (
+        where = f"network {facts['network']}, chain {chain['chain_id'] or 'of its own'}" + (
             f" at {chain['url']}" if chain["url"] else ""
         )
-        click.echo(f"{what} ({where}, account {facts['account']}, gas on top)", err=True)
+        costs = "gas on top" if gas is None else f"some {gas:,} gas on top"
+        click.echo(f"{what} ({where}, account {facts['account']}, {costs})", err=True)
+
+    def confirm(self, what: str, facts: Mapping[str, Any], *, yes: bool) -> None:
+        """As `announce`; asks where somebody can answer."""
+        self.announce(what, facts)
         if yes:
             return
         if not sys.stdin.isatty():
@@ -327,7 +332,14 @@ def _day(at_ms: int, *, offset: bool = False) -> str:
 @_options
 def settle(profile: str, network: str, place: Place, as_json: bool, debug: bool) -> None:
     """Claim on chain what our vouchers are worth."""
-    answer = _Asker(profile, network, place, as_json=as_json, debug=debug)("/settle", "POST")
+    from p2pcompute.payments._settle_policy import claim_gas
+
+    asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
+    facts = asker("/channels")
+    due = [row["unclaimed_uusd"] for row in facts["channels"] if row["direction"] == "in" and row["unclaimed_uusd"]]
+    if due:
+        asker.announce(f"claiming {usd(sum(due))} on {count(len(due), 'channel')}", facts, gas=claim_gas(len(due)))
+    answer = asker("/settle", "POST")
     if as_json:
         json_line(**answer)
         return

@@ -53,7 +53,6 @@ class ProviderView:
     done: set[int] = field(default_factory=set)
     busy: set[int] = field(default_factory=set)
     paid_uusd: int = 0
-    max_loss_uusd: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -91,7 +90,7 @@ class TaskView:
                 self.ceiling_uusd, self.estimate_uusd = event.ceiling_uusd, event.estimate_uusd
             case Agreed():
                 view = self.providers.setdefault(event.provider, ProviderView())
-                view.state, view.max_loss_uusd = "preparing", event.requester_max_loss_uusd
+                view.state = "preparing"
             case ProviderRefused():
                 self.providers.setdefault(event.provider, ProviderView()).state = f"refused: {event.reason}"
             case ProviderReady():
@@ -198,21 +197,14 @@ class Progress:
                     f"{count(event.chunks, 'chunk')}, about {usd(event.estimate_uusd)}; this task spends "
                     f"{usd(event.ceiling_uusd)} at most"
                 )
-            case Agreed() if event.check == "none":
+            case Agreed():
+                risk = {"none": "nothing that it gives is checked: a lie", "quorum": "two providers that lie alike"}
                 return Text(
-                    f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; nothing that it gives "
-                    f"is checked, and a lie can cost {usd(event.requester_max_loss_uusd)} at most",
-                    style="yellow",
-                )
-            case Agreed() if event.check == "quorum" and not self._console.is_terminal:
-                return (
-                    f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; two providers that "
-                    f"lie alike can cost {usd(event.requester_max_loss_uusd)} at most"
-                )
-            case Agreed() if not self._console.is_terminal:
-                return (
-                    f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; a lie that sampling "
-                    f"misses can cost {usd(event.requester_max_loss_uusd)} at most"
+                    f"agreed with {short_peer(event.provider)} in {event.negotiation_ms:.0f} ms; "
+                    f"{risk.get(event.check, 'a lie that sampling misses')} can cost you "
+                    f"{usd(event.requester_max_loss_uusd)} at most, and it unpaid work of "
+                    f"{usd(event.provider_max_loss_uusd)}",
+                    style="yellow" if event.check == "none" else "",
                 )
             case ProviderRefused():
                 return Text(f"{short_peer(event.provider)} refused: {event.reason}", style="yellow")

@@ -389,6 +389,7 @@ async def _lend(
 
     import p2pcompute as p2p
     from p2pcompute._profile import Profile
+    from p2pcompute.chain._endpoint import shown_endpoint
     from p2pcompute.testing._output_faults import parse_fault
 
     for address in settings.listen:
@@ -442,7 +443,7 @@ async def _lend(
             stopper.scope = nursery.cancel_scope
             starting.close()
             await nursery.start(_control, node, profile)
-            _ready(settings, voice, node, role, chain, await node.sandbox_layers())
+            _ready(settings, voice, node, role, shown_endpoint(chain), await node.sandbox_layers())
             if settings.arbiters:
                 await _warn_of_stake(node, settings.profile)
             await trio.sleep_forever()

@@ -84,10 +84,12 @@ class Voice:
                     "requester": event.requester,
                     "price_pusd": event.price_pusd,
                     "window": event.window,
+                    "max_loss_uusd": event.max_loss_uusd,
                 }
                 name, old = "task started", "task-started"
                 text = f"{_about(event.task, event.requester)}: started, "
-                text += f"{count(event.window, 'unpaid chunk')} at most for now"
+                text += f"{count(event.window, 'unpaid chunk')} at most for now; it can cost you "
+                text += f"{usd(event.max_loss_uusd)} of unpaid work at most"
             case ServedTaskEnded():
                 took_s = time.monotonic() - self._started.pop(event.task, time.monotonic())
                 fields = {

@@ -12,7 +12,7 @@ import click
 
 from ._money import Place, _Asker, _day, _options, _show_wallet
 from ._passwords import new_password, owner_password, password_option
-from ._shared import common_options, fail, json_line, profile_option, usd
+from ._shared import common_options, count, fail, json_line, profile_option, usd
 
 if TYPE_CHECKING:
     from p2pcompute.identity import Keyring, WalletKey
@@ -171,10 +171,14 @@ def rotate(profile: str, network: str, place: Place, yes: bool, as_json: bool, d
     from p2pcompute.wallet import rotate_signer
 
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
-    if not yes:
-        if not sys.stdin.isatty():
-            raise click.UsageError("nobody can be asked here; add --yes to do it")
-        click.confirm("close this profile's channels and sign with a new key?", abort=True, err=True)
+    facts = asker("/channels", from_ledger=True)
+    unclaimed_uusd = sum(row["unclaimed_uusd"] for row in facts["channels"] if row["direction"] == "in")
+    asker.confirm(
+        f"claiming {usd(unclaimed_uusd)}, closing what of {count(len(facts['channels']), 'channel')} is open, and "
+        "signing with a new key",
+        facts,
+        yes=yes,
+    )
     try:
         done = trio.run(
             partial(

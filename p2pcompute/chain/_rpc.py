@@ -18,6 +18,7 @@ import trio
 
 from p2pcompute.errors import ChainUnreachable, ConfigError, RpcError, WrongChain
 
+from ._endpoint import shown_endpoint
 from ._faults import (
     LIMIT_EXCEEDED,
     AnswerTooLarge,
@@ -112,7 +113,9 @@ class ChainClient:
         exchange: Exchange | None = None,
     ) -> None:
         self._url = url
-        self._host = url if exchange else _host_of(url)
+        if exchange is None:
+            _parts(url)
+        self._host = url if exchange else shown_endpoint(url)
         self._expected_chain_id = expected_chain_id
         self._timeout_s = timeout_s
         self._exchange = exchange
@@ -313,13 +316,6 @@ def _parts(url: str) -> urllib.parse.SplitResult:
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
         raise ConfigError("the chain's URL is not an http or https URL; write it like http://127.0.0.1:8545")
     return parts
-
-
-def _host_of(url: str) -> str:
-    parts = _parts(url)
-    port = f":{parts.port}" if parts.port else ""
-    host = f"[{parts.hostname}]" if parts.hostname and ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}{port}"
 
 
 def _is_loopback(url: str) -> bool:

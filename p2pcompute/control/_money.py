@@ -31,7 +31,7 @@ class Books:
         ledger: of the profile.
         network: the network's name.
         account: whose money it is.
-        chain_url: an endpoint; None where none is known.
+        chain_url: scheme, host and port of an endpoint; None where none is known.
         chain_id, hub: None where the ledger is not tied to a chain yet: then it has no channels.
     """
 

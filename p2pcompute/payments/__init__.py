@@ -37,6 +37,7 @@ from ._credit import CreditBook as CreditBook
 from ._credit import CreditPolicy as CreditPolicy
 from ._credit import CreditWindow as CreditWindow
 from ._credit import MaxLoss as MaxLoss
+from ._credit import agreed_loss as agreed_loss
 from ._credit import max_loss as max_loss
 from ._credit import subnet_of as subnet_of
 from ._model_hub import ModelChain as ModelChain
@@ -105,6 +106,7 @@ __all__ = [
     "Wallet",
     "Watchtower",
     "Withdraw",
+    "agreed_loss",
     "max_loss",
     "named_channel",
     "subnet_of",

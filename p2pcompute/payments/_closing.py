@@ -54,6 +54,7 @@ class ClosedChannel:
         close_at_s: UNIX time from which a closing one can be closed; 0 otherwise.
         refund_uusd: what went back to the payer's free balance.
         claimed_uusd: what was ever claimed on it.
+        reason: why a closing one's payee did not consent to close it at once, where it was asked.
     """
 
     channel: ChannelId
@@ -62,6 +63,7 @@ class ClosedChannel:
     close_at_s: int
     refund_uusd: int
     claimed_uusd: int
+    reason: str = ""
 
 
 class ClosingLedger(PayeeLedger, Protocol):
@@ -166,12 +168,15 @@ async def close_channel(
         await ledger.set_chain_out(channel, deposit_uusd=before.deposit_uusd, claimed_uusd=before.claimed_uusd)
         return _closed(channel, "out", earlier, before)
     before = _open(before)
+    reason = ""
     if ask is not None and not 0 < before.close_at_s <= clock_ms() // 1000:
         agreed = await _close_agreed(
             outgoing, signer, before, ledger=ledger, hub=hub, outbox=outbox, clock_ms=clock_ms, ask=ask
         )
-        if agreed is not None:
+        if isinstance(agreed, ClosedChannel):
             return agreed
+        reason = agreed
+        _log.info("the channel %s is not closed at once: %s", channel.hex()[:8], reason)
         before = _open(await hub.channel(channel))
     if not before.close_at_s:
         await outbox.run(RequestClose(payee=payee, signer=signer))
@@ -184,6 +189,7 @@ async def close_channel(
             close_at_s=before.close_at_s,
             refund_uusd=0,
             claimed_uusd=before.claimed_uusd,
+            reason=reason,
         )
     await outbox.run(Finalize(payer=hub.account, payee=payee, signer=signer))
     after = await hub.channel(channel)
@@ -201,23 +207,21 @@ async def _close_agreed(
     outbox: Outbox,
     clock_ms: Callable[[], int],
     ask: AskClose,
-) -> ClosedChannel | None:
-    """Close a channel with its payee's consent; None where there is none that is of use."""
+) -> ClosedChannel | str:
+    """Close a channel with its payee's consent; why not, where there is none that is of use."""
     channel, payee = row.channel, row.payee
     try:
         consent, signature = await ask(row)
     except (PaymentError, OverlayError, ProtocolError) as exc:
-        _log.info("the channel %s is not closed at once: %s", channel.hex()[:8], exc)
-        return None
+        return str(exc) or type(exc).__name__
     if consent.epoch != await hub.epoch(channel) or consent.deadline_s - clock_ms() // 1000 < _LEAST_LEFT_S:
-        _log.info("the consent to close the channel %s is of no use, it is for another time", channel.hex()[:8])
-        return None
+        return "its consent is of no use, it is for another time"
     row = await ledger.channel_out(channel) or row  # what was owed was paid before the consent
     try:
         if before.claimed_uusd < consent.amount_uusd:
             # The hub wants the payee to have its money first; anyone may bring it.
             if row.memo is None or row.signature is None:
-                return None
+                return "it says that more was paid than this ledger knows of"
             claim = ClaimRow(
                 payer=hub.account,
                 signer=signer,
@@ -238,8 +242,7 @@ async def _close_agreed(
             )
         )
     except (TransactionFailed, RpcError) as exc:
-        _log.info("the hub does not close the channel %s at once: %s", channel.hex()[:8], exc)
-        return None
+        return f"the hub does not close it at once: {exc}"
     after = await hub.channel(channel)
     await ledger.set_chain_out(channel, deposit_uusd=after.deposit_uusd, claimed_uusd=after.claimed_uusd)
     return _closed(channel, "out", before, after)

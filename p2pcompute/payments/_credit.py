@@ -16,11 +16,25 @@ from typing import Final, Literal, Protocol
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_CREDIT_WINDOW
 from p2pcompute_protocols.money import PUSD_PER_UUSD
+from p2pcompute_protocols.negotiation import Terms
 
 from ._api import CreditExhausted, PeerHistory
 from ._debts import Debts
 
+<<<<<<< HEAD
 __all__ = ["CreditBook", "CreditLedger", "CreditPolicy", "CreditWindow", "Held", "MaxLoss", "max_loss", "subnet_of"]
+=======
+__all__ = [
+    "CreditBook",
+    "CreditLedger",
+    "CreditPolicy",
+    "CreditWindow",
+    "MaxLoss",
+    "agreed_loss",
+    "max_loss",
+    "subnet_of",
+]
+>>>>>>> h5
 
 _HOUR_MS: Final = 3_600_000
 _NO_LIMIT: Final = 2**63 - 1
@@ -372,3 +386,11 @@ def max_loss(*, chunk_pusd: int, window: int, ceiling_uusd: int) -> MaxLoss:
     """The bounds for an agreement: price of a chunk, its largest window in chunks, and its ceiling."""
     window_uusd = min(-(-chunk_pusd * window // PUSD_PER_UUSD), ceiling_uusd)
     return MaxLoss(requester_uusd=window_uusd, provider_uusd=window_uusd, locked_uusd=ceiling_uusd)
+
+
+def agreed_loss(terms: Terms) -> MaxLoss:
+    """As `max_loss`, from what was agreed; a standing agreement that names no work may come to its ceiling."""
+    chunk_pusd = terms.ceiling_uusd * PUSD_PER_UUSD
+    if terms.work is not None:
+        chunk_pusd = terms.work.units_per_chunk * terms.price_pusd
+    return max_loss(chunk_pusd=chunk_pusd, window=terms.max_window, ceiling_uusd=terms.ceiling_uusd)

@@ -31,7 +31,7 @@ from p2pcompute.errors import (
 from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, rank
 from p2pcompute.market._ranking import NEWCOMERS_PLACE
 from p2pcompute.market._reasons import Reason, what_to_do
-from p2pcompute.payments import max_loss, subnet_of
+from p2pcompute.payments import agreed_loss, subnet_of
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
 from p2pcompute_protocols.errors import ProtocolError, WireCode
@@ -509,13 +509,7 @@ class Coordinator:
     def announce(self, emit: Callable[[TaskEvent], None], agreement: Agreement, seconds: float) -> None:
         """Say that there is an agreement, which took so many seconds, and what it can cost."""
         terms = agreement.terms
-        work = terms.work
-        assert work is not None  # standing agreements are not made
-        loss = max_loss(
-            chunk_pusd=work.units_per_chunk * terms.price_pusd,
-            window=terms.max_window,
-            ceiling_uusd=terms.ceiling_uusd,
-        )
+        loss = agreed_loss(terms)
         emit(
             Agreed(
                 provider=PeerId(terms.provider),

@@ -70,6 +70,8 @@ def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkey
     settle = start("settle", "--json", "--profile", "second")
     assert settle.end() == 0
     assert (settle.lines[0]["settled_uusd"], settle.lines[0]["free_uusd"]) == (earned, earned)
+    if earned:
+        assert "on 1 channel (network local, chain " in settle.said  # before it is claimed
     unasked = start("withdraw", "all", "--to", owner, "--json", "--profile", "second")
     assert unasked.end() == 2  # nobody there to say yes
     assert "add --yes" in unasked.said

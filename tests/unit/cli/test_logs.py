@@ -217,7 +217,7 @@ def test_json_events_of_a_provider_stay_as_they_were(capsys: pytest.CaptureFixtu
     voice = Voice(as_json=True)
     task = TaskId(bytes(32))
     voice.say("starting", "starting", step="process")
-    voice.show(ServedTaskStarted(task=task, requester=PEER, price_pusd=14, window=1))
+    voice.show(ServedTaskStarted(task=task, requester=PEER, price_pusd=14, window=1, max_loss_uusd=9))
     voice.show(
         ServedTaskEnded(task=task, requester=PEER, chunks=2, failed=0, billed_uusd=3, unpaid_chunks=0),
     )

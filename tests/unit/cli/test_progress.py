@@ -101,7 +101,7 @@ def test_lines_where_there_is_no_terminal() -> None:
     lines = text.splitlines()
     assert lines[0] == "4 chunks, about 0.000040 USD; this task spends 0.000100 USD at most"
     for part in (
-        "agreed with …xxhonest in 12 ms; a lie that sampling misses can cost 0.000004 USD at most",
+        "agreed with …xxhonest in 12 ms; a lie that sampling misses can cost you 0.000004 USD at most, and it unpaid",
         "refused: draining",
         "1 of 4 chunks, paid 0.000000 USD",
         "LIED: 5 samples of chunk 3 differ; it gets nothing more, 1 chunk is computed anew",
@@ -135,6 +135,17 @@ def test_where_a_stake_is_at_risk_the_next_step_is_said(tmp_path: Path, pledged:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
+def test_what_both_can_lose_is_said_wherever_one_looks(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal, _environ={"TERM": "xterm"})
+    progress = Progress(console, requested_profile="default")
+    progress.task_event(STORY[1])
+    progress.task_event(agreed(HONEST))
+    progress.task_ended(None)
+    assert isinstance(console.file, io.StringIO)
+    assert "can cost you 0.000004 USD at most, and it unpaid work of 0.000008 USD" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
 def test_that_nothing_is_checked_is_said_wherever_one_looks(terminal: bool) -> None:
     console = Console(file=io.StringIO(), width=200, force_terminal=terminal, _environ={"TERM": "xterm"})
     progress = Progress(console, requested_profile="default")
@@ -142,7 +153,7 @@ def test_that_nothing_is_checked_is_said_wherever_one_looks(terminal: bool) -> N
     progress.task_event(dataclasses.replace(agreed(HONEST), check="none"))
     progress.task_ended(None)
     assert isinstance(console.file, io.StringIO)
-    assert "nothing that it gives is checked, and a lie can cost 0.000004 USD at most" in console.file.getvalue()
+    assert "nothing that it gives is checked: a lie can cost you 0.000004 USD at most" in console.file.getvalue()
 
 
 def test_what_a_quorum_leaves_open_is_said_as_such() -> None:
@@ -152,7 +163,7 @@ def test_what_a_quorum_leaves_open_is_said_as_such() -> None:
     progress.task_event(dataclasses.replace(agreed(HONEST), check="quorum"))
     progress.task_ended(None)
     assert isinstance(console.file, io.StringIO)
-    assert "two providers that lie alike can cost 0.000004 USD at most" in console.file.getvalue()
+    assert "two providers that lie alike can cost you 0.000004 USD at most" in console.file.getvalue()
     assert "sampling" not in console.file.getvalue()
 
 

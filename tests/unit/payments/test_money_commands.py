@@ -84,7 +84,7 @@ def test_what_a_ledger_is_enough_for_is_read_where_the_chain_is_down(
 ) -> None:
     """An endpoint is named and nobody answers there; the money is an owner's, whose password nobody gives."""
     owner = Keyring(left.path).create_owner(b"o" * 32, "password").address
-    named = ("--chain", "http://127.0.0.1:9", "--hub", "0x" + TERMS.hub.hex())
+    named = ("--chain", "http://user:secret@127.0.0.1:9/v3/secret?key=secret", "--hub", "0x" + TERMS.hub.hex())
     code, earned = asked(capsys, "earnings", *named)
     assert (code, earned["account"]) == (0, "0x" + owner.hex())
     code, receipts = asked(capsys, "receipts", *named)
@@ -237,3 +237,21 @@ def test_a_receipt_is_proven_by_the_command(command: Command) -> None:
         assert code != 0, words
         assert says in err
         assert out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("wallet", "rotate"), "claiming 0.000000 USD, closing what of 1 channel is open, and signing with a new key"),
+        (("accuse", "task.p2pevidence"), "task.p2pevidence goes to the arbiters of its task"),
+    ],
+)
+def test_what_is_spent_and_where_is_said_before_anybody_is_asked(
+    left: Profile, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    account = "0x" + WalletKey.load_or_create(left.wallet_key).address.hex()
+    assert main([*words, "--profile", "left"]) == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(said)
+    assert first.endswith(f"(network local, chain {TERMS.chain_id}, account {account}, gas on top)")
+    assert "add --yes" in last
