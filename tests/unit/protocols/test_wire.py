@@ -56,7 +56,7 @@ def test_as_many_items_as_may_be_need_no_walk() -> None:
 
 
 @pytest.mark.parametrize("cls", [_Wide, _Typed])
-def test_one_more_is_refused(cls: type[_Wide] | type[_Typed]) -> None:
+def test_one_more_is_refused(cls: type[_Wide | _Typed]) -> None:
     assert not cls._is_checked_whole
     assert cls(numbers=(1, 2)).encode()
     high = _ROOM + 1 if cls is _Wide else _ROOM
