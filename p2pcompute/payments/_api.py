@@ -53,6 +53,7 @@ __all__ = [
     "Withdraw",
     "payee_epoch",
     "payee_view",
+    "read_in",
 ]
 
 MAX_BATCH: Final = 256
@@ -280,6 +281,23 @@ async def payee_view(hub: Hub, channel: ChannelId) -> ChannelOnChain:
     return await (hub.confirmed_channel(channel) if isinstance(hub, ConfirmingHub) else hub.channel(channel))
 
 
+async def read_in(ledger: PayeeLedger, hub: Hub, channel: ChannelId) -> ChannelIn:
+    """Have the ledger know of an incoming channel what `payee_view` gives.
+
+    An answer that was under way while a channel was seen to be closed may be older than that, and is asked for again.
+    """
+    while True:
+        closings = ledger.closings
+        state = await payee_view(hub, channel)
+        if ledger.closings == closings:
+            return await ledger.set_chain_in(
+                channel,
+                deposit_uusd=state.deposit_uusd,
+                claimed_uusd=state.claimed_uusd,
+                close_at_s=state.close_at_s,
+            )
+
+
 @runtime_checkable
 class ConfirmingEpochs(Protocol):
     """A `Hub` on a chain that can take a closing back."""
@@ -484,6 +502,8 @@ class PayerLedger(Protocol):
 class PayeeLedger(Protocol):
     """What a payee keeps on disk."""
 
+    @property
+    def closings(self) -> int: ...
     async def channel_in(self, channel: ChannelId) -> ChannelIn | None: ...
     async def channels_in(self) -> Sequence[ChannelIn]: ...
     async def open_channel_in(

@@ -398,11 +398,13 @@ class Payee:
             if asked_at is not None and now - asked_at < CHAIN_READ_S:
                 raise self._unfunded(row, "the deposit was looked up a moment ago; try again shortly")
             _remember(self._asked_at, channel, now)
+            closings = self._ledger.closings
             try:
                 state = await payee_view(self._hub, channel)
             except ChainError as exc:
                 self._asked_at.pop(channel, None)
                 raise _Refuse(WireCode.INTERNAL, "the chain can't be asked now; try again later") from exc
+            self._check_closings(closings, row)
             if row is None:
                 if state.deposit_uusd <= state.claimed_uusd:
                     raise self._unfunded(None, "the channel holds no money")
@@ -419,6 +421,7 @@ class Payee:
                 claimed_uusd=state.claimed_uusd,
                 close_at_s=state.close_at_s,
             )
+            self._check_closings(closings, row)
             _remember(self._read_at, channel, now)  # not before: another stream would take the old row for a new one
             self._wake(channel)  # the chain may know of more than we did
         if amount_uusd > row.deposit_uusd:
@@ -426,6 +429,13 @@ class Payee:
         if row.close_at_s and row.close_at_s - self._clock_ms() // 1000 < CLOSING_MARGIN_S:
             raise self._unfunded(row, "the channel is about to close; fund it again to keep it open")
         return row
+
+    def _check_closings(self, closings: int, row: ChannelIn | None) -> None:
+        """Refuse where a channel was seen to be closed since there were so many closings: what was being read of the
+        chain may be older than that, and say of a deposit that its payer has taken home."""
+        if self._ledger.closings != closings:
+            best = row.paid_uusd if row is not None else 0
+            raise _Refuse(WireCode.INTERNAL, "a channel was closed meanwhile; try again shortly", best_uusd=best)
 
     def _unfunded(self, row: ChannelIn | None, detail: str) -> _Refuse:
         best = row.paid_uusd if row is not None else 0

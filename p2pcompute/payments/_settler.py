@@ -12,7 +12,7 @@ import trio
 from p2pcompute.errors import ChainError, DiskFull
 from p2pcompute_protocols.ids import ChannelId
 
-from ._api import MAX_BATCH, ChannelIn, Claim, ClaimRow, GasMeter, GasQuote, Hub, PayeeLedger, payee_view
+from ._api import MAX_BATCH, ChannelIn, Claim, ClaimRow, GasMeter, GasQuote, Hub, PayeeLedger, read_in
 from ._outbox import Outbox
 from ._settle_policy import SettlePolicy, rows_due, rows_worth_it
 
@@ -122,13 +122,7 @@ class Settler:
         return claimed
 
     async def _refresh(self, row: ChannelIn) -> ChannelIn:
-        state = await payee_view(self._hub, row.channel)
-        return await self._ledger.set_chain_in(
-            row.channel,
-            deposit_uusd=state.deposit_uusd,
-            claimed_uusd=state.claimed_uusd,
-            close_at_s=state.close_at_s,
-        )
+        return await read_in(self._ledger, self._hub, row.channel)
 
     async def round(self) -> dict[ChannelId, int]:
         """One look: send again what the chain has dropped or taken back, read the channels that a voucher is held

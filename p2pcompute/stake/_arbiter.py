@@ -4,7 +4,8 @@ It is asked by strangers, and what it computes is a stranger's kernel. So it loo
 it is named in the terms, whether both parties have signed them, and whether the provider has a stake, for identities
 without one cost nothing. One file is judged at a time, in a locked worker, and again only where another one is shown.
 The time that it takes is charged to the provider's account and to the accuser's, right or wrong: whoever has a stake
-could have unlike files judged against itself for ever.
+could have unlike files judged against itself for ever. A provider that does so uses its time up, so that nobody else is
+heard against it; but for an accuser with a stake of its own, of which the other cannot make as many as it likes.
 """
 
 from __future__ import annotations
@@ -111,16 +112,21 @@ class Arbiter:
             raise LocalProtocolError("the terms are not signed for the provider", code=WireCode.BAD_SIGNATURE)
         if not (await registry.state(Address(terms.provider))).stake_uusd:
             raise LocalProtocolError("the provider has nothing at stake", code=WireCode.UNFUNDED)
-        self._check_time(terms)
+        await self._check_time(terms, registry)
         if self._asked >= _MOST_WAITING:
             raise LocalProtocolError(_RETRY, code=WireCode.NO_CAPACITY)
 
-    def _check_time(self, terms: PledgedTerms) -> None:
-        if not (self._on_provider.has(terms.provider, _LEAST_S) and self._of_accuser.has(terms.requester, _LEAST_S)):
+    async def _check_time(self, terms: PledgedTerms, registry: Registry) -> None:
+        if not self._of_accuser.has(terms.requester, _LEAST_S):
             raise LocalProtocolError(
-                "too much was judged of late for this accuser, or against this provider; try again in an hour",
-                code=WireCode.NO_CAPACITY,
+                "too much was judged of late for this accuser; try again in an hour", code=WireCode.NO_CAPACITY
             )
+        if self._on_provider.has(terms.provider, _LEAST_S) or await registry.is_active(Address(terms.requester)):
+            return
+        raise LocalProtocolError(
+            "too much was judged of late against this provider; try again in an hour, or stake yourself",
+            code=WireCode.NO_CAPACITY,
+        )
 
     async def judge(self, asked: Accuse, evidence: bytes) -> VerdictGiven:
         """A verdict against the provider, over all that is at risk.
@@ -148,7 +154,7 @@ class Arbiter:
             return known
         self._check_case(asked.terms, evidence)
         async with self._turn:
-            self._check_time(asked.terms)
+            await self._check_time(asked.terms, await self.registry())
             began = trio.current_time()
             try:
                 found = await verify_evidence(evidence, workers=await self.workers(), timeout_s=JUDGING_S)

@@ -12,8 +12,10 @@ import trio
 from p2pcompute._dialogue import STREAM_FAULTS, Dialogue
 from p2pcompute._rates import Buckets, Rate, TokenBucket
 from p2pcompute.errors import ChainError, ExecutionError, SandboxError, StorageError
+from p2pcompute.payments import subnet_of
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
+from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_TEXT
 from p2pcompute_protocols.stake import (
     PROTOCOL_ID,
@@ -49,8 +51,23 @@ _MOST_QUESTIONS: Final = 16  # on one stream; nodes of ours ask one
 _OF_PEER: Final = Rate(per_s=2, burst=64)
 _OF_AGREED: Final = Rate(per_s=32, burst=512)  # of all peers with an agreement that names arbiters
 _OF_STRANGERS: Final = Rate(per_s=4, burst=64)  # of all others: peer IDs cost nothing, so they share what is theirs
+_SUBNETS: Final = 4  # that it takes to use up what peers share
 _FILE_S: Final = 180.0
 _MOST_ACCUSING: Final = 2  # files that are taken in at a time
+
+
+class _Crowd:
+    """A rate that peers share, of which one subnet has a quarter at most."""
+
+    __slots__ = ("_all", "_of_subnet")
+
+    def __init__(self, rate: Rate) -> None:
+        self._all = TokenBucket(rate, 0.0)
+        share = Rate(per_s=rate.per_s / _SUBNETS, burst=rate.burst / _SUBNETS)
+        self._of_subnet = Buckets[str](share, trio.current_time)
+
+    def take(self, subnet: str) -> bool:
+        return self._of_subnet.take(subnet) and self._all.take(trio.current_time())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,17 +75,19 @@ class StakeService:
     """Answers what it can; either part may be missing.
 
     One stream is for `_MOST_QUESTIONS` questions. What a peer asks beyond its rate, or all of its kind together beyond
-    theirs, is refused with NO_CAPACITY and costs nothing more.
+    theirs, is refused with NO_CAPACITY and costs nothing more. Where there are `_MOST_STREAMS`, the one that has asked
+    nothing for the longest makes room for a new one: peer IDs cost nothing, and neither does holding a stream.
     """
 
     overlay: Overlay
     pledges: Pledges | None = None
     arbiter: Arbiter | None = None
     _streams: Counter[str] = field(default_factory=Counter[str])
+    _silent: dict[trio.CancelScope, None] = field(default_factory=dict[trio.CancelScope, None])  # the longest first
     _accusing: int = 0
     _of_peer: Buckets[str] = field(default_factory=lambda: Buckets(_OF_PEER, trio.current_time))
-    _of_agreed: TokenBucket = field(default_factory=lambda: TokenBucket(_OF_AGREED, 0.0))
-    _of_strangers: TokenBucket = field(default_factory=lambda: TokenBucket(_OF_STRANGERS, 0.0))
+    _of_agreed: _Crowd = field(default_factory=lambda: _Crowd(_OF_AGREED))
+    _of_strangers: _Crowd = field(default_factory=lambda: _Crowd(_OF_STRANGERS))
 
     def register(self) -> None:
         """Answer stake streams from now on."""
@@ -77,7 +96,7 @@ class StakeService:
     async def serve_stream(self, stream: OverlayStream) -> None:
         """One stream, until its peer closes it."""
         peer = stream.peer_id
-        if self._streams.total() >= _MOST_STREAMS or self._streams[peer] >= _MOST_OF_A_PEER:
+        if self._streams[peer] >= _MOST_OF_A_PEER or not self._has_room():
             await stream.reset()
             return
         self._streams[peer] += 1
@@ -96,7 +115,10 @@ class StakeService:
     async def _serve(self, stream: OverlayStream) -> None:
         dialogue = Dialogue(StakeConnection(Role.PROVIDER), stream)
         for _ in range(_MOST_QUESTIONS):
-            asked = await dialogue.receive(stall_s=_QUESTION_S)
+            asked = await self._question(dialogue)
+            if asked is None:
+                await stream.reset()
+                return
             if isinstance(asked, StreamEnded):
                 return
             try:
@@ -109,12 +131,33 @@ class StakeService:
                 answer = StakeRefusal(code=WireCode.INTERNAL, detail="this node can't answer now")
             await dialogue.send(answer)
 
-    def _admit(self, peer: str, asked: Record) -> None:
+    def _has_room(self) -> bool:
+        if self._streams.total() < _MOST_STREAMS:
+            return True
+        silent = next(iter(self._silent), None)
+        if silent is None:
+            return False
+        del self._silent[silent]
+        silent.cancel()
+        return True
+
+    async def _question(self, dialogue: Dialogue) -> Record | None:
+        """What is asked next; None where nothing is, and another stream needs the place."""
+        with trio.CancelScope() as scope:
+            self._silent[scope] = None
+            try:
+                return await dialogue.receive(stall_s=_QUESTION_S)
+            finally:
+                self._silent.pop(scope, None)
+        return None
+
+    def _admit(self, peer: PeerId, asked: Record) -> None:
         if isinstance(asked, CardQuery):
             return  # what is sent is kept
         agreed = self.pledges is not None and self.pledges.is_agreed(peer)
         shared = self._of_agreed if agreed else self._of_strangers
-        if not self._of_peer.take(peer) or not shared.take(trio.current_time()):
+        subnet = subnet_of(self.overlay.remote_address(peer) or "", peer)
+        if not self._of_peer.take(peer) or not shared.take(subnet):
             raise LocalProtocolError("too much was asked of late; try again later", code=WireCode.NO_CAPACITY)
 
     async def _answer(self, dialogue: Dialogue, stream: OverlayStream, asked: Record) -> Record:

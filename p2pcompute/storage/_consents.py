@@ -50,7 +50,14 @@ def _check(tx: Transaction, channel: ChannelId, amount_uusd: int, recent_ms: int
 
 
 class ConsentsMixin:
-    """Methods of `Ledger` about consents; see there for what holds for all of them."""
+    """Methods of `Ledger` about consents; see there for what holds for all of them.
+
+    Attributes:
+        closings: how many consents were seen to be over since the ledger was opened. What was read of the chain while
+            it grew may be of a channel as it was before its closing.
+    """
+
+    closings: int
 
     async def _write(self, work: Callable[[Transaction], T]) -> T:
         raise NotImplementedError
@@ -128,7 +135,9 @@ class ConsentsMixin:
         return await self._write(work)
 
     async def end_consent(self, channel: ChannelId, *, epoch: int) -> None:
-        """The consent of this epoch can close nothing any more: the channel was closed, or it is too late for that."""
+        """The consent of this epoch can close nothing any more: the channel was closed, or it is too late for that.
+        It counts as a closing from the call on."""
+        self.closings += 1
 
         def work(tx: Transaction) -> None:
             out = _consent(tx, channel)

@@ -101,6 +101,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
         self._database = database
         self._executor = executor
         self._commit = GroupCommit(database, executor, clock_ms)
+        self.closings = 0
         self._acks: dict[ChannelId, int] = {}
         self._signed: dict[ChannelId, Covered] = {}
         self._lock = lock

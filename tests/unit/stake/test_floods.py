@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-async def asks(market: Market, target: Node, questions: list[Record]) -> list[Record]:
+async def asks(
+    market: Market, target: Node, questions: Sequence[Record], *, key: NodeKey | None = None
+) -> list[Record]:
     """The answers that a peer gets on one stream, until it ends."""
     answers: list[Record] = []
-    async with open_memory_overlay(market.memory, NodeKey.generate(), record_validator=VALIDATOR) as overlay:
+    async with open_memory_overlay(market.memory, key or NodeKey.generate(), record_validator=VALIDATOR) as overlay:
         await overlay.connect(target.addresses[0])
         stream = await overlay.open_stream(target.peer_id, PROTOCOL_ID)
         dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
@@ -336,11 +338,44 @@ def test_a_provider_that_has_itself_accused_by_many_is_judged_for_a_tenth_of_the
     dealt(tmp_path, monkeypatch, play)
 
 
+async def no_check(*_: Any) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+def test_a_provider_that_uses_up_its_time_is_judged_for_who_has_a_stake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: list[float], any_case: None
+) -> None:
+    """It lets nobody be heard by having itself accused without end, for the two weeks in which there is a case."""
+
+    async def play(made: Deal) -> None:
+        await accuse_for(made, LONG_S, lambda: fresh_requester(made))
+        evidence, before = await made.accusation(), len(judged)
+        for _ in range(3):
+            assert await accuse(made, accuse_of(made, evidence), evidence) is WireCode.NO_CAPACITY
+        await made.court.stake(made.requester)
+        assert await accuse(made, accuse_of(made, evidence), evidence) is WireCode.CHECK_FAILED
+        assert len(judged) == before + 1
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+def test_a_stake_is_worth_a_fortieth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: list[float], any_case: None
+) -> None:
+    async def play(made: Deal) -> None:
+        await made.court.stake(made.requester)
+        codes = await accuse_for(made, LONG_S)
+        assert {*codes} == {WireCode.CHECK_FAILED, WireCode.NO_CAPACITY}
+        assert len(judged) * TOOK_S <= 600 + TOOK_S + LONG_S / 40
+
+    dealt(tmp_path, monkeypatch, play)
+
+
 def test_without_that_it_is_judged_all_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged: list[float], any_case: None
 ) -> None:
     async def play(made: Deal) -> None:
-        monkeypatch.setattr(Arbiter, "_check_time", lambda *_: None)
+        monkeypatch.setattr(Arbiter, "_check_time", no_check)
         await accuse_for(made, LONG_S)
         assert len(judged) * TOOK_S >= LONG_S
 
