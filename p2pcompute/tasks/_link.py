@@ -357,7 +357,7 @@ class Link:
     def _take(self) -> list[int]:
         """The chunks to give out now: none where there is no room, nothing to do here, or enough for now."""
         under_way, now, taken = len(self.connection.outstanding), trio.current_time(), list[int]()
-        room = min(self._room(), self.scheduler.share(self.provider) - under_way)
+        room = min(self._room(), self.scheduler.share(self.provider, under_way))
         if room < self._pace.portion <= under_way:
             return []
         if room > 0 and (self.connection.tiles is not None or self.connection.chunk_rounds):
@@ -493,7 +493,9 @@ class Link:
             self._unpaid_since = now
         self.unpaid += len(received)
         self._unchecked += len(received)
-        self._pace.answered(len(received), now, self.scheduler.ran(received[-1].index, self.provider, now))
+        last = received[-1]
+        took_s = self.scheduler.ran(last.index, self.provider, now)
+        self._pace.answered(len(received), now, took_s, finished_ms=last.payload.finished_ms)
         for one in received:
             self.scheduler.came(one.index, self.provider, now)
         self._progress()

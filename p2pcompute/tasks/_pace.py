@@ -10,23 +10,39 @@ from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 __all__ = ["Pace"]
 
 _AHEAD_S: Final = 0.2  # of work that lies at a provider beside what is on its way to and fro
-_SMOOTH: Final = 0.5  # what the newest answer counts
+_SMOOTH: Final = 0.5  # what the newest answers count
 
 
 class Pace:
     """By Little's law: what is under way is how fast answers come times how long one takes that waits for nothing; and
     twice as many, once a round trip, while chunks do wait for nothing, as TCP begins (RFC 5681, 3.1).
 
-    A chunk that takes long counts as `least`, which is what computes and one that waits. Times are seconds of any clock
-    that does not go back.
+    Chunks that were computed together come at once, in several messages perhaps: how long they took counts for all of
+    them. A chunk that takes long counts as `least`, which is what computes and one that waits. Times are seconds of
+    any clock that does not go back.
     """
 
-    __slots__ = ("_doubled", "_interval_s", "_least", "_since", "_trip_s", "depth")
+    __slots__ = (
+        "_chunks",
+        "_doubled",
+        "_earlier_s",
+        "_finished_ms",
+        "_interval_s",
+        "_least",
+        "_since",
+        "_took_s",
+        "_trip_s",
+        "depth",
+    )
 
     def __init__(self, least: int) -> None:
         self._least = least
         self.depth = least
         self._interval_s = math.inf  # between two answers
+        self._earlier_s = math.inf  # the same before the newest answers,
+        self._chunks = 0  # of which there are so many,
+        self._took_s = 0.0  # so long after those before them,
+        self._finished_ms = -1  # and the provider says that it had them then
         self._trip_s = math.inf  # from an assignment to its answer, at best
         self._doubled = -math.inf  # when; what was given out before says nothing yet
         self._since = 0.0  # when the last answer came, or when the first chunk was given out after that
@@ -41,12 +57,19 @@ class Pace:
         """A chunk was given out, and nothing else is under way."""
         self._since = now
 
-    def answered(self, chunks: int, now: float, took_s: float) -> None:
-        """So many answers came at once, the newest of them `took_s` after its chunk was given out."""
-        interval_s = max(now - self._since, 1e-6) / chunks
+    def answered(self, chunks: int, now: float, took_s: float, *, finished_ms: int) -> None:
+        """So many answers came in a message, the newest of them `took_s` after its chunk was given out. The provider
+        says that it has finished them then, which is one time for all that it has computed together."""
+        waited_s = max(now - self._since, 1e-6)
         self._since = now
-        if self._interval_s < math.inf:
-            interval_s = _SMOOTH * interval_s + (1 - _SMOOTH) * self._interval_s
+        if finished_ms != self._finished_ms:
+            self._earlier_s, self._chunks, self._took_s = self._interval_s, 0, 0.0
+            self._finished_ms = finished_ms
+        self._chunks += chunks
+        self._took_s += waited_s
+        interval_s = self._took_s / self._chunks
+        if self._earlier_s < math.inf:
+            interval_s = _SMOOTH * interval_s + (1 - _SMOOTH) * self._earlier_s
         self._interval_s = interval_s
         self._trip_s = min(self._trip_s, took_s)
         wanted = math.ceil((self._trip_s + _AHEAD_S) / interval_s)

@@ -71,12 +71,13 @@ class ChunkScheduler:
         """How many chunks are under way."""
         return len(self._running)
 
-    def share(self, provider: PeerId) -> int:
-        """How many chunks `provider` may have at most, of those that are not done: as many as each other that computes
-        now, so that nobody waits long for the last ones of one (guided self-scheduling; Polychronopoulos and Kuck,
-        IEEE Transactions on Computers C-36, 1987)."""
-        computing = {provider}.union(*(run.since for run in self._running.values()))
-        return -(-(self.chunks - len(self._done)) // len(computing))
+    def share(self, provider: PeerId, under_way: int) -> int:
+        """How many chunks more `provider` may have at most, beside so many that it has: as many as each other that
+        computes now of those that are pending, and of all that are not done, so that nobody waits long for the last
+        ones of one (guided self-scheduling; Polychronopoulos and Kuck, IEEE Transactions on Computers C-36, 1987)."""
+        computing = len({provider}.union(*(run.since for run in self._running.values())))
+        share = -(-(self.chunks - len(self._done)) // computing) - under_way
+        return min(share, -(-len(self._pending) // computing)) if self._pending else share
 
     def done_by(self, provider: PeerId) -> list[int]:
         """The chunks that `provider` has done."""

@@ -42,7 +42,7 @@ def play(chunk_s: float, round_trip_s: float, chunks: int) -> Iterator[tuple[flo
             given += 1
         now, since = heapq.heappop(answers)
         came += 1
-        pace.answered(1, now, now - since)
+        pace.answered(1, now, now - since, finished_ms=came)
         yield idle_s, pace.depth
         idle_s = 0.0
 
@@ -64,6 +64,19 @@ def test_so_many_lie_there(chunk_s: float, round_trip_s: float, depth: int) -> N
     *_, (idle_s, held) = play(chunk_s, round_trip_s, 200)
     assert held == depth
     assert idle_s < 1e-9
+
+
+def test_what_was_computed_together_counts_as_one_answer() -> None:
+    """Ten chunks of 20 ms that come in three messages, one right after the other: as many as if they came singly."""
+    pace, now = Pace(2), 0.0
+    pace.began(now)
+    for group in range(20):
+        now += 0.2
+        for count in (3, 3, 4):
+            pace.answered(count, now, 0.21, finished_ms=group)
+            now += 1e-4
+    assert pace.depth == math.ceil((0.21 + AHEAD_S) / 0.02)  # 64 and more where each message counts by itself
+    assert pace.portion == 4
 
 
 def test_a_provider_that_is_far_away_computes_all_the_time() -> None:

@@ -234,14 +234,18 @@ def test_a_task_is_complete_when_the_last_chunk_is_done(chunks: int) -> None:
 def test_the_last_chunks_are_shared_out_evenly() -> None:
     """Whoever asks counts, and so does everybody who computes; nobody is left without one while there is any."""
     scheduler = ChunkScheduler(10)
-    assert scheduler.share(A) == 10
+    assert scheduler.share(A, 0) == 10
     for provider, count in ((A, 3), (B, 2)):
         for _ in range(count):
             assert scheduler.take(provider, 0.0) is not None
-    assert scheduler.share(A) == scheduler.share(B) == 5
-    assert scheduler.share(C) == 4
+    assert scheduler.share(A, 3) == 2  # five of ten are its own
+    assert scheduler.share(B, 2) == 3  # of the five that are pending each may have as many, rounded up
+    assert scheduler.share(C, 0) == 2
+    for _ in range(5):
+        scheduler.take(B, 0.0)
+    assert scheduler.share(A, 3) == 2  # none is pending: of those that are late elsewhere
     for index in range(9):
         scheduler.finish(index, A, 1.0)
-    assert scheduler.share(B) == 1
+    assert scheduler.share(B, 1) == 0
     scheduler.lost(B)
-    assert scheduler.share(A) == 1
+    assert scheduler.share(A, 0) == 1
