@@ -64,7 +64,8 @@ default.
 
 **A cold process** is started and timed until it has printed its first result, with provider or cluster there already;
 for p2pcompute a requester with a new profile, and a kernel that nobody has compiled, checked. *Again* is the same
-profile and kernel once more.
+profile and kernel once more. p2pcompute's modules have been compiled to bytecode before, as pip does with what it
+installs.
 
 **Memory** is the resident set of the serving side's process; *with its workers* that of all that it started, where
 pages that processes share count for each. For p2pcompute it is a provider's, with its ledger and its way to the chain;

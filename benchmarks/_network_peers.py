@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import datetime
 import importlib.util
 import ipaddress
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["PEERS", "Peer", "command_of", "environment", "missing"]
+__all__ = ["PEERS", "Peer", "command_of", "compile_ours", "environment", "missing"]
 
 ROOT = Path(__file__).parents[1]
 PROGRAMS = ROOT / "benchmarks" / "peers"
@@ -101,6 +102,16 @@ def command_of(peer: Peer) -> list[str]:
         return ["node", str(place / "peer.mjs")]
     python = str(place / "bin" / "python") if peer.own else sys.executable
     return [python, str(PROGRAMS / peer.program / "peer.py")]
+
+
+def compile_ours() -> None:
+    """Make bytecode of our packages, as pip has done with the others' when it installed them: an import from a checkout
+    would compile them in each process anew where the environment says that none is written."""
+    for name in ("p2pcompute", "p2pcompute_protocols"):
+        spec = importlib.util.find_spec(name)
+        assert spec is not None
+        assert spec.origin is not None
+        compileall.compile_dir(Path(spec.origin).parent, quiet=1)
 
 
 def environment(folder: Path) -> dict[str, str]:

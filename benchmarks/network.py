@@ -29,7 +29,7 @@ from typing import Any
 from _common import arguments, cores, processor, report, say
 from _network_figures import MEASURES, Measure, Samples, figures, quantities
 from _network_page import page, picture
-from _network_peers import PEERS, Peer, command_of, environment, missing
+from _network_peers import PEERS, Peer, command_of, compile_ours, environment, missing
 from _network_processes import PeerFailed, Side, adopt_orphans, end_all, opened
 
 HERE = Path(__file__).parent
@@ -180,6 +180,7 @@ def main() -> None:
     if not peers:
         sys.exit(1)
     began, load = time.perf_counter(), os.getloadavg()[0]
+    compile_ours()
     with tempfile.TemporaryDirectory(prefix="p2pcompute-network-") as folder:
         try:
             run = Run(options, Path(folder))

@@ -59,9 +59,9 @@ class AccountFunds:
         from p2pcompute.chain import faucet
 
         hub, account = self._chain.hub, self._wallet.address
-        wei = await hub.balance_wei(account)
-        tokens = await hub.token_balance_uusd(account) + await hub.balance_uusd(account)
-        missing = max(0, amount_uusd - tokens)
+        held = await hub.holdings(account)
+        wei = held.wei
+        missing = max(0, amount_uusd - held.token_uusd - held.free_uusd)
         if wei >= _GAS_WEI and not missing:
             return
         try:
@@ -79,8 +79,8 @@ class AccountFunds:
         )
         if amount_uusd and in_channels >= amount_uusd:
             return  # nothing has to be sent to the chain
-        there = await hub.token_balance_uusd(account) + await hub.balance_uusd(account) + in_channels
-        wei = await hub.balance_wei(account)
+        held = await hub.holdings(account)
+        there, wei = held.token_uusd + held.free_uusd + in_channels, held.wei
         need_wei = (await hub.fees()).max_wei * (_PAY_GAS if amount_uusd else _CLAIM_GAS)
         missing: list[str] = []
         if there < amount_uusd:

@@ -36,7 +36,7 @@ from ._hub_signed import encode_epoch
 from ._rpc import ChainClient, hex_bytes, hex_int
 from ._tx import UnsignedTx, sign_transaction, transaction_hash
 
-__all__ = ["DevInfo", "Fees", "Head", "HubClient", "Receipt", "ReceiptTimeout", "dev_info", "faucet"]
+__all__ = ["DevInfo", "Fees", "Head", "Holdings", "HubClient", "Receipt", "ReceiptTimeout", "dev_info", "faucet"]
 
 _GAS_MARGIN_PERCENT = 20  # what other transactions change between estimate and block
 _FEE_BLOCKS = 256  # of which the median base fee is what is usual: about an hour of Ethereum
@@ -93,6 +93,15 @@ class Receipt:
     gas_used: int
     fee_wei: int
     raw: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What an account has: `wei` for gas, tokens outside of the hub, and its free balance there."""
+
+    wei: int
+    token_uusd: int
+    free_uusd: int
 
 
 class HubClient:
@@ -177,6 +186,22 @@ class HubClient:
     async def balance_wei(self, owner: Address) -> int:
         """What an account has to pay for gas with."""
         return hex_int(await self.client.call("eth_getBalance", [_hex(owner), "latest"]))
+
+    async def holdings(self, owner: Address) -> Holdings:
+        """All that an account has, in one question."""
+        wei, tokens, free = await self.client.batch(
+            [
+                ("eth_getBalance", [_hex(owner), "latest"]),
+                self._read(self.token, encode_balance_of(owner)),
+                self._read(self.hub, encode_balances(owner)),
+            ]
+        )
+        token, at_hub = hex_bytes(_result(tokens)), hex_bytes(_result(free))
+        return Holdings(
+            wei=hex_int(_result(wei)),
+            token_uusd=_decoded(lambda: decode_word(token)),
+            free_uusd=_decoded(lambda: decode_word(at_hub)),
+        )
 
     async def nonce(self, owner: Address) -> int:
         """An account's count of mined transactions: the lowest nonce that is free on chain."""

@@ -23,7 +23,7 @@ __all__ = ["MAX_WORKERS", "WorkerPool", "open_pool"]
 
 MAX_WORKERS: Final = 64
 """The most sessions that one pool will hold at a time, whatever it is asked for."""
-REST_S: Final = 3.0
+REST_S: Final = 1.0
 """After the last session has ended, before a worker that was taken is replaced: its tenant may come back at once."""
 LATE_S: Final = 30.0
 """After a worker was taken, before it is replaced where sessions go on and on."""

@@ -189,9 +189,9 @@ class CallScheduler(ChunkScheduler):
         """Nothing is given out twice."""
         return None
 
-    def share(self, provider: PeerId) -> int:  # noqa: ARG002
+    def share(self, provider: PeerId, under_way: int) -> int:  # noqa: ARG002
         """Any number: there is nobody else."""
-        return MAX_INFLIGHT_CHUNKS
+        return MAX_INFLIGHT_CHUNKS - under_way
 
     def ran_at(self, index: int, provider: PeerId) -> bool:  # noqa: ARG002
         """Whether the provider has the chunk now, or is to get it: not once nobody waits for its call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from p2pcompute.chain import ChainClient, HubClient, RateLimited, ReceiptTimeout
+from p2pcompute.chain._client import Holdings
 from p2pcompute.errors import ChainError, ChainUnreachable, ConfigError, RpcError, TransactionFailed, WrongChain
 from p2pcompute_protocols.ids import Address, ChannelId
 
@@ -170,6 +171,40 @@ def test_many_channels_take_few_exchanges() -> None:
     assert len(states) == 250
     assert (states[0].deposit_uusd, states[0].claimed_uusd, states[0].close_at_s) == (7, 3, 1)
     assert states[0].open_uusd == 4
+
+
+def test_what_an_account_has_is_one_question() -> None:
+    def respond(method: str, params: list[Any]) -> str:
+        if method == "eth_getBalance":
+            return "0x5"
+        return "0x" + (6 if params[0]["to"] == "0x" + TOKEN.hex() else 7).to_bytes(32, "big").hex()
+
+    asked: list[int] = []
+    client = client_of(respond)
+    ask = client.batch
+
+    async def batch(requests: Sequence[tuple[str, Sequence[Any]]]) -> list[Any]:
+        asked.append(len(requests))
+        return await ask(requests)
+
+    async def main() -> Holdings:
+        async with client:
+            client.batch = batch  # type: ignore[method-assign]
+            return await HubClient(client, HUB, TOKEN).holdings(Address(bytes(20)))
+
+    assert trio.run(main) == Holdings(wei=5, token_uusd=6, free_uusd=7)
+    assert asked == [3]
+
+
+@pytest.mark.parametrize("refused", ["eth_getBalance", "eth_call"])
+def test_what_an_account_has_is_not_made_up(refused: str) -> None:
+    def respond(method: str, params: list[Any]) -> str:
+        if method == refused:
+            raise RpcError("not now", code=-32000)
+        return "0x" + bytes(32).hex()
+
+    with pytest.raises(ChainError, match="not now"):
+        with_hub(respond, lambda hub: hub.holdings(Address(bytes(20))))
 
 
 def test_waiting_for_a_receipt_takes_virtual_time() -> None:

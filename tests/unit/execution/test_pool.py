@@ -557,7 +557,7 @@ def test_the_reserve_is_refilled_when_nobody_computes_or_after_some_time() -> No
     async def main() -> None:
         async with open_pool(spare=1, policy=BARE, program=TOY) as pool:
             async with pool.session():
-                assert await starting(pool, LATE_S - REST_S) == 0
+                assert await starting(pool, LATE_S - 2 * REST_S) == 0
             async with pool.session():  # for which one was started, and none beside it
                 assert await starting(pool, 0) == 0
             assert await starting(pool, REST_S / 2) == 0
