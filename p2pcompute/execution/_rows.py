@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -125,7 +126,7 @@ def thread_coordinates(launch: Launch, threads: Array) -> tuple[Array, Array, Ar
     return found[0], found[1], found[2]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Layout:
     """Where rows lie, for one kernel, launch and arguments. Build it once with `of` and use it for every chunk.
 
@@ -173,7 +174,7 @@ class Layout:
             ),
         )
 
-    @property
+    @cached_property
     def row_shapes(self) -> list[tuple[int, ...]]:
         """For each output, the shape of one item's row."""
         threads = (self.launch.threads_per_block,) if self.together else ()
@@ -182,7 +183,7 @@ class Layout:
             for spec, own in zip(self.outputs, self.by_block, strict=True)
         ]
 
-    @property
+    @cached_property
     def target_shapes(self) -> list[tuple[int, ...]]:
         """For each output, the shape of what chunks are placed in: its own, or one partial for each block."""
         return [

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from functools import lru_cache
 from typing import Final, Protocol, cast
 
 import cbor2
@@ -29,6 +30,7 @@ _ALG, _KID, _TYP, _NETWORK = 1, 4, 16, -65537
 _EDDSA: Final = -8
 _TAG_BYTE: Final = b"\xd2"  # tag 18, COSE_Sign1; loads() would freeze what is inside of a tag
 _MAX_PROTECTED_BYTES: Final = 256  # of two names of MAX_NAME, a peer ID and the fixed parts: 227
+_REMEMBERED: Final = 256  # headers: those of one peer, kind and network are alike
 _TYP_PREFIX, _TYP_SUFFIX = "application/p2pcompute.", "+cbor"
 
 
@@ -62,6 +64,7 @@ def _sig_structure(protected: bytes, external_aad: bytes, payload: bytes) -> byt
     return cbor2.dumps(["Signature1", protected, external_aad, payload])
 
 
+@lru_cache(_REMEMBERED)
 def _protected(kind: str, network: str, kid: bytes) -> bytes:
     for name, value in (("kind", kind), ("network", network)):
         if not 1 <= len(value) <= MAX_NAME or not value.isascii() or not value.replace("-", "").isalnum():
@@ -85,7 +88,8 @@ def seal(kind: str, network: str, signer: Signer, payload: bytes, *, external_aa
     return raw
 
 
-def _parse(raw: bytes) -> tuple[bytes, bytes, bytes, dict[int, object]]:
+def _parse(raw: bytes) -> tuple[bytes, bytes, bytes]:
+    """Protected header, payload and signature."""
     if len(raw) > MAX_ENVELOPE_BYTES:
         raise LocalProtocolError(
             f"an envelope of {len(raw)} bytes; at most {MAX_ENVELOPE_BYTES}", code=WireCode.OVERSIZED
@@ -100,22 +104,40 @@ def _parse(raw: bytes) -> tuple[bytes, bytes, bytes, dict[int, object]]:
         raise LocalProtocolError("protected header, payload and signature are byte strings")
     if type(unprotected) is not dict or unprotected:
         raise LocalProtocolError("the unprotected header must be empty")
+    return protected, payload, signature
+
+
+@lru_cache(_REMEMBERED)
+def _signer_of(protected: bytes, kind: str, network: str) -> PeerId:
+    """Whom a protected header of an envelope of this kind and network names. Raises as `open_envelope`."""
     if len(protected) > _MAX_PROTECTED_BYTES:
         raise LocalProtocolError("the protected header holds more than it may", code=WireCode.OVERSIZED)
     # Negative keys are outside of our subset of CBOR. What cbor2 gives here only serves to say what is wrong: the
-    # header's bytes must be those that this node would have written, which `open_envelope` checks.
+    # header's bytes must be those that this node would have written.
     try:
         headers: object = cbor2.loads(protected, max_depth=2, allow_indefinite=False, allow_duplicate_keys=False)
     except (cbor2.CBORError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError) as exc:
         raise LocalProtocolError(f"not CBOR: {type(exc).__name__}") from None
-    if type(headers) is not dict or list(cast("dict[object, object]", headers)) != [
-        _ALG,
-        _KID,
-        _TYP,
-        _NETWORK,
-    ]:
+    headers = cast("dict[int, object]", headers) if type(headers) is dict else {}
+    if list(headers) != [_ALG, _KID, _TYP, _NETWORK]:
         raise LocalProtocolError("the protected header holds alg, kid, typ and network, in this order")
-    return protected, payload, signature, cast("dict[int, object]", headers)
+    if type(headers[_ALG]) is not int or headers[_ALG] != _EDDSA:
+        raise LocalProtocolError("the algorithm must be EdDSA (-8)", code=WireCode.UNSUPPORTED)
+    kid, typ, net = headers[_KID], headers[_TYP], headers[_NETWORK]
+    if type(kid) is not bytes or type(typ) is not str or type(net) is not str:
+        raise LocalProtocolError("a protected header has the wrong type")
+    if typ != f"{_TYP_PREFIX}{kind}{_TYP_SUFFIX}":
+        raise LocalProtocolError(
+            f"expected an envelope of kind {kind!r}, got {typ[:MAX_NAME]!r}", code=WireCode.UNSUPPORTED
+        )
+    if net != network:
+        raise LocalProtocolError(
+            f"an envelope of network {net[:MAX_NAME]!r} on {network!r}", code=WireCode.WRONG_NETWORK
+        )
+    who = peer_id_from_bytes(kid)
+    if protected != _protected(kind, network, kid):
+        raise LocalProtocolError("the protected header is not in its deterministic form")
+    return who
 
 
 def open_envelope(
@@ -132,25 +154,10 @@ def open_envelope(
         LocalProtocolError: with the code that says why: MALFORMED, OVERSIZED, WRONG_NETWORK, WRONG_PEER,
             UNSUPPORTED (another kind or algorithm) or BAD_SIGNATURE.
     """
-    protected, payload, signature, headers = _parse(raw)
-    if type(headers[_ALG]) is not int or headers[_ALG] != _EDDSA:
-        raise LocalProtocolError("the algorithm must be EdDSA (-8)", code=WireCode.UNSUPPORTED)
-    kid, typ, net = headers[_KID], headers[_TYP], headers[_NETWORK]
-    if type(kid) is not bytes or type(typ) is not str or type(net) is not str:
-        raise LocalProtocolError("a protected header has the wrong type")
-    if typ != f"{_TYP_PREFIX}{kind}{_TYP_SUFFIX}":
-        raise LocalProtocolError(
-            f"expected an envelope of kind {kind!r}, got {typ[:MAX_NAME]!r}", code=WireCode.UNSUPPORTED
-        )
-    if net != network:
-        raise LocalProtocolError(
-            f"an envelope of network {net[:MAX_NAME]!r} on {network!r}", code=WireCode.WRONG_NETWORK
-        )
-    who = peer_id_from_bytes(kid)
+    protected, payload, signature = _parse(raw)
+    who = _signer_of(protected, kind, network)
     if signer is not None and who != signer:
         raise LocalProtocolError(f"signed by {who}, not by {signer}", code=WireCode.WRONG_PEER)
-    if protected != _protected(kind, network, kid):
-        raise LocalProtocolError("the protected header is not in its deterministic form")
     if not is_signed(_sig_structure(protected, external_aad, payload), signature, public_key_of(who)):
         raise LocalProtocolError("the signature does not verify", code=WireCode.BAD_SIGNATURE)
     return Envelope(kind=kind, network=network, signer=who, payload=payload, raw=raw)

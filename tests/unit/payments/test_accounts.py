@@ -12,7 +12,7 @@ import trio.testing
 
 from p2pcompute._books import ProviderLedgerBooks, RequesterLedgerBooks
 from p2pcompute.errors import BudgetError, DiskFull
-from p2pcompute.payments import CreditBook, CreditPolicy
+from p2pcompute.payments import CreditBook, CreditPolicy, CreditWindow
 from p2pcompute.payments._earlier import EarlierWork
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols import cbor
@@ -101,6 +101,29 @@ def test_a_chunk_that_cost_more_than_its_units_is_charged_for_it(run: Run, secon
         assert account.unpaid == 1  # it is owed all the same
         await account.close()
         assert await used(world) == left
+
+    run(body)
+
+
+@pytest.mark.parametrize(("seconds", "last_pusd"), [(0, 14), (1, 28_000_000), (20, 280_000_000)])
+def test_short_chunks_are_charged_ahead_and_what_is_left_comes_back(run: Run, seconds: int, last_pusd: int) -> None:
+    chunks = 40
+
+    async def body(world: Any) -> None:
+        task = await world.agree(price_pusd=14)
+        account = await provider_books(world).open(world.last_agreement)
+        account._chunk_pusd = 14
+        account._window = CreditWindow(size=chunks, maximum=chunks)
+        for index in range(chunks):
+            await account.begin()
+            assert await used(world) == 28_000_000 + 64 * 14  # written once
+            await account.issue(world.receipt(task, index, units=1), world.sign_receipt)
+        if seconds:
+            await account.drop(used_units=seconds * 1_000_000)  # the last one cost more than its units say
+        await account.close()
+        assert await used(world) == (chunks - 1) * 14 + last_pusd
+        charged = "SELECT count(*) FROM events WHERE kind = 'credit_charged'"
+        assert await world.payee_ledger._read(lambda tx: tx.one(charged)) == (1 + (seconds > 2),)
 
     run(body)
 
