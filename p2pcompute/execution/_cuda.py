@@ -31,6 +31,7 @@ from p2pcompute.execution._api import (
 from p2pcompute.execution._cuda_compile import CudaCompiler
 from p2pcompute.execution._cuda_device import CudaDevice, DeviceArray, open_device
 from p2pcompute.execution._cuda_text import program_text, snapshots_outside
+from p2pcompute.execution._fast_matmul import Product, is_product
 from p2pcompute.execution._guard import AdmittedSources
 from p2pcompute.execution._language import ATOMICS
 from p2pcompute.execution._lower import Lowered, Parameter, lower
@@ -43,10 +44,11 @@ from p2pcompute.execution._split import Box, Window, blocks_box, check_window, i
 from p2pcompute.execution._strict import helpers
 
 if TYPE_CHECKING:
+    from p2pcompute.execution._cuda_product import TensorCode
     from p2pcompute.execution._cuda_rounds import Placing
     from p2pcompute.execution._rounds import States
 
-__all__ = ["CudaBackend", "CudaProgram", "Parameters"]
+__all__ = ["CudaBackend", "CudaProgram", "Parameters", "RunMemory"]
 
 _KEPT: Final = 64  # compiled and admitted kernels held by one back end
 _MOST_BLOCKS: Final = 2**31 - 1  # CUDA's bound along x
@@ -99,7 +101,8 @@ class CudaBackend:
         self._blocks_a_launch = min(blocks_a_launch, _MOST_BLOCKS)
         self._programs: OrderedDict[str, _Program] = OrderedDict()
         self._sources = AdmittedSources(_KEPT)
-        self._placing: Placing | None = None  # of rows in states; made when rounds are wanted
+        self._tensor: TensorCode | None = None  # of fast mode's product; made when it is wanted
+        self._placing: Placing | None = None  # of rows in states; likewise
 
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CompiledKernel:
         """Admit, type, compile and check; see `Backend.compile`. No device is needed until the result is run.
@@ -108,8 +111,20 @@ class CudaBackend:
             PtxRefused: the compiler made what `_ptx_lint` does not let pass.
         """
         given = Layout.of_admitted(self._sources.admit(source), launch, args)
+        if source.fp == "fast" and is_product(source, args) and self._compiler.capability >= (8, 0):
+            return self._product(launch, given.outputs[0])
         program, layout, lowered = self._program(source, launch, plain_outputs(args))
         return reducing(_Compiled(self, program, layout, lowered), layout, given)
+
+    def _product(self, launch: Launch, output: OutputSpec) -> CompiledKernel:
+        """`p2p.matmul` in fast mode."""
+        from p2pcompute.execution._cuda_product import TensorCode, TensorProduct
+
+        if self._tensor is None:
+            self._tensor = TensorCode(self._compiler)
+            self._tensor.ptx(output.dtype)  # what can't be compiled is said now
+        multiply = TensorProduct(self, self._tensor).multiply
+        return Product(launch, output, lambda total, part: part(0, total), 1, multiply=multiply)
 
     def ptx(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> CudaProgram:
         """The checked PTX of both entries."""
@@ -298,7 +313,7 @@ class Parameters:
             self.scalar("int64", word)
 
 
-class _Memory:
+class RunMemory:
     """What one run holds on a device; given back at its end."""
 
     def __init__(self, device: CudaDevice) -> None:
@@ -373,7 +388,7 @@ class _Compiled:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
         places = blocks_box(launch, first_block, blocks) if self._split and blocks else ()
         values = self._values(args, outs, blocks * self._layout.items_per_block, places)
-        with _Memory(self._backend.device) as memory:
+        with RunMemory(self._backend.device) as memory:
             head = Parameters()
             head.scalar("int64", first_block)
             self._launch(memory, "run_blocks", head, blocks, values)
@@ -386,13 +401,13 @@ class _Compiled:
             raise ValueError(f"threads are not linear ids in a launch of {items}")
         places = items_box(launch, ids, self._layout.items_per_block) if self._split and ids.size else ()
         values = self._values(args, outs, ids.size, places)
-        with _Memory(self._backend.device) as memory:
+        with RunMemory(self._backend.device) as memory:
             head = Parameters()
             head.array(memory.put(ids), ids)
             self._launch(memory, "run_threads", head, ids.size, values)
 
     def _launch(
-        self, memory: _Memory, entry: str, head: Parameters, items: int, values: list[tuple[Parameter, Any]]
+        self, memory: RunMemory, entry: str, head: Parameters, items: int, values: list[tuple[Parameter, Any]]
     ) -> None:
         """Run `items` blocks, or single threads, and bring back what they wrote."""
         device, block, most = self._backend.device, self._layout.launch.block, self._backend.blocks_a_launch
@@ -419,7 +434,7 @@ class _Compiled:
             device.download(address, out)
 
     def _place(
-        self, memory: _Memory, values: list[tuple[Parameter, Any]]
+        self, memory: RunMemory, values: list[tuple[Parameter, Any]]
     ) -> tuple[Parameters, list[tuple[int, Array]]]:
         """The parameters after an entry's own, and where the outputs lie. All before is a whole number of words."""
         launch, dims = self._layout.launch, self._layout.launch.dims
@@ -449,7 +464,7 @@ class _Compiled:
             tail.array(memory.put(self._vectors), self._vectors)
         return tail, written
 
-    def _address(self, memory: _Memory, parameter: Parameter, value: Array | DeviceArray) -> int:
+    def _address(self, memory: RunMemory, parameter: Parameter, value: Array | DeviceArray) -> int:
         """Where an array lies on the device. Inputs stay there; windows don't, of which each chunk has another one."""
         if isinstance(value, DeviceArray):
             return value.address

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Any
 
 from p2pcompute.errors import ExecutionError, KernelError
@@ -91,6 +92,8 @@ class CudaCompiler:
         self.round_up = _rounding("ceil")
         self.float_bits = _bit_cast("float64", "int64")
         self.bits_float = _bit_cast("int64", "float64")
+        self.single_bits = _bit_cast("float32", "int32")
+        self.bits_single = _bit_cast("int32", "float32")
 
     def jit(self, function: Callable[..., Any]) -> Any:
         """A device function: compiled for the types that it is called with, and inlined by LLVM."""
@@ -108,6 +111,11 @@ class CudaCompiler:
             operation: add, max, min, and_, or_ or xor.
         """
         return _atomic(operation.rstrip("_"))
+
+    def multiply_add(self, dtype: str) -> Any:
+        """``mma(left..., right..., sum...)``, the tensor cores' instruction for tf32 (as int32 with its bits; sums are
+        float32) or float64: gives a warp's sums as a tuple. All 32 threads of the warp have to come to it."""
+        return _multiply_add(dtype)
 
     def apart(self, function: Any) -> Any:
         """A function of floats that `jit_apart` made, called where it is: NVVM does not copy it into its callers."""
@@ -274,6 +282,39 @@ def _bit_cast(have: str, to: str) -> Any:
         return getattr(types, to)(getattr(types, have)), code
 
     return intrinsic(typed)
+
+
+def _multiply_add(dtype: str) -> Any:
+    intrinsic: Any = import_module("numba.cuda.extending").intrinsic
+    types: Any = import_module("numba.core.types")
+    ir: Any = import_module("llvmlite.ir")
+    if dtype == "float32":
+        left, right, sums, given, letter, of = 4, 2, 4, types.int32, "r", "m16n8k8.row.col.f32.tf32.tf32.f32"
+    else:
+        left, right, sums, given, letter, of = 1, 1, 2, types.float64, "d", "m8n8k4.row.col.f64.f64.f64.f64"
+    result = getattr(types, dtype)
+    names = [f"${number}" for number in range(2 * sums + left + right)]
+    cut = (0, sums, sums + left, sums + left + right, len(names))
+    groups = ["{" + ", ".join(names[low:high]) + "}" for low, high in pairwise(cut)]
+    text = f"mma.sync.aligned.{of} {', '.join(groups)};"
+    kept = "f" if dtype == "float32" else "d"
+    constraints = ",".join([f"={kept}"] * sums + [letter] * (left + right) + [kept] * sums)
+
+    def code(target: Any, builder: Any, signature: Any, args: Any) -> Any:
+        operands = [target.get_value_type(kind) for kind in signature.args]
+        held = ir.LiteralStructType([target.get_value_type(result)] * sums)
+        assembly = ir.InlineAsm(ir.FunctionType(held, operands), text, constraints, side_effect=True)
+        call = builder.call(assembly, list(args))
+        call.attributes.add("convergent")
+        values = [builder.extract_value(call, place) for place in range(sums)]
+        return target.make_tuple(builder, signature.return_type, values)
+
+    signature = types.UniTuple(result, sums)(*[given] * (left + right), *[result] * sums)
+    # an intrinsic's parameters are found by their names
+    parameters = ", ".join(f"x{number}" for number in range(left + right + sums))
+    namespace: dict[str, Any] = {"found": (signature, code)}
+    exec(f"def typed(context, {parameters}):\n    return found", namespace)
+    return intrinsic(namespace["typed"])
 
 
 def _atomic(operation: str) -> Any:

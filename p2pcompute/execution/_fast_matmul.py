@@ -48,21 +48,29 @@ def is_product(source: KernelSource, args: Sequence[ArgSpec]) -> bool:
 
 
 class Product:
-    """A `CompiledKernel` of the known kernel, on NumPy's BLAS.
+    """A `CompiledKernel` of the known kernel, on NumPy's BLAS or what else multiplies.
 
     Args:
         share: calls ``part(start, count)`` for portions that cover ``range(total)``, by several threads at once.
         threads: how many those are.
+        multiply: ``multiply(left, right, out)`` puts the product of two matrices into `out`.
     """
 
     def __init__(
-        self, launch: Launch, out: OutputSpec, share: Callable[[int, Callable[[int, int], None]], None], threads: int
+        self,
+        launch: Launch,
+        out: OutputSpec,
+        share: Callable[[int, Callable[[int, int], None]], None],
+        threads: int,
+        *,
+        multiply: Callable[[Array, Array, Array], object] = np.matmul,
     ) -> None:
         self._launch = launch
         self._shape = out.shape
         self._dtype = np.dtype(out.dtype)
         self._share = share
         self._threads = threads
+        self._multiply = multiply
 
     def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> None:
         """Rows of whole blocks; see `CompiledKernel`."""
@@ -97,6 +105,6 @@ class Product:
         def part(start: int, number: int) -> None:
             for at in range(start * portion, min((start + number) * portion, count), portion):
                 place = slice(at, min(at + portion, count))
-                np.matmul(rows(place), args[1], out=outs[0][place])
+                self._multiply(rows(place), args[1], outs[0][place])
 
         self._share(-(-count // portion), part)

@@ -11,6 +11,7 @@ import trio
 
 import p2pcompute as p2p
 from p2pcompute import cuda
+from p2pcompute.checking import product_tolerance
 from p2pcompute.execution import _golden as golden
 from p2pcompute.execution import open_pool, self_test
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec
@@ -20,6 +21,7 @@ from p2pcompute.execution._pool_process import WorkerProgram
 from p2pcompute.kernel import Binding, kernel
 
 from ..unit.execution import test_strict_arithmetic as strict
+from ..unit.execution.cuda import test_cuda_product as products
 from ..unit.execution.cuda import test_cuda_rounds as rounds
 from ..unit.execution.cuda.random_kernels import INPUTS, OUTPUTS, random_kernel
 
@@ -149,6 +151,15 @@ def test_random_kernels(cpu: CpuBackend, gpu: CudaBackend, seed: int) -> None:
     gpu.compile(source, launch, specs).run_blocks(0, launch.blocks, data, found)
     for place, (one, other) in enumerate(zip(found, due, strict=True)):
         assert one.tobytes() == other.tobytes(), f"output {place} of\n{source.text}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("side", [1, 65, 700])
+def test_products_on_tensor_cores_are_near(cpu: CpuBackend, gpu: CudaBackend, dtype: str, side: int) -> None:
+    rng = np.random.default_rng(side)
+    a, b = (rng.standard_normal((side, side)).astype(dtype) for _ in range(2))
+    strict = products.times(cpu, a, b, "strict")
+    assert products.near(products.times(gpu, a, b), strict, *product_tolerance(a, b))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -62,6 +62,9 @@ class Thread:
     params: dict[str, bytearray]
     depot: int = 0
     number: int = 0
+    tensor: tuple[str, list[list[int]], list[int], Registers] | None = (
+        None  # what it stands at a product of a warp with
+    )
 
 
 def strip(ptx: str) -> str:
@@ -189,7 +192,7 @@ class _Translation:
                 labels[label] = len(groups) - 1
                 continue
             groups[-1].append(text)
-            if re.match(r"(@!?%\w+ )?(bra|ret|exit|bar)\b", text):
+            if re.match(r"(@!?%\w+ )?(bra|ret|exit|bar|mma)\b", text):
                 groups.append([])
         names: dict[str, Any] = {
             "arith": arith, "F32": F32, "F64": F64, "PtxError": PtxError, "signed": arith.signed, "call": _call,
@@ -201,7 +204,7 @@ class _Translation:
             for text in group:
                 guard = re.match(r"@(!?)(%\w+) ", text)
                 code = self._statement(text[guard.end() :] if guard else text, labels)
-                if guard and text[guard.end() :].startswith("bar"):
+                if guard and text[guard.end() :].startswith(("bar", "mma")):
                     raise PtxError("a barrier that not all threads need reach")
                 if guard:
                     lines.append(f" if {'not ' if guard[1] else ''}{self._get(guard[2])}:")
@@ -263,6 +266,12 @@ class _Translation:
                 if text != "bar.sync 0":
                     raise PtxError(f"barrier {text!r}")
                 return [f"return {_WAITING - self.place - 1}"]
+            case "mma":
+                result, *operands = [re.findall(r"[%\w]+", arg) for arg in args]
+                values = ", ".join(f"[{', '.join(self._get(one) for one in arg)}]" for arg in operands)
+                places = [self.index[one] for one in result]
+                given = f"({'.'.join(mods)!r}, [{values}], {places}, R)"
+                return [f"T.tensor = {given}", f"return {_WAITING - self.place - 1}"]
             case "atom" | "red":
                 return self._atomic(name, mods, args)
             case "call":

@@ -18,6 +18,7 @@ import numpy as np
 
 from .ptx_arith import OpenValue, documented, signed
 from .ptx_code import Function, Module, PtxError, Registers, Thread, translate, waiting_at
+from .ptx_tensor import multiply
 
 __all__ = ["Machine", "PtxError"]
 
@@ -228,9 +229,12 @@ class Block:
                 raise PtxError("threads of a block wait at different barriers")
             if waiting and len(waiting) < len(running):
                 raise PtxError("a thread has ended while others of its block wait")
-            self.stored.clear()
-            self.stored_shared.clear()
-            self.touched.clear()
+            if any(one.thread.tensor is not None for one in waiting):  # no barrier: stores are seen later
+                multiply(sorted((one.thread for one in waiting), key=lambda thread: thread.number))
+            else:
+                self.stored.clear()
+                self.stored_shared.clear()
+                self.touched.clear()
             running = waiting
 
     def call(self, function: Function, thread: Thread) -> None:
