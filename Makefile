@@ -8,7 +8,7 @@ ANVIL  := .anvil/.installed-1.7.1
 # a file's tests stay together: they share compiled kernels and contracts. tests/conftest.py has the longest come first
 PYTEST_ARGS ?= -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly soak-nightly fuzz-nightly mutants test-gpu bench-payments bench-network peer-env check-system clean
+.PHONY: install cuda-compile anvil interop demo test repeat lint contracts bench-execution crash-nightly contracts-nightly adversary-nightly soak-nightly fuzz-nightly mutants test-gpu bench-payments bench-network bench-attack peer-env check-system clean
 
 install: $(STAMP)
 
@@ -78,6 +78,11 @@ bench-payments: $(STAMP)
 # beside the peers whose environments are there
 bench-network: $(STAMP)
 	@$(BIN)/python benchmarks/network.py --write
+
+# docs/benchmarks/attack.md and benchmarks/results/attack.json: attackers of twelve kinds, and what an honest peer notices;
+# some seven minutes on a quiet machine
+bench-attack: $(STAMP)
+	@$(BIN)/python benchmarks/network_attack.py --write
 
 # the environment of one of them, in .peers: make peer-env PEER=dask
 PEER ?=

@@ -23,7 +23,7 @@ from p2pcompute_protocols.ids import PeerId
 from ._bans import BanList, Offence, Subject
 from ._limits import Limits, Place
 from ._limits_report import LimitsReport, PeerUse
-from ._memory import MemoryPool
+from ._memory import MemoryPool, give_back
 
 _K = TypeVar("_K")
 
@@ -31,6 +31,8 @@ __all__ = ["Defence", "Refusal", "Served", "Visit"]
 
 _log = logging.getLogger(__name__)
 
+ENDED_BEFORE_GIVING_BACK = 4  # connections: fewer are not worth it
+GIVE_BACK_S = 10.0  # between two times
 SWEEP_INTERVAL_S = 5.0  # how late an idle stream may be noticed
 
 
@@ -140,6 +142,8 @@ class Defence:
         self._served_with: Counter[str] = Counter()
         self._serving: dict[Served, PeerId] = {}
         self._connections_of: dict[PeerId, list[Place]] = {}
+        self._ended = 0  # inbound connections, since memory was given back
+        self._gave_back_at = -math.inf
 
     # Connections
 
@@ -173,6 +177,7 @@ class Defence:
         _take_one(self._shaking_from, place.subnet)
 
     def _leave(self, place: Place) -> None:
+        self._ended += 1
         _take_one(self._from_subnet, place.subnet)
 
     def check_peer(self, peer: PeerId, *, inbound: bool) -> Refusal | None:
@@ -281,10 +286,15 @@ class Defence:
             _take_one(self._served_with, protocol)
 
     async def watch(self) -> NoReturn:
-        """End streams on which nothing moves. Runs until cancelled."""
+        """End streams on which nothing moves, and give back what connections held that have ended. Runs until
+        cancelled."""
         while True:
             await trio.sleep(SWEEP_INTERVAL_S)
-            self.sweep(trio.current_time())
+            now = trio.current_time()
+            self.sweep(now)
+            if self._ended >= ENDED_BEFORE_GIVING_BACK and now - self._gave_back_at >= GIVE_BACK_S:
+                self._ended, self._gave_back_at = 0, now
+                await trio.to_thread.run_sync(give_back)  # in a thread, which holds up whoever allocates at worst
 
     def sweep(self, now: float) -> None:
         """End the streams on which nothing has moved for too long at `now`."""

@@ -13,6 +13,8 @@ from .noise import Data, Handshaken, NoiseError, Opener, Sealer, Suite, cut, rec
 
 __all__ = ["SecureSocket"]
 
+COPIED_BYTES = 16 * 1024  # of one read: a copy costs less than a buffer for whoever takes its time over so little
+
 
 class SecureSocket(SocketLink):
     """A `Link` by Noise.
@@ -76,8 +78,16 @@ class SecureSocket(SocketLink):
         if not written:
             self._buffers.give(plain)
             return None
+        if written <= COPIED_BYTES:
+            little = memoryview(bytes(plain[:written]))
+            self._buffers.give(plain)
+            return little
         self._lent = plain
         return plain[:written]
+
+    def _forget_received(self) -> None:
+        super()._forget_received()
+        self._partial = bytearray()
 
     def _seal(self, parts: Sequence[Data]) -> None:
         try:

@@ -71,6 +71,21 @@ def test_execution_prints_figures_and_what_they_have_to_reach() -> None:
     assert sum(one["reach"] is not None for one in figures) == 7
 
 
+def test_attacks_print_figures_and_what_they_have_to_reach() -> None:
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "network_attack.py"), "--quick", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert len(figures) == 6
+    assert all(set(one) == {"figure", "value", "unit", "reach", "ok"} for one in figures)
+    assert all(one["reach"] is not None for one in figures)
+
+
 def test_payments_prints_figures_and_what_they_have_to_reach() -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / "payments.py"), "--quick", "--json"],

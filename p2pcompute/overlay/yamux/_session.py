@@ -323,8 +323,8 @@ class Session:
     ) -> list[Event]:
         """What these bytes say, in order. Any pieces give the same events, but for where `DataReceived` is cut.
 
-        After `limit` events it stops, or one more: `taken` bytes of `data` were looked at, and the rest is for the next
-        call.
+        After `limit` frames or parts of their payload it stops: `taken` bytes of `data` were looked at, and the rest is
+        for the next call.
 
         The last one is `SessionBroken` where the peer broke the protocol; nothing comes after it.
         """
@@ -341,12 +341,13 @@ class Session:
         return events
 
     def _parse(self, view: memoryview, now: float, events: list[Event], limit: int) -> None:
-        position, end = 0, len(view)
+        position, end, looked_at = 0, len(view), 0
         head = self._head
         while position < end:
-            if len(events) >= limit:
+            if looked_at >= limit:
                 self.taken = position
                 return
+            looked_at += 1
             left = self._payload_left
             if left:
                 count = min(left, end - position)

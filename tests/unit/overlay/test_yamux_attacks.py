@@ -14,7 +14,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamErro
 
 from p2pcompute.overlay import MemoryPool, _muxer
 from p2pcompute.overlay._muxed_stream import DISCARD_BYTES, LINGER_S
-from p2pcompute.overlay._muxer import EVENTS_PER_BREATH, IDLE_TIMEOUT_S, MAX_ANSWER_BYTES
+from p2pcompute.overlay._muxer import FRAMES_PER_BREATH, IDLE_TIMEOUT_S, MAX_ANSWER_BYTES
 from p2pcompute.overlay.yamux import (
     GROWTH_BYTES,
     INITIAL_WINDOW,
@@ -442,7 +442,7 @@ def test_a_read_full_of_tiny_frames_leaves_the_thread_to_others(
 ) -> None:
     """1 MiB of them is 50,000, and a quarter of a second in which nobody else's connection is served."""
     if not defended:
-        monkeypatch.setattr(_muxer, "EVENTS_PER_BREATH", 1 << 30)
+        monkeypatch.setattr(_muxer, "FRAMES_PER_BREATH", 1 << 30)
     frames = INITIAL_WINDOW // TINY_PAYLOAD
 
     async def main() -> None:
@@ -456,7 +456,7 @@ def test_a_read_full_of_tiny_frames_leaves_the_thread_to_others(
                 seen.append(mux.session.unread_bytes // TINY_PAYLOAD)
             longest = max(after - before for before, after in pairwise(seen))
             if defended:
-                assert longest <= 2 * EVENTS_PER_BREATH  # two tasks may take their turns in any order
+                assert longest <= 2 * FRAMES_PER_BREATH  # two tasks may take their turns in any order
             else:
                 assert longest == frames
             assert await read_exactly(await mux.accept_stream(), INITIAL_WINDOW) == bytes(INITIAL_WINDOW)
