@@ -21,20 +21,17 @@ from p2pcompute_protocols.negotiation import Terms
 from ._api import CreditExhausted, PeerHistory
 from ._debts import Debts
 
-<<<<<<< HEAD
-__all__ = ["CreditBook", "CreditLedger", "CreditPolicy", "CreditWindow", "Held", "MaxLoss", "max_loss", "subnet_of"]
-=======
 __all__ = [
     "CreditBook",
     "CreditLedger",
     "CreditPolicy",
     "CreditWindow",
+    "Held",
     "MaxLoss",
     "agreed_loss",
     "max_loss",
     "subnet_of",
 ]
->>>>>>> h5
 
 _HOUR_MS: Final = 3_600_000
 _NO_LIMIT: Final = 2**63 - 1
