@@ -21,7 +21,7 @@ from ._rounds import HILLS, expected_hills, flow_steps, peak, same
 
 
 async def hills(node: Node, **options: Any) -> dict[str, np.ndarray[Any, Any]]:
-    chosen = {"rounds_per_chunk": 5, "budget": "1 USD", **options}
+    chosen: dict[str, Any] = {"rounds_per_chunk": 5, "budget": "1 USD", **options}
     return await node.iterate(flow_steps(), rounds=12, state=HILLS, **chosen)
 
 

@@ -64,7 +64,7 @@ def _warp(threads: Sequence[Thread]) -> None:
     for lane, one in enumerate(given):
         assert one is not None
         for (row, column), register in zip(_places(rows, depth, lane)[2], one[2], strict=True):
-            found = _sum(left[row], right[:, column], sums[row, column], form)
+            found = _sum(left[row], right[:, column], float(sums[row, column]), form)
             one[3][register] = int.from_bytes(struct.pack(f"<{form}", found), "little")
         threads[lane].tensor = None
 
