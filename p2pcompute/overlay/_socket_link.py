@@ -142,7 +142,7 @@ class SocketLink(ISecureConn):
                     self._break(_CLOSED)
                     break
             if self._bulky:
-                await self._turns.take()
+                await self._turns.take(self)
                 self._has_turn = True
             opened = self._read_and_open()
             if opened is not None:
@@ -163,7 +163,7 @@ class SocketLink(ISecureConn):
     async def wait_turn(self) -> None:
         """See `Link.wait_turn`."""
         if not self._has_turn:
-            await self._turns.take()
+            await self._turns.take(self)
             self._turns.give()
 
     @property

@@ -40,13 +40,13 @@ class Turns:
         at = self._other_at if who is self._who else self._at
         return bool(self._waiting) or trio.current_time() - at < RECENT_S
 
-    async def take(self) -> None:
-        """Wait for the turn; `give` follows. Cancellation: the turn is not taken."""
+    async def take(self, who: object) -> None:
+        """Wait until it is the turn of `who`; `give` follows. Cancellation: the turn is not taken."""
         if self._taken:
             await self._waiting.park()  # whoever gives it leaves it taken
         self._taken = True
         now = trio.current_time()
-        if now - self._at < RECENT_S:
+        if self.shared_by(who):
             try:  # in the next round at the earliest, so that what is begun and done in one round is done once
                 await trio.sleep_until(max(self._free_at, now))
             except trio.Cancelled:

@@ -176,7 +176,7 @@ async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turn
 async def _heard(dialogue: _Dialogue, data: bytes, turns: Turns | None) -> object:
     if turns is None:
         return dialogue.receive_data(data)
-    await turns.take()
+    await turns.take(dialogue)
     try:
         return dialogue.receive_data(data)
     finally:

@@ -27,7 +27,7 @@ def test_a_crowd_that_brings_much_does_one_thing_in_each_round(in_turns: bool) -
         nonlocal done
         while True:
             if in_turns:
-                await turns.take()
+                await turns.take(object())
             done += 1
             if in_turns:
                 turns.give()
@@ -57,12 +57,12 @@ def test_it_is_first_come_first_served_and_who_leaves_the_queue_has_had_no_turn(
 
     async def main() -> None:
         turns = Turns()
-        await turns.take()
+        await turns.take(object())
         scopes = [trio.CancelScope() for _ in range(4)]
 
         async def one(number: int) -> None:
             with scopes[number]:
-                await turns.take()
+                await turns.take(object())
                 order.append(number)
                 turns.give()
 
@@ -74,7 +74,7 @@ def test_it_is_first_come_first_served_and_who_leaves_the_queue_has_had_no_turn(
             turns.give()
         assert order == [0, 2, 3]
         with trio.fail_after(1):
-            await turns.take()
+            await turns.take(object())
 
     virtually(main)
 
@@ -88,7 +88,7 @@ def test_who_says_little_has_as_much_time_between_turns_as_they_take() -> None:
 
         async def much() -> None:
             for _ in range(3):
-                await turns.take()
+                await turns.take(object())
                 began.append(trio.current_time())
                 await trio.sleep(took)
                 turns.said_little("somebody")
@@ -106,12 +106,12 @@ def test_who_says_little_has_as_much_time_between_turns_as_they_take() -> None:
 def test_a_turn_that_is_given_up_in_its_pause_is_the_next_ones() -> None:
     async def main() -> None:
         turns = Turns()
-        await turns.take()
+        await turns.take(object())
         async with trio.open_nursery() as nursery:
 
             async def leaves(scope: trio.CancelScope) -> None:
                 with scope:
-                    await turns.take()
+                    await turns.take(object())
 
             scope = trio.CancelScope()
             nursery.start_soon(leaves, scope)
@@ -122,7 +122,7 @@ def test_a_turn_that_is_given_up_in_its_pause_is_the_next_ones() -> None:
             await trio.sleep(1)
             scope.cancel()
         with trio.fail_after(60):
-            await turns.take()
+            await turns.take(object())
 
     virtually(main)
 
