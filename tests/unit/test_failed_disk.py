@@ -148,7 +148,9 @@ def test_an_arbiter_ends_with_its_ledger(tmp_path: Path, monkeypatch: pytest.Mon
     in_court(tmp_path, scenario)
 
 
-def test_a_full_disk_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_nothing_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(market: Market) -> None:
         serving = Serving(market)
         provider = await serving.node()
@@ -157,6 +159,7 @@ def test_a_full_disk_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         disk.error = sqlite3.SQLITE_FULL
         with trio.fail_after(120), pytest.raises(P2PComputeError):
             await compute(node, deadline_s=60)
+        assert any("Make room on that disk" in record.getMessage() for record in caplog.records)
         await trio.sleep(3_600)
         with pytest.raises(DiskFull, match="Make room on that disk"):
             await provider.services.ledger.ban(node.peer_id, reason="nothing")
