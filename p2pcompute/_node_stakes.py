@@ -74,6 +74,7 @@ class NodeStakes:
         Raises:
             ConfigError: it is one already, or there is no stake registry. ChainError: the endpoint.
             SandboxError: strangers' kernels can't be locked in here.
+            LedgerFailed: the disk failed; restart the node.
         """
         from p2pcompute.stake import Arbiter
 
@@ -106,7 +107,7 @@ class NodeStakes:
         )
         try:
             task_status.started(service.arbiter)
-            await trio.sleep_forever()
+            await services.ledger.wait_failed()
         finally:
             service.arbiter = None
         raise AssertionError("unreachable")

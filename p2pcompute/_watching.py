@@ -78,15 +78,18 @@ async def serve_watching(
     node: Node, options: ProviderOptions, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> NoReturn:
     """Be a watchtower for those that `options` name, and leave vouchers with the towers that they name, until
-    cancelled."""
+    cancelled.
+
+    Raises:
+        LedgerFailed: the disk under the tower's store failed.
+    """
     services = node.services
-    async with AsyncExitStack() as stack:
-        tower: Watchtower | None = None
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         if options.watch_for:
             in_memory = partial(open_watch_store, None, executor=InlineExecutor())
-            opened = (services.watch_store or in_memory)()
+            shelf = await stack.enter_async_context((services.watch_store or in_memory)())
             tower = Watchtower(
-                shelf=await stack.enter_async_context(opened),
+                shelf=shelf,
                 hub=services.hub,
                 outbox=services.outbox,
                 network=node.network,
@@ -95,13 +98,12 @@ async def serve_watching(
                 clock_ms=node.now_ms,
             )
             services.overlay.handle(watch.PROTOCOL_ID, tower.serve_watch)
-        async with trio.open_nursery() as nursery:
-            if tower is not None:
-                await nursery.start(tower.serve)
-            for address in options.watchtowers:
-                await nursery.start(_keeping(node, address).serve)
-            task_status.started()
-            await trio.sleep_forever()
+            nursery.start_soon(shelf.wait_failed)
+            await nursery.start(tower.serve)
+        for address in options.watchtowers:
+            await nursery.start(_keeping(node, address).serve)
+        task_status.started()
+        await trio.sleep_forever()
     raise AssertionError("unreachable")
 
 

@@ -43,7 +43,7 @@ from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_e
 from p2pcompute.market import AdBoard, AdService
 from p2pcompute.overlay import Overlay, Requests
 from p2pcompute.payments import Hub, Outbox, Payer, Wallet
-from p2pcompute.storage import Ledger, WatchStore
+from p2pcompute.storage import Ledger, LedgerFailed, WatchStore
 from p2pcompute.tasks import Coordinator
 from p2pcompute.tasks._disputes import challenge
 from p2pcompute_protocols._binding import SignerBinding
@@ -466,6 +466,7 @@ class Node(NodeStakes):
                 second where ``fp="fast"`` is all that it was to sell.
             ConfigError: this node serves already, its workers are open with other settings, or an option is unknown or
                 out of its range.
+            LedgerFailed: the disk failed, so no promise can be kept any more; restart the node. Requesters were told.
         """
         if self.provider is not None:
             raise ConfigError("this node serves already; open another one for other settings")
@@ -498,10 +499,11 @@ class Node(NodeStakes):
         }
         role = self.provider = ProviderRole(self, terms, pool, device, programs, sold)
         try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(role.serve, self.services.ad_service)
-                task_status.started(role)
-                await trio.sleep_forever()
+            with single_error(LedgerFailed):
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(role.serve, self.services.ad_service)
+                    task_status.started(role)
+                    await self.services.ledger.wait_failed()
         finally:
             self.provider = None
             with trio.CancelScope(shield=True):

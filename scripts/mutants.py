@@ -23,6 +23,7 @@ run with a fixed seed.
 from __future__ import annotations
 
 import argparse
+import ast
 import os
 import re
 import shutil
@@ -68,6 +69,19 @@ def read(folder: Path) -> list[Mutant]:
     return found
 
 
+def plant(mutant: Mutant, source: str) -> str:
+    """The source with the fault in it; a `Rubbish` where it does not fit into it once, or is no Python then."""
+    if source.count(mutant.search) != 1:
+        raise Rubbish(f"{mutant.file} holds the text {source.count(mutant.search)} times, not once")
+    planted = source.replace(mutant.search, mutant.replace)
+    if mutant.file.endswith(".py"):
+        try:
+            ast.parse(planted)
+        except SyntaxError as exc:
+            raise Rubbish(f"{mutant.file} is no Python any more: {exc}") from exc
+    return planted
+
+
 class Copy:
     """A copy of the tree to plant faults in."""
 
@@ -110,10 +124,8 @@ class Copy:
         """The tests that have not noticed."""
         path = self.folder / mutant.file
         source = path.read_text(encoding="utf-8")
-        if source.count(mutant.search) != 1:
-            raise Rubbish(f"{mutant.file} holds the text {source.count(mutant.search)} times, not once")
         try:
-            path.write_text(source.replace(mutant.search, mutant.replace), encoding="utf-8")
+            path.write_text(plant(mutant, source), encoding="utf-8")
             self._compile(mutant)
             failed, _ = self.run(mutant.tests)
         finally:

@@ -241,6 +241,7 @@ class Payee:
                 try:
                     answer = await self._answer(session, message)
                 except DiskFull as exc:
+                    _log.warning("a voucher is refused: %s", exc)
                     raise _Refuse(
                         WireCode.INTERNAL,
                         "no room to store it; try again later",

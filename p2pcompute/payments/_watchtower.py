@@ -210,6 +210,7 @@ class Watchtower:
                 account, payer, signer, voucher.amount_uusd, voucher.memo, voucher.signature, room=MAX_WATCHED
             )
         except DiskFull as exc:
+            _log.warning("a voucher for 0x%s is not kept: %s", account.hex(), exc)
             raise _Refuse(WireCode.INTERNAL, "no room on this disk; try again later") from exc
         if held is None:
             raise _Refuse(WireCode.NO_CAPACITY, f"{MAX_WATCHED} channels of an account are kept and no more")

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import trio
 
@@ -22,6 +22,7 @@ from ._commits import GroupCommit
 from ._consents import ConsentsMixin
 from ._database import Database, Row, Transaction
 from ._executor import Executor, ThreadExecutor
+from ._failing import Failing
 from ._lock import LedgerLock
 from ._outbox import OutboxMixin
 from ._peers import PeersMixin
@@ -102,6 +103,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
         self._executor = executor
         self._commit = GroupCommit(database, executor, clock_ms)
         self.closings = 0
+        self._failing = Failing(database)
         self._acks: dict[ChannelId, int] = {}
         self._signed: dict[ChannelId, Covered] = {}
         self._lock = lock
@@ -113,30 +115,43 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
 
     @property
     def failure(self) -> str:
-        """Why the ledger takes nothing more: the disk failed, or it is closed. "" while all is well; a node stops
-        when it is not."""
+        """Why the ledger takes nothing more: the disk failed, or it is closed. "" while all is well."""
         return self._database.failure
 
+    async def wait_failed(self) -> NoReturn:
+        """Wait until the disk fails: who serves others ends with what this raises.
+
+        Raises:
+            LedgerFailed: it has; some method has raised the same, to somebody who may have made little of it.
+        """
+        await self._failing.wait()
+
     async def _write(self, work: Callable[[Transaction], T]) -> T:
-        return await self._commit(work)
+        with self._failing:
+            return await self._commit(work)
 
     def _ride(self, key: object, work: Callable[[Transaction], object]) -> None:
         self._commit.ride(key, work)
 
     async def _read(self, work: Callable[[Transaction], T]) -> T:
         await self._write_riders()
-        return await self._executor(lambda: self._database.read(work))
+        return await self._run(lambda: self._database.read(work))
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        with self._failing:
+            return await self._executor(call)
 
     async def _look(self, work: Callable[[Transaction], T], key: object = None) -> T:
         if self._database.path is None:
             return await self._read(work)
         await trio.lowlevel.checkpoint_if_cancelled()  # over before anybody else would have had a turn
-        return self._database.look(work, key)
+        with self._failing:
+            return self._database.look(work, key)
 
     async def _write_riders(self) -> None:
         if self._commit.riding:
             with suppress(StorageError):  # they say nothing that is not said again; to read is what was asked for
-                await self._commit(lambda _: None)
+                await self._write(lambda _: None)
 
     async def aclose(self) -> None:
         """Close the file and release the lock; waits for a call under way. Safe to call twice."""
@@ -472,7 +487,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
         Raises:
             LedgerCorrupt: with the first rule that is broken.
         """
-        return await self._executor(
+        return await self._run(
             lambda: self._database.read(
                 lambda _: check_full(self._database.connection) if full else check_invariants(self._database.connection)
             )
@@ -480,7 +495,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
 
     async def replay(self) -> Database:
         """A database in memory, rebuilt from the log of events alone."""
-        return await self._executor(lambda: self._database.read(lambda _: replay(self._database.connection)))
+        return await self._run(lambda: self._database.read(lambda _: replay(self._database.connection)))
 
 
 def _accepted_among(tx: Transaction, task: TaskId, receipts: Sequence[tuple[ReceiptPayload, bytes]]) -> set[int]:

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import trio
 
@@ -19,6 +19,7 @@ from p2pcompute_protocols.ids import Address
 
 from ._database import Database, Transaction
 from ._executor import Executor, ThreadExecutor
+from ._failing import Failing
 
 __all__ = ["WatchStore", "WatchedRow", "open_watch_store"]
 
@@ -65,6 +66,11 @@ class WatchStore:
     def __init__(self, database: Database, executor: Executor) -> None:
         self._database = database
         self._executor = executor
+        self._failing = Failing(database)
+
+    async def wait_failed(self) -> NoReturn:
+        """As `Ledger.wait_failed`."""
+        await self._failing.wait()
 
     async def put(
         self, account: Address, payer: Address, signer: Address, uusd: int, memo: bytes, signature: bytes, *, room: int
@@ -97,11 +103,15 @@ class WatchStore:
         return await self._write(work)
 
     async def _write(self, work: Callable[[Transaction], T]) -> T:
-        outcome = (await self._executor(lambda: self._database.write_all([work], 0)))[0]
+        outcome = (await self._run(lambda: self._database.write_all([work], 0)))[0]
         if isinstance(outcome, Exception):
             raise outcome
         result: T = outcome
         return result
+
+    async def _run(self, call: Callable[[], T]) -> T:
+        with self._failing:
+            return await self._executor(call)
 
     @staticmethod
     def _count(tx: Transaction, account: Address) -> int:
@@ -110,7 +120,7 @@ class WatchStore:
 
     async def count(self, account: Address) -> int:
         """Of how many channels of an account a voucher is held."""
-        return await self._executor(lambda: self._database.read(lambda tx: self._count(tx, account)))
+        return await self._run(lambda: self._database.read(lambda tx: self._count(tx, account)))
 
     async def page(self, account: Address, *, after: bytes, limit: int) -> list[WatchedRow]:
         """An account's vouchers from behind `after` on (payer and signer, 40 bytes; b"" for the first), ascending."""
@@ -126,7 +136,7 @@ class WatchStore:
             )
             return [_row(row) for row in rows]
 
-        return await self._executor(lambda: self._database.read(work))
+        return await self._run(lambda: self._database.read(work))
 
     async def every(self) -> list[WatchedRow]:
         """All that is held, account by account."""
@@ -134,7 +144,7 @@ class WatchStore:
         def work(tx: Transaction) -> list[WatchedRow]:
             return [_row(row) for row in tx.all(f"{_ROW} ORDER BY account, payer, signer")]
 
-        return await self._executor(lambda: self._database.read(work))
+        return await self._run(lambda: self._database.read(work))
 
     async def forget(self, account: Address, payer: Address, signer: Address, *, up_to_uusd: int) -> None:
         """Forget the voucher of a channel, unless it is for more than this."""

@@ -124,7 +124,7 @@ class Session:
             except LocalProtocolError as exc:
                 raise RefuseError(exc.code, str(exc)) from exc
             except StorageError as exc:
-                _log.exception("the ledger refuses a write; the task ends")
+                _log.exception("a task ends, since the ledger can't be written: %s", exc)
                 raise RefuseError(WireCode.INTERNAL, "the provider's ledger can't be written") from exc
         except RefuseError as refuse:
             _log.info("task of %s refused: %s", self.stream.peer_id, refuse)

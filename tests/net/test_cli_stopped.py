@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import socket
 import time
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from p2pcompute.errors import StorageError
 
 from ._programs import PATIENCE_S, Program, chain, gone, job, long_job, verified
 
@@ -60,6 +63,26 @@ def test_a_script_in_the_background_of_another_is_ended_too(
         script.process.send_signal(number)
         assert script.end() == 130, script.said
     verified(tmp_path / "home", "mine")
+
+
+def test_a_disk_that_fails_ends_the_provider(start: Callable[..., Program], tmp_path: Path) -> None:
+    """The operating system refuses each write to a file, with another error than that there is no room."""
+    with chain(tmp_path) as url:
+        provider = start("up", "--json", "--chain", url)
+        provider.wait_event("ready")
+        family = provider.family()
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.prlimit(provider.process.pid, resource.RLIMIT_FSIZE, (0, most))
+        script = start("run", "--json", "--profile", "mine", "--chain", url, *job(tmp_path, 2, 50, 600))
+        assert provider.end() == StorageError.exit_code, provider.said
+        script.process.send_signal(signal.SIGINT)
+        script.end()
+        gone(family)
+    last = provider.lines[-1]
+    assert (last["event"], last["error"]) == ("error", "LedgerFailed")
+    assert "check it, then restart the node" in last["message"]
+    assert "Traceback" not in provider.said
+    verified(tmp_path / "home", "default")
 
 
 @pytest.mark.parametrize("when", ["at once", "with a chain", "ready"])

@@ -65,6 +65,12 @@ class Evm:
     async def mine(self, blocks: int = 1) -> None:
         await self.rpc.call("anvil_mine", [hex(blocks)])
 
+    async def mined(self, account: Address, count: int) -> None:
+        """Wait until so many of an account's transactions are mined: anvil takes one, and mines it when it has answered
+        already."""
+        while await self.hub.nonce(account) < count:  # noqa: ASYNC110  there is no event to wait for
+            await trio.sleep(0.02)
+
     async def reorg(self, depth: int) -> None:
         """Take blocks back and put as many empty ones into their place."""
         await self.rpc.call("anvil_reorg", [depth, []])

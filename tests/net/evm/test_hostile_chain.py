@@ -212,6 +212,7 @@ def test_an_honest_payers_deposit_comes_back(anvil: OpenAnvil, payments_world: A
             assert (await chain.hub.channel_state(world.channel)).deposit_uusd == 0
             assert await chain.hub.nonce(world.wallet.address) == 0
             assert await world.payer_outbox.look() == 3
+            await chain.mined(world.wallet.address, 3)
             assert (await chain.hub.channel_state(world.channel)).deposit_uusd == deposit
             assert await chain.hub.nonce(world.wallet.address) == 3
             await chain.mine(13)

@@ -14,7 +14,7 @@ import trio
 import trio.testing
 
 from p2pcompute.errors import ChannelClosing, InsufficientFunds
-from p2pcompute.payments import ModelChain, ModelHub
+from p2pcompute.payments import Approve, ModelChain, SettlementPending
 from p2pcompute.payments._consents import CONSENT_S, OVER_S
 from p2pcompute.storage import CeilingReached, Ledger, LedgerFailed, ReceiptConflict
 from p2pcompute.storage._database import Database
@@ -24,7 +24,7 @@ from p2pcompute_protocols.ids import PeerId, TaskId
 from p2pcompute_protocols.task import ReceiptPayload
 from p2pcompute_protocols.wire import decode_message
 
-from ..payments.conftest import World
+from ..payments.conftest import RaisingHub, World
 from ..payments.test_consents import asking
 from ._disk import Left, Note, Recorder
 
@@ -61,7 +61,7 @@ class History:
         return [0] + [at + 1 for at, note in enumerate(self.notes) if isinstance(note, Note)]
 
 
-class _WatchedHub(ModelHub):
+class _WatchedHub(RaisingHub):
     """Notes what is broadcast, and what the chain is then."""
 
     def __init__(self, chain: ModelChain, account: Any, who: str, recorder: Recorder) -> None:
@@ -279,6 +279,30 @@ class _ClosingLife(_Life):
         await trio.sleep(120)  # in so long a payee has its chain asked for four consents
 
 
+class _OutbiddingLife(_Life):
+    """Acts that each sign a transaction anew at a higher fee; the chain takes one of the two."""
+
+    async def act(self) -> None:
+        outbox, chain = self.world.payer_outbox, self.world.chain
+        if not self.tasks:
+            await self.agree()
+        await self.work()
+        await self.pay()
+        chain.mines = False
+        self.recorder.left("chain", copy.deepcopy(chain))
+        with suppress(SettlementPending):
+            await outbox.run(Approve(amount_uusd=self.chance.randrange(1, 100)))
+        outbox._hub.fee += 1
+        with suppress(SettlementPending):
+            await outbox.settle(raise_fees=True)
+        lower, higher = list(chain._pool)
+        del chain._pool[self.chance.choice([lower, higher])]
+        chain.mines = True
+        chain.mine()
+        self.recorder.left("chain", copy.deepcopy(chain))
+        await outbox.settle()
+
+
 def live(
     directory: Path,
     *,
@@ -289,6 +313,7 @@ def live(
     recorder: Recorder | None = None,
     after_open: Callable[[Any], None] = lambda _: None,
     closing: bool = False,
+    outbidding: bool = False,
 ) -> History:
     """Record a history: `lives` times both nodes start, do `steps` things together, and stop.
 
@@ -301,6 +326,7 @@ def live(
         recorder: one with faults.
         after_open: is called with the world of each life.
         closing: each of the steps ends in a consent to close the channel.
+        outbidding: in each of them the payer outbids a transaction of its own.
     """
     recorder = recorder if recorder is not None else Recorder()
     history = History(name=seed, directory=directory, notes=recorder.notes)
@@ -309,7 +335,8 @@ def live(
     recorder.left("chain", copy.deepcopy(world.chain))
 
     async def main() -> None:
-        life = (_ClosingLife if closing else _Life)(world, recorder, history, chance)
+        kind = _ClosingLife if closing else _OutbiddingLife if outbidding else _Life
+        life = kind(world, recorder, history, chance)
         for _ in range(lives):
             async with world.open():
                 after_open(world)

@@ -318,6 +318,8 @@ async def rest_of_life(
     async with trio.open_nursery() as nursery:
         world.compose(ledgers["payer"], ledgers["payee"], nursery)
         money = chain.total_uusd()
+        chain.mines = True
+        chain.mine()  # what had been broadcast
         for task in await world.payee_ledger.open_agreements():
             for row in await world.payee_ledger.receipts(task.task):
                 receipt = history.receipts.get(row.envelope)

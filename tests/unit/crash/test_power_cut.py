@@ -58,6 +58,16 @@ def test_no_consent_is_lost_wherever_power_goes(tmp_path: Path, scratch: Path) -
     assert tally.lives >= 25
 
 
+def test_no_higher_fee_is_lost_wherever_power_goes(tmp_path: Path, scratch: Path) -> None:
+    """Whichever of the two the chain takes, the one that went on waiting or the one that outbids it."""
+    history = live(tmp_path / "life", seed="fees", steps=STEPS if NIGHTLY else 3, lives=1, outbidding=True)
+    sent = {note.what[1] for note in history.notes if isinstance(note, Left) and note.what[0] == "transaction"}
+    assert len(sent) >= 6
+    tally = cut(history, scratch, per_point=None if NIGHTLY else 1, lives_every=1 if NIGHTLY else 10)
+    assert tally.points == len(history.points()) >= 100
+    assert tally.lives >= 10
+
+
 def test_power_goes_again_while_the_next_start_mends_the_ledger(tmp_path: Path, scratch: Path) -> None:
     history = live(tmp_path / "life", seed="twice", steps=8, lives=1)
     tally = Tally()
@@ -213,6 +223,7 @@ def postponed(ledger: Any, method: str) -> None:
         ("payer", "add_agreement", "agreements are not there"),
         ("payer", "raise_voucher", "was sent and the ledger knows of"),
         ("payer", "queue_tx", "transactions that were broadcast are not there"),
+        ("payer", "replace_tx", "transactions that were broadcast are not there"),
         ("payee", "record_receipt", "receipts that were sent are not there"),
         ("payee", "record_receipts", "receipts that were sent are not there"),
         ("payee", "take_voucher", "was acknowledged and"),
@@ -228,9 +239,15 @@ def test_what_leaves_before_it_is_written_is_found_out(
     def reorder(world: Any) -> None:
         postponed(getattr(world, f"{side}_ledger"), method)
 
-    closing = method == "give_consent"
+    closing, outbidding = method == "give_consent", method == "replace_tx"
     history = live(
-        tmp_path / "life", seed="reordered", steps=3 if closing else 60, lives=1, after_open=reorder, closing=closing
+        tmp_path / "life",
+        seed="reordered",
+        steps=3 if closing or outbidding else 60,
+        lives=1,
+        after_open=reorder,
+        closing=closing,
+        outbidding=outbidding,
     )
     assert what in lost(history, scratch, variants=["nothing of it"])
 

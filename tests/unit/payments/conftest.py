@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 import trio
 import trio.testing
@@ -20,6 +22,7 @@ from p2pcompute.payments import (
     CloseSigned,
     Hub,
     ModelChain,
+    ModelHub,
     Outbox,
     Payee,
     Payer,
@@ -74,8 +77,24 @@ def stream_pair(left: PeerId, right: PeerId) -> tuple[MemoryStream, MemoryStream
     return MemoryStream(a, right), MemoryStream(b, left)
 
 
+class RaisingHub(ModelHub):
+    """A hub that outbids its own transactions where they offer less than `fee`; the chain itself asks for none."""
+
+    fee = 0
+
+    async def raised(self, raw: bytes) -> tuple[bytes, bytes] | None:
+        await trio.lowlevel.checkpoint()
+        *call, offered = [*cbor2.loads(raw), 0][:5]
+        if offered >= self.fee:
+            return None
+        higher = cbor2.dumps([*call, self.fee], canonical=True)
+        return hashlib.sha256(higher).digest(), higher
+
+
 class World:
     """One requester, one provider, one chain. `open` opens both nodes; it can be left and opened again."""
+
+    raising_hub = RaisingHub
 
     def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory

@@ -19,7 +19,7 @@ import trio
 import trio.testing
 
 from p2pcompute.errors import ChannelClosing
-from p2pcompute.payments import Approve, Deposit, Fund, FundRow, ModelHub, Wallet
+from p2pcompute.payments import Approve, Deposit, Fund, FundRow, ModelHub, SettlementPending, Wallet
 from p2pcompute.storage import ReceiptConflict
 
 KILLED = 77
@@ -94,6 +94,8 @@ async def scenario(world: Any, point: str) -> None:
 
         if point.startswith("transaction"):
             world.payer_outbox._hub = DyingHub(world.chain, world.wallet.address)
+        if point.startswith("fee"):
+            await outbid(world, point)
         await world.payer.open_channels(world.need(1_000))
 
         class DyingWallet:
@@ -127,6 +129,32 @@ async def scenario(world: Any, point: str) -> None:
         if point == "ack written":
             die()
         await end_and_close(world, task, point)
+
+
+async def outbid(world: Any, point: str) -> None:
+    """The chain takes nothing for so little, so the payer signs the same at a higher fee."""
+
+    class DyingHub(world.raising_hub):  # type: ignore[misc]
+        async def raised(self, raw: bytes) -> tuple[bytes, bytes] | None:
+            higher: tuple[bytes, bytes] | None = await super().raised(raw)
+            if point == "fee signed":
+                die()
+            return higher
+
+        async def send(self, raw: bytes) -> None:
+            if self.fee and point == "fee stored":
+                die()
+            await super().send(raw)
+            if self.fee:
+                die()
+
+    hub = world.payer_outbox._hub = DyingHub(world.chain, world.wallet.address)
+    world.chain.mines = False
+    try:
+        await world.payer.open_channels(world.need(1_000))
+    except SettlementPending:
+        hub.fee = 1
+        await world.payer_outbox.settle(raise_fees=True)
 
 
 async def end_and_close(world: Any, task: Any, point: str) -> None:
@@ -398,5 +426,30 @@ def test_killed_on_the_way_of_a_transaction(tmp_path: Path, make_world: Any, poi
         await go_on(world)
         assert world.chain.nonces[world.wallet.address] == 3  # approve, deposit, fund: none of them twice
         assert world.chain.channels[world.channel].deposit_uusd == 1_005  # 5 accepted before, and room for 1 000
+
+    after_kill(tmp_path, make_world, point, body)
+
+
+@pytest.mark.parametrize("mined", ["neither", "lower", "higher"])
+@pytest.mark.parametrize(
+    ("point", "states"),
+    [("fee signed", ["sent"]), ("fee stored", ["failed", "pending"]), ("fee sent", ["failed", "pending"])],
+)
+def test_killed_on_the_way_of_a_higher_fee(
+    tmp_path: Path, make_world: Any, point: str, states: list[str], mined: str
+) -> None:
+    """The chain takes one of the two, and whichever that is counts once."""
+
+    async def body(world: Any) -> None:
+        rows = world.payer_ledger._database.connection.execute("SELECT state, raw, nonce FROM outbox ORDER BY id")
+        found, raws, nonces = zip(*rows, strict=True)
+        assert list(found) == states
+        assert set(nonces) == {0}
+        # That chain lived in the killed process.
+        if mined != "neither":
+            world.chain.submit(raws[0 if mined == "lower" else -1])
+        await go_on(world)
+        assert world.chain.nonces[world.wallet.address] == 3  # approve, deposit, fund: none of them twice
+        assert world.chain.channels[world.channel].deposit_uusd == 1_005
 
     after_kill(tmp_path, make_world, point, body)
