@@ -77,6 +77,14 @@ class _Refuse(Exception):
         )
 
 
+class _Uncovered(_Refuse):
+    """The chain has just said that the deposit does not cover the voucher; the channel's row as it is now."""
+
+    def __init__(self, row: ChannelIn, detail: str) -> None:
+        self.row = row
+        super().__init__(WireCode.UNFUNDED, detail, best_uusd=row.paid_uusd, deposit_uusd=row.deposit_uusd)
+
+
 @dataclass(slots=True)
 class PayeeCounters:
     """What came in since the start. `refused` counts by wire code, protocol faults and stalls among them."""
@@ -101,13 +109,16 @@ class _Session:
     channel: ChannelId
     row: ChannelIn | None  # None until there is an agreement or money behind the channel
     blamed: bool = False  # a failure of this stream is counted; more of them would only fill the disk
+    uncovered_uusd: int = 0  # of a voucher of this stream that is kept above the deposit
 
 
 class Payee:
     """Takes vouchers for one account.
 
-    A voucher is on disk before its ack is sent. One that is forged, not above the best one, of another channel, chain
-    or hub, or not covered by the channel's deposit is refused with a typed code and changes nothing.
+    A voucher is on disk before its ack is sent. One that is forged, not above the best one, or of another channel,
+    chain or hub is refused with a typed code and changes nothing. One above the channel's deposit is refused as well,
+    but kept as the best one, and counts up to the deposit: its payer may not come back when more of that counts. It
+    is not kept where one above the deposit is held already that would pay for all that is owed.
 
     Args:
         ledger: see `PayeeLedger`.
@@ -149,7 +160,7 @@ class Payee:
         self.counters = PayeeCounters(streams=0, vouchers=0, paid_uusd=0, refused=Counter())
 
     async def paid_uusd(self, channel: ChannelId) -> int:
-        """What is paid on a channel for good; 0 for one that is not known."""
+        """What is paid on a channel; 0 for one that is not known."""
         row = await self._ledger.channel_in(channel)
         return 0 if row is None else row.paid_uusd
 
@@ -223,15 +234,8 @@ class Payee:
             _blame(stream, refusal)
             await dialogue.send(refusal.message())
             return
-        row = session.row
-        held = row is not None and row.best_uusd > 0
-        await dialogue.send(
-            ChannelSync(
-                amount_uusd=row.best_uusd if row is not None else 0,
-                memo=row.memo if row is not None and held else None,
-                signature=row.signature if row is not None and held else None,
-            )
-        )
+        await dialogue.send(_sync(session.row))
+        self._wake(session.channel)  # a payer that was shown its voucher does not send it, and it may count by now
         refusals = 0
         while refusals < MAX_REFUSALS:
             message = await dialogue.receive(stall_s=IDLE_TIMEOUT_S)
@@ -307,6 +311,7 @@ class Payee:
             kept = None
         row = kept if kept is not None else await self._ledger.channel_in(channel)
         best = row.paid_uusd if row is not None else 0
+        held = row.held_uusd if row is not None else 0
         if amount > MAX_LEDGER_UUSD:
             raise _Refuse(WireCode.OVERSIZED, "above what this node keeps account of", best_uusd=best)
         try:
@@ -318,24 +323,32 @@ class Payee:
         if signer != session.binding.signer:
             await self._blame(session)
             raise _Refuse(WireCode.BAD_SIGNATURE, "not signed by the channel's signer", best_uusd=best)
-        if amount <= best:
-            raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {usd(best)} held", best_uusd=best)
-        stored = None
+        if amount <= held:
+            if best == held and amount != session.uncovered_uusd:
+                raise _Refuse(WireCode.BAD_VOUCHER, f"not above the {usd(best)} held", best_uusd=best)
+            # The one held is worth no less on chain: it pays for this one, as far as the deposit covers it.
+            if amount > best:
+                await self._covered_row(session, row, amount)
+            return
+        stored, short = None, None
         if kept is not None:
             with suppress(ChannelChanged, ChannelClosing):  # the look below says what has become of the channel
                 stored = await self._store(session, frame_, kept)
         if stored is None:
             if kept is not None:
                 row = await self._ledger.channel_in(channel)
-            row = await self._covered_row(session, row, amount)
+            try:
+                row = await self._covered_row(session, row, amount)
+            except _Uncovered as exc:
+                row, short = exc.row, exc
+                if row.paid_uusd < row.held_uusd and row.owed_uusd <= row.held_uusd:
+                    raise  # signing costs nothing, the disk does: the one above the deposit that is held is enough
             try:
                 stored = await self._store(session, frame_, row)
             except ChannelChanged as exc:
                 raise _Refuse(WireCode.INTERNAL, "the deposit changes now; try again", best_uusd=best) from exc
             except ChannelClosing as exc:
                 raise _Refuse(WireCode.CLOSING, str(exc), best_uusd=row.paid_uusd) from exc
-        self.counters.vouchers += 1
-        self.counters.paid_uusd += stored.paid_uusd - best
         # Money is not refused for a memo: what it proves is of use to the payee, and the payer loses nothing by it.
         self.counters.unrooted += frame_.memo != _NO_MEMO and not stored.rooted_leaves
         self._wake(channel)
@@ -350,10 +363,13 @@ class Payee:
                 channel=channel.hex(),
                 paid_uusd=stored.paid_uusd,
             )
+        if short is not None:
+            session.uncovered_uusd = amount
+            raise _Uncovered(stored, short.detail)
 
     def _is_covered(self, row: ChannelIn, amount_uusd: int) -> bool:
         """Whether a row says by itself that a voucher would be taken; `_cover` finds out where it does not."""
-        return self._is_fresh(row.channel) and row.paid_uusd < amount_uusd <= row.deposit_uusd and not row.close_at_s
+        return self._is_fresh(row.channel) and row.held_uusd < amount_uusd <= row.deposit_uusd and not row.close_at_s
 
     def _is_fresh(self, channel: ChannelId) -> bool:
         """Whether what the ledger has of a channel's chain counts."""
@@ -361,8 +377,8 @@ class Payee:
         return read_at is not None and trio.current_time() - read_at < CHAIN_TTL_S
 
     async def _store(self, session: _Session, frame_: VoucherFrame, row: ChannelIn) -> ChannelIn:
-        """Store a voucher that `row` covers; raises `_Refuse`, and what `take_voucher` raises where the
-        channel is not as `row` says."""
+        """Store a voucher, which counts as far as `row` covers it; raises `_Refuse`, and what `take_voucher` raises
+        where the channel is not as `row` says."""
         channel = session.channel
         self._kept.pop(channel, None)
         try:
@@ -379,6 +395,8 @@ class Payee:
             # Another stream of the same payer was faster, or the chain knows of more than we did.
             raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=row.paid_uusd) from exc
         _remember(self._kept, channel, stored)
+        self.counters.vouchers += 1
+        self.counters.paid_uusd += stored.paid_uusd - row.paid_uusd
         return stored
 
     async def _covered_row(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
@@ -391,13 +409,14 @@ class Payee:
         return await self._cover(session, row, amount_uusd)
 
     async def _cover(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
-        """The channel's row, with a deposit that covers `amount_uusd`; raises `_Refuse` with UNFUNDED."""
+        """The channel's row, with a deposit that covers `amount_uusd`; raises `_Refuse` with UNFUNDED, `_Uncovered`
+        where only the deposit is too low."""
         channel = session.channel
         now = trio.current_time()
         if row is None or not self._is_fresh(channel) or amount_uusd > row.deposit_uusd:
             asked_at = self._asked_at.get(channel)
             if asked_at is not None and now - asked_at < CHAIN_READ_S:
-                raise self._unfunded(row, "the deposit was looked up a moment ago; try again shortly")
+                raise _unfunded(row, "the deposit was looked up a moment ago; try again shortly")
             _remember(self._asked_at, channel, now)
             closings = self._ledger.closings
             try:
@@ -408,7 +427,7 @@ class Payee:
             self._check_closings(closings, row)
             if row is None:
                 if state.deposit_uusd <= state.claimed_uusd:
-                    raise self._unfunded(None, "the channel holds no money")
+                    raise _unfunded(None, "the channel holds no money")
                 # Only now: a row for every stranger's hello would let strangers fill the disk.
                 row = await self._ledger.open_channel_in(
                     channel,
@@ -416,6 +435,7 @@ class Payee:
                     signer=Address(session.binding.signer),
                     peer=session.peer,
                 )
+            paid = row.paid_uusd
             row = await self._ledger.set_chain_in(
                 channel,
                 deposit_uusd=state.deposit_uusd,
@@ -425,10 +445,11 @@ class Payee:
             self._check_closings(closings, row)
             _remember(self._read_at, channel, now)  # not before: another stream would take the old row for a new one
             self._wake(channel)  # the chain may know of more than we did
-        if amount_uusd > row.deposit_uusd:
-            raise self._unfunded(row, f"the channel holds {usd(row.deposit_uusd)}")
+            self.counters.paid_uusd += max(0, row.paid_uusd - paid)
         if row.close_at_s and row.close_at_s - self._clock_ms() // 1000 < CLOSING_MARGIN_S:
-            raise self._unfunded(row, "the channel is about to close; fund it again to keep it open")
+            raise _unfunded(row, "the channel is about to close; fund it again to keep it open")
+        if amount_uusd > row.deposit_uusd:
+            raise _Uncovered(row, f"the channel holds {usd(row.deposit_uusd)}")
         return row
 
     def _check_closings(self, closings: int, row: ChannelIn | None) -> None:
@@ -437,11 +458,6 @@ class Payee:
         if self._ledger.closings != closings:
             best = row.paid_uusd if row is not None else 0
             raise _Refuse(WireCode.INTERNAL, "a channel was closed meanwhile; try again shortly", best_uusd=best)
-
-    def _unfunded(self, row: ChannelIn | None, detail: str) -> _Refuse:
-        best = row.paid_uusd if row is not None else 0
-        deposit = row.deposit_uusd if row is not None else 0
-        return _Refuse(WireCode.UNFUNDED, detail, best_uusd=best, deposit_uusd=deposit)
 
     def _forget_read(self, channel: ChannelId) -> None:
         self._read_at.pop(channel, None)
@@ -454,6 +470,19 @@ def _remember(what: dict[ChannelId, T], channel: ChannelId, value: T) -> None:
     if len(what) >= _MAX_TRACKED_CHANNELS:
         what.pop(next(iter(what)))
     what[channel] = value
+
+
+def _unfunded(row: ChannelIn | None, detail: str) -> _Refuse:
+    best, deposit = (0, 0) if row is None else (row.paid_uusd, row.deposit_uusd)
+    return _Refuse(WireCode.UNFUNDED, detail, best_uusd=best, deposit_uusd=deposit)
+
+
+def _sync(row: ChannelIn | None) -> ChannelSync:
+    """The best voucher that counts in whole. One above the deposit is not shown: what is shown is not sent again, and
+    it is by sending it again that its payer has the deposit looked up."""
+    if row is None or not 0 < row.best_uusd <= row.paid_uusd:
+        return ChannelSync(amount_uusd=0, memo=None, signature=None)
+    return ChannelSync(amount_uusd=row.best_uusd, memo=row.memo, signature=row.signature)
 
 
 def _covered(frame_: VoucherFrame) -> _Covered | None:

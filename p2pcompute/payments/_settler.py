@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
@@ -20,6 +21,7 @@ __all__ = ["Settler"]
 
 CHECK_S: Final = 30.0  # between two looks at what is unclaimed
 _MOST_CLOSING: Final = 64  # channels with a consent out that a round reads
+_MOST_UNCOVERED: Final = 16  # channels with a voucher above a deposit that is claimed, likewise
 _SEEN_S: Final = 600  # for so long is a closing looked for after the consent's deadline
 _log = logging.getLogger("p2pcompute.payments")
 
@@ -128,15 +130,21 @@ class Settler:
         """One look: send again what the chain has dropped or taken back, read the channels that a voucher is held
         for or that may be closed by our consent, and claim what is due. Gives and raises what `checkpoint` does.
 
+        Of channels whose deposit is claimed, with a voucher above it, a few are read, by chance: their payers may never
+        come back to say that more has come in, and anybody can have many of them.
+
         Channels of claims that are not settled are read as well: a reorganisation may have taken the claim back.
         """
         under_way = await self._outbox.channels_under_way()
         await self._outbox.look()
         closing = await self._closing()
-        for row in await self._ledger.channels_in():
+        rows = await self._ledger.channels_in()
+        uncovered = [row.channel for row in rows if row.held_uusd > row.paid_uusd and not row.unclaimed_uusd]
+        looked = set(random.sample(uncovered, min(len(uncovered), _MOST_UNCOVERED)))
+        for row in rows:
             # One that was closed holds nothing more, so it is not read again.
             may_close = row.channel in closing and row.deposit_uusd > row.claimed_uusd
-            if row.unclaimed_uusd > 0 or row.channel in under_way or may_close:
+            if row.unclaimed_uusd > 0 or row.channel in under_way or may_close or row.channel in looked:
                 await self._refresh(row)  # sees requests to close in time
         return await self._claim(await self._due())
 

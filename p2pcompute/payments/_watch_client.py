@@ -107,7 +107,7 @@ class VoucherKeeping:
         channel = channel_id(payer, account, signer)
         row = await self._ledger.channel_in(channel)
         amount = voucher.amount_uusd
-        if amount > MAX_LEDGER_UUSD or (row is not None and row.paid_uusd >= amount):
+        if amount > MAX_LEDGER_UUSD or (row is not None and row.held_uusd >= amount):
             return False
         if not is_signed(self._domain, account, voucher):
             _log.warning("the watchtower %s gave back a voucher that nobody has signed", self._name)

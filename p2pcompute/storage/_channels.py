@@ -14,7 +14,7 @@ from ._database import Transaction
 from ._roots import Covered, IssuedTree, Named, forget_signed_tree, next_tree, reproduce
 from ._rows import ChannelInRow, ChannelOutRow
 
-__all__ = ["ChannelsMixin", "refuse_closing", "release_credit"]
+__all__ = ["ChannelsMixin", "count_again", "refuse_closing", "release_credit"]
 
 _IN_COLUMNS = (
     "channel, payer, signer, peer, owed_pusd, best_uusd, memo, signature, deposit_uusd, claimed_uusd,"
@@ -112,6 +112,29 @@ def release_credit(tx: Transaction, peer: str, pusd: int) -> None:
         tx.emit("credit_set", peer=peer, subnet=subnet, hour=hour, pusd=used - taken)
 
 
+def count_again(tx: Transaction, before: ChannelInRow) -> None:
+    """The chain's side of an incoming channel was written: what its voucher counts for more or for less than it did in
+    `before` goes into the payer's history, what it counts for more comes off the payer's credit, and none of it is
+    credit for later work."""
+    after = need_in(tx, before.channel)
+    gained_uusd = after.by_voucher_uusd - before.by_voucher_uusd
+    if gained_uusd > 0:
+        tx.emit("voucher_counts_more", channel=after.channel, peer=after.peer, gained_uusd=gained_uusd)
+        release_credit(tx, after.peer, gained_uusd * PUSD_PER_UUSD)
+    elif gained_uusd < 0:
+        tx.emit("voucher_counts_less", channel=after.channel, peer=after.peer, lost_uusd=-gained_uusd)
+    _rebase_in(tx, after)
+
+
+def _rebase_in(tx: Transaction, row: ChannelInRow) -> int:
+    """Take what is paid above what is owed as payment for lost work; gives how much that is, in pico-USD."""
+    if row.paid_uusd <= row.owed_uusd:
+        return 0
+    pusd = row.paid_uusd * PUSD_PER_UUSD - row.owed_pusd
+    tx.emit("owed_rebased", channel=row.channel, pusd=pusd)
+    return pusd
+
+
 class ChannelsMixin:
     """Methods of `Ledger` about channels; see there for what holds for all of them."""
 
@@ -197,15 +220,16 @@ class ChannelsMixin:
         covered: Named | None = None,
         checked: Deposit | None = None,
     ) -> ChannelInRow:
-        """Store a voucher that the caller has verified, before it is acknowledged.
+        """Store a voucher that the caller has verified, before it is acknowledged. One above the deposit is stored as
+        well, and counts up to it.
 
-        `checked` is the channel as the caller has found it to cover the voucher; None where nobody looked.
+        `checked` is the channel as the caller has found it; None where nobody looked.
 
         `covered` names the receipts that its memo has come to be the root of. Where the memo is not reproduced from
         them and from those named before, the voucher is taken all the same and `rooted_leaves` of the row is 0.
 
-        In the same transaction the peer's history grows and its use of free credit shrinks by what came in.
-        A voucher above what is owed is taken as payment for work that this ledger has lost (a restored backup);
+        In the same transaction the peer's history grows and its use of free credit shrinks by what counts of it.
+        What counts above what is owed is taken as payment for work that this ledger has lost (a restored backup);
         it is not credit for later work.
 
         Raises:
@@ -218,12 +242,15 @@ class ChannelsMixin:
             row, receipts, uses_credit = _need_in_and_tree(tx, channel, peer)
             if row.is_closing:
                 refuse_closing(tx, channel)
-            if amount_uusd <= row.paid_uusd:
-                raise VoucherRefused(f"a voucher of {usd(amount_uusd)} where {usd(row.paid_uusd)} are held already")
+            if amount_uusd <= row.held_uusd:
+                raise VoucherRefused(f"a voucher of {usd(amount_uusd)} where {usd(row.held_uusd)} are held already")
             if checked and (checked.deposit_uusd, checked.close_at_s) != (row.deposit_uusd, row.close_at_s):
                 raise ChannelChanged(f"the channel {channel.hex()[:8]} has another deposit by now; look again")
-            gained_uusd = amount_uusd - row.paid_uusd
             found = reproduce(tx, receipts, memo, covered)
+            after = row._replace(
+                best_uusd=amount_uusd, memo=memo, signature=signature, peer=peer, rooted_leaves=found.leaves
+            )
+            gained_uusd = after.paid_uusd - row.paid_uusd
             tx.emit(
                 "voucher_covered" if found.grown else "voucher_taken",
                 channel=channel,
@@ -236,32 +263,19 @@ class ChannelsMixin:
             )
             if not found.grown and found.leaves != row.rooted_leaves:
                 tx.emit("memo_rooted", channel=channel, leaves=found.leaves)
-            rebased_pusd = self._rebase_in(tx, row, amount_uusd)
+            rebased_pusd = _rebase_in(tx, after)
             if uses_credit:
                 release_credit(tx, peer, gained_uusd * PUSD_PER_UUSD)
-            return row._replace(
-                best_uusd=amount_uusd,
-                memo=memo,
-                signature=signature,
-                peer=peer,
-                owed_pusd=row.owed_pusd + rebased_pusd,
-                rooted_leaves=found.leaves,
-            )
+            return after._replace(owed_pusd=row.owed_pusd + rebased_pusd)
 
         return await self._write(work)
-
-    def _rebase_in(self, tx: Transaction, row: ChannelInRow, paid_uusd: int) -> int:
-        if paid_uusd <= row.owed_uusd:
-            return 0
-        pusd = paid_uusd * PUSD_PER_UUSD - row.owed_pusd
-        tx.emit("owed_rebased", channel=row.channel, pusd=pusd)
-        return pusd
 
     async def set_chain_in(
         self, channel: ChannelId, *, deposit_uusd: int, claimed_uusd: int, close_at_s: int
     ) -> ChannelInRow:
         """What the chain says about an incoming channel. More claimed than this ledger knows of (a restored backup,
-        a watchtower) counts as paid."""
+        a watchtower) counts as paid. With the deposit, up or down, goes what counts of a voucher above it: in the same
+        transaction in the payer's history, and where it is more, off its use of free credit."""
 
         def work(tx: Transaction) -> ChannelInRow:
             row = need_in(tx, channel)
@@ -273,7 +287,7 @@ class ChannelsMixin:
                     claimed_uusd=claimed_uusd,
                     close_at_s=close_at_s,
                 )
-                self._rebase_in(tx, row, claimed_uusd)
+                count_again(tx, row)
             return need_in(tx, channel)
 
         return await self._write(work)

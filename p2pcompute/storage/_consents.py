@@ -45,6 +45,12 @@ def _check(tx: Transaction, channel: ChannelId, amount_uusd: int, recent_ms: int
             f"work of {usd(row.owed_uusd - row.paid_uusd)} is unpaid on the channel; pay it, or ask again a day "
             "after it"
         )
+    if row.held_uusd > row.paid_uusd:
+        # A deposit that comes to count meanwhile would pay for work, and go back to the payer with the closing.
+        raise VoucherRefused(
+            f"a voucher of {usd(row.held_uusd)} is held on the channel, and {usd(row.paid_uusd)} of it are covered; "
+            "fund it, or ask the hub to close it"
+        )
     if row.paid_uusd != amount_uusd:
         raise VoucherRefused(f"{usd(row.paid_uusd)} are paid on the channel, and not {usd(amount_uusd)}")
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from p2pcompute.errors import StorageError
 from p2pcompute_protocols.ids import Address, ChannelId
 
+from ._channels import count_again, need_in
 from ._database import Transaction
 from ._rows import OutboxRow
 
@@ -158,6 +159,8 @@ class OutboxMixin:
             tx.emit("tx_state", id=number, state="mined" if ok else "failed", detail=detail)
             for channel, claimed_uusd in claimed:
                 if tx.one("SELECT 1 FROM channels_in WHERE channel = :channel", channel=channel):
+                    before = need_in(tx, channel)
                     tx.emit("claimed", channel=channel, claimed_uusd=claimed_uusd)
+                    count_again(tx, before)
 
         await self._write(work)

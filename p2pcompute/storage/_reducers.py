@@ -130,6 +130,9 @@ REDUCERS: Final[Mapping[str, tuple[str, ...]]] = {
         _PAID,
         "INSERT INTO covers (channel, first, refs) VALUES (:channel, :first, :refs)",
     ),
+    # The chain says of the channel that more, or less, of its best voucher counts than did.
+    "voucher_counts_more": (_PAID,),
+    "voucher_counts_less": ("UPDATE peers SET paid_uusd = max(0, paid_uusd - :lost_uusd) WHERE peer = :peer",),
     "memo_rooted": ("UPDATE channels_in SET rooted_leaves = :leaves WHERE channel = :channel",),
     "work_rejected": (
         (

@@ -86,7 +86,8 @@ class ChannelInRow(NamedTuple):
         signer: the key whose vouchers count.
         peer: the node that pays over it, as far as was proven last.
         owed_pusd: all work receipted on it.
-        best_uusd: amount of the best voucher held, 0 where there is none; `memo` and `signature` go with it.
+        best_uusd: amount of the best voucher held, 0 where there is none; `memo` and `signature` go with it. It may be
+            above the deposit.
         deposit_uusd: the total reserved on chain, when it was read last.
         claimed_uusd: the total claimed on chain, likewise.
         close_at_s: UNIX time from which the payer can take back what is left; 0 where it did not ask for that.
@@ -111,8 +112,18 @@ class ChannelInRow(NamedTuple):
 
     @property
     def paid_uusd(self) -> int:
-        """What the payer has paid for good: by voucher, or on chain where that is more."""
+        """What the payer has paid: by voucher as far as the deposit covers it, or on chain where that is more."""
+        return max(min(self.best_uusd, self.deposit_uusd), self.claimed_uusd)
+
+    @property
+    def held_uusd(self) -> int:
+        """What a new voucher has to be above: the best one, covered or not, or what was claimed where that is more."""
         return max(self.best_uusd, self.claimed_uusd)
+
+    @property
+    def by_voucher_uusd(self) -> int:
+        """How much of the best voucher counts as paid."""
+        return min(self.best_uusd, self.paid_uusd)
 
     @property
     def owed_uusd(self) -> int:

@@ -36,7 +36,7 @@ def test_a_deposit_that_was_taken_home_covers_no_voucher(run: Run, seen_by: str)
         assert answer.code == WireCode.UNFUNDED
         row = await world.payee_ledger.channel_in(world.channel)
         assert row is not None
-        assert (row.best_uusd, row.deposit_uusd) == (7, 7)
+        assert (row.paid_uusd, row.unclaimed_uusd, row.deposit_uusd) == (7, 0, 7)
 
     run(body)
 

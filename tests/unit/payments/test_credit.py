@@ -101,6 +101,7 @@ async def pay(ledger: Ledger, peer: Any, amount_uusd: int, already: int = 0) -> 
     """A peer pays on a channel of its own."""
     channel = peer.encode()[-32:]
     await ledger.open_channel_in(channel, payer=b"p" * 20, signer=b"s" * 20, peer=peer)
+    await ledger.set_chain_in(channel, deposit_uusd=already + amount_uusd, claimed_uusd=0, close_at_s=0)
     await ledger.take_voucher(
         channel, amount_uusd=already + amount_uusd, memo=bytes(32), signature=b"s" * 65, peer=peer
     )

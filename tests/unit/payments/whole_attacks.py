@@ -110,7 +110,7 @@ def _takes_high_s(patch: pytest.MonkeyPatch) -> None:
 
 
 def _takes_any_amount(patch: pytest.MonkeyPatch) -> None:
-    """The payee stores what is signed, whatever it held before."""
+    """The payee stores what is signed, whatever it held before and whatever the chain says."""
     patch.setattr(ChannelConnection, "check", lambda *_: None)
 
     async def take(self: Payee, session: Any, message: VoucherFrame) -> None:
@@ -124,6 +124,7 @@ def _takes_any_amount(patch: pytest.MonkeyPatch) -> None:
                 peer=session.peer,
                 gained_uusd=0,
             )
+            tx.emit("chain_read_in", channel=session.channel, deposit_uusd=2**40, claimed_uusd=0, close_at_s=0)
 
         await self._ledger._write(work)  # type: ignore[attr-defined]
 

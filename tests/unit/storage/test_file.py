@@ -95,6 +95,7 @@ def test_a_ledger_from_before_there_were_consents_takes_them(tmp_path: Path, dea
             # As it was written then: today's methods read columns that came later.
             await ledger._write(lambda tx: tx.emit("channel_in_opened", **opened))
         async with open_ledger(tmp_path, executor=InlineExecutor()) as ledger:
+            await ledger.set_chain_in(channel, deposit_uusd=5, claimed_uusd=0, close_at_s=0)
             await ledger.take_voucher(channel, amount_uusd=5, memo=bytes(32), signature=bytes(65), peer=peer)
             given = await ledger.give_consent(
                 channel, epoch=0, amount_uusd=5, deadline_s=1, renew_before_s=0, sign=lambda *_: bytes(65)

@@ -273,6 +273,7 @@ def test_vouchers_only_rise_and_pay_what_is_owed(deal: Any) -> None:
                 channel, amount_uusd=amount, memo=MEMO, signature=b"s" * 65, peer=deal.requester.peer_id
             )
 
+        await ledger.set_chain_in(channel, deposit_uusd=100, claimed_uusd=0, close_at_s=0)
         await take(2)
         for amount in (2, 1, 0):
             with pytest.raises(VoucherRefused):
@@ -291,6 +292,14 @@ def test_vouchers_only_rise_and_pay_what_is_owed(deal: Any) -> None:
         peer = await ledger.peer(deal.requester.peer_id)
         assert peer is not None
         assert peer.paid_uusd == 50
+        await take(200)  # above the deposit: it counts up to it, and replaces what is lower only
+        for amount in (150, 200):
+            with pytest.raises(VoucherRefused):
+                await take(amount)
+        row = await ledger.channel_in(channel)
+        assert row is not None
+        assert (row.best_uusd, row.paid_uusd) == (200, 100)
+        await ledger.verify(full=True)
 
     with_ledger(body)
 
