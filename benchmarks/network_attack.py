@@ -380,11 +380,8 @@ TAIL = """
   what it leaves of one core, which is what this machine has; from more machines they could send more than is
   shown here, up to the limits. A flood of packets that fills the line is beyond what a node can see to.
 - **Where it is missed**, attackers keep the node's core busy. A handshake is half a millisecond that nobody can
-  interrupt, and so is beginning a few streams; somebody else's request can come right behind one. What is bounded is
-  how many of them come before it: one, however many attackers there are. Without turns between connections the same
-  attacks gave 87 ms for tiny frames, 22 for windows, 11 for half-closed streams (p99, 1 s rounds, eight attackers).
-- **The committed figures** are of a machine on which other work went on. Node and honest peer went before it
-  (`SCHED_FIFO`), attackers did not, so they had less than what is left of a core.
+  interrupt, and so is beginning a few streams; every connection that has sent something is read in each round of the
+  loop, and somebody else's request comes behind all of them.
 - *Pieces of a blob with other bytes*: there the node asks. It fetches an input of 4 MiB, four times a second, from a
   holder that sends other bytes than it says.
 """

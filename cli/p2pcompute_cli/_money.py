@@ -132,7 +132,7 @@ class _Asker:
     def announce(self, what: str, facts: Mapping[str, Any], *, gas: int | None = None) -> None:
         """Say what will be spent, and where, before it is; `gas` is about how much."""
         chain = facts["chain"]
-        where = f"network {facts['network']}, chain {chain['chain_id'] or 'of its own'}" + (
+        where = f"network {facts['network']}, chain {chain['chain_id'] or 'not known yet'}" + (
             f" at {chain['url']}" if chain["url"] else ""
         )
         costs = "gas on top" if gas is None else f"some {gas:,} gas on top"
@@ -337,8 +337,7 @@ def settle(profile: str, network: str, place: Place, as_json: bool, debug: bool)
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     facts = asker("/channels")
     due = [row["unclaimed_uusd"] for row in facts["channels"] if row["direction"] == "in" and row["unclaimed_uusd"]]
-    if due:
-        asker.announce(f"claiming {usd(sum(due))} on {count(len(due), 'channel')}", facts, gas=claim_gas(len(due)))
+    asker.announce(f"claiming {usd(sum(due))} on {count(len(due), 'channel')}", facts, gas=claim_gas(len(due)))
     answer = asker("/settle", "POST")
     if as_json:
         json_line(**answer)

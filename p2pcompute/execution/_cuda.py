@@ -122,7 +122,7 @@ class CudaBackend:
 
         if self._tensor is None:
             self._tensor = TensorCode(self._compiler)
-            self._tensor.ptx(output.dtype)  # what can't be compiled is said now
+        self._tensor.ptx(output.dtype)  # what can't be compiled is said now
         multiply = TensorProduct(self, self._tensor).multiply
         return Product(launch, output, lambda total, part: part(0, total), 1, multiply=multiply)
 

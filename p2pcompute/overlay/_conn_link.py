@@ -34,13 +34,6 @@ class LinkOverSecureConn:
     def unsent(self) -> int:
         return self._unsent
 
-    @property
-    def shared(self) -> bool:
-        return False
-
-    async def wait_turn(self) -> None:
-        pass
-
     async def receive(self) -> memoryview:
         try:
             data = await self._conn.read()

@@ -36,15 +36,6 @@ class Link(Protocol):
         """Sealed bytes that the socket has not taken."""
         ...
 
-    @property
-    def shared(self) -> bool:
-        """Whether other connections have something to say, so that what was received is better looked at in parts."""
-        ...
-
-    async def wait_turn(self) -> None:
-        """Wait until it is this connection's turn among those that have much to be done for them."""
-        ...
-
     async def receive(self) -> memoryview:
         """What has arrived and was opened: at least one byte, as much as one read of the socket brought.
 

@@ -12,7 +12,10 @@ __all__ = ["MemoryAccount", "MemoryPool", "give_back"]
 def give_back() -> None:
     """Have the C library return to the system what it has free: after a flood that is most of what the flood took, in
     holes between what is in use. Takes milliseconds. Nothing where the library can't (only glibc's can)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    try:
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    except (OSError, TypeError):  # no such library here
+        return
     if trim is not None:
         trim(0)
 

@@ -49,8 +49,6 @@ CLOGGED_BYTES = 64 * 1024  # writers of more than `SMALL_BYTES` wait while the s
 MAX_ANSWER_BYTES = 512 * 1024  # a peer that makes us answer but does not read is cut off here
 ANSWER_TICKS = 3  # rounds of trio's loop that a frame without payload waits for company
 FRAMES_PER_BREATH = 1024  # of what a peer sent; then other tasks run
-FEW_STREAMS = 2  # that a peer opened and nobody took; for more it waits for its turn
-FRAMES_BESIDE_OTHERS = 8  # the same, where other connections have something to say
 CALLS_PER_BREATH = 8  # of calls that need not wait, one lets other tasks run
 PING_INTERVAL_S = 30.0
 IDLE_TIMEOUT_S = 90.0
@@ -222,10 +220,6 @@ class Yamux(IMuxedConn):
             if self.event_closed.is_set():
                 raise MuxedConnUnavailable("the connection has ended")
             await self._accepting.park()
-        if len(self._unaccepted) > FEW_STREAMS:
-            await self._link.wait_turn()  # each begins a negotiation
-            if not self._unaccepted:
-                return await self.accept_stream()
         return self._unaccepted.pop(next(iter(self._unaccepted)))
 
     def forget(self, stream: YamuxStream) -> None:
@@ -371,8 +365,7 @@ class Yamux(IMuxedConn):
                     return
                 now = self._last_heard = trio.current_time()
                 while view:
-                    limit = FRAMES_BESIDE_OTHERS if link.shared else FRAMES_PER_BREATH
-                    for event in session.receive_data(view, now, limit=limit):
+                    for event in session.receive_data(view, now, limit=FRAMES_PER_BREATH):
                         if not self._on_event(event):
                             return
                     self.held.arrived()
@@ -380,8 +373,6 @@ class Yamux(IMuxedConn):
                     view = view[session.taken :]
                     if view:  # a full read of tiny frames would keep the thread for a quarter of a second
                         await trio.lowlevel.checkpoint()
-                        if link.shared:
-                            await link.wait_turn()
         except LinkBroken as exc:
             _log.debug("the connection to %s broke: %s", self.peer_id, exc)
 

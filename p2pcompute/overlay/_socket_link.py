@@ -23,14 +23,12 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ._link import LinkBroken
-from ._turns import SMALL_READ_BYTES, Turns
 from .noise import BUFFER_BYTES, Data
 
 __all__ = ["KEEP_WHOLE_BYTES", "Buffers", "Segment", "SocketLink"]
 
 KEPT_BUFFERS = 4  # free ones that stay; more were needed at once, and go
 KEEP_WHOLE_BYTES = 64 * 1024  # unsent bytes up to this are copied, so that a silent peer holds no buffer
-SHARED_READ_BYTES = 128 * 1024  # of one read, where others have something to say
 _CLOSED = "the connection is closed"
 
 
@@ -70,7 +68,7 @@ class SocketLink(ISecureConn):
         stream: the socket; nobody else reads or writes it any more.
         identity: the peer's raw Ed25519 key.
         muxer: what both sides agreed on in the handshake; None where that is still to do.
-        buffers, turns: those of the node.
+        buffers: those of the node.
         local_peer, local_key: who we are.
     """
 
@@ -82,7 +80,6 @@ class SocketLink(ISecureConn):
         identity: bytes,
         muxer: str | None,
         buffers: Buffers,
-        turns: Turns,
         local_peer: ID,
         local_key: PrivateKey,
     ) -> None:
@@ -93,9 +90,6 @@ class SocketLink(ISecureConn):
         self._raw = raw
         self._socket: socket.socket = stream.socket._sock  # type: ignore[attr-defined] # its calls have no checkpoint
         self._buffers = buffers
-        self._turns = turns
-        self._bulky = False  # whether the last read brought much, so that the next one has to wait for its turn
-        self._has_turn = False
         self._local_peer = local_peer
         self._local_key = local_key
         self._remote_key = Ed25519PublicKey.from_bytes(identity)
@@ -133,7 +127,6 @@ class SocketLink(ISecureConn):
         if self._lent is not None:
             self._buffers.give(self._lent)
             self._lent = None
-        self._give_turn()
         while self._broken is None and not self._ended:
             if not self._fresh:
                 try:
@@ -141,40 +134,15 @@ class SocketLink(ISecureConn):
                 except (trio.ClosedResourceError, OSError, ValueError):
                     self._break(_CLOSED)
                     break
-            if self._bulky:
-                await self._turns.take(self)
-                self._has_turn = True
             opened = self._read_and_open()
             if opened is not None:
-                self._bulky = len(opened) > SMALL_READ_BYTES
-                if not self._bulky:
-                    self._turns.said_little(self)
                 return opened
-            self._give_turn()
         if self._broken is not None:
             raise LinkBroken(self._broken)
         return memoryview(b"")
 
-    def _give_turn(self) -> None:
-        if self._has_turn:
-            self._has_turn = False
-            self._turns.give()
-
-    async def wait_turn(self) -> None:
-        """See `Link.wait_turn`."""
-        if not self._has_turn:
-            await self._turns.take(self)
-            self._turns.give()
-
-    @property
-    def shared(self) -> bool:
-        """See `Link.shared`."""
-        return self._turns.shared_by(self)
-
     def _receive_into(self, view: memoryview) -> int:
         """What the socket has, without waiting: 0 where that is nothing, or the end."""
-        if self._turns.shared_by(self):
-            view = view[:SHARED_READ_BYTES]
         try:
             received = self._socket.recv_into(view)
         except (BlockingIOError, InterruptedError):
@@ -279,7 +247,6 @@ class SocketLink(ISecureConn):
         """See `Link.aclose`."""
         self._break(_CLOSED)
         self._forget_received()
-        self._give_turn()
         await self._raw.close()
 
     def _forget_received(self) -> None:
@@ -301,7 +268,6 @@ class SocketLink(ISecureConn):
             except trio.Cancelled:
                 self.unread(data + self._ahead)
                 raise
-            self._give_turn()  # the view stays; when the next one is asked for, nobody knows
             if not view:
                 raise ConnectionClosedError("the peer closed the connection")
             if n is None:

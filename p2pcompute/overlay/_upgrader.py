@@ -22,7 +22,6 @@ from ._multiselect import Answer, MultiselectError, Proposal
 from ._muxer import Yamux
 from ._secured import SecureSocket
 from ._socket_link import Buffers, SocketLink
-from ._turns import Turns
 from .noise import AESGCM, CHACHAPOLY, Credentials, Handshake, NoiseError, Role, Suite
 
 if TYPE_CHECKING:
@@ -66,7 +65,6 @@ class MendedUpgrader(TransportUpgrader):
         self._protocols = [*self._suites, TLS_ID]
         self._tls: TlsContext | None = None
         self._buffers = Buffers()
-        self._turns = Turns()
 
     def _tls_context(self) -> TlsContext:
         """Made where it is first needed, since few peers need it."""
@@ -97,7 +95,7 @@ class MendedUpgrader(TransportUpgrader):
             if suite is None:
                 return await self._by_tls(raw_conn, stream, role, expected, selection.trailing)
             handshake = Handshake(suite, role, self._credentials, expected=expected)
-            await _say(stream, handshake, selection.trailing, self._turns)
+            await _say(stream, handshake, selection.trailing)
         except (MultiselectError, NoiseError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SecurityUpgradeFailure(f"no secure connection: {exc}") from exc
         assert handshake.result is not None
@@ -112,13 +110,13 @@ class MendedUpgrader(TransportUpgrader):
         from ._tls import TlsHandshake, TlsSocket
 
         handshake = TlsHandshake(self._tls_context(), role, expected=expected)
-        await _say(stream, handshake, trailing, self._turns)
+        await _say(stream, handshake, trailing)
         conn = TlsSocket(raw, stream, handshake, **self._ours())
         conn.negotiated_security_protocol = TLS_ID
         return conn
 
     def _ours(self) -> dict[str, Any]:
-        return {"buffers": self._buffers, "turns": self._turns, "local_peer": self._peer, "local_key": self._key}
+        return {"buffers": self._buffers, "local_peer": self._peer, "local_key": self._key}
 
     async def upgrade_connection(self, conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         """Agree on Yamux, where the handshake did not already.
@@ -158,9 +156,9 @@ def _ed25519_peer(peer_id: ID) -> PeerId:
     return peer_id_from_bytes(peer_id.to_bytes())
 
 
-async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turns: Turns | None = None) -> None:
-    """Send and receive until `dialogue` has come to its end. What takes a while to think about waits for its turn."""
-    done = await _heard(dialogue, data, turns)
+async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes) -> None:
+    """Send and receive until `dialogue` has come to its end."""
+    done = dialogue.receive_data(data)
     while True:
         outgoing = dialogue.data_to_send()
         if outgoing:
@@ -170,17 +168,7 @@ async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turn
         data = await stream.receive_some(_READ_BYTES)
         if not data:
             raise trio.BrokenResourceError("the peer closed the connection")
-        done = await _heard(dialogue, data, turns)
-
-
-async def _heard(dialogue: _Dialogue, data: bytes, turns: Turns | None) -> object:
-    if turns is None:
-        return dialogue.receive_data(data)
-    await turns.take(dialogue)
-    try:
-        return dialogue.receive_data(data)
-    finally:
-        turns.give()
+        done = dialogue.receive_data(data)
 
 
 async def _agree(conn: SocketLink, selection: Proposal | Answer) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NoReturn
 import trio
 
 from p2pcompute._dialogue import FRAME_TIMEOUT_S, STREAM_FAULTS, Dialogue
-from p2pcompute.errors import ChainError, ChannelClosing, DiskFull, PaymentError, VoucherRefused
+from p2pcompute.errors import ChainError, ChannelChanged, ChannelClosing, DiskFull, PaymentError, VoucherRefused
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.channel import Domain, channel_id
 from p2pcompute_protocols.connection import Role
@@ -27,7 +27,7 @@ from p2pcompute_protocols.watch import (
     WatchWelcome,
 )
 
-from ._api import Hub, PayeeLedger, Stream, payee_view
+from ._api import Hub, PayeeLedger, Stream, payee_view, read_in
 from ._payee import MAX_LEDGER_UUSD
 from ._watchtower import MAX_WATCHED, is_signed
 
@@ -117,14 +117,12 @@ class VoucherKeeping:
             return False
         if row is None:
             row = await self._ledger.open_channel_in(channel, payer=payer, signer=signer, peer=self._peer_id)
-        await self._ledger.set_chain_in(
-            channel, deposit_uusd=state.deposit_uusd, claimed_uusd=state.claimed_uusd, close_at_s=state.close_at_s
-        )
+        row = await read_in(self._ledger, self._hub, channel)
         try:
             await self._ledger.take_voucher(
-                channel, amount_uusd=amount, memo=voucher.memo, signature=voucher.signature, peer=row.peer
+                channel, amount_uusd=amount, memo=voucher.memo, signature=voucher.signature, peer=row.peer, checked=row
             )
-        except (ChannelClosing, VoucherRefused):
+        except (ChannelChanged, ChannelClosing, VoucherRefused):
             return False
         return True
 

@@ -46,7 +46,7 @@ def peer_id_from_public_key(public_key: bytes) -> PeerId:
 
 @lru_cache(_REMEMBERED)
 def peer_id_from_bytes(raw: bytes) -> PeerId:
-    """The text form of a binary Ed25519 peer ID; anything else is refused."""
+    """The text form of a binary Ed25519 peer ID (`bytes`); anything else is refused."""
     if len(raw) != PEER_ID_BYTES or not raw.startswith(_PREFIX):
         raise LocalProtocolError("not an Ed25519 peer ID", code=WireCode.MALFORMED)
     return PeerId(base58.b58encode(raw).decode("ascii"))

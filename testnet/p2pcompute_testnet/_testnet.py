@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +83,19 @@ class _Voice:
                 pass  # "ready" is said for all of them; how each one stops is in its log
 
 
+async def _serve_chain(here: NetworkDir, scope: trio.CancelScope, *, task_status: trio.TaskStatus[str]) -> None:
+    with scope:
+        await serve_local_chain(here, task_status=task_status)
+
+
+@asynccontextmanager
+async def _until_left(scope: trio.CancelScope) -> AsyncGenerator[None]:
+    try:
+        yield
+    finally:
+        scope.cancel()
+
+
 async def run_testnet(options: TestnetOptions) -> None:
     """Run until cancelled, or until every provider has ended.
 
@@ -98,8 +112,10 @@ async def run_testnet(options: TestnetOptions) -> None:
     here = NetworkDir.named(options.network)
     voice = _Voice(as_json=options.as_json)
     directory = (options.directory or home_dir() / "testnet" / options.network).absolute()
-    async with trio.open_nursery() as nursery:
-        url: str = await nursery.start(serve_local_chain, here)
+    chain = trio.CancelScope()
+    async with trio.open_nursery() as nursery, _until_left(chain):
+        url: str = await nursery.start(_serve_chain, here, chain)
+        chain.shield = True  # providers that stop claim there
         voice.say(f"chain {url}", event="chain", url=url)
         async with open_cluster(
             directory,
@@ -139,5 +155,4 @@ async def run_testnet(options: TestnetOptions) -> None:
                         for node in (*first, *rest):
                             waiting.start_soon(node.wait_gone)
                     showing.cancel_scope.cancel()
-        nursery.cancel_scope.cancel()
     click.echo("every provider has ended; their logs say why", err=True)

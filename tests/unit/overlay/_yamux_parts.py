@@ -77,13 +77,6 @@ class MemoryLink:
         self._closed = False
 
     @property
-    def shared(self) -> bool:
-        return False
-
-    async def wait_turn(self) -> None:
-        pass
-
-    @property
     def unsent(self) -> int:
         return len(self._waiting)
 

@@ -52,7 +52,7 @@ async def nothing_more_is_taken(world: World) -> None:
     assert answer.code == WireCode.UNFUNDED
     row = await world.payee_ledger.channel_in(world.channel)
     assert row is not None
-    assert (row.best_uusd, row.deposit_uusd) == (7, 7)
+    assert (row.paid_uusd, row.deposit_uusd) == (7, 7)
     assert world.chain.channels[world.channel].deposit_uusd == 7
 
 
