@@ -34,6 +34,7 @@ PAYMENTS = Path(p2pcompute.payments.__file__).parent
 PROTOCOLS = Path(p2pcompute_protocols.__file__).parent
 SOURCES = (
     PAYMENTS / "_payee.py",
+    PAYMENTS / "_consents.py",
     PAYMENTS.parent / "_dialogue.py",
     *(PROTOCOLS / name for name in ("_binding.py", "_evm.py", "connection.py", "framing.py")),
     *(PROTOCOLS / "channel").glob("*.py"),
@@ -230,6 +231,14 @@ async def consented(world: Any) -> Any:
     return await paying(world, 6)
 
 
+async def closing_under_way(world: Any) -> Any:
+    wire = await greeted(world)
+    await wire.say(voucher(world, 5))
+    assert isinstance(await wire.hear(), VoucherAck)
+    await wire.say(CloseAsk(amount_uusd=5))  # an agreement is open
+    return await wire.hear()
+
+
 async def nothing_reserved(world: Any) -> Any:
     del world.chain.channels[world.channel]
     return await paying(world, 5)
@@ -249,6 +258,7 @@ CASES: list[tuple[Callable[[Any], Any], WireCode, str]] = [
     (asked_again_at_once, WireCode.UNFUNDED, "try again shortly"),
     (about_to_close, WireCode.UNFUNDED, "about to close"),
     (consented, WireCode.CLOSING, "consent"),
+    (closing_under_way, WireCode.PAYMENT_REQUIRED, "under way"),
     (nothing_reserved, WireCode.UNFUNDED, "holds 0.000000 USD"),
     (too_large, WireCode.OVERSIZED, "keeps account of"),
     (large_frame, WireCode.OVERSIZED, "are allowed"),

@@ -1,13 +1,11 @@
-"""Money from a wallet to a provider's balance: the contract on a development chain, two ledgers, and vouchers."""
+"""Money from a wallet to a provider's balance: the contract on a real chain, two ledgers, and vouchers."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import coincurve
 import pytest
 import trio
 
-from p2pcompute.chain import ChainClient, DevChainProcess, HubClient, dev_info, encode_request_close, faucet
+from p2pcompute.chain import HubClient, encode_request_close
 from p2pcompute.errors import ConfigError, RpcError, TransactionFailed
 from p2pcompute.identity import WalletKey
 from p2pcompute.node import wall_clock_ms
@@ -48,16 +46,7 @@ from p2pcompute_protocols.task import open_proven_receipt
 pytestmark = pytest.mark.net
 
 
-def load_world() -> Any:
-    """The payer and the payee of the unit tests."""
-    path = Path(__file__).parents[1] / "unit" / "payments" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("payments_world_net", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+Open = Callable[[], AbstractAsyncContextManager[Any]]
 
 
 def on_chain(world: Any, client: HubClient, terms: ChainTerms, *, live: bool = False) -> None:
@@ -85,25 +74,22 @@ def on_chain(world: Any, client: HubClient, terms: ChainTerms, *, live: bool = F
 
 
 @asynccontextmanager
-async def on_its_own_chain(tmp_path: Path) -> AsyncGenerator[tuple[Any, HubClient, ChainTerms]]:
-    """The payer and the payee, with tokens on a development chain that ends with the context."""
-    module = load_world()
+async def on_its_own_chain(evm: Open, module: Any, tmp_path: Path) -> AsyncGenerator[tuple[Any, HubClient, ChainTerms]]:
+    """The payer and the payee, with tokens on a chain that ends with the context."""
     world = module.World(tmp_path / "nodes")
     with trio.fail_after(300):
-        async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
-            info = await dev_info(rpc)
-            client = HubClient(rpc, info.hub, info.token)
-            terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
+        async with evm() as chain:
             for key in (world.wallet, world.account):
-                await faucet(rpc, key.address, token_uusd=50_000)
+                await chain.give(key.address, 50_000)
+            terms: ChainTerms = chain.terms
             world.chain.terms = module.TERMS = terms
             world.domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
-            yield world, client, terms
+            yield world, chain.hub, terms
 
 
-def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
+def test_deposit_fund_pay_claim_on_the_contract(evm: Open, payments_world: Any, tmp_path: Path) -> None:
     async def main() -> None:
-        async with on_its_own_chain(tmp_path) as (world, client, terms):
+        async with on_its_own_chain(evm, payments_world, tmp_path) as (world, client, terms):
             async with world.open():
                 on_chain(world, client, terms)
                 await world.payer_ledger.bind_chain(terms)
@@ -158,11 +144,11 @@ def test_deposit_fund_pay_claim_on_the_contract(tmp_path: Path) -> None:
     trio.run(main)
 
 
-def test_closed_with_the_payees_consent_on_the_contract(tmp_path: Path) -> None:
+def test_closed_with_the_payees_consent_on_the_contract(evm: Open, payments_world: Any, tmp_path: Path) -> None:
     """At once, twice over: and a consent that is used is good for nothing on the channel that was opened again."""
 
     async def main() -> None:
-        async with on_its_own_chain(tmp_path) as (world, client, terms), world.open():
+        async with on_its_own_chain(evm, payments_world, tmp_path) as (world, client, terms), world.open():
             on_chain(world, client, terms, live=True)
             payer, payee = world.wallet.address, world.account.address
             wallet = Wallet(
@@ -205,7 +191,7 @@ def test_closed_with_the_payees_consent_on_the_contract(tmp_path: Path) -> None:
     trio.run(main)
 
 
-def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
+def test_the_model_keeps_to_the_contract(evm: Open) -> None:
     """The same calls on both: the same outcomes, claims, balances and channels after each."""
     payer, payee, thief = (WalletKey(bytes([i]) * 32) for i in (1, 2, 3))
 
@@ -290,13 +276,12 @@ def test_the_model_keeps_to_the_contract(tmp_path: Path) -> None:
 
     async def main() -> None:
         with trio.fail_after(300):
-            async with DevChainProcess(tmp_path / "chain") as chain, ChainClient(chain.url) as rpc:
-                info = await dev_info(rpc)
-                terms = ChainTerms(chain_id=info.chain_id, hub=info.hub, token=info.token, decimals=6)
+            async with evm() as chain:
+                terms = chain.terms
                 domain = Domain(chain_id=terms.chain_id, contract=Address(terms.hub))
-                client, model = HubClient(rpc, info.hub, info.token), ModelChain(terms)
+                client, model = chain.hub, ModelChain(terms)
                 for key in (payer, payee):
-                    await faucet(rpc, key.address, token_uusd=1_000)
+                    await chain.give(key.address, 1_000)
                     model.mint(key.address, 1_000)
                 results = []
                 for hubs in (
