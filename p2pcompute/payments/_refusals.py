@@ -30,16 +30,16 @@ REASONS: Final[Mapping[WireCode, str]] = MappingProxyType(
         "it again, or take back the request to close by new work",
         WireCode.CLOSING: "it has consented to close the channel and takes no more on it; the next payment after the "
         "closing opens it anew",
-        WireCode.PAYMENT_REQUIRED: "it closes no channel on which work goes on or is not paid; let the work end, pay for "
-        "it, and ask again",
+        WireCode.PAYMENT_REQUIRED: "it closes no channel on which work goes on or is not paid; let the work end, pay "
+        "for it, and ask again",
         WireCode.OVERSIZED: "the amount, or a message, is above what it keeps account of; close the channel and open "
         "another one, of another account",
         WireCode.INTERNAL: "it can't reach its chain or its disk is full; the voucher is kept, so try again later",
         WireCode.STALLED: "it has waited too long for this node; the next payment opens a new stream",
         WireCode.MALFORMED: _OURS,
         WireCode.OUT_OF_ORDER: _OURS,
-        WireCode.UNSUPPORTED: "it speaks another version of the channel protocol, or has no key at hand to consent to a "
-        "closing; bring both to the same release, or ask the hub to close the channel",
+        WireCode.UNSUPPORTED: "it speaks another version of the channel protocol, or has no key at hand to consent to "
+        "a closing; bring both to the same release, or ask the hub to close the channel",
     }
 )
 """For each code that a payee sends over a channel stream: why, and what its payer can do."""

@@ -10,7 +10,7 @@ import trio
 
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.negotiation import Agreement
-from p2pcompute_protocols.work import Work
+from p2pcompute_protocols.work import ProgramWork, Work
 
 from ._refusing import RefuseError
 
@@ -58,8 +58,12 @@ async def check_price(
     Raises:
         RefuseError: UNDERPRICED; what the run has used is charged.
     """
-    # Wall time, since the speed is that of all threads which the work may have.
-    spent_ms = min(run.wall_ns // 1_000_000, agreement.terms.chunk_timeout_ms)
+    # Wall time, since the speed is that of all threads which the work may have; but a kernel, which can only compute,
+    # has waited for a machine that is busy with other things where it has had less of a processor.
+    spent_ns = run.wall_ns
+    if not isinstance(agreement.terms.work, ProgramWork):
+        spent_ns = min(spent_ns, max(run.cpu_ns, run.device_ns))
+    spent_ms = min(spent_ns // 1_000_000, agreement.terms.chunk_timeout_ms)
     paid_ms = units * 1_000 // max(1, speed_milli) // 1_000
     if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
         await account.drop(used_units=spent_ms * speed_milli)
