@@ -76,9 +76,7 @@ class _Voice:
                 self.say(f"{node.spec.name}: it has ended, {chunks} chunk{'' if chunks == 1 else 's'} done")
             case "checkpoint":
                 claimed = event.get("channels", 0) != 0
-                self.say(
-                    f"{node.spec.name}: {'claimed on chain what it earned' if claimed else 'had nothing to claim'}"
-                )
+                self.say(f"{node.spec.name}: {'claimed on chain what it earned' if claimed else 'claimed nothing'}")
             case _:
                 pass  # "ready" is said for all of them; how each one stops is in its log
 
@@ -136,9 +134,10 @@ async def run_testnet(options: TestnetOptions) -> None:
                 for node in (*first, *rest):
                     stack.enter_context(here.announce_node(node.peer_id, node.addresses))
                     voice.say(f"{node.spec.name}  {node.addresses[0]}")
+                ready = "the provider is" if options.providers == 1 else f"{options.providers} providers are"
                 where = "" if options.network == "local" else f"P2PCOMPUTE_NETWORK={options.network} "
                 voice.say(
-                    f"{options.providers} providers are ready; logs are in {cluster.logs}. In another terminal:\n"
+                    f"{ready} ready; logs are in {cluster.logs}. In another terminal:\n"
                     f"    {where}python yourfile.py        {where}p2pcompute run yourfile.py\n"
                     f"    P2PCOMPUTE_HOME={shlex.quote(str(first[0].home))} p2pcompute status --profile "
                     f"{first[0].spec.name}\n"
