@@ -169,7 +169,7 @@ def accuse(
     hush_logs(debug)
     place = {name: options[name] for name in ("chain", "hub", "token", "registry")} | {"password_file": password_file}
     asker = _Asker(options["profile"], options["network"], place, as_json=as_json, debug=debug)
-    facts = asker("/channels", from_ledger=True)
+    facts = asker.whose_account()
     asker.confirm(f"{file} goes to the arbiters of its task, and their verdict to the chain", facts, yes=yes)
     try:
         password = owner_password(Profile.named(options["profile"]).path, password_file)

@@ -88,6 +88,23 @@ class _Asker:
             self.fail(exc)
         return answer
 
+    def whose_account(self) -> dict[str, Any]:
+        """What `announce` says of who pays, and where, from what is on this disk; a profile that was never used gets
+        its account when it is."""
+        from p2pcompute._profile import Profile
+        from p2pcompute.chain._endpoint import shown_endpoint
+        from p2pcompute.errors import ConfigError
+
+        try:
+            is_new = not Profile.named(self._profile).wallet_key.exists()
+        except ConfigError as exc:
+            self.fail(exc)
+        if not is_new:
+            return self("/channels", from_ledger=True)
+        url = self._place["chain"]
+        chain = {"chain_id": None, "url": None if url is None else shown_endpoint(url)}
+        return {"network": self._network, "account": "made for this", "chain": chain}
+
     def fail(self, error: BaseException) -> NoReturn:
         """Say what went wrong in one line and leave."""
         fail(error, as_json=self.as_json, debug=self._debug)
