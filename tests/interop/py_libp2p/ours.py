@@ -19,7 +19,6 @@ from libp2p.stream_muxer.yamux import yamux
 from p2pcompute.overlay import _muxed_stream, _muxer
 from p2pcompute.overlay._secured import SecureSocket
 from p2pcompute.overlay._socket_link import Buffers
-from p2pcompute.overlay._turns import Turns
 from p2pcompute.overlay._upgrader import _say
 from p2pcompute.overlay.noise import CHACHAPOLY, Credentials, Handshake, NoiseError, Role, WrongPeer
 
@@ -48,7 +47,6 @@ async def _secured(pattern: Any, conn: IRawConnection, role: Role, peer: ID | No
         handshake.result,
         trailing=handshake.trailing,
         buffers=_buffers,
-        turns=Turns(),
         local_peer=pattern.local_peer,
         local_key=key,
     )
