@@ -57,6 +57,7 @@ from p2pcompute_protocols.work import ChunkWork, ProgramWork
 from ._api import RequesterAccount
 from ._link_hooks import LinkHooks
 from ._pace import Pace
+from ._refusing import advice
 from ._results import ReceivedChunk, open_results, ranges
 from ._scheduler import ChunkScheduler
 from ._work import chunk_bytes
@@ -303,7 +304,7 @@ class Link:
             kind = WaitedTooLong
         elif message.code in (WireCode.STALLED, WireCode.NO_CAPACITY):
             kind = NoRoomNow
-        return kind(f"{self.provider} ended the task ({name}): {message.detail}")
+        return kind(f"{self.provider} ended the task ({name}): {message.detail}{advice(message.code)}")
 
     def _kept_waiting(self, code: int) -> bool:
         """Whether a provider that ends the task because it waited has really waited for us: anybody can say so."""

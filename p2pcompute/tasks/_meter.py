@@ -17,10 +17,12 @@ from ._refusing import RefuseError
 if TYPE_CHECKING:
     from ._api import ChunkRun, ProviderAccount
 
-__all__ = ["Meter", "check_price", "units_of"]
+__all__ = ["Meter", "Spent", "check_price", "units_of"]
 
-_UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task
+_UNDERPRICED: Final = 16  # a chunk that costs so many times its units ends the task, and so do all of them together
 _UNDERPRICED_MIN_MS: Final = 2_000
+_TOGETHER_MIN_MS: Final = 10_000  # of all of them
+_RUN_MS: Final = 2.0  # of a processor, which a run may take that no unit is for
 
 
 class Meter:
@@ -45,15 +47,35 @@ class Meter:
             self.units += int(took_s * 1_000) * self._score_milli
 
 
+class Spent:
+    """What all runs of a task took together, beside what the units of its order say, in milliseconds."""
+
+    __slots__ = ("ms", "paid_ms")
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+        self.paid_ms = 0.0
+
+    def add(self, busy_ns: int, units: int, speed_milli: int) -> None:
+        """A run took so much where so many units were said."""
+        self.ms += max(0.0, busy_ns / 1e6 - _RUN_MS)
+        self.paid_ms += units / max(1, speed_milli)
+
+    @property
+    def is_underpriced(self) -> bool:
+        """Whether that is far more than the order says."""
+        return self.ms > max(_TOGETHER_MIN_MS, _UNDERPRICED * self.paid_ms)
+
+
 def units_of(work: Work, blocks: int) -> int:
     """Units of a chunk of `blocks` blocks: the last one costs its share, rounded up."""
     return -(-work.units_per_chunk * blocks // work.blocks_per_chunk)
 
 
 async def check_price(
-    agreement: Agreement, account: ProviderAccount, run: ChunkRun, units: int, speed_milli: int
+    agreement: Agreement, account: ProviderAccount, run: ChunkRun, units: int, speed_milli: int, spent: Spent
 ) -> None:
-    """End the task of a requester whose order has far too few units for what its chunks take.
+    """End the task of a requester whose order has far too few units for what its chunks take, one or all of them.
 
     Raises:
         RefuseError: UNDERPRICED; what the run has used is charged.
@@ -68,3 +90,10 @@ async def check_price(
     if spent_ms > max(_UNDERPRICED_MIN_MS, _UNDERPRICED * paid_ms):
         await account.drop(used_units=spent_ms * speed_milli)
         raise RefuseError(WireCode.UNDERPRICED, f"a chunk took {spent_ms} ms where the order's units say {paid_ms} ms")
+    spent.add(spent_ns, units, speed_milli)
+    if spent.is_underpriced:
+        await account.drop(used_units=int(spent.ms) * speed_milli)
+        raise RefuseError(
+            WireCode.UNDERPRICED,
+            f"the chunks took {spent.ms:.0f} ms together where the order's units say {spent.paid_ms:.0f} ms",
+        )

@@ -262,4 +262,4 @@ async def _deliver(
     session.cancelled.difference_update(chunks)  # it came too late
     session.group.ran(len(chunks), run.wall_ns)
     units = sum(payload.units for payload in payloads)
-    await check_price(agreement, account, run, units, service.speed_milli(work))
+    await check_price(agreement, account, run, units, service.speed_milli(work), session.spent)

@@ -51,7 +51,7 @@ from ._fetching import TaskBlobs
 from ._held_inputs import HeldInputs
 from ._inputs import TaskInputs
 from ._link import MIN_BYTES_PER_S
-from ._meter import Meter, check_price, units_of
+from ._meter import Meter, Spent, check_price, units_of
 from ._places import Place
 from ._provider_group import Group, result_receipt, together
 from ._refusing import RefuseError, WorkerGoneError, printable
@@ -110,6 +110,7 @@ class Session:
         self.shared: TaskBlobs
         self.held: HeldInputs
         self.fp = "strict"
+        self.spent = Spent()
         self.group = Group()  # of short chunks that are computed together
         self.asked: deque[int] = deque()  # states of work in rounds
         self.states: RoundStates | None = None
@@ -567,7 +568,7 @@ class Session:
         payload = result_receipt(agreement, index, outputs, units, service.now_ms(), self.call_of(index))
         if await self.hand_over(agreement, account, payload, outputs, used.units):
             self.group.ran(1, run.wall_ns)
-            await check_price(agreement, account, run, units, speed_milli)
+            await check_price(agreement, account, run, units, speed_milli, self.spent)
         return True
 
     async def hand_over(

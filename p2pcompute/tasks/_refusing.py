@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.task import Refused
 
-__all__ = ["RefuseError", "WorkerGoneError", "printable"]
+__all__ = ["RefuseError", "WorkerGoneError", "advice", "printable"]
+
+_ADVICE: Final = {
+    WireCode.UNDERPRICED: "; units come from a few items that were computed here, and say too little where a few take "
+    "far longer than the rest: chunks=… with fewer chunks evens that out, and of a program item_s=… says what one takes"
+}
 
 
 class RefuseError(Exception):
@@ -24,3 +31,8 @@ def printable(text: str) -> str:
     """What may go into a message for people: short, and nothing that a terminal would act on."""
     clean = "".join(c if c.isprintable() else " " for c in text)
     return clean.encode()[:900].decode(errors="ignore")
+
+
+def advice(code: int) -> str:
+    """What a requester can do about a refusal with this code, to go behind what the provider says."""
+    return _ADVICE.get(WireCode(code), "") if code in WireCode._value2member_map_ else ""

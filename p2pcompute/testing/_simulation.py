@@ -25,7 +25,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import numpy as np
 import trio
@@ -54,6 +54,7 @@ __all__ = ["InlineWorkers", "WorkerFaults", "open_simulated_node", "simulated_ch
 
 SIMULATED_EPOCH_MS = 1_800_000_000_000
 DEFAULT_NETWORK = "simulated"
+_CHUNK_ITEMS: Final = 2_560  # that a calibration takes as long for as for a chunk
 
 
 def virtual_clock_ms() -> int:
@@ -323,7 +324,7 @@ class _InlineSession:
                 await trio.sleep(timeout_s)
                 raise WorkerTimeout("a simulated worker ran past its limit, as it was told to")
             # A check of the usual size takes a tenth of a chunk; a larger one, or a calibration, in proportion.
-            share = count / 2_560 if blocks is None else self._chunks_in(blocks)
+            share = count / _CHUNK_ITEMS if blocks is None else self._chunks_in(blocks)
             seconds = self._workers.chunk_s * share
             await trio.sleep(seconds)  # one that is cancelled stops, and its worker goes on
             outs = [np.zeros((count, *row), dtype) for row, dtype in zip(self._rows, self._dtypes, strict=True)]
@@ -331,8 +332,14 @@ class _InlineSession:
                 call(outs)
             except Exception as error:  # what a program raises; a real worker says it as it is said here
                 raise ExecutionError(f"{type(error).__name__}: {error}") from error
-            nanoseconds = max(1, int(seconds * 1e9))
-            return _Run(outputs=tuple(out.tobytes() for out in outs), cpu_ns=nanoseconds, wall_ns=nanoseconds)
+            # A chunk takes as long as it was told to, whatever is in it; of a processor it has what its items take in a
+            # calibration. The rest of the time it waits.
+            busy_s = min(seconds, self._workers.chunk_s * count / _CHUNK_ITEMS)
+            return _Run(
+                outputs=tuple(out.tobytes() for out in outs),
+                cpu_ns=max(1, int(busy_s * 1e9)),
+                wall_ns=max(1, int(seconds * 1e9)),
+            )
 
 
 def _program_workers(kernels: InlineWorkers, program: InstalledProgram) -> InlineWorkers:
