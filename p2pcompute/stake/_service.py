@@ -54,6 +54,8 @@ _OF_STRANGERS: Final = Rate(per_s=4, burst=64)  # of all others: peer IDs cost n
 _SUBNETS: Final = 4  # that it takes to use up what peers share
 _FILE_S: Final = 180.0
 _MOST_ACCUSING: Final = 2  # files that are taken in at a time
+_SLOW_BYTES_PER_S: Final = 64 * 1024  # a file that comes more slowly, for `_SLOW_S` by now, makes room for another
+_SLOW_S: Final = 10.0
 
 
 class _Crowd:
@@ -70,6 +72,23 @@ class _Crowd:
         return self._of_subnet.take(subnet) and self._all.take(trio.current_time())
 
 
+class _Upload:
+    """Evidence that is being taken in."""
+
+    def __init__(self) -> None:
+        self.began = trio.current_time()
+        self.scope = trio.CancelScope(deadline=self.began + _FILE_S)  # however regularly it drips
+        self.data = bytearray()
+
+    @property
+    def age_s(self) -> float:
+        return trio.current_time() - self.began
+
+    @property
+    def is_slow(self) -> bool:
+        return self.age_s >= _SLOW_S and len(self.data) < _SLOW_BYTES_PER_S * self.age_s
+
+
 @dataclass(slots=True, kw_only=True)
 class StakeService:
     """Answers what it can; either part may be missing.
@@ -84,7 +103,7 @@ class StakeService:
     arbiter: Arbiter | None = None
     _streams: Counter[str] = field(default_factory=Counter[str])
     _silent: dict[trio.CancelScope, None] = field(default_factory=dict[trio.CancelScope, None])  # the longest first
-    _accusing: int = 0
+    _uploads: list[_Upload] = field(default_factory=list[_Upload])
     _of_peer: Buckets[str] = field(default_factory=lambda: Buckets(_OF_PEER, trio.current_time))
     _of_agreed: _Crowd = field(default_factory=lambda: _Crowd(_OF_AGREED))
     _of_strangers: _Crowd = field(default_factory=lambda: _Crowd(_OF_STRANGERS))
@@ -178,28 +197,35 @@ class StakeService:
 
     async def _accused(self, arbiter: Arbiter, dialogue: Dialogue, asked: Accuse) -> Record:
         await arbiter.admit(asked)
-        if self._accusing >= _MOST_ACCUSING:
-            raise LocalProtocolError("other evidence is being taken; try again later", code=WireCode.NO_CAPACITY)
-        self._accusing += 1
+        upload = self._taken_in()
         try:
             await dialogue.send(Proceed())
-            evidence = b""
-            with trio.move_on_after(_FILE_S):  # however regularly it drips
-                evidence = await _file(dialogue)
+            with upload.scope:
+                await _fill(upload.data, dialogue)
         finally:
-            self._accusing -= 1
-        if not evidence:
-            raise RemoteProtocolError(f"the evidence did not come in {_FILE_S:g} s", code=WireCode.STALLED)
-        return await arbiter.judge(asked, evidence)
+            self._uploads.remove(upload)
+            arbiter.charge(asked.terms, upload.age_s)  # a place that is held keeps others from it, as judging does
+        if upload.scope.cancelled_caught:
+            raise RemoteProtocolError("the evidence came too slowly", code=WireCode.STALLED)
+        return await arbiter.judge(asked, bytes(upload.data))
+
+    def _taken_in(self) -> _Upload:
+        """A place for a file. One that drips makes room; with a stake among themselves, two peers could hold both."""
+        if len(self._uploads) >= _MOST_ACCUSING:
+            slow = [upload for upload in self._uploads if upload.is_slow and not upload.scope.cancel_called]
+            if not slow:
+                raise LocalProtocolError("other evidence is being taken; try again later", code=WireCode.NO_CAPACITY)
+            min(slow, key=lambda upload: len(upload.data) / upload.age_s).scope.cancel()
+        self._uploads.append(upload := _Upload())
+        return upload
 
 
-async def _file(dialogue: Dialogue) -> bytes:
-    found = bytearray()
+async def _fill(data: bytearray, dialogue: Dialogue) -> None:
     while True:
         piece = await dialogue.expect(EvidencePiece, EvidenceEnd, stall_s=_QUESTION_S)
         if isinstance(piece, EvidenceEnd):
-            return bytes(found)
-        found += piece.data
+            return
+        data += piece.data
 
 
 def _told(text: str) -> str:

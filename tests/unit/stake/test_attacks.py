@@ -431,7 +431,7 @@ def test_evidence_that_drips_holds_up_nobody(tmp_path: Path, monkeypatch: pytest
         dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
         await dialogue.send(accuse_of(made, evidence))
         await dialogue.expect(Proceed)
-        assert service._accusing == 1
+        assert len(service._uploads) == 1
 
         async def drip() -> None:
             for byte in evidence:
@@ -441,7 +441,7 @@ def test_evidence_that_drips_holds_up_nobody(tmp_path: Path, monkeypatch: pytest
         with pytest.raises((StreamError, RemoteProtocolError)):
             await drip()
         await trio.sleep(1)
-        assert service._accusing == 0
+        assert not service._uploads
 
     dealt(tmp_path, monkeypatch, play)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,21 @@ from p2pcompute._dialogue import Dialogue
 from p2pcompute.errors import StreamError
 from p2pcompute.identity import NodeKey
 from p2pcompute.payments import subnet_of
-from p2pcompute.stake import _service
+from p2pcompute.stake import _arbiter, _service
 from p2pcompute.testing import open_memory_overlay
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
-from p2pcompute_protocols.stake import PROTOCOL_ID, CardGiven, CardQuery, StakeConnection, StakeRefusal
+from p2pcompute_protocols.stake import (
+    PROTOCOL_ID,
+    CardGiven,
+    CardQuery,
+    EvidencePiece,
+    Proceed,
+    StakeConnection,
+    StakeRefusal,
+)
 
-from .test_attacks import Deal, dealt
+from .test_attacks import Deal, accuse_of, dealt
 from .test_floods import VALIDATOR, asks, self_accusation
 
 STREAMS = 64
@@ -95,5 +103,62 @@ def test_the_strangers_of_one_subnet_leave_something_to_others(
             assert codes == [WireCode.UNFUNDED] * 16
         else:
             assert codes.count(WireCode.NO_CAPACITY) > 8
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+@pytest.mark.parametrize("defended", [True, False])
+def test_two_that_drip_leave_a_place_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defended: bool) -> None:
+    """Whoever has a stake could accuse itself, and hold each place for three minutes with a byte now and then."""
+    if not defended:
+        monkeypatch.setattr(_service, "_SLOW_BYTES_PER_S", 0)
+
+    async def play(made: Deal) -> None:
+        evidence = await made.accusation()
+        asked, arbiter = accuse_of(made, evidence), made.arbiters[0]
+        assert arbiter.stake_service is not None
+
+        async def drip() -> None:
+            stream = await made.requester.services.overlay.open_stream(arbiter.peer_id, PROTOCOL_ID)
+            dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
+            with suppress(StreamError, RemoteProtocolError):
+                await dialogue.send(asked)
+                await dialogue.expect(Proceed)
+                for byte in evidence:
+                    await dialogue.send(EvidencePiece(data=bytes([byte])))
+                    await trio.sleep(5)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(drip)
+            await trio.sleep(30)
+            assert len(arbiter.stake_service._uploads) == 2
+            stream = await made.requester.services.overlay.open_stream(arbiter.peer_id, PROTOCOL_ID)
+            dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
+            await dialogue.send(asked)
+            answer = await dialogue.receive(stall_s=5)
+            assert isinstance(answer, Proceed if defended else StakeRefusal)
+            await trio.sleep(1)
+            assert len(arbiter.stake_service._uploads) == 2  # of the two that dripped one has gone, or none
+            nursery.cancel_scope.cancel()
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+def test_a_place_that_is_held_counts_as_judging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(made: Deal) -> None:
+        evidence, service = await made.accusation(), made.arbiters[0].stake_service
+        assert service is not None
+        assert service.arbiter is not None
+        stream = await made.requester.services.overlay.open_stream(made.arbiters[0].peer_id, PROTOCOL_ID)
+        dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
+        await dialogue.send(accuse_of(made, evidence))
+        await dialogue.expect(Proceed)
+        await trio.sleep(25)
+        await stream.reset()
+        await trio.sleep(1)
+        terms, left_s = made.pledge.terms, _arbiter._TIME_OF_ACCUSER.burst - 25
+        assert service.arbiter._of_accuser.has(terms.requester, left_s - 1)
+        assert not service.arbiter._of_accuser.has(terms.requester, left_s + 2)
 
     dealt(tmp_path, monkeypatch, play)
