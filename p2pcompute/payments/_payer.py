@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -306,7 +307,7 @@ class ChannelOut:
             known: ChannelOutView | None = None  # as of the last ack
             while attempt < MAX_ATTEMPTS:
                 attempt += 1
-                row, known = (await self._row() if known is None else known), None
+                row, known = (await self._due() if known is None else known), None
                 held = max(row.acked_uusd, row.claimed_uusd)
                 if max(row.accepted_uusd, row.voucher_uusd) <= held:
                     return held
@@ -412,19 +413,28 @@ class ChannelOut:
         row = await ledger.channel_out(self.id)
         return row if row is not None else await ledger.open_channel_out(self.id, payee=self.payee, peer=self.peer)
 
+    async def _due(self) -> ChannelOutView:
+        """The channel's row; with a voucher for all that is accepted, where we are in sync with the payee and the
+        deposit covers it: that is mostly why we are asked to pay."""
+        if self._dialogue is not None:
+            with suppress(InsufficientFunds):
+                return await self._payer.ledger.raise_voucher(self.id, sign=self._voucher)
+        return await self._row()
+
+    def _voucher(self, amount_uusd: int, root: bytes) -> tuple[bytes, bytes]:
+        voucher = Voucher(channel=self.id, amount_uusd=amount_uusd, memo=root)
+        return root, self._payer.wallet.sign_digest(voucher_digest(self._payer.domain, voucher))
+
     async def _sign(self, row: ChannelOutView) -> ChannelOutView:
         payer = self._payer
-
-        def sign(amount_uusd: int, root: bytes) -> tuple[bytes, bytes]:
-            voucher = Voucher(channel=self.id, amount_uusd=amount_uusd, memo=root)
-            return root, payer.wallet.sign_digest(voucher_digest(payer.domain, voucher))
-
+        if row.accepted_uusd <= max(row.voucher_uusd, row.claimed_uusd):
+            return row
         if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
             await self._wait_funded(row.accepted_uusd)
             row = await self._row()
             if row.accepted_uusd > max(row.voucher_uusd, row.deposit_uusd):
                 payer.check_fundable(self.id)
-        return await payer.ledger.raise_voucher(self.id, sign=sign)
+        return await payer.ledger.raise_voucher(self.id, sign=self._voucher)
 
     async def _wait_funded(self, amount_uusd: int) -> None:
         """Wait for the deposit while funding is under way; `raise_voucher` has the last word."""

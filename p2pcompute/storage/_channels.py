@@ -317,7 +317,7 @@ class ChannelsMixin:
             row = tx.one(f"{_OUT} WHERE channel = :channel", channel=channel)
             return None if row is None else ChannelOutRow._make(row)
 
-        row = await self._look(work)
+        row = await self._look(work, ("channel_out", channel))
         return None if row is None else self._with_ack(row)
 
     async def channels_out(self) -> list[ChannelOutRow]:
@@ -353,6 +353,7 @@ class ChannelsMixin:
             if tree.leaves != row.signed_leaves:
                 tx.emit("voucher_rooted", channel=channel, leaves=tree.leaves, peaks=bytes(tree))
             row = row._replace(voucher_uusd=amount_uusd, memo=memo, signature=signature, signed_leaves=tree.leaves)
+            tx.know(("channel_out", channel), row)
             return row, new
 
         row, new = await self._write(work)
@@ -389,8 +390,9 @@ class ChannelsMixin:
         Nothing leaves on the strength of it, and after a crash the next sync says it again. So it is not waited for:
         the next transaction takes it along, at the latest when the channels are listed or the ledger is closed.
         """
-        row = await self._look(lambda tx: need_out(tx, channel))
-        row = self._with_ack(row)
+        row = await self.channel_out(channel)
+        if row is None:
+            raise _no_channel_out(channel)
         if row.acked_uusd < amount_uusd <= row.voucher_uusd:
             self._acks[channel] = amount_uusd
             self._signed.pop(channel, None)

@@ -63,11 +63,17 @@ class _HalfWritten(Exception):
 class Transaction:
     """One transaction on the ledger. Reads see its own writes; `emit` is the only way to write."""
 
-    __slots__ = ("_connection", "now_ms")
+    __slots__ = ("_connection", "known", "now_ms")
 
     def __init__(self, connection: sqlite3.Connection, now_ms: int) -> None:
         self._connection = connection
         self.now_ms = now_ms
+        self.known: dict[object, object] = {}
+
+    def know(self, key: object, found: object) -> None:
+        """What `Database.look` would find under this key, once this is committed; with the next `emit` of any work of
+        the transaction that is forgotten."""
+        self.known[key] = found
 
     def one(self, sql: str, /, **params: object) -> Row | None:
         """The first row, or None."""
@@ -101,6 +107,7 @@ class Transaction:
         self._log(kind, {**params, "rows": [list(row) for row in rows]})
 
     def _log(self, kind: str, params: dict[str, Any]) -> None:
+        self.known.clear()
         body = cbor2.dumps(params)
         self._connection.execute("INSERT INTO events (at_ms, kind, body) VALUES (?, ?, ?)", (self.now_ms, kind, body))
         apply_event(self._connection, kind, params | {"now_ms": self.now_ms})
@@ -150,8 +157,7 @@ class Database:
         self._failed = ""
         self._looks: sqlite3.Connection | None = None
         self._writes = 0  # odd while a transaction is being written
-        self._seen: dict[object, object] = {}  # what `look` gave, since `_seen_at` of `_writes`
-        self._seen_at = 0
+        self._seen: tuple[int, dict[object, object]] = (0, {})  # what `look` gave, and after how many of `_writes`
         if path is not None:
             _make_private(path)
         # isolation_level None: transactions are begun and ended here, and nowhere behind our back.
@@ -210,11 +216,15 @@ class Database:
             what befalls all of them: a full disk or one that fails, or anything that is no `Exception`. All is undone.
         """
 
+        known: dict[object, object] = {}
+
         def run(one: Callable[[Callable[[Transaction], Any], Transaction], Any]) -> list[Any]:
+            nonlocal known
             self.connection.execute("BEGIN IMMEDIATE")
             transaction = Transaction(self.connection, now_ms)
             outcomes = [one(work, transaction) for work in works]
             self.connection.execute("COMMIT")
+            known = transaction.known
             return outcomes
 
         self._writes += 1
@@ -227,6 +237,8 @@ class Database:
                 return self._guard(lambda: run(self._one_in_savepoint))
         finally:
             self._writes += 1
+            if known:
+                self._seen = (self._writes, known)
 
     def _one(self, work: Callable[[Transaction], Any], transaction: Transaction) -> Any:
         try:
@@ -250,6 +262,7 @@ class Database:
         outcome = self._one(work, transaction)
         if isinstance(outcome, Exception):
             self.connection.execute("ROLLBACK TO one")
+            transaction.known.clear()
         self.connection.execute("RELEASE one")
         return outcome
 
@@ -284,14 +297,15 @@ class Database:
             began = self._writes
             if key is None or began % 2:  # of what is being written now, nobody can say on which side of it a look is
                 return work(Transaction(self._looks, 0))
-            if began != self._seen_at:
-                self._seen.clear()
-                self._seen_at = began
-            if key in self._seen:
-                return cast("T", self._seen[key])
+            at, seen = self._seen
+            if at != began:
+                seen = {}
+                self._seen = (began, seen)
+            if key in seen:
+                return cast("T", seen[key])
             found = work(Transaction(self._looks, 0))
-            if self._writes == began and len(self._seen) < _MOST_SEEN:
-                self._seen[key] = found
+            if self._writes == began and len(seen) < _MOST_SEEN:
+                seen[key] = found
             return found
         except sqlite3.Error as exc:
             raise self._translate(exc) from exc

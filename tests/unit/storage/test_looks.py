@@ -93,7 +93,7 @@ def test_how_much_is_remembered_is_bounded(database: Database) -> None:
     looks = Looks(database)
     for number in range(5_000):
         looks(f"peer {number}")
-    assert len(database._seen) == 1_024
+    assert len(database._seen[1]) == 1_024
 
 
 def test_any_order_of_writes_and_looks_gives_what_was_written(database: Database) -> None:
@@ -103,3 +103,46 @@ def test_any_order_of_writes_and_looks_gives_what_was_written(database: Database
             database.write_all([fail], 0)
             failures += 1
         assert looks() == (failures or None)
+
+
+def knows(tx: Transaction) -> None:
+    """Fails, and says what a look will find."""
+    fail(tx)
+    row = tx.one("SELECT failures FROM peers WHERE peer = :peer", peer=PEER)
+    assert row is not None
+    tx.know(("failures", PEER), row[0])
+
+
+def test_what_a_transaction_knows_is_not_looked_up(database: Database) -> None:
+    looks = Looks(database)
+    database.write_all([fail, knows], 0)
+    assert (looks(), looks(), looks.asked) == (2, 2, 0)
+    assert (looks("somebody else"), looks.asked) == (None, 1)
+    database.write_all([fail], 0)
+    assert (looks(), looks.asked) == (3, 2)
+
+
+def test_what_one_of_a_group_knows_is_forgotten_where_another_writes_behind_it(database: Database) -> None:
+    looks = Looks(database)
+    database.write_all([knows, fail], 0)
+    assert (looks(), looks.asked) == (2, 1)
+
+
+def test_what_a_transaction_knows_that_is_undone_is_not_known(database: Database) -> None:
+    looks = Looks(database)
+
+    def undone(tx: Transaction) -> None:
+        knows(tx)
+        raise StorageError("no")
+
+    database.write_all([fail, undone], 0)
+    assert (looks(), looks.asked) == (1, 1)
+    database.write_all([knows], 0)
+    assert (looks(), looks.asked) == (2, 1)
+    with pytest.raises(KeyboardInterrupt):
+        database.write_all([knows, _interrupted], 0)
+    assert (looks(), looks.asked) == (2, 2)
+
+
+def _interrupted(_: Transaction) -> None:
+    raise KeyboardInterrupt
