@@ -70,7 +70,7 @@ test-gpu: $(CUDA)
 bench-execution: $(STAMP)
 	@$(BIN)/python benchmarks/execution.py --write
 
-# docs/benchmarks/payments.md and benchmarks/results/payments.json; a minute on a quiet machine
+# docs/benchmarks/payments.md and benchmarks/results/payments.json; some two minutes on a quiet machine
 bench-payments: $(STAMP)
 	@$(BIN)/python benchmarks/payments.py --write
 
