@@ -480,16 +480,21 @@ class ChannelOut:
         self._connection = ChannelConnection(Role.REQUESTER)
         stream = await payer.dial(self.peer)
         self._stream = stream
-        self._dialogue = dialogue = Dialogue(self._connection, stream, send_s=FRAME_TIMEOUT_S)
-        hello = ChannelHello(chain=payer.hub.terms, payer=payer.binding, payee=self.payee)
-        await dialogue.send(hello)
-        answer = await dialogue.receive(stall_s=ANSWER_TIMEOUT_S)
-        if isinstance(answer, VoucherRefusal):
-            await self.aclose()
-            raise refused_error(answer)
-        if not isinstance(answer, ChannelSync):
-            raise RemoteProtocolError("the stream ended", code=WireCode.OUT_OF_ORDER)
-        await self._sync(answer)
+        dialogue = Dialogue(self._connection, stream, send_s=FRAME_TIMEOUT_S)
+        try:
+            await dialogue.send(ChannelHello(chain=payer.hub.terms, payer=payer.binding, payee=self.payee))
+            answer = await dialogue.receive(stall_s=ANSWER_TIMEOUT_S)
+            if isinstance(answer, VoucherRefusal):
+                raise refused_error(answer)
+            if not isinstance(answer, ChannelSync):
+                raise RemoteProtocolError("the stream ended", code=WireCode.OUT_OF_ORDER)
+            await self._sync(answer)
+        except BaseException:
+            # Half in sync is not in sync: the voucher that was shown may not be on this disk.
+            with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S):
+                await self.aclose()
+            raise
+        self._dialogue = dialogue
         return dialogue
 
     async def _sync(self, sync: ChannelSync) -> None:
@@ -504,7 +509,6 @@ class ChannelOut:
         except LocalProtocolError:
             signer = None
         if signer != self._payer.wallet.address:
-            await self.aclose()
             raise VoucherRefused(
                 f"the provider {self.peer} shows a voucher of {usd(sync.amount_uusd)} that is not ours; "
                 "do not deal with it"

@@ -128,11 +128,6 @@ class Arbiter:
             code=WireCode.NO_CAPACITY,
         )
 
-    def charge(self, terms: PledgedTerms, seconds: float) -> None:
-        """What a case takes of us counts for both parties."""
-        self._on_provider.charge(terms.provider, seconds)
-        self._of_accuser.charge(terms.requester, seconds)
-
     async def judge(self, asked: Accuse, evidence: bytes) -> VerdictGiven:
         """A verdict against the provider, over all that is at risk.
 
@@ -166,7 +161,9 @@ class Arbiter:
             except EvidenceError as exc:
                 raise LocalProtocolError(str(exc), code=WireCode.MALFORMED) from exc
             finally:
-                self.charge(asked.terms, max(_LEAST_S, trio.current_time() - began))
+                took_s = max(_LEAST_S, trio.current_time() - began)
+                self._on_provider.charge(asked.terms.provider, took_s)
+                self._of_accuser.charge(asked.terms.requester, took_s)
         if self.on_verdict is not None:
             self.on_verdict(terms.task, found.wrong, found.reason)
         if found.peer is not None:

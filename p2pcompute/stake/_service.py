@@ -54,8 +54,9 @@ _OF_STRANGERS: Final = Rate(per_s=4, burst=64)  # of all others: peer IDs cost n
 _SUBNETS: Final = 4  # that it takes to use up what peers share
 _FILE_S: Final = 180.0
 _MOST_ACCUSING: Final = 2  # files that are taken in at a time
-_SLOW_BYTES_PER_S: Final = 64 * 1024  # a file that comes more slowly, for `_SLOW_S` by now, makes room for another
-_SLOW_S: Final = 10.0
+# A file makes room for another that has had so long, and would need so much longer at the pace it has come at.
+_PACE_S: Final = 10.0
+_SOON_S: Final = 30.0
 
 
 class _Crowd:
@@ -75,18 +76,19 @@ class _Crowd:
 class _Upload:
     """Evidence that is being taken in."""
 
-    def __init__(self) -> None:
-        self.began = trio.current_time()
-        self.scope = trio.CancelScope(deadline=self.began + _FILE_S)  # however regularly it drips
+    def __init__(self, size: int) -> None:
+        self.scope = trio.CancelScope(deadline=trio.current_time() + _FILE_S)  # however regularly it drips
         self.data = bytearray()
+        self._size = size
+        self._began = trio.current_time()
 
     @property
-    def age_s(self) -> float:
-        return trio.current_time() - self.began
-
-    @property
-    def is_slow(self) -> bool:
-        return self.age_s >= _SLOW_S and len(self.data) < _SLOW_BYTES_PER_S * self.age_s
+    def left_s(self) -> float:
+        """How much longer it will take, as it has come until now."""
+        age_s = trio.current_time() - self._began
+        if age_s < _PACE_S:
+            return 0.0
+        return (self._size - len(self.data)) * age_s / max(1, len(self.data))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -197,26 +199,26 @@ class StakeService:
 
     async def _accused(self, arbiter: Arbiter, dialogue: Dialogue, asked: Accuse) -> Record:
         await arbiter.admit(asked)
-        upload = self._taken_in()
+        upload = self._taken_in(asked.size)
         try:
-            await dialogue.send(Proceed())
             with upload.scope:
+                await dialogue.send(Proceed())
                 await _fill(upload.data, dialogue)
         finally:
             self._uploads.remove(upload)
-            arbiter.charge(asked.terms, upload.age_s)  # a place that is held keeps others from it, as judging does
         if upload.scope.cancelled_caught:
             raise RemoteProtocolError("the evidence came too slowly", code=WireCode.STALLED)
         return await arbiter.judge(asked, bytes(upload.data))
 
-    def _taken_in(self) -> _Upload:
-        """A place for a file. One that drips makes room; with a stake among themselves, two peers could hold both."""
+    def _taken_in(self, size: int) -> _Upload:
+        """A place for a file. One that drips makes room: terms that both parties have signed are shown by whoever has
+        seen them, so whose time that would be can't be told."""
         if len(self._uploads) >= _MOST_ACCUSING:
-            slow = [upload for upload in self._uploads if upload.is_slow and not upload.scope.cancel_called]
+            slow = [upload for upload in self._uploads if upload.left_s > _SOON_S and not upload.scope.cancel_called]
             if not slow:
                 raise LocalProtocolError("other evidence is being taken; try again later", code=WireCode.NO_CAPACITY)
-            min(slow, key=lambda upload: len(upload.data) / upload.age_s).scope.cancel()
-        self._uploads.append(upload := _Upload())
+            max(slow, key=lambda upload: upload.left_s).scope.cancel()
+        self._uploads.append(upload := _Upload(size))
         return upload
 
 

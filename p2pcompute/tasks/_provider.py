@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from p2pcompute._rates import Buckets
 from p2pcompute.errors import StreamError
 from p2pcompute_protocols import task
 from p2pcompute_protocols.envelope import Signer
@@ -21,6 +22,7 @@ from ._api import ChunkRun, ProviderBooks, Workers
 from ._disputes import DisputeService
 from ._fetching import BlobExchange
 from ._inputs import KeptInputs
+from ._meter import UNPAID
 from ._places import Guest, Places
 from ._provider_session import Session
 from ._round_provider import RoundFault
@@ -73,6 +75,7 @@ class TaskService:
     newcomers_hold: int = field(init=False, default=0)
     kept: KeptInputs = field(default_factory=KeptInputs)
     exchange: BlobExchange | None = None  # where inputs may come from other providers as well
+    unpaid: Buckets[PeerId] = field(default_factory=lambda: Buckets(UNPAID, trio.current_time))
     _compiling: dict[PeerId, trio.Lock] = field(default_factory=dict)
     _sessions: set[Session] = field(default_factory=set)
 

@@ -110,7 +110,7 @@ class Session:
         self.shared: TaskBlobs
         self.held: HeldInputs
         self.fp = "strict"
-        self.spent = Spent()
+        self.spent = Spent(service.unpaid, stream.peer_id, service.thread_milli)
         self.group = Group()  # of short chunks that are computed together
         self.asked: deque[int] = deque()  # states of work in rounds
         self.states: RoundStates | None = None

@@ -30,6 +30,10 @@ from p2pcompute_protocols.money import ChainTerms
 Run = Callable[..., None]
 
 
+async def no_room(*_: Any, **__: Any) -> Any:
+    raise DiskFull("no room")
+
+
 class Attacker:
     """A payer that says what it likes: no state machine holds it back."""
 
@@ -214,7 +218,10 @@ def test_a_provider_out_of_reach_costs_nothing_and_gets_its_voucher_later(run: R
     run(body)
 
 
-def test_a_payer_with_a_restored_backup_adopts_its_own_newest_voucher(run: Run, make_world: Any) -> None:
+@pytest.mark.parametrize("full", [False, True])
+def test_a_payer_with_a_restored_backup_adopts_its_own_newest_voucher(
+    make_world: Any, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
     world = make_world()
 
     async def before(world: Any) -> None:
@@ -234,6 +241,11 @@ def test_a_payer_with_a_restored_backup_adopts_its_own_newest_voucher(run: Run, 
                 task = await other.agree()
                 await other.payer.refresh(other.channel)
                 await other.work(task, 0, units=2)
+                if full:  # the voucher can't be kept: nothing is signed below it, now or later
+                    with monkeypatch.context() as patch:
+                        patch.setattr(other.payer_ledger, "adopt_voucher", no_room)
+                        with pytest.raises(DiskFull):
+                            await other.channel_out().pay()
                 assert await other.channel_out().pay() == 7
                 row = await kept.channel_in(other.channel)
                 assert row is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from p2pcompute._dialogue import Dialogue
 from p2pcompute.errors import StreamError
 from p2pcompute.identity import NodeKey
 from p2pcompute.payments import subnet_of
-from p2pcompute.stake import _arbiter, _service
+from p2pcompute.stake import _service
 from p2pcompute.testing import open_memory_overlay
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
@@ -20,11 +21,13 @@ from p2pcompute_protocols.stake import (
     PROTOCOL_ID,
     CardGiven,
     CardQuery,
+    EvidenceEnd,
     EvidencePiece,
     Proceed,
     StakeConnection,
     StakeRefusal,
 )
+from p2pcompute_protocols.wire import Record
 
 from .test_attacks import Deal, accuse_of, dealt
 from .test_floods import VALIDATOR, asks, self_accusation
@@ -111,7 +114,7 @@ def test_the_strangers_of_one_subnet_leave_something_to_others(
 def test_two_that_drip_leave_a_place_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defended: bool) -> None:
     """Whoever has a stake could accuse itself, and hold each place for three minutes with a byte now and then."""
     if not defended:
-        monkeypatch.setattr(_service, "_SLOW_BYTES_PER_S", 0)
+        monkeypatch.setattr(_service, "_SOON_S", math.inf)
 
     async def play(made: Deal) -> None:
         evidence = await made.accusation()
@@ -145,20 +148,62 @@ def test_two_that_drip_leave_a_place_to_others(tmp_path: Path, monkeypatch: pyte
     dealt(tmp_path, monkeypatch, play)
 
 
-def test_a_place_that_is_held_counts_as_judging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_shows_the_terms_uses_up_nobody_s_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both signatures under them are known to the liar as well, which could show them for hours."""
+
     async def play(made: Deal) -> None:
-        evidence, service = await made.accusation(), made.arbiters[0].stake_service
-        assert service is not None
-        assert service.arbiter is not None
-        stream = await made.requester.services.overlay.open_stream(made.arbiters[0].peer_id, PROTOCOL_ID)
+        evidence, arbiter = await made.accusation(), made.arbiters[0]
+        asked, overlay = accuse_of(made, evidence), made.provider.services.overlay
+        for _ in range(4):
+            await overlay.connect(arbiter.addresses[0])
+            stream = await overlay.open_stream(arbiter.peer_id, PROTOCOL_ID)
+            dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
+            await dialogue.send(asked)
+            await dialogue.expect(Proceed)
+            with suppress(StreamError, RemoteProtocolError):
+                for byte in evidence:
+                    await dialogue.send(EvidencePiece(data=bytes([byte])))
+                    await trio.sleep(20)
+        stream = await made.requester.services.overlay.open_stream(arbiter.peer_id, PROTOCOL_ID)
         dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
-        await dialogue.send(accuse_of(made, evidence))
+        await dialogue.send(asked)
         await dialogue.expect(Proceed)
-        await trio.sleep(25)
-        await stream.reset()
-        await trio.sleep(1)
-        terms, left_s = made.pledge.terms, _arbiter._TIME_OF_ACCUSER.burst - 25
-        assert service.arbiter._of_accuser.has(terms.requester, left_s - 1)
-        assert not service.arbiter._of_accuser.has(terms.requester, left_s + 2)
+
+    dealt(tmp_path, monkeypatch, play)
+
+
+def test_a_slow_file_that_is_nearly_here_keeps_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(made: Deal) -> None:
+        evidence, arbiter = await made.accusation(), made.arbiters[0]
+
+        async def show(pause_s: float) -> Record:
+            stream = await made.requester.services.overlay.open_stream(arbiter.peer_id, PROTOCOL_ID)
+            dialogue = Dialogue(StakeConnection(Role.REQUESTER), stream)
+            await dialogue.send(accuse_of(made, evidence))
+            answer = await dialogue.receive(stall_s=5)
+            if isinstance(answer, Proceed):
+                size = -(-len(evidence) // 10)
+                for begin in range(0, len(evidence), size):  # ten pieces
+                    await trio.sleep(pause_s)
+                    await dialogue.send(EvidencePiece(data=evidence[begin : begin + size]))
+                await dialogue.send(EvidenceEnd())
+                answer = await dialogue.receive(stall_s=60)
+            assert isinstance(answer, Record)
+            return answer
+
+        found: list[Record] = []
+
+        async def kept() -> None:
+            found.append(await show(3.0))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(kept)
+            await trio.sleep(20)
+            refused = await show(0.0)
+            assert isinstance(refused, StakeRefusal)
+            assert refused.code == WireCode.NO_CAPACITY
+        judged = [answer.code for answer in found if isinstance(answer, StakeRefusal)]
+        assert judged == [WireCode.CHECK_FAILED] * 2  # it is the accuser who is wrong
 
     dealt(tmp_path, monkeypatch, play)

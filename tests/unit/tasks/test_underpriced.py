@@ -12,15 +12,17 @@ import pytest
 import trio
 
 import p2pcompute as p2p
-from p2pcompute.tasks import ChunkDone
-from p2pcompute.tasks._meter import Spent, check_price
+from p2pcompute._rates import Buckets
+from p2pcompute.tasks import ChunkDone, _provider_session
+from p2pcompute.tasks._meter import UNPAID, Spent, check_price
 from p2pcompute.tasks._refusing import RefuseError
+from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.work import ChunkWork, ProgramWork
 
 from ..market._harness import Market, Watch, X, Y, axpy, in_memory
 
 SECOND = 1_000_000_000
-LEAST_S = 10.0  # what a task may take for whatever it likes to say
+LEAST_S = 11.0  # what a task may take for whatever it likes to say
 
 
 @dataclass
@@ -33,27 +35,48 @@ class Account:
         self.used.append(used_units)
 
 
-def said(kind: type, *, wall_s: float, cpu_s: float = 0.0, device_s: float = 0.0, units: int = 100_000) -> list[int]:
-    """What is charged, for a chunk that is to take `units` microseconds of one core and took so long."""
+def spent(threads: int = 1) -> Spent:
+    """For a task of somebody of whom nothing is known, on a machine with one reference core for all its threads."""
+    return Spent(Buckets(UNPAID, lambda: 0.0), PeerId("somebody"), 1_000 // threads)
+
+
+def said(
+    kind: type,
+    *,
+    wall_s: float,
+    cpu_s: float = 0.0,
+    device_s: float = 0.0,
+    units: int = 100_000,
+    threads: int = 1,
+    runs: int = 1,
+) -> list[int]:
+    """What is charged, for chunks that are to take `units` microseconds of all threads and took so long."""
     agreement: Any = SimpleNamespace(terms=SimpleNamespace(work=object.__new__(kind), chunk_timeout_ms=60_000))
     run: Any = SimpleNamespace(
         wall_ns=int(wall_s * SECOND), cpu_ns=int(cpu_s * SECOND), device_ns=int(device_s * SECOND)
     )
-    account: Any = Account()
+    account, so_far = Account(), spent(threads)
     with suppress(RefuseError):
-        trio.run(check_price, agreement, account, run, units, 1_000, Spent())
-        assert not account.used
-    return account.used  # type: ignore[no-any-return]
+        for _ in range(runs):
+            trio.run(check_price, agreement, account, run, units, 1_000, so_far)
+            assert not account.used
+    return account.used
 
 
 @pytest.mark.parametrize(
     ("kind", "times", "charged"),
     [
         (ChunkWork, {"wall_s": 5, "cpu_s": 5}, [5_000_000]),
-        (ChunkWork, {"wall_s": 5, "cpu_s": 10}, [5_000_000]),  # two threads
+        (ChunkWork, {"wall_s": 5, "cpu_s": 10, "threads": 2}, [5_000_000]),
+        (ChunkWork, {"wall_s": 5, "cpu_s": 5, "threads": 32}, []),  # it had a thread: a 32nd of the machine
         (ChunkWork, {"wall_s": 5, "cpu_s": 0.1, "device_s": 4}, [4_000_000]),
         (ChunkWork, {"wall_s": 5, "cpu_s": 1.5}, []),  # others had the machine
         (ChunkWork, {"wall_s": 1.9, "cpu_s": 1.9, "units": 1}, []),
+        (ChunkWork, {"wall_s": 1.9, "cpu_s": 1.9, "units": 1, "runs": 5}, []),
+        (ChunkWork, {"wall_s": 1.9, "cpu_s": 1.9, "units": 1, "runs": 6}, [11_388_000]),
+        (ChunkWork, {"wall_s": 0.4, "cpu_s": 0.4, "units": 12_500, "threads": 32, "runs": 1_000}, []),  # a true order
+        (ChunkWork, {"wall_s": 0.002, "cpu_s": 0.002, "units": 1, "runs": 10_000}, []),
+        (ProgramWork, {"wall_s": 3_600, "cpu_s": 0.1, "units": 4_000_000, "runs": 20}, []),  # the machine slept
         (ProgramWork, {"wall_s": 5, "cpu_s": 0.1}, [5_000_000]),  # it may have slept: its place was taken all the same
     ],
 )
@@ -86,5 +109,37 @@ def test_many_chunks_below_the_bound_of_one_are_found_out(
         await run
         (channel,) = await provider.services.ledger.channels_in()
         assert channel.paid_uusd == 1
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("defended", [True, False])
+def test_what_one_task_was_let_off_another_one_of_the_same_peer_is_not(
+    defended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks that end just before they are found out, one after the other."""
+    if not defended:
+        monkeypatch.setattr(
+            _provider_session, "Spent", lambda _, *rest: Spent(Buckets(UNPAID, trio.current_time), *rest)
+        )
+    size, busy_s = 640, 1.9
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=market.workers(chunk_s=20 * busy_s))
+        node = await market.node(connect=(provider,), workers=market.workers(chunk_s=1e-6))
+        watch = Watch()
+
+        async def run() -> None:
+            for _ in range(12):
+                await node.run(
+                    axpy, p2p.out((size,), Y.dtype), np.float32(2), X[:size], Y[:size], chunks=5, on_event=watch
+                )
+
+        if defended:
+            with pytest.raises(p2p.P2PComputeError, match="underpriced"):
+                await run()
+            assert len(watch.of(ChunkDone)) <= 12
+        else:
+            await run()
 
     in_memory(scenario)
