@@ -10,8 +10,9 @@ __all__ = ["page"]
 HEAD = """# Payments: vouchers a second, restarts, gas
 
 `make bench-payments` measures this and writes this page and `benchmarks/results/payments.json`. What a disk takes for
-a sync bounds a single channel, so it stands first. Rows take turns in ten rounds; the best one counts, since it is
-least disturbed, and the median stands beside it. `--directory` says on which disk the ledgers lie.
+a sync bounds a single channel, so it stands first. Rows take turns in ten rounds, each in a process of its own; the
+best one counts, since it is least disturbed, and the median stands beside it. `--directory` says on which disk the
+ledgers lie.
 
 """
 
