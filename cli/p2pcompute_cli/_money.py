@@ -354,7 +354,8 @@ def settle(profile: str, network: str, place: Place, as_json: bool, debug: bool)
     asker = _Asker(profile, network, place, as_json=as_json, debug=debug)
     facts = asker("/channels")
     due = [row["unclaimed_uusd"] for row in facts["channels"] if row["direction"] == "in" and row["unclaimed_uusd"]]
-    asker.announce(f"claiming {usd(sum(due))} on {count(len(due), 'channel')}", facts, gas=claim_gas(len(due)))
+    if due:
+        asker.announce(f"claiming {usd(sum(due))} on {count(len(due), 'channel')}", facts, gas=claim_gas(len(due)))
     answer = asker("/settle", "POST")
     if as_json:
         json_line(**answer)

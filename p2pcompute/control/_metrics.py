@@ -78,11 +78,11 @@ def _node(status: Mapping[str, Any]) -> list[Metric]:
         _gauge("uptime_seconds", "Time since the node was opened.", status["uptime_s"]),
         _gauge("peers", "Connected peers.", status["peer_count"]),
         _gauge("ads", "Ads on the board.", status["ads"]),
-        _counter("earned_uusd", "Paid to this node by voucher or on chain.", totals["earned_uusd"]),
+        _gauge("earned_uusd", "Paid to this node by voucher or on chain.", totals["earned_uusd"]),
         _gauge("owed_uusd", "Work done here that no voucher covers.", totals["owed_to_us_uusd"]),
-        _counter("claimed_uusd", "Claimed on chain.", totals["claimed_uusd"]),
+        _gauge("claimed_uusd", "Claimed on chain.", totals["claimed_uusd"]),
         _gauge("unclaimed_uusd", "What a checkpoint would bring now.", totals["unclaimed_uusd"]),
-        _counter("spent_uusd", "Vouchers signed by this node.", totals["spent_uusd"]),
+        _gauge("spent_uusd", "Vouchers signed by this node.", totals["spent_uusd"]),
     ]
 
 

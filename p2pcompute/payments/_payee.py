@@ -91,7 +91,6 @@ class PayeeCounters:
 
     streams: int
     vouchers: int
-    paid_uusd: int
     refused: Counter[WireCode]
     unrooted: int = 0  # vouchers taken whose memo is not the root of receipts that we issued
 
@@ -157,7 +156,7 @@ class Payee:
             clock_ms=clock_ms,
             forget=self._forget_read,
         )
-        self.counters = PayeeCounters(streams=0, vouchers=0, paid_uusd=0, refused=Counter())
+        self.counters = PayeeCounters(streams=0, vouchers=0, refused=Counter())
 
     async def paid_uusd(self, channel: ChannelId) -> int:
         """What is paid on a channel; 0 for one that is not known."""
@@ -396,7 +395,6 @@ class Payee:
             raise _Refuse(WireCode.BAD_VOUCHER, str(exc), best_uusd=row.paid_uusd) from exc
         _remember(self._kept, channel, stored)
         self.counters.vouchers += 1
-        self.counters.paid_uusd += stored.paid_uusd - row.paid_uusd
         return stored
 
     async def _covered_row(self, session: _Session, row: ChannelIn | None, amount_uusd: int) -> ChannelIn:
@@ -435,7 +433,6 @@ class Payee:
                     signer=Address(session.binding.signer),
                     peer=session.peer,
                 )
-            paid = row.paid_uusd
             row = await self._ledger.set_chain_in(
                 channel,
                 deposit_uusd=state.deposit_uusd,
@@ -445,7 +442,6 @@ class Payee:
             self._check_closings(closings, row)
             _remember(self._read_at, channel, now)  # not before: another stream would take the old row for a new one
             self._wake(channel)  # the chain may know of more than we did
-            self.counters.paid_uusd += max(0, row.paid_uusd - paid)
         if row.close_at_s and row.close_at_s - self._clock_ms() // 1000 < CLOSING_MARGIN_S:
             raise _unfunded(row, "the channel is about to close; fund it again to keep it open")
         if amount_uusd > row.deposit_uusd:

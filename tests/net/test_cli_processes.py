@@ -72,6 +72,10 @@ def test_two_lend_one_asks(start: Callable[..., Program], tmp_path: Path, monkey
     assert (settle.lines[0]["settled_uusd"], settle.lines[0]["free_uusd"]) == (earned, earned)
     if earned:
         assert "on 1 channel (network local, chain " in settle.said  # before it is claimed
+    nothing = start("settle", "--json", "--profile", "second")
+    assert nothing.end() == 0
+    assert nothing.lines[0]["settled_uusd"] == 0
+    assert "claiming" not in nothing.said  # of a claim that nobody makes
     unasked = start("withdraw", "all", "--to", owner, "--json", "--profile", "second")
     assert unasked.end() == 2  # nobody there to say yes
     assert "add --yes" in unasked.said

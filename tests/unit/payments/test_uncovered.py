@@ -102,7 +102,6 @@ def test_a_payer_that_vanishes_has_paid_with_what_comes_to_count(
         row = await row_of(world)
         assert (row.best_uusd, row.paid_uusd, row.unclaimed_uusd, row.unpaid_pusd) == (10, 4, 4, 6_000_000)
         assert await history(world) == 4
-        assert world.payee.counters.paid_uusd == 4
         if claimed_before:
             assert await world.settler.checkpoint() == {world.channel: 4}
 
@@ -147,7 +146,8 @@ def test_the_same_voucher_counts_once_it_is_covered_and_only_once(run: Run) -> N
         assert await say(world, dialogue, 10) == VoucherAck(amount_uusd=10)  # it came on this stream as well
         assert await world.payee_ledger.credit_used_pusd(0) == 0
         assert await history(world) == 10
-        assert (world.payee.counters.vouchers, world.payee.counters.paid_uusd) == (1, 10)
+        assert world.payee.counters.vouchers == 1
+        assert (await row_of(world)).paid_uusd == 10
         again, sync = await greet(world)
         assert sync.amount_uusd == 10
         assert await say(world, again, 11) != VoucherAck(amount_uusd=11)
