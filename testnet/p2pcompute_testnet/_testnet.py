@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -81,6 +82,20 @@ class _Voice:
                 pass  # "ready" is said for all of them; how each one stops is in its log
 
 
+async def _tell_of_its_end(node: NodeProcess, voice: _Voice, announced: ExitStack) -> None:
+    await node.wait_gone()
+    announced.close()  # nobody finds it any more
+    code = node.exit_code
+    how = f"with exit code {code}" if code is None or code >= 0 else f"by {signal.Signals(-code).name}"
+    voice.say(
+        f"{node.spec.name} has ended {how}; its log is {node.log}",
+        node=node.spec.name,
+        event="node-ended",
+        exit_code=code,
+        log=str(node.log),
+    )
+
+
 async def _serve_chain(here: NetworkDir, scope: trio.CancelScope, *, task_status: trio.TaskStatus[str]) -> None:
     with scope:
         await serve_local_chain(here, task_status=task_status)
@@ -131,8 +146,10 @@ async def run_testnet(options: TestnetOptions) -> None:
             first = await cluster.start(specs[:1], bootstrap=[a for n in here.nodes() for a in n.addresses[:1]])
             rest = await cluster.start(specs[1:], bootstrap=first[0].addresses[:1]) if specs[1:] else []
             with ExitStack() as stack:
+                announced: dict[str, ExitStack] = {}
                 for node in (*first, *rest):
-                    stack.enter_context(here.announce_node(node.peer_id, node.addresses))
+                    announced[node.peer_id] = stack.enter_context(ExitStack())
+                    announced[node.peer_id].enter_context(here.announce_node(node.peer_id, node.addresses))
                     voice.say(f"{node.spec.name}  {node.addresses[0]}")
                 ready = "the provider is" if options.providers == 1 else f"{options.providers} providers are"
                 where = "" if options.network == "local" else f"P2PCOMPUTE_NETWORK={options.network} "
@@ -152,6 +169,6 @@ async def run_testnet(options: TestnetOptions) -> None:
                         showing.start_soon(TestnetView(nodes=(*first, *rest), console=voice.console).run)
                     async with trio.open_nursery() as waiting:
                         for node in (*first, *rest):
-                            waiting.start_soon(node.wait_gone)
+                            waiting.start_soon(_tell_of_its_end, node, voice, announced[node.peer_id])
                     showing.cancel_scope.cancel()
     click.echo("every provider has ended; their logs say why", err=True)

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,17 +54,49 @@ def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/exe").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split(")")[1][:3]
 
 
-def test_a_testnet_serves_a_plain_script_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
-    script = tmp_path / "saxpy.py"
-    script.write_text(SCRIPT)
+@contextmanager
+def started(home: Path) -> Generator[subprocess.Popen[bytes]]:
     up = subprocess.Popen(
         [*COMMAND, "testnet", "up", "2", "--json"],
         stdout=subprocess.PIPE,
         env=environment(home),
         start_new_session=True,
     )
-    pids: list[int] = []
     try:
+        yield up
+    finally:
+        if up.poll() is None:
+            os.killpg(up.pid, signal.SIGKILL)
+            up.wait()
+        assert up.stdout is not None
+        up.stdout.close()
+
+
+def test_of_a_provider_that_dies_is_told_and_nobody_finds_it_any_more(home: Path) -> None:
+    with started(home) as up:
+        nodes: dict[str, dict[str, Any]] = {}
+        for event in events(up):
+            if event.get("event") == "ready":
+                nodes[event["node"]] = event
+            if event.get("event") == "testnet-ready":
+                break
+        found = home / "networks" / "local" / "nodes"
+        assert {path.stem for path in found.iterdir()} == {event["peer_id"] for event in nodes.values()}
+        os.kill(nodes["node-2"]["pid"], signal.SIGKILL)
+        ended = next(event for event in events(up) if event.get("event") == "node-ended")
+        assert (ended["node"], ended["exit_code"]) == ("node-2", -signal.SIGKILL)
+        assert Path(ended["log"]).is_file()
+        assert [path.stem for path in found.iterdir()] == [nodes["node-1"]["peer_id"]]
+        up.send_signal(signal.SIGINT)
+        assert [event["node"] for event in events(up) if event.get("event") == "stopped"] == ["node-1"]
+        assert up.wait(timeout=500) == 130
+
+
+def test_a_testnet_serves_a_plain_script_and_leaves_nothing(home: Path, tmp_path: Path) -> None:
+    script = tmp_path / "saxpy.py"
+    script.write_text(SCRIPT)
+    pids: list[int] = []
+    with started(home) as up:
         for event in events(up):
             if event.get("event") == "ready":
                 pids.append(event["pid"])
@@ -80,9 +113,3 @@ def test_a_testnet_serves_a_plain_script_and_leaves_nothing(home: Path, tmp_path
         assert [event.get("event") for event in said].count("stopped") == 2
         assert sum(event.get("claimed_uusd", 0) for event in said) > 0  # the chain stays for so long
         assert not any(alive(pid) for pid in pids)
-    finally:
-        if up.poll() is None:
-            os.killpg(up.pid, signal.SIGKILL)
-            up.wait()
-        assert up.stdout is not None
-        up.stdout.close()
