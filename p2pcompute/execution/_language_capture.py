@@ -25,6 +25,7 @@ from p2pcompute.execution._language import (
     CASTS,
     CUDA_CALLS,
     DTYPES,
+    MATH_CALLS,
     MAX_ARRAY_AXES,
     MAX_CONST_ELEMENTS,
     MAX_FUNCTIONS,
@@ -62,12 +63,33 @@ _INSTEAD_OF_CUDA = (
     ),
     ({"to_device", "device_array", "device_array_like", "mapped_array", "pinned_array"}, "pass NumPy arrays to run"),
     ({"nanosleep", "clock", "clock64", "globaltimer"}, "nothing in a kernel depends on time"),
+    ({"random"}, "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"),
+    ({"rsqrt"}, "write 1 / math.sqrt(a)"),
+    ({"libdevice"}, "use the functions of math: they have one definition on every machine"),
+    ({"fp16"}, "use float32"),
+    ({"declare_device", "CUSource", "LTOIR", "PTXSource"}, "write a @p2pcompute.device function"),
 )
 _INSTEAD_OF = (
     ({"complex", "complex64", "complex128"}, "hold the real and the imaginary part in two variables"),
     ({"print"}, "store what you want to see into an output"),
     ({"sum", "any", "all", "sorted", "enumerate", "zip", "reversed", "map"}, "write a for loop over range()"),
     ({"float16", "half"}, "use float32"),
+    ({"clip"}, "write min(max(a, low), high)"),
+    ({"where"}, "write a if c else b"),
+    ({"sign"}, "write (a > 0) - (a < 0)"),
+    ({"square"}, "write a * a"),
+    ({"divmod"}, "write a // b and a % b"),
+    ({"radians", "deg2rad"}, "write a * (math.pi / 180)"),
+    ({"degrees", "rad2deg"}, "write a * (180 / math.pi)"),
+    ({"logical_and", "logical_or", "logical_not"}, "write and, or, not"),
+    ({"dot", "matmul", "inner", "vdot"}, "write a for loop over the products"),
+    ({"mean", "average", "prod", "cumsum", "argmax", "argmin", "count_nonzero"}, "write a for loop over range()"),
+    ({"zeros", "empty", "ones", "full", "array", "arange"}, "declare name = cuda.local.array(8, np.float32)"),
+    ({"asinh", "arcsinh"}, "write math.log(a + math.sqrt(a * a + 1))"),
+    ({"acosh", "arccosh"}, "write math.log(a + math.sqrt(a * a - 1))"),
+    ({"atanh", "arctanh"}, "write 0.5 * (math.log1p(a) - math.log1p(-a))"),
+    ({"ldexp"}, "write a * math.exp2(n)"),
+    ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),
 )
 # These have names of their own; they are left as they are, and the guard refuses them with the line.
 _OWN_NAMES = (
@@ -219,7 +241,10 @@ def _parse(function: types.FunctionType) -> ast.FunctionDef:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise KernelError(
-            f"the source of {function.__name__} can't be parsed on its own: {error}", line=first, filename=filename
+            f"the source of {function.__name__} can't be parsed on its own: {error}",
+            line=first,
+            filename=filename,
+            instead="put the function at the top level of a file",
         ) from None
     ast.increment_lineno(tree, shift)
     for node in ast.walk(tree):
@@ -227,7 +252,12 @@ def _parse(function: types.FunctionType) -> ast.FunctionDef:
             raise KernelError("an async function is no kernel", line=node.lineno, filename=filename, instead="use def")
         if isinstance(node, ast.FunctionDef) and node.name == function.__name__:
             return node
-    raise KernelError(f"no def {function.__name__} in its source", line=first, filename=filename)
+    raise KernelError(
+        f"no def {function.__name__} in its source",
+        line=first,
+        filename=filename,
+        instead="write it with def in a file",
+    )
 
 
 def _lookup(function: types.FunctionType, name: str) -> Any:
@@ -310,7 +340,7 @@ class _Normalise(ast.NodeTransformer):
             spelled += "." + path[0]
             value = getattr(value, path[0], _MISSING)
             if value is _MISSING:
-                raise self.refuse(node, f"{spelled} does not exist")
+                raise self.refuse(node, f"{spelled} does not exist", _missing(spelled))
             path.pop(0)
         result = self.value(node, spelled, value)
         for attribute in path:
@@ -320,6 +350,8 @@ class _Normalise(ast.NodeTransformer):
     def cuda(self, node: ast.expr, spelled: str, path: list[str]) -> ast.expr:
         if path[0] not in CUDA_CALLS:
             remedy = next((remedy for names, remedy in _INSTEAD_OF_CUDA if path[0] in names), _OF_CUDA)
+            if path[0] in MATH_CALLS:
+                remedy = f"write math.{path[0]}({'a, b' if MATH_CALLS[path[0]] == 2 else 'a'})"
             raise self.refuse(node, f"{spelled}.{path[0]} is not in the kernel language", remedy)
         return _dotted(node, "cuda", *path)
 
@@ -426,7 +458,11 @@ class _Normalise(ast.NodeTransformer):
                 node, "cuda.const.array_like takes one array from outside the kernel", "name a global NumPy array"
             )
         if value.dtype.name not in DTYPES or not 1 <= value.ndim <= MAX_ARRAY_AXES or not value.size:
-            raise self.refuse(node, f"no constant array is of {value.dtype} and shape {value.shape}")
+            raise self.refuse(
+                node,
+                f"no constant array is of {value.dtype} and shape {value.shape}",
+                f"take one of 1 to {MAX_ARRAY_AXES} axes, with an element, of {', '.join(DTYPES)}",
+            )
         if value.size > MAX_CONST_ELEMENTS:
             raise self.refuse(
                 node,
@@ -459,12 +495,14 @@ class _Normalise(ast.NodeTransformer):
         if not isinstance(name, str) or not isinstance(module, str):
             module, name = "", ""
         if isinstance(value, types.ModuleType):
-            raise self.refuse(node, f"{spelled} is a module and no value")
+            raise self.refuse(
+                node, f"{spelled} is a module and no value", f"write what of {spelled} is meant: {spelled}.name(a)"
+            )
         if module.startswith(_CUDA_MODULES) and name in CUDA_CALLS:
             return _dotted(node, "cuda", name)
         if module.startswith(_NUMBA_TYPES) and name in CASTS | {"bool"}:  # numba.float32 and the like
             return _dotted(node, "np", "bool_" if name == "bool" else name)
-        if module == "math":
+        if module == "math" and not (name not in MATH_CALLS and _missing(name) != _missing("")):
             return _dotted(node, "math", name)
         if module == "numpy" and name in NUMPY_SPELLINGS:
             return _dotted(node, "math", NUMPY_SPELLINGS[name])
@@ -494,10 +532,20 @@ def _why(spelled: str, value: Any) -> tuple[str, str]:
             return f"{spelled} is not in the kernel language", remedy
     if isinstance(value, list | tuple | dict | set):
         return f"{spelled} is a {type(value).__name__}", "pass an array, or name each number by itself"
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return f"{spelled} is not in the kernel language", "nothing in a kernel raises; store a flag in an output"
+    if value is None:
+        return f"{spelled} is None", "kernels hold numbers only"
     return (
         f"{spelled} is not in the kernel language",
         "use arithmetic, the functions of math, p2pcompute.random or a @p2pcompute.device function",
     )
+
+
+def _missing(spelled: str) -> str:
+    """What to write where a module has no such name, but newer ones or NumPy's older ones had."""
+    name = spelled.rpartition(".")[2]
+    return next((remedy for names, remedy in _INSTEAD_OF if name in names), "look its name up in docs/strict.md")
 
 
 def _is_number(node: ast.expr) -> bool:
