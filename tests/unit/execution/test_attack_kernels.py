@@ -42,7 +42,7 @@ SPECS: list[ArgSpec] = [
 X = np.arange(16, dtype=np.float32)
 
 
-def each(*tables: dict[str, dict[str, str]]) -> Any:
+def each(*tables: dict[str, dict[str, str]]) -> pytest.MarkDecorator:
     """Every kernel's text, called by its class and name."""
     kernels = [(kind, name, text) for table in tables for kind, own in table.items() for name, text in own.items()]
     return pytest.mark.parametrize(
