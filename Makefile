@@ -115,12 +115,12 @@ soak-nightly: $(STAMP)
 	@P2PCOMPUTE_SOAK_S=$${SECONDS_REAL:-600} P2PCOMPUTE_SOAK_DAYS=$${DAYS:-14} \
 	    $(BIN)/python -m pytest tests/net/test_soak.py tests/unit/test_soak.py --timeout=0 -n 2 --dist=loadfile
 
-# a million mutants for each decoder of what strangers send, by a seed of the day; ten times what runs with the tests, some
-# twenty minutes of a core. SEED=… tries those of another day again
+# a million mutants for each decoder of what strangers send, and 50,000 of kernels, by a seed of the day; ten times what
+# runs with the tests, some twenty-five minutes of a core. SEED=… tries those of another day again
 fuzz-nightly: $(STAMP)
 	@P2PCOMPUTE_MUTANTS=$${MUTANTS:-1000000} P2PCOMPUTE_MUTANT_SEED=$${SEED:-$$(date +%Y%m%d)} \
-	    $(BIN)/python -m pytest tests/unit/protocols tests/unit/overlay tests/unit/blobs -k mutants --timeout=0 \
-	    -n 2 --dist=worksteal
+	    $(BIN)/python -m pytest tests/unit/protocols tests/unit/overlay tests/unit/blobs tests/unit/execution/test_guard_fuzz.py \
+	    -k mutants --timeout=0 -n 2 --dist=worksteal
 
 # plants the faults of tests/mutants, one at a time, and sees that the tests find them
 mutants: $(STAMP)

@@ -49,6 +49,8 @@ _REMEDY = {
     "Set": "use scalars, or an input array",
     "With": "a kernel opens nothing",
     "Delete": "nothing needs to be freed",
+    "AugAssign": "assign to a variable or to an element of an output",
+    "Attribute": "assign to a variable or to an element of an output",
     "ClassDef": "hold parts in scalars, and write @p2pcompute.device functions",
     "AsyncFunctionDef": "write a @p2pcompute.device function outside the kernel",
     "Match": "write if and elif",
@@ -116,6 +118,8 @@ _SPELLED = {
     "In": "in",
     "NotIn": "not in",
     "MatMult": "the matrix product @",
+    "AugAssign": "this assignment",
+    "Attribute": "an attribute here",
 }
 
 
@@ -166,7 +170,8 @@ class FunctionCheck:
 
     def unknown(self, node: ast.AST) -> KernelError:
         kind = type(node).__name__
-        return self.refuse(node, f"{_SPELLED.get(kind, kind)} is not in the kernel language", _REMEDY.get(kind, ""))
+        instead = _REMEDY.get(kind, "docs/strict.md has what there is")
+        return self.refuse(node, f"{_SPELLED.get(kind, kind)} is not in the kernel language", instead)
 
     def run(self) -> Function:
         node = self.node
@@ -447,7 +452,7 @@ class FunctionCheck:
                         raise self.refuse(node, "an integer that 64 bits don't hold", "use a float literal")
                 elif not isinstance(value, float):
                     kind = {"NoneType": "None", "ellipsis": "...", "str": "text", "bytes": "text"}
-                    instead = {
+                    instead: dict[type, str] = {
                         complex: "hold the real and the imaginary part in two variables",
                         type(...): "write each index out: x[i, j]",
                     }

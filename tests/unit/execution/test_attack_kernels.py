@@ -30,6 +30,7 @@ from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._lower import lower
+from p2pcompute.execution._rows import check_launch
 
 from .hostile.attack_kernels import AS_PYTHON, MEMORY, ORDER, STATE, SUMS, TOGETHER, UNDEFINED, body
 
@@ -54,10 +55,17 @@ def source(text: str) -> KernelSource:
     return KernelSource(text=text, entry="k", digest=source_digest("k", text))
 
 
+def provided(given: KernelSource) -> None:
+    """What a node does with a text."""
+    found = admit(given)
+    check_launch(found, LAUNCH, SPECS)
+    lower(found, LAUNCH, SPECS)
+
+
 def refused(text: str) -> KernelError:
     """How a provider and its worker refuse a text: with the same words, and a line of it."""
     with pytest.raises(KernelError) as caught:
-        lower(admit(source(text)), LAUNCH, SPECS)
+        provided(source(text))
     with CpuBackend() as backend, pytest.raises(KernelError) as worker:
         backend.compile(source(text), LAUNCH, SPECS)
     assert str(worker.value) == str(caught.value)
