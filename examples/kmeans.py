@@ -4,7 +4,7 @@ A round is three launches on a state of labels, sums and centres, which stays at
 Sums are combined in a fixed order, so the bits are the same everywhere. Where nothing moves any more, the state's
 digest is the last round's: that is seen without the state.
 
-python examples/kmeans.py [--points 200000] [--clusters 5]
+python examples/kmeans.py [--points 200000] [--clusters 5] [--out kmeans.png]
 """
 
 from __future__ import annotations
@@ -100,21 +100,47 @@ async def cluster(node: p2p.Node, points: Array, clusters: int, rounds: int = 30
     return stream.state["centres"], stream.state["label"], settled
 
 
+def save(points: Array, labels: Array, centres: Array, path: str, side: int = 480) -> None:
+    """A PNG of the points, a colour for each cluster, and a cross at each centre."""
+    from PIL import Image
+
+    low, high = points.min(axis=0), points.max(axis=0)
+
+    def place(of: Array) -> Array:
+        return np.clip(((of - low) / (high - low) * (side - 1)).astype(int), 0, side - 1)
+
+    turn = np.arange(len(centres))[:, None] / len(centres) + np.array([0, 1 / 3, 2 / 3])
+    colours = 0.6 + 0.4 * np.cos(2 * math.pi * turn)
+    sums, counts = np.zeros((side, side, 3)), np.zeros((side, side, 1))
+    at = place(points)
+    np.add.at(sums, (side - 1 - at[:, 1], at[:, 0]), colours[labels])
+    np.add.at(counts, (side - 1 - at[:, 1], at[:, 0]), 1)
+    image = np.where(counts > 0, sums / np.maximum(counts, 1), 1.0)
+    for x, y in place(centres):
+        image[np.clip(side - 1 - y + np.arange(-6, 7), 0, side - 1), x] = 0
+        image[side - 1 - y, np.clip(x + np.arange(-6, 7), 0, side - 1)] = 0
+    Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8)).save(path)
+
+
 def main() -> None:
     """Open a node on the network of this machine and cluster."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, default=200_000)
     parser.add_argument("--clusters", type=int, default=5)
+    parser.add_argument("--out", default="kmeans.png")
     options = parser.parse_args()
+
+    points = clouds(options.points, options.clusters)
 
     async def work() -> tuple[Array, Array, int]:
         async with p2p.open_node() as node:
-            return await cluster(node, clouds(options.points, options.clusters), options.clusters)
+            return await cluster(node, points, options.clusters)
 
     centres, labels, rounds = trio.run(work)
     for k, centre in enumerate(centres):
         sys.stdout.write(f"({centre[0]:7.3f}, {centre[1]:7.3f})  {int((labels == k).sum()):8,} points\n")
-    sys.stdout.write(f"after {rounds} rounds\n")
+    save(points, labels, centres, options.out)
+    sys.stdout.write(f"after {rounds} rounds; {options.out}\n")
 
 
 if __name__ == "__main__":

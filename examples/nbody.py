@@ -3,7 +3,7 @@
 Forces are summed in one fixed order, so a trajectory is the same bits on every machine. The provider signs a digest of
 the state after each step; some steps are drawn in private, and what they say of some stars is computed again here.
 
-python examples/nbody.py [--stars 2048] [--steps 20]
+python examples/nbody.py [--stars 2048] [--steps 20] [--out nbody.png]
 """
 
 from __future__ import annotations
@@ -81,11 +81,26 @@ def energy(here: Array, speed: Array, mass: Array) -> float:
     return float(0.5 * (heavy * (move**2).sum(1)).sum() - 0.5 * potential.sum())
 
 
+def save(here: Array, speed: Array, path: str, side: int = 480) -> None:
+    """A PNG of the disc from above: where stars are, and bluer where they are fast."""
+    from PIL import Image
+
+    light = np.zeros((side, side, 3))
+    place = np.clip(((here[:, :2] / 1.3 + 1) / 2 * side).astype(int), 1, side - 2)
+    fast = np.sqrt((speed.astype(np.float64) ** 2).sum(axis=1))
+    heat = np.clip(fast / max(float(np.quantile(fast, 0.95)), 1e-9), 0, 1)[:, None]
+    colour = (1 - heat) * np.array([1.0, 0.75, 0.45]) + heat * np.array([0.55, 0.75, 1.0])
+    for down, right, share in ((0, 0, 1.0), (0, 1, 0.4), (1, 0, 0.4), (0, -1, 0.4), (-1, 0, 0.4)):
+        np.add.at(light, (place[:, 1] + down, place[:, 0] + right), share * colour)
+    Image.fromarray((np.clip(light, 0, 1) * 255).astype(np.uint8)).save(path)
+
+
 def main() -> None:
     """Open a node on the network of this machine and simulate."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stars", type=int, default=2_048)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", default="nbody.png")
     options = parser.parse_args()
 
     async def work() -> tuple[Array, Array, Array]:
@@ -93,8 +108,10 @@ def main() -> None:
             return await simulate(node, options.stars, options.steps)
 
     before = energy(*disc(options.stars))
-    after = energy(*trio.run(work))
-    sys.stdout.write(f"energy {before:.6f} before and {after:.6f} after {options.steps} steps\n")
+    here, speed, mass = trio.run(work)
+    after = energy(here, speed, mass)
+    save(here, speed, options.out)
+    sys.stdout.write(f"energy {before:.6f} before and {after:.6f} after {options.steps} steps; {options.out}\n")
 
 
 if __name__ == "__main__":

@@ -228,7 +228,8 @@ class Kernel:
         out_shape = lengths_of(out_shape, "an output's shape", instead="give a length for each axis")
         if len(out_shape) < len(mapping):
             raise KernelTypeError(
-                f"{self.name} indexes its output by {len(mapping)} grid axes and the shape is {tuple(out_shape)}"
+                f"{self.name} indexes its output by {len(mapping)} grid axes and the shape is {tuple(out_shape)}",
+                instead="give the output a length for each of them",
             )
         dims = self._admitted.grid.dims
         block = _BLOCKS[dims]
@@ -270,6 +271,7 @@ class Kernel:
                 f"{self.name} takes {len(self.params)} arguments ({', '.join(self.params)}), not {len(args)}",
                 line=self._admitted.entry.node.lineno,
                 filename=self._admitted.entry.filename,
+                instead=f"give {', '.join(self.params)}, p2pcompute.out(shape, dtype) for what the kernel stores into",
             )
 
     def _bind(self, launch: Launch, args: tuple[Any, ...]) -> Binding:

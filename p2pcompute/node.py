@@ -13,7 +13,7 @@ import os
 import resource
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -38,7 +38,7 @@ from p2pcompute._stakes import StakeParts, make_desk
 from p2pcompute._streams import ChunkStream, Feed, RoundStream, TaskOfNode
 from p2pcompute._where import check_where, multiaddrs, place_of, refuse_other_loops
 from p2pcompute.blobs import BlobRuns, BlobServer, in_thread
-from p2pcompute.errors import ChainError, ConfigError, P2PComputeError
+from p2pcompute.errors import ChainError, ConfigError, P2PComputeError, WorkerDied
 from p2pcompute.identity import AskPassword, NodeKey, WalletKey, password_from_environment
 from p2pcompute.market import AdBoard, AdService
 from p2pcompute.overlay import Overlay, Requests
@@ -240,7 +240,7 @@ class Node(NodeStakes):
         role = self.provider
         lent = None if role is None else self._device_pools.get(role.options.device)
         pool = lent or await self._worker_pool()
-        with trio.move_on_after(_SPARE_S):
+        with trio.move_on_after(_SPARE_S), suppress(WorkerDied):
             await pool.wait_warm()
         return pool._warm[0].layers if pool._warm else None
 

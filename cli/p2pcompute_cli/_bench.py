@@ -58,6 +58,7 @@ def bench(threads: int | None, device: str, as_json: bool, debug: bool) -> None:
     if as_json:
         json_line(**asdict(result), device=device, scores=dict(result.scores))
         return
+    copies = result.copy_bytes_per_s
     rows = (
         ("device", device),
         ("threads", str(result.threads)),
@@ -66,6 +67,7 @@ def bench(threads: int | None, device: str, as_json: bool, debug: bool) -> None:
         ("memory", f"{result.memory_bytes_per_s / 1e9:.1f} GB/s"),
         ("matrix product", f"{result.gemm_flops / 1e9:.2f} Gflop/s, naive and strict"),
         ("reply", f"{result.reply_us:.0f} µs from an order to a result of one block"),
+        *([("PCIe", f"{copies / 1e9:.1f} GB/s of results to the host")] if copies is not None else []),
         ("GPU", result.gpu or "none: no NVIDIA driver answers here"),
         ("took", f"{result.took_s:.1f} s"),
     )

@@ -316,7 +316,9 @@ def receipts(
         click.echo("no receipts yet")
     else:
         for row in rows:
-            said = row["verdict"] or ("done" if row["code"] == 0 else f"failed ({row['code']})")
+            said = row["verdict"] or "done"
+            if row["code"]:
+                said = f"failed ({row['code']}) and costs nothing: {_cell(row['reason'])}"
             did = "for" if row["role"] == "provider" else "by"
             click.echo(
                 f"  {_day(row['agreed_ms'])}  task {row['task'][:8]} chunk {row['index']:>5}  "

@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from p2pcompute.errors import ConfigError
 from p2pcompute.payments import Wallet
-from p2pcompute.storage import ChannelInRow, ChannelOutRow, Ledger
+from p2pcompute.storage import ChannelInRow, ChannelOutRow, Ledger, ReceiptRow
+from p2pcompute_protocols.envelope import open_envelope
+from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import Address, ChannelId
 from p2pcompute_protocols.limits import MAX_CHUNKS
+from p2pcompute_protocols.task import RECEIPT_KIND, ReceiptPayload
 
 from ._stakes import STAKE_ANSWERS, STAKE_ON_CHAIN
 
@@ -166,11 +169,22 @@ async def _receipts(money: Books, fields: Mapping[str, Any]) -> dict[str, Any]:
                 "verdict": row.receipt.verdict,
                 "sampled": row.receipt.sampled,
                 "digest": row.receipt.digest.hex(),
-                "reason": row.receipt.reason,
+                "reason": row.receipt.reason or _said(row.receipt, money.network),
             }
             for row in found
         ],
     }
+
+
+def _said(receipt: ReceiptRow, network: str) -> str:
+    """Why a chunk failed here, in the words of the receipt that this node has signed."""
+    if not receipt.code:
+        return ""
+    try:
+        envelope = open_envelope(receipt.envelope, kind=RECEIPT_KIND, network=network)
+        return ReceiptPayload.decode(envelope.payload).detail or ""
+    except LocalProtocolError:
+        return ""
 
 
 async def _proof(money: Books, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class Benchmark:
         memory_bytes_per_s: of ``out = x + 3 y``, with the zeroing of the output that comes before.
         gemm_flops: multiplications and additions a second of a naive strict matrix product, side 384.
         reply_us: median time from an order to run one block until its result is here, in microseconds.
+        copy_bytes_per_s: of a GPU's results on their way to the host, over PCIe or what is in its place; None of a
+            processor.
         gpu: the GPUs of this machine, as ``cuda:0 NAME, …``; None where no driver shows one.
         took_s: how long all of it took, the worker's start and compilations included.
     """
@@ -67,6 +69,7 @@ class Benchmark:
     memory_bytes_per_s: int
     gemm_flops: int
     reply_us: float
+    copy_bytes_per_s: int | None
     gpu: str | None
     took_s: float
 
@@ -96,8 +99,8 @@ async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambd
     async with pool.session() as session:
         ones = np.ones(_TRIAD, dtype=np.float32)
         with await SharedInput.make(ones) as shared:
-            triad_ns = await _compiled(session, shared, _TRIAD, triad=True)
-            gemm_ns = await _compiled(session, shared, _SIDE * _SIDE, triad=False)
+            triad = await _compiled(session, shared, _TRIAD, triad=True)
+            gemm = await _compiled(session, shared, _SIDE * _SIDE, triad=False)
         progress("replies")
         replies: list[int] = []
         for _ in range(_REPLIES):
@@ -108,16 +111,34 @@ async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambd
         threads=pool.threads,
         score_milli=score.score,
         strict_f32_ops_per_s=score.ops_per_s,
-        memory_bytes_per_s=int(4 * 4 * _TRIAD * 1e9 / triad_ns),
-        gemm_flops=int(2 * _SIDE**3 * 1e9 / gemm_ns),
+        memory_bytes_per_s=int(4 * 4 * _TRIAD * 1e9 / triad.compute_ns),
+        gemm_flops=int(2 * _SIDE**3 * 1e9 / gemm.compute_ns),
+        copy_bytes_per_s=triad.copied_per_s(4 * _TRIAD),
         reply_us=statistics.median(replies) / 1000,
         gpu=", ".join(f"{device.slot} {device.name}" for device in probe_devices() if device.kind == "cuda") or None,
         took_s=time.perf_counter() - started,
     )
 
 
-async def _compiled(session: WorkerSession, shared: SharedInput, size: int, *, triad: bool) -> int:
-    """The best time of a whole launch over `size` elements, in nanoseconds."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """The best of some runs: `wall_ns` by the worker's clock, of which `device_ns` were spent in a GPU's launches."""
+
+    wall_ns: int
+    device_ns: int
+
+    @property
+    def compute_ns(self) -> int:
+        """Of a GPU what its launches took, for what its results take on their way is another figure."""
+        return max(1, self.device_ns or self.wall_ns)
+
+    def copied_per_s(self, nbytes: int) -> int | None:
+        """Bytes a second of an output of `nbytes` from a GPU; its inputs stay there from run to run."""
+        return int(nbytes * 1e9 / max(1, self.wall_ns - self.device_ns)) if self.device_ns else None
+
+
+async def _compiled(session: WorkerSession, shared: SharedInput, size: int, *, triad: bool) -> Timed:
+    """The best times of a whole launch over `size` elements."""
     launch = Launch(grid=(-(-size // 128), 1, 1), block=(128, 1, 1), dims=1)
     values = InputSpec(dtype="float32", shape=(_TRIAD,))
     args: list[ArgSpec] = [
@@ -130,5 +151,6 @@ async def _compiled(session: WorkerSession, shared: SharedInput, size: int, *, t
     source = KernelSource(text=_TEXT, entry="bench", digest=source_digest("bench", _TEXT))
     # The second time it is compiled already: other sizes and scalars need no new code.
     await session.compile(source, launch, args, {3: shared, 4: shared})
-    times = [(await session.run_blocks(0, launch.blocks, timeout_s=_TIMEOUT_S)).wall_ns for _ in range(_ROUNDS)]
-    return max(1, min(times))
+    runs = [await session.run_blocks(0, launch.blocks, timeout_s=_TIMEOUT_S) for _ in range(_ROUNDS)]
+    best = min(runs, key=lambda run: run.wall_ns)
+    return Timed(wall_ns=best.wall_ns, device_ns=best.device_ns)

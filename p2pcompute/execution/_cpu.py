@@ -160,7 +160,10 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
     try:
         function.compile(signature)
     except NumbaError as error:
-        raise KernelError(f"numba does not compile this kernel: {str(error)[:400]}") from error
+        raise KernelError(
+            f"numba does not compile this kernel: {str(error)[:400]}",
+            instead="report this as a fault of p2pcompute, and write the kernel in smaller steps meanwhile",
+        ) from error
     function.disable_compile()
 
 

@@ -144,12 +144,18 @@ class CudaCompiler:
             modules: list[str] = library.llvm_strs
             inexact = {name for text in modules for name in _LIBDEVICE.findall(text)} - _EXACT
             if inexact:
-                raise KernelError(f"this kernel would use {', '.join(sorted(inexact))} of libdevice, which is inexact")
+                raise KernelError(
+                    f"this kernel would use {', '.join(sorted(inexact))} of libdevice, which is inexact",
+                    instead="run it on a CPU, and report this as a fault of p2pcompute",
+                )
             ptx = self._assembly(modules)
             if _EXTREME.search(ptx):
                 ptx = self._assembly([_opaque_comparisons(text) for text in modules])
         except self._errors as error:
-            raise KernelError(f"numba-cuda does not compile this kernel: {str(error)[:400]}") from error
+            raise KernelError(
+                f"numba-cuda does not compile this kernel: {str(error)[:400]}",
+                instead="run it on a CPU, and report this as a fault of p2pcompute",
+            ) from error
         return ptx.replace(entry.name, function.__name__)
 
     def _assembly(self, modules: list[str]) -> str:
@@ -175,7 +181,10 @@ def link_cubin(ptx: str, capability: tuple[int, int]) -> bytes:
         linker: Any = core.Linker(core.ObjectCode.from_ptx(ptx.encode()), options=options)
         code: Any = linker.link("cubin").code
     except Exception as error:  # cuda.core raises what each of its libraries raises
-        raise KernelError(f"nvJitLink does not link this kernel: {str(error)[:400]}") from error
+        raise KernelError(
+            f"nvJitLink does not link this kernel: {str(error)[:400]}",
+            instead="run it on a CPU, and report this as a fault of p2pcompute",
+        ) from error
     return bytes(code)
 
 

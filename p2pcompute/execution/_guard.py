@@ -51,19 +51,23 @@ def admit(source: KernelSource) -> Admitted:
         KernelError: with the line in `source.text`.
     """
     if not NAME.fullmatch(source.entry):
-        raise KernelError("the entry's name is no name")
+        raise KernelError("the entry's name is no name", instead="name it in letters, digits and _")
     text = source.text
     if not text.isascii():
         raise KernelError("the source is not ASCII", instead="normalised source holds names and numbers only")
     if len(text) > lang.MAX_SOURCE_BYTES:
         raise KernelError(f"the source is longer than {lang.MAX_SOURCE_BYTES} bytes", instead="split the kernel")
     if source_digest(source.entry, text) != source.digest:
-        raise KernelError("the source is not what its digest says")
+        raise KernelError("the source is not what its digest says", instead="hash the text as it is sent")
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 0
-        raise KernelError(f"the source does not parse: {type(error).__name__}: {error}"[:200], line=line) from None
+        raise KernelError(
+            f"the source does not parse: {type(error).__name__}: {error}"[:200],
+            line=line,
+            instead="send what p2pcompute.kernel makes of a function",
+        ) from None
     return admit_tree(tree, source.entry, {})
 
 
@@ -82,7 +86,11 @@ def admit_tree(tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Ad
     nodes: dict[str, ast.FunctionDef] = {}
     for statement in tree.body:
         if not isinstance(statement, ast.FunctionDef):
-            raise KernelError("the source holds more than functions", line=getattr(statement, "lineno", 0))
+            raise KernelError(
+                "the source holds more than functions",
+                line=getattr(statement, "lineno", 0),
+                instead="leave all but the kernel and its device functions out",
+            )
         if statement.name in nodes or statement.name in lang.RESERVED:
             raise KernelError(
                 f"two meanings for {statement.name}", line=statement.lineno, instead="rename the function"
@@ -91,7 +99,7 @@ def admit_tree(tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Ad
     if len(nodes) > lang.MAX_FUNCTIONS:
         raise KernelError(f"more than {lang.MAX_FUNCTIONS} functions", instead="merge device functions")
     if entry not in nodes:
-        raise KernelError(f"the source has no function {entry}")
+        raise KernelError(f"the source has no function {entry}", instead="name one that it has")
     functions: dict[str, Function] = {}
     expanded: dict[str, int] = {}
     for name in _callees_first(nodes, filenames):
@@ -111,7 +119,10 @@ def admit_tree(tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Ad
     for function in functions.values():
         if entry in function.calls:
             raise KernelError(
-                "a device function calls the kernel", line=function.node.lineno, filename=function.filename
+                "a device function calls the kernel",
+                line=function.node.lineno,
+                filename=function.filename,
+                instead="put what both need into a device function of its own",
             )
     grid = grid_use(kernel.node, kernel.nodes, kernel.params, kernel.filename, kernel.scratch)
     together = (

@@ -49,6 +49,32 @@ _REMEDY = {
     "Set": "use scalars, or an input array",
     "With": "a kernel opens nothing",
     "Delete": "nothing needs to be freed",
+    "AugAssign": "assign to a variable or to an element of an output",
+    "Attribute": "assign to a variable or to an element of an output",
+    "ClassDef": "hold parts in scalars, and write @p2pcompute.device functions",
+    "AsyncFunctionDef": "write a @p2pcompute.device function outside the kernel",
+    "Match": "write if and elif",
+    "Await": "a kernel waits for nothing but cuda.syncthreads()",
+    "Yield": "store into an output: out[i] = ...",
+    "YieldFrom": "store into an output: out[i] = ...",
+    "AsyncFor": "write a for loop over range()",
+    "AsyncWith": "a kernel opens nothing",
+    "TryStar": "nothing in a kernel raises",
+    "TypeAlias": "numbers have the types of docs/strict.md",
+    "Is": "compare with == and <",
+    "IsNot": "compare with == and <",
+    "In": "compare with each: v == a or v == b",
+    "NotIn": "compare with each: v != a and v != b",
+    "MatMult": "write a for loop over the products",
+}
+# Calls that Python and NumPy have with other arguments.
+_CALLED_OTHERWISE = {
+    "log": "write math.log(a) / math.log(b), math.log2(a) or math.log10(a)",
+    "min": "write min(a, b); over an array, loop over range()",
+    "max": "write max(a, b); over an array, loop over range()",
+    "int": "write int(a)",
+    "round": "write round(a), or round(a * 100) / 100 for two digits",
+    "uniform": "write random.uniform(seed, index, dim)",
 }
 # What ast calls otherwise than people do.
 _SPELLED = {
@@ -79,6 +105,21 @@ _SPELLED = {
     "Nonlocal": "nonlocal",
     "Await": "await",
     "Yield": "yield",
+    "YieldFrom": "yield from",
+    "ClassDef": "a class",
+    "AsyncFunctionDef": "an async function",
+    "AsyncFor": "async for",
+    "AsyncWith": "async with",
+    "Match": "match",
+    "TryStar": "try",
+    "TypeAlias": "a type alias",
+    "Is": "is",
+    "IsNot": "is not",
+    "In": "in",
+    "NotIn": "not in",
+    "MatMult": "the matrix product @",
+    "AugAssign": "this assignment",
+    "Attribute": "an attribute here",
 }
 
 
@@ -129,7 +170,8 @@ class FunctionCheck:
 
     def unknown(self, node: ast.AST) -> KernelError:
         kind = type(node).__name__
-        return self.refuse(node, f"{_SPELLED.get(kind, kind)} is not in the kernel language", _REMEDY.get(kind, ""))
+        instead = _REMEDY.get(kind, "docs/strict.md has what there is")
+        return self.refuse(node, f"{_SPELLED.get(kind, kind)} is not in the kernel language", instead)
 
     def run(self) -> Function:
         node = self.node
@@ -179,16 +221,16 @@ class FunctionCheck:
     def _params(self) -> tuple[str, ...]:
         node, spec = self.node, self.node.args
         if node.decorator_list or node.returns is not None or getattr(node, "type_params", None):
-            raise self.refuse(node, "a normalised function has no decorators or annotations")
+            raise self.refuse(node, "a normalised function has no decorators or annotations", "leave them out")
         if spec.vararg or spec.kwarg or spec.kwonlyargs or spec.posonlyargs or spec.defaults or spec.kw_defaults:
             raise self.refuse(node, "only plain parameters are taken", "write def name(a, b, c)")
         if any(argument.annotation is not None for argument in spec.args):
-            raise self.refuse(node, "a normalised function has no annotations")
+            raise self.refuse(node, "a normalised function has no annotations", "leave them out")
         params = tuple(argument.arg for argument in spec.args)
         if len(params) > lang.MAX_PARAMS:
             raise self.refuse(node, f"more than {lang.MAX_PARAMS} parameters", "put scalars into an input array")
         if len(set(params)) != len(params):
-            raise self.refuse(node, "two parameters have one name")
+            raise self.refuse(node, "two parameters have one name", "rename one of them")
         return params
 
     def _check_declarations(self) -> None:
@@ -291,14 +333,16 @@ class FunctionCheck:
                     self.assigned(value, tuple_ok=True)
             case ast.Break() | ast.Continue():
                 if not self.loops:
-                    raise self.refuse(node, "break and continue stand only in loops")
+                    raise self.refuse(
+                        node, "break and continue stand only in loops", "write return, or put it into a loop"
+                    )
             case ast.Pass():
                 pass
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id="cuda"), attr="syncthreads")) as call):
                 self.only_in_kernel(call, "cuda.syncthreads()")
                 self.count(call, "cuda.syncthreads", 0, 0)
                 if call.keywords:
-                    raise self.refuse(call, "cuda.syncthreads() takes no arguments")
+                    raise self.refuse(call, "cuda.syncthreads() takes no arguments", "write cuda.syncthreads()")
             case ast.Expr(value=ast.Call() as call) if is_atomic(call):
                 self.atomic(call)
             case ast.Expr(value=ast.Call(func=ast.Name(id=name)) as call) if name in self.done:
@@ -360,9 +404,11 @@ class FunctionCheck:
                 self.index(node)
             case ast.Tuple(elts=elements) if value is not None:
                 if not 1 <= len(elements) <= lang.MAX_TUPLE:
-                    raise self.refuse(node, f"a tuple has 1 to {lang.MAX_TUPLE} elements")
+                    raise self.refuse(node, f"a tuple has 1 to {lang.MAX_TUPLE} elements", "assign in several steps")
                 if isinstance(value, ast.Tuple) and len(value.elts) != len(elements):
-                    raise self.refuse(node, f"{len(value.elts)} values for {len(elements)} names")
+                    raise self.refuse(
+                        node, f"{len(value.elts)} values for {len(elements)} names", "give each name one value"
+                    )
                 for element in elements:
                     if isinstance(element, ast.Tuple):
                         raise self.refuse(element, "a tuple in a tuple", "assign in two steps")
@@ -380,7 +426,7 @@ class FunctionCheck:
         """The right side of an assignment or a return, where a tuple may stand."""
         if tuple_ok and isinstance(value, ast.Tuple):
             if not 1 <= len(value.elts) <= lang.MAX_TUPLE:
-                raise self.refuse(value, f"a tuple has 1 to {lang.MAX_TUPLE} elements")
+                raise self.refuse(value, f"a tuple has 1 to {lang.MAX_TUPLE} elements", "assign in several steps")
             for element in value.elts:
                 self.expression(element)
         elif tuple_ok and isinstance(value, ast.Attribute) and value.attr == "shape":
@@ -392,7 +438,7 @@ class FunctionCheck:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range"):
             raise self.refuse(node, "a for loop runs over range() only", "write for k in range(n)")
         if node.keywords or not 1 <= len(node.args) <= 3:
-            raise self.refuse(node, "range() takes one to three numbers")
+            raise self.refuse(node, "range() takes one to three numbers", "write range(stop), or (start, stop, step)")
         for argument in node.args:
             self.expression(argument)
 
@@ -405,7 +451,16 @@ class FunctionCheck:
                     if value.bit_length() > 64:
                         raise self.refuse(node, "an integer that 64 bits don't hold", "use a float literal")
                 elif not isinstance(value, float):
-                    raise self.refuse(node, f"a {type(value).__name__} constant", "kernels hold numbers only")
+                    kind = {"NoneType": "None", "ellipsis": "...", "str": "text", "bytes": "text"}
+                    instead: dict[type, str] = {
+                        complex: "hold the real and the imaginary part in two variables",
+                        type(...): "write each index out: x[i, j]",
+                    }
+                    raise self.refuse(
+                        node,
+                        f"{kind.get(type(value).__name__, 'a complex constant')} is not in the kernel language",
+                        instead.get(type(value), "kernels hold numbers only"),
+                    )
             case ast.Name(id=name):
                 if name in self.arrays:
                     raise self.refuse(node, f"the array {name} stands alone", f"write {name}[i]: arrays are not values")
@@ -416,7 +471,9 @@ class FunctionCheck:
             case ast.BinOp(left=left, op=op, right=right):
                 if not isinstance(op, _BINARY):
                     raise self.refuse(
-                        node, f"{type(op).__name__} is not in the kernel language", f"there are {lang.ARITHMETIC}"
+                        node,
+                        f"{_SPELLED.get(type(op).__name__, type(op).__name__)} is not in the kernel language",
+                        _REMEDY.get(type(op).__name__, f"there are {lang.ARITHMETIC}"),
                     )
                 if isinstance(op, ast.Pow):
                     self.power(node, right)
@@ -429,7 +486,9 @@ class FunctionCheck:
                 for operator in ops:
                     if not isinstance(operator, _COMPARE):
                         raise self.refuse(
-                            node, f"{type(operator).__name__} is not in the kernel language", "compare with == and <"
+                            node,
+                            f"{_SPELLED.get(type(operator).__name__, '')} is not in the kernel language",
+                            _REMEDY.get(type(operator).__name__, "compare with == and <"),
                         )
                 for operand in (left, *comparators):
                     self.expression(operand)
@@ -476,7 +535,7 @@ class FunctionCheck:
         self.array(node.value)
         indices = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if not 1 <= len(indices) <= lang.MAX_ARRAY_AXES:
-            raise self.refuse(node, f"arrays have 1 to {lang.MAX_ARRAY_AXES} axes")
+            raise self.refuse(node, f"arrays have 1 to {lang.MAX_ARRAY_AXES} axes", "reshape the array before the call")
         for index in indices:
             self.expression(index)
 
@@ -497,9 +556,17 @@ class FunctionCheck:
                     raise self.refuse(node, "shape as a whole is no number", "write x.shape[0], or h, w = x.shape")
             case _:
                 pass
-        raise self.refuse(
-            node, f"the attribute {node.attr} is not in the kernel language", "arrays have size, shape and ndim"
-        )
+        instead = "arrays have size, shape and ndim"
+        match node.value:
+            case ast.Name(id="cuda") if node.attr in lang.CUDA_TRIPLES:
+                instead = f"write cuda.{node.attr}.x"
+            case ast.Name(id="cuda" | "math" | "np" | "random" as module):
+                instead = f"call it where its value is wanted: {module}.{node.attr}(a)"
+            case ast.Name(id=name) if name not in self.arrays and node.attr in ("real", "imag"):
+                instead = "hold the real and the imaginary part in two variables"
+            case _:
+                pass
+        raise self.refuse(node, f"the attribute {node.attr} is not in the kernel language", instead)
 
     def only_in_kernel(self, node: ast.expr, what: str) -> None:
         if not self.is_entry:
@@ -559,7 +626,7 @@ class FunctionCheck:
             case ast.Name(id="int" | "float" | "bool" | "abs" | "round" as name):
                 self.count(node, name, 1, 1)
             case ast.Name(id="range"):
-                raise self.refuse(node, "range() stands only in a for statement")
+                raise self.refuse(node, "range() stands only in a for statement", "write for k in range(n)")
             case ast.Attribute(value=ast.Name(id="math"), attr=name) if name in lang.MATH_CALLS:
                 self.count(node, name, lang.MATH_CALLS[name], lang.MATH_CALLS[name])
             case ast.Attribute(value=ast.Name(id="np"), attr=name) if name in lang.NUMPY_CALLS:
@@ -573,7 +640,9 @@ class FunctionCheck:
                 self.count(node, name, 1, 1)
                 axes = node.args[0]
                 if not (isinstance(axes, ast.Constant) and type(axes.value) is int and 1 <= axes.value <= 3):
-                    raise self.refuse(node, f"cuda.{name} takes the literal 1, 2 or 3")
+                    raise self.refuse(
+                        node, f"cuda.{name} takes the literal 1, 2 or 3", f"write the number: cuda.{name}(1)"
+                    )
                 return
             case ast.Attribute(value=ast.Name(id="cuda"), attr=name) if name in lang.BIT_CALLS:
                 self.count(node, f"cuda.{name}", 1, 1)
@@ -605,7 +674,11 @@ class FunctionCheck:
     def count(self, node: ast.Call, name: str, low: int, high: int) -> None:
         if not low <= len(node.args) <= high:
             wanted = str(low) if low == high else f"{low} to {high}"
-            raise self.refuse(node, f"{name} takes {wanted} arguments, not {len(node.args)}")
+            raise self.refuse(
+                node,
+                f"{name} takes {wanted} argument{'s' * (high != 1)}, not {len(node.args)}",
+                _CALLED_OTHERWISE.get(name) or f"write {name}({', '.join('abcdefgh'[: max(low, 1) if high else 0])})",
+            )
 
 
 def _known(module: str, names: Mapping[str, int]) -> str:

@@ -1,8 +1,9 @@
 """From a decorated Python function to normalised source: what goes over the wire is text that needs nothing else.
 
-Comments, docstrings, annotations and decorators go; scalars from globals and closures are written out as literals;
-modules get one spelling (``cuda``, ``math``, ``np``, ``random``) whatever the user imported them as; called device
-functions come along, callees first. numba is never imported: its names are recognised by where they come from.
+Comments, docstrings, annotations and decorators go; scalars from globals and closures are written out as literals, and
+arrays as constant ones that the kernel declares and hands to the functions that read them; modules get one spelling
+(``cuda``, ``math``, ``np``, ``random``) whatever the user imported them as; called device functions come along, callees
+first. numba is never imported: its names are recognised by where they come from.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from p2pcompute.execution._language import (
     CASTS,
     CUDA_CALLS,
     DTYPES,
+    MATH_CALLS,
     MAX_ARRAY_AXES,
     MAX_CONST_ELEMENTS,
     MAX_FUNCTIONS,
@@ -32,6 +34,8 @@ from p2pcompute.execution._language import (
     NUMPY_SPELLINGS,
     RESERVED,
 )
+from p2pcompute.execution._language_advice import missing, of_cuda, why
+from p2pcompute.execution._language_tuples import returned, spread
 
 __all__ = ["Captured", "capture", "source_digest"]
 
@@ -40,35 +44,6 @@ _NUMBA = ("numba.", "numba_cuda")
 _NUMBA_TYPES = "numba.core.types"
 _RANDOM_MODULE = "p2pcompute.random"
 _MISSING = object()
-_OF_CUDA = (
-    "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, syncthreads, "
-    "atomic, popc, clz, ffs, brev and selp"
-)
-_WARP = {
-    "laneid", "warpsize", "syncwarp", "activemask", "lanemask_lt", "shfl_sync", "shfl_up_sync", "shfl_down_sync",
-    "shfl_xor_sync", "all_sync", "any_sync", "eq_sync", "ballot_sync", "match_any_sync", "match_all_sync",
-    "vote_sync_intrinsic", "reduce_add_sync",
-}  # fmt: skip
-_INSTEAD_OF_CUDA = (
-    (_WARP, "pass values through a cuda.shared.array, with cuda.syncthreads() between: warps differ by device"),
-    ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),
-    (
-        {"syncthreads_count", "syncthreads_and", "syncthreads_or"},
-        "count in a cuda.shared.array with cuda.atomic.add, and read it behind cuda.syncthreads()",
-    ),
-    (
-        {"threadfence", "threadfence_block", "threadfence_system", "cg"},
-        "blocks do not wait for each other: start another kernel on what this one gives",
-    ),
-    ({"to_device", "device_array", "device_array_like", "mapped_array", "pinned_array"}, "pass NumPy arrays to run"),
-    ({"nanosleep", "clock", "clock64", "globaltimer"}, "nothing in a kernel depends on time"),
-)
-_INSTEAD_OF = (
-    ({"complex", "complex64", "complex128"}, "hold the real and the imaginary part in two variables"),
-    ({"print"}, "store what you want to see into an output"),
-    ({"sum", "any", "all", "sorted", "enumerate", "zip", "reversed", "map"}, "write a for loop over range()"),
-    ({"float16", "half"}, "use float32"),
-)
 # These have names of their own; they are left as they are, and the guard refuses them with the line.
 _OWN_NAMES = (
     ast.Lambda,
@@ -116,6 +91,9 @@ class _Capture:
         self.open: set[types.FunctionType] = set()
         self.done: list[tuple[types.FunctionType, ast.FunctionDef]] = []
         self.taken: set[str] = set()
+        self.arrays: dict[int, tuple[str, np.ndarray[Any, Any]]] = {}  # global arrays: their names in all functions
+        self.reads: dict[str, list[int]] = {}  # function -> those that it reads, its callees' included
+        self.returned: dict[str, int | None] = {}
 
     def run(self, function: Callable[..., Any]) -> Captured:
         entry = _plain(function)
@@ -165,7 +143,10 @@ class _Capture:
             return self.names[function]
         self.open.add(function)
         node = _parse(function)
-        node = _Normalise(self, function).function(node)
+        normalise = _Normalise(self, function)
+        node = normalise.function(node)
+        spread(node, normalise.locals | self.taken, self.length)
+        self.give(node, normalise, is_entry=at is None)
         name = function.__name__
         count = 1
         while name in self.taken or name in RESERVED:
@@ -174,9 +155,51 @@ class _Capture:
         self.taken.add(name)
         node.name = name
         self.names[function] = name
+        self.reads[name] = list(normalise.reads)
+        self.returned[name] = returned(node)
         self.open.discard(function)
         self.done.append((function, node))
         return name
+
+    def length(self, node: ast.expr) -> int | None:
+        """How many values a call gives, where it is known to give several."""
+        match node:
+            case ast.Call(func=ast.Name(id=name)):
+                return self.returned.get(name)
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id="cuda"), attr="grid" | "gridsize"),
+                args=[ast.Constant(value=int() as axes)],
+            ):
+                return axes if axes > 1 else None
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="random"), attr="philox")):
+                return 4
+            case _:
+                return None
+
+    def array(self, name: str, value: np.ndarray[Any, Any]) -> int:
+        """Take in an array from outside, under one name in all functions."""
+        key = id(value)
+        if key not in self.arrays:
+            count, own = 1, name
+            while own in self.taken or own in RESERVED:
+                count += 1
+                own = f"{name}_{count}"
+            self.taken.add(own)
+            self.arrays[key] = own, value
+        return key
+
+    def give(self, node: ast.FunctionDef, normalise: _Normalise, *, is_entry: bool) -> None:
+        """Arrays from outside are declared by the kernel, and parameters of the other functions."""
+        declared: list[ast.stmt] = []
+        for key, where in normalise.reads.items():
+            name, value = self.arrays[key]
+            if is_entry:
+                made = normalise.written_out(where, value)
+                target = ast.copy_location(ast.Name(id=name, ctx=ast.Store()), where)
+                declared.append(ast.copy_location(ast.Assign(targets=[target], value=made), where))
+            else:
+                node.args.args.append(ast.copy_location(ast.arg(arg=name), where))
+        node.body = [*declared, *node.body]
 
 
 def _written(value: object) -> Any:
@@ -219,7 +242,10 @@ def _parse(function: types.FunctionType) -> ast.FunctionDef:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise KernelError(
-            f"the source of {function.__name__} can't be parsed on its own: {error}", line=first, filename=filename
+            f"the source of {function.__name__} can't be parsed on its own: {error}",
+            line=first,
+            filename=filename,
+            instead="put the function at the top level of a file",
         ) from None
     ast.increment_lineno(tree, shift)
     for node in ast.walk(tree):
@@ -227,7 +253,12 @@ def _parse(function: types.FunctionType) -> ast.FunctionDef:
             raise KernelError("an async function is no kernel", line=node.lineno, filename=filename, instead="use def")
         if isinstance(node, ast.FunctionDef) and node.name == function.__name__:
             return node
-    raise KernelError(f"no def {function.__name__} in its source", line=first, filename=filename)
+    raise KernelError(
+        f"no def {function.__name__} in its source",
+        line=first,
+        filename=filename,
+        instead="write it with def in a file",
+    )
 
 
 def _lookup(function: types.FunctionType, name: str) -> Any:
@@ -248,6 +279,7 @@ class _Normalise(ast.NodeTransformer):
         self.fn = function
         code = function.__code__
         self.locals = set(code.co_varnames) | set(code.co_cellvars)
+        self.reads: dict[int, ast.expr] = {}  # arrays from outside, by id, and where each is first named
 
     def refuse(self, node: ast.expr | ast.stmt, reason: str, instead: str = "") -> KernelError:
         return KernelError(reason, line=node.lineno, filename=self.fn.__code__.co_filename, instead=instead)
@@ -310,7 +342,7 @@ class _Normalise(ast.NodeTransformer):
             spelled += "." + path[0]
             value = getattr(value, path[0], _MISSING)
             if value is _MISSING:
-                raise self.refuse(node, f"{spelled} does not exist")
+                raise self.refuse(node, f"{spelled} does not exist", missing(spelled))
             path.pop(0)
         result = self.value(node, spelled, value)
         for attribute in path:
@@ -319,12 +351,14 @@ class _Normalise(ast.NodeTransformer):
 
     def cuda(self, node: ast.expr, spelled: str, path: list[str]) -> ast.expr:
         if path[0] not in CUDA_CALLS:
-            remedy = next((remedy for names, remedy in _INSTEAD_OF_CUDA if path[0] in names), _OF_CUDA)
-            raise self.refuse(node, f"{spelled}.{path[0]} is not in the kernel language", remedy)
+            raise self.refuse(node, f"{spelled}.{path[0]} is not in the kernel language", of_cuda(path[0]))
         return _dotted(node, "cuda", *path)
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         """``x[i][j]`` is ``x[i, j]``."""
+        numbers = self.outside(node.value)
+        if isinstance(numbers, tuple):
+            return self.element(node, numbers)
         self.generic_visit(node)
         base = node.value
         if isinstance(base, ast.Subscript) and isinstance(base.value, ast.Name):
@@ -335,6 +369,18 @@ class _Normalise(ast.NodeTransformer):
             ]
             node.value, node.slice = base.value, _at(node, ast.Tuple(elts=indices, ctx=ast.Load()))
         return node
+
+    def element(self, node: ast.Subscript, numbers: tuple[Any, ...]) -> ast.expr:
+        """A number of a tuple from outside, at a place that is known."""
+        place = self.outside(node.slice) if isinstance(node.slice, ast.Name | ast.Attribute) else _integer(node.slice)
+        spelled = ast.unparse(node.value)
+        if not isinstance(place, int) or not -len(numbers) <= place < len(numbers):
+            raise self.refuse(
+                node,
+                f"the place in {spelled} is not a number from 0 to {len(numbers) - 1} that stands in the text",
+                f"make {spelled} a NumPy array: those may be read at any place",
+            )
+        return self.value(node, f"{spelled}[{place}]", numbers[place])
 
     def visit_For(self, node: ast.For) -> ast.stmt:
         """A loop over numbers that stand in the text counts them: ``for step in (8, 4, 2, 1)``."""
@@ -384,9 +430,19 @@ class _Normalise(ast.NodeTransformer):
                 return ast.copy_location(ast.IfExp(test=test, body=one, orelse=other), node)
             case _:
                 pass
+        match node:
+            case ast.Call(func=ast.Name(id="len"), args=[ast.expr() as inner]) if not node.keywords:
+                if isinstance(numbers := self.outside(inner), tuple):
+                    return _at(node, _number(len(numbers)))
+            case _:
+                pass
         node.args = [self.visit(argument) for argument in node.args]
         for keyword in node.keywords:
             keyword.value = self.visit(keyword.value)
+        if isinstance(node.func, ast.Name):
+            for key in self.owner.reads.get(node.func.id, ()):  # what the function reads from outside
+                self.reads.setdefault(key, node)
+                node.args.append(_dotted(node, self.owner.arrays[key][0]))
         return node
 
     def positional(self, node: ast.Call, names: tuple[str, ...]) -> None:
@@ -425,8 +481,16 @@ class _Normalise(ast.NodeTransformer):
             raise self.refuse(
                 node, "cuda.const.array_like takes one array from outside the kernel", "name a global NumPy array"
             )
+        return self.written_out(node, value)
+
+    def written_out(self, node: ast.expr, value: np.ndarray[Any, Any]) -> ast.expr:
+        """The declaration of a constant array with this content."""
         if value.dtype.name not in DTYPES or not 1 <= value.ndim <= MAX_ARRAY_AXES or not value.size:
-            raise self.refuse(node, f"no constant array is of {value.dtype} and shape {value.shape}")
+            raise self.refuse(
+                node,
+                f"no constant array is of {value.dtype} and shape {value.shape}",
+                f"take one of 1 to {MAX_ARRAY_AXES} axes, with an element, of {', '.join(DTYPES)}",
+            )
         if value.size > MAX_CONST_ELEMENTS:
             raise self.refuse(
                 node,
@@ -450,6 +514,13 @@ class _Normalise(ast.NodeTransformer):
         constant = _literal(value)
         if constant is not None:
             return _at(node, constant)
+        if type(value) is np.ndarray and 0 < value.size <= MAX_CONST_ELEMENTS and value.ndim:
+            key = self.owner.array(spelled.rpartition(".")[2], value)
+            self.reads.setdefault(key, node)
+            return _dotted(node, self.owner.arrays[key][0])
+        if isinstance(value, tuple) and value and all(_literal(part) is not None for part in value):
+            parts = [part for part in map(_literal, value) if part is not None]
+            return _at(node, ast.Tuple(elts=parts, ctx=ast.Load()))
         inner = self.owner.unwrap_device(value)
         if inner is not None:
             name = self.owner.visit(inner, at=(self.fn.__code__.co_filename, node.lineno))
@@ -459,12 +530,14 @@ class _Normalise(ast.NodeTransformer):
         if not isinstance(name, str) or not isinstance(module, str):
             module, name = "", ""
         if isinstance(value, types.ModuleType):
-            raise self.refuse(node, f"{spelled} is a module and no value")
+            raise self.refuse(
+                node, f"{spelled} is a module and no value", f"write what of {spelled} is meant: {spelled}.name(a)"
+            )
         if module.startswith(_CUDA_MODULES) and name in CUDA_CALLS:
             return _dotted(node, "cuda", name)
         if module.startswith(_NUMBA_TYPES) and name in CASTS | {"bool"}:  # numba.float32 and the like
             return _dotted(node, "np", "bool_" if name == "bool" else name)
-        if module == "math":
+        if module == "math" and not (name not in MATH_CALLS and missing(name) != missing("")):
             return _dotted(node, "math", name)
         if module == "numpy" and name in NUMPY_SPELLINGS:
             return _dotted(node, "math", NUMPY_SPELLINGS[name])
@@ -476,28 +549,18 @@ class _Normalise(ast.NodeTransformer):
             return _dotted(node, "random", name)
         if name in BUILTINS and getattr(builtins, name) is value:
             return _dotted(node, name)
-        raise self.refuse(node, *_why(spelled, value))
+        raise self.refuse(node, *why(spelled, value))
 
 
-def _why(spelled: str, value: Any) -> tuple[str, str]:
-    if isinstance(value, np.ndarray):
-        return f"{spelled} is an array from outside the kernel", "pass it as an argument"
-    if isinstance(value, types.FunctionType) and not getattr(value, "__name__", "").startswith("xoroshiro128p"):
-        return f"{spelled} is not a device function", "decorate it with @p2pcompute.device"
-    if isinstance(value, str | bytes):
-        return f"{spelled} is text", "kernels hold numbers only"
-    name = getattr(value, "__name__", None) or getattr(value, "name", "")
-    if isinstance(name, str) and name.startswith("xoroshiro128p"):
-        return f"{spelled} keeps a state", "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"
-    for names, remedy in _INSTEAD_OF:
-        if isinstance(name, str) and name in names:
-            return f"{spelled} is not in the kernel language", remedy
-    if isinstance(value, list | tuple | dict | set):
-        return f"{spelled} is a {type(value).__name__}", "pass an array, or name each number by itself"
-    return (
-        f"{spelled} is not in the kernel language",
-        "use arithmetic, the functions of math, p2pcompute.random or a @p2pcompute.device function",
-    )
+def _integer(node: ast.expr) -> int | None:
+    """A literal integer, negative ones too."""
+    match node:
+        case ast.Constant(value=int() as number):
+            return number
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as number)):
+            return -number
+        case _:
+            return None
 
 
 def _is_number(node: ast.expr) -> bool:

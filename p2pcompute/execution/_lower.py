@@ -302,7 +302,10 @@ class _Program:
         found = self.instances.get(key)
         if found is None:
             if len(self.instances) > 8 * MAX_INSTANCES:
-                raise KernelError("device functions are called with too many combinations of types")
+                raise KernelError(
+                    "device functions are called with too many combinations of types",
+                    instead="convert what they are called with to one type: f(np.float32(a))",
+                )
             lowering = FunctionLowering(self, self.admitted.functions[name], types, widths, is_entry=False)
             lines = lowering.run()
             result = lowering.result

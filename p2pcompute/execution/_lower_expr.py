@@ -46,6 +46,7 @@ _SYMBOLS: Mapping[type[ast.AST], str] = {
     ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>",
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip
+_LOOK = "docs/strict.md has what there is"
 _DTYPE_OF_CAST = {"bool_": "bool"} | {name: name for name in DTYPES}
 
 
@@ -151,7 +152,9 @@ class ExpressionLowering:
                 return self.choice(test, body, orelse)
             case ast.Subscript(value=ast.Attribute(value=ast.Name(id=name)), slice=ast.Constant(value=int() as axis)):
                 if axis >= self.array(node, name).ndim:
-                    raise self.refuse(node, f"{name} has no axis {axis}")
+                    raise self.refuse(
+                        node, f"{name} has no axis {axis}", f"it has axes 0 to {self.array(node, name).ndim - 1}"
+                    )
                 return Expr(self.arrays.axis_length(name, axis), Scalar.INT)
             case ast.Subscript(value=ast.Name(id=name)):
                 kind = self.array(node, name)
@@ -166,7 +169,7 @@ class ExpressionLowering:
                     raise self.refuse(node, "this gives several values", "assign them to as many names first")
                 return Expr(code, kinds)
             case _:
-                raise self.refuse(node, f"{type(node).__name__} is not in the kernel language")
+                raise self.refuse(node, f"{type(node).__name__} is not in the kernel language", _LOOK)
 
     def several(self, node: ast.expr) -> list[Expr] | tuple[str, tuple[Scalar, ...]] | None:
         """Lower what stands for several values: a list of expressions, or code for one tuple. None for a scalar."""
@@ -352,7 +355,7 @@ class ExpressionLowering:
                 lengths = [self.arrays.axis_length(name, axis) for axis in range(kind.ndim)]
                 return Expr("(" + " * ".join(lengths) + ")", Scalar.INT)
             case _:
-                raise self.refuse(node, f"the attribute {node.attr}")
+                raise self.refuse(node, f"the attribute {node.attr}", _LOOK)
 
     def grid_value(self, what: str, axis: int) -> Expr:
         """A number of the launch; an axis that the launch does not have is 0 for a place and 1 for a size."""
@@ -402,7 +405,7 @@ class ExpressionLowering:
             case ast.Name(id=name):
                 return self.device(name, node)
             case _:
-                raise self.refuse(node, "this call")
+                raise self.refuse(node, "this call", _LOOK)
 
     def integer(self, node: ast.expr) -> str:
         """Code for an argument that has to be an integer."""

@@ -117,7 +117,9 @@ class FunctionLowering(ArrayLowering):
             case ast.Expr():
                 self.barrier(node)
             case _:
-                raise lower.refuse(node, f"{type(node).__name__} is not in the kernel language")
+                raise lower.refuse(
+                    node, f"{type(node).__name__} is not in the kernel language", "docs/strict.md has what there is"
+                )
 
     def barrier(self, node: ast.stmt) -> None:
         """A barrier, and the snapshots that are taken there: a second one keeps stores off until they are."""
@@ -160,7 +162,7 @@ class FunctionLowering(ArrayLowering):
         if several is None:
             result = lower.scalar(value)
             if any(isinstance(target, ast.Tuple) for target in targets):
-                raise lower.refuse(value, "one value for several names")
+                raise lower.refuse(value, "one value for several names", "give each name one: a, b = v, v")
             if len(targets) > 1:
                 name = lower.temp()
                 lower.emit(f"{name} = {result.code}")

@@ -111,5 +111,5 @@ def check_reads(admitted: Admitted, specs: dict[str, ArgSpec], ranges: IndexRang
                     f"{name} is loaded {most} from the thread's own place along axis {axis}, and its halo is {halo}",
                     line=node.lineno,
                     filename=admitted.entry.filename,
-                    instead=f"pass p2pcompute.split(..., halo={most}), or load nearer elements",
+                    instead=f"give it halo={most} in p2pcompute.split, a round's in p2pcompute.state; or load nearer",
                 )

@@ -124,7 +124,9 @@ class WorkerPool:
         self._hold_back = False
         self._taken_s = self._left_s = -math.inf  # when the reserve was last full, and when a session last ended
         self._changed = trio.Event()
+        self._filled = trio.lowlevel.ParkingLot()  # of who waits for the reserve
         self._serving = False
+        self._closed = False
 
     @property
     def bwrap_note(self) -> str:
@@ -142,11 +144,16 @@ class WorkerPool:
         return len(self._kept)
 
     async def wait_warm(self) -> None:
-        """Have the reserve filled now, and return once it is full."""
+        """Have the reserve filled now, and return once it is full.
+
+        Raises `WorkerDied` where `serve` has ended, or ends meanwhile.
+        """
         self._taken_s = -math.inf
         self._changed.set()
         while len(self._warm) < self._spare:
-            await self._changed.wait()
+            if self._closed:
+                raise WorkerDied("the worker pool is closed")
+            await self._filled.park()
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Keep the reserve filled until cancelled; reports started once the first spare is warm.
@@ -166,11 +173,11 @@ class WorkerPool:
         raise AssertionError("unreachable")
 
     async def _fill(self, task_status: trio.TaskStatus[None]) -> NoReturn:
-        self._serving = True
+        self._serving, self._closed = True, False
         try:
             if self._spare:
                 self._warm.append(await self._start_one())
-                self._changed.set()  # for who has waited since before
+                self._filled.unpark_all()  # who has waited since before
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._end_kept)
@@ -186,7 +193,8 @@ class WorkerPool:
                     with trio.move_on_at(math.inf if is_due else due_s):
                         await self._changed.wait()
         finally:
-            self._serving = False
+            self._serving, self._closed = False, True
+            self._filled.unpark_all()
             for process in self._lent:
                 process.hurry()  # nobody comes back to them
             for waiter in self._waiting:
@@ -252,6 +260,7 @@ class WorkerPool:
             waiter.ready.set()
         elif isinstance(outcome, WorkerProcess):
             self._warm.append(outcome)
+            self._filled.unpark_all()
 
     @asynccontextmanager
     async def session(
@@ -342,6 +351,7 @@ class WorkerPool:
         """A worker that nobody has used yet and whose session was cancelled."""
         if self._serving and len(self._warm) < max(1, self._spare):
             self._warm.append(process)
+            self._filled.unpark_all()
         else:
             await process.aclose()
 

@@ -126,7 +126,7 @@ class ProgramBackend:
                 instead="install the same distribution on both sides",
             )
         if launch != program_launch(launch.blocks):
-            raise KernelTypeError("a program has items, and no other geometry")
+            raise KernelTypeError("a program has items, and no other geometry", instead="start it as program[items]")
         return program_layout(launch, args)
 
 

@@ -247,7 +247,8 @@ class RoundEngine:
             if output.dtype != due.dtype or result_shape(output, step.launch) != due.shape:
                 raise KernelTypeError(
                     f"an output gives {output.dtype}{result_shape(output, step.launch)} where the state has "
-                    f"{due.dtype}{due.shape}"
+                    f"{due.dtype}{due.shape}",
+                    instead="give outputs the shapes and dtypes of the arrays that they take the place of",
                 )
         kernel = self._backend.compile(step.source, step.launch, specs)
         places = blocks_box(step.launch, 0, step.launch.blocks)

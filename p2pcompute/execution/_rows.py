@@ -56,11 +56,19 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
         top = _MAX_GRID[axis] if axis < launch.dims else 1
         most = _MAX_BLOCK[axis] if axis < launch.dims else 1
         if not 1 <= launch.grid[axis] <= top or not 1 <= launch.block[axis] <= most:
-            raise refuse(f"the geometry {launch.grid} x {launch.block} is out of bounds on axis {axis}")
+            raise refuse(
+                f"the geometry {launch.grid} x {launch.block} is out of bounds on axis {axis}",
+                f"give 1 to {top} blocks and 1 to {most} threads there",
+            )
     if launch.threads_per_block > _MAX_BLOCK_THREADS or launch.threads > MAX_THREADS:
-        raise refuse(f"{launch.threads_per_block} threads a block and {launch.threads} in all are too many")
+        raise refuse(
+            f"{launch.threads_per_block} threads a block and {launch.threads} in all are too many",
+            f"give a block {_MAX_BLOCK_THREADS} at most, and a launch {MAX_THREADS}",
+        )
     if len(args) != len(entry.params):
-        raise refuse(f"{entry.name} takes {len(entry.params)} arguments, not {len(args)}")
+        raise refuse(
+            f"{entry.name} takes {len(entry.params)} arguments, not {len(args)}", f"give {', '.join(entry.params)}"
+        )
     for name, spec in zip(entry.params, args, strict=True):
         if spec.dtype not in DTYPES:
             raise refuse(f"{name} is of dtype {spec.dtype}", f"use one of {', '.join(DTYPES)}")
@@ -74,12 +82,14 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
         for length in spec.shape:
             elements *= max(length, 1)
         if elements > MAX_ELEMENTS:
-            raise refuse(f"{name} has the shape {spec.shape}, more than {MAX_ELEMENTS} elements")
+            raise refuse(
+                f"{name} has the shape {spec.shape}, more than {MAX_ELEMENTS} elements", "make several calls of parts"
+            )
         if isinstance(spec, InputSpec) and spec.split is not None:
             from p2pcompute.execution._split import split_fault  # knows of rows itself
 
             if fault := split_fault(spec, launch.dims):
-                raise refuse(f"{name} can't be split so: {fault}")
+                raise refuse(f"{name} can't be split so: {fault}", "pass the whole array, or split it otherwise")
         mapping = admitted.grid.mapping.get(name)
         if isinstance(spec, InputSpec) and mapping is not None:
             raise refuse(

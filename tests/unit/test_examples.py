@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import trio
 import trio.testing
+from PIL import Image
 
 import p2pcompute as p2p
 from p2pcompute import random
@@ -55,6 +56,12 @@ def on_a_network(work: Callable[[p2p.Node], Awaitable[T]]) -> T:
         raise AssertionError("unreachable")
 
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def colours_of(path: Path) -> int:
+    """How many a picture has."""
+    with Image.open(path) as picture:
+        return len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0))
 
 
 def test_every_example_is_listed_and_tested() -> None:
@@ -116,7 +123,7 @@ def test_option_pricing() -> None:
     assert error == pytest.approx(payoff.std() / paths**0.5, rel=1e-3)
 
 
-def test_kmeans() -> None:
+def test_kmeans(tmp_path: Path) -> None:
     program = example("kmeans")
     points = program.clouds(2_000, 4)
     centres, labels, rounds = on_a_network(lambda node: program.cluster(node, points, 4))
@@ -125,12 +132,16 @@ def test_kmeans() -> None:
     distance = gap[..., 0] * gap[..., 0] + gap[..., 1] * gap[..., 1]
     assert np.array_equal(labels, distance.argmin(axis=1))
     assert sorted(np.bincount(labels, minlength=4)) == sorted(np.bincount(labels))
+    program.save(points, labels, centres, str(tmp_path / "picture.png"), 60)
+    assert colours_of(tmp_path / "picture.png") > 4  # of clusters, paper and crosses
 
 
-def test_nbody() -> None:
+def test_nbody(tmp_path: Path) -> None:
     program = example("nbody")
     stars, steps, dt = 48, 3, np.float32(0.01)
     here, speed, mass = on_a_network(lambda node: program.simulate(node, stars, steps))
+    program.save(here, speed, str(tmp_path / "picture.png"), 60)
+    assert colours_of(tmp_path / "picture.png") > 10
     place, move, heavy = program.disc(stars)
     near_zero = np.float32(program.SOFTENING) * np.float32(program.SOFTENING)
     for _ in range(steps):

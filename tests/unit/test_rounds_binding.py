@@ -109,7 +109,7 @@ CASES: dict[str, tuple[Any, int, dict[str, Any], tuple[Any, ...], str]] = {
         p2p.step(add, p2p.new("x", reduce="sum", shape=10), p2p.state("x")), 1, {"x": X}, (), r"comes to \(1,\)"),
     "a split input that is too large": (
         mix, 1, {"x": X}, (p2p.split(np.broadcast_to(X[:1], 2**24 + 1)),), "a provider computes all of each round"),
-    "a load beyond the halo": (p2p.step(after, p2p.new("x"), p2p.state("x", halo=0)), 1, {"x": X}, (), "halo"),
+    "a load beyond the halo": (p2p.step(after, p2p.new("x"), p2p.state("x", halo=0)), 1, {"x": X}, (), "compute.state"),
     "a halo for an axis that there is not": (
         p2p.step(after, p2p.new("x"), p2p.state("x", halo=(1, 1))), 1, {"x": X}, (), "halo is"),
     "a halo below zero": (p2p.step(after, p2p.new("x"), p2p.state("x", halo=-1)), 1, {"x": X}, (), "halo is"),

@@ -40,6 +40,9 @@ from ._messages import (
     PROTOCOL_ID as PROTOCOL_ID,
 )
 from ._messages import (
+    RECEIPT_KIND as RECEIPT_KIND,
+)
+from ._messages import (
     Assign as Assign,
 )
 from ._messages import (

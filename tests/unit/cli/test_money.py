@@ -41,6 +41,13 @@ def test_a_receipt_of_less_than_a_micro_usd_is_not_shown_as_nothing(
         assert shown in said.output
 
 
+def test_a_chunk_that_failed_says_why_and_that_nobody_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = row(3, 0) | {"code": 21, "units": 0, "reason": "the worker crashed with SIGSEGV"}
+    monkeypatch.setattr(_money._Asker, "__call__", lambda *_, **__: {"receipts": [failed]})
+    said = CliRunner().invoke(_money.receipts, [])
+    assert "failed (21) and costs nothing: the worker crashed with SIGSEGV" in said.output
+
+
 @pytest.mark.parametrize("command", sorted(_wallet.wallet.commands))
 def test_a_profile_before_a_wallet_command_is_refused_and_not_forgotten(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import pytest
 import trio
 from click.testing import CliRunner
 
-from p2pcompute.execution._bench import Benchmark, benchmark
+from p2pcompute.execution._bench import Benchmark, Timed, benchmark
 from p2pcompute.execution._pool import open_pool
 from p2pcompute_cli.main import cli
 
@@ -23,10 +23,20 @@ def test_scores_are_thousandths_of_their_references() -> None:
         memory_bytes_per_s=20_000_000_000,
         gemm_flops=500_000_000,
         reply_us=100.0,
+        copy_bytes_per_s=None,
         gpu=None,
         took_s=2.0,
     )
     assert result.scores == ((1, 1_500), (2, 2_000), (3, 500))
+
+
+def test_what_a_gpu_computes_and_what_it_copies_are_two_figures() -> None:
+    """32 MiB in 2 ms, of which the launch takes half a one: 22 GB/s on their way. A processor copies nothing."""
+    timed = Timed(wall_ns=2_000_000, device_ns=500_000)
+    assert timed.compute_ns == 500_000
+    assert timed.copied_per_s(32 << 20) == (32 << 20) * 10**9 // 1_500_000
+    alone = Timed(wall_ns=2_000_000, device_ns=0)
+    assert (alone.compute_ns, alone.copied_per_s(32 << 20)) == (2_000_000, None)
 
 
 def test_a_worker_is_measured_and_left() -> None:
@@ -40,6 +50,7 @@ def test_a_worker_is_measured_and_left() -> None:
     assert result.threads == 1
     assert all(value > 0 for _, value in result.scores)
     assert result.reply_us > 0
+    assert result.copy_bytes_per_s is None
     assert len(said) == 3
 
 

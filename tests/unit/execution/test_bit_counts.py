@@ -150,7 +150,7 @@ def test_what_has_no_bits_to_count() -> None:
     def two(result, x):
         result[cuda.grid(1)] = cuda.popc(x[0], x[1])
 
-    with pytest.raises(KernelError, match="takes 1 arguments"):
+    with pytest.raises(KernelError, match="takes 1 argument,"):
         kernel(two)
 
 

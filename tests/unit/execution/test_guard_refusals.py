@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import time
+from pathlib import Path
 
 import pytest
 
@@ -159,6 +161,7 @@ def test_refused(name: str) -> None:
     with pytest.raises(KernelError) as caught:
         admitted(body(REFUSED[name]))
     assert caught.value.reason
+    assert caught.value.instead
     # Python's parser itself refuses nothing here; break and the like are found by the guard, at their lines.
     assert caught.value.line in (1, 3, 4), str(caught.value)
 
@@ -329,8 +332,9 @@ DEVICES = {
 
 @pytest.mark.parametrize("name", DEVICES)
 def test_device_functions(name: str) -> None:
-    with pytest.raises(KernelError):
+    with pytest.raises(KernelError) as caught:
         admitted(DEVICES[name])
+    assert caught.value.instead
 
 
 def test_device_function_of_the_frame_is_admitted() -> None:
@@ -515,3 +519,24 @@ def test_types_that_multiply() -> None:
     calls = [f"v = f0({a}, {b}, {c}, n)" for a in values for b in values for c in values]
     with pytest.raises(KernelError, match="combinations of types"):
         typed(devices + body(*calls), OUT, IN, N)
+
+
+def test_every_refusal_says_what_to_write_instead() -> None:
+    """Of all places that refuse a kernel: none leaves its last words out."""
+    import p2pcompute.execution as package
+
+    places = 0
+    for path in sorted(Path(package.__path__[0]).glob("_*.py")):
+        for call in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(call, ast.Call):
+                continue
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            said = len(call.args) > 1 or any(word.arg == "instead" for word in call.keywords)
+            if name in ("KernelError", "KernelTypeError") and not path.name.startswith("_pool"):
+                places += 1
+                assert said, f"{path.name}:{call.lineno}"
+            elif name == "refuse" and not any(isinstance(argument, ast.Starred) for argument in call.args):
+                places += 1
+                of_a_node = isinstance(call.func, ast.Attribute) or path.name == "_guard_scratch.py"
+                assert len(call.args) > 1 + of_a_node, f"{path.name}:{call.lineno}"
+    assert places > 100

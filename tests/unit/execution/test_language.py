@@ -28,6 +28,8 @@ from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.kernel import Device, Kernel, Out, device, kernel, out
 
 TABLE = np.arange(3)
+LONG_TABLE = np.zeros(1025)
+NUMBERS = (1, 2.5, 3)
 SCALE = 2.5
 WIDTH = 640
 NEGATIVE = -3
@@ -287,9 +289,28 @@ def test_refusals_say_file_and_line() -> None:
 
     def global_array(result):
         i = cuda.grid(1)
-        result[i] = TABLE[i]
+        result[i] = LONG_TABLE[i]
 
-    assert "argument" in refused(global_array, "TABLE").instead
+    assert "argument" in refused(global_array, "LONG_TABLE").instead
+
+    def place_in_a_tuple(result):
+        i = cuda.grid(1)
+        result[i] = NUMBERS[i]
+
+    assert "NumPy array" in refused(place_in_a_tuple, "NUMBERS[i]").instead
+
+    def beyond_a_tuple(result):
+        result[cuda.grid(1)] = NUMBERS[3]
+
+    assert "from 0 to 2" in refused(beyond_a_tuple, "NUMBERS[3]").reason
+
+    def tuple_of_unlike_lengths(result):
+        pair = (1, 2)
+        if result.size > 3:
+            pair = (1, 2, 3)
+        result[cuda.grid(1)] = pair[0]
+
+    assert refused(tuple_of_unlike_lengths, "pair[0]").instead
 
     def plain_call(result):
         i = cuda.grid(1)

@@ -5,6 +5,7 @@ refused says what to write in its place."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -140,6 +141,36 @@ def loops_over_variables(result, x):
     result[cuda.grid(1)] = total
 
 
+def clips(result, x):
+    result[cuda.grid(1)] = np.clip(x[0], 0, 1)
+
+
+def turns_degrees(result, x):
+    result[cuda.grid(1)] = math.radians(x[0])
+
+
+def takes_a_logarithm_of_a_base(result, x):
+    result[cuda.grid(1)] = math.log(x[0], 3)
+
+
+def is_nobody(result, x):
+    result[cuda.grid(1)] = 1 if x[0] is None else 0
+
+
+def raises(result, x):
+    if x[0] < 0:
+        raise ValueError
+    result[cuda.grid(1)] = x[0]
+
+
+def has_half_of_a_place(result, x):
+    result[cuda.grid(1)] = cuda.threadIdx
+
+
+def asks_the_device_for_a_root(result, x):
+    result[cuda.grid(1)] = cuda.rsqrt(x[0]) + cuda.cbrt(x[0])
+
+
 REMEDIES: list[tuple[Callable[..., Any], str]] = [
     (shuffles, "cuda.shared.array"),
     (fuses, "a * b + c"),
@@ -149,7 +180,14 @@ REMEDIES: list[tuple[Callable[..., Any], str]] = [
     (prints, "into an output"),
     (keeps_a_state, "p2pcompute.random.uniform"),
     (adds_up, "for loop over range"),
-    (rounds_to_places, ""),
+    (rounds_to_places, "round(a * 100) / 100"),
+    (clips, "min(max(a, low), high)"),
+    (turns_degrees, "a * (math.pi / 180)"),
+    (takes_a_logarithm_of_a_base, "math.log2(a)"),
+    (is_nobody, "== and <"),
+    (raises, "a flag in an output"),
+    (has_half_of_a_place, "cuda.threadIdx.x"),
+    (asks_the_device_for_a_root, "1 / math.sqrt(a)"),
     (loops_over_an_array, "for k in range(n)"),
     (loops_over_variables, "for k in range(n)"),
 ]

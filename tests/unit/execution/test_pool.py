@@ -546,6 +546,33 @@ def test_the_reserve_is_refilled_and_each_tenant_has_a_new_process() -> None:
     trio.run(main)
 
 
+def test_who_waits_for_the_reserve_of_a_pool_that_ends_is_told() -> None:
+    """And whoever asks one that has ended, without going round and round meanwhile."""
+
+    async def main() -> None:
+        pool = WorkerPool(spare=1, policy=BARE, program=TOY)
+        ends: list[str] = []
+
+        async def wait() -> None:
+            with pytest.raises(WorkerDied, match="closed"):
+                await pool.wait_warm()
+            ends.append("told")
+
+        async with trio.open_nursery() as waiting, trio.open_nursery() as serving:
+            await serving.start(pool.serve)
+            async with pool.session():
+                pool._hold_back = True  # nothing is started meanwhile
+                waiting.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not ends
+            serving.cancel_scope.cancel()
+        assert ends == ["told"]
+        with pytest.raises(WorkerDied, match="closed"):
+            await pool.wait_warm()
+
+    trio.run(main)
+
+
 def test_the_reserve_is_refilled_when_nobody_computes_or_after_some_time() -> None:
     clock = trio.testing.MockClock()
 

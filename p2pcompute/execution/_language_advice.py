@@ -1,0 +1,105 @@
+"""What to write instead of names that Python, NumPy, numba and CUDA have and the kernel language has not."""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import numpy as np
+
+from p2pcompute.execution._language import MATH_CALLS, MAX_CONST_ELEMENTS
+
+__all__ = ["missing", "of_cuda", "why"]
+
+_OF_CUDA = (
+    "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, syncthreads, "
+    "atomic, popc, clz, ffs, brev and selp"
+)
+_WARP = {
+    "laneid", "warpsize", "syncwarp", "activemask", "lanemask_lt", "shfl_sync", "shfl_up_sync", "shfl_down_sync",
+    "shfl_xor_sync", "all_sync", "any_sync", "eq_sync", "ballot_sync", "match_any_sync", "match_all_sync",
+    "vote_sync_intrinsic", "reduce_add_sync",
+}  # fmt: skip
+_INSTEAD_OF_CUDA = (
+    (_WARP, "pass values through a cuda.shared.array, with cuda.syncthreads() between: warps differ by device"),
+    ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),
+    (
+        {"syncthreads_count", "syncthreads_and", "syncthreads_or"},
+        "count in a cuda.shared.array with cuda.atomic.add, and read it behind cuda.syncthreads()",
+    ),
+    (
+        {"threadfence", "threadfence_block", "threadfence_system", "cg"},
+        "blocks do not wait for each other: start another kernel on what this one gives",
+    ),
+    ({"to_device", "device_array", "device_array_like", "mapped_array", "pinned_array"}, "pass NumPy arrays to run"),
+    ({"nanosleep", "clock", "clock64", "globaltimer"}, "nothing in a kernel depends on time"),
+    ({"random"}, "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"),
+    ({"rsqrt"}, "write 1 / math.sqrt(a)"),
+    ({"libdevice"}, "use the functions of math: they have one definition on every machine"),
+    ({"fp16"}, "use float32"),
+    ({"declare_device", "CUSource", "LTOIR", "PTXSource"}, "write a @p2pcompute.device function"),
+)
+_INSTEAD_OF = (
+    ({"complex", "complex64", "complex128"}, "hold the real and the imaginary part in two variables"),
+    ({"print"}, "store what you want to see into an output"),
+    ({"sum", "any", "all", "sorted", "enumerate", "zip", "reversed", "map"}, "write a for loop over range()"),
+    ({"float16", "half"}, "use float32"),
+    ({"clip"}, "write min(max(a, low), high)"),
+    ({"where"}, "write a if c else b"),
+    ({"sign"}, "write (a > 0) - (a < 0)"),
+    ({"square"}, "write a * a"),
+    ({"divmod"}, "write a // b and a % b"),
+    ({"radians", "deg2rad"}, "write a * (math.pi / 180)"),
+    ({"degrees", "rad2deg"}, "write a * (180 / math.pi)"),
+    ({"logical_and", "logical_or", "logical_not"}, "write and, or, not"),
+    ({"dot", "matmul", "inner", "vdot"}, "write a for loop over the products"),
+    ({"mean", "average", "prod", "cumsum", "argmax", "argmin", "count_nonzero"}, "write a for loop over range()"),
+    ({"zeros", "empty", "ones", "full", "array", "arange"}, "declare name = cuda.local.array(8, np.float32)"),
+    ({"asinh", "arcsinh"}, "write math.log(a + math.sqrt(a * a + 1))"),
+    ({"acosh", "arccosh"}, "write math.log(a + math.sqrt(a * a - 1))"),
+    ({"atanh", "arctanh"}, "write 0.5 * (math.log1p(a) - math.log1p(-a))"),
+    ({"ldexp"}, "write a * math.exp2(n)"),
+    ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),
+)
+
+
+def of_cuda(name: str) -> str:
+    """What to write instead of a name of the module cuda."""
+    if name in MATH_CALLS:
+        return f"write math.{name}({'a, b' if MATH_CALLS[name] == 2 else 'a'})"
+    return next((remedy for names, remedy in _INSTEAD_OF_CUDA if name in names), _OF_CUDA)
+
+
+def why(spelled: str, value: Any) -> tuple[str, str]:
+    """Why what a name from outside means is not taken, and what to write instead."""
+    if isinstance(value, np.ndarray):
+        return (
+            f"{spelled} is an array from outside the kernel of {value.size} elements",
+            f"pass it as an argument: constant arrays have 1 to {MAX_CONST_ELEMENTS} elements",
+        )
+    if isinstance(value, types.FunctionType) and not getattr(value, "__name__", "").startswith("xoroshiro128p"):
+        return f"{spelled} is not a device function", "decorate it with @p2pcompute.device"
+    if isinstance(value, str | bytes):
+        return f"{spelled} is text", "kernels hold numbers only"
+    name = getattr(value, "__name__", None) or getattr(value, "name", "")
+    if isinstance(name, str) and name.startswith("xoroshiro128p"):
+        return f"{spelled} keeps a state", "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"
+    for names, remedy in _INSTEAD_OF:
+        if isinstance(name, str) and name in names:
+            return f"{spelled} is not in the kernel language", remedy
+    if isinstance(value, list | tuple | dict | set):
+        return f"{spelled} is a {type(value).__name__}", "pass an array, or name each number by itself"
+    if isinstance(value, type) and issubclass(value, BaseException):
+        return f"{spelled} is not in the kernel language", "nothing in a kernel raises; store a flag in an output"
+    if value is None:
+        return f"{spelled} is None", "kernels hold numbers only"
+    return (
+        f"{spelled} is not in the kernel language",
+        "use arithmetic, the functions of math, p2pcompute.random or a @p2pcompute.device function",
+    )
+
+
+def missing(spelled: str) -> str:
+    """What to write where a module has no such name, but newer ones or NumPy's older ones had."""
+    name = spelled.rpartition(".")[2]
+    return next((remedy for names, remedy in _INSTEAD_OF if name in names), "look its name up in docs/strict.md")

@@ -1,0 +1,95 @@
+"""Work that takes its worker down, between real processes: the node lives, the next task runs, and what failed leaves a
+receipt, signed and on both disks, that says why, and that nobody pays for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ..unit.execution._program_site import install
+from ._programs import Program
+
+pytestmark = pytest.mark.net
+EXECUTION_FAILED, TIMED_OUT = 21, 22
+
+BOMBS = """
+import ctypes, mmap, os
+
+def go(index, out, kind):
+    if kind == 1:
+        ctypes.string_at(0)                       # a segfault
+    if kind == 2:
+        while True:                               # no end
+            pass
+    if kind == 3:
+        held = [bytearray(1 << 30) for _ in range(1 << 10)]   # a tebibyte
+    if kind == 4:
+        block = b"x" * (1 << 20)
+        for _ in range(10 * 1024):                # 10 GiB of output
+            os.write(1, block)
+            os.write(2, block)
+        raise SystemExit(4)
+    out[...] = 7
+"""
+
+ASK = """
+import json, sys
+import numpy as np
+import p2pcompute as p2p
+import trio
+from p2pcompute.errors import ChunkFailed
+
+go = p2p.program("bombs:go", version="1", digest=sys.argv[1])
+
+async def main():
+    async with p2p.open_node() as node:
+        for kind in map(int, sys.argv[2:]):
+            try:
+                seven = await node.run(go[4], p2p.out(4, np.int64), kind, check="none", item_s=0.001, chunks=1)
+                print("SAID", kind, json.dumps(seven.tolist()), flush=True)
+            except ChunkFailed as error:
+                print("SAID", kind, "ChunkFailed", flush=True)
+
+trio.run(main)
+"""
+KINDS = {
+    1: "the worker crashed with SIGSEGV",
+    3: "the work does not fit into the worker's memory limit",
+    4: "File too large",
+    2: "the worker did not answer within 20 s and was killed",
+}
+
+
+def test_a_bomb_leaves_a_receipt_and_a_node_that_works(start: Callable[..., Program], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    install(site, "bombs", "1", {"bombs.py": BOMBS}, {"go": "bombs:go"})
+    paths = os.pathsep.join(path for path in (str(site), os.environ.get("PYTHONPATH", "")) if path)
+    (tmp_path / "ask.py").write_text(ASK)
+    listed = start("programs", "--json", PYTHONPATH=paths)
+    assert listed.end() == 0
+    (digest,) = [program["digest"] for program in listed.lines]
+    provider = start("up", "--json", "--allow-program", "bombs:go", PYTHONPATH=paths)
+    provider.wait_event("ready")
+
+    kinds = [0, *KINDS, 0]  # before them and after them the same program, as it should be
+    script = start("run", "--json", "--profile", "mine", str(tmp_path / "ask.py"), digest, *map(str, kinds))
+    assert script.end() == 0, script.said
+    said = [line.split(maxsplit=2) for line in script.said.splitlines() if line.startswith("SAID")]
+    assert [(int(kind), what) for _, kind, what in said] == [
+        (kind, "ChunkFailed" if kind else "[7, 7, 7, 7]") for kind in kinds
+    ]
+    assert provider.process.poll() is None
+    for profile in ("mine", "default"):
+        asked = start("receipts", "--json", "--profile", profile)
+        assert asked.end() == 0, asked.said
+        rows = asked.lines[0]["receipts"]
+        assert [row["units"] > 0 for row in rows if not row["code"]] == [True, True]
+        failed = {row["reason"]: row for row in rows if row["code"]}
+        assert len(failed) == len(KINDS)
+        for kind, words in KINDS.items():
+            (reason,) = [reason for reason in failed if words in reason]
+            assert failed[reason]["code"] == (TIMED_OUT if kind == 2 else EXECUTION_FAILED)
+            assert (failed[reason]["units"], failed[reason]["pusd"]) == (0, 0)
