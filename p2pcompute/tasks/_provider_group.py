@@ -173,7 +173,7 @@ async def _run(
                 session.running.cancel()
             with session.place.working():
                 async with service.slots.turn(known=known):
-                    with used.running(), session.shown(chunks[0], blocks) as shown:
+                    with used, session.shown(chunks[0], blocks) as shown:
                         await session.give_call(worker, chunks[0], timeout_s=agreement.terms.chunk_timeout_ms / 1000)
                         session.running.deadline = trio.current_time() + limit_s
                         run = await worker.run_blocks(
