@@ -87,6 +87,7 @@ _PAUSE_S: Final = 120.0
 _MAX_NOTICES: Final = 64  # without a result between them
 _WAITED_S: Final = 0.4  # with less to wait for, nobody can say that we kept it waiting
 _CROSSING_S: Final = 2.0  # a chunk that was given out so short a time ago may have crossed a farewell
+_NO_SAMPLES: Final = SampleReport(checked=0, mismatched=0)
 MIN_BYTES_PER_S: Final = 64 * 1024  # below this a transfer has stalled, however regularly it drips
 
 
@@ -604,7 +605,7 @@ class Link:
             found = iter(await check(sampled))
             self._check_s = (trio.current_time() - began) / len(sampled)
         # By their place and not by their index: a chunk may have come twice, and only one of them be right.
-        reports = [next(found) if drawn else SampleReport(checked=0, mismatched=0) for drawn in is_sampled]
+        reports = [next(found) if drawn else _NO_SAMPLES for drawn in is_sampled]
         for received, report in zip(together, reports, strict=True):
             if not report.ok:
                 self.rejected = [*(earlier for earlier, _ in self._checked), received]

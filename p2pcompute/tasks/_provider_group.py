@@ -217,13 +217,13 @@ async def _deliver(
     used: Meter,
 ) -> None:
     service = session.service
-    now_ms = service.now_ms()
+    now_ms, of_call = service.now_ms(), work.chunks
     payloads: list[ReceiptPayload] = []
     results: list[tuple[_Output, ...]] = []
     begin, end = _blocks(work, chunks)
     outputs = [(memoryview(output), len(output) // (end - begin)) for output in run.outputs]
     for index in chunks:
-        first, blocks = work.chunk_range(index % work.chunks)
+        first, blocks = work.chunk_range(index % of_call)
         at = first - begin
         result: tuple[_Output, ...] = tuple(rows[at * size : (at + blocks) * size] for rows, size in outputs)
         if service.fault is not None:
