@@ -103,12 +103,14 @@ class Dialogue:
             self._send_lock.release()
 
     async def _send(self, data: bytes) -> None:
-        self._sent += 1
-        if self._send_nowait is not None and self._sent < _AT_ONCE and len(data) <= _SHORT_BYTES:
+        if self._send_nowait is not None and len(data) <= _SHORT_BYTES:
             await trio.lowlevel.checkpoint_if_cancelled()
             if self._send_nowait(data):
+                self._sent += 1
+                if self._sent >= _AT_ONCE:
+                    self._sent = 0
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # it has left
                 return
-        self._sent = 0
         with trio.move_on_after(self._send_s) as scope:
             await self.stream.send_all(data)
         if scope.cancelled_caught:
