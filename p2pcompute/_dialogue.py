@@ -29,6 +29,10 @@ SEND_TIMEOUT_S: Final = 60.0
 """How long a peer may take to take one message of ours; a task's may wait for a peer that is busy checking."""
 
 _READ_BYTES: Final = 65_536
+_AT_ONCE: Final = 4
+"""So many messages that came together, or writes, are one step of the event loop at most: two or three belong
+together."""
+_SHORT_BYTES: Final = 4_096  # what is sent without a wait, where the connection takes it so
 _AFTER_BULK_BYTES: Final = 512  # what comes behind bulk is more of it, to be received in its place but for its head
 
 STREAM_FAULTS: Final = (OverlayError, trio.BrokenResourceError, trio.ClosedResourceError)
@@ -40,7 +44,7 @@ N = TypeVar("N", bound=Record)
 
 class ByteStream(Protocol):
     """The part of `overlay.OverlayStream` that a dialogue needs. Where it has `receive_into` as well, bulk is received
-    in its place."""
+    in its place; where it has `send_nowait`, what is short is sent by that."""
 
     async def send_all(self, data: bytes) -> None: ...
     async def receive_some(self, max_bytes: int = ...) -> bytes: ...
@@ -63,8 +67,11 @@ class Dialogue:
         self.stream = stream
         self._send_s = send_s
         self._send_lock = trio.Lock()
+        self._send_nowait: Callable[[bytes], bool] | None = getattr(stream, "send_nowait", None)
+        self._sent = 0  # writes with no turn of the event loop between them
         self._receive_into: Callable[[memoryview, int], Awaitable[int]] | None = getattr(stream, "receive_into", None)
         self._read_bytes = _READ_BYTES
+        self._given = 0  # messages since others last had a turn
         self._begun_at: float | None = None  # when the first bytes came of a message that is not complete
 
     async def send(self, *messages: Record) -> None:
@@ -89,16 +96,25 @@ class Dialogue:
                     refused = exc
                     break
             if said:
-                with trio.move_on_after(self._send_s) as scope:
-                    await self.stream.send_all(said[0] if len(said) == 1 else b"".join(said))
-                if scope.cancelled_caught:
-                    raise RemoteProtocolError(
-                        f"the peer did not take a message in {self._send_s:g} s", code=WireCode.STALLED
-                    )
+                await self._send(said[0] if len(said) == 1 else b"".join(said))
             if refused is not None:
                 raise refused
         finally:
             self._send_lock.release()
+
+    async def _send(self, data: bytes) -> None:
+        if self._send_nowait is not None and len(data) <= _SHORT_BYTES:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._send_nowait(data):
+                self._sent += 1
+                if self._sent >= _AT_ONCE:
+                    self._sent = 0
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # it has left
+                return
+        with trio.move_on_after(self._send_s) as scope:
+            await self.stream.send_all(data)
+        if scope.cancelled_caught:
+            raise RemoteProtocolError(f"the peer did not take a message in {self._send_s:g} s", code=WireCode.STALLED)
 
     async def receive(self, *, stall_s: float | None = None) -> Record:
         """The next message, or `StreamEnded`.
@@ -112,7 +128,9 @@ class Dialogue:
             StreamError: the stream broke.
         """
         deadline = float("inf") if stall_s is None else trio.current_time() + stall_s
-        if self.connection.has_begun:
+        self._given += 1
+        if self.connection.has_begun and self._given >= _AT_ONCE:
+            self._given = 0
             await trio.lowlevel.checkpoint()  # not after the event: nobody may act between it and the caller
         else:
             await trio.lowlevel.checkpoint_if_cancelled()  # others get their turn where the stream is read
@@ -130,9 +148,10 @@ class Dialogue:
                 # It came behind another message. Its time runs from here on, where somebody waits for the rest.
                 self._begun_at = trio.current_time()
             frame_deadline = float("inf") if self._begun_at is None else self._begun_at + FRAME_TIMEOUT_S
-            with trio.move_on_at(min(deadline, frame_deadline)) as scope:
+            until = min(deadline, frame_deadline)
+            if until == float("inf"):
                 await self._read()
-            if scope.cancelled_caught:
+            elif not await self._read_until(until):
                 if frame_deadline < deadline:
                     text = f"the peer did not end a message in {FRAME_TIMEOUT_S:g} s"
                 else:
@@ -141,8 +160,15 @@ class Dialogue:
             if self._begun_at is None:
                 self._begun_at = trio.current_time()
 
+    async def _read_until(self, until: float) -> bool:
+        """`_read`, and whether that was in time."""
+        with trio.move_on_at(until) as scope:
+            await self._read()
+        return not scope.cancelled_caught
+
     async def _read(self) -> None:
         """Take what comes next, and of bulk as much as is still to come of its message, where it belongs."""
+        self._given = 0
         room = self.connection.room()
         if room is None or self._receive_into is None:
             data = await self.stream.receive_some(self._read_bytes if room is None else _READ_BYTES)

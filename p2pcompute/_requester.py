@@ -508,17 +508,19 @@ class TaskRun:
                 digest.update(output)
             return digest.digest()
 
+        forms = [
+            (np.dtype(spec.dtype), np.dtype(spec.dtype).newbyteorder("<"), row, math.prod(row))
+            for spec, row in zip(binding.layout.outputs, binding.layout.row_shapes, strict=True)
+        ]
+
         async def hand_over(index: int, output: memoryview, provider: PeerId) -> None:
             first, blocks = work.chunk_range(index)
             rows: list[np.ndarray[Any, Any]] = []
-            at = 0
-            for spec, row in zip(binding.layout.outputs, binding.layout.row_shapes, strict=True):
-                shape = (blocks * items, *row)
-                array = np.frombuffer(
-                    output, dtype=np.dtype(spec.dtype).newbyteorder("<"), count=math.prod(shape), offset=at
-                ).reshape(shape)
+            count, at = blocks * items, 0
+            for dtype, sent, row, size in forms:
+                array = np.frombuffer(output, dtype=sent, count=count * size, offset=at)
                 at += array.nbytes
-                rows.append(array.astype(spec.dtype, copy=False))
+                rows.append(array.reshape((count, *row)).astype(dtype, copy=False))
             replaces = index in seen
             seen.add(index)
             await deliver(

@@ -24,6 +24,8 @@ __all__ = ["MAX_GROUP", "GroupCommit"]
 
 MAX_GROUP: Final = 128
 """The most transactions in one commit: what comes after them should not wait long."""
+_ALONE: Final = 8
+"""Transactions in a row to which nobody came; then so many, and no more, are written without waiting for others."""
 
 T = TypeVar("T")
 
@@ -60,6 +62,8 @@ class GroupCommit:
         self._waiting: deque[_Waiting] = deque()
         self._riders: dict[object, Callable[[Transaction], Any]] = {}
         self._busy = False
+        self._alone = 0  # how often in a row nobody else came in the turn that was left to others
+        self._at_once = 0  # how often none was left since
 
     def ride(self, key: object, work: Callable[[Transaction], Any]) -> None:
         """Have `work` written along with the next transaction, whoever's that is: only for what nobody relies on
@@ -111,8 +115,13 @@ class GroupCommit:
                 await mine.turn.wait()
 
     async def _lead(self) -> None:
-        # Whoever is about to come in this turn of the event loop is taken along.
-        await trio.lowlevel.cancel_shielded_checkpoint()
+        if self._alone < _ALONE or self._at_once >= _ALONE:
+            # Whoever is about to come in this turn of the event loop is taken along.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._alone = self._alone + 1 if len(self._waiting) == 1 else 0
+            self._at_once = 0
+        else:
+            self._at_once += 1
         group = [self._waiting.popleft() for _ in range(min(MAX_GROUP, len(self._waiting)))]
         for one in group:
             one.taken = True

@@ -17,7 +17,7 @@ from p2pcompute_protocols.money import ChainTerms, usd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload
 
-from ._channels import ChannelsMixin, refuse_closing
+from ._channels import ChannelsMixin, need_in, refuse_closing
 from ._commits import GroupCommit
 from ._consents import ConsentsMixin
 from ._database import Database, Row, Transaction
@@ -294,6 +294,7 @@ class Ledger(ChannelsMixin, ConsentsMixin, RootsMixin, OutboxMixin, PeersMixin):
                 envelope=envelope,
                 channel=agreement.channel,
             )
+            tx.know(("channel_in", agreement.channel), need_in(tx, agreement.channel))  # which is looked at next
             return envelope
 
         return await self._write(work)

@@ -68,14 +68,7 @@ if TYPE_CHECKING:
     from ._sharing import Sharing
     from ._splits import SplitInputs
 
-__all__ = [
-    "MIN_BYTES_PER_S",
-    "LiarError",
-    "Link",
-    "NoRoomNow",
-    "ReceivedChunk",
-    "WaitedTooLong",
-]
+__all__ = ["MIN_BYTES_PER_S", "LiarError", "Link", "NoRoomNow", "ReceivedChunk", "WaitedTooLong"]
 
 _log = logging.getLogger("p2pcompute.tasks")
 
@@ -94,6 +87,7 @@ _PAUSE_S: Final = 120.0
 _MAX_NOTICES: Final = 64  # without a result between them
 _WAITED_S: Final = 0.4  # with less to wait for, nobody can say that we kept it waiting
 _CROSSING_S: Final = 2.0  # a chunk that was given out so short a time ago may have crossed a farewell
+_NO_SAMPLES: Final = SampleReport(checked=0, mismatched=0)
 MIN_BYTES_PER_S: Final = 64 * 1024  # below this a transfer has stalled, however regularly it drips
 
 
@@ -299,11 +293,9 @@ class Link:
     def _refusal(self, message: Refused) -> TaskRefused:
         known = message.code in WireCode._value2member_map_
         name = WireCode(message.code).name.lower() if known else str(message.code)
-        kind = TaskRefused
+        kind = NoRoomNow if message.code in (WireCode.STALLED, WireCode.NO_CAPACITY) else TaskRefused
         if self._kept_waiting(message.code):
             kind = WaitedTooLong
-        elif message.code in (WireCode.STALLED, WireCode.NO_CAPACITY):
-            kind = NoRoomNow
         return kind(f"{self.provider} ended the task ({name}): {message.detail}{advice(message.code)}")
 
     def _kept_waiting(self, code: int) -> bool:
@@ -466,10 +458,10 @@ class Link:
             message = await self.dialogue.receive()
             match message:
                 case ResultStart():
-                    await results.send(self._came([await self._result(message)]))
+                    await self._pass_on(self._came([await self._result(message)]), results)
                 case Results():
                     opened = open_results(self.agreement, self.work, message, self.connection.size_of, self._call_of)
-                    await results.send(self._came(opened))
+                    await self._pass_on(self._came(opened), results)
                 case ChunkError():
                     await self._chunk_error(message)
                     self._progress()
@@ -481,7 +473,17 @@ class Link:
                     raise StreamError("the provider closed the stream")
                 case _:
                     await self._other(message)
-            self._wake.set()
+            self._heard()
+
+    def _heard(self) -> None:
+        """There may be something to give out, or nothing more."""
+        self._wake.set()
+
+    async def _pass_on(
+        self, received: list[ReceivedChunk], results: trio.MemorySendChannel[list[ReceivedChunk]]
+    ) -> None:
+        """Have results checked; nothing is to be read later for that."""
+        results.send_nowait(received)  # of which any number may wait
 
     async def _other(self, message: Record) -> None:
         """What only work of another shape has."""
@@ -603,7 +605,7 @@ class Link:
             found = iter(await check(sampled))
             self._check_s = (trio.current_time() - began) / len(sampled)
         # By their place and not by their index: a chunk may have come twice, and only one of them be right.
-        reports = [next(found) if drawn else SampleReport(checked=0, mismatched=0) for drawn in is_sampled]
+        reports = [next(found) if drawn else _NO_SAMPLES for drawn in is_sampled]
         for received, report in zip(together, reports, strict=True):
             if not report.ok:
                 self.rejected = [*(earlier for earlier, _ in self._checked), received]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -30,7 +28,7 @@ UNPAID: Final = Rate(per_s=10_000 / 3_600, burst=10_000)
 
 
 class Meter:
-    """The time that something takes, in units of a device with this score; `limit_s` at most.
+    """A context manager that adds up the time inside of it, in units of a device with this score; `limit_s` at most.
 
     What takes longer than it may is ended by then. Where it seems to have gone on, it was this machine that stood
     still: it slept, or was stopped.
@@ -40,15 +38,14 @@ class Meter:
         self.units = 0
         self._score_milli = score_milli
         self._limit_s = limit_s
+        self._began = 0.0
 
-    @contextmanager
-    def running(self) -> Generator[None]:
-        began = trio.current_time()
-        try:
-            yield
-        finally:
-            took_s = min(trio.current_time() - began, self._limit_s)
-            self.units += int(took_s * 1_000) * self._score_milli
+    def __enter__(self) -> None:
+        self._began = trio.current_time()
+
+    def __exit__(self, *_: object) -> None:
+        took_s = min(trio.current_time() - self._began, self._limit_s)
+        self.units += int(took_s * 1_000) * self._score_milli
 
 
 class Spent:

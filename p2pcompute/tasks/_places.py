@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,14 +56,17 @@ class Place:
         self.lost = False
         self.overstayed = False
 
-    @contextmanager
-    def working(self) -> Generator[None]:
-        """Something is computed or compiled, or waits for its turn: it is not the guest who is slow."""
+    def working(self) -> Place:
+        """Something is computed or compiled, or waits for its turn, in the context that this gives: it is not the guest
+        who is slow."""
         self._idle_since_s = None
-        try:
-            yield
-        finally:
-            self.rest()
+        return self
+
+    def __enter__(self) -> None:
+        self._idle_since_s = None
+
+    def __exit__(self, *_: object) -> None:
+        self.rest()
 
     def rest(self) -> None:
         """Nothing is done from now on."""

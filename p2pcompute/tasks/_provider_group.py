@@ -95,9 +95,13 @@ def result_receipt(
 
 def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]:
     """The chunks at the head of the queue that are computed together, in ascending order; they stay there."""
+    if len(session.queue) < 2:
+        return []
     size = max(1, session.connection.chunk_bytes[0])
-    # Vouchers come for half a window: what is paid with one is not to wait for what is paid with the next.
-    room = min(account.window - account.unpaid, max(1, account.window // 4, session.group.quick))
+    # Vouchers come for half a window: what is paid with one is not to wait for what is paid with the next, and the
+    # requester looks at one half while the other one is computed.
+    quick = min(session.group.quick, account.window // 2)
+    room = min(account.window - account.unpaid, max(1, account.window // 4, quick))
     most = min(session.group.most, len(session.queue), room, _GROUP_BYTES // size)
     if most < 2 or BATCH_BYTES // size < 2 or isinstance(work, RoundWork) or work.splits:
         return []
@@ -169,7 +173,7 @@ async def _run(
                 session.running.cancel()
             with session.place.working():
                 async with service.slots.turn(known=known):
-                    with used.running(), session.shown(chunks[0], blocks) as shown:
+                    with used, session.shown(chunks[0], blocks) as shown:
                         await session.give_call(worker, chunks[0], timeout_s=agreement.terms.chunk_timeout_ms / 1000)
                         session.running.deadline = trio.current_time() + limit_s
                         run = await worker.run_blocks(
@@ -213,13 +217,13 @@ async def _deliver(
     used: Meter,
 ) -> None:
     service = session.service
-    now_ms = service.now_ms()
+    now_ms, of_call = service.now_ms(), work.chunks
     payloads: list[ReceiptPayload] = []
     results: list[tuple[_Output, ...]] = []
     begin, end = _blocks(work, chunks)
     outputs = [(memoryview(output), len(output) // (end - begin)) for output in run.outputs]
     for index in chunks:
-        first, blocks = work.chunk_range(index % work.chunks)
+        first, blocks = work.chunk_range(index % of_call)
         at = first - begin
         result: tuple[_Output, ...] = tuple(rows[at * size : (at + blocks) * size] for rows, size in outputs)
         if service.fault is not None:

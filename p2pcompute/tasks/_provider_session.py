@@ -353,7 +353,7 @@ class Session:
                             self.states,
                             fault=service.round_fault,
                         )
-                    with used.running():
+                    with used:
                         worker, compile_ms = await self._compile(worker, work, blobs)
                 finally:
                     with trio.CancelScope(shield=True):
@@ -534,17 +534,20 @@ class Session:
         speed_milli = service.speed_milli(work)
         used = Meter(speed_milli, limit_s)
         try:
-            with trio.CancelScope() as self.running, self._computing(index):
-                if self.finish.is_set():
-                    self.running.cancel()
-                with self.place.working():
+            with trio.CancelScope() as self.running, self.place.working():
+                self.computing = index
+                try:
+                    if self.finish.is_set():
+                        self.running.cancel()
                     async with service.slots.turn(known=self.place.guest.known):
-                        with used.running(), self.shown(index, blocks) as shown:
+                        with used, self.shown(index, blocks) as shown:
                             await self.give_call(worker, index, timeout_s=limit_s)
                             run = await worker.run_blocks(first, blocks, timeout_s=limit_s, progress=shown.progress)
                             shown.end(run)
                             service.used.add(run)
                             service.computed(agreement.task_id, run)
+                finally:
+                    self.computing = None
         except ExecutionError as exc:
             await account.drop(used_units=used.units)
             code = WireCode.TIMED_OUT if isinstance(exc, WorkerTimeout) else WireCode.EXECUTION_FAILED
@@ -619,23 +622,11 @@ class Session:
         if self.entry is not None:
             self.entry.chunks_done += len(chunks)
 
-    @contextmanager
-    def _computing(self, index: int) -> Generator[None]:
-        self.computing = index
-        try:
-            yield
-        finally:
-            self.computing = None
-
-    @contextmanager
-    def shown(self, index: int, blocks: int) -> Generator[ActiveTask]:
-        """The entry of this task, while a chunk is computed."""
+    def shown(self, index: int, blocks: int) -> ActiveTask:
+        """The entry of this task; within its context a chunk is computed."""
         entry = self.entry or ActiveTask(task_id=TaskId(bytes(32)), requester="")  # it has left, and nobody looks
         entry.begin(index, blocks)
-        try:
-            yield entry
-        finally:
-            entry.end(None)
+        return entry
 
     async def _not_begun(
         self, agreement: Agreement, index: int, account: ProviderAccount, code: WireCode, detail: str

@@ -71,14 +71,14 @@ def open_results(
     Raises:
         RemoteProtocolError: it is not signed so.
     """
-    data, at = memoryview(message.data), 0
+    data, at, chunks = memoryview(message.data), 0, work.chunks
     payloads: list[ReceiptPayload] = []
     outputs: list[memoryview] = []
     for index in message.chunks:
         size = size_of(index)
         output = data[at : at + size]
         at += size
-        units = units_of(work, work.chunk_range(index % work.chunks)[1])
+        units = units_of(work, work.chunk_range(index % chunks)[1])
         payloads.append(result_receipt(agreement, index, (output,), units, message.finished_ms, call_of(index)))
         outputs.append(output)
     with remote():

@@ -16,7 +16,7 @@ from p2pcompute_protocols.task import CallInputs
 from p2pcompute_protocols.wire import Record
 
 from ._api import RequesterAccount
-from ._link import Link
+from ._link import Link, ReceivedChunk
 from ._link_hooks import LinkHooks
 from ._standing import CallQueue, CallScheduler, PendingCall
 
@@ -100,6 +100,23 @@ class StandingLink(Link):
         """Calls come one after the other: a voucher for each would cost more than the call. Half a window is paid as
         always, and what is left when it has been quiet for a while."""
         return self.draining or self.unpaid >= max(self.window, 1)
+
+    def _heard(self) -> None:
+        """The next call says so itself. What waits here, or is to end, may go on."""
+        calls = self.calls
+        waits = calls.queue.first() is not None or bool(self._giving)
+        ends = calls.queue.closed or calls.used_up or self.draining or self.unpaid >= max(self.window, 1)
+        if waits or ends:
+            self._wake.set()
+
+    async def _pass_on(
+        self, received: list[ReceivedChunk], results: trio.MemorySendChannel[list[ReceivedChunk]]
+    ) -> None:
+        """Where nobody looks at results, and nobody takes long over one, they are handed over as they come."""
+        if self.hooks.check is None:
+            await self._check_chunks(received)
+        else:
+            await super()._pass_on(received, results)
 
     async def _hand_out(self, chunks: range) -> None:
         """As of any chunks; and those of a call that was withdrawn while its Assign waited to be sent are cancelled."""

@@ -59,7 +59,7 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self, *, known: bool) -> AsyncGenerator[None]:
-        """Wait for a turn and have it for the length of a block.
+        """Wait for a turn and have it for the length of a block. One that is free is taken at once.
 
         Cancellation: who leaves the queue leaves it at once, and takes nothing along.
         """
@@ -76,6 +76,10 @@ class Turns:
 
     async def _wait(self, known: bool) -> None:
         queue = self._known if known else self._others
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if not queue and self._is_free(known):
+            self._take(known)
+            return
         mine = _Waiter()
         queue.append(mine)
         try:
@@ -85,13 +89,16 @@ class Turns:
                 quiet = not known and trio.current_time() < self._quiet_until_s
                 with trio.move_on_at(self._quiet_until_s if quiet else math.inf):
                     await mine.news.wait()
-            if known:
-                self._known_taken += 1
-            else:
-                self._others_taken += 1
+            self._take(known)
         finally:
             queue.remove(mine)
             self._tell()
+
+    def _take(self, known: bool) -> None:
+        if known:
+            self._known_taken += 1
+        else:
+            self._others_taken += 1
 
     def _is_free(self, known: bool) -> bool:
         if known:

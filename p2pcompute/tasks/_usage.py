@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from p2pcompute_protocols.ids import TaskId
 
@@ -61,6 +62,12 @@ class ActiveTask:
     def begin(self, chunk: int, blocks: int) -> None:
         """A chunk is computed from now on."""
         self.chunk, self.chunk_blocks, self.chunk_blocks_done = chunk, blocks, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end(None)
 
     def progress(self, done: int) -> None:
         """So many of its blocks are done."""

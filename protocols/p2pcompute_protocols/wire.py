@@ -71,6 +71,8 @@ class Uint:
     high: int = UINT64_MAX
 
     def check(self, value: object) -> None:
+        if type(value) is int and self.low <= value <= self.high:
+            return  # as nearly all are
         if not isinstance(value, int) or isinstance(value, bool):  # an IntEnum such as WireCode is fine
             raise _fail(f"expected an unsigned integer, got {type(value).__name__}")
         if not self.low <= value <= self.high:
@@ -316,6 +318,7 @@ def record(cls: type[_T]) -> type[_T]:
     if len(set(keys)) != len(keys) or (keys and keys[0] < 1):
         raise TypeError(f"{cls.__name__}: field keys must be unique and positive")
     cast("Any", made)._plan = tuple(plan)
+    cast("Any", made)._checks = tuple((name, of.check, is_optional) for _, name, of, is_optional in plan)
     cast("Any", made)._keys = frozenset(keys) | ({0} if cast("Any", made).TYPE else set())
     items, depth = _most(plan, 1 + 2 * bool(cast("Any", made).TYPE))
     cast("Any", made)._most = (items, depth)
@@ -352,19 +355,20 @@ class Record:
     TYPE: ClassVar[int] = 0
     extensible: ClassVar[bool] = False
     _plan: ClassVar[tuple[tuple[int, str, FieldType, bool], ...]] = ()
+    _checks: ClassVar[tuple[tuple[str, Callable[[object], None], bool], ...]] = ()
     _keys: ClassVar[frozenset[int]] = frozenset()
     _most: ClassVar[tuple[float, int]] = (float("inf"), 0)
     _is_checked_whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for _, name, of, is_optional in self._plan:
-            value = getattr(self, name)
-            if value is None and is_optional:
-                continue
-            try:
-                of.check(value)
-            except LocalProtocolError as exc:
-                raise LocalProtocolError(f"{type(self).__name__}.{name}: {exc}", code=exc.code) from None
+        name = ""
+        try:
+            for name, check, is_optional in self._checks:
+                value = getattr(self, name)
+                if value is not None or not is_optional:
+                    check(value)
+        except LocalProtocolError as exc:
+            raise LocalProtocolError(f"{type(self).__name__}.{name}: {exc}", code=exc.code) from None
         self.validate()
 
     def validate(self) -> None:

@@ -11,6 +11,7 @@ import trio.testing
 
 from p2pcompute import _dialogue
 from p2pcompute._dialogue import FRAME_TIMEOUT_S, SEND_TIMEOUT_S, Dialogue
+from p2pcompute_protocols import task
 from p2pcompute_protocols.ads import AdBatch, AdQuery, AdsConnection
 from p2pcompute_protocols.connection import Role, StreamEnded
 from p2pcompute_protocols.errors import ProtocolError, RemoteProtocolError, WireCode
@@ -193,3 +194,89 @@ def test_a_peer_that_takes_nothing_is_let_go(send_s: float | None) -> None:
         assert trio.current_time() - began == (SEND_TIMEOUT_S if send_s is None else send_s)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+class Instant(HalfStream):
+    """One that takes what is short at once, where there is room for it."""
+
+    def __init__(self, half: Any, most: int) -> None:
+        super().__init__(half)
+        self.most = most
+        self.at_once = self.waited = 0
+
+    def send_nowait(self, data: bytes) -> bool:
+        if self.at_once >= self.most:
+            return False
+        self.at_once += 1
+        return True
+
+    async def send_all(self, data: bytes) -> None:
+        self.waited += 1
+        await super().send_all(data)
+
+
+class Steps(trio.abc.Instrument):
+    """Counts the turns of the event loop."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.turns += 1
+
+
+MANY = 64
+
+
+def _cancels() -> tuple[task.TaskConnection, bytes]:
+    """A connection on which a chunk may be cancelled any number of times, and the word for it."""
+    ends = []
+    for role in (Role.PROVIDER, Role.REQUESTER):
+        connection = task.TaskConnection(role)
+        connection.state = task.TaskState.RUNNING
+        connection.chunks = 1
+        ends.append(connection)
+    return ends[0], ends[1].send(task.Cancel(index=0))
+
+
+def test_messages_that_came_together_are_few_steps_and_more_than_one() -> None:
+    """Whoever sends many at once does not keep the event loop to itself."""
+
+    async def main() -> None:
+        ours, theirs = trio.testing.memory_stream_pair()
+        connection, cancel = _cancels()
+        dialogue = Dialogue(connection, HalfStream(ours))
+        await theirs.send_all(cancel * MANY)
+        await dialogue.receive()
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        for _ in range(MANY - 1):
+            await dialogue.receive()
+        trio.lowlevel.remove_instrument(steps)
+        assert MANY // _dialogue._AT_ONCE - 1 <= steps.turns <= MANY // 2
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("most", [0, 5, MANY])
+def test_what_is_short_is_sent_at_once_and_others_have_their_turns(most: int) -> None:
+    async def main() -> None:
+        ours, _theirs = trio.testing.memory_stream_pair()
+        stream = Instant(ours, most)
+        dialogue = Dialogue(AdsConnection(Role.REQUESTER), stream)
+        dialogue.connection.table = {Role.REQUESTER: {dialogue.connection.state: {AdQuery: dialogue.connection.state}}}
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        for _ in range(MANY):
+            await dialogue.send(AdQuery(limit=5))
+        trio.lowlevel.remove_instrument(steps)
+        assert stream.at_once + stream.waited == MANY
+        assert stream.at_once == most
+        assert steps.turns >= MANY // _dialogue._AT_ONCE - 1
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await dialogue.send(AdQuery(limit=5))
+        assert scope.cancelled_caught
+        assert stream.at_once + stream.waited <= MANY + 1
+
+    trio.run(main)

@@ -46,11 +46,10 @@ class Agreement:
     terms: Terms
     network: str
     raw: bytes
+    task_id: TaskId = dataclasses.field(init=False, repr=False, compare=False)
 
-    @property
-    def task_id(self) -> TaskId:
-        """SHA-256 of the countersigned agreement."""
-        return task_id_of(self.raw)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "task_id", task_id_of(self.raw))  # once: every receipt asks for it
 
 
 def task_id_of(raw: bytes) -> TaskId:

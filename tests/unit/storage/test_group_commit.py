@@ -14,7 +14,7 @@ import trio.testing
 
 from p2pcompute.errors import DiskFull
 from p2pcompute.storage import InlineExecutor, Ledger, LedgerFailed, ReceiptConflict, ThreadExecutor, open_ledger
-from p2pcompute.storage._commits import MAX_GROUP
+from p2pcompute.storage._commits import _ALONE, MAX_GROUP
 from p2pcompute.storage._executor import BRIEF_IN_A_ROW, BRIEF_S
 from p2pcompute_protocols.ids import PeerId
 
@@ -442,5 +442,33 @@ def test_a_quick_disk_needs_no_thread_and_a_slow_one_has_it_back() -> None:
             held.set()
         assert done.is_set()
         assert places == ["thread"]
+
+    trio.run(main)
+
+
+def test_who_is_alone_waits_for_nobody_until_others_come(tmp_path: Path) -> None:
+    class Steps(trio.abc.Instrument):
+        turns = 0
+
+        def before_io_wait(self, timeout: float) -> None:
+            self.turns += 1
+
+    async def main() -> None:
+        async with open_ledger(tmp_path, executor=ThreadExecutor(clock_s=lambda: 0.0)) as ledger:
+            for _ in range(BRIEF_IN_A_ROW):
+                await ledger.note_failure(PeerId("one"))
+            steps = Steps()
+            trio.lowlevel.add_instrument(steps)
+            for _ in range(9 * (_ALONE + 1)):
+                await ledger.note_failure(PeerId("one"))
+            trio.lowlevel.remove_instrument(steps)
+            assert 8 <= steps.turns <= 10  # the event loop is nobody's own
+            sizes = commits(ledger)
+            for _ in range(4):
+                async with trio.open_nursery() as nursery:
+                    for number in range(_ALONE):
+                        nursery.start_soon(ledger.note_failure, PeerId(f"{number}"))
+            assert sizes[-2:] == [_ALONE, _ALONE]
+            assert sizes.count(1) <= 2 * _ALONE
 
     trio.run(main)

@@ -245,6 +245,32 @@ def test_known_peers_are_first_in_the_order_in_which_they_came(turns: Turns, com
     assert _order(turns, comers) == order
 
 
+def test_a_free_turn_is_taken_at_once_and_nobody_who_waits_is_passed() -> None:
+    async def main() -> None:
+        turns, had = Turns(1), ""
+
+        async def come(name: str) -> None:
+            nonlocal had
+            async with turns.turn(known=False):
+                had += name
+
+        async with trio.open_nursery() as nursery:
+            async with turns.turn(known=False):
+                nursery.start_soon(come, "a")
+                await trio.testing.wait_all_tasks_blocked()
+            # It is free, and "a" has not run since: whoever comes now is behind it.
+            async with turns.turn(known=False):
+                had += "b"
+        assert had == "ab"
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            async with turns.turn(known=True):
+                raise AssertionError("it was cancelled")
+        assert (turns.borrowed_tokens, turns.waiting) == (0, 0)
+
+    virtually(main)
+
+
 def test_turns_that_are_apart_are_not_waited_for() -> None:
     async def main() -> None:
         turns = Turns(1, apart=True)

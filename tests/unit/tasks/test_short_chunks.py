@@ -223,6 +223,24 @@ def test_what_is_too_much_for_one_message_is_one_run_and_several(
     in_memory(scenario)
 
 
+def test_a_requester_looks_at_one_half_of_a_window_while_the_other_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that take no time to speak of could all go together, and then each side would wait for the other."""
+    chunks = SIZE // 2
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider(workers=market.workers(chunk_s=1e-7), **WIDE)
+        requester = await market.node(connect=(provider,))
+        watch = Watch()
+        with runs_of(monkeypatch) as runs:
+            launch = axpy[chunks, SIZE // chunks]
+            given = {"budget": "0.10 USD", "chunks": chunks, "on_event": watch, "check": "none"}
+            await requester.run(launch, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, **given)
+        window = watch.of(Agreed)[0].max_window
+        assert max(blocks for _, blocks in runs) == window // 2
+
+    in_memory(scenario)
+
+
 def test_a_lonely_chunk_waits_for_nobody() -> None:
     """The first chunk of a task is answered when it is done, whether or not others are on their way: nothing is held
     back for a batch."""
