@@ -257,6 +257,7 @@ class SocketLink(ISecureConn):
 
     async def aclose(self) -> None:
         """See `Link.aclose`."""
+        self.turn.done()
         self._break(_CLOSED)
         self._forget_received()
         await self._raw.close()

@@ -43,7 +43,8 @@ CALM_FADES: Final = 1.001  # a round, so that a machine that has become slower i
 MOST_S: Final = 1e-3  # that a turn waits for calm
 REST: Final = 1.0  # times what a turn took with all that it began, behind it, while somebody passes
 REST_OF_BEGINNING: Final = 3.0  # the same where it began a stream or a connection: their objects cost later, too
-MAX_PLACES: Final = 1024  # that are remembered while they are not here
+MAX_PLACES: Final = 1024  # of more, those are forgotten that were quiet
+QUIET_S: Final = 1.0
 
 
 class _Debt:
@@ -77,9 +78,10 @@ class _Waiting:
 class _Place:
     """Connections that count together."""
 
-    __slots__ = ("had_s", "passed", "queue", "queued", "reached_s", "waiting")
+    __slots__ = ("at", "had_s", "passed", "queue", "queued", "reached_s", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, now: float) -> None:
+        self.at = now  # when it had something last, or came
         self.had_s = 0.0  # of virtual time
         self.reached_s = 0.0  # how far the turns of its connections are
         self.passed = _Debt()
@@ -129,6 +131,7 @@ class Turns:
         self.clock = clock
         self.waiting = 0
         self._places: dict[str, _Place] = {}
+        self._room = MAX_PLACES
         self._queue: list[tuple[float, int, _Place]] = []  # places in which somebody waits
         self._numbers = itertools.count()
         self._reached_s = 0.0  # virtual time
@@ -146,17 +149,16 @@ class Turns:
         """What a connection from `place` takes turns with: a subnet, or whatever counts together."""
         known = self._places.get(place)
         if known is None:
-            if len(self._places) >= MAX_PLACES:
+            if len(self._places) >= self._room:
                 self._forget()
-            known = self._places[place] = _Place()
+            known = self._places[place] = _Place(self.clock())
         return Turn(self, known)
 
     def _forget(self) -> None:
-        """Places that owe nothing are as new ones."""
-        now = self.clock()
-        for name, place in list(self._places.items()):
-            if not place.queued and place.had_s <= self._reached_s and not place.passed.now(now):
-                del self._places[name]
+        """Places that were quiet for a while are as new ones."""
+        quiet = self.clock() - QUIET_S
+        self._places = {name: place for name, place in self._places.items() if place.queued or place.at > quiet}
+        self._room = max(MAX_PLACES, 2 * len(self._places))
 
     # Who passes
 
@@ -176,6 +178,7 @@ class Turns:
     def charge(self, turn: Turn, cost_s: float, now: float, *, passed: bool) -> None:
         """`turn` has taken `cost_s`, while others were there."""
         place = turn.place
+        place.at = now
         turn.took.add(cost_s, now)
         turn.had_s = _counted(turn.had_s, place.reached_s, cost_s)
         turn.first_s = max(0.0, turn.first_s - cost_s)

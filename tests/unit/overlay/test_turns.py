@@ -363,12 +363,16 @@ def test_when_turns_end_everybody_goes_on() -> None:
     trio.run(main)
 
 
-def test_places_are_forgotten_once_they_owe_nothing() -> None:
+def test_places_are_forgotten_once_they_were_quiet() -> None:
     clock = Clock()
     turns = Turns(clock)
+    busy = turns.turn("busy")
     for number in range(10 * MAX_PLACES):
-        turns.turn(str(number))
+        clock.pass_by(0.01)
+        turns.charge(busy, TURN_S, clock.now, passed=True)
+        turns.charge(turns.turn(str(number)), TURN_S, clock.now, passed=True)
     assert len(turns._places) <= MAX_PLACES
+    assert turns.turn("busy").place is busy.place
 
 
 # What the muxer does with its turn
