@@ -280,9 +280,10 @@ def test_a_connection_that_is_alone_waits_for_nothing() -> None:
 
 def test_what_was_taken_while_nobody_else_wanted_anything_is_not_held_against_it() -> None:
     async def main(world: World) -> None:
-        bulk = world.turns.turn("bulk")
-        for _ in range(5000):
+        bulk, light = world.turns.turn("bulk"), world.turns.turn("light")
+        for _ in range(500):
             await world.one(bulk, "bulk", MOST_COUNTED_S)
+            await world.one(light, "light", LOOK_S)  # it is there, and waits for nothing
         world.crowd()
         await world.go_on(ROUND_S)
         began = world.clock.now
