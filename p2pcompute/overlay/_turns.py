@@ -113,7 +113,7 @@ class _Pace:
             self._calm = self._calm + 1 if at_rest and now - began <= CALM * self._shortest_s else 0
             if self._calm < CALM_ROUNDS and now - self._served_at < MOST_S:
                 return False
-            self._free_at = now + rest * (now - self._served_at)
+            self._free_at = now + rest * min(now - self._served_at, MOST_S)  # nobody may have waited for long
         if now < self._free_at:
             return False
         self._served_at, self._free_at, self._calm = now, None, 0

@@ -293,6 +293,23 @@ def test_what_was_taken_while_nobody_else_wanted_anything_is_not_held_against_it
     among(main)
 
 
+def test_a_pause_does_not_grow_while_nobody_waits() -> None:
+    """The turn before was long ago; what came after it is no work of its own."""
+
+    async def main(world: World) -> None:
+        heavy, *lights = (world.turns.turn(name) for name in ("heavy", "one", "another"))
+        for _ in range(3):
+            heavy.took.add(1, world.clock.now)
+            for light in lights:  # the second one passes beside the first
+                await world.one(light, "light")
+            began = world.clock.now
+            await world.one(heavy, "heavy")
+            assert world.clock.now - began < 5 * MOST_S
+            world.clock.pass_by(10)  # nobody wants anything
+
+    among(main)
+
+
 def test_a_collection_of_garbage_in_a_turn_is_nobodys() -> None:
     async def main(world: World) -> None:
         world.crowd()
