@@ -498,9 +498,11 @@ def main() -> None:
         f"{processor()}, {cores()} cores; Python {platform.python_version()}; {given.rounds} rounds of "
         f"{given.seconds:g} s of each kind"
     )
-    rows = [measure(name, given.rounds, given.seconds, place, machine) for place, name in enumerate(names)]
-    if given.write:
-        _write(rows)
+    rows = []
+    for place, name in enumerate(names):
+        rows.append(measure(name, given.rounds, given.seconds, place, machine))
+        if given.write:
+            _write(rows[-1:])
     figures = [figure for row in rows for figure in row.figures()]
     if given.json:
         _say(json.dumps([plain(figure) for figure in figures], ensure_ascii=False))
