@@ -25,6 +25,7 @@ from libp2p.peer.id import ID
 from p2pcompute.identity import NodeKey
 from p2pcompute.overlay import RECEIVE_BYTES, open_libp2p
 from p2pcompute.overlay._muxer import Yamux
+from p2pcompute.overlay._turns import Turns
 from p2pcompute.overlay._upgrader import NOISE_AESGCM_ID, NOISE_ID
 
 MIB = 1 << 20
@@ -44,6 +45,7 @@ class PlainLink:
         self._buffer = memoryview(bytearray(MIB))
         self._rest = bytearray()
         self.bytes_sent = 0
+        self.turn = Turns().turn("")
 
     @property
     def unsent(self) -> int:

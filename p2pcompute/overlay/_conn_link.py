@@ -12,6 +12,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ._link import LinkBroken
+from ._turns import Turns
 from .noise import Data
 
 __all__ = ["LinkOverSecureConn"]
@@ -28,6 +29,7 @@ class LinkOverSecureConn:
         self._waiting: deque[bytes] = deque()
         self._unsent = 0
         self.bytes_sent = 0
+        self.turn = Turns().turn("")
         self._broken: str | None = None
 
     @property

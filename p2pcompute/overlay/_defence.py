@@ -232,6 +232,21 @@ class Defence:
 
     # Streams
 
+    def refuses_stream(self, peer: PeerId, others: int = 0) -> bool:
+        """Whether a stream that a peer opens is refused before anything is done for it; that is held against the peer.
+
+        `others` of its streams are not begun yet, so that `inbound_stream` has not seen them.
+        """
+        if self._streams_of[peer] + others >= self.limits.streams_per_peer:
+            refusal = Refusal.STREAMS_OF_PEER
+        elif not self._opened_by.has(peer, others + 1):
+            refusal = Refusal.STREAM_RATE
+        else:
+            return False
+        self.refused[refusal] += 1
+        self.accuse(peer, Offence.FLOOD)
+        return True
+
     @contextmanager
     def inbound_stream(self, peer: PeerId) -> Generator[bool, None, None]:
         """Around a stream that a peer opened, negotiation included. False where it is to be reset at once."""

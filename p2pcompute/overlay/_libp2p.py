@@ -101,7 +101,7 @@ class Libp2pOverlay:
         self._defence = Defence(limits)
         self.counters = OverlayCounters()
         self._rtt_s: dict[PeerId, float] = {}
-        upgrader = MendedUpgrader(key_pair)
+        self._upgrader = upgrader = MendedUpgrader(key_pair)
         self._swarm = CountedSwarm(self._id, store, upgrader, self._defence, counters=self.counters)
         for listener in listeners:
             self._swarm.listeners[str(listener.get_addrs()[0])] = listener
@@ -124,6 +124,7 @@ class Libp2pOverlay:
             await manager.wait_started()
         await self._swarm.event_background_nursery_created.wait()
         await self._pubsub.wait_until_ready()
+        nursery.start_soon(self._upgrader.turns.run)
         nursery.start_soon(self._defence.watch)
         nursery.start_soon(self._swarm.watch_bulk)
         for listener in listeners:

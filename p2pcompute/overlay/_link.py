@@ -13,6 +13,7 @@ from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
+from ._turns import Turn
 from .noise import Data
 
 __all__ = ["Link", "LinkBroken"]
@@ -30,6 +31,7 @@ class Link(Protocol):
 
     is_initiator: bool
     bytes_sent: int  # that the socket has taken
+    turn: Turn  # taken when `receive` returns; whoever has looked at what came says so, and takes another for more
 
     @property
     def unsent(self) -> int:

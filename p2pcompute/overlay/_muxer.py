@@ -36,6 +36,7 @@ from ._conn_link import LinkOverSecureConn
 from ._held import HeldBytes
 from ._link import Link, LinkBroken
 from ._muxed_stream import SMALL_BYTES, YamuxStream
+from ._turns import BEGINNING_S
 
 __all__ = ["Yamux"]
 
@@ -49,6 +50,7 @@ CLOGGED_BYTES = 64 * 1024  # writers of more than `SMALL_BYTES` wait while the s
 MAX_ANSWER_BYTES = 512 * 1024  # a peer that makes us answer but does not read is cut off here
 ANSWER_TICKS = 3  # rounds of trio's loop that a frame without payload waits for company
 FRAMES_PER_BREATH = 1024  # of what a peer sent; then other tasks run
+FRAMES_PER_LOOK = 4  # where others have something to say, after so many it is seen whether the turn is over
 CALLS_PER_BREATH = 8  # of calls that need not wait, one lets other tasks run
 PING_INTERVAL_S = 30.0
 IDLE_TIMEOUT_S = 90.0
@@ -68,6 +70,7 @@ class Yamux(IMuxedConn):
         self.event_started = trio.Event()
         self.event_closed = trio.Event()
         self.on_close: Callable[[], Awaitable[Any]] | None = None  # set by SwarmConn, which also sees the end itself
+        self.refuses: Callable[[int], bool] | None = None  # a stream of the peer's, by how many it has not begun
         self.room = trio.lowlevel.ParkingLot()  # writers that wait for the socket
         self.session = yamux.Session(initiator=conn.is_initiator, now=trio.current_time())
         self._link: Link = _link_of(conn)
@@ -220,6 +223,9 @@ class Yamux(IMuxedConn):
             if self.event_closed.is_set():
                 raise MuxedConnUnavailable("the connection has ended")
             await self._accepting.park()
+        await self._link.turn.pay(BEGINNING_S)
+        if not self._unaccepted:  # it was reset meanwhile
+            return await self.accept_stream()
         return self._unaccepted.pop(next(iter(self._unaccepted)))
 
     def forget(self, stream: YamuxStream) -> None:
@@ -357,7 +363,7 @@ class Yamux(IMuxedConn):
     # Reading
 
     async def _read_loop(self) -> None:
-        session, link = self.session, self._link
+        session, link, turn = self.session, self._link, self._link.turn
         try:
             while not self.event_closed.is_set():
                 view = await link.receive()
@@ -365,14 +371,19 @@ class Yamux(IMuxedConn):
                     return
                 now = self._last_heard = trio.current_time()
                 while view:
-                    for event in session.receive_data(view, now, limit=FRAMES_PER_BREATH):
+                    limit = FRAMES_PER_LOOK if turn.shared else FRAMES_PER_BREATH
+                    for event in session.receive_data(view, now, limit=limit):
                         if not self._on_event(event):
                             return
+                    view = view[session.taken :]
+                    if view and limit == FRAMES_PER_LOOK and not turn.spent:
+                        continue
                     self.held.arrived()
                     self._answer()
-                    view = view[session.taken :]
                     if view:  # a full read of tiny frames would keep the thread for a quarter of a second
+                        turn.done()
                         await trio.lowlevel.checkpoint()
+                        await turn.take()
         except LinkBroken as exc:
             _log.debug("the connection to %s broke: %s", self.peer_id, exc)
 
@@ -388,6 +399,9 @@ class Yamux(IMuxedConn):
                 if stream is not None and stream.wants_to_send:
                     self.queue(stream)
             case yamux.StreamOpened():
+                if self.refuses is not None and self.refuses(len(self._unaccepted)):
+                    self.session.reset(event.stream_id)
+                    return not self.event_closed.is_set()  # that may have been one too many
                 stream = YamuxStream(self, event.stream_id, inbound=True)
                 self._streams[event.stream_id] = self._unaccepted[event.stream_id] = stream
                 self._accepting.unpark_all()

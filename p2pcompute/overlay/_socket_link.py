@@ -23,12 +23,14 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ._link import LinkBroken
+from ._turns import Turn
 from .noise import BUFFER_BYTES, Data
 
 __all__ = ["KEEP_WHOLE_BYTES", "Buffers", "Segment", "SocketLink"]
 
 KEPT_BUFFERS = 4  # free ones that stay; more were needed at once, and go
 KEEP_WHOLE_BYTES = 64 * 1024  # unsent bytes up to this are copied, so that a silent peer holds no buffer
+SHARED_READ_BYTES = 128 * 1024  # of one read, where others have something to say
 _CLOSED = "the connection is closed"
 
 
@@ -70,6 +72,7 @@ class SocketLink(ISecureConn):
         muxer: what both sides agreed on in the handshake; None where that is still to do.
         buffers: those of the node.
         local_peer, local_key: who we are.
+        turn: that of this connection.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class SocketLink(ISecureConn):
         buffers: Buffers,
         local_peer: ID,
         local_key: PrivateKey,
+        turn: Turn,
     ) -> None:
         self.is_initiator = raw.is_initiator
         self.stream = stream
@@ -90,6 +94,7 @@ class SocketLink(ISecureConn):
         self._raw = raw
         self._socket: socket.socket = stream.socket._sock  # type: ignore[attr-defined] # its calls have no checkpoint
         self._buffers = buffers
+        self.turn = turn
         self._local_peer = local_peer
         self._local_key = local_key
         self._remote_key = Ed25519PublicKey.from_bytes(identity)
@@ -119,9 +124,11 @@ class SocketLink(ISecureConn):
 
     async def receive(self) -> memoryview:
         """See `Link.receive`."""
+        self.turn.done()
         if self._ahead or self._fresh or self._ended:
             await trio.lowlevel.checkpoint()
         if self._ahead:
+            await self.turn.take()
             ahead, self._ahead = self._ahead, memoryview(b"")
             return ahead
         if self._lent is not None:
@@ -134,15 +141,20 @@ class SocketLink(ISecureConn):
                 except (trio.ClosedResourceError, OSError, ValueError):
                     self._break(_CLOSED)
                     break
+            if not self.turn.try_take():
+                await self.turn.take()
             opened = self._read_and_open()
             if opened is not None:
                 return opened
+            self.turn.done()
         if self._broken is not None:
             raise LinkBroken(self._broken)
         return memoryview(b"")
 
     def _receive_into(self, view: memoryview) -> int:
         """What the socket has, without waiting: 0 where that is nothing, or the end."""
+        if self.turn.shared:
+            view = view[:SHARED_READ_BYTES]
         try:
             received = self._socket.recv_into(view)
         except (BlockingIOError, InterruptedError):
@@ -245,6 +257,7 @@ class SocketLink(ISecureConn):
 
     async def aclose(self) -> None:
         """See `Link.aclose`."""
+        self.turn.done()
         self._break(_CLOSED)
         self._forget_received()
         await self._raw.close()
@@ -268,6 +281,7 @@ class SocketLink(ISecureConn):
             except trio.Cancelled:
                 self.unread(data + self._ahead)
                 raise
+            self.turn.done()  # the view stays; when the next one is asked for, nobody knows
             if not view:
                 raise ConnectionClosedError("the peer closed the connection")
             if n is None:

@@ -17,11 +17,13 @@ from libp2p.transport.upgrader import TransportUpgrader
 from p2pcompute_protocols.errors import ProtocolError
 from p2pcompute_protocols.ids import PeerId, peer_id_from_bytes, public_key_of
 
+from ._limits import Place
 from ._link import LinkBroken
 from ._multiselect import Answer, MultiselectError, Proposal
 from ._muxer import Yamux
 from ._secured import SecureSocket
 from ._socket_link import Buffers, SocketLink
+from ._turns import BEGINNING_S, Turn, Turns
 from .noise import AESGCM, CHACHAPOLY, Credentials, Handshake, NoiseError, Role, Suite
 
 if TYPE_CHECKING:
@@ -65,6 +67,7 @@ class MendedUpgrader(TransportUpgrader):
         self._protocols = [*self._suites, TLS_ID]
         self._tls: TlsContext | None = None
         self._buffers = Buffers()
+        self.turns = Turns()
 
     def _tls_context(self) -> TlsContext:
         """Made where it is first needed, since few peers need it."""
@@ -87,31 +90,38 @@ class MendedUpgrader(TransportUpgrader):
         assert isinstance(raw_conn.stream, TrioTCPStream)
         stream = raw_conn.stream.stream
         role = Role.INITIATOR if is_initiator else Role.RESPONDER
+        turn = self.turns.turn(_subnet(raw_conn))
         try:
             expected = public_key_of(_ed25519_peer(peer_id)) if peer_id is not None else None
             selection = Proposal(self._protocols) if is_initiator else Answer(self._protocols)
-            await _say(stream, selection, b"")
+            await _say(stream, selection, b"", turn)
             suite = self._suites.get(selection.chosen or "")
             if suite is None:
-                return await self._by_tls(raw_conn, stream, role, expected, selection.trailing)
+                return await self._by_tls(raw_conn, stream, role, expected, selection.trailing, turn)
             handshake = Handshake(suite, role, self._credentials, expected=expected)
-            await _say(stream, handshake, selection.trailing)
+            await _say(stream, handshake, selection.trailing, turn)
         except (MultiselectError, NoiseError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SecurityUpgradeFailure(f"no secure connection: {exc}") from exc
         assert handshake.result is not None
         trailing = handshake.trailing
-        conn = SecureSocket(raw_conn, stream, suite, handshake.result, trailing=trailing, **self._ours())
+        conn = SecureSocket(raw_conn, stream, suite, handshake.result, trailing=trailing, turn=turn, **self._ours())
         conn.negotiated_security_protocol = selection.chosen
         return conn
 
     async def _by_tls(
-        self, raw: RawConnection, stream: trio.SocketStream, role: Role, expected: bytes | None, trailing: bytes
+        self,
+        raw: RawConnection,
+        stream: trio.SocketStream,
+        role: Role,
+        expected: bytes | None,
+        trailing: bytes,
+        turn: Turn,
     ) -> ISecureConn:
         from ._tls import TlsHandshake, TlsSocket
 
         handshake = TlsHandshake(self._tls_context(), role, expected=expected)
-        await _say(stream, handshake, trailing)
-        conn = TlsSocket(raw, stream, handshake, **self._ours())
+        await _say(stream, handshake, trailing, turn)
+        conn = TlsSocket(raw, stream, handshake, turn=turn, **self._ours())
         conn.negotiated_security_protocol = TLS_ID
         return conn
 
@@ -125,6 +135,7 @@ class MendedUpgrader(TransportUpgrader):
             MuxerUpgradeFailure: the peer speaks another muxer, or broke the connection.
         """
         assert isinstance(conn, SocketLink)
+        await conn.turn.pay(BEGINNING_S)
         if conn.muxer is None:
             muxers = [str(YAMUX_ID)]
             selection = Proposal(muxers) if conn.is_initiator else Answer(muxers)
@@ -156,9 +167,16 @@ def _ed25519_peer(peer_id: ID) -> PeerId:
     return peer_id_from_bytes(peer_id.to_bytes())
 
 
-async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes) -> None:
-    """Send and receive until `dialogue` has come to its end."""
-    done = dialogue.receive_data(data)
+def _subnet(raw: RawConnection) -> str:
+    """Which connections a connection counts together with."""
+    remote = raw.get_remote_address()
+    return Place.of(None if remote is None else remote[0]).subnet
+
+
+async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turn: Turn) -> None:
+    """Send and receive until `dialogue` has come to its end, in turns: a handshake is some 0.1 ms of arithmetic for
+    each message."""
+    done = await _heard(dialogue, data, turn)
     while True:
         outgoing = dialogue.data_to_send()
         if outgoing:
@@ -168,7 +186,15 @@ async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes) -> N
         data = await stream.receive_some(_READ_BYTES)
         if not data:
             raise trio.BrokenResourceError("the peer closed the connection")
-        done = dialogue.receive_data(data)
+        done = await _heard(dialogue, data, turn)
+
+
+async def _heard(dialogue: _Dialogue, data: bytes, turn: Turn) -> object:
+    await turn.take()
+    try:
+        return dialogue.receive_data(data)
+    finally:
+        turn.done()
 
 
 async def _agree(conn: SocketLink, selection: Proposal | Answer) -> None:

@@ -444,7 +444,14 @@ def test_one_address_cannot_take_every_connection(monkeypatch: pytest.MonkeyPatc
 def test_the_addresses_of_one_ipv6_customer_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has one IPv6 address has 2**64 of them."""
     hosts = iter([f"2001:db8:0:1::{number:x}" for number in range(1, 6)] + ["2001:db8:0:2::1", "192.0.2.7"])
-    monkeypatch.setattr(_LocatedStream, "get_remote_address", lambda _self: (next(hosts), 1))
+    places: dict[Any, str] = {}
+
+    def where(stream: Any) -> tuple[str, int]:
+        if stream not in places:
+            places[stream] = next(hosts)
+        return places[stream], 1
+
+    monkeypatch.setattr(_LocatedStream, "get_remote_address", where)
 
     async def main() -> None:
         async with our_node(limits=Limits(connections_per_host=3)) as ours, AsyncExitStack() as stack:

@@ -376,7 +376,7 @@ def test_records_that_came_with_the_handshake_are_not_lost() -> None:
         async with pair() as (a, b):
             sealed = a._sealer.seal([b"early"]) + a._sealer.seal([b"bird"]) + a._sealer.seal([b"cut"])
             late = SecureSocket(
-                b._raw, b.stream, b.suite, b.session, trailing=sealed[:-5], buffers=b._buffers,
+                b._raw, b.stream, b.suite, b.session, trailing=sealed[:-5], buffers=b._buffers, turn=b.turn,
                 local_peer=b.get_local_peer(), local_key=b.get_local_private_key(),
             )  # fmt: skip
             assert bytes(await late.receive()) == b"earlybird"

@@ -19,10 +19,12 @@ from libp2p.stream_muxer.yamux import yamux
 from p2pcompute.overlay import _muxed_stream, _muxer
 from p2pcompute.overlay._secured import SecureSocket
 from p2pcompute.overlay._socket_link import Buffers
+from p2pcompute.overlay._turns import Turns
 from p2pcompute.overlay._upgrader import _say
 from p2pcompute.overlay.noise import CHACHAPOLY, Credentials, Handshake, NoiseError, Role, WrongPeer
 
 _buffers = Buffers()
+_turns = Turns()
 
 
 async def _secured(pattern: Any, conn: IRawConnection, role: Role, peer: ID | None) -> ISecureConn:
@@ -34,7 +36,7 @@ async def _secured(pattern: Any, conn: IRawConnection, role: Role, peer: ID | No
     handshake = Handshake(CHACHAPOLY, role, Credentials(identity, key.sign), expected=expected)
     stream = conn.stream.stream
     try:
-        await _say(stream, handshake, b"")
+        await _say(stream, handshake, b"", _turns.turn(""))
     except WrongPeer as exc:
         raise PeerIDMismatchesPubkey(str(exc)) from exc
     except (NoiseError, trio.BrokenResourceError) as exc:
@@ -47,6 +49,7 @@ async def _secured(pattern: Any, conn: IRawConnection, role: Role, peer: ID | No
         handshake.result,
         trailing=handshake.trailing,
         buffers=_buffers,
+        turn=_turns.turn(""),
         local_peer=pattern.local_peer,
         local_key=key,
     )

@@ -15,6 +15,7 @@ from libp2p.peer.id import ID
 from p2pcompute.overlay import yamux
 from p2pcompute.overlay._link import LinkBroken
 from p2pcompute.overlay._muxer import Yamux
+from p2pcompute.overlay._turns import Turn, Turns
 
 DATA, WINDOW_UPDATE, PING, GO_AWAY = range(4)
 SYN, ACK, FIN, RST = 1, 2, 4, 8
@@ -65,6 +66,7 @@ class MemoryLink:
         self.is_initiator = is_initiator
         self.capacity = capacity
         self.bytes_sent = 0
+        self.turn = Turns().turn("")
         self.other: MemoryLink
         self.sends: list[bytes] = []  # what `send_nowait` was given
         self.parts: list[Any] = []  # the same, as it was given, the last one only
@@ -81,6 +83,7 @@ class MemoryLink:
         return len(self._waiting)
 
     async def receive(self) -> memoryview:
+        self.turn.done()
         await trio.lowlevel.checkpoint()
         self._lent[:] = b"\xee" * len(self._lent)  # whoever looks at an old view sees it
         while not self._inbox or self.may_receive <= 0:
@@ -89,6 +92,7 @@ class MemoryLink:
             if self.other._closed and not self._inbox:
                 return memoryview(b"")
             await self._changed.park()
+        await self.turn.take()
         count = min(len(self._inbox), self.may_receive, 1 << 20)
         self.may_receive -= count
         self._lent = self._inbox[:count]
@@ -186,10 +190,13 @@ class Stranger:
 
 
 @asynccontextmanager
-async def stranger(*, listens: bool = True, capacity: int = 1 << 62) -> AsyncGenerator[tuple[Any, Stranger], None]:
+async def stranger(
+    *, listens: bool = True, capacity: int = 1 << 62, turn: Turn | None = None
+) -> AsyncGenerator[tuple[Any, Stranger], None]:
     """A connection of ours that a stranger dialled."""
     far, near = memory_links(capacity)
     far.keeps_sends = False
+    near.turn = turn or near.turn
     mux = Yamux(near, ID(b"peer"))  # type: ignore[arg-type]
     peer = Stranger(far)
     async with trio.open_nursery() as nursery:
