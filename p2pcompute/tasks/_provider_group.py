@@ -96,8 +96,10 @@ def result_receipt(
 def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]:
     """The chunks at the head of the queue that are computed together, in ascending order; they stay there."""
     size = max(1, session.connection.chunk_bytes[0])
-    # Vouchers come for half a window: what is paid with one is not to wait for what is paid with the next.
-    room = min(account.window - account.unpaid, max(1, account.window // 4, session.group.quick))
+    # Vouchers come for half a window: what is paid with one is not to wait for what is paid with the next, so a group
+    # ends where a half does.
+    half = max(1, account.window // 2)
+    room = min(account.window - account.unpaid, max(half - account.unpaid % half, session.group.quick))
     most = min(session.group.most, len(session.queue), room, _GROUP_BYTES // size)
     if most < 2 or BATCH_BYTES // size < 2 or isinstance(work, RoundWork) or work.splits:
         return []
