@@ -9,7 +9,7 @@ from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 
 __all__ = ["Pace"]
 
-_AHEAD_S: Final = 0.2  # of work that lies at a provider beside what is on its way to and fro
+_AHEAD_S: Final = 0.4  # of work that lies at a provider beside what is on its way to and fro: two groups of chunks
 _SMOOTH: Final = 0.5  # what the newest answers count
 
 

@@ -98,10 +98,10 @@ def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]
     if len(session.queue) < 2:
         return []
     size = max(1, session.connection.chunk_bytes[0])
-    # Vouchers come for half a window: what is paid with one is not to wait for what is paid with the next, and the
-    # requester looks at one half while the other one is computed.
-    quick = min(session.group.quick, account.window // 2)
-    room = min(account.window - account.unpaid, max(1, account.window // 4, quick))
+    # Vouchers come for half a window: what is paid with one is not to wait for what is paid with the next, so a group
+    # ends where a half does, and the requester looks at one half while the other one is computed.
+    half = max(1, account.window // 2)
+    room = min(account.window - account.unpaid, max(half - account.unpaid % half, min(session.group.quick, half)))
     most = min(session.group.most, len(session.queue), room, _GROUP_BYTES // size)
     if most < 2 or BATCH_BYTES // size < 2 or isinstance(work, RoundWork) or work.splits:
         return []

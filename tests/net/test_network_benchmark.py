@@ -33,7 +33,7 @@ def test_it_prints_figures_of_each_peer_and_what_ours_has_to_reach() -> None:
 
 
 def test_tasks_are_measured_too() -> None:
-    options = ["--quick", "--only", "crowd,idle", "--peers", "ours,pool", "--json"]
+    options = ["--quick", "--only", "crowd,map,idle", "--peers", "ours,pool", "--json"]
     done = subprocess.run(
         [sys.executable, str(PROGRAM), *options], capture_output=True, text=True, timeout=500, check=False
     )

@@ -20,7 +20,7 @@ from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
 
 from ..market._harness import SIZE, Market, X, Y, Z, axpy, in_memory
 
-AHEAD_S = 0.2
+AHEAD_S = 0.4
 
 
 def play(chunk_s: float, round_trip_s: float, chunks: int) -> Iterator[tuple[float, int]]:
@@ -59,7 +59,7 @@ def test_a_provider_waits_for_nothing_once_it_is_known(chunk_s: float, round_tri
         assert max(idle_s for idle_s, _ in played[32:]) < 1e-9
 
 
-@pytest.mark.parametrize(("chunk_s", "round_trip_s", "depth"), [(1.0, 0.001, 2), (0.1, 0.001, 4), (0.02, 0.05, 14)])
+@pytest.mark.parametrize(("chunk_s", "round_trip_s", "depth"), [(1.0, 0.001, 2), (0.1, 0.001, 6), (0.02, 0.05, 24)])
 def test_so_many_lie_there(chunk_s: float, round_trip_s: float, depth: int) -> None:
     *_, (idle_s, held) = play(chunk_s, round_trip_s, 200)
     assert held == depth
@@ -76,7 +76,7 @@ def test_what_was_computed_together_counts_as_one_answer() -> None:
             pace.answered(count, now, 0.21, finished_ms=group)
             now += 1e-4
     assert pace.depth == math.ceil((0.21 + AHEAD_S) / 0.02)  # 64 and more where each message counts by itself
-    assert pace.portion == 4
+    assert pace.portion == 9
 
 
 def test_a_provider_that_is_far_away_computes_all_the_time() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -448,3 +449,23 @@ def test_how_many_go_together() -> None:
     assert group.most == 2
     group.alone = True
     assert group.most == 1
+
+
+@pytest.mark.parametrize(
+    ("window", "unpaid", "together"),
+    [(8, 0, 4), (8, 3, 0), (8, 4, 4), (8, 6, 2), (8, 8, 0), (64, 0, 10), (64, 27, 5), (3, 1, 0), (1, 0, 0)],
+)
+def test_a_group_ends_where_half_a_window_does(window: int, unpaid: int, together: int) -> None:
+    """For which a voucher comes; and it takes a fifth of a second."""
+    group = grouping.Group()
+    group.ran(64, 64 * 20_000_000)
+    session: Any = SimpleNamespace(
+        connection=SimpleNamespace(chunk_bytes=(64, 0)),
+        group=group,
+        queue=range(100),
+        cancelled=set(),
+        answered=dict.fromkeys(range(100), 0),
+    )
+    work: Any = SimpleNamespace(chunks=100, splits=False)
+    account: Any = SimpleNamespace(window=window, unpaid=unpaid)
+    assert grouping._chosen(session, work, account) == list(range(together))
