@@ -14,6 +14,7 @@ work goes in rounds, and takes part in it there (`_cpu_calls`). What they say to
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import threading
 import time
@@ -51,8 +52,10 @@ _AWAKE, _ASLEEP, _CALLED = range(3)  # states
 _INSIDE, _OPEN, _NUMBER = (1 << 16) - 1, 1 << 16, 17
 
 _PYTHON, _END = 0, 1  # entries that are no address
-_CALL, _LAUNCH, _WORK, _CLOSE, _LEFT = range(5)  # what `control` is to do
+_LAUNCH, _WORK, _CLOSE, _LEFT = range(4)  # what `control` is to do
 _DONE, _RAISED, _WAITED_FOR, _SLEEP, _IN_PYTHON, _ENDED = range(-6, 0)  # what compiled code ends with
+
+_ENTRY_OF = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)  # without the interpreter's lock
 
 
 class Work(NamedTuple):
@@ -112,8 +115,9 @@ class Crew:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._board = _Board(threads - 1)
-        self._control: Any = _control()
+        self._control: Any = None
         if threads > 1:
+            self._control = _control()
             _attend()
         self._kept: object = None  # what others may still compute with
         self._others = [
@@ -184,10 +188,10 @@ class Crew:
         """Have this thread compute from `start` to below `stop`."""
         if self._kept is not None:
             self._close_gate()
+        self._board.counters[0] = start
         if not isinstance(part, Work):
-            self._board.counters[0] = start
             part(self._board.counters, portion, stop)
-        elif self._control(self._board.address, _CALL, part.entry, part.record, 0, start, portion, stop, 0):
+        elif _ENTRY_OF(part.entry)(self._board.address + 8 * (_THREADS + _TAKEN), portion, stop, part.record):
             raise RuntimeError("compiled code has raised")
 
     def _alone(self, total: int, most: int, size: int, part: Part | Work) -> int:
@@ -279,7 +283,6 @@ def _in_python(board: _Board) -> None:
 def _control() -> Any:
     """``control(board, what, entry, record, stride, start, portion, stop, threads)``: what the asking thread does.
 
-    - `_CALL` an entry, without others; gives what that gives.
     - `_LAUNCH`: open the gate, and go on as for `_WORK`, unless some have to be woken: gives how many.
     - `_WORK` in the launch that is open, unless that is Python's to do, and go on as for `_CLOSE`.
     - `_CLOSE` the gate, and look for a while whether nobody is inside; else the last one to leave says so.
@@ -294,9 +297,6 @@ def _control() -> Any:
         if what == _LEFT:
             left = (add(board, _GATE, -1) - 1) & (_INSIDE | _OPEN)
             return _WAITED_FOR if left == 0 and swap(board, _AWAITED, 0) == 1 else _DONE
-        if what == _CALL:
-            store(board, _THREADS + _TAKEN, start)
-            return call_entry(entry, board + 8 * (_THREADS + _TAKEN), portion, stop, record)
         if what == _LAUNCH:
             ranges = 1 if entry == _PYTHON else threads
             portions = (stop - start + portion - 1) // portion

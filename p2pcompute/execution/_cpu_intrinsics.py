@@ -22,7 +22,7 @@ _BYTES = 8  # of a word
 class Unshared(Compiler):
     """numba's compiler, of a function no array argument of which overlaps one that it writes, and that only compiled
     code calls. Without the first word LLVM compares addresses before each short loop, or does not make vectors of it;
-    the second saves a fifth of the time."""
+    the second saves a tenth of the time."""
 
     def define_pipelines(self) -> Any:
         """The pipelines as ever, with the flags that numba has for it and no option."""
