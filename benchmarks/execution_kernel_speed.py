@@ -31,7 +31,7 @@ class Case:
 
     Attributes:
         binding: kernel, geometry and arguments.
-        outputs: the whole outputs by hand, which come first among `arguments`.
+        outputs: the whole outputs by hand, as they are to be: `outputs_in` has them.
         hand: name of the same kernel by hand.
         indices: "affine" or "data": what its indices are made of.
         leaves: whether an index does leave its array, so that the tests can't be taken out.
@@ -57,6 +57,12 @@ class Case:
             aligned((items, *row), np.dtype(spec.dtype))
             for row, spec in zip(layout.row_shapes, layout.outputs, strict=True)
         ]
+
+    def outputs_in(self, rows: list[Array]) -> tuple[Array, ...]:
+        """The whole outputs by hand, in the memory of `rows`: how long memory takes depends on its pages."""
+        return tuple(
+            row.reshape(-1)[: out.size].reshape(out.shape) for row, out in zip(rows, self.outputs, strict=True)
+        )
 
     def whole(self, rows: list[Array]) -> list[Array]:
         """Rows in their places."""

@@ -38,8 +38,8 @@ caches hold.
   *without index tests* is the same code with bare loads, which only this benchmark makes; the row below it is what
   runs. Indices are *affine* (sums of the thread's place and numbers) or *by data*.
 - Threads that are not at the border of a launch have code of their own where fewer tests are needed there; the rest of
-  a stencil's tests are left at its border only. Both sides get outputs that were written to before, and
-  a stencil's arrays begin with a page, as they do in a worker.
+  a stencil's tests are left at its border only. Both sides write to the same memory, which was written
+  to before, and a stencil's arrays begin with a page, as they do in a worker.
 - The tiled product is the one of the CUDA programming guide: tiles in shared memory, barriers, one thread an element.
   By hand, tiles are copied into local arrays and multiplied there.
 - NumPy's BLAS is free to fuse multiplications with additions and to add in any order; the strict product is not: each

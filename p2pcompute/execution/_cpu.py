@@ -8,8 +8,10 @@ cached on disk: numba's cache is pickle.
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import numba
@@ -19,8 +21,9 @@ from numba.core.errors import NumbaError
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec, KernelSource, Launch, OutputSpec
-from p2pcompute.execution._cpu_crew import Crew, Pace
-from p2pcompute.execution._cpu_intrinsics import Unshared, across, apart, finished, take
+from p2pcompute.execution._cpu_calls import Entry
+from p2pcompute.execution._cpu_crew import Crew, Pace, Work
+from p2pcompute.execution._cpu_intrinsics import Unshared, across, apart, take
 from p2pcompute.execution._cpu_loops import is_lined, memory, program_text
 from p2pcompute.execution._fast_cpu import FAST, fast_helpers
 from p2pcompute.execution._fast_matmul import Product, is_product
@@ -108,12 +111,17 @@ class CpuBackend:
 
 
 class _Program:
-    """Compiled code for one text and one set of types. `run_threads` is compiled when it is first asked for."""
+    """Compiled code for one text and one set of types. `run_threads` is compiled when it is first asked for.
+
+    Attributes:
+        blocks: the entry that runs a portion of blocks.
+        memory: of each array that a run works in, its dtype, its length, and whether each thread of a block has one.
+    """
 
     def __init__(
         self, lowered: Lowered, launch: Launch, text: str, namespace: dict[str, Any], options: dict[str, Any]
     ) -> None:
-        names: dict[str, Any] = {**namespace, "np": np, "take": take, "finished": finished, **constants(lowered)}
+        names: dict[str, Any] = {**namespace, "np": np, "take": take, **constants(lowered)}
         exec(compile(text, "<kernel>", "exec"), names)
         inline = numba.njit(forceinline=True, **options)
         for name, _ in (*lowered.functions, *(lowered.block.functions if lowered.block is not None else ())):
@@ -126,37 +134,22 @@ class _Program:
             dims = lowered.dims  # the first arguments are four for each axis, the block's place second, and the row
             names["across"] = across(most, launch.block[0], block=dims, row=4 * dims, rows=launch.threads_per_block)
         compiled = numba.njit(pipeline_class=Unshared, **options)
-        self._blocks = compiled(names["run_blocks"])
         self._threads = compiled(names["run_threads"])
         integers = [types.int64] * (5 * lowered.dims)
-        self._memory = [(np.dtype(array.dtype), array.size, array.by_thread) for array in memory(lowered)]
+        self.memory = [(np.dtype(array.dtype), array.size, array.by_thread) for array in memory(lowered)]
         work = [types.Array(_numba_dtype(array.dtype), 1, "C") for array in memory(lowered)]
         self._head = (types.Array(types.int64, 1, "C"), types.int64, types.int64)
         self._tail = (*integers, *(_numba_type(name, lowered) for name in lowered.arguments), *work)
-        self._threads_ready = False
-        _compile(self._blocks, (*self._head, types.int64, *self._tail))
+        self.blocks = _compile(compiled(names["run_blocks"]), (*self._head, types.int64, *self._tail))
 
-    def memory(self, threads_per_block: int) -> list[Array]:
-        """What a call of `blocks` or `threads` takes last; for one call at a time."""
-        return [
-            np.empty(size * threads_per_block if by_thread else size, dtype) for dtype, size, by_thread in self._memory
-        ]
-
-    def blocks(self, *args: Any) -> None:
-        self._blocks(*args)
-
-    def prepare_threads(self) -> None:
-        """Compile for `threads`, which several may call at once after this."""
-        if not self._threads_ready:
-            ids = types.Array(types.int64, 1, "C", readonly=True)
-            _compile(self._threads, (*self._head, ids, *self._tail))
-            self._threads_ready = True
-
-    def threads(self, *args: Any) -> None:
-        self._threads(*args)
+    @cached_property
+    def threads(self) -> Entry:
+        """As `blocks`, for single items."""
+        ids = types.Array(types.int64, 1, "C", readonly=True)
+        return _compile(self._threads, (*self._head, ids, *self._tail))
 
 
-def _compile(function: Any, signature: tuple[Any, ...]) -> None:
+def _compile(function: Any, signature: tuple[Any, ...]) -> Entry:
     try:
         function.compile(signature)
     except NumbaError as error:
@@ -164,7 +157,7 @@ def _compile(function: Any, signature: tuple[Any, ...]) -> None:
             f"numba does not compile this kernel: {str(error)[:400]}",
             instead="report this as a fault of p2pcompute, and write the kernel in smaller steps meanwhile",
         ) from error
-    function.disable_compile()
+    return Entry(function, signature)
 
 
 def _numba_type(argument: str, lowered: Lowered) -> Any:
@@ -188,6 +181,7 @@ class _Compiled:
         self._crew = crew
         self._split = any(is_split(parameter.spec) for parameter in lowered.parameters)
         self._pace, self._thread_pace = Pace(), Pace()
+        self._last: _Run | None = None
         launch, inner, dims = layout.launch, lowered.inner, lowered.dims
         within = [0] * (2 * dims) if inner is None else [*inner.low[:dims], *inner.high[:dims]]
         self._head = (*launch.block[:dims], *launch.grid[:dims], *layout.extents[:dims], *within)
@@ -202,13 +196,16 @@ class _Compiled:
         launch = self._layout.launch
         if first_block < 0 or blocks < 0 or first_block + blocks > launch.blocks:
             raise ValueError(f"blocks {first_block} to {first_block + blocks} are not in a launch of {launch.blocks}")
-        places = blocks_box(launch, first_block, blocks) if self._split and blocks else ()
-        given = self._arguments(args, outs, blocks * self._layout.items_per_block, places)
-
-        def part(counters: Array, portion: int, stop: int) -> None:
-            self._program.blocks(counters, portion, stop, first_block, *given, *self._memory())
-
-        self._crew.run(blocks, part, self._pace)
+        last = self._last
+        if last is None or not last.serves(first_block, blocks, args, outs):
+            places = blocks_box(launch, first_block, blocks) if self._split and blocks else ()
+            given = self._arguments(args, outs, blocks * self._layout.items_per_block, places)
+            job = self._job(self._program.blocks, [first_block, *given])
+            last = _Run(first_block, blocks, args, outs, job)
+            self._last = last if last.again and not self._split else None
+            self._crew.run(blocks, job.work, self._pace, kept=(given, job))
+        else:
+            self._crew.run(blocks, last.job.work, self._pace, kept=(args, outs, last))
 
     def run_threads(self, threads: Array, args: Sequence[Any], outs: Sequence[Array]) -> None:
         items = self._layout.launch.blocks * self._layout.items_per_block
@@ -219,15 +216,16 @@ class _Compiled:
         launch, size = self._layout.launch, self._layout.items_per_block
         places = items_box(launch, ids, size) if self._split and ids.size else ()
         given = self._arguments(args, outs, ids.size, places)
-        self._program.prepare_threads()
+        job = self._job(self._program.threads, [ids, *given])
+        self._crew.run(ids.size, job.work, self._thread_pace, alone_ns=_SAMPLES_ALONE_NS, kept=(ids, given, job))
 
-        def part(counters: Array, portion: int, stop: int) -> None:
-            self._program.threads(counters, portion, stop, ids, *given, *self._memory())
-
-        self._crew.run(ids.size, part, self._thread_pace, alone_ns=_SAMPLES_ALONE_NS)
-
-    def _memory(self) -> list[Array]:
-        return self._program.memory(self._layout.launch.threads_per_block)
+    def _job(self, entry: Entry, given: list[Any]) -> _Job:
+        size = self._layout.launch.threads_per_block
+        memory = [
+            np.empty((self._crew.threads, count * size if by_thread else count), dtype)
+            for dtype, count, by_thread in self._program.memory
+        ]
+        return _Job(entry, given, memory)
 
     def _arguments(self, args: Sequence[Any], outs: Sequence[Array], rows: int, places: Box) -> list[Any]:
         """The geometry, and then what follows it."""
@@ -275,3 +273,54 @@ class _Compiled:
             if any(np.may_share_memory(out, other) for other in (*inputs, *outs[:place])):
                 raise ValueError("rows of an output overlap another array: give memory of its own to each")
         return [*self._head, *tail]
+
+
+class _Job:
+    """A call of an entry: the records, and what each thread works in."""
+
+    __slots__ = ("_memory", "_records", "work")
+
+    def __init__(self, entry: Entry, given: Sequence[Any], memory: list[Array]) -> None:
+        self._memory = memory
+        self._records = entry.records(given, memory)
+        stride = self._records.strides[0] if len(self._records) > 1 else 0
+        self.work = Work(entry.address, self._records.__array_interface__["data"][0], stride)
+
+    def move(self, first: int) -> None:
+        """Another number in the first place."""
+        self._records[:, 0] = first
+
+
+class _Run:
+    """A run of blocks, to be made again with the same arrays: to look at arguments takes as long as a small launch
+    does, on caches that the last run has filled with other things.
+
+    It holds no array, and trusts that nobody changes the shape of one in place.
+
+    Attributes:
+        again: whether it may be; not where an argument had to be copied.
+    """
+
+    __slots__ = ("_blocks", "_dead", "_first_block", "_ids", "_refs", "_values", "again", "job")
+
+    def __init__(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array], job: _Job) -> None:
+        arrays = [value for value in (*args, *outs) if isinstance(value, np.ndarray)]
+        self._values = [value for value in args if not isinstance(value, np.ndarray)]
+        self.again = all(
+            type(array) is np.ndarray and array.ndim and array.flags.c_contiguous and array.flags.aligned
+            for array in arrays
+        ) and all(isinstance(value, (np.generic, int, float)) for value in self._values)
+        self._first_block, self._blocks = first_block, blocks
+        self._ids = [*map(id, args), *map(id, outs)]
+        self._dead: list[Any] = []  # arrays that are gone: another one may have the id of one of them
+        self._refs = [weakref.ref(array, self._dead.append) for array in arrays]
+        self.job = job
+
+    def serves(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> bool:
+        """Whether it is the same, but for the place of the first block, which is set then."""
+        if blocks != self._blocks or self._dead or [*map(id, args), *map(id, outs)] != self._ids:
+            return False
+        if first_block != self._first_block:
+            self._first_block = first_block
+            self.job.move(first_block)
+        return True

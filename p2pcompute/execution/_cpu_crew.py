@@ -1,44 +1,75 @@
 """Threads that compute portions of a launch together, and how they share it.
 
-Portions differ in cost, so there are several for each thread, and each takes the next when it has done one. That is a
-counter in memory and no word between threads: compiled code takes portions without the interpreter's lock.
+Portions differ in cost, so there are several for each thread, and each takes the next when it has done one. Each has a
+range of its own and takes from the others' when that is done: what it has in its caches of the last launch it mostly
+needs for the next one. A range is a counter in memory and no word between threads: compiled code takes portions without
+the interpreter's lock.
 
-A thread that sleeps takes some tens of microseconds to wake, which is much of a short launch. So one that has done its
-share looks for as long as that whether the next launch begins: launches follow each other where a chunk is run in
-slices and where work goes in rounds. It looks at that launch's own counter, which changes when the asking thread is in
-compiled code: woken earlier, it would wait for the interpreter's lock, asleep.
+A thread that sleeps takes some tens of microseconds to wake, which is much of a short launch, and as much when the
+interpreter's lock passes from thread to thread. So one that has done its share stays in compiled code and looks for a
+tenth of a millisecond whether the next launch begins, which follows at once where a chunk is run in slices and where
+work goes in rounds, and takes part in it there (`_cpu_calls`). What they say to each other is in the `_Board`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import functools
 import threading
 import time
 from collections.abc import Callable
-from queue import SimpleQueue
-from typing import Any, TypeAlias
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeAlias
 
 import numba
 import numpy as np
 
 from p2pcompute.execution._api import Array
-from p2pcompute.execution._cpu_intrinsics import finished, take
+from p2pcompute.execution._cpu_calls import COUNTERS
+from p2pcompute.execution._cpu_intrinsics import add, call_entry, load, store, swap, swap_if, take
 
-__all__ = ["Crew", "Pace", "Part", "new_counters"]
+__all__ = ["Crew", "Pace", "Part", "Work"]
 
 Part: TypeAlias = Callable[[Array, int, int], None]
 
 _ALONE_NS = 50_000  # after which other threads are woken
 _LONG_NS = 4 * _ALONE_NS  # of a launch like the last one: others are woken at once
-_PORTIONS = 32  # for each thread
-_TURNS = 50_000  # of looking whether the others are done, before sleeping: some tens of microseconds
-_WATCHES = 25_000  # of looking whether the next launch has begun, before sleeping: a tenth of a millisecond
-_WATCHED_NS = 40_000  # of a launch like the last one, for threads that look: they begin in no time
+_WATCHED_NS = 20_000  # of a launch like the last one, for threads that look: they begin in no time
+_PORTIONS = 16  # for each thread
+_TURNS = 20_000  # of looking, some 5 ns each: whether the others are done, or the next launch has begun
+_WAIT_S = 1.0  # after which a thread that waits for others looks itself whether they are done
+
+# Words of the board, eight of which are a cache line: what several threads write lies far apart.
+_GATE, _JOB, _AWAITED, _THREADS = 0, 16, 32, 48
+_ENTRY, _RECORD, _STRIDE, _PORTION, _RANGES, _FAILED = range(_JOB, _JOB + 6)
+_EACH = 32  # words of each thread, from `_THREADS` on, the asking one first; from `_TAKEN` on they are of its range
+_STATE, _SEEN, _TAKEN, _STOP = 0, 1, 16, 17
+_IDLE = 2  # a word that is nothing: to add to it takes the same time everywhere
+_AWAKE, _ASLEEP, _CALLED = range(3)  # states
+
+# The gate: how many of the others are inside, whether it is open, and from this bit on the number of the launch.
+_INSIDE, _OPEN, _NUMBER = (1 << 16) - 1, 1 << 16, 17
+
+_PYTHON, _END = 0, 1  # entries that are no address
+_LAUNCH, _WORK, _CLOSE, _LEFT = range(4)  # what `control` is to do
+_DONE, _RAISED, _WAITED_FOR, _SLEEP, _IN_PYTHON, _ENDED = range(-6, 0)  # what compiled code ends with
+
+_ENTRY_OF = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)  # without the interpreter's lock
 
 
-def new_counters() -> Array:
-    """The counters of one sharing: of what is taken and of what is done, far enough from each other."""
-    return np.zeros(16, np.int64)
+class Work(NamedTuple):
+    """What a launch calls: an entry and a record of its arguments for each thread, or one for all (`_cpu_calls`).
+
+    Attributes:
+        entry: its address.
+        record: the address of the asking thread's.
+        stride: bytes from one record to the next; 0 where all take the same.
+    """
+
+    entry: int
+    record: int
+    stride: int
 
 
 class Pace:
@@ -48,6 +79,29 @@ class Pace:
 
     def __init__(self) -> None:
         self.ns = 0.0
+
+
+class _Board:
+    """Words that all threads of a crew see, and what they sleep on.
+
+    A launch is in the words behind `_JOB`, and its items in as many ranges as threads may take part, before the gate is
+    opened for it. Who comes in, by adding one to the gate while that is open, takes portions. When the asking thread
+    finds no more of them it closes the gate and waits until nobody is inside: so nobody holds anything of a launch that
+    has ended, and who comes too late finds the gate closed and is not waited for.
+
+    A thread sleeps, after it has said so, if it finds then that nothing has changed that it waits for; who changes that
+    looks afterwards whether it has said so. Words to wake are no more than a hint: who wakes looks again.
+    """
+
+    def __init__(self, others: int) -> None:
+        self.words = np.zeros(_THREADS + _EACH * (others + 2), np.int64)
+        self.address: int = -(-self.words.__array_interface__["data"][0] // 128) * 128
+        self.start = (self.address - self.words.__array_interface__["data"][0]) // 8
+        self.counters = self.words[self.start + _THREADS + _TAKEN :][:COUNTERS]
+        self.states = self.words[self.start + _THREADS + _EACH + _STATE :: _EACH][:others]
+        self.calls = [SimpleQueue[None]() for _ in range(others)]
+        self.ended = SimpleQueue[None]()
+        self.part: Part | None = None  # of a launch that is not compiled
 
 
 class Crew:
@@ -60,177 +114,301 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        self._look: Any = _look() if threads > 1 else None
-        self._inboxes = [_Inbox(self._look) for _ in range(threads - 1)]
-        self._next = new_counters()  # of the launch that comes
+        self._board = _Board(threads - 1)
+        self._control: Any = None
+        if threads > 1:
+            self._control = _control()
+            _attend()
+        self._kept: object = None  # what others may still compute with
         self._others = [
-            threading.Thread(target=_serve, args=(inbox,), name=f"kernel-{number}", daemon=True)
-            for number, inbox in enumerate(self._inboxes)
+            threading.Thread(target=_serve, args=(self._board, number), name=f"kernel-{number}", daemon=True)
+            for number in range(threads - 1)
         ]
         for other in self._others:
             other.start()
-        self._take: Any = None
-        self._finished: Any = None
 
     def share(self, total: int, part: Callable[[int, int], None]) -> None:
         """Call ``part(start, count)`` for portions that cover ``range(total)``, in no order and several at once. What
         it raises is raised here when all have ended: unlike compiled code it may fail over what it has taken."""
-        if self._take is None:
-            self._take, self._finished = _counting(take), _counting(finished)
+        take_one = _take_one()
         failed: list[BaseException] = []
 
         def portions(counters: Array, portion: int, stop: int) -> None:
-            while (at := int(self._take(counters, portion))) < stop:
-                count = min(portion, stop - at)
+            while (at := int(take_one(counters, portion))) < stop:
                 if not failed:
                     try:
-                        part(at, count)
+                        part(at, min(portion, stop - at))
                     except BaseException as error:  # noqa: BLE001 - of any thread, for the one that asked
                         failed.append(error)
-                self._finished(counters, count)
 
         self.run(total, portions)
         if failed:
             raise failed[0]
 
-    def run(self, total: int, part: Part, pace: Pace | None = None, *, alone_ns: int = 0) -> None:
+    def run(
+        self, total: int, part: Part | Work, pace: Pace | None = None, *, alone_ns: int = 0, kept: object = None
+    ) -> None:
         """Have all of ``range(total)`` computed by code that takes its portions itself.
 
         Args:
             total: how many items.
-            part: ``part(counters, portion, stop)`` takes portions with `take` until that gives `stop` or more, and
-                notes with `finished` how many items it has done. Several threads call it at once.
+            part: ``part(counters, portion, stop)`` takes portions with `take` until that gives `stop` or more. Several
+                threads call it at once.
             pace: of the same kernel's last run; is noted anew.
             alone_ns: what is expected to take no more processor time is left to the asking thread: it is in no hurry,
                 and others would use some to look for it and for what follows. `pace` is of processor time then.
+            kept: what the others compute with; it is kept for them if this thread does not wait until they are done,
+                as it is interrupted.
+
+        Raises what `part` raises in this thread; others that can't take part leave all of it to this one.
         """
-        threads = self.threads
-        if threads == 1 or total <= 1:
-            part(new_counters(), max(1, total), total)
+        if self.threads == 1 or total <= 1:
+            self._call(part, 0, max(1, total), total)
             return
         clock = time.process_time_ns if alone_ns else time.perf_counter_ns
         began = clock()
         done = 0
-        long_ns = _WATCHED_NS if all(inbox.watched for inbox in self._inboxes) else _LONG_NS
-        if pace is not None and 0 < pace.ns * total <= alone_ns:
+        expected_ns = 0.0 if pace is None else pace.ns * total
+        if 0 < expected_ns <= alone_ns:
             done = total
-            part(new_counters(), total, total)
-        # One of few items may take as long as it likes: the others are not to wait for it.
-        elif total >= 64 * threads and (pace is None or pace.ns * total < long_ns):
-            done = _alone(total, total // 8, 1 if pace is None or not pace.ns else int(_ALONE_NS / 2 / pace.ns), part)
+            self._call(part, 0, total, total)
+        elif expected_ns < _LONG_NS and total >= 64 * self.threads and not self._at_once(expected_ns):
+            # One of few items may take as long as it likes: the others are not to wait for it.
+            done = self._alone(total, total // 8, int(_ALONE_NS / 2 * total / expected_ns) if expected_ns else 1, part)
         if done < total:
-            self._together(done, total, part)
+            self._together(done, total, part, kept)
         if pace is not None:
             pace.ns = (clock() - began) / total
 
-    def _together(self, done: int, total: int, part: Part) -> None:
-        counters, self._next = self._next, new_counters()
-        counters[0] = done
+    def _at_once(self, expected_ns: float) -> bool:
+        """Whether others begin at once with so much of a launch, since none of them sleeps."""
+        return expected_ns >= _WATCHED_NS and not any(self._board.states.tolist())
+
+    def _call(self, part: Part | Work, start: int, portion: int, stop: int) -> None:
+        """Have this thread compute from `start` to below `stop`."""
+        if self._kept is not None:
+            self._close_gate()
+        self._board.counters[0] = start
+        if not isinstance(part, Work):
+            part(self._board.counters, portion, stop)
+        elif _ENTRY_OF(part.entry)(self._board.address + 8 * (_THREADS + _TAKEN), portion, stop, part.record):
+            raise RuntimeError("compiled code has raised")
+
+    def _alone(self, total: int, most: int, size: int, part: Part | Work) -> int:
+        """Begin without the others, with a portion of `size`: to wake them takes longer than all of a small launch. How
+        much is done; what comes first says little of what follows, so no portion is larger than `most`."""
+        done, size, end = 0, max(1, min(size, most)), time.perf_counter_ns() + _ALONE_NS
+        while done < total and time.perf_counter_ns() < end:
+            size = min(size, total - done)
+            self._call(part, done, size, done + size)
+            done += size
+            size = min(2 * size, most)
+        return done
+
+    def _together(self, done: int, total: int, part: Part | Work, kept: object) -> None:
+        if self._kept is not None:  # who was interrupted has not waited
+            self._close_gate()
         portion = max(1, total // (_PORTIONS * self.threads))
-        ended: list[threading.Lock] = []
-        for inbox in self._inboxes[: -(-(total - done) // portion) - 1]:
-            lock = threading.Lock()
-            lock.acquire()
-            ended.append(lock)
-            inbox.jobs.put(_Job(part, counters, portion, total, lock, self._next))
-        try:
-            part(counters, portion, total)
-        finally:
-            # One that wakes only now finds nothing to take, and is not waited for.
-            if not self._look(counters, total - done, _TURNS):
-                for lock in ended:
-                    lock.acquire()
+        threads = min(self.threads, -(-(total - done) // portion))
+        self._kept = (part, kept)
+        if isinstance(part, Work):
+            job = part.entry, part.record, part.stride
+        else:
+            self._board.part, job = part, (_PYTHON, 0, 0)
+        ended = self._control(self._board.address, _LAUNCH, *job, done, portion, total, threads)
+        if ended != _DONE:
+            if ended >= 0:  # some sleep
+                self._wake()
+                ended = self._control(self._board.address, _WORK, 0, 0, 0, 0, 0, 0, 0)
+            try:
+                if ended == _IN_PYTHON and not isinstance(part, Work):
+                    part(self._board.counters, portion, total)
+            finally:
+                if ended != _DONE:
+                    self._close_gate()
+        self._kept = self._board.part = None
+
+    def _wake(self) -> None:
+        for call, state in zip(self._board.calls, self._board.states.tolist(), strict=True):
+            if state == _CALLED:
+                call.put(None)
+
+    def _close_gate(self) -> None:
+        """Let nobody in any more, and wait for those who are inside."""
+        while (ended := self._control(self._board.address, _CLOSE, 0, 0, 0, 0, 0, 0, 0)) == _WAITED_FOR:
+            with contextlib.suppress(Empty):
+                self._board.ended.get(timeout=_WAIT_S)
+        self._kept = self._board.part = None
+        if ended == _RAISED:
+            raise RuntimeError("compiled code has raised")
 
     def close(self) -> None:
         """End the threads."""
-        for inbox in self._inboxes:
-            inbox.jobs.put(None)
-        for other in self._others:
-            other.join()
+        others, self._others = self._others, []
+        if others:
+            if self._kept is not None:
+                self._close_gate()
+            self._control(self._board.address, _LAUNCH, _END, 0, 0, 0, 1, 1, 1)
+            for call in self._board.calls:
+                call.put(None)
+            for other in others:
+                other.join()
 
 
-class _Job:
-    """A part for another thread. It may fail for want of memory before it takes anything: others do it all then."""
-
-    __slots__ = ("_arguments", "_ended", "_part", "following")
-
-    def __init__(
-        self, part: Part, counters: Array, portion: int, total: int, ended: threading.Lock, following: Array
-    ) -> None:
-        self._part = part
-        self._arguments = (counters, portion, total)
-        self._ended = ended
-        self.following = following  # the next launch's counters
-
-    def __call__(self) -> None:
-        try:
-            with contextlib.suppress(MemoryError):
-                self._part(*self._arguments)
-        finally:
-            self._ended.release()
+def _serve(board: _Board, number: int) -> None:
+    control, attend = _control(), _attend()
+    while True:
+        ended = attend(board.address, number + 1, _TURNS)
+        if ended == _ENDED:
+            return
+        if ended == _SLEEP:
+            board.calls[number].get()
+        elif ended == _IN_PYTHON:
+            try:
+                with contextlib.suppress(MemoryError):  # before it has taken anything: others do it all then
+                    _in_python(board)
+            finally:
+                ended = control(board.address, _LEFT, 0, 0, 0, 0, 0, 0, 0)
+        if ended == _WAITED_FOR:
+            board.ended.put(None)
 
 
-class _Inbox:
-    """What one of the other threads is to do.
+def _in_python(board: _Board) -> None:
+    if board.part is not None:
+        portion, stop = (int(board.words[board.start + place]) for place in (_PORTION, _THREADS + _STOP))
+        board.part(board.counters, portion, stop)
 
-    Attributes:
-        jobs: None ends it.
-        watched: whether it looks for the next launch without sleeping.
+
+@functools.cache
+def _control() -> Any:
+    """``control(board, what, entry, record, stride, start, portion, stop, threads)``: what the asking thread does.
+
+    - `_LAUNCH`: open the gate, and go on as for `_WORK`, unless some have to be woken: gives how many.
+    - `_WORK` in the launch that is open, unless that is Python's to do, and go on as for `_CLOSE`.
+    - `_CLOSE` the gate, and look for a while whether nobody is inside; else the last one to leave says so.
+    - `_LEFT`: one of the others has left.
     """
 
-    __slots__ = ("jobs", "look", "watched")
+    compute = _compute()
 
-    def __init__(self, look: Any) -> None:
-        self.jobs = SimpleQueue[_Job | None]()
-        self.look = look
-        self.watched = False
+    def control(
+        board: Any, what: Any, entry: Any, record: Any, stride: Any, start: Any, portion: Any, stop: Any, threads: Any
+    ) -> Any:
+        if what == _LEFT:
+            left = (add(board, _GATE, -1) - 1) & (_INSIDE | _OPEN)
+            return _WAITED_FOR if left == 0 and swap(board, _AWAITED, 0) == 1 else _DONE
+        if what == _LAUNCH:
+            ranges = 1 if entry == _PYTHON else threads
+            portions = (stop - start + portion - 1) // portion
+            for thread in range(ranges):
+                place = _THREADS + _EACH * thread
+                store(board, place + _TAKEN, start + portions * thread // ranges * portion)
+                store(board, place + _STOP, min(stop, start + portions * (thread + 1) // ranges * portion))
+            store(board, _ENTRY, entry)
+            store(board, _RECORD, record)
+            store(board, _STRIDE, stride)
+            store(board, _PORTION, portion)
+            store(board, _RANGES, ranges)
+            store(board, _FAILED, 0)
+            store(board, _GATE, ((load(board, _GATE) >> _NUMBER) + 1 << _NUMBER) | _OPEN)
+            called = 0
+            for thread in range(1, threads):
+                if swap_if(board, _THREADS + _EACH * thread + _STATE, _ASLEEP, _CALLED) != _AWAKE:
+                    called += 1  # also one that was called before: that word may be lost
+            if called or entry == _END:
+                return called
+        if what != _CLOSE:
+            if load(board, _ENTRY) == _PYTHON:
+                return _IN_PYTHON
+            compute(board, 0)
+        if load(board, _GATE) & _OPEN:
+            add(board, _GATE, -_OPEN)
+        for _ in range(_TURNS):
+            if load(board, _GATE) & _INSIDE == 0:
+                break
+            add(board, _AWAITED + _IDLE, 0)
+        else:
+            store(board, _AWAITED, 1)
+            if load(board, _GATE) & _INSIDE:
+                return _WAITED_FOR
+            store(board, _AWAITED, 0)
+        return _RAISED if load(board, _FAILED) else _DONE
+
+    return _compiled(control, *[numba.types.int64] * 9)
 
 
-def _serve(inbox: _Inbox) -> None:
-    while (job := inbox.jobs.get()) is not None:
-        job()
-        following = job.following
-        del job  # it holds the arrays
-        inbox.watched = True
-        inbox.look(following, 1, _WATCHES)
-        inbox.watched = False
+@functools.cache
+def _compute() -> Any:
+    """``compute(board, thread)``: take portions of the thread's own range, and then of those of the others."""
+
+    def compute(board: Any, thread: Any) -> Any:
+        ranges = load(board, _RANGES)
+        record = load(board, _RECORD) + thread * load(board, _STRIDE)
+        for turn in range(ranges):
+            place = _THREADS + _EACH * ((thread + turn) % ranges)
+            stop = load(board, place + _STOP)
+            if load(board, place + _TAKEN) < stop:
+                counters = board + 8 * (place + _TAKEN)
+                if call_entry(load(board, _ENTRY), counters, load(board, _PORTION), stop, record):
+                    store(board, _FAILED, 1)
+
+    return _compiled(compute, *[numba.types.int64] * 2)
 
 
-def _alone(total: int, most: int, size: int, part: Part) -> int:
-    """Begin without the others, with a portion of `size`: to wake them takes longer than all of a small launch. How
-    much is done; what comes first says little of what follows, so no portion is larger than `most`."""
-    done, size, end = 0, max(1, min(size, most)), time.perf_counter_ns() + _ALONE_NS
-    counters = new_counters()
-    while done < total and time.perf_counter_ns() < end:
-        size = min(size, total - done)
-        counters[0] = done
-        part(counters, size, done + size)
-        done += size
-        size = min(2 * size, most)
-    return done
+@functools.cache
+def _attend() -> Any:
+    """``attend(board, thread, turns)``: take part in launches until none has begun for so many turns. Gives what is to
+    be done then, in Python."""
+
+    compute = _compute()
+
+    def attend(board: Any, thread: Any, turns: Any) -> Any:
+        own = _THREADS + _EACH * thread
+        store(board, own + _STATE, _AWAKE)
+        seen = load(board, own + _SEEN)
+        left = turns
+        while True:
+            gate = load(board, _GATE)
+            if gate >> _NUMBER == seen:
+                left -= 1
+                if left > 0:
+                    add(board, own + _IDLE, 0)
+                else:
+                    store(board, own + _STATE, _ASLEEP)
+                    if (
+                        load(board, _GATE) >> _NUMBER == seen
+                        or swap_if(board, own + _STATE, _ASLEEP, _AWAKE) != _ASLEEP
+                    ):
+                        return _SLEEP
+                continue
+            if gate & _OPEN == 0:  # too late
+                seen = gate >> _NUMBER
+                continue
+            if swap_if(board, _GATE, gate, gate + 1) != gate:
+                continue
+            seen = gate >> _NUMBER
+            store(board, own + _SEEN, seen)
+            entry = load(board, _ENTRY)
+            if entry == _END:
+                return _ENDED
+            if entry == _PYTHON:
+                return _IN_PYTHON
+            compute(board, thread)
+            if (add(board, _GATE, -1) - 1) & (_INSIDE | _OPEN) == 0 and swap(board, _AWAITED, 0) == 1:
+                return _WAITED_FOR
+            left = turns
+
+    return _compiled(attend, *[numba.types.int64] * 3)
 
 
-def _look() -> Any:
-    """``look(counters, done, turns)``: look whether so many items are done until they are or so many turns have
-    passed."""
+@functools.cache
+def _take_one() -> Any:
+    """`take` for code that is not compiled."""
 
-    def look(counters: Any, done: Any, turns: Any) -> Any:
-        for _ in range(turns):  # noqa: SIM110 - numba compiles no generators
-            if finished(counters, 0) >= done:
-                return True
-        return False
+    def take_one(counters: Any, number: Any) -> Any:
+        return take(counters, number)
 
-    counters = numba.types.Array(numba.types.int64, 1, "C")
-    return _compiled(look, counters, numba.types.int64, numba.types.int64)
-
-
-def _counting(function: Any) -> Any:
-    """`take` or `finished` for code that is not compiled."""
-
-    def count(counters: Any, number: Any) -> Any:
-        return function(counters, number)
-
-    return _compiled(count, numba.types.Array(numba.types.int64, 1, "C"), numba.types.int64)
+    return _compiled(take_one, numba.types.Array(numba.types.int64, 1, "C"), numba.types.int64)
 
 
 def _compiled(function: Any, *kinds: Any) -> Any:

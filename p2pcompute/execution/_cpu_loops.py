@@ -92,7 +92,7 @@ def _flat(lowered: Lowered, head: str, arguments: str) -> str:
     else:
         code += "  low = min(max(at, l_0 - start), end)\n  high = max(low, min(h_0 - start, end))\n"
         code += loop("body", "at", "low") + loop("inner", "low", "high") + loop("body", "high", "end")
-    return code + _TAKEN
+    return code
 
 
 def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
@@ -159,7 +159,7 @@ def _threads(dims: int, head: str, arguments: str) -> str:
     return (
         f"{_taking('run_threads', 'threads', head)}  for k in range(at, end):\n"
         f"   q = threads[k] // ({size})\n   w = threads[k] % ({size})\n{decode}"
-        f"   if {inside}:\n    body({places}, uint64(k), {arguments})\n{_TAKEN}"
+        f"   if {inside}:\n    body({places}, uint64(k), {arguments})\n"
     )
 
 
@@ -174,10 +174,7 @@ def _block_parts(code: BlockCode, launch: Launch, head: str, arguments: str) -> 
         f"   b_{axis} = q % n_{axis}\n   q = q // n_{axis}\n" if axis < dims - 1 else f"   b_{axis} = q\n"
         for axis in range(dims)
     )
-    items = (
-        f"{_taking('run_threads', 'threads', head)}  for k in range(at, end):\n"
-        f"   q = threads[k]\n{decode}{call}{_TAKEN}"
-    )
+    items = f"{_taking('run_threads', 'threads', head)}  for k in range(at, end):\n   q = threads[k]\n{decode}{call}"
     return [*(text for _, text in code.functions), code.block, blocks, items]
 
 
@@ -185,12 +182,8 @@ def _taking(name: str, what: str, head: str, known: str = "") -> str:
     """The head of a function that takes portions until there are none: from ``at`` to below ``end``."""
     return (
         f"def {name}(counters, portion, stop, {what}, {head}):\n{known} while True:\n"
-        f"  taken = take(counters, portion)\n  if taken >= stop:\n   break\n"
-        f"  at = taken\n  end = min(taken + portion, stop)\n"
+        f"  at = take(counters, portion)\n  if at >= stop:\n   break\n  end = min(at + portion, stop)\n"
     )
-
-
-_TAKEN = "  finished(counters, min(taken + portion, stop) - taken)\n"
 
 
 def _start(head: str, dims: int, known: str = "") -> str:
@@ -206,4 +199,4 @@ def _step(dims: int) -> str:
     for axis in range(dims - 1):
         deep = "   " + " " * axis
         code += f"{deep}if b_{axis} == n_{axis}:\n{deep} b_{axis} = 0\n{deep} b_{axis + 1} += 1\n"
-    return code + _TAKEN
+    return code

@@ -468,9 +468,9 @@ def test_few_threads_are_left_to_one_processor(monkeypatch: pytest.MonkeyPatch) 
     shared: list[int] = []
     together = Crew._together
 
-    def spied(self: Crew, done: int, total: int, part: Any) -> None:
+    def spied(self: Crew, done: int, total: int, part: Any, kept: object) -> None:
         shared.append(total)
-        together(self, done, total, part)
+        together(self, done, total, part, kept)
 
     monkeypatch.setattr(Crew, "_together", spied)
     with CpuBackend(3) as backend:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,8 +14,9 @@ import pytest
 
 from p2pcompute import cuda
 from p2pcompute.execution._cpu import CpuBackend
-from p2pcompute.execution._cpu_crew import Crew, Pace
-from p2pcompute.execution._cpu_intrinsics import finished, take
+from p2pcompute.execution._cpu_calls import COUNTERS, Entry
+from p2pcompute.execution._cpu_crew import Crew, Pace, Work
+from p2pcompute.execution._cpu_intrinsics import take
 from p2pcompute.execution._cpu_loops import memory, program_text
 from p2pcompute.execution._guard import admit
 from p2pcompute.execution._lower import lower
@@ -190,7 +193,6 @@ def test_portions_cover_a_launch_once(threads: int) -> None:
     def part(counters: Array, portion: int, stop: int) -> None:
         while (at := int(take_one(counters, portion))) < stop:
             taken.append((at, min(portion, stop - at)))
-            finish_one(counters, taken[-1][1])
 
     def portion_of(start: int, count: int) -> None:
         taken.append((start, count))
@@ -216,7 +218,6 @@ def test_launches_that_follow_each_other_are_each_covered_once() -> None:
     def part(counters: Array, portion: int, stop: int) -> None:
         while (at := int(take_one(counters, portion))) < stop:
             taken.append((at, min(portion, stop - at)))
-            finish_one(counters, taken[-1][1])
 
     crew = Crew(3)
     try:
@@ -241,11 +242,6 @@ def take_one(counters, count):
     return take(counters, count)
 
 
-@numba.njit
-def finish_one(counters, count):
-    return finished(counters, count)
-
-
 def test_a_thread_that_fails_before_it_takes_leaves_all_to_the_others() -> None:
     caller = threading.get_ident()
     taken: list[int] = []
@@ -255,7 +251,6 @@ def test_a_thread_that_fails_before_it_takes_leaves_all_to_the_others() -> None:
             raise MemoryError
         while (at := int(take_one(counters, portion))) < stop:
             taken.append(at)
-            finish_one(counters, min(portion, stop - at))
 
     crew = Crew(3)
     try:
@@ -283,6 +278,185 @@ def test_what_a_portion_raises_is_raised_where_it_was_asked_for(failing: tuple[i
         crew.share(48, lambda start, count: None)
     finally:
         crew.close()
+
+
+def test_who_is_interrupted_leaves_no_thread_with_memory_that_is_gone() -> None:
+    """What others compute with stays until they are done, and the next launch waits for them."""
+    caller = threading.get_ident()
+    inside, go_on = threading.Event(), threading.Event()
+
+    def part(counters: Array, portion: int, stop: int) -> None:
+        if threading.get_ident() != caller:
+            inside.set()
+            go_on.wait(60)
+        elif not go_on.is_set():
+            inside.wait(60)
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    crew = Crew(2)
+    close_gate = crew._close_gate
+    try:
+        crew._close_gate = interrupted  # type: ignore[method-assign] - as by a second Ctrl-C
+        with pytest.raises(KeyboardInterrupt):
+            crew.run(48, part, slow(), kept=(kept := object(),))
+        assert crew._kept is not None
+        assert kept in crew._kept[1]
+        crew._close_gate = close_gate  # type: ignore[method-assign]
+        threading.Timer(0.01, go_on.set).start()
+        seen: list[int] = []
+        crew.share(48, lambda start, count: seen.extend(range(start, start + count)))
+        assert sorted(seen) == list(range(48))
+        assert crew._kept is None
+    finally:
+        go_on.set()
+        crew.close()
+
+
+def marking(failing: int) -> tuple[Work, Array, object]:
+    """Compiled work that adds one to each item that it takes, and the items; it raises at one of them."""
+
+    def mark(counters, portion, stop, items, failing):
+        while True:
+            at = take(counters, portion)
+            if at >= stop:
+                break
+            for k in range(at, min(at + portion, stop)):
+                if k == failing:
+                    raise ValueError
+                items[k] += 1
+
+    i8 = numba.types.int64
+    kinds = (i8[::1], i8, i8, i8[::1], i8)
+    compiled = numba.njit(nogil=True)(mark)
+    compiled.compile(kinds)
+    entry = Entry(compiled, kinds)
+    items = np.zeros(5_000, np.int64)
+    records = entry.records([items, failing], [])
+    return Work(entry.address, records.ctypes.data, 0), items, (entry, records, items)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_compiled_work_is_done_once_by_whoever_is_awake(threads: int) -> None:
+    work, items, kept = marking(-1)
+    crew = Crew(threads)
+    try:
+        for turn in range(1, 200):
+            crew.run(len(items), work, slow() if turn % 3 else None, kept=kept)
+            assert (items == turn).all()
+    finally:
+        crew.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_compiled_work_raises_is_not_lost(threads: int) -> None:
+    work, _, kept = marking(4_999)
+    crew = Crew(threads)
+    try:
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="raised"):
+                crew.run(5_000, work, slow(), kept=kept)
+        work, items, kept = marking(-1)
+        crew.run(5_000, work, slow(), kept=kept)
+        assert (items == 1).all()
+    finally:
+        crew.close()
+
+
+def test_every_kind_of_argument_comes_out_of_a_record_as_it_went_in() -> None:
+    kinds = [getattr(numba.types, name) for name in ("int8", "uint16", "int32", "uint64", "float32", "float64")]
+    values = [-7, 65_535, -(2**31), 2**64 - 1, 0.1, -1e300]
+    numbers = [np.dtype(kind.name).type(value) for kind, value in zip(kinds, values, strict=True)]
+
+    def store(counters, portion, stop, yes, no, a, b, c, d, e, f, x, out, work):
+        out[0] = yes and not no
+        out[1] = a == -7 and b == 65_535 and c == -(2**31) and d == 2**64 - 1
+        out[2] = e == np.float32(0.1) and f == -1e300
+        out[3] = x.shape == (2, 3, 4) and x[1, 2, 3] == 23.0 and x[1, 0, 2] == 14.0 and x.size == 24
+        out[4] = counters.size == 8 and counters[0] == 5 and portion == 6 and stop == 7
+        out[5] = work.size == 9
+        work[0] = stop
+
+    array = numba.types.Array
+    given = (array(numba.types.float64, 3, "C", readonly=True), array(numba.types.boolean, 1, "C"))
+    i8 = numba.types.int64
+    signature = (i8[::1], i8, i8, *[numba.types.boolean] * 2, *kinds, *given, i8[::1])
+    compiled = numba.njit(store)
+    compiled.compile(signature)
+    entry = Entry(compiled, signature)
+    x, found, work = np.arange(24.0).reshape(2, 3, 4), np.zeros(6, bool), np.zeros((3, 9), np.int64)
+    records = entry.records([np.bool_(True), np.bool_(False), *numbers, x, found], [work])
+    counters = np.full(COUNTERS, 5)
+    call = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)(entry.address)
+    assert len(records) == 3
+    assert call(counters.ctypes.data, 6, 7, records[1].ctypes.data) == 0
+    assert found.all()
+    assert work[:, 0].tolist() == [0, 7, 0]
+
+
+def test_arrays_that_come_again_are_read_and_written_anew(backend: CpuBackend) -> None:
+    """What is known of a run's arguments is of the same arrays, of other ones never."""
+    x, rows = np.arange(512), np.zeros(512, np.int64)
+    binding = by_grid.bind(out(512, np.int64), x.astype(np.int32))
+    compiled = backend.compile(binding.source, binding.launch, binding.specs)
+    for turn in range(50):
+        x = x.astype(np.int32) + 1 if turn % 3 else x  # a new array, often where the last one was
+        args = [x if x.dtype == np.int32 else x.astype(np.int32)]
+        compiled.run_blocks(0, 4, args, [rows])
+        assert (rows == 2 * x.astype(np.int64) + 1).all()
+        args[0][:] += 7
+        for first in (0, 2, 3, 1, 0):
+            compiled.run_blocks(first, 1, args, [rows[:128]])
+            assert (rows[:128] == 2 * args[0].astype(np.int64)[first * 128 :][:128] + 1).all()
+        part = rows[128:256]
+        for first in (3, 0, 0, 2):
+            compiled.run_blocks(first, 1, args, [part])
+            assert (part == 2 * args[0].astype(np.int64)[first * 128 :][:128] + 1).all()
+        with pytest.raises(ValueError, match="blocks"):
+            compiled.run_blocks(4, 1, args, [part])
+        with pytest.raises(ValueError, match="wanted"):
+            compiled.run_blocks(0, 2, args, [part])
+    strided = np.arange(1024, dtype=np.int32)[::2]
+    for turn in range(3):
+        strided[:] += turn
+        compiled.run_blocks(0, 4, [strided], [rows])
+        assert (rows == 2 * strided.astype(np.int64) + 1).all()
+
+
+@kernel
+def scaled(result, x, a):
+    i = cuda.grid(1)
+    result[i] = a * x[i]
+
+
+def test_numbers_that_come_again_are_read_anew(backend: CpuBackend) -> None:
+    x, rows = np.arange(512), np.zeros(512, np.int64)
+    binding = scaled.bind(out(512, np.int64), x, 3)
+    compiled = backend.compile(binding.source, binding.launch, binding.specs)
+    changing = np.array(5)
+    for factor in (np.int64(2), np.int64(2), 3, 3, np.int64(2), changing, changing):
+        compiled.run_blocks(0, 4, [x, factor], [rows])
+        assert (rows == int(factor) * x).all()
+        changing += 1
+    numbers = [*range(512)]  # is copied
+    for turn in range(3):
+        numbers[7] = turn
+        compiled.run_blocks(0, 4, [numbers, 3], [rows])
+        assert rows.tolist() == [3 * number for number in numbers]
+
+
+def test_arguments_that_are_known_keep_no_array(backend: CpuBackend) -> None:
+    """A worker's memory is given back when its last view goes."""
+    binding = by_grid.bind(out(512, np.int64), np.zeros(512, np.int32))
+    compiled = backend.compile(binding.source, binding.launch, binding.specs)
+    x, rows = np.ones(512, np.int32), np.zeros(512, np.int64)
+    for _ in range(2):
+        compiled.run_blocks(0, 4, [x], [rows])
+    gone = weakref.ref(x), weakref.ref(rows)
+    del x, rows
+    assert [array() for array in gone] == [None, None]
 
 
 def test_an_output_in_the_memory_of_another_array_is_refused(backend: CpuBackend) -> None:
