@@ -27,7 +27,8 @@ import numpy as np
 
 from p2pcompute.execution._api import Array
 from p2pcompute.execution._cpu_calls import COUNTERS
-from p2pcompute.execution._cpu_intrinsics import add, call_entry, load, store, swap, swap_if, take
+from p2pcompute.execution._cpu_intrinsics import take
+from p2pcompute.execution._cpu_words import add, call_entry, compiled_words, load, store, swap, swap_if
 
 __all__ = ["Crew", "Pace", "Part", "Work"]
 
@@ -52,7 +53,6 @@ _AWAKE, _ASLEEP, _CALLED = range(3)  # states
 _INSIDE, _OPEN, _NUMBER = (1 << 16) - 1, 1 << 16, 17
 
 _PYTHON, _END = 0, 1  # entries that are no address
-_LAUNCH, _WORK, _CLOSE, _LEFT = range(4)  # what `control` is to do
 _DONE, _RAISED, _WAITED_FOR, _SLEEP, _IN_PYTHON, _ENDED = range(-6, 0)  # what compiled code ends with
 
 _ENTRY_OF = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)  # without the interpreter's lock
@@ -115,10 +115,8 @@ class Crew:
     def __init__(self, threads: int) -> None:
         self.threads = threads
         self._board = _Board(threads - 1)
-        self._control: Any = None
         if threads > 1:
-            self._control = _control()
-            _attend()
+            _compiled()
         self._kept: object = None  # what others may still compute with
         self._others = [
             threading.Thread(target=_serve, args=(self._board, number), name=f"kernel-{number}", daemon=True)
@@ -215,11 +213,11 @@ class Crew:
             job = part.entry, part.record, part.stride
         else:
             self._board.part, job = part, (_PYTHON, 0, 0)
-        ended = self._control(self._board.address, _LAUNCH, *job, done, portion, total, threads)
+        ended = _compiled().launch(self._board.address, *job, done, portion, total, threads)
         if ended != _DONE:
             if ended >= 0:  # some sleep
                 self._wake()
-                ended = self._control(self._board.address, _WORK, 0, 0, 0, 0, 0, 0, 0)
+                ended = _compiled().work(self._board.address)
             try:
                 if ended == _IN_PYTHON and not isinstance(part, Work):
                     part(self._board.counters, portion, total)
@@ -235,7 +233,7 @@ class Crew:
 
     def _close_gate(self) -> None:
         """Let nobody in any more, and wait for those who are inside."""
-        while (ended := self._control(self._board.address, _CLOSE, 0, 0, 0, 0, 0, 0, 0)) == _WAITED_FOR:
+        while (ended := _compiled().close(self._board.address)) == _WAITED_FOR:
             with contextlib.suppress(Empty):
                 self._board.ended.get(timeout=_WAIT_S)
         self._kept = self._board.part = None
@@ -248,7 +246,7 @@ class Crew:
         if others:
             if self._kept is not None:
                 self._close_gate()
-            self._control(self._board.address, _LAUNCH, _END, 0, 0, 0, 1, 1, 1)
+            _compiled().launch(self._board.address, _END, 0, 0, 0, 1, 1, 1)
             for call in self._board.calls:
                 call.put(None)
             for other in others:
@@ -256,9 +254,9 @@ class Crew:
 
 
 def _serve(board: _Board, number: int) -> None:
-    control, attend = _control(), _attend()
+    code = _compiled()
     while True:
-        ended = attend(board.address, number + 1, _TURNS)
+        ended = code.attend(board.address, number + 1, _TURNS)
         if ended == _ENDED:
             return
         if ended == _SLEEP:
@@ -268,7 +266,7 @@ def _serve(board: _Board, number: int) -> None:
                 with contextlib.suppress(MemoryError):  # before it has taken anything: others do it all then
                     _in_python(board)
             finally:
-                ended = control(board.address, _LEFT, 0, 0, 0, 0, 0, 0, 0)
+                ended = code.leave(board.address)
         if ended == _WAITED_FOR:
             board.ended.put(None)
 
@@ -279,126 +277,143 @@ def _in_python(board: _Board) -> None:
         board.part(board.counters, portion, stop)
 
 
-@functools.cache
-def _control() -> Any:
-    """``control(board, what, entry, record, stride, start, portion, stop, threads)``: what the asking thread does.
+def _compute(board: int, thread: int) -> int:
+    """Take portions of the thread's own range, and then of those of the others."""
+    ranges = load(board, _RANGES)
+    record = load(board, _RECORD) + thread * load(board, _STRIDE)
+    turn = 0
+    while turn < ranges:
+        place = _THREADS + _EACH * ((thread + turn) % ranges)
+        stop = load(board, place + _STOP)
+        if load(board, place + _TAKEN) < stop:
+            counters = board + 8 * (place + _TAKEN)
+            if call_entry(load(board, _ENTRY), counters, load(board, _PORTION), stop, record):
+                store(board, _FAILED, 1)
+        turn += 1
+    return 0
 
-    - `_LAUNCH`: open the gate, and go on as for `_WORK`, unless some have to be woken: gives how many.
-    - `_WORK` in the launch that is open, unless that is Python's to do, and go on as for `_CLOSE`.
-    - `_CLOSE` the gate, and look for a while whether nobody is inside; else the last one to leave says so.
-    - `_LEFT`: one of the others has left.
-    """
 
-    compute = _compute()
+def _open(board: int, entry: int, record: int, stride: int, start: int, portion: int, stop: int, threads: int) -> int:
+    """Open the gate for a launch; how many have to be woken for it."""
+    ranges = threads
+    if entry == _PYTHON:
+        ranges = 1
+    portions = (stop - start + portion - 1) // portion
+    thread = 0
+    while thread < ranges:
+        place = _THREADS + _EACH * thread
+        store(board, place + _TAKEN, start + portions * thread // ranges * portion)
+        end = start + portions * (thread + 1) // ranges * portion
+        if end > stop:
+            end = stop
+        store(board, place + _STOP, end)
+        thread += 1
+    store(board, _ENTRY, entry)
+    store(board, _RECORD, record)
+    store(board, _STRIDE, stride)
+    store(board, _PORTION, portion)
+    store(board, _RANGES, ranges)
+    store(board, _FAILED, 0)
+    store(board, _GATE, ((load(board, _GATE) >> _NUMBER) + 1 << _NUMBER) | _OPEN)
+    called = 0
+    thread = 1
+    while thread < threads:
+        if swap_if(board, _THREADS + _EACH * thread + _STATE, _ASLEEP, _CALLED) != _AWAKE:
+            called += 1  # also one that was called before: that word may be lost
+        thread += 1
+    return called
 
-    def control(
-        board: Any, what: Any, entry: Any, record: Any, stride: Any, start: Any, portion: Any, stop: Any, threads: Any
-    ) -> Any:
-        if what == _LEFT:
-            left = (add(board, _GATE, -1) - 1) & (_INSIDE | _OPEN)
-            return _WAITED_FOR if left == 0 and swap(board, _AWAITED, 0) == 1 else _DONE
-        if what == _LAUNCH:
-            ranges = 1 if entry == _PYTHON else threads
-            portions = (stop - start + portion - 1) // portion
-            for thread in range(ranges):
-                place = _THREADS + _EACH * thread
-                store(board, place + _TAKEN, start + portions * thread // ranges * portion)
-                store(board, place + _STOP, min(stop, start + portions * (thread + 1) // ranges * portion))
-            store(board, _ENTRY, entry)
-            store(board, _RECORD, record)
-            store(board, _STRIDE, stride)
-            store(board, _PORTION, portion)
-            store(board, _RANGES, ranges)
-            store(board, _FAILED, 0)
-            store(board, _GATE, ((load(board, _GATE) >> _NUMBER) + 1 << _NUMBER) | _OPEN)
-            called = 0
-            for thread in range(1, threads):
-                if swap_if(board, _THREADS + _EACH * thread + _STATE, _ASLEEP, _CALLED) != _AWAKE:
-                    called += 1  # also one that was called before: that word may be lost
-            if called or entry == _END:
-                return called
-        if what != _CLOSE:
-            if load(board, _ENTRY) == _PYTHON:
-                return _IN_PYTHON
-            compute(board, 0)
-        if load(board, _GATE) & _OPEN:
-            add(board, _GATE, -_OPEN)
-        for _ in range(_TURNS):
-            if load(board, _GATE) & _INSIDE == 0:
-                break
-            add(board, _AWAITED + _IDLE, 0)
-        else:
+
+def _close(board: int) -> int:
+    """Close the gate, and look for a while whether nobody is inside; else the last one to leave says so."""
+    if load(board, _GATE) & _OPEN:
+        add(board, _GATE, -_OPEN)
+    left = _TURNS
+    while load(board, _GATE) & _INSIDE:
+        left -= 1
+        if left == 0:
             store(board, _AWAITED, 1)
             if load(board, _GATE) & _INSIDE:
                 return _WAITED_FOR
             store(board, _AWAITED, 0)
-        return _RAISED if load(board, _FAILED) else _DONE
-
-    return _compiled(control, *[numba.types.int64] * 9)
-
-
-@functools.cache
-def _compute() -> Any:
-    """``compute(board, thread)``: take portions of the thread's own range, and then of those of the others."""
-
-    def compute(board: Any, thread: Any) -> Any:
-        ranges = load(board, _RANGES)
-        record = load(board, _RECORD) + thread * load(board, _STRIDE)
-        for turn in range(ranges):
-            place = _THREADS + _EACH * ((thread + turn) % ranges)
-            stop = load(board, place + _STOP)
-            if load(board, place + _TAKEN) < stop:
-                counters = board + 8 * (place + _TAKEN)
-                if call_entry(load(board, _ENTRY), counters, load(board, _PORTION), stop, record):
-                    store(board, _FAILED, 1)
-
-    return _compiled(compute, *[numba.types.int64] * 2)
+            break
+        add(board, _AWAITED + _IDLE, 0)
+    if load(board, _FAILED):
+        return _RAISED
+    return _DONE
 
 
-@functools.cache
-def _attend() -> Any:
-    """``attend(board, thread, turns)``: take part in launches until none has begun for so many turns. Gives what is to
-    be done then, in Python."""
+def _work(board: int) -> int:
+    """Take part in the launch that is open, as the one who asks, and close the gate."""
+    if load(board, _ENTRY) == _PYTHON:
+        return _IN_PYTHON
+    _compute(board, 0)
+    return _close(board)
 
-    compute = _compute()
 
-    def attend(board: Any, thread: Any, turns: Any) -> Any:
-        own = _THREADS + _EACH * thread
-        store(board, own + _STATE, _AWAKE)
-        seen = load(board, own + _SEEN)
-        left = turns
-        while True:
-            gate = load(board, _GATE)
-            if gate >> _NUMBER == seen:
-                left -= 1
-                if left > 0:
-                    add(board, own + _IDLE, 0)
-                else:
-                    store(board, own + _STATE, _ASLEEP)
-                    if (
-                        load(board, _GATE) >> _NUMBER == seen
-                        or swap_if(board, own + _STATE, _ASLEEP, _AWAKE) != _ASLEEP
-                    ):
-                        return _SLEEP
+def _launch(board: int, entry: int, record: int, stride: int, start: int, portion: int, stop: int, threads: int) -> int:
+    """Open the gate, and go on as `_work` does unless some have to be woken: gives how many."""
+    called = _open(board, entry, record, stride, start, portion, stop, threads)
+    if called or entry == _END:
+        return called
+    return _work(board)
+
+
+def _leave(board: int) -> int:
+    """One of the others has left."""
+    if (add(board, _GATE, -1) - 1) & (_INSIDE | _OPEN) == 0 and swap(board, _AWAITED, 0) == 1:
+        return _WAITED_FOR
+    return _DONE
+
+
+def _attend(board: int, thread: int, turns: int) -> int:
+    """Take part in launches until none has begun for so many turns. Gives what is to be done then, in Python."""
+    own = _THREADS + _EACH * thread
+    store(board, own + _STATE, _AWAKE)
+    seen = load(board, own + _SEEN)
+    left = turns
+    while True:
+        gate = load(board, _GATE)
+        if gate >> _NUMBER == seen:
+            left -= 1
+            if left > 0:
+                add(board, own + _IDLE, 0)
                 continue
-            if gate & _OPEN == 0:  # too late
-                seen = gate >> _NUMBER
-                continue
-            if swap_if(board, _GATE, gate, gate + 1) != gate:
-                continue
+            store(board, own + _STATE, _ASLEEP)
+            if load(board, _GATE) >> _NUMBER == seen or swap_if(board, own + _STATE, _ASLEEP, _AWAKE) != _ASLEEP:
+                return _SLEEP
+            continue
+        if gate & _OPEN == 0:  # too late
             seen = gate >> _NUMBER
-            store(board, own + _SEEN, seen)
-            entry = load(board, _ENTRY)
-            if entry == _END:
-                return _ENDED
-            if entry == _PYTHON:
-                return _IN_PYTHON
-            compute(board, thread)
-            if (add(board, _GATE, -1) - 1) & (_INSIDE | _OPEN) == 0 and swap(board, _AWAITED, 0) == 1:
-                return _WAITED_FOR
-            left = turns
+            continue
+        if swap_if(board, _GATE, gate, gate + 1) != gate:
+            continue
+        seen = gate >> _NUMBER
+        store(board, own + _SEEN, seen)
+        entry = load(board, _ENTRY)
+        if entry == _END:
+            return _ENDED
+        if entry == _PYTHON:
+            return _IN_PYTHON
+        _compute(board, thread)
+        if _leave(board) == _WAITED_FOR:
+            return _WAITED_FOR
+        left = turns
 
-    return _compiled(attend, *[numba.types.int64] * 3)
+
+class _Compiled(NamedTuple):
+    """The functions of words, compiled."""
+
+    close: Callable[..., int]
+    work: Callable[..., int]
+    launch: Callable[..., int]
+    leave: Callable[..., int]
+    attend: Callable[..., int]
+
+
+@functools.cache
+def _compiled() -> _Compiled:
+    return _Compiled(*compiled_words(_compute, _open, _close, _work, _launch, _leave, _attend)[2:])
 
 
 @functools.cache
@@ -408,12 +423,8 @@ def _take_one() -> Any:
     def take_one(counters: Any, number: Any) -> Any:
         return take(counters, number)
 
-    return _compiled(take_one, numba.types.Array(numba.types.int64, 1, "C"), numba.types.int64)
-
-
-def _compiled(function: Any, *kinds: Any) -> Any:
     options: dict[str, Any] = {"nogil": True, "_nrt": False}
-    made: Any = numba.njit(**options)(function)
-    made.compile(kinds)
+    made: Any = numba.njit(**options)(take_one)
+    made.compile((numba.types.Array(numba.types.int64, 1, "C"), numba.types.int64))
     made.disable_compile()
     return made

@@ -11,12 +11,7 @@ from numba import types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-from p2pcompute.execution._cpu_calls import entry_type
-
-__all__ = ["Unshared", "across", "add", "apart", "call_entry", "load", "store", "swap", "swap_if", "take"]
-
-_WORD = ir.IntType(64)
-_BYTES = 8  # of a word
+__all__ = ["Unshared", "across", "apart", "take"]
 
 
 class Unshared(Compiler):
@@ -43,66 +38,6 @@ def _take(context: Any, counters: Any, count: Any) -> tuple[Any, Any]:  # noqa: 
 
 
 take: Any = intrinsic(_take)
-
-
-def _word(builder: Any, address: Any, place: Any) -> Any:
-    data = builder.inttoptr(address, _WORD.as_pointer())
-    return builder.gep(data, [place])
-
-
-def _of_words(code: Callable[..., Any], more: int) -> Any:
-    """An intrinsic of an address, the number of a word from there on, and so many values. All threads see the same
-    order of what is done by these; what they did before to other memory is seen by who sees what was stored."""
-
-    def lowered(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        return code(builder, _word(builder, *values[:2]), *values[2:])
-
-    signature = types.int64(*[types.int64] * (2 + more))
-
-    def none(context: Any, address: Any, place: Any) -> Any:  # noqa: ARG001 - numba calls it so, here and below
-        return signature, lowered
-
-    def one(context: Any, address: Any, place: Any, value: Any) -> Any:  # noqa: ARG001
-        return signature, lowered
-
-    def two(context: Any, address: Any, place: Any, due: Any, value: Any) -> Any:  # noqa: ARG001
-        return signature, lowered
-
-    return intrinsic((none, one, two)[more])
-
-
-def _store(builder: Any, word: Any, value: Any) -> Any:
-    builder.store_atomic(value, word, "seq_cst", _BYTES)
-    return value
-
-
-def _swap_if(builder: Any, word: Any, due: Any, value: Any) -> Any:
-    return builder.extract_value(builder.cmpxchg(word, due, value, "seq_cst"), 0)
-
-
-load = _of_words(lambda builder, word: builder.load_atomic(word, "seq_cst", _BYTES), 0)
-"""``load(address, place)``"""
-store = _of_words(_store, 1)
-"""``store(address, place, value)``"""
-add = _of_words(lambda builder, word, value: builder.atomic_rmw("add", word, value, "seq_cst"), 1)
-"""``add(address, place, value)``: what was there."""
-swap = _of_words(lambda builder, word, value: builder.atomic_rmw("xchg", word, value, "seq_cst"), 1)
-"""``swap(address, place, value)``: what was there."""
-swap_if = _of_words(_swap_if, 2)
-"""``swap_if(address, place, due, value)``: what was there; `value` is now, if that was `due`."""
-
-
-def _call_entry(context: Any, entry: Any, counters: Any, portion: Any, stop: Any, record: Any) -> Any:  # noqa: ARG001
-    """``call_entry(entry, counters, portion, stop, record)``: call an entry (`_cpu_calls`) by its address."""
-
-    def code(_context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-        status = builder.call(builder.inttoptr(values[0], entry_type().as_pointer()), values[1:])
-        return builder.sext(status, _WORD)
-
-    return types.int64(*[types.int64] * 5), code
-
-
-call_entry: Any = intrinsic(_call_entry)
 
 
 def across(function: Any, width: int, *, block: int, row: int, rows: int) -> Any:
