@@ -219,13 +219,15 @@ class Yamux(IMuxedConn):
     async def accept_stream(self) -> YamuxStream:
         """The next stream that the peer opens. Raises MuxedConnUnavailable when the connection has ended."""
         await trio.lowlevel.checkpoint()
-        while not self._unaccepted:
-            if self.event_closed.is_set():
+        paid = False
+        while not (self._unaccepted and paid):
+            if self._unaccepted:
+                await self._link.turn.pay(BEGINNING_S)
+                paid = True  # also where that one is reset meanwhile: it was no work
+            elif self.event_closed.is_set():
                 raise MuxedConnUnavailable("the connection has ended")
-            await self._accepting.park()
-        await self._link.turn.pay(BEGINNING_S)
-        if not self._unaccepted:  # it was reset meanwhile
-            return await self.accept_stream()
+            else:
+                await self._accepting.park()
         return self._unaccepted.pop(next(iter(self._unaccepted)))
 
     def forget(self, stream: YamuxStream) -> None:

@@ -30,7 +30,7 @@ __all__ = ["KEEP_WHOLE_BYTES", "Buffers", "Segment", "SocketLink"]
 
 KEPT_BUFFERS = 4  # free ones that stay; more were needed at once, and go
 KEEP_WHOLE_BYTES = 64 * 1024  # unsent bytes up to this are copied, so that a silent peer holds no buffer
-SHARED_READ_BYTES = 128 * 1024  # of one read, where others have something to say
+SHARED_READ_BYTES = 256 * 1024  # of one read, where others have something to say
 _CLOSED = "the connection is closed"
 
 

@@ -10,7 +10,8 @@ brings is looked at in turns of a fraction of a millisecond, and what each took 
   connections the one that had least (start-time fair queueing: Goyal, Vin, Cheng, SIGCOMM 1996). Whoever was quiet does
   not save up. So a crowd in one subnet has no more than one connection elsewhere, and nobody starves.
 - The next turn comes once what the last one left to other tasks is done: streams that were opened, answers.
-- A connection that has the node to itself is not held up.
+- A connection that has the node to itself is not held up, and a few that bring much go on as fast as the loop does:
+  they are the bulk of honest peers, and who waits behind a few reads waits for little.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FIRST_S: Final = 1e-3  # a new connection may take before it is one of many in i
 AHEAD_S: Final = 300e-6  # of others, at most: so much somebody who waits may have to wait for, in others' turns
 MOST_COUNTED_S: Final = 300e-6  # of one turn: what is more is a collection of garbage, and nobody's
 RECENT_S: Final = 10e-3  # for so long somebody who had a turn counts as there
+FEW: Final = 4  # who wait are served together, without a pause, unless one begins something
 CROWDED: Final = 5  # times as much is counted of who passes others of its own place
 CALM: Final = 2.0  # times the shortest round of the loop that was seen: in such a one little was done
 CALM_ROUNDS: Final = 2  # since trio shuffles each round: what is done in one may stand before and behind our step
@@ -105,11 +107,13 @@ class _Pace:
         self._served_at = -math.inf
         self._free_at: float | None = -math.inf  # None until its work is done
 
-    def is_time(self, began: float, now: float, *, at_rest: bool, rest: float) -> bool:
+    def is_time(self, began: float, now: float, *, at_rest: bool, rest: float, hurry: bool = False) -> bool:
         """After a round of the loop from `began` to `now`; whether the next turn comes, where the last one is followed
-        by a pause of `rest` times what it took."""
+        by a pause of `rest` times what it took; by nothing at all, in a `hurry`."""
         self._shortest_s = min(self._shortest_s * CALM_FADES, now - began)
-        if self._free_at is None:
+        if hurry:
+            self._free_at = now
+        elif self._free_at is None:
             self._calm = self._calm + 1 if at_rest and now - began <= CALM * self._shortest_s else 0
             if self._calm < CALM_ROUNDS and now - self._served_at < MOST_S:
                 return False
@@ -188,6 +192,8 @@ class Turns:
             self._passed_at = now
             place.passed.add(cost_s * CROWDED if place.waiting else cost_s, now)
             self._passed.add(min(cost_s, MOST_COUNTED_S), now)
+        else:  # whoever comes now begins here, so that those who wait are reached however many come
+            self._reached_s += cost_s / min(1 + len(self._queue), FEW)
         if self._served is turn:
             self._served = None
 
@@ -250,6 +256,11 @@ class Turns:
             self._served, self._rest = waiting.turn, waiting.rest
             trio.lowlevel.reschedule(waiting.task)
 
+    @property
+    def _few(self) -> bool:
+        """Whether few wait, and the last one served began nothing."""
+        return self.waiting <= FEW and self._rest == REST
+
     async def run(self) -> NoReturn:
         """Give turns, until cancelled; then nobody waits any more."""
         self._running = True
@@ -263,8 +274,11 @@ class Turns:
                 now = self.clock()
                 at_rest = self._served is None and passes == self._passes
                 rest = self._rest if now - self._passed_at < RECENT_S else 0.0
-                if pace.is_time(began, now, at_rest=at_rest, rest=rest):
+                hurry = self._few
+                if pace.is_time(began, now, at_rest=at_rest, rest=rest, hurry=hurry):
                     self._serve()
+                    while hurry and self.waiting and self._few:
+                        self._serve()
         finally:
             self._running = False
             while self.waiting:

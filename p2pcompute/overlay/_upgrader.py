@@ -190,6 +190,8 @@ async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turn
 
 
 async def _heard(dialogue: _Dialogue, data: bytes, turn: Turn) -> object:
+    if not data:  # nobody has a turn for coming
+        return dialogue.receive_data(data)
     await turn.take()
     try:
         return dialogue.receive_data(data)

@@ -59,9 +59,9 @@ class Group:
         self._largest = max(self._largest, chunks)
         self._chunk_s = max(wall_ns, 1) / 1e9 / chunks
 
-    def refused(self) -> None:
-        """There was no credit for so many."""
-        self._largest = 1
+    def refused(self, chunks: int) -> None:
+        """There was no credit for so many; for half of them there may be."""
+        self._largest = max(1, chunks // 4)
 
     @property
     def quick(self) -> int:
@@ -141,7 +141,7 @@ async def together(
     if len(chunks) < 2 or isinstance(worker, RoundsWorker):
         return False
     if not await account.begin_many(len(chunks)):
-        session.group.refused()
+        session.group.refused(len(chunks))
         return False
     for _ in chunks:
         session.queue.popleft()  # meanwhile there came only what is behind them

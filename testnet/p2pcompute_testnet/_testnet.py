@@ -86,7 +86,10 @@ async def _tell_of_its_end(node: NodeProcess, voice: _Voice, announced: ExitStac
     await node.wait_gone()
     announced.close()  # nobody finds it any more
     code = node.exit_code
-    how = f"with exit code {code}" if code is None or code >= 0 else f"by {signal.Signals(-code).name}"
+    how = f"with exit code {code}"
+    if code is not None and code < 0:
+        known = {number.value: number.name for number in signal.Signals}  # not those of real time
+        how = f"by {known.get(-code, f'signal {-code}')}"
     voice.say(
         f"{node.spec.name} has ended {how}; its log is {node.log}",
         node=node.spec.name,

@@ -25,12 +25,15 @@ pytestmark = pytest.mark.net
         ("product_power.py", "injected"),
         ("fast_mode.py", "kernels"),
         ("network_mux.py", "bulk_per_mib"),
+        ("network_uploads.py", "two uploads"),
     ],
 )
 def test_it_prints_its_figures(name: str, field: str) -> None:
     options = [] if name == "import_time.py" else ["--count", "2"]
     if name == "network_mux.py":
         options = ["--mib", "4", "--count", "4"]
+    if name == "network_uploads.py":
+        options = ["--rounds", "1", "--seconds", "0.2", "--json"]
     if name == "fast_mode.py":
         options = ["--quick", "--rounds", "2", "--json"]
     if name in ("checking_power.py", "product_power.py"):

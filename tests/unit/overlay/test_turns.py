@@ -221,6 +221,45 @@ def test_nobody_starves() -> None:
     among(main)
 
 
+def test_those_who_come_one_after_the_other_from_new_places_keep_nobody_waiting() -> None:
+    """The attack: each connection from a subnet that nobody came from before, where one that brings much waits."""
+
+    async def main(world: World) -> None:
+        async def come_from_elsewhere(number: int) -> None:
+            while True:
+                number += 16
+                await world.one(world.turns.turn(f"new {number}"), "new")
+
+        world.nursery.start_soon(world.much, "bulk", world.turns.turn("bulk"))
+        for number in range(16):
+            world.nursery.start_soon(come_from_elsewhere, number)
+        await world.go_on(0.5)
+        before = world.had["bulk"]
+        for _ in range(10):
+            await world.go_on(0.2)
+            assert world.had["bulk"] > before + 2
+            before = world.had["bulk"]
+
+    among(main)
+
+
+@pytest.mark.parametrize("many", [2, 4])
+def test_a_few_that_bring_much_have_nearly_all_of_the_time(many: int) -> None:
+    async def main(world: World) -> None:
+        for number in range(many):
+            world.crowd(f"bulk {number}", 1)
+        light = world.turns.turn("light")
+        began = world.clock.now
+        while world.clock.now < began + 1:
+            await world.go_on(5e-3)
+            await world.one(light, "light", 20e-6)
+        had = [world.had[f"bulk {number} 0"] * TURN_S for number in range(many)]
+        assert sum(had) > 0.8
+        assert min(had) > 0.8 / many
+
+    among(main)
+
+
 def test_a_crowd_in_one_subnet_has_no_more_than_one_connection_elsewhere() -> None:
     async def main(world: World) -> None:
         world.crowd()

@@ -445,7 +445,9 @@ def test_how_many_go_together() -> None:
     group.ran(1, 300_000_000)
     assert group.most == 1
     group.ran(1, 1)
-    group.refused()
+    group.refused(256)
+    assert group.most == 128  # there may be credit for half
+    group.refused(2)
     assert group.most == 2
     group.alone = True
     assert group.most == 1
