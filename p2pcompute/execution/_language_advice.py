@@ -81,6 +81,10 @@ def of_cuda(name: str) -> str:
 
 def why(spelled: str, value: Any) -> tuple[str, str]:
     """Why what a name from outside means is not taken, and what to write instead."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return f"{spelled} is an array without an axis", "name a number: np.float32(1) in place of np.array(1)"
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+        return f"{spelled} is a {type(value).__name__}", "name a plain array: np.array(a)"
     if isinstance(value, np.ndarray):
         return (
             f"{spelled} is an array from outside the kernel of {value.size} elements",
