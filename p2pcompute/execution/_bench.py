@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,7 @@ from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, 
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._pool import WorkerPool
 from p2pcompute.execution._pool_memory import SharedInput
-from p2pcompute.execution._pool_session import WorkerSession
+from p2pcompute.execution._pool_session import WorkerSession, WorkResult
 from p2pcompute.execution._probe import measure_score, probe_devices
 
 __all__ = ["REFERENCE_GEMM_FLOPS", "REFERENCE_MEMORY_BYTES_PER_S", "Benchmark", "benchmark"]
@@ -54,11 +54,13 @@ class Benchmark:
         threads: of the worker.
         score_milli: thousandths of a reference core; what prices are per.
         strict_f32_ops_per_s: additions and multiplications of float32, each rounded by itself.
-        memory_bytes_per_s: of ``out = x + 3 y``, with the zeroing of the output that comes before.
+        memory_bytes_per_s: of ``out = x + 3 y``. A processor's counts the zeroing of the output that comes before, and
+            a GPU's does not: its launch alone is timed, which reads two arrays and writes one.
         gemm_flops: multiplications and additions a second of a naive strict matrix product, side 384.
         reply_us: median time from an order to run one block until its result is here, in microseconds.
         copy_bytes_per_s: of a GPU's results on their way to the host, over PCIe or what is in its place; None of a
-            processor.
+            processor. The time is that of a run without its launch and without what a run of one block takes beside
+            its own. It includes the zeroing of the output on both sides, so the link itself is faster.
         gpu: the GPUs of this machine, as ``cuda:0 NAME, …``; None where no driver shows one.
         took_s: how long all of it took, the worker's start and compilations included.
     """
@@ -103,17 +105,19 @@ async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambd
             gemm = await _compiled(session, shared, _SIDE * _SIDE, triad=False)
         progress("replies")
         replies: list[int] = []
+        beside: list[int] = []
         for _ in range(_REPLIES):
             begun = time.perf_counter_ns()
-            await session.run_blocks(0, 1, timeout_s=_TIMEOUT_S)
+            run = await session.run_blocks(0, 1, timeout_s=_TIMEOUT_S)
             replies.append(time.perf_counter_ns() - begun)
+            beside.append(run.wall_ns - run.device_ns)
     return Benchmark(
         threads=pool.threads,
         score_milli=score.score,
         strict_f32_ops_per_s=score.ops_per_s,
-        memory_bytes_per_s=int(4 * 4 * _TRIAD * 1e9 / triad.compute_ns),
+        memory_bytes_per_s=triad.triad_per_s(_TRIAD),
         gemm_flops=int(2 * _SIDE**3 * 1e9 / gemm.compute_ns),
-        copy_bytes_per_s=triad.copied_per_s(4 * _TRIAD),
+        copy_bytes_per_s=triad.copied_per_s(4 * _TRIAD, beside_ns=min(beside)),
         reply_us=statistics.median(replies) / 1000,
         gpu=", ".join(f"{device.slot} {device.name}" for device in probe_devices() if device.kind == "cuda") or None,
         took_s=time.perf_counter() - started,
@@ -122,19 +126,39 @@ async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambd
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """The best of some runs: `wall_ns` by the worker's clock, of which `device_ns` were spent in a GPU's launches."""
+    """The least of some runs, each figure by itself.
+
+    Attributes:
+        wall_ns: by the clock of who asked.
+        device_ns: in a GPU's launches, by its events; 0 of a processor.
+        rest_ns: wall time outside of the launches.
+    """
 
     wall_ns: int
     device_ns: int
+    rest_ns: int
+
+    @classmethod
+    def least(cls, runs: Sequence[WorkResult]) -> Timed:
+        """Of runs of the same work."""
+        return cls(
+            wall_ns=min(run.wall_ns for run in runs),
+            device_ns=min(run.device_ns for run in runs),
+            rest_ns=min(run.wall_ns - run.device_ns for run in runs),
+        )
 
     @property
     def compute_ns(self) -> int:
         """Of a GPU what its launches took, for what its results take on their way is another figure."""
         return max(1, self.device_ns or self.wall_ns)
 
-    def copied_per_s(self, nbytes: int) -> int | None:
+    def triad_per_s(self, elements: int) -> int:
+        """Bytes a second of a triad over float32: three move in it, and in its zeroing, where that is timed, one."""
+        return int((3 if self.device_ns else 4) * 4 * elements * 1e9 / self.compute_ns)
+
+    def copied_per_s(self, nbytes: int, *, beside_ns: int) -> int | None:
         """Bytes a second of an output of `nbytes` from a GPU; its inputs stay there from run to run."""
-        return int(nbytes * 1e9 / max(1, self.wall_ns - self.device_ns)) if self.device_ns else None
+        return int(nbytes * 1e9 / max(1, self.rest_ns - beside_ns)) if self.device_ns else None
 
 
 async def _compiled(session: WorkerSession, shared: SharedInput, size: int, *, triad: bool) -> Timed:
@@ -152,5 +176,4 @@ async def _compiled(session: WorkerSession, shared: SharedInput, size: int, *, t
     # The second time it is compiled already: other sizes and scalars need no new code.
     await session.compile(source, launch, args, {3: shared, 4: shared})
     runs = [await session.run_blocks(0, launch.blocks, timeout_s=_TIMEOUT_S) for _ in range(_ROUNDS)]
-    best = min(runs, key=lambda run: run.wall_ns)
-    return Timed(wall_ns=best.wall_ns, device_ns=best.device_ns)
+    return Timed.least(runs)

@@ -73,7 +73,7 @@ _CALLED_OTHERWISE = {
     "min": "write min(a, b); over an array, loop over range()",
     "max": "write max(a, b); over an array, loop over range()",
     "int": "write int(a)",
-    "round": "write round(a), or round(a * 100) / 100 for two digits",
+    "round": "write round(a), or np.rint(a * 100) / 100 for two digits",
     "uniform": "write random.uniform(seed, index, dim)",
 }
 # What ast calls otherwise than people do.

@@ -39,6 +39,12 @@ _INSTEAD_OF_CUDA = (
     ({"fp16"}, "use float32"),
     ({"declare_device", "CUSource", "LTOIR", "PTXSource"}, "write a @p2pcompute.device function"),
 )
+# Neither loses what is small to a 1, nor squares what is large.
+_ASINH = (
+    "write math.copysign(math.log1p(abs(a) + abs(a) * (abs(a) / (1 + math.hypot(a, 1)))), a): "
+    "right for abs(a) below half of the greatest float"
+)
+_ACOSH = "write math.log1p(a - 1 + math.sqrt(a - 1) * math.sqrt(a + 1)): right for a below half of the greatest float"
 _INSTEAD_OF = (
     ({"complex", "complex64", "complex128"}, "hold the real and the imaginary part in two variables"),
     ({"print"}, "store what you want to see into an output"),
@@ -46,19 +52,22 @@ _INSTEAD_OF = (
     ({"float16", "half"}, "use float32"),
     ({"clip"}, "write min(max(a, low), high)"),
     ({"where"}, "write a if c else b"),
-    ({"sign"}, "write (a > 0) - (a < 0)"),
+    ({"sign"}, "write (a > 0) - (a < 0): 0 for a NaN"),
     ({"square"}, "write a * a"),
     ({"divmod"}, "write a // b and a % b"),
-    ({"radians", "deg2rad"}, "write a * (math.pi / 180)"),
-    ({"degrees", "rad2deg"}, "write a * (180 / math.pi)"),
+    ({"radians", "deg2rad"}, "write a * 0.017453292519943295"),  # pi / 180 beside no variable is a float32
+    ({"degrees", "rad2deg"}, "write a * 57.29577951308232"),
     ({"logical_and", "logical_or", "logical_not"}, "write and, or, not"),
     ({"dot", "matmul", "inner", "vdot"}, "write a for loop over the products"),
     ({"mean", "average", "prod", "cumsum", "argmax", "argmin", "count_nonzero"}, "write a for loop over range()"),
     ({"zeros", "empty", "ones", "full", "array", "arange"}, "declare name = cuda.local.array(8, np.float32)"),
-    ({"asinh", "arcsinh"}, "write math.log(a + math.sqrt(a * a + 1))"),
-    ({"acosh", "arccosh"}, "write math.log(a + math.sqrt(a * a - 1))"),
+    ({"asinh", "arcsinh"}, _ASINH),
+    ({"acosh", "arccosh"}, _ACOSH),
     ({"atanh", "arctanh"}, "write 0.5 * (math.log1p(a) - math.log1p(-a))"),
-    ({"ldexp"}, "write a * math.exp2(n)"),
+    (
+        {"ldexp"},  # of an integer exp2 is a float32; in one step its range ends before that of the result
+        "write a * math.exp2(np.float64(n // 2)) * math.exp2(np.float64(n - n // 2)): n from -2046 to 2046",
+    ),
     ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),
 )
 
@@ -72,6 +81,10 @@ def of_cuda(name: str) -> str:
 
 def why(spelled: str, value: Any) -> tuple[str, str]:
     """Why what a name from outside means is not taken, and what to write instead."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        return f"{spelled} is an array without an axis", "name a number: np.float32(1) in place of np.array(1)"
+    if isinstance(value, np.ndarray) and type(value) is not np.ndarray:
+        return f"{spelled} is a {type(value).__name__}", "name a plain array: np.array(a)"
     if isinstance(value, np.ndarray):
         return (
             f"{spelled} is an array from outside the kernel of {value.size} elements",

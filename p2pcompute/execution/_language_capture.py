@@ -91,6 +91,7 @@ class _Capture:
         self.open: set[types.FunctionType] = set()
         self.done: list[tuple[types.FunctionType, ast.FunctionDef]] = []
         self.taken: set[str] = set()
+        self.made: set[str] = set()  # variables that no author wrote: no function may have their names
         self.arrays: dict[int, tuple[str, np.ndarray[Any, Any]]] = {}  # global arrays: their names in all functions
         self.reads: dict[str, list[int]] = {}  # function -> those that it reads, its callees' included
         self.returned: dict[str, int | None] = {}
@@ -145,11 +146,11 @@ class _Capture:
         node = _parse(function)
         normalise = _Normalise(self, function)
         node = normalise.function(node)
-        spread(node, normalise.locals | self.taken, self.length)
+        self.made |= spread(node, normalise.locals | self.taken, self.length)
         self.give(node, normalise, is_entry=at is None)
         name = function.__name__
         count = 1
-        while name in self.taken or name in RESERVED:
+        while name in self.taken or name in self.made or name in RESERVED:
             count += 1
             name = f"{function.__name__}_{count}"
         self.taken.add(name)
@@ -390,10 +391,11 @@ class _Normalise(ast.NodeTransformer):
             return node
         if not numbers.elts or not all(_is_number(element) for element in numbers.elts):
             return node
-        counter = node.target.id
+        counter = "k_" if node.target.id == "_" else node.target.id  # no name begins with __
         while counter in self.locals or counter in self.owner.taken or counter in self.fn.__globals__:
             counter += "_"
         self.locals.add(counter)
+        self.owner.made.add(counter)
         chosen = numbers.elts[-1]
         for place, element in reversed(list(enumerate(numbers.elts[:-1]))):
             test = ast.Compare(
@@ -515,7 +517,8 @@ class _Normalise(ast.NodeTransformer):
         if constant is not None:
             return _at(node, constant)
         if type(value) is np.ndarray and 0 < value.size <= MAX_CONST_ELEMENTS and value.ndim:
-            key = self.owner.array(spelled.rpartition(".")[2], value)
+            # Of an element of a tuple, TABLES[0], the name is TABLES_0.
+            key = self.owner.array(spelled.rpartition(".")[2].replace("[", "_").rstrip("]").replace("-", ""), value)
             self.reads.setdefault(key, node)
             return _dotted(node, self.owner.arrays[key][0])
         if isinstance(value, tuple) and value and all(_literal(part) is not None for part in value):

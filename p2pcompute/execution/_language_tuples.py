@@ -26,61 +26,73 @@ def returned(function: ast.FunctionDef) -> int | None:
     return lengths.pop() if len(lengths) == 1 and lengths != {0} else None
 
 
-def spread(function: ast.FunctionDef, taken: Collection[str], length: Length) -> None:
+def spread(function: ast.FunctionDef, taken: Collection[str], length: Length) -> set[str]:
     """Give each value of such a variable a name of its own.
 
     Args:
         function: a normalised function, which is changed.
         taken: names that are not free.
         length: how many values a call gives, or None for one, or where it is not known.
+
+    Returns:
+        The names that were given.
     """
-    params = {argument.arg for argument in function.args.args}
-    known: dict[str, int] = {}
-    while True:
-        found = _lengths(function, known, length)
-        found = {name: several for name, several in found.items() if name not in params}
-        if found == known:
-            break
-        if set(known) - set(found):  # what was taken for several values is one as well
-            known = {name: several for name, several in known.items() if found.get(name) == several}
-            break
-        known = found
     names: dict[str, list[str]] = {}
     free = set(taken)
-    for name, several in known.items():
+    for name, several in _lengths(function, length).items():
         names[name] = []
         for place in range(several):
             own = f"{name}_{place}"
+            if own.startswith("__"):  # of the variable _; such names are not taken
+                own = f"v{own}"
             while own in free:
                 own += "_"
             free.add(own)
             names[name].append(own)
     if names:
         _Spread(names).visit(function)
+    return {own for several in names.values() for own in several}
 
 
-def _lengths(function: ast.FunctionDef, known: dict[str, int], length: Length) -> dict[str, int]:
-    found: dict[str, set[int]] = {}
+def _lengths(function: ast.FunctionDef, length: Length) -> dict[str, int]:
+    """The variables that hold several values, and how many.
+
+    What a variable takes from another is not known until the other's length is, so that two may take from each other.
+    """
+    assigned: dict[str, list[int | str]] = {}  # lengths, 0 for one value, and variables that are taken over whole
     for node in ast.walk(function):
         match node:
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
                 match value:
                     case ast.Tuple(elts=elements):
-                        found.setdefault(name, set()).add(len(elements))
-                    case ast.Name(id=other) if other in known:
-                        found.setdefault(name, set()).add(known[other])
+                        assigned.setdefault(name, []).append(len(elements))
+                    case ast.Name(id=other):
+                        assigned.setdefault(name, []).append(other)
                     case _:
-                        found.setdefault(name, set()).add(length(value) or 0)
+                        assigned.setdefault(name, []).append(length(value) or 0)
             case ast.Assign(targets=targets):
                 for target in targets:
                     for inner in ast.walk(target):
                         if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
-                            found.setdefault(inner.id, set()).add(0)
-            case ast.AugAssign(target=ast.Name(id=name)) | ast.For(target=ast.Name(id=name)):
-                found.setdefault(name, set()).add(0)
+                            assigned.setdefault(inner.id, []).append(0)
+            case ast.AugAssign(target=ast.Name(id=name)) | ast.For(target=ast.Name(id=name)) | ast.arg(arg=name):
+                assigned.setdefault(name, []).append(0)
             case _:
                 pass
-    return {name: lengths.pop() for name, lengths in found.items() if len(lengths) == 1 and lengths != {0}}
+    known: dict[str, int] = {}  # a length may become 0, and nothing else
+    while True:
+        found: dict[str, int] = {}
+        for name, values in assigned.items():
+            lengths = {
+                value if isinstance(value, int) else known.get(value, 0)
+                for value in values
+                if isinstance(value, int) or value in known or value not in assigned
+            }
+            if lengths:
+                found[name] = lengths.pop() if len(lengths) == 1 else 0
+        if found == known:
+            return {name: several for name, several in known.items() if several}
+        known = found
 
 
 class _Spread(ast.NodeTransformer):

@@ -151,6 +151,100 @@ def test_a_name_of_a_value_is_nobody_elses(backend: CpuBackend) -> None:
     assert run(backend, kernel(takes)[(1,), (1,)].bind(out(1, np.int64))).tolist() == [512]
 
 
+def test_variables_that_take_from_each_other(backend: CpuBackend) -> None:
+    def fibonacci(result):
+        i = cuda.grid(1)
+        a = (0, 1)
+        b = a
+        for _ in range(i):
+            b = (a[1], a[0] + a[1])
+            a = b
+        result[i] = b[0]
+
+    found = run(backend, kernel(fibonacci)[(1,), (8,)].bind(out(8, np.int64)))
+    assert found.tolist() == [0, 1, 1, 2, 3, 5, 8, 13]
+
+    def turns(result):
+        i = cuda.grid(1)
+        a = (1, 2)
+        b = (3, 4)
+        for _ in range(i):
+            c = a
+            a = b
+            b = (c[1], c[0])
+        result[i] = 1000 * a[0] + 100 * a[1] + 10 * b[0] + b[1]
+
+    found = run(backend, kernel(turns)[(1,), (4,)].bind(out(4, np.int64)))
+    assert found.tolist() == [1234, 3421, 2143, 4312]
+
+
+PAIR = (np.arange(4.0), np.arange(4.0) * 10)
+
+
+def test_arrays_in_a_tuple(backend: CpuBackend) -> None:
+    def takes(result):
+        i = cuda.grid(1)
+        result[i] = PAIR[0][i] + PAIR[1][i] + PAIR[-1][0] + PAIR[-2].size
+
+    taken = kernel(takes)[(1,), (4,)].bind(out(4, np.float64))
+    assert "PAIR_0[i] + PAIR_1[i] + PAIR_1[0]" in taken.source.text
+    assert run(backend, taken).tolist() == [4, 15, 26, 37]
+
+
+def test_arrays_that_are_none_are_called_what_they_are() -> None:
+    number, grid = np.array(3.0), np.array([[1.0]]).view(np.recarray)
+
+    def reads(result):
+        result[cuda.grid(1)] = number
+
+    with pytest.raises(KernelError, match=r"number is an array without an axis; name a number"):
+        kernel(reads)
+
+    def reads_records(result):
+        result[cuda.grid(1)] = grid[0, 0]
+
+    with pytest.raises(KernelError, match=r"grid is a recarray; name a plain array"):
+        kernel(reads_records)
+
+
+@device
+def w_0(a):
+    return a + 1
+
+
+@device
+def doubled(a):
+    w = (a, 2 * a)
+    return w  # noqa: RET504
+
+
+def test_names_that_are_made_are_nobodys(backend: CpuBackend) -> None:
+    """Neither a variable's nor a function's, whichever comes first; and none begins with two underscores."""
+
+    def first(result):
+        w = doubled(3)
+        t_1 = 5
+        t = (w_0(w[0]), w[1])
+        result[cuda.grid(1)] = 100 * t[0] + 10 * t[1] + t_1
+
+    assert run(backend, kernel(first)[(1,), (1,)].bind(out(1, np.int64))).tolist() == [465]
+
+    def then(result):
+        total = w_0(0)
+        for _ in (3, 4):
+            w = doubled(_)
+            total += w[1]
+        result[cuda.grid(1)] = total
+
+    assert run(backend, kernel(then)[(1,), (1,)].bind(out(1, np.int64))).tolist() == [15]
+
+    def nameless(result):
+        _ = doubled(4)
+        result[cuda.grid(1)] = _[0] + _[1]
+
+    assert run(backend, kernel(nameless)[(1,), (1,)].bind(out(1, np.int64))).tolist() == [12]
+
+
 @pytest.mark.parametrize(
     "text",
     [
