@@ -75,7 +75,7 @@ def compiled_words(*functions: Callable[..., Any]) -> list[Callable[..., int]]:
 
     Raises `ValueError` for what is no function of words.
     """
-    context = cpu_target.target_context
+    context: Any = cpu_target.target_context
     names = [f"words.{function.__module__}.{function.__qualname__}" for function in functions]
     library = context.codegen().create_library(names[-1])
     module = library.create_ir_module(names[-1])
@@ -104,7 +104,7 @@ _libraries: Final[list[Any]] = []  # their code is called until the process ends
 class _Function:
     def __init__(self, code: Any, tree: ast.FunctionDef, names: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         self._code, self._tree, self._names, self._known = code, tree, names, known
-        self._builder = ir.IRBuilder(code.append_basic_block())
+        self._builder: Any = ir.IRBuilder(code.append_basic_block())
         self._variables: dict[str, Any] = {}
         self._loops: list[tuple[Any, Any]] = []  # where each goes on, and where it ends
 
