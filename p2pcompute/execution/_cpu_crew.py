@@ -118,6 +118,7 @@ class Crew:
         if threads > 1:
             _compiled()
         self._kept: object = None  # what others may still compute with
+        self._is_asked = False  # whether a launch is under way
         self._others = [
             threading.Thread(target=_serve, args=(self._board, number), name=f"kernel-{number}", daemon=True)
             for number in range(threads - 1)
@@ -158,8 +159,18 @@ class Crew:
             kept: what the others compute with; it is kept for them if this thread does not wait until they are done,
                 as it is interrupted.
 
-        Raises what `part` raises in this thread; others that can't take part leave all of it to this one.
+        Raises what `part` raises in this thread; others that can't take part leave all of it to this one. Raises
+        `RuntimeError` where it is called while it runs, from another thread or from `part`: counters are of one launch.
         """
+        if self._is_asked:
+            raise RuntimeError("one launch at a time: give each thread that asks a back end of its own")
+        try:
+            self._is_asked = True
+            self._run(total, part, pace, alone_ns, kept)
+        finally:
+            self._is_asked = False
+
+    def _run(self, total: int, part: Part | Work, pace: Pace | None, alone_ns: int, kept: object) -> None:
         if self.threads == 1 or total <= 1:
             self._call(part, 0, max(1, total), total)
             return
