@@ -57,6 +57,7 @@ def test_a_crew_that_is_asked_again_meanwhile_refuses(threads: int) -> None:
     caller = threading.get_ident()
     crew = Crew(threads)
     refused: list[BaseException] = []
+    seen: list[int] = []
 
     def ask() -> None:
         try:
@@ -83,7 +84,7 @@ def test_a_crew_that_is_asked_again_meanwhile_refuses(threads: int) -> None:
                 crew.run(1, interrupted)
             with pytest.raises(KeyboardInterrupt):
                 crew.share(48, interrupted)
-            seen: list[int] = []
+            seen.clear()
             crew.share(48, lambda start, count: seen.extend(range(start, start + count)))
             assert sorted(seen) == list(range(48))
     finally:

@@ -94,3 +94,28 @@ def test_another_number_is_never_taken_for_one_that_is_gone(number_of: Callable[
                 break
         compiled.run_blocks(0, 4, [x, others[-1]], [rows])
         assert (rows == int(number_of(7)) * x).all()
+
+
+def test_an_output_that_may_not_be_written_any_more_is_refused() -> None:
+    x, rows = np.arange(512), np.zeros(512, np.int64)
+    with CpuBackend(2) as backend:
+        binding = scaled.bind(out(512, np.int64), x, 3)
+        compiled = backend.compile(binding.source, binding.launch, binding.specs)
+        for _ in range(2):
+            rows.flags.writeable = True
+            compiled.run_blocks(0, 4, binding.values, [rows])
+            rows.flags.writeable = False
+            with pytest.raises(ValueError, match="writable"):
+                compiled.run_blocks(0, 4, binding.values, [rows])
+
+
+def test_the_same_arrays_with_another_one_for_the_output_are_refused() -> None:
+    x, rows = np.arange(512), np.zeros(512, np.int64)
+    with CpuBackend(2) as backend:
+        binding = scaled.bind(out(512, np.int64), x, 3)
+        compiled = backend.compile(binding.source, binding.launch, binding.specs)
+        compiled.run_blocks(0, 4, [x, 3], [rows])
+        for args, outs in (([x], [3, rows]), ([], [x, 3, rows]), ([x, 3, rows], [])):
+            with pytest.raises(ValueError, match="are not what the kernel takes"):
+                compiled.run_blocks(0, 4, args, outs)
+        assert (rows == 3 * x).all()
