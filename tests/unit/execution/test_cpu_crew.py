@@ -9,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 
+from p2pcompute.execution import _cpu_crew
 from p2pcompute.execution._cpu_calls import Entry
 from p2pcompute.execution._cpu_crew import Crew, Pace, Work
 from p2pcompute.execution._cpu_intrinsics import take
@@ -89,3 +90,47 @@ def test_a_crew_that_is_asked_again_meanwhile_refuses(threads: int) -> None:
             assert sorted(seen) == list(range(48))
     finally:
         crew.close()
+
+
+def attended(board: Any, turns: int = 1_000) -> int:
+    """How often thread 1 looks for a launch until it sleeps."""
+    own = board.words[board.start + _cpu_crew._THREADS + _cpu_crew._EACH :]
+    before = int(own[_cpu_crew._IDLE])
+    assert _cpu_crew._compiled().attend(board.address, 1, turns) == _cpu_crew._SLEEP
+    return int(own[_cpu_crew._IDLE]) - before
+
+
+def launched(board: Any) -> None:
+    """A launch of which nobody but the asking thread sees anything."""
+    code = _cpu_crew._compiled()
+    code.launch(board.address, _cpu_crew._PYTHON, 0, 0, 0, 1, 1, 1)
+    assert code.close(board.address) == _cpu_crew._DONE
+
+
+def test_who_looked_in_vain_some_times_sleeps_at_once_until_it_is_called_soon() -> None:
+    board = _cpu_crew._Board(1)
+    for _ in range(2):
+        assert [attended(board) for _ in range(6)] == [999] * _cpu_crew._IN_VAIN + [0] * 2
+        _cpu_crew._look_again(board, 1)  # a word to wake that came late
+        assert attended(board) == 0
+        launched(board)
+        _cpu_crew._look_again(board, 1)
+    for _ in range(3 * _cpu_crew._IN_VAIN):  # looks that find launches are not in vain
+        attend = _cpu_crew._compiled().attend
+        attending = threading.Thread(target=attend, args=(board.address, 1, 1 << 62), daemon=True)
+        found = board.words[board.start + _cpu_crew._THREADS + _cpu_crew._EACH :]
+        before = int(found[_cpu_crew._IDLE])
+        attending.start()
+        while found[_cpu_crew._IDLE] == before:
+            assert attending.is_alive()
+        _cpu_crew._compiled().launch(board.address, _cpu_crew._END, 0, 0, 0, 1, 1, 1)
+        attending.join()
+        assert found[_cpu_crew._VAIN] == 0
+
+
+@pytest.mark.parametrize(("cores", "looking"), [(1, 0), (2, 1), (3, 2), (64, 3)])
+def test_no_more_look_than_there_are_other_cores(cores: int, looking: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cpu_crew.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert [turns > 1 for turns in _cpu_crew._turns_of(3)] == [True] * looking + [False] * (3 - looking)
+    board = _cpu_crew._Board(1)
+    assert attended(board, _cpu_crew._turns_of(1)[0]) == (_cpu_crew._TURNS - 1 if cores > 1 else 0)
