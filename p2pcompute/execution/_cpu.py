@@ -295,13 +295,14 @@ class _Run:
     """A run of blocks, to be made again with the same arrays: to look at arguments takes as long as a small launch
     does, on caches that the last run has filled with other things.
 
-    It holds no array, and trusts that nobody changes the shape of one in place.
+    It holds no array, and trusts that nobody changes the shape or the dtype of one in place, or its memory or flags;
+    only whether an output may be written is asked again.
 
     Attributes:
         again: whether it may be; not where an argument had to be copied.
     """
 
-    __slots__ = ("_blocks", "_dead", "_first_block", "_ids", "_refs", "_values", "again", "job")
+    __slots__ = ("_args", "_blocks", "_dead", "_first_block", "_ids", "_refs", "_values", "again", "job")
 
     def __init__(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array], job: _Job) -> None:
         arrays = [value for value in (*args, *outs) if isinstance(value, np.ndarray)]
@@ -311,15 +312,20 @@ class _Run:
             for array in arrays
         ) and all(isinstance(value, (np.generic, int, float)) for value in self._values)
         self._first_block, self._blocks = first_block, blocks
-        self._ids = [*map(id, args), *map(id, outs)]
+        self._args, self._ids = len(args), [*map(id, args), *map(id, outs)]
         self._dead: list[Any] = []  # arrays that are gone: another one may have the id of one of them
         self._refs = [weakref.ref(array, self._dead.append) for array in arrays]
         self.job = job
 
     def serves(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Array]) -> bool:
         """Whether it is the same, but for the place of the first block, which is set then."""
-        if blocks != self._blocks or self._dead or [*map(id, args), *map(id, outs)] != self._ids:
+        if blocks != self._blocks or self._dead or len(args) != self._args:
             return False
+        if [*map(id, args), *map(id, outs)] != self._ids:
+            return False
+        for out in outs:
+            if not out.flags.writeable:
+                return False
         if first_block != self._first_block:
             self._first_block = first_block
             self.job.move(first_block)

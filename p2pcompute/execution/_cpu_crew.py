@@ -8,7 +8,9 @@ the interpreter's lock.
 A thread that sleeps takes some tens of microseconds to wake, which is much of a short launch, and as much when the
 interpreter's lock passes from thread to thread. So one that has done its share stays in compiled code and looks for a
 tenth of a millisecond whether the next launch begins, which follows at once where a chunk is run in slices and where
-work goes in rounds, and takes part in it there (`_cpu_calls`). What they say to each other is in the `_Board`.
+work goes in rounds, and takes part in it there (`_cpu_calls`). What they say to each other is in the `_Board`. No more
+of them look than there are cores beside the asking thread's, and one that has looked in vain some times sleeps at once,
+until it is called so soon that a look would have found the launch.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +42,8 @@ _LONG_NS = 4 * _ALONE_NS  # of a launch like the last one: others are woken at o
 _WATCHED_NS = 20_000  # of a launch like the last one, for threads that look: they begin in no time
 _PORTIONS = 16  # for each thread
 _TURNS = 20_000  # of looking, some 5 ns each: whether the others are done, or the next launch has begun
+_IN_VAIN = 4  # looks in a row that found no launch, after which a thread looks no more
+_SOON_NS = 200_000  # what a look takes, and to wake: who is called within that looks again
 _WAIT_S = 1.0  # after which a thread that waits for others looks itself whether they are done
 
 # Words of the board, eight of which are a cache line: what several threads write lies far apart.
@@ -46,7 +51,8 @@ _GATE, _JOB, _AWAITED, _THREADS = 0, 16, 32, 48
 _ENTRY, _RECORD, _STRIDE, _PORTION, _RANGES, _FAILED = range(_JOB, _JOB + 6)
 _EACH = 32  # words of each thread, from `_THREADS` on, the asking one first; from `_TAKEN` on they are of its range
 _STATE, _SEEN, _TAKEN, _STOP = 0, 1, 16, 17
-_IDLE = 2  # a word that is nothing: to add to it takes the same time everywhere
+_IDLE = 2  # looks so far: to add to it takes the same time everywhere
+_VAIN = 3  # looks in vain, since the last one that found a launch
 _AWAKE, _ASLEEP, _CALLED = range(3)  # states
 
 # The gate: how many of the others are inside, whether it is open, and from this bit on the number of the launch.
@@ -118,9 +124,10 @@ class Crew:
         if threads > 1:
             _compiled()
         self._kept: object = None  # what others may still compute with
+        self._is_asked = False  # whether a launch is under way
         self._others = [
-            threading.Thread(target=_serve, args=(self._board, number), name=f"kernel-{number}", daemon=True)
-            for number in range(threads - 1)
+            threading.Thread(target=_serve, args=(self._board, number, turns), name=f"kernel-{number}", daemon=True)
+            for number, turns in enumerate(_turns_of(threads - 1))
         ]
         for other in self._others:
             other.start()
@@ -158,8 +165,18 @@ class Crew:
             kept: what the others compute with; it is kept for them if this thread does not wait until they are done,
                 as it is interrupted.
 
-        Raises what `part` raises in this thread; others that can't take part leave all of it to this one.
+        Raises what `part` raises in this thread; others that can't take part leave all of it to this one. Raises
+        `RuntimeError` where it is called while it runs, from another thread or from `part`: counters are of one launch.
         """
+        if self._is_asked:
+            raise RuntimeError("one launch at a time: give each thread that asks a back end of its own")
+        try:
+            self._is_asked = True
+            self._run(total, part, pace, alone_ns, kept)
+        finally:
+            self._is_asked = False
+
+    def _run(self, total: int, part: Part | Work, pace: Pace | None, alone_ns: int, kept: object) -> None:
         if self.threads == 1 or total <= 1:
             self._call(part, 0, max(1, total), total)
             return
@@ -253,14 +270,24 @@ class Crew:
                 other.join()
 
 
-def _serve(board: _Board, number: int) -> None:
+def _turns_of(others: int) -> list[int]:
+    """For how many turns each of the others looks: beyond the cores of this process it would only take time of those
+    who compute."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return [_TURNS if number < cores - 1 else 1 for number in range(others)]
+
+
+def _serve(board: _Board, number: int, turns: int) -> None:
     code = _compiled()
     while True:
-        ended = code.attend(board.address, number + 1, _TURNS)
+        ended = code.attend(board.address, number + 1, turns)
         if ended == _ENDED:
             return
         if ended == _SLEEP:
+            slept_ns = time.perf_counter_ns()
             board.calls[number].get()
+            if time.perf_counter_ns() - slept_ns < _SOON_NS:
+                _look_again(board, number + 1)
         elif ended == _IN_PYTHON:
             try:
                 with contextlib.suppress(MemoryError):  # before it has taken anything: others do it all then
@@ -269,6 +296,13 @@ def _serve(board: _Board, number: int) -> None:
                 ended = code.leave(board.address)
         if ended == _WAITED_FOR:
             board.ended.put(None)
+
+
+def _look_again(board: _Board, thread: int) -> None:
+    """A launch has begun that a look would have found; a word of an older one says nothing."""
+    own = board.start + _THREADS + _EACH * thread
+    if int(board.words[board.start + _GATE]) >> _NUMBER != board.words[own + _SEEN]:
+        board.words[own + _VAIN] = 0
 
 
 def _in_python(board: _Board) -> None:
@@ -367,24 +401,32 @@ def _leave(board: int) -> int:
 
 
 def _attend(board: int, thread: int, turns: int) -> int:
-    """Take part in launches until none has begun for so many turns. Gives what is to be done then, in Python."""
+    """Take part in launches until none has begun for so many turns, or at once where looks were in vain. Gives what is
+    to be done then, in Python."""
     own = _THREADS + _EACH * thread
     store(board, own + _STATE, _AWAKE)
     seen = load(board, own + _SEEN)
+    if load(board, own + _VAIN) >= _IN_VAIN:
+        turns = 1
     left = turns
     while True:
         gate = load(board, _GATE)
         if gate >> _NUMBER == seen:
             left -= 1
             if left > 0:
-                add(board, own + _IDLE, 0)
+                add(board, own + _IDLE, 1)
                 continue
+            if turns > 1:
+                add(board, own + _VAIN, 1)
             store(board, own + _STATE, _ASLEEP)
             if load(board, _GATE) >> _NUMBER == seen or swap_if(board, own + _STATE, _ASLEEP, _AWAKE) != _ASLEEP:
                 return _SLEEP
             continue
+        if left < turns:
+            store(board, own + _VAIN, 0)
         if gate & _OPEN == 0:  # too late
             seen = gate >> _NUMBER
+            store(board, own + _SEEN, seen)
             continue
         if swap_if(board, _GATE, gate, gate + 1) != gate:
             continue

@@ -52,9 +52,11 @@ _PROGRESS_LATE: Final = 1_000
 _WITHOUT_TURN: Final = 16
 """Replies that may be taken one after the other with no turn of the event loop between them."""
 _QUICK_NS: Final = 200_000
-"""A worker that answers within that is waited for without a sleep, for a part of it."""
+"""A reply within that may be one that a look would have found: it has slept, and was woken. A look tells."""
 _SPIN_NS: Final = 60_000
 """To sleep and to be woken takes as long; longer than this is no wait for the event loop."""
+_UNLOOKED: Final = 16
+"""Replies that are not looked for after one for which a look was in vain."""
 _INFO_BYTES: Final = 4096
 _INFO_TIMEOUT_S: Final = 5.0
 """Bubblewrap says whom it has started some milliseconds after its own start."""
@@ -203,7 +205,8 @@ class WorkerProcess:
         self._grace: trio.CancelScope | None = None  # around the wait for a run that was asked to stop
         self._hurried = False
         self._without_turn = 0  # replies, or looks for them, since the event loop last had a turn for one
-        self._is_quick = False  # whether the last reply came soon
+        self._is_quick = False  # whether a look may find the next reply
+        self._unlooked = 0  # replies that are not looked for, since a look was in vain
         self.delivered = False  # whether the last request went out
         self.layers = Layers(landlock_abi=0, seccomp=False)
 
@@ -351,7 +354,8 @@ class WorkerProcess:
                         packet = await self._follow(request, packet, total, began_ns, progress)
                 if packet is None or scope.cancelled_caught:
                     raise WorkerTimeout(f"the worker did not answer within {timeout_s:g} s and was killed")
-            self._is_quick = time.monotonic_ns() - began_ns < _QUICK_NS
+            self._unlooked = max(0, self._unlooked - 1)
+            self._is_quick = not self._unlooked and time.monotonic_ns() - began_ns < _QUICK_NS
             due = ipc.COMPILED if operation == ipc.COMPILE else ipc.DONE
             if packet[0] not in (due, ipc.FAILED):
                 raise WorkerProtocolError(f"the worker answered operation {operation} with {packet[0]}")
@@ -431,8 +435,8 @@ class WorkerProcess:
 
     async def _reply_at_once(self, request: int) -> list[Any] | None:
         """The reply, if it is there already: a system may give the sender's own core to who is sent something, and a
-        small chunk is done before the send returns. Where the last one was quick it is looked for a little longer. Not
-        too often without a turn for the node's other tasks."""
+        small chunk is done before the send returns. Where the last one was quick it is looked for a little longer, and
+        after a look in vain not for some replies. Not too often without a turn for the node's other tasks."""
         self._without_turn += 1
         if self._without_turn > _WITHOUT_TURN:
             return None
@@ -442,6 +446,8 @@ class WorkerProcess:
             while found is None and time.monotonic_ns() < end:
                 os.sched_yield()  # on a core that the worker has to share with us it runs now
                 found = self._take_frame()
+            if found is None:
+                self._unlooked = _UNLOOKED
         return None if found is None else await self._decoded(request, *found)
 
     def _refuse_early_reply(self) -> None:

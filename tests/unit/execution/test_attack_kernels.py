@@ -23,7 +23,7 @@ import pytest
 
 from p2pcompute import random
 from p2pcompute.errors import KernelError
-from p2pcompute.execution import _index_ranges, _lower, _lower_scratch
+from p2pcompute.execution import _cpu, _index_ranges, _lower, _lower_scratch
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._cpu import CpuBackend
@@ -47,7 +47,7 @@ def each(*tables: dict[str, dict[str, str]]) -> pytest.MarkDecorator:
     """Every kernel's text, called by its class and name."""
     kernels = [(kind, name, text) for table in tables for kind, own in table.items() for name, text in own.items()]
     return pytest.mark.parametrize(
-        ("kind", "name", "text"), kernels, ids=[f"{kind}: {name}" for kind, name, _ in kernels]
+        "text", [text for *_, text in kernels], ids=[f"{kind}: {name}" for kind, name, _ in kernels]
     )
 
 
@@ -248,17 +248,19 @@ def computed(text: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, _Among]:
     """The output, from compiled code whose arrays lie among sevens."""
     among = _Among()
 
-    def memory(program: Any, threads_per_block: int) -> list[Any]:
-        return [
-            among.array(size * threads_per_block if by_thread else size, dtype)
-            for dtype, size, by_thread in program._memory
+    def job(self: Any, entry: Any, given: list[Any]) -> Any:
+        size = self._layout.launch.threads_per_block
+        memory = [
+            among.array(count * size if by_thread else count, dtype).reshape(1, -1)
+            for dtype, count, by_thread in self._program.memory
         ]
+        return _cpu._Job(entry, given, memory)
 
     x = among.array(16, np.float32)
     x[:] = X
     with CpuBackend(1) as backend:
         compiled: Any = backend.compile(source(text), LAUNCH, SPECS)
-        monkeypatch.setattr(type(compiled._program), "memory", memory)
+        monkeypatch.setattr(type(compiled), "_job", job)
         out = among.array(16, np.int64)
         compiled.run_blocks(0, 2, [x, np.int64(3)], [out.reshape(2, 8) if "shared" in text else out])
     return out, among

@@ -65,3 +65,29 @@ def test_a_quick_worker_is_looked_for_and_others_still_have_their_turns(monkeypa
 
 def test_one_that_was_slow_is_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert looked_and_slept(monkeypatch, quick_ns=0, spin_ns=EVER_NS)[0] == 0
+
+
+def test_where_a_look_was_in_vain_the_next_replies_are_not_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a worker whose replies all come soon, but later than a look lasts."""
+    reply_at_once, take_frame = WorkerProcess._reply_at_once, WorkerProcess._take_frame
+    seen = {"looking": 0, "looks": 0}
+
+    async def at_once(self: WorkerProcess, request: int) -> Any:
+        seen["looking"] = 1
+        packet = await reply_at_once(self, request)
+        seen["looks"] += seen["looking"] > 2  # the first one is no look
+        seen["looking"] = 0
+        return packet
+
+    def take(self: WorkerProcess) -> Any:
+        if not seen["looking"]:
+            return take_frame(self)
+        seen["looking"] += 1
+        return None
+
+    monkeypatch.setattr(WorkerProcess, "_reply_at_once", at_once)
+    monkeypatch.setattr(WorkerProcess, "_take_frame", take)
+    looked, slept = looked_and_slept(monkeypatch, quick_ns=EVER_NS, spin_ns=10**6)
+    assert looked > 0
+    assert slept == RUNS
+    assert 1 <= seen["looks"] <= 2 + RUNS // process._UNLOOKED
