@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_who_looked_in_vain_some_times_sleeps_at_once_until_it_is_called_soon() 
 
 @pytest.mark.parametrize(("cores", "looking"), [(1, 0), (2, 1), (3, 2), (64, 3)])
 def test_no_more_look_than_there_are_other_cores(cores: int, looking: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cpu_crew.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert [turns > 1 for turns in _cpu_crew._turns_of(3)] == [True] * looking + [False] * (3 - looking)
     board = _cpu_crew._Board(1)
     assert attended(board, _cpu_crew._turns_of(1)[0]) == (_cpu_crew._TURNS - 1 if cores > 1 else 0)

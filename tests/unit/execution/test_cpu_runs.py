@@ -87,7 +87,7 @@ def test_another_number_is_never_taken_for_one_that_is_gone(number_of: Callable[
         compiled.run_blocks(0, 4, [x, given := number_of(3)], [rows])
         gone = id(given)
         del given
-        others = []
+        others: list[Any] = []
         while len(others) < 10_000:  # one of them would have its place
             others.append(number_of(7))
             if id(others[-1]) == gone:
@@ -115,7 +115,8 @@ def test_the_same_arrays_with_another_one_for_the_output_are_refused() -> None:
         binding = scaled.bind(out(512, np.int64), x, 3)
         compiled = backend.compile(binding.source, binding.launch, binding.specs)
         compiled.run_blocks(0, 4, [x, 3], [rows])
-        for args, outs in (([x], [3, rows]), ([], [x, 3, rows]), ([x, 3, rows], [])):
+        given: list[Any] = [x, 3, rows]
+        for args, outs in ((given[:1], given[1:]), ([], given), (given, [])):
             with pytest.raises(ValueError, match="are not what the kernel takes"):
                 compiled.run_blocks(0, 4, args, outs)
         assert (rows == 3 * x).all()
