@@ -84,7 +84,7 @@ def test_attacks_print_figures_and_what_they_have_to_reach() -> None:
     )
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert len(figures) == 6
+    assert len(figures) == 8
     assert all(set(one) == {"figure", "value", "unit", "reach", "ok"} for one in figures)
     assert all(one["reach"] is not None for one in figures)
 
