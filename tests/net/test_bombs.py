@@ -48,7 +48,7 @@ async def main():
     async with p2p.open_node() as node:
         for kind in map(int, sys.argv[2:]):
             try:
-                item_s = 0.001 if kind == 2 else 2.0  # a chunk has so much time that only what has no end runs out of it
+                item_s = 0.001 if kind == 2 else 2.0  # only what has no end runs out of its time
                 options = {"check": "none", "item_s": item_s, "chunks": 1}
                 seven = await node.run(go[4], p2p.out(4, np.int64), kind, **options)
                 print("SAID", kind, json.dumps(seven.tolist()), flush=True)
