@@ -12,6 +12,7 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 
 from p2pcompute.execution._language import AXES
+from p2pcompute.execution._tree import walk
 
 __all__ = ["Places", "grid_axis"]
 
@@ -95,7 +96,7 @@ class Places:
         return found[1] if found is not None and found[0] == "blockIdx" else None
 
     def _note_stores(self, kernel: ast.FunctionDef) -> None:
-        for node in ast.walk(kernel):
+        for node in walk(kernel):
             stored: Sequence[ast.expr] = ()
             match node:
                 case ast.Assign(targets=targets):
@@ -105,7 +106,7 @@ class Places:
                 case _:
                     pass
             for target in stored:
-                for inner in ast.walk(target):
+                for inner in walk(target):
                     if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store):
                         self._stores.setdefault(inner.id, []).append(node)
 
@@ -130,7 +131,7 @@ class Places:
                     ]
                 case _:
                     pass
-            mine = {inner.id for inner in ast.walk(statement) if isinstance(inner, ast.Name)}
+            mine = {inner.id for inner in walk(statement) if isinstance(inner, ast.Name)}
             yield [
                 (target.id, value)
                 for target, value in pairs
@@ -179,13 +180,13 @@ class Places:
         self._strides = {
             name: next(iter(axes)) or 0 for name, axes in counters.items() if len(axes) == 1 and None not in axes
         }
-        for node in ast.walk(kernel):
+        for node in walk(kernel):
             if not isinstance(node, ast.For | ast.While):
                 continue
             head = node.target if isinstance(node, ast.For) else node.test
-            names = {inner.id for inner in ast.walk(head) if isinstance(inner, ast.Name)} & self._strides.keys()
+            names = {inner.id for inner in walk(head) if isinstance(inner, ast.Name)} & self._strides.keys()
             for statement in node.body if names else ():
-                for inner in ast.walk(statement):
+                for inner in walk(statement):
                     if isinstance(inner, ast.Subscript):
                         self._inside.setdefault(id(inner), set()).update(names)
 
