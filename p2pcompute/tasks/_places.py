@@ -59,7 +59,6 @@ class Place:
     def working(self) -> Place:
         """Something is computed or compiled, or waits for its turn, in the context that this gives: it is not the guest
         who is slow."""
-        self._idle_since_s = None
         return self
 
     def __enter__(self) -> None:
