@@ -237,9 +237,12 @@ class Defence:
 
         `others` of its streams are not begun yet, so that `inbound_stream` has not seen them.
         """
+        return self._is_flood(peer, others, lambda: self._opened_by.has(peer, others + 1))
+
+    def _is_flood(self, peer: PeerId, others: int, in_time: Callable[[], bool]) -> bool:
         if self._streams_of[peer] + others >= self.limits.streams_per_peer:
             refusal = Refusal.STREAMS_OF_PEER
-        elif not self._opened_by.has(peer, others + 1):
+        elif not in_time():
             refusal = Refusal.STREAM_RATE
         else:
             return False
@@ -250,14 +253,7 @@ class Defence:
     @contextmanager
     def inbound_stream(self, peer: PeerId) -> Generator[bool, None, None]:
         """Around a stream that a peer opened, negotiation included. False where it is to be reset at once."""
-        refusal = None
-        if self._streams_of[peer] >= self.limits.streams_per_peer:
-            refusal = Refusal.STREAMS_OF_PEER
-        elif not self._opened_by.take(peer):
-            refusal = Refusal.STREAM_RATE
-        if refusal is not None:
-            self.refused[refusal] += 1
-            self.accuse(peer, Offence.FLOOD)
+        if self._is_flood(peer, 0, lambda: self._opened_by.take(peer)):
             yield False
             return
         self._streams_of[peer] += 1
