@@ -100,7 +100,7 @@ class OverlayStream(Protocol):
     One task may send while another receives; two must not send, nor receive, at once.
     Attributes:
         peer_id: who is at the other end, proven by the handshake.
-        protocol: what the stream speaks, such as "/p2pcompute/task/2".
+        protocol: what the stream speaks, such as "/p2pcompute/task/3".
     """
 
     @property

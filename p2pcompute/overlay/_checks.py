@@ -20,7 +20,7 @@ __all__ = ["check_gossip", "check_key", "check_protocol", "check_record", "check
 def check_protocol(protocol: str) -> None:
     """A protocol ID starts with a slash and fits a line of multistream-select."""
     if not protocol.startswith("/") or len(protocol.encode()) > MAX_PROTOCOL_ID_BYTES or "\n" in protocol:
-        raise ValueError(f"{protocol!r} is no protocol ID; it looks like /p2pcompute/task/2")
+        raise ValueError(f"{protocol!r} is no protocol ID; it looks like /p2pcompute/task/3")
 
 
 def check_topic(topic: str) -> None:

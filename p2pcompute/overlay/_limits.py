@@ -55,11 +55,11 @@ class ProtocolLimits:
 # `_request_api.py` are reset without blame. libp2p's own handlers wait for a peer for ever, and its DHT serves twelve
 # streams at once, so that twelve silent ones would end it.
 PROTOCOL_LIMITS: Mapping[str, ProtocolLimits] = {
-    "/p2pcompute/task/2": ProtocolLimits(idle_s=24 * _HOUR_S),
+    "/p2pcompute/task/3": ProtocolLimits(idle_s=24 * _HOUR_S),
     "/p2pcompute/dispute/1": ProtocolLimits(idle_s=_HOUR_S),
-    "/p2pcompute/channel/1": ProtocolLimits(idle_s=_HOUR_S),
+    "/p2pcompute/channel/2": ProtocolLimits(idle_s=_HOUR_S),
     "/p2pcompute/ads/2": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
-    "/p2pcompute/negotiation/4": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
+    "/p2pcompute/negotiation/5": ProtocolLimits(streams_per_peer=16, idle_s=600.0),
     "/p2pcompute/blob/1": ProtocolLimits(idle_s=600.0),
     "/ipfs/id/1.0.0": ProtocolLimits(streams_per_peer=4, deadline_s=30.0),
     "/ipfs/id/push/1.0.0": ProtocolLimits(streams_per_peer=4, deadline_s=30.0),

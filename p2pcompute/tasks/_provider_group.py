@@ -22,7 +22,7 @@ import trio
 
 from p2pcompute.errors import ExecutionError
 from p2pcompute_protocols import task
-from p2pcompute_protocols.limits import MAX_INFLIGHT_CHUNKS
+from p2pcompute_protocols.limits import MAX_BATCH_CHUNKS, MAX_INFLIGHT_CHUNKS
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import BATCH_BYTES, ReceiptBatch, ReceiptPayload, Results
 from p2pcompute_protocols.work import RoundWork, Work
@@ -222,17 +222,7 @@ async def _deliver(
     results: list[tuple[_Output, ...]] = []
     begin, end = _blocks(work, chunks)
     outputs = [(memoryview(output), len(output) // (end - begin)) for output in run.outputs]
-    for index in chunks:
-        first, blocks = work.chunk_range(index % of_call)
-        at = first - begin
-        result: tuple[_Output, ...] = tuple(rows[at * size : (at + blocks) * size] for rows, size in outputs)
-        if service.fault is not None:
-            result = (service.fault(b"".join(result), index),)
-        results.append(result)
-        units = units_of(work, blocks)
-        payloads.append(result_receipt(agreement, index, result, units, now_ms, session.call_of(index)))
-
-    parts = _batches(len(chunks), BATCH_BYTES // max(1, session.connection.chunk_bytes[0]))
+    parts = _batches(len(chunks), min(MAX_BATCH_CHUNKS, BATCH_BYTES // max(1, session.connection.chunk_bytes[0])))
     batches: list[ReceiptBatch] = []
 
     def sign(receipts: Sequence[ReceiptPayload]) -> ReceiptBatch:
@@ -243,6 +233,17 @@ async def _deliver(
         )
 
     try:
+        for part in parts:
+            for index in chunks[part]:
+                first, blocks = work.chunk_range(index % of_call)
+                at = first - begin
+                result: tuple[_Output, ...] = tuple(rows[at * size : (at + blocks) * size] for rows, size in outputs)
+                if service.fault is not None:
+                    result = (service.fault(b"".join(result), index),)
+                results.append(result)
+                units = units_of(work, blocks)
+                payloads.append(result_receipt(agreement, index, result, units, now_ms, session.call_of(index)))
+            await trio.lowlevel.checkpoint()  # a node has others to talk to
         issued = await account.issue_many(payloads, sign)
     except BaseException:  # computed, and owed by nobody
         await _drop(account, chunks, used)

@@ -17,6 +17,7 @@ __all__ = [
     "MAX_AD_LIFETIME_MS",
     "MAX_ARBITERS",
     "MAX_ARGS",
+    "MAX_BATCH_CHUNKS",
     "MAX_BLOB_BYTES",
     "MAX_BUCKETS",
     "MAX_CALLS",
@@ -122,8 +123,9 @@ MAX_BLOB_BYTES: Final = 64 * 1024 * 1024
 MAX_OUTPUT_BYTES: Final = 64 * 1024 * 1024  # all outputs of one chunk
 MAX_KERNEL_BYTES: Final = 64 * 1024
 MAX_CHUNKS: Final = 1_048_576
-MAX_INFLIGHT_CHUNKS: Final = 256
-MAX_CREDIT_WINDOW: Final = 256  # chunks
+MAX_INFLIGHT_CHUNKS: Final = 1024
+MAX_BATCH_CHUNKS: Final = 256  # in one message, under one signature
+MAX_CREDIT_WINDOW: Final = 1024  # chunks
 SHORT_WINDOW_UNITS: Final = 20_000  # of work, that may be unpaid whatever an ad's window for chunks of any length is
 MAX_CALLS: Final = 256  # of a standing agreement, the newest ones, whose chunks may be assigned
 MAX_HELD_INPUTS: Final = 4_096  # arrays of calls that a provider holds for a task
@@ -149,7 +151,7 @@ MAX_CARD_BYTES: Final = 1024  # an arbiter's card, in its envelope; sixteen of t
 
 # Proofs and disputes
 MAX_LEAVES: Final = MAX_CHUNKS
-MAX_COVERED: Final = 256  # receipts that one voucher adds to its root
+MAX_COVERED: Final = 512  # receipts that one voucher adds to its root
 MAX_PROOF_DIGESTS: Final = 20  # of one of MAX_LEAVES
 MAX_DISPUTE_QUESTIONS: Final = 32  # two, and one for each halving
 # Each input of a kernel, its source, and a chunk's tiles. Of a round there are fewer: of each launch the inputs and the

@@ -25,7 +25,7 @@ __all__ = [
     "VoucherRefusal",
 ]
 
-PROTOCOL_ID: Final = "/p2pcompute/channel/1"
+PROTOCOL_ID: Final = "/p2pcompute/channel/2"
 _AMOUNT: Final = Uint(0, UINT64_MAX)
 
 

@@ -43,7 +43,7 @@ __all__ = [
     "Terms",
 ]
 
-PROTOCOL_ID: Final = "/p2pcompute/negotiation/4"
+PROTOCOL_ID: Final = "/p2pcompute/negotiation/5"
 ORDER_KIND: Final = "order"
 BID_KIND: Final = "bid"
 REFUSAL_KIND: Final = "refusal"

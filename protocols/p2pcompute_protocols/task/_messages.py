@@ -9,6 +9,7 @@ from ..errors import LocalProtocolError, WireCode
 from ..limits import (
     MAX_ADDRESSES,
     MAX_ARGS,
+    MAX_BATCH_CHUNKS,
     MAX_BLOB_BYTES,
     MAX_CHUNKS,
     MAX_CREDIT_WINDOW,
@@ -57,7 +58,7 @@ __all__ = [
     "StateStart",
 ]
 
-PROTOCOL_ID: Final = "/p2pcompute/task/2"
+PROTOCOL_ID: Final = "/p2pcompute/task/3"
 RECEIPT_KIND: Final = "receipt"
 RECEIPTS_KIND: Final = "receipts"
 DATA_BYTES: Final = 256 * 1024  # of a blob or an output in one frame
@@ -99,7 +100,7 @@ class ReceiptsPayload(Record):
 
     task: bytes = wire(1, Bytes(32))
     root: bytes = wire(2, Bytes(32))
-    leaves: int = wire(3, Uint(2, MAX_INFLIGHT_CHUNKS))
+    leaves: int = wire(3, Uint(2, MAX_BATCH_CHUNKS))
 
 
 @record
@@ -314,7 +315,7 @@ class Results(Record):
 
     TYPE = 30
     index: int = wire(1, Uint(0, MAX_CHUNKS - 1))
-    count: int = wire(2, Uint(2, MAX_INFLIGHT_CHUNKS))
+    count: int = wire(2, Uint(2, MAX_BATCH_CHUNKS))
     finished_ms: int = wire(3, Uint())
     receipts: bytes = wire(4, Bytes(1, _RECEIPTS_BYTES))
     data: bytes = wire(5, Bytes(2, BATCH_BYTES))

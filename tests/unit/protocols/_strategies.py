@@ -28,6 +28,7 @@ from p2pcompute_protocols.ids import peer_id_from_public_key
 from p2pcompute_protocols.limits import (
     MAX_AD_LIFETIME_MS,
     MAX_BLOB_BYTES,
+    MAX_CREDIT_WINDOW,
     MAX_HALO,
     MAX_ORDER_LIFETIME_MS,
     MAX_OUTPUT_BYTES,
@@ -316,7 +317,7 @@ def _mode(draw: Any, v: Values) -> None:
 
 
 def _windows(draw: Any, v: Values) -> None:
-    v["max_window"] = draw(st.integers(v["credit_window"], 256))
+    v["max_window"] = draw(st.integers(v["credit_window"], MAX_CREDIT_WINDOW))
 
 
 def _own_binding(whose: str, binding: str) -> Callable[[Any, Values], None]:
@@ -336,7 +337,7 @@ def _receipt(draw: Any, v: Values) -> None:
 
 
 def _notice(draw: Any, v: Values) -> None:
-    v["window"] = draw(st.integers(1, 256)) if v["kind"] == "window" else None
+    v["window"] = draw(st.integers(1, MAX_CREDIT_WINDOW)) if v["kind"] == "window" else None
 
 
 def _inclusion(draw: Any, v: Values) -> None:

@@ -399,7 +399,7 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
     "a chunk before the chunks are known": (R, S.RUNNING, has(chunks=0), task.Assign(index=0), UNKNOWN_CHUNK),
     "a chunk twice": (R, S.RUNNING, has(), task.Assign(index=0), REPLAYED),
     "a chunk above what may be under way": (
-        R, S.RUNNING, has(chunks=1000, outstanding=set(range(256))), task.Assign(index=999), OVERSIZED),
+        R, S.RUNNING, has(chunks=2000, outstanding=set(range(1024))), task.Assign(index=1999), OVERSIZED),
     "a cancel beyond the last": (R, S.RUNNING, has(), task.Cancel(index=4), UNKNOWN_CHUNK),
     "a result that was not asked for": (
         P, S.RUNNING, has(), task.ResultStart(index=1, receipt=b"r", size=8), UNKNOWN_CHUNK),

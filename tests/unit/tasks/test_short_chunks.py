@@ -433,11 +433,11 @@ def test_how_many_go_together() -> None:
     group = grouping.Group()
     assert group.most == 1  # until one was timed
     sizes = []
-    for _ in range(9):
+    for _ in range(11):
         sizes.append(group.most)
         group.ran(group.most, group.most * 50_000)
-    assert sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256]
-    assert group.most == 256
+    assert sizes == [1 << doubled for doubled in range(11)]
+    assert group.most == 1024
     group.ran(256, 256 * 1_000_000)  # they have become longer
     assert group.most == 200
     group.ran(1, 10_000_000)  # one by itself says how long they take, and nothing of how many may go together

@@ -22,7 +22,7 @@ import { answerAll, ask } from './requests.js'
 import { verifyAd } from './verify.js'
 
 const ADS = '/p2pcompute/ads/2'
-const NEGOTIATION = '/p2pcompute/negotiation/4'
+const NEGOTIATION = '/p2pcompute/negotiation/5'
 const { network, journal } = JSON.parse(process.argv[2])
 const seed = new Uint8Array(randomBytes(32))
 const signer = new Signer(seed)
@@ -84,8 +84,8 @@ await runCommands({
     await serveStreams(ADS, (stream, reader) => answerAll(stream, reader, sendAll, (body) => provider.answerAds(body, addresses())))
     const negotiations = new Dialogues(NEGOTIATION, (dialogue, requester) => provider.serveNegotiation(dialogue, requester))
     await serveStreams(NEGOTIATION, (stream, reader, requester) => answerAll(stream, reader, sendAll, (body) => negotiations.answer(body, requester)))
-    await serve('/p2pcompute/task/2', (dialogue, requester) => provider.serveTask(dialogue, requester))
-    await serve('/p2pcompute/channel/1', (dialogue, requester) => provider.serveChannel(dialogue, requester))
+    await serve('/p2pcompute/task/3', (dialogue, requester) => provider.serveTask(dialogue, requester))
+    await serve('/p2pcompute/channel/2', (dialogue, requester) => provider.serveChannel(dialogue, requester))
     return {
       ads: ads.map((ad) => ({
         peer_id: ad.peer_id,

@@ -197,7 +197,7 @@ def channel_vectors() -> Json:
         bad_message("an empty list of receipts", edited(covered, k5=[]), "MALFORMED"),
         bad_message(
             "more receipts than one voucher may name",
-            edited(covered, k5=[{1: sha(b"task"), 2: chunk} for chunk in range(257)]),
+            edited(covered, k5=[{1: sha(b"task"), 2: chunk} for chunk in range(513)]),
             "OVERSIZED",
         ),
         bad_message("a receipt of a task of 31 bytes", edited(covered, k5=[{1: bytes(31), 2: 0}]), "OVERSIZED"),

@@ -185,7 +185,7 @@ def task_vectors() -> Json:
             "REPLAYED",
         ),
         bad_message("a range of one chunk", edited(task.Assign(index=0, count=2), k2=1), "OVERSIZED"),
-        bad_message("a range of 257 chunks", edited(task.Assign(index=0, count=2), k2=257), "OVERSIZED"),
+        bad_message("a range of 1025 chunks", edited(task.Assign(index=0, count=2), k2=1025), "OVERSIZED"),
         bad_message(
             "results of 192 KiB and a byte",
             edited(task.Results(index=0, count=2, finished_ms=0, receipts=b"r", data=b"12"), k5=bytes(196_609)),
@@ -198,7 +198,7 @@ def task_vectors() -> Json:
         bad_message("an empty blob", edited(task.BlobStart(digest=digest, size=1), k2=0), "OVERSIZED"),
         bad_message("a piece above 256 KiB", edited(task.BlobData(data=b"x"), k1=bytes(262_145)), "OVERSIZED"),
         bad_message("65 blobs", edited(task.Opened(need=(), slots=1, window=1), k1=[digest] * 65), "OVERSIZED"),
-        bad_message("a window of 257", edited(task.Opened(need=(), slots=1, window=1), k3=257), "OVERSIZED"),
+        bad_message("a window of 1025", edited(task.Opened(need=(), slots=1, window=1), k3=1025), "OVERSIZED"),
         bad_message(
             "a window notice without a window", edited(task.Notice(kind="window", window=1), k2=None), "MALFORMED"
         ),
