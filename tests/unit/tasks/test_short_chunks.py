@@ -226,18 +226,23 @@ def test_what_is_too_much_for_one_message_is_one_run_and_several(
 
 def test_a_requester_looks_at_one_half_of_a_window_while_the_other_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks that take no time to speak of could all go together, and then each side would wait for the other."""
-    chunks = SIZE // 2
+    chunks, most = 2000, 100
+    monkeypatch.setattr(grouping, "MAX_BATCH_CHUNKS", most)
 
     async def scenario(market: Market) -> None:
         provider = await market.provider(workers=market.workers(chunk_s=1e-7), **WIDE)
         requester = await market.node(connect=(provider,))
         watch = Watch()
         with runs_of(monkeypatch) as runs:
-            launch = axpy[chunks, SIZE // chunks]
             given = {"budget": "0.10 USD", "chunks": chunks, "on_event": watch, "check": "none"}
-            await requester.run(launch, p2p.out(Y.shape, Y.dtype), np.float32(2), X, Y, **given)
-        window = watch.of(Agreed)[0].max_window
-        assert max(blocks for _, blocks in runs) == window // 2
+            found = await requester.run(numbered[chunks, 1], p2p.out(chunks, np.int32), **given)
+        assert np.array_equal(found, np.arange(chunks))
+        agreed = watch.of(Agreed)[0]
+        assert max(blocks for _, blocks in runs) == agreed.max_window // 2 > 2 * most
+        # Each side lets others run behind so many.
+        issued = [row.envelope for row in await provider.services.ledger.receipts(agreed.task)]
+        leaves = {BatchedReceipt.decode(shown).proof.leaves for shown in issued if stands_in_batch(shown)}
+        assert most // 2 < max(leaves) <= most
 
     in_memory(scenario)
 
