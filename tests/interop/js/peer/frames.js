@@ -17,7 +17,7 @@ export const PROTOCOLS = {
       ASKED provider AdBatch IDLE
       ASKED provider AdRefusal IDLE`)
   },
-  '/p2pcompute/negotiation/4': {
+  '/p2pcompute/negotiation/5': {
     messages: negotiationMessages,
     max: MAX_FRAME_BYTES,
     final: ['IDLE', 'BIDDEN', 'REFUSED', 'AGREED'],
@@ -31,7 +31,7 @@ export const PROTOCOLS = {
       PROPOSED provider RefusalFrame REFUSED
       REFUSED requester OrderFrame ORDERED`)
   },
-  '/p2pcompute/task/2': {
+  '/p2pcompute/task/3': {
     messages: taskMessages,
     max: MAX_DATA_FRAME_BYTES,
     final: ['IDLE', 'CLOSED'],
@@ -77,7 +77,7 @@ export const PROTOCOLS = {
       FINISHING provider StateGone FINISHING
       FINISHING provider Results FINISHING`)
   },
-  '/p2pcompute/channel/1': {
+  '/p2pcompute/channel/2': {
     messages: channelMessages,
     max: MAX_FRAME_BYTES,
     final: ['IDLE', 'OPEN', 'REFUSED', 'CLOSED'],
