@@ -35,6 +35,7 @@ _log = logging.getLogger("p2pcompute.payments")
 _LEAST_UNITS: Final = 2_000_000  # two seconds of a reference core
 _LEAST_COMPILE_UNITS: Final = 500_000  # what the shortest compilation costs a newcomer: a worker was started for it
 _NOT_BEGUN: Final = frozenset({WireCode.CANCELLED, WireCode.CREDIT_EXHAUSTED})  # said of a chunk that cost nothing
+_OF_WORKERS: Final = frozenset({WireCode.EXECUTION_FAILED, WireCode.TIMED_OUT})  # said where a worker has failed
 _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
 
 
@@ -304,8 +305,14 @@ class _ProviderAccount:
 
         Cancellation: none here. What is stored is owed, and has to be known as owed.
         """
-        if payload.code in _NOT_BEGUN or (payload.code != 0 and not self._stored):
+        if payload.code in _NOT_BEGUN or (payload.code not in _OF_WORKERS | {0} and not self._stored):
             return sign(payload)  # owed to nobody; a chunk that was never charged leaves nothing on disk
+        if payload.code and not self._stored:  # compiling was charged, and came to nothing
+            try:
+                await self._ledger.add_agreement(self._agreement, role="provider")
+            except ChannelClosing:
+                return sign(payload)  # under a channel that ends, nothing new is kept
+            self._stored = True
         envelope = b""
         with trio.CancelScope(shield=True):
             if payload.code == 0:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+import time
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 import click
@@ -33,6 +34,7 @@ In --json, `scores` are the ad's, in thousandths of the reference core: 1 strict
 @common_options
 def bench(threads: int | None, device: str, as_json: bool, debug: bool) -> None:
     """Measure this machine as its ad will say it."""
+    started = time.perf_counter()
     import trio
 
     from p2pcompute.execution import benchmark, device_worker, open_pool
@@ -48,13 +50,14 @@ def bench(threads: int | None, device: str, as_json: bool, debug: bool) -> None:
 
     async def main() -> Benchmark:
         progress("with a worker that starts")
-        async with open_pool(threads=cores, spare=2, program=device_worker(device)) as pool:
+        async with open_pool(threads=cores, program=device_worker(device)) as pool:
             return await benchmark(pool, progress=progress)
 
     try:
         result = trio.run(main)
     except BaseException as exc:  # noqa: BLE001  said in one line
         fail(exc, as_json=as_json, debug=debug)
+    result = replace(result, took_s=time.perf_counter() - started)
     if as_json:
         json_line(**asdict(result), device=device, scores=dict(result.scores))
         return

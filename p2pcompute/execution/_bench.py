@@ -5,17 +5,21 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import trio
 
+from p2pcompute._groups import single_error
+from p2pcompute.errors import P2PComputeError
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._pool import WorkerPool
 from p2pcompute.execution._pool_memory import SharedInput
 from p2pcompute.execution._pool_session import WorkerSession, WorkResult
-from p2pcompute.execution._probe import measure_score, probe_devices
+from p2pcompute.execution._probe import compile_score, probe_devices, time_score
 
 __all__ = ["REFERENCE_GEMM_FLOPS", "REFERENCE_MEMORY_BYTES_PER_S", "Benchmark", "benchmark"]
 
@@ -27,22 +31,25 @@ REFERENCE_GEMM_FLOPS: Final = 1_000_000_000
 
 _TRIAD: Final = 1 << 23  # elements: 32 MiB an array, beyond the caches of common machines
 _SIDE: Final = 384
-_ROUNDS: Final = 3
+_ROUNDS: Final = 5
 _REPLIES: Final = 200
 _TIMEOUT_S: Final = 60.0
 
-_TEXT: Final = """def bench(out, triad, n, x, y):
+_TRIAD_TEXT: Final = """def triad(out, x, y):
     i = cuda.grid(1)
     if i < out.size:
-        if triad:
-            out[i] = x[i] + np.float32(3.0) * y[i]
-        else:
-            row = i // n
-            col = i % n
-            total = np.float32(0.0)
-            for k in range(n):
-                total += x[row * n + k] * y[k * n + col]
-            out[i] = total
+        out[i] = x[i] + np.float32(3.0) * y[i]
+"""
+
+_GEMM_TEXT: Final = """def gemm(out, x, y, n):
+    i = cuda.grid(1)
+    if i < out.size:
+        row = i // n
+        col = i % n
+        total = np.float32(0.0)
+        for k in range(n):
+            total += x[row * n + k] * y[k * n + col]
+        out[i] = total
 """
 
 
@@ -62,7 +69,7 @@ class Benchmark:
             processor. The time is that of a run without its launch and without what a run of one block takes beside
             its own. It includes the zeroing of the output on both sides, so the link itself is faster.
         gpu: the GPUs of this machine, as ``cuda:0 NAME, …``; None where no driver shows one.
-        took_s: how long all of it took, the worker's start and compilations included.
+        took_s: how long all of it took, compilations included, and a worker's start where none was warm.
     """
 
     threads: int
@@ -86,7 +93,7 @@ class Benchmark:
 
 
 async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambda _: None) -> Benchmark:
-    """Measure, in two sessions of `pool` at the same time as nothing else; some two seconds.
+    """Measure, in a session of `pool` at the same time as nothing else; less than two seconds.
 
     Args:
         pool: where workers come from.
@@ -96,13 +103,19 @@ async def benchmark(pool: WorkerPool, *, progress: Callable[[str], None] = lambd
     """
     started = time.perf_counter()
     progress("strict float32")
-    score = await measure_score(pool)
-    progress("memory and matrix product")
+    # In one session: a second worker that starts meanwhile would take of what is measured.
     async with pool.session() as session:
-        ones = np.ones(_TRIAD, dtype=np.float32)
-        with await SharedInput.make(ones) as shared:
-            triad = await _compiled(session, shared, _TRIAD, triad=True)
-            gemm = await _compiled(session, shared, _SIDE * _SIDE, triad=False)
+        with ExitStack() as stack:
+            with single_error(P2PComputeError):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(compile_score, session)
+                    ones = np.ones(_TRIAD, dtype=np.float32)
+                    shared = stack.enter_context(await SharedInput.make(ones))
+            score = await time_score(session)
+            progress("memory and matrix product")
+            triad = await _least(session, shared, "triad", _TRIAD_TEXT, _TRIAD)
+            side = ScalarSpec(dtype="int64", value=np.int64(_SIDE))
+            gemm = await _least(session, shared, "gemm", _GEMM_TEXT, _SIDE * _SIDE, side)
         progress("replies")
         replies: list[int] = []
         beside: list[int] = []
@@ -161,19 +174,14 @@ class Timed:
         return int(nbytes * 1e9 / max(1, self.rest_ns - beside_ns)) if self.device_ns else None
 
 
-async def _compiled(session: WorkerSession, shared: SharedInput, size: int, *, triad: bool) -> Timed:
+async def _least(
+    session: WorkerSession, shared: SharedInput, entry: str, text: str, size: int, *scalars: ScalarSpec
+) -> Timed:
     """The best times of a whole launch over `size` elements."""
     launch = Launch(grid=(-(-size // 128), 1, 1), block=(128, 1, 1), dims=1)
     values = InputSpec(dtype="float32", shape=(_TRIAD,))
-    args: list[ArgSpec] = [
-        OutputSpec(dtype="float32", shape=(size,)),
-        ScalarSpec(dtype="bool", value=np.bool_(triad)),
-        ScalarSpec(dtype="int64", value=np.int64(_SIDE)),
-        values,
-        values,
-    ]
-    source = KernelSource(text=_TEXT, entry="bench", digest=source_digest("bench", _TEXT))
-    # The second time it is compiled already: other sizes and scalars need no new code.
-    await session.compile(source, launch, args, {3: shared, 4: shared})
+    args: list[ArgSpec] = [OutputSpec(dtype="float32", shape=(size,)), values, values, *scalars]
+    source = KernelSource(text=text, entry=entry, digest=source_digest(entry, text))
+    await session.compile(source, launch, args, {1: shared, 2: shared})
     runs = [await session.run_blocks(0, launch.blocks, timeout_s=_TIMEOUT_S) for _ in range(_ROUNDS)]
     return Timed.least(runs)

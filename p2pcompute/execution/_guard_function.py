@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._guard_scratch import Scratch, is_atomic, memory_call, scratch_arrays
+from p2pcompute.execution._language_advice import to_a_global
 from p2pcompute.execution._tree import walk
 
 __all__ = ["NAME", "Function", "FunctionCheck"]
@@ -365,13 +366,7 @@ class FunctionCheck:
         array, index, value = node.args
         scratch = self.scratch.get(array.id) if isinstance(array, ast.Name) else None
         if scratch is None or scratch.kind != "shared":
-            raise self.refuse(
-                node,
-                "an atomic operation on what is no shared array",
-                "collect in a cuda.shared.array, and store its elements into an output by blocks behind a barrier; "
-                "blocks are added up behind the call, or with p2pcompute.reduce(op, shape, dtype) in place of "
-                "p2pcompute.out",
-            )
+            raise self.refuse(node, "an atomic operation on what is no shared array", to_a_global(name, node))
         if scratch.dtype not in lang.ATOMIC_DTYPES:
             raise self.refuse(
                 node,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import types
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 
 from p2pcompute.execution._language import MATH_CALLS, MAX_CONST_ELEMENTS
 
-__all__ = ["missing", "of_cuda", "why"]
+__all__ = ["in_place", "missing", "of_cuda", "to_a_global", "why"]
+
+_LONGEST: Final = 100  # of a line that is shown: a message is for people, and a stranger's source may be long
+_REDUCED: Final = {"add": "sum", "max": "max", "min": "min", "and_": "and", "or_": "or", "xor": "xor"}
 
 _OF_CUDA = (
     "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, syncthreads, "
@@ -70,6 +75,66 @@ _INSTEAD_OF = (
     ),
     ({"fma"}, "write a * b + c: each is rounded by itself, on every machine"),
 )
+
+
+def in_place(function: ast.FunctionDef, name: str, shape: Sequence[int], dtype: str) -> tuple[int, str]:
+    """The line in which a kernel first stores into its input `name`, 0 where none is found, and what to write there."""
+    stores = [
+        (node, target)
+        for node in ast.walk(function)
+        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+        if isinstance(node, ast.Assign | ast.AugAssign)
+        and isinstance(target, ast.Subscript)
+        and isinstance(target.value, ast.Name)
+        and target.value.id == name
+    ]
+    general = (
+        "pass p2pcompute.out(shape, dtype) for it; that starts as zeros: load what is changed in place from an input "
+        "of another name"
+    )
+    if not stores:
+        return 0, general
+    node, target = min(stores, key=lambda store: store[0].lineno)
+    taken = {arg.arg for arg in function.args.args} | {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
+    new = next((word for word in ("result", "changed", "stored") if word not in taken), "")
+    place, was = ast.unparse(target.slice), ast.unparse(node)
+    value = node.value
+    if isinstance(node, ast.AugAssign):
+        value = ast.BinOp(ast.Subscript(target.value, target.slice, ast.Load()), node.op, node.value)
+    line = f"{new}[{place.removeprefix('(').removesuffix(')') if isinstance(target.slice, ast.Tuple) else place}]"
+    line += f" = {ast.unparse(value)}"
+    if not new or max(len(line), len(was)) > _LONGEST or (isinstance(node, ast.Assign) and len(node.targets) > 1):
+        return node.lineno, general
+    extent = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+    more = ", and so at its other stores; what was stored is loaded from there" if len(stores) > 1 else ""
+    return node.lineno, (
+        f"inputs stay as they are: write {line} in place of {was}{more}, with one more parameter {new}, for which "
+        f"p2pcompute.out({extent}, np.{dtype}) is passed"
+    )
+
+
+def to_a_global(operation: str, call: ast.Call) -> str:
+    """What to write instead of an atomic operation with three arguments on what is no shared array."""
+    array, index, value = map(ast.unparse, call.args)
+    if max(map(len, (array, index, value))) <= _LONGEST and isinstance(call.args[0], ast.Name):
+        if isinstance(call.args[1], ast.Constant):  # all threads to one element
+            return (
+                f"store each thread's value by itself, {array}[i] = {value} with i = cuda.grid(1), and pass "
+                f'p2pcompute.reduce("{_REDUCED[operation]}", threads, dtype) for {array}: they are combined in a fixed '
+                "order"
+            )
+        if operation == "add":
+            return (
+                "count in each block, and add the blocks up behind the call: part = cuda.shared.array(n, np.int64) "
+                f"at the top, cuda.atomic.add(part, {index}, {value}) here, and as the last lines, where all threads "
+                "come, cuda.syncthreads() and for k in range(cuda.threadIdx.x, n, cuda.blockDim.x): "
+                f"{array}[cuda.blockIdx.x, k] = part[k]; n is a number, and p2pcompute.out((blocks, n), np.int64) is "
+                f"passed for {array}"
+            )
+    return (
+        "collect in a cuda.shared.array, and store its elements into an output by blocks behind a barrier; blocks are "
+        "added up behind the call, or with p2pcompute.reduce(op, shape, dtype) in place of p2pcompute.out"
+    )
 
 
 def of_cuda(name: str) -> str:

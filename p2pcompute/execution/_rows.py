@@ -16,6 +16,7 @@ from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import ArgSpec, Array, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._language import DTYPES, MAX_ARRAY_AXES
+from p2pcompute.execution._language_advice import in_place
 from p2pcompute.execution._operations import can_reduce, defined_for
 
 __all__ = [
@@ -44,8 +45,8 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
     """
     entry = admitted.entry
 
-    def refuse(reason: str, instead: str = "") -> KernelTypeError:
-        return KernelTypeError(reason, line=entry.node.lineno, filename=entry.filename, instead=instead)
+    def refuse(reason: str, instead: str = "", line: int = 0) -> KernelTypeError:
+        return KernelTypeError(reason, line=line or entry.node.lineno, filename=entry.filename, instead=instead)
 
     if launch.dims != admitted.grid.dims:
         raise refuse(
@@ -92,11 +93,8 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
                 raise refuse(f"{name} can't be split so: {fault}", "pass the whole array, or split it otherwise")
         mapping = admitted.grid.mapping.get(name)
         if isinstance(spec, InputSpec) and mapping is not None:
-            raise refuse(
-                f"the kernel stores into {name}, which is an input",
-                "pass p2pcompute.out(shape, dtype) for it; that starts as zeros: load what is changed in place from an "
-                "input of another name",
-            )
+            line, instead = in_place(entry.node, name, spec.shape, spec.dtype)
+            raise refuse(f"the kernel stores into {name}, which is an input", instead, line)
         if isinstance(spec, OutputSpec) and mapping is None:
             raise refuse(f"{name} is an output and the kernel never stores into it", "pass an array, or store into it")
         if mapping is not None and len(spec.shape) < len(mapping):

@@ -58,7 +58,7 @@ from ._api import RequesterAccount
 from ._link_hooks import LinkHooks
 from ._pace import Pace
 from ._refusing import advice
-from ._results import ReceivedChunk, open_results, ranges
+from ._results import ReceivedChunk, open_failure, open_results, ranges
 from ._scheduler import ChunkScheduler
 from ._work import chunk_bytes
 
@@ -285,6 +285,8 @@ class Link:
                     return
                 case Refused():
                     raise self._refusal(message)
+                case ChunkError():  # of a chunk that was never given out; what ends the task follows
+                    await self._reject(message)
                 case Notice():
                     self._notice(message)
                 case _:
@@ -547,16 +549,11 @@ class Link:
         return None
 
     async def _chunk_error(self, message: ChunkError) -> None:
-        with remote():
-            _, payload = task.open_receipt(
-                message.receipt,
-                network=self.agreement.network,
-                provider=self.provider,
-                task=self.agreement.task_id,
-                index=message.index,
-            )
-        if payload.code == 0:
-            raise RemoteProtocolError("a failure with the receipt of a success", code=WireCode.MALFORMED)
+        self.hooks.failed(self.provider, message.index, *await self._reject(message))
+
+    async def _reject(self, message: ChunkError) -> tuple[WireCode, str]:
+        """Keep the receipt of a failure; what it says."""
+        payload = open_failure(self.agreement, message)
         known = payload.code in WireCode._value2member_map_
         code = WireCode(payload.code) if known else WireCode.INTERNAL
         detail = payload.detail or code.name.lower()
@@ -567,7 +564,7 @@ class Link:
             await self.account.reject(message.receipt, payload, detail)
         if code is WireCode.CREDIT_EXHAUSTED:
             raise TaskRefused(f"{self.provider} gives no more credit: {detail}")  # the chunk is not to blame
-        self.hooks.failed(self.provider, message.index, code, detail)
+        return code, detail
 
     async def _check(self, results: trio.MemoryReceiveChannel[list[ReceivedChunk]]) -> None:
         """Sample each chunk, and only then accept it; in the order in which they came."""

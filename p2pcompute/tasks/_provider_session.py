@@ -54,7 +54,7 @@ from ._link import MIN_BYTES_PER_S
 from ._meter import Meter, Spent, check_price, units_of
 from ._places import Place
 from ._provider_group import Group, result_receipt, together
-from ._refusing import RefuseError, WorkerGoneError, printable
+from ._refusing import NotCompiledError, RefuseError, WorkerGoneError, printable
 from ._results import send_result
 from ._round_provider import RoundStates, RoundsWorker, give_state
 from ._standing_provider import CALL_IDLE_S, ServedCalls
@@ -310,10 +310,14 @@ class Session:
         lost: str | None = None
         async with AsyncExitStack() as stack:
             ready: tuple[TaskWorker | RoundsWorker, int] | None = None
-            with trio.CancelScope() as self.running:
-                if self.finish.is_set():
-                    self.running.cancel()
-                ready = await self._ready_worker(stack, work, account, blobs)
+            try:
+                with trio.CancelScope() as self.running:
+                    if self.finish.is_set():
+                        self.running.cancel()
+                    ready = await self._ready_worker(stack, work, account, blobs)
+            except NotCompiledError as exc:
+                await self._fail_to_compile(agreement, account, exc)
+                raise
             if ready is None:
                 return False
             worker, compile_ms = ready
@@ -379,9 +383,10 @@ class Session:
         except KernelError as exc:
             raise RefuseError(WireCode.KERNEL_REFUSED, f"{exc.reason}; {exc.instead}", exc.line) from exc
         except trio.TooSlowError:
-            raise RefuseError(WireCode.TIMED_OUT, f"the kernel took over {_COMPILE_S:g} s to compile") from None
+            raise NotCompiledError(WireCode.TIMED_OUT, f"the kernel took over {_COMPILE_S:g} s to compile") from None
         except ExecutionError as exc:
-            raise RefuseError(WireCode.EXECUTION_FAILED, str(exc)) from exc
+            code = WireCode.TIMED_OUT if isinstance(exc, WorkerTimeout) else WireCode.EXECUTION_FAILED
+            raise NotCompiledError(code, f"compiling failed: {exc}") from exc
         from ._work import row_bytes
 
         per_block = compiled.items_per_block * row_bytes(work.args, compiled.row_shapes)
@@ -607,8 +612,8 @@ class Session:
         return True
 
     def call_of(self, index: int) -> bytes | None:
-        """What stands for a chunk's call in its receipt."""
-        return None if self.calls is None else self.calls.digest(index)
+        """What stands for a chunk's call in its receipt; None before the first call as well."""
+        return None if self.calls is None or not self.calls.inputs.made else self.calls.digest(index)
 
     async def give_call(self, worker: TaskWorker | RoundsWorker, index: int, *, timeout_s: float) -> None:
         """Have the worker run with the inputs of a chunk's call, if this is about calls. Raises as the worker does."""
@@ -636,6 +641,14 @@ class Session:
         if self.not_begun > _NOT_BEGUN + 8 * self.place.chunks:
             raise RefuseError(WireCode.STALLED, "too many chunks were assigned that could not begin")
         await self._fail(agreement, index, account, code, detail)
+
+    async def _fail_to_compile(self, agreement: Agreement, account: ProviderAccount, error: NotCompiledError) -> None:
+        """Sign and send why the chunk that would have been computed next has no result; in SETUP it is the first."""
+        code, detail = WireCode(error.message.code), str(error)
+        if self.connection.state is TaskState.SETUP:
+            await self._fail(agreement, 0, account, code, detail)
+        elif self.queue and self.connection.state is TaskState.RUNNING:
+            await self._fail(agreement, self.queue.popleft(), account, code, detail)
 
     async def _fail(
         self, agreement: Agreement, index: int, account: ProviderAccount, code: WireCode, detail: str

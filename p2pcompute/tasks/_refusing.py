@@ -7,7 +7,7 @@ from typing import Final
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.task import Refused
 
-__all__ = ["RefuseError", "WorkerGoneError", "advice", "printable"]
+__all__ = ["NotCompiledError", "RefuseError", "WorkerGoneError", "advice", "printable"]
 
 _ADVICE: Final = {
     WireCode.UNDERPRICED: "; units come from a few items that were computed here, and say too little where a few take "
@@ -21,6 +21,10 @@ class RefuseError(Exception):
     def __init__(self, code: WireCode, detail: str, line: int | None = None) -> None:
         self.message = Refused(code=code, detail=printable(detail), line=line)
         super().__init__(detail)
+
+
+class NotCompiledError(RefuseError):
+    """The same, since a worker failed at compiling: that leaves a receipt."""
 
 
 class WorkerGoneError(Exception):

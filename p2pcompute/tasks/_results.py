@@ -8,16 +8,16 @@ from typing import Final
 
 from p2pcompute._dialogue import Dialogue
 from p2pcompute_protocols import task
-from p2pcompute_protocols.errors import remote
+from p2pcompute_protocols.errors import RemoteProtocolError, WireCode, remote
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.negotiation import Agreement
-from p2pcompute_protocols.task import DATA_BYTES, ReceiptPayload, ResultData, Results, ResultStart
+from p2pcompute_protocols.task import DATA_BYTES, ChunkError, ReceiptPayload, ResultData, Results, ResultStart
 from p2pcompute_protocols.work import Work
 
 from ._meter import units_of
 from ._provider_group import result_receipt
 
-__all__ = ["ReceivedChunk", "open_results", "ranges", "send_result"]
+__all__ = ["ReceivedChunk", "open_failure", "open_results", "ranges", "send_result"]
 
 _SMALL_BYTES: Final = 64 * 1024
 
@@ -93,6 +93,25 @@ def open_results(
         ReceivedChunk(payload.index, receipt, payload, output)
         for payload, receipt, output in zip(payloads, batch.receipts, outputs, strict=True)
     ]
+
+
+def open_failure(agreement: Agreement, message: ChunkError) -> ReceiptPayload:
+    """What a provider has signed of a chunk that failed.
+
+    Raises:
+        RemoteProtocolError: it is not signed so, or it is the receipt of a success.
+    """
+    with remote():
+        _, payload = task.open_receipt(
+            message.receipt,
+            network=agreement.network,
+            provider=PeerId(agreement.terms.provider),
+            task=agreement.task_id,
+            index=message.index,
+        )
+    if payload.code == 0:
+        raise RemoteProtocolError("a failure with the receipt of a success", code=WireCode.MALFORMED)
+    return payload
 
 
 def ranges(chunks: list[int]) -> list[range]:

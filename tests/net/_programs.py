@@ -56,13 +56,13 @@ def _plain_environment() -> dict[str, str]:
 class Program:
     """A `p2pcompute` process whose JSON lines can be waited for."""
 
-    def __init__(self, home: Path, *args: str, **environment: str) -> None:
+    def __init__(self, home: Path, *args: str, module: str = "p2pcompute_cli.main", **environment: str) -> None:
         self.lines: list[dict[str, Any]] = []
         self.said = ""
         self._queue: Queue[dict[str, Any] | None] = Queue()
         # A session of its own, as a shell would give it: signals of the test reach it and nobody else.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "p2pcompute_cli.main", *args],
+            [sys.executable, "-m", module, *args],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

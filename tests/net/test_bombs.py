@@ -65,6 +65,92 @@ KINDS = {
 }
 
 
+# A provider that allows ten seconds for a compilation, and not sixty, so that the test need not wait for those.
+HURRIED = """
+import sys
+import p2pcompute.tasks._provider_session as session
+from p2pcompute_cli.main import main
+
+session._COMPILE_S = 10.0
+sys.exit(main())
+"""
+
+COMPILE_BOMB = """
+import p2pcompute as p2p
+from p2pcompute import cuda
+
+@p2p.device
+def long(x, y):
+{body}
+    return x ^ y
+
+@p2p.kernel
+def bomb(out, a, b, c, d):
+    i = cuda.grid(1)
+    if i < out.size:
+        x = long(long(i, a), long(b, i)) ^ long(long(c, a), long(d, b))
+        out[i] = x ^ long(long(a, b), long(b, c)) ^ long(long(c, d), long(d, a))
+
+@p2p.kernel
+def plain(out, a):
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = i + a
+"""
+BODY = "\n".join(
+    f"    x = (x * y - {k}) if x > y * {k} else (y // (x | 1) + x % {k + 3})\n    y = y ^ (x >> {k})" for k in range(60)
+)
+
+# A requester that compiles nothing itself, as it would be stopped by the same: only a hostile one sends such a kernel.
+SEND_THE_BOMB = """
+import numpy as np
+import p2pcompute as p2p
+import p2pcompute._requester as requester
+import trio
+from p2pcompute.errors import TaskError
+from compile_bomb import bomb, plain
+
+async def main():
+    async with p2p.open_node() as node:
+        needs_worker = requester.TaskRun._needs_worker
+        requester.TaskRun._needs_worker = property(lambda self: False)
+        options = {"check": "none", "chunks": 1}
+        small = np.int8(3), np.uint16(5), np.int32(7), np.uint64(9)
+        try:
+            await node.run(bomb[1, 64], p2p.out(64, np.int64), *small, **options)
+        except TaskError as error:
+            print("SAID", error, flush=True)
+        requester.TaskRun._needs_worker = needs_worker
+        print("SAID", (await node.run(plain[1, 64], p2p.out(64, np.int64), np.int64(5))).sum(), flush=True)
+
+trio.run(main)
+"""
+
+
+def test_a_compile_bomb_leaves_a_receipt_and_a_node_that_works(start: Callable[..., Program], tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "hurried.py").write_text(HURRIED)
+    (site / "compile_bomb.py").write_text(COMPILE_BOMB.format(body=BODY))
+    (tmp_path / "send.py").write_text(SEND_THE_BOMB)
+    paths = os.pathsep.join(path for path in (str(site), os.environ.get("PYTHONPATH", "")) if path)
+    provider = start("up", "--json", module="hurried", PYTHONPATH=paths)
+    provider.wait_event("ready")
+    script = start("run", "--json", "--profile", "mine", str(tmp_path / "send.py"), PYTHONPATH=paths)
+    assert script.end() == 0, script.said
+    said = [line for line in script.said.splitlines() if line.startswith("SAID")]
+    assert len(said) == 2, script.said
+    assert "the kernel took over 10 s to compile" in said[0]
+    assert said[1] == f"SAID {sum(range(64)) + 64 * 5}"
+    assert provider.process.poll() is None
+    for profile in ("mine", "default"):
+        asked = start("receipts", "--json", "--profile", profile)
+        assert asked.end() == 0, asked.said
+        failed = [row for row in asked.lines[0]["receipts"] if row["code"]]
+        assert [(row["code"], row["units"], row["pusd"]) for row in failed] == [(TIMED_OUT, 0, 0)]
+        assert "the kernel took over 10 s to compile" in failed[0]["reason"]
+
+
 def test_a_bomb_leaves_a_receipt_and_a_node_that_works(start: Callable[..., Program], tmp_path: Path) -> None:
     site = tmp_path / "site"
     install(site, "bombs", "1", {"bombs.py": BOMBS}, {"go": "bombs:go"})

@@ -250,7 +250,8 @@ class ResultData(Record):
 
 @record
 class ChunkError(Record):
-    """Provider: a chunk failed; the receipt in its envelope says why."""
+    """Provider: a chunk failed; the receipt in its envelope says why. Before `Ready` it is chunk 0, for which the work
+    was to be compiled: that failed, and `Refused` follows."""
 
     TYPE = 22
     index: int = wire(1, Uint(0, MAX_CHUNKS - 1))

@@ -70,7 +70,7 @@ TABLE: Final[Table[TaskState]] = {
     },
     Role.PROVIDER: {
         _S.OPENING: {Opened: _S.SETUP, Refused: _S.CLOSED},
-        _S.SETUP: {Ready: _S.RUNNING, Refused: _S.CLOSED, Notice: _S.SETUP},
+        _S.SETUP: {Ready: _S.RUNNING, ChunkError: _S.SETUP, Refused: _S.CLOSED, Notice: _S.SETUP},
         _S.RUNNING: {
             ResultStart: _S.RUNNING,
             ResultData: _S.RUNNING,
@@ -145,6 +145,8 @@ class TaskConnection(Connection[TaskState]):
         self.asked: list[int] = []  # states, not answered yet
         self._may_ask = 0
         self._state_left = 0
+        self._was_ready = False
+        self._has_not_compiled = False  # its receipt was sent: what follows is the end
 
     @property
     def result_is_complete(self) -> bool:
@@ -156,6 +158,8 @@ class TaskConnection(Connection[TaskState]):
             raise LocalProtocolError("a result's bytes come in one piece", code=WireCode.OUT_OF_ORDER)
         if sender is Role.PROVIDER and self._state_left and not isinstance(message, StateData):
             raise LocalProtocolError("a state's bytes come in one piece", code=WireCode.OUT_OF_ORDER)
+        if sender is Role.PROVIDER and self._has_not_compiled and not isinstance(message, Refused | Closed):
+            raise LocalProtocolError("a task goes on that has not compiled", code=WireCode.OUT_OF_ORDER)
         match message:
             case Opened():
                 if not self.blob_sizes.keys() >= set(message.need):
@@ -172,6 +176,7 @@ class TaskConnection(Connection[TaskState]):
             case Ready():
                 if self.state is _S.SETUP and (self.needed or self._blob is not None):
                     raise LocalProtocolError("ready before all blobs came", code=WireCode.OUT_OF_ORDER)
+                self._was_ready = True
             case Call():
                 if self.calls is None:
                     raise LocalProtocolError("a call, and no standing agreement", code=WireCode.OUT_OF_ORDER)
@@ -201,7 +206,10 @@ class TaskConnection(Connection[TaskState]):
                     raise LocalProtocolError("more result bytes than announced", code=WireCode.OVERSIZED)
                 self._result_left -= len(message.data)
             case ChunkError():
-                self._answer(message.index)
+                if self.state is _S.SETUP or (self.state is _S.FINISHING and not self._was_ready):
+                    self._fail_to_compile(message.index)
+                else:
+                    self._answer(message.index)
             case GetState():
                 if not 1 <= message.state <= self.last_state:
                     raise LocalProtocolError(f"state {message.state} is not there", code=WireCode.UNKNOWN_CHUNK)
@@ -247,6 +255,14 @@ class TaskConnection(Connection[TaskState]):
         if self.tiles is not None:
             for index in message.chunks:
                 self.tiles.answered(index)
+
+    def _fail_to_compile(self, index: int) -> None:
+        """Before anything can be assigned: what the task would have begun with has failed."""
+        if self.needed or self._blob is not None:
+            raise LocalProtocolError("compiled before all blobs came", code=WireCode.OUT_OF_ORDER)
+        if index != 0:
+            raise LocalProtocolError(f"chunk {index} where nothing was assigned", code=WireCode.UNKNOWN_CHUNK)
+        self._has_not_compiled = True
 
     def _answer_state(self, state: int) -> None:
         if not self.asked or self.asked[0] != state:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
+from typing import Any
 
 import pytest
 import trio
 from click.testing import CliRunner
 
+from p2pcompute.errors import ExecutionError
 from p2pcompute.execution._bench import Benchmark, Timed, benchmark
 from p2pcompute.execution._pool import open_pool
+from p2pcompute.execution._pool_process import WorkerProcess
 from p2pcompute.execution._pool_session import WorkResult
+from p2pcompute.execution._probe import time_score
 from p2pcompute_cli.main import cli
 
 pytestmark = pytest.mark.net
@@ -55,19 +60,54 @@ def test_bytes_of_a_triad_are_those_that_move_while_it_is_timed() -> None:
     assert Timed.least([ran(2_000, 0)]).triad_per_s(1_000) == 16_000 * 10**9 // 2_000
 
 
-def test_a_worker_is_measured_and_left() -> None:
+def test_a_worker_is_measured_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One: another that starts meanwhile takes of what is measured, and halves the figures of two cores."""
     said: list[str] = []
+    started: list[dict[str, Any]] = []
+    start = WorkerProcess.start
+
+    async def counted(**options: Any) -> WorkerProcess:
+        started.append(options)
+        return await start(**options)
+
+    monkeypatch.setattr(WorkerProcess, "start", counted)
 
     async def main() -> Benchmark:
         async with open_pool(threads=1, spare=1) as pool:
             return await benchmark(pool, progress=said.append)
 
     result = trio.run(main)
+    assert len(started) == 1
     assert result.threads == 1
     assert all(value > 0 for _, value in result.scores)
     assert result.reply_us > 0
     assert result.copy_bytes_per_s is None
     assert len(said) == 3
+
+
+class _Forgetful:
+    """A session of a machine whose memory has lost a bit by the second time."""
+
+    runs = 0
+
+    def __init__(self, *, bad_from: float) -> None:
+        self._bad_from = bad_from
+
+    async def run_blocks(self, _first: int, count: int, *, timeout_s: float) -> WorkResult:
+        await trio.lowlevel.checkpoint()
+        self.runs += 1
+        row = b"\x01" if self.runs >= self._bad_from else b"\x00"
+        return WorkResult(outputs=(row * 256 * count,), cpu_ns=1, wall_ns=30_000_000)
+
+
+@pytest.mark.parametrize("bad_from", [math.inf, 2, 3, 8])
+def test_a_machine_that_forgets_bits_is_not_measured(bad_from: float) -> None:
+    session: Any = _Forgetful(bad_from=bad_from)
+    if bad_from == math.inf:
+        assert trio.run(time_score, session).score > 0
+        return
+    with pytest.raises(ExecutionError, match="different bits the second time"):
+        trio.run(time_score, session)
 
 
 def test_the_command_says_it_for_people_and_for_programs() -> None:

@@ -427,7 +427,10 @@ class TaskDialogue(Dialogue):
                 some = st.lists(st.sampled_from(sorted(BLOBS)), max_size=2, unique=True)
                 return [some.map(lambda need: task.Opened(need=tuple(need), slots=1, window=1, fetches=True))]
             case task.TaskState.SETUP if not conn.needed and conn._blob is None:
-                return [st.just(task.Ready(compile_ms=5))]
+                if conn._has_not_compiled:
+                    return []  # `Refused` would end most examples here
+                failed = task.ChunkError(index=0, receipt=b"r")
+                return [st.integers(0, 9).map(lambda n: task.Ready(compile_ms=5) if n else failed)]
             case task.TaskState.RUNNING | task.TaskState.FINISHING if conn._result_left:
                 return [st.sampled_from([1, conn._result_left]).map(lambda n: task.ResultData(data=bytes(n)))]
             case task.TaskState.RUNNING | task.TaskState.FINISHING:
@@ -470,7 +473,9 @@ class TaskDialogue(Dialogue):
         for index in range(CHUNKS):
             asked = sum(1 for m in self.said[Role.REQUESTER] if isinstance(m, task.Assign) and m.index == index)
             answers = [m for m in self.said[Role.PROVIDER] if isinstance(m, task.ResultStart | task.ChunkError)]
-            assert sum(1 for m in answers if m.index == index) <= asked
+            # One of chunk 0 where compiling failed; then no chunk was assigned at all.
+            failed = index == 0 and self.sides[Role.PROVIDER]._has_not_compiled  # type: ignore[attr-defined]
+            assert sum(1 for m in answers if m.index == index) <= (1 if failed else asked)
 
 
 class RoundsDialogue(TaskDialogue):

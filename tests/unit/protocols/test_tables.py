@@ -395,6 +395,16 @@ REMEMBERED: dict[str, tuple[Role, enum.Enum, Arrange, Record, WireCode]] = {
         R, S.SETUP, has(needed={DIGEST}, _blob=(DIGEST, 3)), task.BlobData(data=b"abd"), BAD_DIGEST),
     "ready before the blobs": (P, S.SETUP, has(needed={DIGEST}), task.Ready(compile_ms=1), OUT_OF_ORDER),
     "ready inside of a blob": (P, S.SETUP, has(_blob=(DIGEST, 1)), task.Ready(compile_ms=1), OUT_OF_ORDER),
+    "not compiled before the blobs": (
+        P, S.SETUP, has(needed={DIGEST}), task.ChunkError(index=0, receipt=b"r"), OUT_OF_ORDER),
+    "not compiled, for another chunk than the first": (
+        P, S.SETUP, has(), task.ChunkError(index=1, receipt=b"r"), UNKNOWN_CHUNK),
+    "not compiled, of a task that was ready, when it ends": (
+        P, S.FINISHING, has(_was_ready=True), task.ChunkError(index=1, receipt=b"r"), UNKNOWN_CHUNK),
+    "not compiled twice": (
+        P, S.SETUP, has(_has_not_compiled=True), task.ChunkError(index=0, receipt=b"r"), OUT_OF_ORDER),
+    "ready, and not compiled": (P, S.SETUP, has(_has_not_compiled=True), task.Ready(compile_ms=1), OUT_OF_ORDER),
+    "a notice, and not compiled": (P, S.SETUP, has(_has_not_compiled=True), task.Notice(kind="pause"), OUT_OF_ORDER),
     "a chunk beyond the last": (R, S.RUNNING, has(), task.Assign(index=4), UNKNOWN_CHUNK),
     "a chunk before the chunks are known": (R, S.RUNNING, has(chunks=0), task.Assign(index=0), UNKNOWN_CHUNK),
     "a chunk twice": (R, S.RUNNING, has(), task.Assign(index=0), REPLAYED),

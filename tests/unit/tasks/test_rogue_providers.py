@@ -110,6 +110,32 @@ async def leaves_in_the_middle_of_a_frame(task: RogueTask) -> None:
     await ended(task.stream)
 
 
+@attack("a failure with the receipt of a success")
+async def fails_to_compile_with_the_receipt_of_a_success(task: RogueTask) -> None:
+    await task.dialogue.expect(Open)
+    await task.dialogue.send(Opened(need=(), slots=1, window=1))
+    await task.say(ChunkError(index=0, receipt=task.receipt(0, chunk_output(0))))
+    await ended(task.stream)
+
+
+@attack("a receipt for another chunk")
+async def fails_to_compile_with_the_receipt_of_another_task(task: RogueTask) -> None:
+    await task.dialogue.expect(Open)
+    await task.dialogue.send(Opened(need=(), slots=1, window=1))
+    receipt = task.receipt(0, b"", code=21, digest=bytes(32), units=0, task=bytes(32))
+    await task.say(ChunkError(index=0, receipt=receipt))
+    await ended(task.stream)
+
+
+@attack("that has not compiled")
+async def fails_to_compile_again_and_again(task: RogueTask) -> None:
+    await task.dialogue.expect(Open)
+    await task.dialogue.send(Opened(need=(), slots=1, window=1))
+    receipt = task.receipt(0, b"", code=21, digest=bytes(32), units=0)
+    await task.say(*[ChunkError(index=0, receipt=receipt)] * 100)
+    await ended(task.stream)
+
+
 # With a chunk
 
 
@@ -305,6 +331,8 @@ OFFENCES = {
     "computes_in_another_mode",
     "sends_a_result_with_the_receipt_of_a_failure",
     "fails_with_the_receipt_of_a_success",
+    "fails_to_compile_with_the_receipt_of_a_success",
+    "fails_to_compile_again_and_again",
     "talks_inside_of_a_result",
 }
 
