@@ -20,7 +20,7 @@ from p2pcompute.payments._earlier import EarlierWork
 from p2pcompute_protocols.channel import channel_id
 from p2pcompute_protocols.errors import LocalProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
-from p2pcompute_protocols.money import PUSD_PER_UUSD
+from p2pcompute_protocols.money import PUSD_PER_UUSD, owed_uusd
 from p2pcompute_protocols.negotiation import Agreement
 from p2pcompute_protocols.task import ReceiptBatch, ReceiptPayload
 
@@ -36,6 +36,7 @@ _LEAST_UNITS: Final = 2_000_000  # two seconds of a reference core
 _LEAST_COMPILE_UNITS: Final = 500_000  # what the shortest compilation costs a newcomer: a worker was started for it
 _NOT_BEGUN: Final = frozenset({WireCode.CANCELLED, WireCode.CREDIT_EXHAUSTED})  # said of a chunk that cost nothing
 _OF_WORKERS: Final = frozenset({WireCode.EXECUTION_FAILED, WireCode.TIMED_OUT})  # said where a worker has failed
+_LOW: Final = 4  # a channel that was not funded anew runs low with less than this part of what a task may still cost
 _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
 
 
@@ -476,14 +477,17 @@ class RequesterLedgerBooks:
         terms = agreement.terms
         await self._ledger.add_agreement(agreement, role="requester")
         payee, peer = Address(terms.payee), PeerId(terms.provider)
-        funding = self.fund(agreement) if self.standing(peer).paid_uusd else None
+        funding = await self.begin_funding(agreement) if self.standing(peer).paid_uusd else None
         return _RequesterAccount(self, self._ledger, agreement, budget, self._payer.channel(payee, peer), funding)
 
-    def fund(self, agreement: Agreement) -> _FundingRound:
-        """Have the channel funded in the next round."""
-        terms = agreement.terms
-        payee, peer = Address(terms.payee), PeerId(terms.provider)
-        self._needs.append(ChannelNeed(payee=payee, peer=peer, amount_uusd=terms.ceiling_uusd))
+    async def begin_funding(self, agreement: Agreement) -> _FundingRound:
+        """Have the channel funded in the next round, unless it holds enough to begin with."""
+        need = _need(agreement, agreement.terms.ceiling_uusd)
+        return _FundingRound.needless() if await self._payer.has_room(need) else self.fund(need)
+
+    def fund(self, need: ChannelNeed) -> _FundingRound:
+        """Have a channel funded in the next round."""
+        self._needs.append(need)
         self._wanted.set()
         return self._next_round
 
@@ -519,12 +523,27 @@ class RequesterLedgerBooks:
         self._standings.paid(provider, uusd)
 
 
+def _need(agreement: Agreement, amount_uusd: int) -> ChannelNeed:
+    terms = agreement.terms
+    return ChannelNeed(payee=Address(terms.payee), peer=PeerId(terms.provider), amount_uusd=amount_uusd)
+
+
 class _FundingRound:
-    """Agreements whose channels are funded together: over, with or without an error."""
+    """Agreements whose channels are funded together: over, with or without an error. `asked` says whether the chain
+    was, so that what the channel holds covers all that its agreements may cost."""
 
     def __init__(self) -> None:
         self.over = trio.Event()
         self.error: P2PComputeError | None = None
+        self.asked = True
+
+    @classmethod
+    def needless(cls) -> _FundingRound:
+        """For a channel that holds enough to begin with."""
+        round_ = cls()
+        round_.asked = False
+        round_.over.set()
+        return round_
 
 
 class _RequesterAccount:
@@ -545,6 +564,9 @@ class _RequesterAccount:
         self._budget = budget
         self._channel = channel
         self._funding = funding
+        self._has_room = funding is not None and not funding.asked  # in the channel, without funding it now
+        # What may be accepted at once: as long as the channel holds that, nobody waits for the chain.
+        self._window_uusd = owed_uusd(agreement.terms.max_window, _chunk_pusd(agreement))
         self._task = TaskId(agreement.task_id)
         self._accepted_pusd = 0
         self.paid_uusd = 0
@@ -568,8 +590,31 @@ class _RequesterAccount:
     async def funded(self) -> None:
         """Ask for the channel's money where that was not done yet, and wait until it is known whether it is there."""
         if self._funding is None:
-            self._funding = self._books.fund(self._agreement)
+            self._funding = await self._books.begin_funding(self._agreement)
+            self._has_room = not self._funding.asked
+        if self._has_room:
+            free_uusd = await self._free_uusd()
+            self._has_room = free_uusd >= self._window_uusd
+            if not self._has_room or free_uusd * _LOW < self._left_uusd:
+                self._bring_in()
+            if self._has_room:
+                return  # while the rest comes
         await self._funding.over.wait()
+
+    @property
+    def _left_uusd(self) -> int:
+        """What the agreement may still cost."""
+        return self._agreement.terms.ceiling_uusd - self._accepted_pusd // PUSD_PER_UUSD
+
+    async def _free_uusd(self) -> int:
+        """What the channel holds beyond all that was accepted on it, as far as is known."""
+        row = await self._ledger.channel_out(self._channel.id)
+        return 0 if row is None else row.deposit_uusd - row.accepted_uusd
+
+    def _bring_in(self) -> None:
+        """Have the channel funded for all that its open agreements may still cost, unless that was asked for."""
+        if self._funding is None or not self._funding.asked:
+            self._funding = self._books.fund(_need(self._agreement, 0))
 
     async def pay_earlier(self) -> None:
         """Send a voucher where earlier agreements have left something accepted that the provider holds none for."""
@@ -595,6 +640,11 @@ class _RequesterAccount:
         try:
             return await self._channel.pay()
         except InsufficientFunds as exc:
+            if self._has_room:  # as was thought; it may have been closed since the chain was asked
+                self._has_room = False
+                self._bring_in()
+                await self.funded()
+                return await self._pay()
             # What was there before may be enough; where it is not, say why there is no more.
             if self._funding is None or not self._funding.over.is_set():
                 raise

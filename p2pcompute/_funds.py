@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from p2pcompute.identity import WalletKey
     from p2pcompute.storage import Ledger
 
-__all__ = ["AccountFunds", "coins"]
+__all__ = ["AccountFunds", "coins", "in_channels_uusd"]
 
 _GAS_WEI: Final = 10**17  # below this a development account is filled up
 _GAS_GIFT_WEI: Final = 10**18
@@ -24,6 +24,12 @@ _PAY_GAS: Final = 230_000
 def coins(wei: int) -> str:
     """An amount of a chain's own coin, for people."""
     return f"{wei / 10**18:.9f}".rstrip("0").rstrip(".") or "0"
+
+
+async def in_channels_uusd(ledger: Ledger) -> int:
+    """What outgoing channels hold for work to come, all together, as far as the ledger knows; in micro-USD."""
+    rows = await ledger.channels_out()
+    return sum(max(0, row.deposit_uusd - max(row.accepted_uusd, row.claimed_uusd)) for row in rows)
 
 
 class AccountFunds:
@@ -73,10 +79,7 @@ class AccountFunds:
 
     async def _from_owner(self, amount_uusd: int) -> None:
         place, hub, account = self._chain.place, self._chain.hub, self._wallet.address
-        in_channels = sum(
-            max(0, row.deposit_uusd - max(row.accepted_uusd, row.claimed_uusd))
-            for row in await self._ledger.channels_out()
-        )
+        in_channels = await in_channels_uusd(self._ledger)
         if amount_uusd and in_channels >= amount_uusd:
             return  # nothing has to be sent to the chain
         held = await hub.holdings(account)

@@ -22,6 +22,7 @@ import trio
 
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute._fast_proof import Prove, modes_sold
+from p2pcompute._funds import in_channels_uusd
 from p2pcompute._given import check_challenge
 from p2pcompute._groups import nursery_beside, single_error
 from p2pcompute._launch import allowance, current_launch, default_network, default_profile
@@ -255,6 +256,13 @@ class Node(NodeStakes):
         threads = self._pool.threads if self._pool is not None else self.services.cores
         return max(1, await self._score_milli() // threads)
 
+    async def _see_to_money(self, amount_uusd: int) -> None:
+        """See that there is money for a task. On a development chain, which gives what is missing at any time, channels
+        that hold half of it are enough to begin with (`Payer.has_room`)."""
+        services = self.services
+        if not services.test_money or 2 * await in_channels_uusd(services.ledger) < amount_uusd:
+            await services.fund_wallet(amount_uusd)
+
     def _task(self, kernel: Runnable, args: tuple[Any, ...], options: RunOptions) -> TaskRun:
         from p2pcompute._requester import TaskRun
 
@@ -266,7 +274,7 @@ class Node(NodeStakes):
             coordinator=self.services.coordinator,
             pool=self._worker_pool if program is None else partial(self._program_pool, program),
             score_milli=self._score_milli if program is None else self._thread_milli,
-            fund=self.services.fund_wallet,
+            fund=self._see_to_money,
             now_ms=self.now_ms,
             stakes=partial(make_desk, self),
         )
@@ -323,7 +331,7 @@ class Node(NodeStakes):
             coordinator=self.services.coordinator,
             pool=self._worker_pool,
             score_milli=self._score_milli,
-            fund=self.services.fund_wallet,
+            fund=self._see_to_money,
             now_ms=self.now_ms,
             stakes=partial(make_desk, self),
         )

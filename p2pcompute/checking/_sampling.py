@@ -168,10 +168,16 @@ def draw_threads(first: int, count: int, samples: int, rng: np.random.Generator)
     runs = max(1, samples // 4 // _RUN)
     starts = rng.integers(0, max(1, count - _RUN + 1), size=runs)
     together = (starts[:, None] + np.arange(_RUN)[None, :]).ravel()
-    single = rng.choice(count, size=samples, replace=False)
-    picked = np.unique(np.concatenate([together[together < count], single]))
+    single = rng.choice(count, size=samples, replace=False, shuffle=False)
+    picked = np.concatenate([together[together < count], single])
+    picked.sort()
+    once = np.empty(len(picked), dtype=bool)
+    once[0] = True
+    np.not_equal(picked[1:], picked[:-1], out=once[1:])
+    picked = picked[once]
     if len(picked) > samples:
-        picked = np.sort(rng.choice(picked, size=samples, replace=False))
+        picked = rng.choice(picked, size=samples, replace=False, shuffle=False)
+        picked.sort()
     return (picked + first).astype(np.int64)
 
 

@@ -7,6 +7,7 @@ and each infinity with itself. Elements that are no floats have to be equal.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -76,7 +77,7 @@ def rows_of(
     found: list[Array] = []
     at = 0
     for spec, shape in zip(outputs, row_shapes, strict=True):
-        width = int(np.prod(shape, dtype=np.int64))
+        width = math.prod(shape)
         dtype = np.dtype(spec.dtype).newbyteorder("<")
         rows = np.frombuffer(output, dtype=dtype, count=items * width, offset=at).reshape(items, width)
         at += rows.nbytes

@@ -10,7 +10,7 @@ import trio
 from p2pcompute.errors import TransactionFailed
 from p2pcompute_protocols.ids import ChannelId
 
-from ._api import Approve, Deposit, FeeRaiser, Hub, HubCall, Outcome, QueuedTx, SettlementPending, TxLedger
+from ._api import Approve, Claim, Deposit, FeeRaiser, Fund, Hub, HubCall, Outcome, QueuedTx, SettlementPending, TxLedger
 
 __all__ = ["Outbox"]
 
@@ -34,6 +34,9 @@ class Outbox:
         ledger: see `TxLedger`.
         hub: the account's view of the hub; one that is a `FeeRaiser` can outbid its own transactions.
         timeout_s: how long to wait for a transaction to be mined.
+
+    Attributes:
+        taken: grows with each call that may take something out of a channel on which we pay, before and behind it.
     """
 
     def __init__(self, *, ledger: TxLedger, hub: Hub, timeout_s: float = MINED_TIMEOUT_S) -> None:
@@ -41,6 +44,7 @@ class Outbox:
         self._hub = hub
         self._timeout_s = timeout_s
         self._lock = trio.Lock()
+        self.taken = 0
 
     async def settle(self, *, raise_fees: bool = False) -> None:
         """Send again what was under way before, and wait for it. Call it once after a start.
@@ -95,17 +99,22 @@ class Outbox:
             SettlementPending: not mined in time.
             ChainError: the endpoint.
         """
-        async with self._lock:
-            await self._settle(raise_fees=True)
-            sign = await self._hub.signing(call)
-            queued = await self._ledger.queue_tx(
-                self._hub.account,
-                kind=type(call).__name__.lower(),
-                chain_nonce=await self._hub.nonce(),
-                sign=sign,
-                rows=rows,
-            )
-            outcome = await self._deliver(queued, raise_fees=False)
+        takes = not isinstance(call, Approve | Deposit | Fund | Claim)
+        self.taken += takes
+        try:
+            async with self._lock:
+                await self._settle(raise_fees=True)
+                sign = await self._hub.signing(call)
+                queued = await self._ledger.queue_tx(
+                    self._hub.account,
+                    kind=type(call).__name__.lower(),
+                    chain_nonce=await self._hub.nonce(),
+                    sign=sign,
+                    rows=rows,
+                )
+                outcome = await self._deliver(queued, raise_fees=False)
+        finally:
+            self.taken += takes
         if not outcome.ok:
             raise TransactionFailed(
                 f"the {queued.kind} transaction 0x{queued.hash.hex()} had no effect; read the state again before "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -41,7 +42,7 @@ from p2pcompute_protocols.channel import (
 from p2pcompute_protocols.connection import Role
 from p2pcompute_protocols.errors import LocalProtocolError, RemoteProtocolError, WireCode
 from p2pcompute_protocols.ids import Address, ChannelId, PeerId, TaskId
-from p2pcompute_protocols.money import usd
+from p2pcompute_protocols.money import PUSD_PER_UUSD, usd
 from p2pcompute_protocols.task import ReceiptPayload
 
 from ._api import MAX_BATCH, ChannelOutView, Dial, Fund, FundRow, Hub, PayerLedger, Stream, payee_epoch, payee_view
@@ -59,6 +60,7 @@ _POLL_S: Final = 0.25
 _CLOSE_S: Final = 1.0  # for closing a stream on which a payment was cancelled
 _TRY_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.BAD_VOUCHER, WireCode.CLOSING})
 _ASK_AGAIN: Final = frozenset({WireCode.UNFUNDED, WireCode.INTERNAL, WireCode.PAYMENT_REQUIRED})
+_ROOM_S: Final = 600.0  # for so long it counts what the chain has said of a channel
 _MAX_ASKS: Final = 4  # a provider notices the end of a task a moment after its requester
 
 
@@ -110,7 +112,7 @@ class Payer:
         self._funding_lock = trio.Lock()
         self._funding = 0
         self._unfundable: dict[ChannelId, ChannelUnfundable] = {}
-        self._read: set[ChannelId] = set()  # whose state on chain was read since the start
+        self._read: dict[ChannelId, tuple[float, int]] = {}  # when its state was read since the start, see `has_room`
 
     @property
     def is_funding(self) -> bool:
@@ -133,6 +135,20 @@ class Payer:
         """Close every channel stream."""
         for channel in list(self._channels.values()):
             await channel.aclose()
+
+    async def has_room(self, need: ChannelNeed) -> bool:
+        """Whether a channel holds enough for new work to begin without a transaction: half of what that may cost,
+        beside all that other open agreements may. The rest is brought in once it is needed, which it is seldom.
+
+        What the chain said of the channel counts for ten minutes, and until this account takes something out of one.
+        The chain is not asked.
+        """
+        channel = self.channel_id(need.payee)
+        read_at, taken = self._read.get(channel, (-math.inf, 0))
+        row = await self.ledger.channel_out(channel)
+        if row is None or taken != self._outbox.taken or trio.current_time() - read_at >= _ROOM_S:
+            return False
+        return 2 * _missing_uusd(row, need.amount_uusd) <= need.amount_uusd
 
     async def open_channels(self, needs: Sequence[ChannelNeed], *, deposit_uusd: int = 0) -> None:
         """Fund channels so that each covers its open agreements and at least `amount_uusd` of new work.
@@ -170,8 +186,7 @@ class Payer:
         for channel, (need, amount_uusd) in wanted.items():
             await self.ledger.open_channel_out(channel, payee=need.payee, peer=need.peer)
             row = await self.refresh(channel)
-            reserved_uusd = -(-(row.accepted_pusd + row.reserved_pusd) // 1_000_000)
-            missing = max(row.accepted_uusd + amount_uusd, reserved_uusd) - row.deposit_uusd
+            missing = _missing_uusd(row, amount_uusd)
             if missing > 0:
                 rows.append(FundRow(payee=need.payee, signer=self.wallet.address, amount_uusd=missing))
                 due_uusd[channel] = row.deposit_uusd + missing
@@ -236,9 +251,10 @@ class Payer:
 
     async def refresh(self, channel: ChannelId) -> ChannelOutView:
         """Read where a channel stands on chain, and keep it."""
+        taken = self._outbox.taken  # before: what is taken meanwhile may not be seen
         state = await self.hub.channel(channel)
         row = await self.ledger.set_chain_out(channel, deposit_uusd=state.deposit_uusd, claimed_uusd=state.claimed_uusd)
-        self._read.add(channel)
+        self._read[channel] = trio.current_time(), taken
         return row
 
     async def see_claims(self, channel: ChannelId) -> None:
@@ -548,6 +564,12 @@ class ChannelOut:
                     )
             return (await payee_view(self._payer.hub, self.id)).deposit_uusd < row.voucher_uusd
         return False
+
+
+def _missing_uusd(row: ChannelOutView, amount_uusd: int) -> int:
+    """What a channel lacks to cover its open agreements, and so much of new work at least."""
+    reserved_uusd = -(-(row.accepted_pusd + row.reserved_pusd) // PUSD_PER_UUSD)
+    return max(row.accepted_uusd + amount_uusd, reserved_uusd) - row.deposit_uusd
 
 
 def _reverted(exc: ChainError) -> bool:

@@ -225,8 +225,8 @@ class RequesterAccount(Protocol):
         ...
 
     async def funded(self) -> None:
-        """Wait until the channel that `pay` pays over has its money, or it is known that it gets none; asks for it
-        where nobody has."""
+        """Wait until the channel that `pay` pays over has money for what may be accepted now, or it is known that it
+        gets none; asks for it where nobody has."""
         ...
 
     async def pay_earlier(self) -> None:
@@ -246,7 +246,8 @@ class RequesterBooks(Protocol):
     """The requester's ledger, as tasks see it."""
 
     async def open(self, agreement: Agreement, budget: TaskBudget) -> RequesterAccount:
-        """Store the agreement; the channel of a provider that was paid before begins to be funded in the background."""
+        """Store the agreement; the channel of a provider that was paid before begins to be funded in the background,
+        unless it holds enough to begin with."""
         ...
 
     async def close(self, agreement: Agreement, *, reason: str = "") -> None:

@@ -58,7 +58,7 @@ from ._api import RequesterAccount
 from ._link_hooks import LinkHooks
 from ._pace import Pace
 from ._refusing import advice
-from ._results import ReceivedChunk, open_failure, open_results, ranges
+from ._results import ReceivedChunk, checked_together, cut, gather, open_failure, open_results, ranges
 from ._scheduler import ChunkScheduler
 from ._work import chunk_bytes
 
@@ -74,9 +74,6 @@ _log = logging.getLogger("p2pcompute.tasks")
 
 _OPEN_S: Final = 15.0
 _SETUP_S: Final = 120.0  # blobs and compiling
-_CHECKED_TOGETHER: Final = 64  # chunks, in one run of our worker
-_CHECK_S: Final = 0.2  # what such a run is expected to take
-_CHECKED_BYTES: Final = 4 << 20  # of their outputs; what samples give back is no more
 _GRACE_S: Final = 10.0  # beyond the agreed time of a chunk, for the wire
 _LAST_PAYMENT_S: Final = 1.0  # of a task that is cancelled
 _FINISH_S: Final = 2.0
@@ -569,28 +566,22 @@ class Link:
     async def _check(self, results: trio.MemoryReceiveChannel[list[ReceivedChunk]]) -> None:
         """Sample each chunk, and only then accept it; in the order in which they came."""
         async for waiting in results:
+            if self.hooks.checks_together and self.hooks.check is not None:
+                await gather(waiting, results, self._can_wait)
             while waiting:
+                most = 1
                 if self.hooks.checks_together:
                     with contextlib.suppress(trio.WouldBlock, trio.EndOfChannel):
                         while True:
                             waiting += results.receive_nowait()
-                together, waiting = self._cut(waiting)
+                    most = checked_together(self._check_s)
+                together, waiting = cut(waiting, most)
                 await self._check_chunks(together)
                 self._wake.set()
 
-    def _cut(self, waiting: list[ReceivedChunk]) -> tuple[list[ReceivedChunk], list[ReceivedChunk]]:
-        """The chunks that are checked next, in one run of our worker, and the others: no more than it takes some tenths
-        of a second for, as far as the last check tells, because a run that is too long is broken off."""
-        most = 1
-        if self.hooks.checks_together and self._check_s is not None:
-            most = _CHECKED_TOGETHER
-            if self._check_s > 0:
-                most = max(1, min(most, int(_CHECK_S / self._check_s)))
-        end = size = 0
-        while end < min(most, len(waiting)) and (not end or size + len(waiting[end].output) <= _CHECKED_BYTES):
-            size += len(waiting[end].output)
-            end += 1
-        return waiting[:end], waiting[end:]
+    def _can_wait(self, waiting: int) -> bool:
+        """Whether neither the provider nor the end of the task waits for a check of so many that have come."""
+        return bool(self.connection.outstanding) and len(self._checked) + waiting < max(1, self.window // 2)
 
     async def _check_chunks(self, together: Sequence[ReceivedChunk]) -> None:
         check = self.hooks.check

@@ -5,7 +5,8 @@ that lie side by side, and are here already, are one run over all of their block
 Nobody waits for a group to be full: it is what is in the queue when the worker is free. Each chunk still has its own
 output, receipt and price.
 
-How many go together follows from how long the last ones took, and is twice as many as ever did at most. What has more
+How many go together follows from how long the last ones took, and is twice as many as ever did at most; what is there
+is cut into even parts. What has more
 bytes than one frame is several, each with its own signature; it is one transaction all the same. A group that fails, or
 that takes far longer than expected, gives nothing: its chunks are computed one by one then, and so is the rest of the
 task, so that each of them succeeds, fails, is cancelled and is bounded as if there were no groups.
@@ -68,10 +69,13 @@ class Group:
         """How many take no time to speak of."""
         return max(1, int(_QUICK_S / self._chunk_s))
 
-    @property
-    def most(self) -> int:
-        """How many go together now."""
-        return 1 if self.alone else max(1, min(2 * self._largest, int(_GROUP_S / self._chunk_s), MAX_INFLIGHT_CHUNKS))
+    def most(self, room: int) -> int:
+        """How many of `room` chunks, which are here and may go together, do so now: as even parts of them as there can
+        be without one that takes much longer than a group should, so that none is left over by itself."""
+        if self.alone or room < 1 or 2 * self._chunk_s > _GROUP_S:
+            return 1
+        parts = max(1, round(room * self._chunk_s / _GROUP_S))
+        return max(1, min(2 * self._largest, -(-room // parts), MAX_INFLIGHT_CHUNKS))
 
 
 def result_receipt(
@@ -102,7 +106,7 @@ def _chosen(session: Session, work: Work, account: ProviderAccount) -> list[int]
     # ends where a half does, and the requester looks at one half while the other one is computed.
     half = max(1, account.window // 2)
     room = min(account.window - account.unpaid, max(half - account.unpaid % half, min(session.group.quick, half)))
-    most = min(session.group.most, len(session.queue), room, _GROUP_BYTES // size)
+    most = min(session.group.most(min(len(session.queue), room)), _GROUP_BYTES // size)
     if most < 2 or BATCH_BYTES // size < 2 or isinstance(work, RoundWork) or work.splits:
         return []
     chosen: list[int] = []
@@ -253,17 +257,18 @@ async def _deliver(
             await session.hand_over(agreement, account, payload, result, 0)
     else:
         session.place.chunks += len(chunks)
-        for part, batch in zip(parts, batches, strict=True):
-            await session.dialogue.send(
-                Results(
-                    index=chunks[part.start],
-                    count=len(chunks[part]),
-                    finished_ms=now_ms,
-                    receipts=batch.envelope,
-                    data=b"".join(output for result in results[part] for output in result),
-                )
+        messages = [
+            Results(
+                index=chunks[part.start],
+                count=len(chunks[part]),
+                finished_ms=now_ms,
+                receipts=batch.envelope,
+                data=b"".join(output for result in results[part] for output in result),
             )
-            session.note_answered(chunks[part])
+            for part, batch in zip(parts, batches, strict=True)
+        ]
+        await session.dialogue.send(*messages)
+        session.note_answered(chunks)
     session.cancelled.difference_update(chunks)  # it came too late
     session.group.ran(len(chunks), run.wall_ns)
     units = sum(payload.units for payload in payloads)

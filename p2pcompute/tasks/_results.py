@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
+
+import trio
 
 from p2pcompute._dialogue import Dialogue
 from p2pcompute_protocols import task
@@ -17,9 +20,22 @@ from p2pcompute_protocols.work import Work
 from ._meter import units_of
 from ._provider_group import result_receipt
 
-__all__ = ["ReceivedChunk", "open_failure", "open_results", "ranges", "send_result"]
+__all__ = [
+    "ReceivedChunk",
+    "checked_together",
+    "cut",
+    "gather",
+    "open_failure",
+    "open_results",
+    "ranges",
+    "send_result",
+]
 
 _SMALL_BYTES: Final = 64 * 1024
+_CHECKED_TOGETHER: Final = 64  # chunks, in one run of our worker
+_CHECK_S: Final = 0.2  # what such a run is expected to take
+_CHECKED_BYTES: Final = 4 << 20  # of their outputs; what samples give back is no more
+_WITH_IT_S: Final = 0.005  # a check waits so long for what comes with a result: chunks that were computed together
 
 
 @dataclass(slots=True)
@@ -123,3 +139,36 @@ def ranges(chunks: list[int]) -> list[range]:
         else:
             found.append(range(index, index + 1))
     return found
+
+
+async def gather(
+    waiting: list[ReceivedChunk],
+    results: trio.MemoryReceiveChannel[list[ReceivedChunk]],
+    can_wait: Callable[[int], bool],
+) -> None:
+    """Add to `waiting` what comes right behind it, as long as nobody waits for a check of so many: a run of our worker
+    costs as much as many samples."""
+    with trio.move_on_after(_WITH_IT_S), suppress(trio.EndOfChannel):
+        while can_wait(len(waiting)):
+            waiting += await results.receive()
+
+
+def checked_together(check_s: float | None) -> int:
+    """How many chunks are checked in one run of our worker: no more than it takes some tenths of a second for, because
+    a run that is too long is broken off.
+
+    Args:
+        check_s: what the last check took for each chunk; None before the first.
+    """
+    if check_s is None:
+        return 1
+    return max(1, min(_CHECKED_TOGETHER, int(_CHECK_S / check_s))) if check_s > 0 else _CHECKED_TOGETHER
+
+
+def cut(waiting: list[ReceivedChunk], most: int) -> tuple[list[ReceivedChunk], list[ReceivedChunk]]:
+    """The first chunks of those that wait, `most` of them at most and one at least, and the others."""
+    end = size = 0
+    while end < min(most, len(waiting)) and (not end or size + len(waiting[end].output) <= _CHECKED_BYTES):
+        size += len(waiting[end].output)
+        end += 1
+    return waiting[:end], waiting[end:]

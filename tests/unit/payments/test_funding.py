@@ -11,7 +11,7 @@ import trio
 from p2pcompute._books import RequesterLedgerBooks
 from p2pcompute.errors import DiskFull, TransactionFailed
 from p2pcompute.identity import NodeKey
-from p2pcompute.payments import ChannelNeed, ChannelUnfundable, Fund
+from p2pcompute.payments import ChannelNeed, ChannelUnfundable, Finalize, Fund, RequestClose
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute_protocols.ids import Address
 
@@ -141,3 +141,146 @@ def test_a_full_disk_does_not_end_the_settler(run: Run) -> None:
         assert (tries, world.chain.free[world.account.address]) == (2, 500)
 
     run(body)
+
+
+async def brought_in(world: Any, ceiling_uusd: int = 1_000) -> Any:
+    """The account of a new task, and its channel's money as it should be before anything is accepted."""
+    await world.agree(ceiling_uusd=ceiling_uusd)
+    account = await world.books.open(world.last_agreement, TaskBudget())
+    await account.funded()
+    return account
+
+
+async def accept(world: Any, account: Any, units: int) -> None:
+    """As a link does, with a chunk of so many micro-USD."""
+    await account.funded()
+    receipt = world.receipt(account._task, 0, units=units)
+    envelope = await world.payee_ledger.record_receipt(receipt, sign=world.sign_receipt)
+    await account.accept([(envelope, receipt, 1)])
+    await account.pay()
+
+
+def funding(run: Run, body: Callable[[Any, list[str]], Any]) -> None:
+    """Run `body` with books that fund, and the names of all calls that were sent."""
+
+    async def inside(world: Any) -> None:
+        calls: list[str] = []
+        run_ = world.payer_outbox.run
+
+        async def noted(call: Any, **options: Any) -> Any:
+            calls.append(type(call).__name__)
+            return await run_(call, **options)
+
+        world.payer_outbox.run = noted
+        world.books = RequesterLedgerBooks(world.payer_ledger, world.payer)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.books.serve)
+            await body(world, calls)
+            nursery.cancel_scope.cancel()
+
+    run(inside)
+
+
+async def end(world: Any, account: Any) -> None:
+    await world.payer_ledger.close_agreement(account._task, state="done")
+
+
+def test_the_next_task_takes_no_transaction_where_the_channel_holds_half(run: Run) -> None:
+    async def body(world: Any, calls: list[str]) -> None:
+        for units in (100, 100, 300, 100):
+            account = await brought_in(world)
+            await accept(world, account, units)
+            await end(world, account)
+        assert calls.count("Fund") == 1
+        account = await brought_in(world)  # 400 are left, which is less
+        assert calls.count("Fund") == 2
+        assert world.chain.channels[world.channel].deposit_uusd == 600 + 1_000
+        await end(world, account)
+
+    funding(run, body)
+
+
+def test_the_rest_is_brought_in_once_a_channel_runs_low(run: Run) -> None:
+    async def body(world: Any, calls: list[str]) -> None:
+        account = await brought_in(world)
+        await accept(world, account, 400)
+        await end(world, account)
+        task = await world.agree(ceiling_uusd=1_000)  # 600 are there, of 1,000
+        account = await world.books.open(world.last_agreement, TaskBudget())
+        spent, before = 0, trio.current_time()
+        for index in range(50):
+            await account.funded()
+            receipt = world.receipt(task, index, units=20)
+            envelope = await world.payee_ledger.record_receipt(receipt, sign=world.sign_receipt)
+            await account.accept([(envelope, receipt, 1)])
+            await account.pay()
+            spent += 20
+            if spent <= 460:  # 140 of the 540 that are left
+                assert calls.count("Fund") == 1
+            await trio.sleep(1)
+        assert spent == 1_000
+        assert trio.current_time() - before == 50  # nobody has waited for the chain
+        assert calls.count("Fund") == 2
+        assert world.chain.channels[world.channel].deposit_uusd == 400 + 1_000
+        assert await world.payee.paid_uusd(world.channel) == 1_400
+
+    funding(run, body)
+
+
+def test_a_channel_that_is_short_at_once_is_waited_for(run: Run) -> None:
+    async def body(world: Any, calls: list[str]) -> None:
+        account = await brought_in(world)
+        await accept(world, account, 400)
+        await end(world, account)
+        account = await brought_in(world)
+        await accept(world, account, 900)  # more than the 600 that are there
+        assert calls.count("Fund") == 2
+        assert await world.payee.paid_uusd(world.channel) == 1_300
+
+    funding(run, body)
+
+
+def test_two_tasks_that_run_at_once_are_both_covered(run: Run) -> None:
+    async def body(world: Any, calls: list[str]) -> None:
+        first, second = await brought_in(world), await brought_in(world)
+        assert calls.count("Fund") == 2
+        assert world.chain.channels[world.channel].deposit_uusd == 2_000
+        await accept(world, first, 1_000)
+        await accept(world, second, 1_000)
+
+    funding(run, body)
+
+
+@pytest.mark.parametrize("how", ["time", "request", "never read"])
+def test_what_is_known_of_a_channel_does_not_count_for_ever(run: Run, how: str) -> None:
+    async def body(world: Any, calls: list[str]) -> None:
+        await end(world, await brought_in(world))
+        assert await world.payer.has_room(world.need(1_000)[0])
+        if how == "time":
+            await trio.sleep(601)
+        elif how == "request":
+            await world.payer_outbox.run(RequestClose(payee=world.account.address, signer=world.wallet.address))
+        else:
+            world.payer._read.clear()
+        assert not await world.payer.has_room(world.need(1_000)[0])
+        await accept(world, await brought_in(world, 1_500), 1)
+        assert calls.count("Fund") == 2
+
+    funding(run, body)
+
+
+def test_a_channel_that_was_closed_by_its_payee_is_funded_again(run: Run) -> None:
+    async def body(world: Any, calls: list[str]) -> None:
+        account = await brought_in(world)
+        await accept(world, account, 100)
+        await end(world, account)
+        await world.settler.checkpoint()
+        hub = world.payer.hub.account
+        await world.payee_outbox.run(Finalize(payer=hub, payee=world.account.address, signer=world.wallet.address))
+        assert world.chain.channels[world.channel].deposit_uusd < 1_000
+        world.payee._forget_read(world.channel)  # the payee asks the chain anew
+        await accept(world, await brought_in(world), 50)
+        assert calls.count("Fund") == 2
+        assert await world.payee.paid_uusd(world.channel) == 150
+
+    funding(run, body)

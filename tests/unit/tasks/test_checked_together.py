@@ -31,6 +31,7 @@ def link_that(check_s: float) -> tuple[Link, list[int], list[tuple[int, bytes]]]
 
     link: Any = Link.__new__(Link)
     link.hooks = SimpleNamespace(check=check, done=deliver, checks_together=True)
+    link.connection = SimpleNamespace(outstanding=set[int]())
     link._runs, link._check_s, link.window = SampleRuns(1), None, 256
     link._checked, link._unchecked, link.rejected, link.lie = [], 0, [], None
     link.provider, link._pay_now, link._wake = "p", trio.Event(), trio.Event()
@@ -77,5 +78,44 @@ def test_large_outputs_are_checked_one_by_one() -> None:
         link, groups, _ = link_that(0.0)
         await checked(link, [came(index, b"good" + bytes(3 << 20)) for index in range(4)])
         assert groups == [1] * 4
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    ("outstanding", "window", "groups", "first_s"),
+    [
+        (1, 256, [3, 1], 0.005),  # 5 ms behind the first result, and what came then is checked
+        (0, 256, [1, 1, 1, 1], 0.0),  # the task waits for its end
+        (1, 4, [2, 1, 1], 0.002),  # the provider waits for a voucher
+        (1, 1, [1, 1, 1, 1], 0.0),
+    ],
+)
+def test_a_check_waits_for_what_comes_with_a_result_unless_somebody_waits(
+    outstanding: int, window: int, groups: list[int], first_s: float
+) -> None:
+    """Results that come after 0, 2, 4 and 102 ms."""
+
+    async def main() -> None:
+        link, found, done = link_that(0.0)
+        untyped: Any = link
+        untyped.connection.outstanding, untyped._check_s, untyped.window = set(range(outstanding)), 0.0, window
+        deliver, times = untyped.hooks.done, list[float]()
+
+        async def noted(*what: Any) -> None:
+            times.append(trio.current_time() - began)
+            await deliver(*what)
+
+        untyped.hooks.done = noted
+        send, receive = trio.open_memory_channel[list[Any]](4)
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(link._check, receive)
+            for index, pause_s in enumerate((0.0, 0.002, 0.002, 0.098)):
+                await trio.sleep(pause_s)
+                send.send_nowait([came(index, b"good")])
+            send.close()
+        assert (found, len(done)) == (groups, 4)
+        assert times[0] == pytest.approx(first_s)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))

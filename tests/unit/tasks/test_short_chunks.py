@@ -436,34 +436,58 @@ def test_messages_of_a_run_are_few_and_none_has_a_single_result(most: int) -> No
 
 def test_how_many_go_together() -> None:
     group = grouping.Group()
-    assert group.most == 1  # until one was timed
+    assert group.most(1_000) == 1  # until one was timed
     sizes = []
     for _ in range(11):
-        sizes.append(group.most)
-        group.ran(group.most, group.most * 50_000)
+        sizes.append(most := group.most(2_000))
+        group.ran(most, most * 50_000)
     assert sizes == [1 << doubled for doubled in range(11)]
-    assert group.most == 1024
+    assert group.most(2_000) == 1024
     group.ran(256, 256 * 1_000_000)  # they have become longer
-    assert group.most == 200
+    assert group.most(1_000) == 200
     group.ran(1, 10_000_000)  # one by itself says how long they take, and nothing of how many may go together
-    assert group.most == 20
+    assert group.most(100) == 20
     group.ran(1, 300_000_000)
-    assert group.most == 1
+    assert group.most(100) == 1
     group.ran(1, 1)
     group.refused(256)
-    assert group.most == 128  # there may be credit for half
+    assert group.most(1_000) == 128  # there may be credit for half
     group.refused(2)
-    assert group.most == 2
+    assert group.most(1_000) == 2
     group.alone = True
-    assert group.most == 1
+    assert group.most(1_000) == 1
+
+
+def test_no_chunk_is_left_over_by_itself() -> None:
+    group = grouping.Group()
+    group.ran(64, 64 * 20_000_000)  # ten take as long as a group should
+    for room in range(1, 100):
+        sizes, left = [], room
+        while left:
+            sizes.append(size := group.most(left))
+            left -= size
+        assert max(sizes) <= 15  # half as long again at most
+        assert room < 10 or min(sizes) >= 7
+    assert group.most(0) == 1
 
 
 @pytest.mark.parametrize(
     ("window", "unpaid", "together"),
-    [(8, 0, 4), (8, 3, 0), (8, 4, 4), (8, 6, 2), (8, 8, 0), (64, 0, 10), (64, 27, 5), (3, 1, 0), (1, 0, 0)],
+    [
+        (8, 0, 4),
+        (8, 3, 0),
+        (8, 4, 4),
+        (8, 6, 2),
+        (8, 8, 0),
+        (64, 0, 11),
+        (64, 16, 8),
+        (64, 27, 5),
+        (3, 1, 0),
+        (1, 0, 0),
+    ],
 )
 def test_a_group_ends_where_half_a_window_does(window: int, unpaid: int, together: int) -> None:
-    """For which a voucher comes; and it takes a fifth of a second."""
+    """For which a voucher comes; and it takes about a fifth of a second."""
     group = grouping.Group()
     group.ran(64, 64 * 20_000_000)
     session: Any = SimpleNamespace(
