@@ -154,8 +154,6 @@ class _Door(trio.abc.Listener[trio.SocketStream]):
         self._step = step
 
     async def accept(self) -> trio.SocketStream:
-        if self._listener.socket.fileno() < 0:
-            raise trio.ClosedResourceError
         await trio.lowlevel.wait_readable(self._listener.socket)
         await self._step()
         return await self._listener.accept()
