@@ -184,7 +184,6 @@ class CountedSwarm(BulkSwarm):
             raise
 
     async def notify_connected(self, conn: INetConn) -> None:
-        await self.turns.step()
         peer = _peer_of(conn.muxed_conn.peer_id)
         if peer is not None and isinstance(conn, SwarmConn):
             if len(self._seen) > 2 * MAX_CONNECTIONS:  # of some nobody has said that they ended

@@ -30,6 +30,7 @@ from libp2p.host.exceptions import StreamFailure
 from libp2p.identity.identify.identify import ID as IDENTIFY_ID
 from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.identity.update import update_peerstore_from_identify
+from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import create_signed_peer_record
 from libp2p.protocol_muxer.exceptions import MultiselectClientError, MultiselectError
@@ -41,7 +42,6 @@ from p2pcompute_protocols.ids import peer_id_from_bytes
 
 from ._api import STREAM_TIMEOUT_S
 from ._defence import Defence
-from ._mends import MendedSwarm
 from ._stream_lines import BoundedMultiselect, BoundedMultiselectClient
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class OurHost(IHost):
 
     def __init__(
         self,
-        swarm: MendedSwarm,
+        swarm: Swarm,
         defence: Defence,
         nursery: trio.Nursery,
         on_identified: Callable[[ID], Awaitable[None]],
@@ -218,7 +218,6 @@ class OurHost(IHost):
         Raises SwarmException where there is no connection, and StreamFailure where it speaks none of them. A stream
         that is cancelled on its way is reset.
         """
-        await self._swarm.turns.step()  # to each newcomer we open some
         stream = await self._swarm.new_stream(peer_id)
         try:
             protocol = await self.multiselect_client.select_one_of(

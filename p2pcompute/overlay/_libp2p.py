@@ -128,7 +128,7 @@ class Libp2pOverlay:
         nursery.start_soon(self._defence.watch)
         nursery.start_soon(self._swarm.watch_bulk)
         for listener in listeners:
-            nursery.start_soon(listener.serve, self._swarm._handle_inbound_connection, self._upgrader.turns.step)
+            nursery.start_soon(listener.serve, self._swarm._handle_inbound_connection)
 
     async def shut_down(self) -> None:
         """Say goodbye to everybody, all at once; bounded, and not to be cancelled."""

@@ -46,7 +46,6 @@ from ._defence import Defence, Visit
 from ._gossip import LimitedGossipSub
 from ._limits import Limits, Place
 from ._muxer import Yamux
-from ._turns import Turns
 from ._upgrader import MendedUpgrader
 from .noise import WrongPeer
 
@@ -115,19 +114,14 @@ class Listener(IListener):
         host, port = listener.socket.getsockname()[:2]
         self._address = Multiaddr(f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}")
 
-    async def serve(
-        self,
-        handler: Callable[[ReadWriteCloser, Multiaddr], Awaitable[None]],
-        step: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
-    ) -> None:
-        """Accept until closed; `handler` must not raise. `step` is waited for before each piece of work."""
+    async def serve(self, handler: Callable[[ReadWriteCloser, Multiaddr], Awaitable[None]]) -> None:
+        """Accept until closed; `handler` must not raise."""
 
         async def accept(stream: trio.SocketStream) -> None:
-            await step()
             await handler(_LocatedStream(stream), self._address)
 
         try:
-            await trio.serve_listeners(accept, [_Door(self._listener, step)])
+            await trio.serve_listeners(accept, [self._listener])
         except* trio.ClosedResourceError:
             pass  # closed under its feet, as `close` does
 
@@ -144,22 +138,6 @@ class Listener(IListener):
     def close_socket(self) -> None:
         """Free the port. Idempotent."""
         self._listener.socket.close()
-
-
-class _Door(trio.abc.Listener[trio.SocketStream]):
-    """Accepts, one in each `step`."""
-
-    def __init__(self, listener: trio.SocketListener, step: Callable[[], Awaitable[None]]) -> None:
-        self._listener = listener
-        self._step = step
-
-    async def accept(self) -> trio.SocketStream:
-        await trio.lowlevel.wait_readable(self._listener.socket)
-        await self._step()
-        return await self._listener.accept()
-
-    async def aclose(self) -> None:
-        await self._listener.aclose()
 
 
 class _NoAutoConnector:
@@ -223,7 +201,6 @@ class MendedSwarm(Swarm):
             connection_config=connection_limits(self.defence.limits),
         )
         self.defence.on_ban = self._end_connections
-        self.turns = upgrader.turns if isinstance(upgrader, MendedUpgrader) else Turns()
         self._visits: dict[trio.lowlevel.Task, Visit] = {}
         self._counted: dict[Any, tuple[PeerId, str | None]] = {}  # open connections, as the defence knows them
         self._dials: dict[ID, trio.Lock] = {}

@@ -51,7 +51,6 @@ MAX_ANSWER_BYTES = 512 * 1024  # a peer that makes us answer but does not read i
 ANSWER_TICKS = 3  # rounds of trio's loop that a frame without payload waits for company
 FRAMES_PER_BREATH = 1024  # of what a peer sent; then other tasks run
 FRAMES_PER_LOOK = 4  # where others have something to say, after so many it is seen whether the turn is over
-LOOKS_PER_TURN = 2  # whoever is told of a frame does something about it in the same round
 CALLS_PER_BREATH = 8  # of calls that need not wait, one lets other tasks run
 PING_INTERVAL_S = 30.0
 IDLE_TIMEOUT_S = 90.0
@@ -373,20 +372,17 @@ class Yamux(IMuxedConn):
                 if not view:
                     return
                 now = self._last_heard = trio.current_time()
-                looks = 0
                 while view:
                     limit = FRAMES_PER_LOOK if turn.shared else FRAMES_PER_BREATH
                     for event in session.receive_data(view, now, limit=limit):
                         if not self._on_event(event):
                             return
                     view = view[session.taken :]
-                    looks += 1
-                    if view and limit == FRAMES_PER_LOOK and looks < LOOKS_PER_TURN and not turn.spent:
+                    if view and limit == FRAMES_PER_LOOK and not turn.spent:
                         continue
                     self.held.arrived()
                     self._answer()
                     if view:  # a full read of tiny frames would keep the thread for a quarter of a second
-                        looks = 0
                         turn.done()
                         await trio.lowlevel.checkpoint()
                         await turn.take()

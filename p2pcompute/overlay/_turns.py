@@ -146,7 +146,6 @@ class Turns:
         self._idle = trio.lowlevel.ParkingLot()
         self._served: Turn | None = None
         self._rest = REST
-        self._steps = trio.Lock()
         self._who: object = None  # had a turn last, and when; and when somebody else had
         self._at = self._other_at = -math.inf
 
@@ -197,13 +196,6 @@ class Turns:
             self._reached_s += cost_s / min(1 + len(self._queue), FEW)
         if self._served is turn:
             self._served = None
-
-    async def step(self) -> None:
-        """Before each piece of what a connection begins with, some 0.1 ms that nobody can interrupt: one such piece is
-        done in each round of the loop, whoever's it is, so that others wait for one at most. Cancellation: it is not
-        done."""
-        async with self._steps:  # whoever is next has it at once, and runs in the next round
-            pass
 
     def was_here(self, turn: Turn, now: float) -> None:
         """`turn` was had."""
@@ -302,7 +294,7 @@ class Turn:
         shared: whether others wanted something when it was taken or asked for, so that it had better be short.
     """
 
-    __slots__ = ("_began", "_passed", "first_s", "had_s", "place", "shared", "taken", "took", "turns")
+    __slots__ = ("_began", "_passed", "_turns", "first_s", "had_s", "place", "shared", "taken", "took")
 
     def __init__(self, turns: Turns, place: _Place) -> None:
         self.place = place
@@ -310,23 +302,18 @@ class Turn:
         self.first_s = FIRST_S
         self.took = _Debt()
         self.taken = self.shared = False
-        self.turns = turns
+        self._turns = turns
         self._passed = False
         self._began = 0.0
 
     @property
     def spent(self) -> bool:
         """Whether the turn took as long as a turn may."""
-        return self.taken and self.turns.clock() - self._began >= QUANTUM_S
-
-    @property
-    def short(self) -> bool:
-        """Whether it had better be done in a tenth of a millisecond: it passes others, or is one of a crowd."""
-        return self.shared and (self._passed or self.turns.waiting > FEW)
+        return self.taken and self._turns.clock() - self._began >= QUANTUM_S
 
     def try_take(self) -> bool:
         """Have the turn now, if it need not be waited for. `done` follows, before anything else is waited for."""
-        turns = self.turns
+        turns = self._turns
         self._began = now = turns.clock()
         self.shared = shared = turns.shared_by(self, now)
         self._passed = self.taken = not shared or turns.passes(self, now)
@@ -335,15 +322,15 @@ class Turn:
     async def take(self) -> None:
         """Wait for the turn. `done` follows, before anything else is waited for. Cancellation: it has had none."""
         if not self.try_take():
-            await self.turns.wait(self)
+            await self._turns.wait(self)
             self.taken = True
-            self._began = self.turns.clock()
+            self._began = self._turns.clock()
 
     def done(self) -> None:
         """The turn is over; nothing where there was none."""
         if self.taken:
             self.taken = False
-            turns = self.turns
+            turns = self._turns
             now = turns.clock()
             if self.shared:
                 turns.charge(self, min(now - self._began, MOST_COUNTED_S), now, passed=self._passed)
@@ -351,7 +338,7 @@ class Turn:
 
     async def pay(self, cost_s: float) -> None:
         """Wait for a turn, beside the one that may be taken, for what takes `cost_s` in other tasks."""
-        turns = self.turns
+        turns = self._turns
         now = turns.clock()
         if not turns.shared_by(self, now):
             turns.was_here(self, now)

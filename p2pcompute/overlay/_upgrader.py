@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -106,7 +104,6 @@ class MendedUpgrader(TransportUpgrader):
             raise SecurityUpgradeFailure(f"no secure connection: {exc}") from exc
         assert handshake.result is not None
         trailing = handshake.trailing
-        await self.turns.step()
         conn = SecureSocket(raw_conn, stream, suite, handshake.result, trailing=trailing, turn=turn, **self._ours())
         conn.negotiated_security_protocol = selection.chosen
         return conn
@@ -139,7 +136,6 @@ class MendedUpgrader(TransportUpgrader):
         """
         assert isinstance(conn, SocketLink)
         await conn.turn.pay(BEGINNING_S)
-        await self.turns.step()
         if conn.muxer is None:
             muxers = [str(YAMUX_ID)]
             selection = Proposal(muxers) if conn.is_initiator else Answer(muxers)
@@ -147,9 +143,7 @@ class MendedUpgrader(TransportUpgrader):
                 await _agree(conn, selection)
             except (MultiselectError, LinkBroken) as exc:
                 raise MuxerUpgradeFailure(f"no muxer: {exc}") from exc
-        muxed = Yamux(conn, peer_id)
-        await self.turns.step()
-        return muxed
+        return Yamux(conn, peer_id)
 
 
 def has_aes_instructions(cpuinfo: str = "/proc/cpuinfo") -> bool:
@@ -180,36 +174,19 @@ def _subnet(raw: RawConnection) -> str:
 
 
 async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turn: Turn) -> None:
-    """Send and receive until `dialogue` has come to its end, in turns and steps: a handshake is some 0.1 ms of
-    arithmetic for each message."""
-    step = turn.turns.step
-    await step()
+    """Send and receive until `dialogue` has come to its end, in turns: a handshake is some 0.1 ms of arithmetic for
+    each message."""
     done = await _heard(dialogue, data, turn)
     while True:
         outgoing = dialogue.data_to_send()
         if outgoing:
-            await step()
             await stream.send_all(outgoing)
         if done is not None:
             return
-        data = await _receive(stream, step)
+        data = await stream.receive_some(_READ_BYTES)
         if not data:
             raise trio.BrokenResourceError("the peer closed the connection")
         done = await _heard(dialogue, data, turn)
-
-
-async def _receive(stream: trio.SocketStream, step: Callable[[], Awaitable[None]]) -> bytes:
-    """What has come, read in a step of its own; empty at the end."""
-    sock: socket.socket = stream.socket._sock  # type: ignore[attr-defined] # its calls have no checkpoint
-    while True:
-        try:
-            await trio.lowlevel.wait_readable(sock)
-            await step()
-            return sock.recv(_READ_BYTES)
-        except (BlockingIOError, InterruptedError):
-            continue
-        except (OSError, ValueError) as exc:
-            raise trio.BrokenResourceError(f"the connection was lost: {exc}") from exc
 
 
 async def _heard(dialogue: _Dialogue, data: bytes, turn: Turn) -> object:

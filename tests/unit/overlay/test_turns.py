@@ -457,39 +457,6 @@ class Beside:
                 await trio.lowlevel.checkpoint()
 
 
-def test_one_piece_of_what_connections_begin_with_is_done_in_each_round() -> None:
-    """Whoever's it is, and each comes to its end."""
-    turns = Turns()
-    rounds: Counter[int] = Counter()
-    now = 0
-
-    async def begin() -> None:
-        for _ in range(4):
-            await turns.step()
-            rounds[now] += 1
-
-    async def main() -> None:
-        nonlocal now
-        async with trio.open_nursery() as nursery:
-            for _ in range(5):
-                nursery.start_soon(begin)
-            cancelled = await nursery.start(given_up)
-            cancelled.cancel()
-            while sum(rounds.values()) < 20:
-                now += 1
-                await trio.lowlevel.checkpoint()
-
-    async def given_up(task_status: trio.TaskStatus[trio.CancelScope]) -> None:
-        with trio.CancelScope() as scope:
-            task_status.started(scope)
-            await turns.step()
-
-    trio.run(main)
-    assert sum(rounds.values()) == 20
-    # Trio shuffles a round: what is done in one may be counted with the next.
-    assert all(rounds[at] + rounds[at + 1] <= 3 for at in rounds)
-
-
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_flood_of_frames_is_cut_into_turns(shared: bool) -> None:
     frames = 600
