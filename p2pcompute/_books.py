@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from p2pcompute.errors import ChannelClosing, DiskFull, InsufficientFunds, P2PComputeError, VoucherRefused
+from p2pcompute.errors import ChannelClosing, DiskFull, InsufficientFunds, P2PComputeError, StreamError, VoucherRefused
 from p2pcompute.market import Standing, Standings
 from p2pcompute.market._standing import MAX_STRANGERS
 from p2pcompute.payments import ChannelNeed, CreditExhausted, CreditWindow
@@ -37,6 +38,7 @@ _LEAST_COMPILE_UNITS: Final = 500_000  # what the shortest compilation costs a n
 _NOT_BEGUN: Final = frozenset({WireCode.CANCELLED, WireCode.CREDIT_EXHAUSTED})  # said of a chunk that cost nothing
 _OF_WORKERS: Final = frozenset({WireCode.EXECUTION_FAILED, WireCode.TIMED_OUT})  # said where a worker has failed
 _LOW: Final = 4  # a channel that was not funded anew runs low with less than this part of what a task may still cost
+_PAY_S: Final = 30.0  # in which a provider takes a voucher
 _GATHER_S: Final = 0.05  # agreements made at about the same time are funded in one transaction
 
 
@@ -594,7 +596,7 @@ class _RequesterAccount:
             self._has_room = not self._funding.asked
         if self._has_room:
             free_uusd = await self._free_uusd()
-            self._has_room = free_uusd >= self._window_uusd
+            self._has_room = free_uusd >= min(self._window_uusd, self._left_uusd)
             if not self._has_room or free_uusd * _LOW < self._left_uusd:
                 self._bring_in()
             if self._has_room:
@@ -612,8 +614,9 @@ class _RequesterAccount:
         return 0 if row is None else row.deposit_uusd - row.accepted_uusd
 
     def _bring_in(self) -> None:
-        """Have the channel funded for all that its open agreements may still cost, unless that was asked for."""
-        if self._funding is None or not self._funding.asked:
+        """Have the channel funded for all that its open agreements may still cost, unless that was asked for and has
+        not failed."""
+        if self._funding is None or not self._funding.asked or self._funding.error is not None:
             self._funding = self._books.fund(_need(self._agreement, 0))
 
     async def pay_earlier(self) -> None:
@@ -631,20 +634,20 @@ class _RequesterAccount:
     async def pay(self) -> None:
         """Send a voucher for everything accepted on the channel."""
         covered_pusd = self._accepted_pusd
-        await self._pay()
+        await self._pay(_PAY_S)
         paid_uusd = -(-covered_pusd // PUSD_PER_UUSD)
         self._books.paid(PeerId(self._agreement.terms.provider), paid_uusd - self.paid_uusd)
         self.paid_uusd = paid_uusd
 
-    async def _pay(self) -> int:
+    async def _pay(self, limit_s: float = math.inf) -> int:
         try:
-            return await self._channel.pay()
+            return await self._send_voucher(limit_s)
         except InsufficientFunds as exc:
             if self._has_room:  # as was thought; it may have been closed since the chain was asked
                 self._has_room = False
                 self._bring_in()
                 await self.funded()
-                return await self._pay()
+                return await self._pay(limit_s)  # the chain's time is not the provider's
             # What was there before may be enough; where it is not, say why there is no more.
             if self._funding is None or not self._funding.over.is_set():
                 raise
@@ -652,8 +655,14 @@ class _RequesterAccount:
                 raise self._funding.error from None
             # It was there: a payee may close its channel at any time, and that is its affair, not the whole task's.
             raise VoucherRefused(f"the channel was closed while work went on: {exc}") from exc
-        except trio.Cancelled:
-            # A voucher may be on its way without its answer; the next payment asks on a new stream where we stand.
-            with trio.CancelScope(shield=True):
-                await self._channel.aclose()
-            raise
+
+    async def _send_voucher(self, limit_s: float) -> int:
+        with trio.move_on_after(limit_s):
+            try:
+                return await self._channel.pay()
+            except trio.Cancelled:
+                # It may be on its way without its answer; the next payment asks on a new stream where we stand.
+                with trio.CancelScope(shield=True):
+                    await self._channel.aclose()
+                raise
+        raise StreamError(f"the provider did not take a voucher in {limit_s:g} s")

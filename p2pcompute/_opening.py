@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import cache, partial
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -315,11 +315,6 @@ def known_device(threads: int, measured: Benchmark | None = None, *, slot: str =
     )
 
 
-@cache
-def _version(package: str) -> str:
-    return version(package)  # read from the disk, and loaded once
-
-
 def _kept_at(threads: int, slot: str) -> tuple[Facts, Path, str] | None:
     """A device, the file of its measurement, and what that is of; None where there is no such device."""
     from p2pcompute.execution import probe_devices
@@ -330,7 +325,7 @@ def _kept_at(threads: int, slot: str) -> tuple[Facts, Path, str] | None:
     path = home_dir() / ("device.json" if slot == "cpu" else f"device-{slot.replace(':', '')}.json")
     # Another compiler, or the BLAS that NumPy brings, may compute other bits: what was measured and tested with the
     # last one says nothing of it.
-    packages = "/".join(f"{package} {_version(package)}" for package in ("numba", "llvmlite", "numpy"))
+    packages = "/".join(f"{package} {version(package)}" for package in ("numba", "llvmlite", "numpy"))
     machine = f"{facts.name}/{facts.cores}/{threads}/{LANGUAGE_VERSION}/{packages}"
     if slot != "cpu":
         machine += f"/numba-cuda {version('numba-cuda')}/driver {facts.driver}"

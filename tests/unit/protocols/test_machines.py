@@ -446,7 +446,7 @@ class TaskDialogue(Dialogue):
                     ]
                 )
                 closing = [st.just(task.Closed(chunks=1))] if state is task.TaskState.FINISHING else []
-                return [*answers * 3, *closing, notices]
+                return closing if conn._has_not_compiled else [*answers * 3, *closing, notices]
             case _:
                 return []
 

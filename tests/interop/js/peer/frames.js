@@ -45,6 +45,7 @@ export const PROTOCOLS = {
       SETUP requester Share SETUP
       SETUP requester Finish FINISHING
       SETUP provider Ready RUNNING
+      SETUP provider ChunkError SETUP
       SETUP provider Refused CLOSED
       SETUP provider Notice SETUP
       RUNNING requester BlobStart RUNNING

@@ -322,8 +322,8 @@ export const BidPayload = record('BidPayload', {
   1: ['order_digest', digest],
   2: ['price_pusd', uint()],
   3: ['slots', uint(1, 1024)],
-  4: ['credit_window', uint(1, 256)],
-  5: ['max_window', uint(1, 256)],
+  4: ['credit_window', uint(1, 1024)],
+  5: ['max_window', uint(1, 1024)],
   6: ['payee', address],
   7: ['score_milli', uint(1)],
   8: ['valid_until_ms', uint()],
@@ -352,8 +352,8 @@ export const Terms = record('Terms', {
   12: ['payee', address],
   13: ['price_pusd', uint()],
   14: ['ceiling_uusd', uint()],
-  15: ['credit_window', uint(1, 256)],
-  16: ['max_window', uint(1, 256)],
+  15: ['credit_window', uint(1, 1024)],
+  16: ['max_window', uint(1, 1024)],
   17: ['check', CheckPolicy],
   18: ['arbiters', arbiters],
   19: ['language', text(1, 64)],
@@ -379,7 +379,7 @@ export const negotiationMessages = messages(
 const index = uint(0, MAX_CHUNKS - 1n)
 const data = bytes(1, 262144)
 const state = uint(1, MAX_CHUNKS - 1n)
-const window = uint(1, 256)
+const window = uint(1, 1024)
 const several = uint(2, 256)
 export const ReceiptPayload = record('ReceiptPayload', {
   1: ['task', digest],
@@ -415,7 +415,7 @@ export const taskMessages = messages(
   message(1, 'Open', { 1: ['agreement', envelope] }),
   message(2, 'BlobStart', { 1: ['digest', digest], 2: ['size', uint(1, MAX_BLOB)] }),
   message(3, 'BlobData', { 1: ['data', data] }),
-  message(4, 'Assign', { 1: ['index', index], 2: ['count', several, optional] }),
+  message(4, 'Assign', { 1: ['index', index], 2: ['count', uint(2, 1024), optional] }),
   message(5, 'Cancel', { 1: ['index', index] }),
   message(6, 'Finish', { 1: ['code', uint(0, 255)], 2: ['detail', detail] }),
   message(7, 'GetState', { 1: ['state', state] }),
@@ -445,7 +445,7 @@ const ReceiptRef = record('ReceiptRef', { 1: ['task', digest], 2: ['index', inde
 export const channelMessages = messages(
   message(1, 'ChannelHello', { 1: ['chain', ChainTerms], 2: ['payer', SignerBinding], 3: ['payee', address] }),
   message(2, 'VoucherFrame', {
-    1: ['amount_uusd', uint()], 2: ['memo', digest], 3: ['signature', bytes(65)], 4: ['first', index, optional], 5: ['receipts', array(0, 256, ReceiptRef), optional]
+    1: ['amount_uusd', uint()], 2: ['memo', digest], 3: ['signature', bytes(65)], 4: ['first', index, optional], 5: ['receipts', array(0, 512, ReceiptRef), optional]
   }, {
     check (voucher) {
       if ((voucher.first === undefined) !== (voucher.receipts === undefined) || voucher.receipts?.length === 0) refuse('MALFORMED', 'receipts and first, or neither')

@@ -41,6 +41,8 @@ export class TaskRules {
     this.asked = 0
     this.questions = []
     this.state = 0n
+    this.ready = false
+    this.failed = false
     this.sizes = work.blobs // of what may come
     this.calls = 0n
     this.called = true // whether a chunk of the newest call was assigned
@@ -57,6 +59,7 @@ export class TaskRules {
       if (this.state < 0n) refuse('OVERSIZED', 'more bytes than the state has')
     } else if (this[name] !== undefined) {
       if (PROVIDER.has(name) && (this.result > 0n || this.state > 0n)) refuse('OUT_OF_ORDER', `${name} inside of a result`)
+      if (PROVIDER.has(name) && this.failed && name !== 'Refused' && name !== 'Closed') refuse('OUT_OF_ORDER', 'a task goes on that has not compiled')
       this[name](value)
     } else if (name.endsWith('Data')) refuse('OUT_OF_ORDER', 'bytes of nothing')
   }
@@ -102,6 +105,7 @@ export class TaskRules {
 
   Ready () {
     if (this.need.size > 0 || this.blob !== null) refuse('OUT_OF_ORDER', 'ready before the blobs came')
+    this.ready = true
   }
 
   Call ({ call, args }) {
@@ -169,6 +173,12 @@ export class TaskRules {
   }
 
   ChunkError ({ index }) {
+    if (!this.ready) { // what the task would have begun with has not compiled
+      if (this.need.size > 0 || this.blob !== null) refuse('OUT_OF_ORDER', 'compiled before the blobs came')
+      if (index !== 0n) refuse('UNKNOWN_CHUNK', 'an error that nobody asked for')
+      this.failed = true
+      return
+    }
     if (!this.assigned.delete(index)) refuse('UNKNOWN_CHUNK', 'an error that nobody asked for')
   }
 

@@ -147,7 +147,7 @@ def channel_vectors() -> Json:
         message("a sync that holds a voucher", held),
         message("a voucher on its way", voucher(5)),
         message("a voucher that names receipts", covered),
-        message("a voucher that names as many receipts as it may", covering(0, *range(256))),
+        message("a voucher that names as many receipts as it may", covering(0, *range(512))),
         message("an ack", channel.VoucherAck(amount_uusd=5)),
         message("a refusal", no),
         message("a request to close at once", close),

@@ -124,13 +124,13 @@ def task_vectors() -> Json:
         taken("a receipt for a chunk of a call", a_receipt(call=sha(b"a call"))),
         message("open", task.Open(agreement=agreement_bytes())),
         message("opened, with two blobs to come", task.Opened(need=(sha(KERNEL), digest), slots=2, window=1)),
-        message("opened, nothing needed", task.Opened(need=(), slots=1, window=256)),
+        message("opened, nothing needed", task.Opened(need=(), slots=1, window=1024)),
         message("ready", task.Ready(compile_ms=1_200)),
         message("a refusal with a line", task.Refused(code=15, detail="no recursion", line=7)),
         message("the start of a blob", task.BlobStart(digest=digest, size=16)),
         message("the bytes of a blob", task.BlobData(data=DATA)),
         message("the last chunk that there can be", task.Assign(index=1_048_575)),
-        message("chunks side by side", task.Assign(index=3, count=256)),
+        message("chunks side by side", task.Assign(index=3, count=1024)),
         message(
             "results under one signature",
             task.Results(index=1, count=3, finished_ms=NOW, receipts=signed, data=b"111111112222222233333333"),
@@ -230,6 +230,7 @@ def task_vectors() -> Json:
         (r, task.BlobData(data=DATA[7:])),
     ]
     running = [*opening, *blob, (v, task.Ready(compile_ms=1))]
+    uncompiled = (v, task.ChunkError(index=0, receipt=b"r"))
     result = [(v, task.ResultStart(index=0, receipt=receipt, size=8)), (v, task.ResultData(data=outputs))]
     setup: Json = {
         "chunks": 3,
@@ -521,6 +522,13 @@ def task_vectors() -> Json:
                 *result,
                 (v, task.Closed(chunks=1)),
             ],
+        ),
+        t("what has not compiled", [*opening, *blob, uncompiled, (v, task.Refused(code=21, detail="too slow"))]),
+        t("it goes on all the same", [*opening, *blob, uncompiled, (v, task.Ready(compile_ms=1), "OUT_OF_ORDER")]),
+        t("not compiled before the blobs came", [*opening, (*uncompiled, "OUT_OF_ORDER")]),
+        t(
+            "another chunk has not compiled",
+            [*opening, *blob, (v, task.ChunkError(index=1, receipt=b"r"), "UNKNOWN_CHUNK")],
         ),
         t("refused at once", [opening[0], (v, task.Refused(code=15, detail="kernel refused", line=1))]),
         t(
