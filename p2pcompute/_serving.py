@@ -48,7 +48,7 @@ _DEVICE: Final = re.compile(r"cpu|cuda:(0|[1-9][0-9]?)")
 _FAREWELL_S: Final = 0.5  # for telling requesters that this node stops
 _MAX_SLOTS: Final = 64
 _MAX_TASKS: Final = 62  # a worker each, of the pool's 64; two are left for what this node buys
-_MAX_WINDOW: Final = 64  # of chunks of any length; the protocol's bound is `MAX_CREDIT_WINDOW`
+_MAX_WINDOW: Final = 64  # of chunks of any length; an ad may say up to 256
 _MAX_PROGRAMS: Final = 16  # each has a worker in reserve, and a feature in the ad, which holds 32
 _NEWCOMERS_MIN_BYTES: Final = 64 * 1024 * 1024  # of inputs that newcomers' tasks may hold on the smallest machine
 

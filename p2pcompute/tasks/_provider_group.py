@@ -6,10 +6,10 @@ Nobody waits for a group to be full: it is what is in the queue when the worker 
 output, receipt and price.
 
 How many go together follows from how long the last ones took, and is twice as many as ever did at most; what is there
-is cut into even parts. What has more
-bytes than one frame is several, each with its own signature; it is one transaction all the same. A group that fails, or
-that takes far longer than expected, gives nothing: its chunks are computed one by one then, and so is the rest of the
-task, so that each of them succeeds, fails, is cancelled and is bounded as if there were no groups.
+is cut into even parts. What is too much for one message is several, each with its own signature; it is one transaction
+all the same. A group that fails, or that takes far longer than expected, gives nothing: its chunks are computed one by
+one then, and so is the rest of the task, so that each of them succeeds, fails, is cancelled and is bounded as if there
+were no groups.
 """
 
 from __future__ import annotations

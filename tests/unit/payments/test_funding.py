@@ -151,10 +151,10 @@ async def brought_in(world: Any, ceiling_uusd: int = 1_000) -> Any:
     return account
 
 
-async def accept(world: Any, account: Any, units: int) -> None:
+async def accept(world: Any, account: Any, units: int, index: int = 0) -> None:
     """As a link does, with a chunk of so many micro-USD."""
     await account.funded()
-    receipt = world.receipt(account._task, 0, units=units)
+    receipt = world.receipt(account._task, index, units=units)
     envelope = await world.payee_ledger.record_receipt(receipt, sign=world.sign_receipt)
     await account.accept([(envelope, receipt, 1)])
     await account.pay()
@@ -205,15 +205,11 @@ def test_the_rest_is_brought_in_once_a_channel_runs_low(run: Run) -> None:
         account = await brought_in(world)
         await accept(world, account, 400)
         await end(world, account)
-        task = await world.agree(ceiling_uusd=1_000)  # 600 are there, of 1,000
+        await world.agree(ceiling_uusd=1_000)  # 600 are there, of 1,000
         account = await world.books.open(world.last_agreement, TaskBudget())
         spent, before = 0, trio.current_time()
         for index in range(50):
-            await account.funded()
-            receipt = world.receipt(task, index, units=20)
-            envelope = await world.payee_ledger.record_receipt(receipt, sign=world.sign_receipt)
-            await account.accept([(envelope, receipt, 1)])
-            await account.pay()
+            await accept(world, account, 20, index)
             spent += 20
             if spent <= 460:  # 140 of the 540 that are left
                 assert calls.count("Fund") == 1
