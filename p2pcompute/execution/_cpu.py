@@ -24,7 +24,7 @@ from p2pcompute.execution._api import ArgSpec, Array, CompiledKernel, InputSpec,
 from p2pcompute.execution._cpu_calls import Entry
 from p2pcompute.execution._cpu_crew import Crew, Pace, Work
 from p2pcompute.execution._cpu_intrinsics import Unshared, across, apart, take
-from p2pcompute.execution._cpu_loops import is_lined, memory, program_text
+from p2pcompute.execution._cpu_loops import LINES, is_lined, memory, program_text
 from p2pcompute.execution._fast_cpu import FAST, fast_helpers
 from p2pcompute.execution._fast_matmul import Product, is_product
 from p2pcompute.execution._guard import AdmittedSources
@@ -132,7 +132,10 @@ class _Program:
         if is_lined(lowered):
             most = names["body" if lowered.inner is None else "inner"]
             dims = lowered.dims  # the first arguments are four for each axis, the block's place second, and the row
-            names["across"] = across(most, launch.block[0], block=dims, row=4 * dims, rows=launch.threads_per_block)
+            at = {"block": dims, "row": 4 * dims, "rows": launch.threads_per_block}
+            names["across"] = across(most, launch.block[0], 1, **at)
+            if dims > 1:
+                names["across_lines"] = across(most, launch.block[0], LINES, **at)
         compiled = numba.njit(pipeline_class=Unshared, **options)
         self._threads = compiled(names["run_threads"])
         integers = [types.int64] * (5 * lowered.dims)

@@ -40,14 +40,16 @@ def _take(context: Any, counters: Any, count: Any) -> tuple[Any, Any]:  # noqa: 
 take: Any = intrinsic(_take)
 
 
-def across(function: Any, width: int, *, block: int, row: int, rows: int) -> Any:
-    """``across(blocks, 0, ..., b, ..., r, ...)``: call `function` for a line of `width` threads in each of so many
+def across(function: Any, width: int, lines: int, *, block: int, row: int, rows: int) -> Any:
+    """``across(blocks, 0, ..., b, ..., r, ...)``: call `function` for a few lines of `width` threads in each of so many
     neighbouring blocks: with 0 to `width` - 1 in the place of its first argument, with ``b`` and those that follow for
     argument number `block`, with ``r`` plus `rows` for each block and one for each thread for argument number `row`,
-    and the other arguments as they are.
+    and the other arguments as they are. How many is `lines`; where they are several they follow each other
+    along the second argument.
 
-    Two loops as LLVM has them best: the inner one stays a loop until it is a vector, for 16 short turns it would
-    unroll, and then find no vectors in what that leaves; the outer one it unrolls then.
+    Loops as LLVM has them best: that of a line stays a loop until it is a vector, for 16 short turns it would
+    unroll, and then find no vectors in what that leaves; that of the blocks it unrolls then. Lines of a block are no
+    loop, so what two of them load is loaded once.
     """
 
     def loop(context: Any, blocks: Any, *kinds: Any) -> tuple[Any, Any]:
@@ -62,12 +64,17 @@ def across(function: Any, width: int, *, block: int, row: int, rows: int) -> Any
                 for value, have, want in zip(values, given.args, (types.int64, *signature.args), strict=True)
             ]
             number = ir.IntType(64)
-            first_block, first_row = arguments[block], arguments[row]
+            first_block, first_row, first_line = arguments[block], arguments[row], arguments[1]
 
             def each_block(turn: Any) -> None:
                 arguments[block] = builder.add(first_block, turn)
                 start = builder.add(first_row, builder.mul(turn, number(rows)))
+                for line in range(lines):
+                    if line:
+                        arguments[1] = builder.add(first_line, first_line.type(line))
+                    each_line(builder.add(start, number(line * width)))
 
+            def each_line(start: Any) -> None:
                 def each_thread(turn: Any) -> None:
                     arguments[0] = turn
                     arguments[row] = builder.add(start, turn)

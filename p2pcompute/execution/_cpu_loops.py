@@ -3,10 +3,11 @@
 They are what a compiler has to vectorise, so they are as somebody would write them by hand. Where a kernel asks for
 nothing but its place in the grid, the threads of all blocks of one axis are one loop. Where it is short and has more
 axes, a line of a block is a loop of a length that LLVM knows: it does not vectorise one of 16 turns unless it knows
-that there are 16. Lines of neighbouring blocks follow each other, since they lie so in the inputs. Where the kernel has
-code for the threads within its border (`Lowered.inner`), lines of blocks have that, if all of their threads may; what
-is left is a hundredth of a large launch. Kernels with loops of their own gain nothing by lines and would take twice as
-long to compile; those with split inputs have plain loops as well.
+that there are 16. Lines of neighbouring blocks follow each other, since they lie so in the inputs, and a few lines of a
+block, since they lie so in the output: by single lines a stencil takes up to twice as long, a transposition thrice.
+Where the kernel has code for the threads within its border (`Lowered.inner`), lines of blocks have that, if all of
+their threads may; what is left is a hundredth of a large launch. Kernels with loops of their own gain nothing by lines
+and would take twice as long to compile; those with split inputs have plain loops as well.
 
 Threads share the work by a counter: each portion is taken where the loops begin (`_cpu_crew`).
 """
@@ -21,10 +22,11 @@ from p2pcompute.execution._lower import Lowered
 from p2pcompute.execution._lower_block import BlockCode, BlockMemory
 from p2pcompute.execution._lower_split import is_split
 
-__all__ = ["is_lined", "memory", "program_text"]
+__all__ = ["LINES", "is_lined", "memory", "program_text"]
 
 _LOOP = re.compile(r"^ *(for|while) ", re.MULTILINE)
 _SHORT = 60  # lines
+LINES = 4  # of a block that are run together; with 2 and with 8 most kernels are slower
 _RUN = 4096  # threads at most that a run has along its first axis: what they load is still near for the next line
 
 
@@ -99,6 +101,7 @@ def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
     """Runs of neighbouring blocks. First the blocks from `low` to below `high` whose threads all have the code for
     most of them, one line of all these blocks after the other; then block by block what is left."""
     dims, lined, inner = lowered.dims, is_lined(lowered), lowered.inner is not None
+    within = [f"l_{axis} <= b_{axis} * d_{axis} + t_{axis} < h_{axis}" for axis in range(1, dims)] if inner else []
     size = " * ".join(f"d_{axis}" for axis in range(dims))
     line = "".join(
         f" + {' * '.join([f't_{axis}', *(f'd_{lower}' for lower in range(axis))])}" for axis in range(1, dims)
@@ -111,30 +114,43 @@ def _nested(lowered: Lowered, launch: Launch, head: str, arguments: str) -> str:
         row = f"uint64((k + {block}) * ({size}){line} + {thread})"
         return f"{function}({', '.join([*before, *places, row])}, {arguments})\n"
 
-    def lines(code: str) -> str:
-        for axis in range(1, dims):
+    def lines(code: str, lowest: int = 1) -> str:
+        for axis in range(lowest, dims):
             code = _in(f"for t_{axis} in range(min(d_{axis}, e_{axis} - b_{axis} * d_{axis}))", code)
         return code
+
+    def across(blocks: str, first: str) -> str:
+        """Lines of so many blocks from `first` on: a few lines of each together where that many are within."""
+        one = call("across", blocks, block=first, thread="0")
+        single = _in(f"if {' and '.join(within)}", one) if within else one
+        if dims == 1 or launch.block[1] < LINES:
+            return lines(single)
+        together = [f"t_1 + {LINES} <= c"]
+        if inner:
+            together += [*within[1:], "l_1 <= b_1 * d_1 + t_1", f"b_1 * d_1 + t_1 + {LINES} <= h_1"]
+        some = one.replace("across", "across_lines", 1) + f"t_1 += {LINES}\n"
+        code = _in(f"if {' and '.join(together)}", some) + _in("else", f"{single}t_1 += 1\n")
+        code = "t_1 = 0\nc = min(d_1, e_1 - b_1 * d_1)\n" + _in("while t_1 < c", code)
+        return lines(code, 2)
 
     rest = _in("for t_0 in range(min(d_0, e_0 - (b_0 + z) * d_0))", call("body", block="z", thread="t_0"))
     code = f"m = min(n_0 - b_0, end - k, {max(1, _RUN // launch.block[0]) if lined else 1})\n"
     if lined and not inner:
         code += "whole = min(max(0, e_0 // d_0 - b_0), m)\n"
     if inner:
-        within = [f"l_{axis} <= b_{axis} * d_{axis} + t_{axis} < h_{axis}" for axis in range(1, dims)]
         block_within = [f"l_{axis} <= b_{axis} * d_{axis} <= h_{axis} - d_{axis}" for axis in range(1, dims)]
         code += "low = min(max(0, (l_0 + d_0 - 1) // d_0 - b_0), m)\nhigh = min(max(low, h_0 // d_0 - b_0), m)\n"
         if lined:
-            most = call("across", "high - low", block="low", thread="0")
+            code += across("high - low", "low")
         else:
             most = _in("for t_0 in range(d_0)", call("inner", block="z", thread="t_0"))
             most = _in("for z in range(low, high)", most)
-        code += lines(_in(f"if {' and '.join(within)}", most) if within else most)
+            code += lines(_in(f"if {' and '.join(within)}", most) if within else most)
         rest = lines(_in(f"if not ({' and '.join(['low <= z < high', *within])})", rest))
         passed = _in(f"if {' and '.join(['low == z < high', *block_within])}", "z = high\n")
         code += "z = 0\n" + _in("while z < m", passed + _in("else", rest + "z += 1\n"))
     elif lined:
-        code += lines(call("across", "whole", block="0", thread="0")) + _in("for z in range(whole, m)", lines(rest))
+        code += across("whole", "0") + _in("for z in range(whole, m)", lines(rest))
     else:
         code += _in("for z in range(m)", lines(rest))
     sizes = "".join(f" d_{axis} = int64({launch.block[axis]})\n" for axis in range(dims)) if lined else ""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -144,6 +147,9 @@ def around(result, x):
         ((3, 20), (6, 4), (8, 4)),  # more blocks than the output has
         ((9, 8 * 600 + 5), (601, 3), (8, 4)),  # longer than a run
         ((2, 9), (2, 1), (8, 4)),  # nothing within the border
+        ((23, 40), (5, 3), (8, 10)),  # four lines of a block at a time, and what is left of them
+        ((24, 40), (5, 1), (8, 24)),
+        ((12, 40), (5, 3), (8, 5)),
     ],
 )
 def test_lines_of_blocks_and_what_is_left_at_the_border(
@@ -153,6 +159,12 @@ def test_lines_of_blocks_and_what_is_left_at_the_border(
     wide = np.pad(x, 2)
     due = wide[1:-3, 2:-2] + 10 * wide[3:-1, 2:-2] + 100 * wide[2:-2, :-4] + 1000 * wide[2:-2, 3:-1]
     check(backend, around[grid, block].bind(out(shape, np.int64), x), due)
+
+
+def test_no_load_leaves_an_array_between_forbidden_pages() -> None:
+    program = Path(__file__).with_name("_edge_of_memory.py")
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "stayed inside\n"), ended.stderr
 
 
 def test_blocks_of_several_sizes_in_one_back_end(backend: CpuBackend) -> None:
@@ -174,6 +186,22 @@ def test_three_axes(backend: CpuBackend) -> None:
     due = x + 100 * y + 10_000 * z
     due[:, :, 1:] += below[:, :, :-1]  # beyond the array is zero
     check(backend, volume.bind(out(shape, np.int64), below), due)
+
+
+@kernel
+def around_in_space(result, x):
+    c, b, a = cuda.grid(3)
+    result[a, b, c] = x[a, b - 1, c] + 10 * x[a, b + 1, c] + 100 * x[a - 1, b, c] + 1000 * x[a, b, c + 1]
+
+
+@pytest.mark.parametrize("block", [(4, 4, 2), (4, 6, 3), (4, 9, 1), (2, 3, 4)])
+def test_lines_of_blocks_in_space(backend: CpuBackend, block: tuple[int, int, int]) -> None:
+    shape = (4, 11, 13)
+    x = np.random.default_rng(4).integers(1, 10, shape)
+    wide = np.pad(x, 1)
+    due = wide[1:-1, :-2, 1:-1] + 10 * wide[1:-1, 2:, 1:-1] + 100 * wide[:-2, 1:-1, 1:-1] + 1000 * wide[1:-1, 1:-1, 2:]
+    grid = tuple(-(-length // size) for length, size in zip(shape[::-1], block, strict=True))
+    check(backend, around_in_space[grid, block].bind(out(shape, np.int64), x), due)
 
 
 def test_arrays_to_work_in_begin_with_zeros_for_each_thread_and_block(backend: CpuBackend) -> None:
