@@ -192,8 +192,9 @@ def _not_own(node: ast.Subscript, name: str, places: Places, filename: str) -> K
         )
     elif len(axes) > 1:
         instead = (
-            f"give {name} an axis for each grid axis, p2pcompute.out((height, width), dtype), and write {name}[y, x]: "
-            "reshaped behind the call it is the flat array"
+            f"give {name} an axis for each grid axis, p2pcompute.out((height, width), dtype) or, where it is changed "
+            f"in place, p2pcompute.inout(array.reshape(height, width)), and write {name}[y, x]: reshaped behind the "
+            "call it is the flat array"
         )
     elif used and isinstance(first, ast.BinOp):
         instead = (

@@ -436,3 +436,12 @@ def test_the_layout_is_that_of_any_kernel() -> None:
     """Who is sent it knows nothing of what it was made from."""
     binding = across[(2, 2), (4, 4)].bind(inout(np.zeros((5, 7))))
     assert Layout.of(binding.source, binding.launch, binding.specs) == binding.layout
+
+
+def test_a_flat_place_is_told_to_be_two() -> None:
+    with pytest.raises(KernelError, match=r"inout\(array\.reshape\(height, width\)\), and write a\[y, x\]"):
+
+        @kernel
+        def flat(a, width):
+            x, y = cuda.grid(2)
+            a[y * width + x] += 1
