@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from . import random as random
     from ._hired import Hired as Hired
     from ._hired import HireOptions as HireOptions
+    from ._inout import inout as inout
     from ._matmul import matmul as matmul
     from ._matmul import matmul_on as matmul_on
     from ._program import Program as Program
@@ -86,6 +87,7 @@ __all__ = [
     "errors",
     "events",
     "hire",
+    "inout",
     "iterate",
     "kernel",
     "matmul",
@@ -124,6 +126,7 @@ _HOME = {
     "TaskError": "errors",
     "device": "kernel",
     "hire": "_sync_hire",
+    "inout": "_inout",
     "iterate": "_sync",
     "kernel": "kernel",
     "matmul": "_matmul",

@@ -15,6 +15,7 @@ import trio
 
 from p2pcompute._asked import asked, within_deadline
 from p2pcompute._groups import single_error
+from p2pcompute._inout import InOut
 from p2pcompute._launch import allowance
 from p2pcompute._listening import listening
 from p2pcompute._options import OptionError, parse_usd
@@ -106,7 +107,8 @@ class Hired:
 
         Args:
             args: what the kernel takes, in its order and without its outputs: arrays of the shape and dtype that were
-                hired for, and numbers of the same dtype. Arrays are copied before this waits.
+                hired for, and numbers of the same dtype. Where an array was given in `p2p.inout`, another one to be
+                changed, in `p2p.inout` or as it is. Arrays are copied before this waits.
 
         Returns:
             The output array, or a tuple of them where there are several, as `Node.run`.
@@ -139,7 +141,9 @@ class Hired:
         values: dict[int, Any] = {}
         for place, given in zip(self._inputs, args, strict=True):
             spec = binding.specs[place]
-            value = _fitting(place, spec, given)
+            if place in binding.inout and isinstance(given, InOut):
+                given = given.given
+            value = _fitting(binding.argument(place), spec, given)
             if isinstance(spec, ScalarSpec):
                 wire.append(ScalarArg(dtype=spec.dtype, value=little_endian(value).tobytes()))
             else:

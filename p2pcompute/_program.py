@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from p2pcompute._inout import InOut
 from p2pcompute._options import said
 from p2pcompute._program_run import program_ref
 from p2pcompute._split import Split
@@ -127,6 +128,7 @@ class Program:
 
     def bind(self, *args: Any) -> Binding:
         """Bind arguments; as many items as the first output has rows."""
+        _refuse_inout(args)
         rows = next((value.shape[0] for value in args if isinstance(value, Out)), None)
         if rows is None:
             raise KernelTypeError(
@@ -155,6 +157,7 @@ class ConfiguredProgram:
             KernelTypeError: one of them is neither an array, a number nor an output, or an output has not as many rows
                 as there are items.
         """
+        _refuse_inout(args)
         specs: list[ArgSpec] = []
         values: list[Any] = []
         for place, value in enumerate(args, 1):
@@ -180,6 +183,15 @@ class ConfiguredProgram:
             layout=program_layout(launch, specs),
             program=self.program.ref,
         )
+
+
+def _refuse_inout(args: tuple[Any, ...]) -> None:
+    for place, value in enumerate(args, 1):
+        if isinstance(value, InOut):
+            raise KernelTypeError(
+                f"argument {place} is p2pcompute.inout, and programs change nothing in place",
+                instead="pass the array, and p2pcompute.out(shape, dtype) for what comes back",
+            )
 
 
 def _split_items(place: int, value: Split) -> InputSpec:

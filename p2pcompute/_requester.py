@@ -289,7 +289,8 @@ def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = No
     names = params_of(kernel) or tuple(f"argument {place}" for place in range(1, len(args) + 1))
     values = iter(binding.values)
     size = 0
-    for name, spec in zip(names, binding.specs, strict=True):
+    for place, spec in enumerate(binding.specs):
+        name = names[binding.argument(place)]
         if isinstance(spec, OutputSpec):
             if 0 in spec.shape:
                 raise KernelTypeError(f"{name} has the shape {spec.shape}", instead="ask for at least one element")

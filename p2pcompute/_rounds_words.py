@@ -9,6 +9,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from p2pcompute._given import lengths_of, name_of, refuse_masked
+from p2pcompute._inout import InOut
 from p2pcompute._options import said
 from p2pcompute._split import Split
 from p2pcompute.errors import KernelTypeError
@@ -245,6 +246,12 @@ def check_arguments(one: BoundStep) -> None:
     """
     kernel = bare(one.kernel)
     for name, arg in zip(kernel.params, one.args, strict=False):  # `bind` says that they are too few or too many
+        if isinstance(arg, InOut):
+            raise KernelTypeError(
+                f"{name} is given p2pcompute.inout, and no launch of a round changes an array in place",
+                instead='store into an output of its own: p2p.new("x") for it, and for what was there, one more '
+                'parameter, p2p.state("x")',
+            )
         if name in kernel.outputs and not isinstance(arg, New | Out):
             raise KernelTypeError(
                 f"{kernel.name} stores into {name}, which is given {said(arg)}",

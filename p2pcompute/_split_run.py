@@ -125,7 +125,7 @@ async def cut_with_splits(binding: Binding, blocks_per_chunk: int, block_units: 
     while True:
         tiled = {
             position: TiledInput.bare(
-                f"argument {position + 1}",
+                f"argument {binding.argument(position) + 1}",
                 value.array,
                 spec,
                 value.tile or tile_shape(spec, launch, per_chunk),

@@ -29,7 +29,8 @@ def run(kernel: Runnable, *args: Any, **options: Any) -> Any:
 
     Args:
         kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``; or a program: ``p2p.program(name)[items]``.
-        args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output.
+        args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` for each output, `p2p.inout(array)` for each array that
+            is changed in place.
         options: those of `Node.run` (budget, chunks, max_providers, deadline_s, samples, …) and those of `open_node`
             (profile, network, bootstrap, chain, hub, token, listen, registry, password, start_chain).
 

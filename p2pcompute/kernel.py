@@ -6,6 +6,7 @@ line, the reason and what to write instead. docs/strict.md defines what every op
 
 from __future__ import annotations
 
+import ast
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +16,14 @@ from typing import Any, NoReturn, TypeAlias
 import numpy as np
 
 from p2pcompute._given import dtype_of, lengths_of, refuse_masked
+from p2pcompute._inout import InOut, check_covered, in_place, inout_specs
 from p2pcompute._options import said
 from p2pcompute._split import Split, split_argument
 from p2pcompute.errors import KernelError, KernelTypeError, NotCalled
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit_tree
 from p2pcompute.execution._language import DTYPES, MAX_SOURCE_BYTES
-from p2pcompute.execution._language_capture import capture
+from p2pcompute.execution._language_capture import capture, source_digest
 from p2pcompute.execution._operations import can_reduce, defined_for, fold
 from p2pcompute.execution._rows import Layout
 from p2pcompute_protocols.work import ProgramRef
@@ -29,6 +31,7 @@ from p2pcompute_protocols.work import ProgramRef
 __all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out", "reduce"]
 
 Geometry: TypeAlias = int | Sequence[int]
+Rewriting: TypeAlias = Callable[[ast.Module, Admitted], ast.Module]
 _BLOCKS = {1: (128, 1, 1), 2: (16, 16, 1), 3: (8, 4, 4)}
 
 
@@ -148,8 +151,9 @@ class Binding:
     """A kernel or a program with its geometry and arguments: what a task is made from.
 
     `program` says which, where it is one; `source` is what `program_source` gives then. `specs` has one entry for each
-    parameter. `values` has a NumPy scalar, a C-contiguous array or a `Split` for each parameter that is no output, in
-    order: what `run_blocks` takes, but for a `Split`, of which it takes a window.
+    parameter of the source. `values` has a NumPy scalar, a C-contiguous array or a `Split` for each parameter that is
+    no output, in order: what `run_blocks` takes, but for a `Split`, of which it takes a window. `inout` has the places
+    in `specs` of the inputs that are behind outputs of the same argument, an array that is changed in place.
     """
 
     source: KernelSource
@@ -158,6 +162,11 @@ class Binding:
     values: tuple[Any, ...] = field(repr=False)
     layout: Layout = field(repr=False)
     program: ProgramRef | None = None
+    inout: tuple[int, ...] = ()
+
+    def argument(self, place: int) -> int:
+        """Which argument of the caller's, counted from 0, the entry `place` of `specs` is."""
+        return place - sum(behind <= place for behind in self.inout)
 
     def empty_outputs(self) -> list[np.ndarray[Any, Any]]:
         """Zeroed arrays to place chunks' rows in: the outputs, and for a combined one a partial for each block."""
@@ -175,6 +184,34 @@ class Binding:
         ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """One way to say a kernel: as its author wrote it, or rewritten for what it is bound to."""
+
+    source: KernelSource
+    tree: ast.Module = field(repr=False)  # with the author's lines
+    filenames: Mapping[str, str] = field(repr=False)
+    admitted: Admitted = field(repr=False)
+
+    @classmethod
+    def of(cls, source: KernelSource, tree: ast.Module, filenames: Mapping[str, str]) -> _Form:
+        """Admit it."""
+        admitted = admit_tree(tree, source.entry, filenames)
+        if len(source.text.encode()) > MAX_SOURCE_BYTES:
+            raise KernelError(
+                f"the kernel's source is longer than {MAX_SOURCE_BYTES} bytes", instead="split the kernel"
+            )
+        return cls(source=source, tree=tree, filenames=filenames, admitted=admitted)
+
+    def rewritten(self, rewriting: Rewriting) -> _Form:
+        """What a rewriting makes of it, admitted anew."""
+        tree = rewriting(self.tree, self.admitted)
+        entry = self.source.entry
+        text = ast.unparse(tree) + "\n"
+        source = KernelSource(text=text, entry=entry, digest=source_digest(entry, text))
+        return _Form.of(source, tree, self.filenames)
+
+
 class Kernel:
     """A checked kernel. Made by `kernel`.
 
@@ -186,11 +223,9 @@ class Kernel:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         captured = capture(function, unwrap_device=_unwrap)
-        self._admitted: Admitted = admit_tree(captured.tree, captured.source.entry, captured.filenames)
-        if len(captured.source.text.encode()) > MAX_SOURCE_BYTES:
-            raise KernelError(
-                f"the kernel's source is longer than {MAX_SOURCE_BYTES} bytes", instead="split the kernel"
-            )
+        self._form = _Form.of(captured.source, captured.tree, captured.filenames)
+        self._variants: dict[tuple[Rewriting, ...], _Form] = {}
+        self._admitted: Admitted = self._form.admitted
         self.source: KernelSource = captured.source
         self.name: str = getattr(function, "__name__", "kernel")
         self.params: tuple[str, ...] = self._admitted.entry.params
@@ -250,8 +285,9 @@ class Kernel:
         block = _BLOCKS[self._admitted.grid.dims]
         for name, value in zip(self.params, args, strict=True):
             mapping = self._admitted.grid.mapping.get(name, ())
-            if isinstance(value, Out):
-                for length, axis in zip(value.shape, mapping, strict=False):
+            if isinstance(value, Out | InOut):
+                shape = value.shape if isinstance(value, Out) else value.array.shape
+                for length, axis in zip(shape, mapping, strict=False):
                     grid[axis] = max(grid[axis], -(-length // block[axis]))
         launch = Launch(grid=(grid[0], grid[1], grid[2]), block=block, dims=self._admitted.grid.dims)
         return self._bind(launch, args)
@@ -271,27 +307,55 @@ class Kernel:
                 f"{self.name} takes {len(self.params)} arguments ({', '.join(self.params)}), not {len(args)}",
                 line=self._admitted.entry.node.lineno,
                 filename=self._admitted.entry.filename,
-                instead=f"give {', '.join(self.params)}, p2pcompute.out(shape, dtype) for what the kernel stores into",
+                instead=f"give {', '.join(self.params)}, p2pcompute.out(shape, dtype) for what the kernel stores into, "
+                "p2pcompute.inout(array) for what it changes in place",
             )
+
+    def _variant(self, *rewritings: Rewriting) -> _Form:
+        """The kernel after one rewriting and the next. They are kept, so each has to be hashable, by what it does."""
+        if not rewritings:
+            return self._form
+        known = self._variants.get(rewritings)
+        if known is None:
+            known = self._variants[rewritings] = self._variant(*rewritings[:-1]).rewritten(rewritings[-1])
+        return known
 
     def _bind(self, launch: Launch, args: tuple[Any, ...]) -> Binding:
         from p2pcompute.execution._lower import lower
 
         self._count(args)
+        changed = in_place(self._admitted, args)
+        form = self._variant(changed) if changed is not None else self._form
         specs: list[ArgSpec] = []
         values: list[Any] = []
+        behind: list[int] = []
         for name, value in zip(self.params, args, strict=True):
+            if isinstance(value, InOut):
+                specs += inout_specs(name, value, form.admitted)
+                values.append(value.given)
+                behind.append(len(specs) - 1)
+                continue
             if isinstance(value, Split):
-                specs.append(split_argument(name, value, self._admitted))
+                specs.append(split_argument(name, value, form.admitted))
                 values.append(value)
                 continue
             spec, taken = _argument(name, value)
             specs.append(spec)
             if taken is not None:
                 values.append(taken)
-        layout = Layout.of_admitted(self._admitted, launch, specs)
-        lower(self._admitted, launch, specs)  # types are checked here, where the author's lines are known
-        return Binding(source=self.source, launch=launch, specs=tuple(specs), values=tuple(values), layout=layout)
+        layout = Layout.of_admitted(form.admitted, launch, specs)
+        for name, value in zip(self.params, args, strict=True):
+            if isinstance(value, InOut):
+                check_covered(name, value.array.shape, form.admitted, launch)
+        lower(form.admitted, launch, specs)  # types are checked here, where the author's lines are known
+        return Binding(
+            source=form.source,
+            launch=launch,
+            specs=tuple(specs),
+            values=tuple(values),
+            layout=layout,
+            inout=tuple(behind),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +416,7 @@ def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
     elif not isinstance(value, np.ndarray):
         raise KernelTypeError(
             f"{name} is a {type(value).__name__}: {said(value)}",
-            instead="pass NumPy arrays, p2pcompute.split(...), numbers and p2pcompute.out(...)",
+            instead="pass NumPy arrays, p2pcompute.split(...), numbers, p2pcompute.out(...) and p2pcompute.inout(...)",
         )
     refuse_masked(value, name)
     if value.dtype.name not in DTYPES or not value.dtype.isnative:

@@ -178,7 +178,13 @@ def _not_own(node: ast.Subscript, name: str, places: Places, filename: str) -> K
     first = _indices(node)[0]
     used = [inner for inner in ast.walk(first) if isinstance(inner, ast.expr) and places.thread(inner) is not None]
     axes = {places.thread(inner) for inner in used}
-    if isinstance(first, ast.Constant):
+    loads = isinstance(node.ctx, ast.Load)
+    if loads and len(axes) < 2 and (isinstance(first, ast.Constant) or (used and isinstance(first, ast.BinOp))):
+        instead = (
+            "what other threads store is not loaded: for what was there before, take one more parameter, for which the "
+            f"array is passed as an input, and load it from there, given[{ast.unparse(node.slice)[:60]}]"
+        )
+    elif isinstance(first, ast.Constant):
         instead = (
             f"store each thread's own value, {name}[i] = ..., and pass p2pcompute.reduce(op, shape, dtype), which "
             "combines them, in place of p2pcompute.out; or store one for each block, "
@@ -186,8 +192,9 @@ def _not_own(node: ast.Subscript, name: str, places: Places, filename: str) -> K
         )
     elif len(axes) > 1:
         instead = (
-            f"give {name} an axis for each grid axis, p2pcompute.out((height, width), dtype), and write {name}[y, x]: "
-            "reshaped behind the call it is the flat array"
+            f"give {name} an axis for each grid axis, p2pcompute.out((height, width), dtype) or, where it is changed "
+            f"in place, p2pcompute.inout(array.reshape(height, width)), and write {name}[y, x]: reshaped behind the "
+            "call it is the flat array"
         )
     elif used and isinstance(first, ast.BinOp):
         instead = (

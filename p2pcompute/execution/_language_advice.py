@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import types
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -77,39 +76,19 @@ _INSTEAD_OF = (
 )
 
 
-def in_place(function: ast.FunctionDef, name: str, shape: Sequence[int], dtype: str) -> tuple[int, str]:
-    """The line in which a kernel first stores into its input `name`, 0 where none is found, and what to write there."""
-    stores = [
-        (node, target)
+def in_place(function: ast.FunctionDef, name: str) -> tuple[int, str]:
+    """The line in which a kernel first stores into its input `name`, 0 where none is found, and what to write."""
+    lines = [
+        node.lineno
         for node in ast.walk(function)
-        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
-        if isinstance(node, ast.Assign | ast.AugAssign)
-        and isinstance(target, ast.Subscript)
-        and isinstance(target.value, ast.Name)
-        and target.value.id == name
+        if isinstance(node, ast.Subscript)
+        and isinstance(node.ctx, ast.Store)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == name
     ]
-    general = (
-        "pass p2pcompute.out(shape, dtype) for it; that starts as zeros: load what is changed in place from an input "
-        "of another name"
-    )
-    if not stores:
-        return 0, general
-    node, target = min(stores, key=lambda store: store[0].lineno)
-    taken = {arg.arg for arg in function.args.args} | {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
-    new = next((word for word in ("result", "changed", "stored") if word not in taken), "")
-    place, was = ast.unparse(target.slice), ast.unparse(node)
-    value = node.value
-    if isinstance(node, ast.AugAssign):
-        value = ast.BinOp(ast.Subscript(target.value, target.slice, ast.Load()), node.op, node.value)
-    line = f"{new}[{place.removeprefix('(').removesuffix(')') if isinstance(target.slice, ast.Tuple) else place}]"
-    line += f" = {ast.unparse(value)}"
-    if not new or max(len(line), len(was)) > _LONGEST or (isinstance(node, ast.Assign) and len(node.targets) > 1):
-        return node.lineno, general
-    extent = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
-    more = ", and so at its other stores; what was stored is loaded from there" if len(stores) > 1 else ""
-    return node.lineno, (
-        f"inputs stay as they are: write {line} in place of {was}{more}, with one more parameter {new}, for which "
-        f"p2pcompute.out({extent}, np.{dtype}) is passed"
+    return min(lines, default=0), (
+        f"pass p2pcompute.inout({name}): the changed array comes back, and {name} itself stays as it is; or "
+        "p2pcompute.out(shape, dtype) for what is only stored"
     )
 
 

@@ -93,7 +93,7 @@ def check_launch(admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) ->
                 raise refuse(f"{name} can't be split so: {fault}", "pass the whole array, or split it otherwise")
         mapping = admitted.grid.mapping.get(name)
         if isinstance(spec, InputSpec) and mapping is not None:
-            line, instead = in_place(entry.node, name, spec.shape, spec.dtype)
+            line, instead = in_place(entry.node, name)
             raise refuse(f"the kernel stores into {name}, which is an input", instead, line)
         if isinstance(spec, OutputSpec) and mapping is None:
             raise refuse(f"{name} is an output and the kernel never stores into it", "pass an array, or store into it")

@@ -104,6 +104,19 @@ def moments(total: Any, largest: Any, x: Any) -> None:
         largest[i] = x[i]
 
 
+@kernel
+def mirrored(x: Any, sums: Any) -> None:
+    part = cuda.shared.array(64, np.float32)
+    i = cuda.grid(1)
+    t = cuda.threadIdx.x
+    part[t] = x[i]
+    cuda.syncthreads()
+    if i % 3:
+        x[i] += part[63 - t]
+    if t == 0:
+        sums[cuda.blockIdx.x] += part[0]
+
+
 def named() -> dict[str, Binding]:
     rng = np.random.default_rng(1)
     x, y = rng.standard_normal((2, COUNT), dtype=np.float32)
@@ -115,10 +128,11 @@ def named() -> dict[str, Binding]:
         "moments": moments[COUNT // 64, 64].bind(
             p2p.reduce("sum", (COUNT,), np.float32), p2p.reduce("max", (COUNT,), np.float32), x
         ),
+        "mirrored": mirrored[COUNT // 64, 64].bind(p2p.inout(x), p2p.inout(y[: COUNT // 64])),
     }
 
 
-@pytest.mark.parametrize("name", ["saxpy", "mandelbrot", "tiled", "moments"])
+@pytest.mark.parametrize("name", ["saxpy", "mandelbrot", "tiled", "moments", "mirrored"])
 def test_kernels_of_common_kinds(cpu: CpuBackend, gpu: CudaBackend, name: str) -> None:
     both(cpu, gpu, named()[name])
 

@@ -111,6 +111,7 @@ def calls() -> Iterator[tuple[str, Callable[[Any], object]]]:
     yield "reduce(operation)", lambda v: p2p.reduce(v, 5, "f4")
     yield "reduce(shape)", lambda v: p2p.reduce("sum", v, "f4")
     yield "reduce(dtype)", lambda v: p2p.reduce("sum", 5, v)
+    yield "inout(array)", p2p.inout
     yield "split(array)", p2p.split
     yield "split(halo)", lambda v: p2p.split(X, halo=v)
     yield "split(edge)", lambda v: p2p.split(X, edge=v)
@@ -211,6 +212,9 @@ def test_a_tile_and_a_halo_of_one_axis_are_numbers() -> None:
         (lambda: p2p.out([2, HALF], "f4"), "shape is .2, 4.5.; give a length"),
         (lambda: p2p.random.uniform(HALF, 0, 0), "asked for by 4.5; pass integers"),
         (lambda: p2p.new("x", reduce="mean", shape=8), "not combined by 'mean'; use one of sum"),
+        (lambda: p2p.run(in_place, X, X), r"stores into x, which is an input; pass p2pcompute\.inout\(x\)"),
+        (lambda: p2p.run(in_place, p2p.inout(X[:0]), X[:0]), r"x has the shape \(0,\)"),
+        (lambda: p2p.run(in_place, p2p.inout(X), X[:0]), r"v has the shape \(0,\); pass at least one element"),
         (lambda: p2p.run(saxpy, p2p.new("x"), 2.0, X, X), r"out is a New: p2p\.new\('x'\)"),
     ],
 )
@@ -283,6 +287,9 @@ def test_a_wallet_is_opened_by_the_same_words() -> None:
         (decay, {"x": X}, (1.0, 2.0), "takes 1 of them; pass one for each of gain"),
         (in_place, {"x": X}, (X,), "in_place stores into x, .*; call the parameter new_x: it starts as zeros"),
         (saxpy, {"x": X}, (2.0, X), "saxpy stores into out, .*; call the parameter new_x"),
+        (p2p.step(in_place, p2p.inout(X), X), {"x": X}, (),
+         r"x is given p2pcompute\.inout, and no launch of a round .*; store into an output .*p2p\.new\(\"x\"\)"),
+        (decay, {"x": X}, (p2p.inout(X),), "gain is given p2pcompute.inout"),
         (p2p.step(saxpy, X, 2.0, X, X), {"x": X}, (), r"stores into out, .*; pass p2p\.new\(\"x\"\) for it"),
         (p2p.step(saxpy, p2p.new("x"), 2.0, p2p.new("x"), X), {"x": X}, (),
          r"never stores into x, which is given p2p\.new\('x'\); pass p2p\.state\(\"x\"\)"),

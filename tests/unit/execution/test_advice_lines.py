@@ -25,20 +25,12 @@ def increment_by_one(an_array: Any) -> None:
         an_array[pos] += 1
 
 
-@p2p.kernel
-def incremented_by_one(an_array: Any, result: Any) -> None:
-    pos = cuda.grid(1)
-    if pos < an_array.size:
-        result[pos] = an_array[pos] + 1
-
-
 def test_a_sum_in_place() -> None:
     with pytest.raises(KernelTypeError) as refused:
         increment_by_one[8, 128].bind(X)
-    assert "write result[pos] = an_array[pos] + 1 in place of an_array[pos] += 1, with one more" in str(refused.value)
-    assert "for which p2pcompute.out((1000,), np.float32) is passed" in str(refused.value)
+    assert "pass p2pcompute.inout(an_array): the changed array comes back" in str(refused.value)
     assert refused.value.line == 25  # of the store
-    (result,) = once(CpuBackend(), incremented_by_one[8, 128].bind(X, p2p.out((1000,), np.float32)))
+    (result,) = once(CpuBackend(), increment_by_one[8, 128].bind(p2p.inout(X)))
     assert np.array_equal(result, X + 1)
 
 
@@ -51,23 +43,40 @@ def scale(a: Any, result: Any) -> None:
         a[x, y] = a[x, y] / 2
 
 
-def test_several_stores_and_a_name_that_is_taken() -> None:
-    with pytest.raises(KernelTypeError) as refused:
-        scale[(1, 1), (8, 8)].bind(np.zeros((8, 4)), p2p.out((8, 4), np.float64))
-    said = str(refused.value)
-    assert "write changed[x, y] = a[x, y] * (a[x, y] - 1) in place of a[x, y] *= a[x, y] - 1, and so at its" in said
-    assert "p2pcompute.out((8, 4), np.float64)" in said
+def test_several_stores() -> None:
+    a = np.arange(32.0).reshape(8, 4)
+    with pytest.raises(KernelTypeError, match=r"pass p2pcompute\.inout\(a\)") as refused:
+        scale[(1, 1), (8, 8)].bind(a, p2p.out((8, 4), np.float64))
+    assert refused.value.line == scale.function.__code__.co_firstlineno + 5
+    changed, _ = once(CpuBackend(), scale[(1, 1), (8, 8)].bind(p2p.inout(a), p2p.out((8, 4), np.float64)))
+    assert np.array_equal(changed, a * (a - 1) / 2)
 
 
-def test_what_is_too_long_to_be_shown_is_said_in_general() -> None:
-    @p2p.kernel
-    def long(a: Any) -> None:
-        i = cuda.grid(1)
-        if i < a.size:
-            a[i] = a[i] + 1 + 2 + 3 + 4 + 5 + 6 + 7 + 8 + 9 + 10 + 11 + 12 + 13 + 14 + 15 + 16 + 17 + 18 + 19 + 20 + 21
+def test_an_array_for_what_is_only_stored() -> None:
+    with pytest.raises(KernelTypeError, match=r"or p2pcompute\.out\(shape, dtype\) for what is only stored"):
+        scale[(1, 1), (8, 8)].bind(p2p.inout(np.zeros((8, 4))), np.zeros((8, 4)))
 
-    with pytest.raises(KernelTypeError, match="load what is changed in place from an input of another name"):
-        long[1, 64].bind(X)
+
+@p2p.kernel
+def shifted(a: Any, given: Any) -> None:
+    i = cuda.grid(1)
+    if 0 < i < a.size:
+        a[i] += given[i - 1]
+
+
+def test_what_was_at_another_thread() -> None:
+    with pytest.raises(KernelError) as refused:
+
+        @p2p.kernel
+        def tutorial(a: Any) -> None:
+            i = cuda.grid(1)
+            if 0 < i < a.size:
+                a[i] += a[i - 1]
+
+    assert "one more parameter, for which the array is passed as an input" in str(refused.value)
+    assert "load it from there, given[i - 1]" in str(refused.value)
+    (result,) = once(CpuBackend(), shifted[8, 128].bind(p2p.inout(X), X))
+    assert np.array_equal(result, X + np.concatenate([X[:1] * 0, X[:-1]]))
 
 
 @p2p.kernel

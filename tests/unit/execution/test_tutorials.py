@@ -1,7 +1,8 @@
 """Kernels as tutorials and courses of numba.cuda write them, each thread by itself: they run as they stand, or with
 the one line changed that a comment names, and give what plain NumPy or Python gives.
 
-What differs everywhere is the call: ``p2p.run(kernel, p2p.out(shape, dtype), ...)`` in place of copies and a launch.
+What differs everywhere is the call: ``p2p.run(kernel, p2p.out(shape, dtype), ...)`` in place of copies and a launch,
+with `p2p.inout(array)` for what a kernel changes in place.
 """
 
 # ruff: noqa: E741, RUF046, SIM108 - as tutorials write
@@ -16,6 +17,7 @@ import pytest
 from numba import cuda, float32
 
 from p2pcompute import random
+from p2pcompute._inout import inout
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.kernel import Binding, device, kernel, out
 
@@ -86,15 +88,36 @@ def test_saxpy_with_a_grid_stride_loop(backend: CpuBackend) -> None:
 
 
 @kernel
-def increment_a_2D_array(result, an_array):  # a parameter more: what is loaded and what is stored are two arrays
+def increment_by_one(an_array):
+    # Thread id in a 1D block
+    tx = cuda.threadIdx.x
+    # Block id in a 1D grid
+    ty = cuda.blockIdx.x
+    # Block width, i.e. number of threads per block
+    bw = cuda.blockDim.x
+    # Compute flattened index inside the array
+    pos = tx + ty * bw
+    if pos < an_array.size:  # Check array boundaries
+        an_array[pos] += 1
+
+
+def test_in_place(backend: CpuBackend) -> None:
+    a = np.arange(1000, dtype=np.float32)
+    threadsperblock = 32
+    blockspergrid = (a.size + (threadsperblock - 1)) // threadsperblock
+    same(run(backend, increment_by_one[blockspergrid, threadsperblock].bind(inout(a))), a + 1)
+
+
+@kernel
+def increment_a_2D_array(an_array):
     x, y = cuda.grid(2)
     if x < an_array.shape[0] and y < an_array.shape[1]:
-        result[x, y] = an_array[x, y] + 1  # was an_array[x, y] += 1
+        an_array[x, y] += 1
 
 
 def test_two_axes(backend: CpuBackend) -> None:
     a = np.arange(35.0).reshape(5, 7)
-    same(run(backend, increment_a_2D_array[(2, 2), (4, 4)].bind(out(a.shape, a.dtype), a)), a + 1)
+    same(run(backend, increment_a_2D_array[(2, 2), (4, 4)].bind(inout(a))), a + 1)
 
 
 @kernel

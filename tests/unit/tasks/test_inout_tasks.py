@@ -1,0 +1,139 @@
+"""Tasks whose kernels change arrays in place, end to end: sampled, paid, hired, and like any other to all others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import p2pcompute as p2p
+from p2pcompute import cuda
+from p2pcompute.errors import KernelTypeError
+from p2pcompute.tasks import ChunkDone, LiarCaught, TaskEnded
+from p2pcompute.testing._output_faults import lie
+from p2pcompute_protocols.work import ArrayArg, OutArg
+
+from ..market._harness import SIZE, Market, Watch, X, in_memory
+
+
+@p2p.kernel
+def increment_by_one(an_array):  # type: ignore[no-untyped-def]
+    pos = cuda.grid(1)
+    if pos < an_array.size:
+        an_array[pos] += 1
+
+
+@p2p.kernel
+def accumulate(total, gain, x):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < total.size and x[i] > 0:
+        total[i] += gain * x[i]
+
+
+CHANGED = X + 1
+
+
+def test_a_tutorials_kernel_is_run_sampled_and_paid() -> None:
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        node = await market.node(connect=(provider,))
+        watch = Watch()
+        mine = X.copy()
+        found = await node.run(increment_by_one[SIZE // 128, 128], p2p.inout(mine), chunks=4, on_event=watch)
+        assert found.tobytes() == CHANGED.tobytes()
+        assert mine.tobytes() == X.tobytes()
+        assert len(watch.of(ChunkDone)) == 4
+        assert all(event.checked for event in watch.of(ChunkDone))
+        (ended,) = watch.of(TaskEnded)
+        assert 0 < ended.paid_uusd == await market.spent_uusd(node) == await market.claimed_uusd(provider)
+
+    in_memory(scenario)
+
+
+def test_a_lie_is_caught_and_computed_anew() -> None:
+    async def scenario(market: Market) -> None:
+        liar, honest = await market.provider(fault=lie(1, 8)), await market.provider()
+        node = await market.node(connect=(liar, honest))
+        watch = Watch()
+        found = await node.run(increment_by_one, p2p.inout(X), chunks=16, on_event=watch)
+        assert found.tobytes() == CHANGED.tobytes()
+        assert [event.provider for event in watch.of(LiarCaught)] == [liar.peer_id]
+
+    in_memory(scenario)
+
+
+def test_chunks_split_arrays_and_other_outputs() -> None:
+    async def scenario(market: Market) -> None:
+        node = await market.node(connect=(await market.provider(), await market.provider()))
+        found = np.zeros_like(X)
+        async with node.map(increment_by_one, p2p.inout(p2p.split(X, tile=256)), chunks=8) as chunks:
+            async for chunk in chunks:
+                first = chunk.first_block * 128
+                found[first : first + chunk.blocks * 128] = chunk.rows[0]
+        assert found.tobytes() == CHANGED.tobytes()
+        gain = np.float32(3)
+        found = await node.run(accumulate, p2p.inout(CHANGED), gain, X, fp="fast")
+        np.testing.assert_allclose(found, CHANGED + gain * X, rtol=1e-5)
+        pair = await node.run(both, p2p.inout(X), p2p.reduce("sum", SIZE, np.float32), p2p.inout(X[::-1]))
+        assert [np.shape(one) for one in pair] == [(SIZE,), (), (SIZE,)]
+        assert pair[2].tobytes() == X[::-1].tobytes()
+
+    in_memory(scenario)
+
+
+@p2p.kernel
+def both(a, s, b):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < a.size:
+        a[i], b[i] = b[i], b[i]
+        s[i] = a[i] - b[i]
+
+
+def test_a_hire_takes_another_array_each_call() -> None:
+    async def scenario(market: Market) -> None:
+        node = await market.node(connect=(await market.provider(),))
+        watch = Watch()
+        async with node.hire(
+            accumulate, p2p.inout(CHANGED), np.float32(1), X, budget="0.10 USD", chunks=2, on_event=watch
+        ) as hired:
+            total = X * 2
+            for step in range(3):
+                given: Any = p2p.inout(total) if step % 2 else total
+                due = total + np.float32(step) * X
+                total = await hired.run(given, np.float32(step), X)
+                assert total.tobytes() == due.tobytes()
+            with pytest.raises(KernelTypeError, match="2 inputs are given and the hired kernel takes 3"):
+                await hired.run(np.float32(1), X)
+            with pytest.raises(KernelTypeError, match=r"argument 0 was hired as float32\(4096,\) and float64"):
+                await hired.run(total.astype(np.float64), np.float32(1), X)
+            with pytest.raises(
+                KernelTypeError, match=r"argument 2 was hired as float32\(4096,\), and no array is given"
+            ):
+                await hired.run(total, np.float32(1), p2p.inout(X))
+            with pytest.raises(KernelTypeError, match="no array is given"):
+                await hired.run(p2p.inout(p2p.split(total)), np.float32(1), X)
+        assert len(watch.of(ChunkDone)) == 6
+        assert all(event.checked for event in watch.of(ChunkDone))
+        with pytest.raises(KernelTypeError, match="an input of a hire is not split"):
+            node.hire(increment_by_one, p2p.inout(p2p.split(X)))
+
+    in_memory(scenario)
+
+
+def test_what_is_sent_is_an_output_and_an_input() -> None:
+    from p2pcompute.tasks._work import chunk_work
+
+    work, blobs = chunk_work(increment_by_one.bind(p2p.inout(X)), blocks_per_chunk=4, units_per_chunk=1)
+    output, given = work.args
+    assert output == OutArg(dtype="float32", shape=(SIZE,))
+    assert isinstance(given, ArrayArg)
+    assert blobs[given.digest] == X.tobytes()
+    assert blobs[work.kernel.digest] == increment_by_one.bind(p2p.inout(X)).source.text.encode()
+
+
+def test_programs_change_nothing_in_place() -> None:
+    program = p2p.program("a:b", version="1", digest="00" * 32)
+    for runnable in (program, program[4]):
+        with pytest.raises(KernelTypeError, match=r"argument 2 is p2pcompute\.inout, and programs change nothing"):
+            runnable.bind(1.0, p2p.inout(X))
