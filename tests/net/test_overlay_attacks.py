@@ -89,9 +89,12 @@ def few_are_a_flood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(_POINTS, Offence.FLOOD, 5.0)
 
 
-async def knock(node: Libp2pOverlay, stack: AsyncExitStack, source: str) -> tuple[trio.SocketStream, bool]:
+async def knock(node: Libp2pOverlay, stack: AsyncExitStack, source: str) -> tuple[Any, bool]:
     """Connect, say nothing, and tell whether the node begins to negotiate."""
-    stream = await stack.enter_async_context(await tcp(node.addresses[0], source))
+    try:
+        stream = await stack.enter_async_context(await tcp(node.addresses[0], source))
+    except ConnectionResetError:  # sent away before this side knew that it was there
+        return None, False
     try:
         return stream, bool(await stream.receive_some())
     except trio.BrokenResourceError:
@@ -155,12 +158,13 @@ def test_ten_thousand_streams_on_64_connections_of_one_peer() -> None:
                 worst = max([worst, *(use.streams for use in crowd)])
                 assert victim.limits_report().memory_bytes < 32 * 1024 * 1024
 
-            await crowd_comes(victim, 64, 160, meanwhile)
+            def both_are_refused() -> bool:  # the attacker is done when it has asked, and the victim takes its time
+                refused = victim.limits_report().refused
+                return all(any(name.startswith(what) for name in refused) for what in ("connection", "stream"))
+
+            await crowd_comes(victim, 64, 160, meanwhile, both_are_refused)
             assert answered > 0
             assert worst <= Limits().streams_per_peer
-            refused = victim.limits_report().refused
-            assert any(name.startswith("connection") for name in refused)
-            assert any(name.startswith("stream") for name in refused)
             assert await answers(friend, victim.peer_id)
             # It has gone: so has all that was held for it.
             await wait_until(lambda: [use.peer_id for use in victim.limits_report().peers] == [friend.peer_id])
