@@ -30,6 +30,7 @@ from p2pcompute.identity import NodeKey
 from p2pcompute.overlay import Limits, Offence, ProtocolLimits, Rate, Subject, open_libp2p
 from p2pcompute.overlay._bans import _POINTS
 from p2pcompute.overlay._libp2p import Libp2pOverlay
+from p2pcompute.overlay._mends import MendedSwarm
 from p2pcompute.testing._overlay_checks import PrefixValidator
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
 
@@ -263,6 +264,28 @@ def test_connections_that_come_and_go_have_a_rate() -> None:
             greeted = [(await knock(victim, stack, "127.0.5.1"))[1] for _ in range(5)]
             assert greeted == [True] * 3 + [False] * 2
             assert (await knock(victim, stack, "127.0.5.2"))[1]
+
+    run(main)
+
+
+def test_who_is_refused_has_no_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few hundred of them a second are noticed by nobody (benchmarks/network_attack.py)."""
+    welcomed: list[str] = []
+    welcome = MendedSwarm.welcome
+
+    async def counted(swarm: Any, stream: Any, visit: Any, maddr: Any) -> None:
+        welcomed.append(visit.place.host)
+        await welcome(swarm, stream, visit, maddr)
+
+    monkeypatch.setattr(MendedSwarm, "welcome", counted)
+
+    async def main() -> None:
+        limits = replace(UNDEFENDED, loopback_exempt=False, handshake_rate_per_host=Rate(per_s=1e-9, burst=1))
+        async with a_node(limits=limits) as victim, AsyncExitStack() as stack:
+            greeted = [(await knock(victim, stack, f"127.0.5.{number}"))[1] for number in (1, 1, 1, 2, 1, 2)]
+            assert greeted == [True, False, False, True, False, False]
+            assert welcomed == ["127.0.5.1", "127.0.5.2"]
+            assert victim.limits_report().handshakes == 2
 
     run(main)
 
