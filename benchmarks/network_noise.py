@@ -23,7 +23,7 @@ from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 
-from p2pcompute.overlay._mends import _LocatedStream
+from p2pcompute.overlay._listener import LocatedStream
 from p2pcompute.overlay._secured import SecureSocket
 from p2pcompute.overlay._upgrader import NOISE_AESGCM_ID, NOISE_ID, MendedUpgrader
 from p2pcompute.overlay.noise import AESGCM, BUFFER_BYTES, CHACHAPOLY, MAX_PLAINTEXT, Opener, Sealer, Suite, cut
@@ -77,7 +77,7 @@ async def receive(listener: trio.SocketListener, protocol: str, total: int, pipe
         stream = await listener.accept()
     upgrader = upgrader_for(protocol)
     os.write(pipe, upgrader._peer.to_bytes())
-    conn = await upgrader.upgrade_security(RawConnection(_LocatedStream(stream), False), False)
+    conn = await upgrader.upgrade_security(RawConnection(LocatedStream(stream), False), False)
     assert isinstance(conn, SecureSocket)
     start, cpu = time.perf_counter(), spent()
     left, reads = total, 0
@@ -99,7 +99,7 @@ async def send(port: int, protocol: str, total: int, pipe: int) -> dict[str, Any
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     expected = ID(await trio.to_thread.run_sync(os.read, pipe, 38))
     upgrader = upgrader_for(protocol)
-    conn = await upgrader.upgrade_security(RawConnection(_LocatedStream(stream), True), True, expected)
+    conn = await upgrader.upgrade_security(RawConnection(LocatedStream(stream), True), True, expected)
     assert isinstance(conn, SecureSocket)
     source = memoryview(os.urandom(CHUNK))
     cpu = spent()

@@ -28,6 +28,7 @@ from ._api import MAX_CONNECTIONS, RECEIVE_BYTES, StreamReset
 from ._bulk import BulkSwarm
 from ._counters import ConnectionReport, Direction, OverlayCounters, StreamCount
 from ._mends import MendedPubsub
+from ._muxer import Yamux
 from ._streams import Libp2pStream
 from .noise import NoiseError, WrongPeer
 
@@ -184,6 +185,8 @@ class CountedSwarm(BulkSwarm):
             raise
 
     async def notify_connected(self, conn: INetConn) -> None:
+        if isinstance(conn.muxed_conn, Yamux):
+            await conn.muxed_conn.turn.step()
         peer = _peer_of(conn.muxed_conn.peer_id)
         if peer is not None and isinstance(conn, SwarmConn):
             if len(self._seen) > 2 * MAX_CONNECTIONS:  # of some nobody has said that they ended

@@ -42,6 +42,7 @@ from p2pcompute_protocols.ids import peer_id_from_bytes
 
 from ._api import STREAM_TIMEOUT_S
 from ._defence import Defence
+from ._muxer import Yamux
 from ._stream_lines import BoundedMultiselect, BoundedMultiselectClient
 
 if TYPE_CHECKING:
@@ -218,6 +219,9 @@ class OurHost(IHost):
         Raises SwarmException where there is no connection, and StreamFailure where it speaks none of them. A stream
         that is cancelled on its way is reset.
         """
+        for conn in self._swarm.get_connections(peer_id)[:1]:  # to each newcomer we open some
+            if isinstance(conn.muxed_conn, Yamux):
+                await conn.muxed_conn.turn.step()
         stream = await self._swarm.new_stream(peer_id)
         try:
             protocol = await self.multiselect_client.select_one_of(

@@ -127,8 +127,9 @@ class Libp2pOverlay:
         nursery.start_soon(self._upgrader.turns.run)
         nursery.start_soon(self._defence.watch)
         nursery.start_soon(self._swarm.watch_bulk)
+        door = self._upgrader.turns.turn("the door")
         for listener in listeners:
-            nursery.start_soon(listener.serve, self._swarm._handle_inbound_connection)
+            nursery.start_soon(listener.serve, self._swarm.admit, self._swarm.welcome, door.step)
 
     async def shut_down(self) -> None:
         """Say goodbye to everybody, all at once; bounded, and not to be cancelled."""

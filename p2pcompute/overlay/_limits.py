@@ -6,6 +6,7 @@ value stands in docs/limits.md, and a test compares that page with this table.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 from collections.abc import Mapping
@@ -142,14 +143,19 @@ class Place:
     @classmethod
     def of(cls, ip: str | None, *, loopback_exempt: bool = True) -> Place:
         """The place of an IP address, as a socket gives it. An IPv4 address in IPv6 counts as what it is."""
-        try:
-            address = ipaddress.ip_address((ip or "").partition("%")[0])
-        except ValueError:
-            return cls(host="unknown", subnet="unknown", exempt=False)
-        mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-        address = mapped or address
-        exempt = loopback_exempt and address.is_loopback
-        host_bits, subnet_bits = (32, 24) if address.version == 4 else (64, 48)
-        host = ipaddress.ip_network((address, host_bits), strict=False)
-        subnet = ipaddress.ip_network((address, subnet_bits), strict=False)
-        return cls(host=str(address) if address.version == 4 else str(host), subnet=str(subnet), exempt=exempt)
+        return _place(ip, loopback_exempt)
+
+
+@functools.lru_cache(maxsize=1024)  # it is asked for several times by each who comes, also by those who may not
+def _place(ip: str | None, loopback_exempt: bool) -> Place:
+    try:
+        address = ipaddress.ip_address((ip or "").partition("%")[0])
+    except ValueError:
+        return Place(host="unknown", subnet="unknown", exempt=False)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    address = mapped or address
+    exempt = loopback_exempt and address.is_loopback
+    host_bits, subnet_bits = (32, 24) if address.version == 4 else (64, 48)
+    host = ipaddress.ip_network((address, host_bits), strict=False)
+    subnet = ipaddress.ip_network((address, subnet_bits), strict=False)
+    return Place(host=str(address) if address.version == 4 else str(host), subnet=str(subnet), exempt=exempt)

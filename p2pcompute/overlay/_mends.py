@@ -10,13 +10,12 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
-from libp2p.abc import IHost, IListener, IMuxedConn, INetStream, IRawConnection
+from libp2p.abc import IHost, IMuxedConn, INetStream, IRawConnection
 from libp2p.custom_types import StreamHandlerFn, TProtocol
-from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.connection import swarm_connection
@@ -44,7 +43,8 @@ from ._api import (
 from ._bans import Offence
 from ._defence import Defence, Visit
 from ._gossip import LimitedGossipSub
-from ._limits import Limits, Place
+from ._limits import Limits
+from ._listener import Listener, LocatedStream
 from ._muxer import Yamux
 from ._upgrader import MendedUpgrader
 from .noise import WrongPeer
@@ -75,22 +75,6 @@ SEEN_TTL_S = 120.0
 MAX_SEEN = 16 * 1024
 
 
-class _LocatedStream(TrioTCPStream):
-    """Knows where an IPv6 peer is, for which libp2p's gives None."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        super().__init__(stream)
-        self._remote: tuple[str, int] | None = None
-        try:
-            host, port = stream.socket.getpeername()[:2]
-        except OSError:
-            return  # it has gone already
-        self._remote = str(host).partition("%")[0], int(port)  # without the zone of a link-local address
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        return self._remote
-
-
 class LocatedTcp(TCP):
     """The TCP transport for dialling. Listening is `Listener`'s."""
 
@@ -98,46 +82,8 @@ class LocatedTcp(TCP):
         conn = await super().dial(maddr)
         assert isinstance(conn, RawConnection)
         assert isinstance(conn.stream, TrioTCPStream)
-        conn.stream = _LocatedStream(conn.stream.stream)
+        conn.stream = LocatedStream(conn.stream.stream)
         return conn
-
-
-class Listener(IListener):
-    """A TCP listener that owns its port.
-
-    libp2p's sets SO_REUSEPORT, so that a second node on the port starts without a word and takes half of the
-    connections; and it runs as a system task, which outlives a cancelled host with its port still open.
-    """
-
-    def __init__(self, listener: trio.SocketListener) -> None:
-        self._listener = listener
-        host, port = listener.socket.getsockname()[:2]
-        self._address = Multiaddr(f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}")
-
-    async def serve(self, handler: Callable[[ReadWriteCloser, Multiaddr], Awaitable[None]]) -> None:
-        """Accept until closed; `handler` must not raise."""
-
-        async def accept(stream: trio.SocketStream) -> None:
-            await handler(_LocatedStream(stream), self._address)
-
-        try:
-            await trio.serve_listeners(accept, [self._listener])
-        except* trio.ClosedResourceError:
-            pass  # closed under its feet, as `close` does
-
-    async def listen(self, maddr: Multiaddr) -> None:
-        raise NotImplementedError("a Listener is made from a bound socket")
-
-    def get_addrs(self) -> tuple[Multiaddr, ...]:
-        return (self._address,)
-
-    async def close(self) -> None:
-        self.close_socket()
-        await trio.lowlevel.checkpoint()
-
-    def close_socket(self) -> None:
-        """Free the port. Idempotent."""
-        self._listener.socket.close()
 
 
 class _NoAutoConnector:
@@ -176,15 +122,6 @@ def connection_limits(limits: Limits) -> ConnectionConfig:
     )
 
 
-class _Handshake:
-    """An inbound connection that has not said yet who it is."""
-
-    def __init__(self, raw: RawConnection, host: str) -> None:
-        self.raw = raw
-        self.host = host
-        self.scope = trio.CancelScope()
-
-
 class MendedSwarm(Swarm):
     """A swarm that survives its peers, dials without delay and closes at once."""
 
@@ -206,7 +143,7 @@ class MendedSwarm(Swarm):
         self._dials: dict[ID, trio.Lock] = {}
         self.auto_connector: Any = _NoAutoConnector()
         self._from_host: Counter[str] = Counter()
-        self._handshakes: dict[trio.lowlevel.Task, _Handshake] = {}  # inbound, unfinished; the oldest first
+        self._handshakes: dict[Visit, trio.CancelScope] = {}  # inbound, unfinished; the oldest first
 
     def set_stream_handler(self, stream_handler: StreamHandlerFn) -> None:
         """Keep what a stream does to its handler away from the node.
@@ -290,30 +227,37 @@ class MendedSwarm(Swarm):
             return won[0]
         raise SwarmException("; ".join(failures)) from next(iter(failures.values()))
 
-    async def _handle_inbound_connection(self, read_write_closer: ReadWriteCloser, maddr: Multiaddr) -> None:
+    def admit(self, ip: str | None) -> Visit | None:
+        """Whether somebody from `ip` may come in; asked before anything is made for the connection. `welcome` follows
+        where this gives a visit."""
+        visit = self.defence.arrive(ip)
+        if visit is None:
+            return None
+        if not self._admit(visit):
+            visit.leave()
+            return None
+        self._from_host[visit.place.host] += 1
+        self._handshakes[visit] = trio.CancelScope()
+        return visit
+
+    async def welcome(self, stream: LocatedStream, visit: Visit, maddr: Multiaddr) -> None:
         """Upgrade an accepted connection and hold its slot until it ends.
 
-        libp2p's own holds the slot until the swarm ends, so that after `max_connections` peers have come and
-        gone a node accepts nobody any more.
+        libp2p's own (`_handle_inbound_connection`) holds the slot until the swarm ends, so that after
+        `max_connections` peers have come and gone a node accepts nobody any more.
         """
-        raw = RawConnection(read_write_closer, False)
-        remote = read_write_closer.get_remote_address()
-        visit = self.defence.arrive(remote[0] if remote is not None else None)
-        if visit is None or not self._admit(raw, visit.place):
-            if visit is not None:
-                visit.leave()
-            await raw.close()
-            return
-        host = visit.place.host
-        self._from_host[host] += 1
+        raw = RawConnection(stream, False)
+        host, scope = visit.place.host, self._handshakes.get(visit)
         self._visits[trio.lowlevel.current_task()] = visit
-        shaking = self._handshakes[trio.lowlevel.current_task()] = _Handshake(raw, host)
         try:
-            with shaking.scope:
+            if scope is None:  # another one had its place before it began
+                await raw.close()
+                return
+            with scope:
                 muxed = await self.upgrade_inbound_raw_conn(raw, maddr)
                 if isinstance(muxed, Yamux):
                     await muxed.event_closed.wait()
-            if shaking.scope.cancelled_caught:  # another one has its place
+            if scope.cancelled_caught:  # another one has its place
                 await raw.close()
         except Exception as exc:  # noqa: BLE001 - whatever a stranger sent, only its own connection suffers
             _log.debug("an inbound connection was not upgraded: %r", exc)
@@ -322,9 +266,9 @@ class MendedSwarm(Swarm):
         finally:
             visit.leave()
             self._visits.pop(trio.lowlevel.current_task(), None)
-            self._handshakes.pop(trio.lowlevel.current_task(), None)
-            if not shaking.scope.cancel_called:
-                self._inbound_limiter.release_on_behalf_of(raw)
+            self._handshakes.pop(visit, None)
+            if scope is not None and not scope.cancel_called:
+                self._inbound_limiter.release_on_behalf_of(visit)
             self._from_host[host] -= 1
             if not self._from_host[host]:
                 del self._from_host[host]
@@ -333,8 +277,8 @@ class MendedSwarm(Swarm):
         """Take a connection whose handshake is done; from here on nobody gets its place."""
         await trio.lowlevel.checkpoint_if_cancelled()
         visit = self._visits.get(trio.lowlevel.current_task())
-        self._handshakes.pop(trio.lowlevel.current_task(), None)
         if visit is not None:
+            self._handshakes.pop(visit, None)
             visit.authenticated()
         peer, where = peer_id_from_bytes(muxed_conn.peer_id.to_bytes()), _ip_of(muxed_conn)
         refusal = self.defence.check_peer(peer, inbound=visit is not None)
@@ -377,24 +321,24 @@ class MendedSwarm(Swarm):
             if isinstance(conn.muxed_conn, Yamux):
                 conn.muxed_conn.abort()
 
-    def _admit(self, raw: RawConnection, place: Place) -> bool:
-        """Take a slot for an accepted connection, from the oldest unfinished handshake where there is no other.
+    def _admit(self, visit: Visit) -> bool:
+        """Take a slot for a connection, from the oldest unfinished handshake where there is no other.
 
         A handshake that is not finished has cost its sender nothing, and an honest one needs only a few round trips,
         so whoever holds some open makes room before anybody who comes has to go.
         """
-        limits = self.defence.limits
+        limits, place = self.defence.limits, visit.place
         if not place.exempt:
-            shaking = sum(1 for other in self._handshakes.values() if other.host == place.host)
+            shaking = sum(1 for other in self._handshakes if other.place.host == place.host)
             if self._from_host[place.host] >= limits.connections_per_host or shaking >= limits.handshakes_per_host:
                 return False
         if len(self._handshakes) >= limits.handshakes or self._inbound_limiter.available_tokens < 1:
             if not self._handshakes:
                 return False
-            oldest = self._handshakes.pop(next(iter(self._handshakes)))
-            oldest.scope.cancel()
-            self._inbound_limiter.release_on_behalf_of(oldest.raw)
-        self._inbound_limiter.acquire_on_behalf_of_nowait(raw)
+            oldest = next(iter(self._handshakes))
+            self._handshakes.pop(oldest).cancel()
+            self._inbound_limiter.release_on_behalf_of(oldest)
+        self._inbound_limiter.acquire_on_behalf_of_nowait(visit)
         return True
 
     async def close(self) -> None:

@@ -36,7 +36,7 @@ from ._conn_link import LinkOverSecureConn
 from ._held import HeldBytes
 from ._link import Link, LinkBroken
 from ._muxed_stream import SMALL_BYTES, YamuxStream
-from ._turns import BEGINNING_S
+from ._turns import BEGINNING_S, Turn
 
 __all__ = ["Yamux"]
 
@@ -50,7 +50,7 @@ CLOGGED_BYTES = 64 * 1024  # writers of more than `SMALL_BYTES` wait while the s
 MAX_ANSWER_BYTES = 512 * 1024  # a peer that makes us answer but does not read is cut off here
 ANSWER_TICKS = 3  # rounds of trio's loop that a frame without payload waits for company
 FRAMES_PER_BREATH = 1024  # of what a peer sent; then other tasks run
-FRAMES_PER_LOOK = 4  # where others have something to say, after so many it is seen whether the turn is over
+FRAMES_PER_LOOK = 4  # where others have something to say, after so many the turn is over: whoever is told of one acts
 CALLS_PER_BREATH = 8  # of calls that need not wait, one lets other tasks run
 PING_INTERVAL_S = 30.0
 IDLE_TIMEOUT_S = 90.0
@@ -104,6 +104,11 @@ class Yamux(IMuxedConn):
         return self.event_closed.is_set()
 
     @property
+    def turn(self) -> Turn:
+        """That of the connection."""
+        return self._link.turn
+
+    @property
     def streams(self) -> int:
         """How many streams are open, those that linger included."""
         return len(self._streams)
@@ -125,6 +130,7 @@ class Yamux(IMuxedConn):
                     nursery.start_soon(self._keep_alive)
                     self.event_started.set()
                     await self._read_loop()
+                    await self._link.turn.step()  # what ends takes as long as what begins
                     nursery.cancel_scope.cancel()
         finally:
             self._end()
@@ -378,8 +384,6 @@ class Yamux(IMuxedConn):
                         if not self._on_event(event):
                             return
                     view = view[session.taken :]
-                    if view and limit == FRAMES_PER_LOOK and not turn.spent:
-                        continue
                     self.held.arrived()
                     self._answer()
                     if view:  # a full read of tiny frames would keep the thread for a quarter of a second

@@ -8,6 +8,7 @@ allocates nothing.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ __all__ = ["KEEP_WHOLE_BYTES", "Buffers", "Segment", "SocketLink"]
 KEPT_BUFFERS = 4  # free ones that stay; more were needed at once, and go
 KEEP_WHOLE_BYTES = 64 * 1024  # unsent bytes up to this are copied, so that a silent peer holds no buffer
 SHARED_READ_BYTES = 256 * 1024  # of one read, where others have something to say
+SHORT_READ_BYTES = 32 * 1024  # the same in a crowd, and of who passes others; to open more takes too long
 _CLOSED = "the connection is closed"
 
 
@@ -154,7 +156,7 @@ class SocketLink(ISecureConn):
     def _receive_into(self, view: memoryview) -> int:
         """What the socket has, without waiting: 0 where that is nothing, or the end."""
         if self.turn.shared:
-            view = view[:SHARED_READ_BYTES]
+            view = view[: SHORT_READ_BYTES if self.turn.short else SHARED_READ_BYTES]
         try:
             received = self._socket.recv_into(view)
         except (BlockingIOError, InterruptedError):
@@ -326,7 +328,12 @@ class SocketLink(ISecureConn):
         return self._raw.get_remote_address()
 
     def get_transport_addresses(self) -> list[Multiaddr]:
-        return self._raw.get_transport_addresses()
+        remote = self._raw.get_remote_address()
+        if remote is None:
+            return []
+        host = ipaddress.ip_address(remote[0])  # as bytes, since to read the text of an address takes 60 us
+        kind = b"\x04" if host.version == 4 else b"\x29"
+        return [Multiaddr(kind + host.packed + b"\x06" + remote[1].to_bytes(2, "big"))]
 
     def get_connection_type(self) -> ConnectionType:
         return self._raw.get_connection_type()

@@ -20,14 +20,14 @@ import heapq
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final, NoReturn
 
 import trio
 
-__all__ = ["BEGINNING_S", "QUANTUM_S", "Turn", "Turns"]
+__all__ = ["BEGINNING_S", "Turn", "Turns"]
 
-QUANTUM_S: Final = 60e-6  # after so much of a turn it is somebody else's
 BEGINNING_S: Final = 200e-6  # what is counted of a connection or a stream that begins, which is done in other tasks
 LIGHT_S: Final = 600e-6  # who took less of late passes at once
 LIGHT_SHARE: Final = 0.25  # of the time is forgiven: who takes less stays light
@@ -45,6 +45,8 @@ CALM_FADES: Final = 1.001  # a round, so that a machine that has become slower i
 MOST_S: Final = 1e-3  # that a turn waits for calm
 REST: Final = 1.0  # times what a turn took with all that it began, behind it, while somebody passes
 REST_OF_BEGINNING: Final = 3.0  # the same where it began a stream or a connection: their objects cost later, too
+STEP_S: Final = 400e-6  # from one piece of what connections begin with to the next, while others are there
+STEPS: Final = 16  # that wait: of more, the next comes sooner, so that a crowd of newcomers keeps nobody out
 MAX_PLACES: Final = 1024  # of more, those are forgotten that were quiet
 QUIET_S: Final = 1.0
 
@@ -142,10 +144,13 @@ class Turns:
         self._passed = _Debt(TOGETHER_SHARE)
         self._passes = 0
         self._passed_at = -math.inf
-        self._running = False
+        self.running = False
         self._idle = trio.lowlevel.ParkingLot()
         self._served: Turn | None = None
         self._rest = REST
+        self._stepping: dict[_Place, deque[trio.lowlevel.Task]] = {}  # who waits for a step; the next place first
+        self._step_at = -math.inf
+        self._steps_waiting = 0
         self._who: object = None  # had a turn last, and when; and when somebody else had
         self._at = self._other_at = -math.inf
 
@@ -168,7 +173,7 @@ class Turns:
 
     def shared_by(self, turn: Turn, now: float) -> bool:
         """Whether others wait, or were here of late."""
-        if not self._running:
+        if not self.running:
             return False
         return self.waiting > 0 or now - (self._other_at if turn is self._who else self._at) < RECENT_S
 
@@ -224,6 +229,38 @@ class Turns:
 
         await trio.lowlevel.wait_task_rescheduled(abort)
 
+    async def wait_for_step(self, turn: Turn) -> None:
+        """See `Turn.step`."""
+        now = self.clock()
+        if not self._stepping and (now >= self._step_at or not self.shared_by(turn, now)):
+            self._step_at = now + STEP_S
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return
+        place, task = turn.place, trio.lowlevel.current_task()
+        self._stepping.setdefault(place, deque()).append(task)
+        self._steps_waiting += 1
+        self._idle.unpark()
+
+        def abort(_raise_cancel: object) -> trio.lowlevel.Abort:
+            self._steps_waiting -= 1
+            self._stepping[place].remove(task)
+            if not self._stepping[place]:
+                del self._stepping[place]
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        self._step_at = self.clock() + STEP_S * min(1.0, STEPS / max(1, self._steps_waiting))
+
+    def _give_step(self) -> None:
+        """To the place that had none for longest, and in it to whoever asked first."""
+        self._step_at = math.inf  # until it runs
+        self._steps_waiting -= 1
+        place = next(iter(self._stepping))
+        tasks = self._stepping.pop(place)
+        trio.lowlevel.reschedule(tasks.popleft())
+        if tasks:
+            self._stepping[place] = tasks
+
     def _queue_up(self, place: _Place) -> None:
         if not place.queued:
             place.queued = True
@@ -263,15 +300,19 @@ class Turns:
 
     async def run(self) -> NoReturn:
         """Give turns, until cancelled; then nobody waits any more."""
-        self._running = True
+        self.running = True
         try:
             pace = _Pace()
             while True:
-                if not self.waiting:
+                if not self.waiting and not self._stepping:
                     await self._idle.park()
                 passes, began = self._passes, self.clock()
                 await trio.lowlevel.checkpoint()
                 now = self.clock()
+                if self._stepping and now >= self._step_at:
+                    self._give_step()
+                if not self.waiting:
+                    continue
                 at_rest = self._served is None and passes == self._passes
                 rest = self._rest if now - self._passed_at < RECENT_S else 0.0
                 hurry = self._few
@@ -280,9 +321,11 @@ class Turns:
                     while hurry and self.waiting and self._few:
                         self._serve()
         finally:
-            self._running = False
+            self.running = False
             while self.waiting:
                 self._serve()
+            while self._stepping:
+                self._give_step()
         raise AssertionError("unreachable")
 
 
@@ -294,7 +337,7 @@ class Turn:
         shared: whether others wanted something when it was taken or asked for, so that it had better be short.
     """
 
-    __slots__ = ("_began", "_passed", "_turns", "first_s", "had_s", "place", "shared", "taken", "took")
+    __slots__ = ("_began", "_passed", "first_s", "had_s", "place", "shared", "taken", "took", "turns")
 
     def __init__(self, turns: Turns, place: _Place) -> None:
         self.place = place
@@ -302,18 +345,18 @@ class Turn:
         self.first_s = FIRST_S
         self.took = _Debt()
         self.taken = self.shared = False
-        self._turns = turns
+        self.turns = turns
         self._passed = False
         self._began = 0.0
 
     @property
-    def spent(self) -> bool:
-        """Whether the turn took as long as a turn may."""
-        return self.taken and self._turns.clock() - self._began >= QUANTUM_S
+    def short(self) -> bool:
+        """Whether it had better be done in a tenth of a millisecond: it passes others, or is one of a crowd."""
+        return self.shared and (self._passed or self.turns.waiting > FEW)
 
     def try_take(self) -> bool:
         """Have the turn now, if it need not be waited for. `done` follows, before anything else is waited for."""
-        turns = self._turns
+        turns = self.turns
         self._began = now = turns.clock()
         self.shared = shared = turns.shared_by(self, now)
         self._passed = self.taken = not shared or turns.passes(self, now)
@@ -322,23 +365,32 @@ class Turn:
     async def take(self) -> None:
         """Wait for the turn. `done` follows, before anything else is waited for. Cancellation: it has had none."""
         if not self.try_take():
-            await self._turns.wait(self)
+            await self.turns.wait(self)
             self.taken = True
-            self._began = self._turns.clock()
+            self._began = self.turns.clock()
 
     def done(self) -> None:
         """The turn is over; nothing where there was none."""
         if self.taken:
             self.taken = False
-            turns = self._turns
+            turns = self.turns
             now = turns.clock()
             if self.shared:
                 turns.charge(self, min(now - self._began, MOST_COUNTED_S), now, passed=self._passed)
             turns.was_here(self, now)
 
+    async def step(self) -> None:
+        """Before each piece of what a connection begins with, some 0.1 ms that nobody can interrupt: while others are
+        there such pieces are done one at a time, whoever's they are, and `STEP_S` apart, so that a request meets one of
+        them. Places have theirs one after the other. Cancellation: it is not done."""
+        if not self.turns.running:
+            await trio.lowlevel.checkpoint()
+            return
+        await self.turns.wait_for_step(self)
+
     async def pay(self, cost_s: float) -> None:
         """Wait for a turn, beside the one that may be taken, for what takes `cost_s` in other tasks."""
-        turns = self._turns
+        turns = self.turns
         now = turns.clock()
         if not turns.shared_by(self, now):
             turns.was_here(self, now)

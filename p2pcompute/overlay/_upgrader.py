@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -91,6 +92,7 @@ class MendedUpgrader(TransportUpgrader):
         stream = raw_conn.stream.stream
         role = Role.INITIATOR if is_initiator else Role.RESPONDER
         turn = self.turns.turn(_subnet(raw_conn))
+        await turn.step()
         try:
             expected = public_key_of(_ed25519_peer(peer_id)) if peer_id is not None else None
             selection = Proposal(self._protocols) if is_initiator else Answer(self._protocols)
@@ -98,12 +100,15 @@ class MendedUpgrader(TransportUpgrader):
             suite = self._suites.get(selection.chosen or "")
             if suite is None:
                 return await self._by_tls(raw_conn, stream, role, expected, selection.trailing, turn)
+            if selection.trailing:  # what came with it takes as long again
+                await turn.step()
             handshake = Handshake(suite, role, self._credentials, expected=expected)
             await _say(stream, handshake, selection.trailing, turn)
         except (MultiselectError, NoiseError, ProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise SecurityUpgradeFailure(f"no secure connection: {exc}") from exc
         assert handshake.result is not None
         trailing = handshake.trailing
+        await turn.step()
         conn = SecureSocket(raw_conn, stream, suite, handshake.result, trailing=trailing, turn=turn, **self._ours())
         conn.negotiated_security_protocol = selection.chosen
         return conn
@@ -136,6 +141,7 @@ class MendedUpgrader(TransportUpgrader):
         """
         assert isinstance(conn, SocketLink)
         await conn.turn.pay(BEGINNING_S)
+        await conn.turn.step()
         if conn.muxer is None:
             muxers = [str(YAMUX_ID)]
             selection = Proposal(muxers) if conn.is_initiator else Answer(muxers)
@@ -143,7 +149,9 @@ class MendedUpgrader(TransportUpgrader):
                 await _agree(conn, selection)
             except (MultiselectError, LinkBroken) as exc:
                 raise MuxerUpgradeFailure(f"no muxer: {exc}") from exc
-        return Yamux(conn, peer_id)
+        muxed = Yamux(conn, peer_id)
+        await conn.turn.step()
+        return muxed
 
 
 def has_aes_instructions(cpuinfo: str = "/proc/cpuinfo") -> bool:
@@ -174,8 +182,8 @@ def _subnet(raw: RawConnection) -> str:
 
 
 async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turn: Turn) -> None:
-    """Send and receive until `dialogue` has come to its end, in turns: a handshake is some 0.1 ms of arithmetic for
-    each message."""
+    """Send and receive until `dialogue` has come to its end, in turns and steps: a handshake is some 0.1 ms of
+    arithmetic for each message."""
     done = await _heard(dialogue, data, turn)
     while True:
         outgoing = dialogue.data_to_send()
@@ -183,10 +191,24 @@ async def _say(stream: trio.SocketStream, dialogue: _Dialogue, data: bytes, turn
             await stream.send_all(outgoing)
         if done is not None:
             return
-        data = await stream.receive_some(_READ_BYTES)
+        data = await _receive(stream, turn)
         if not data:
             raise trio.BrokenResourceError("the peer closed the connection")
         done = await _heard(dialogue, data, turn)
+
+
+async def _receive(stream: trio.SocketStream, turn: Turn) -> bytes:
+    """What has come, read in a step of its own; empty at the end."""
+    sock: socket.socket = stream.socket._sock  # type: ignore[attr-defined] # its calls have no checkpoint
+    while True:
+        try:
+            await trio.lowlevel.wait_readable(sock)
+            await turn.step()
+            return sock.recv(_READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            continue
+        except (OSError, ValueError) as exc:
+            raise trio.BrokenResourceError(f"the connection was lost: {exc}") from exc
 
 
 async def _heard(dialogue: _Dialogue, data: bytes, turn: Turn) -> object:

@@ -157,7 +157,7 @@ class Handshake:
         self._credentials = credentials
         self._expected = expected
         self._symmetric = SymmetricState(suite, prologue)
-        self._ephemeral = ephemeral
+        self._ephemeral = X25519PrivateKey.generate() if ephemeral is None else ephemeral  # before there is a message
         self._their_ephemeral: X25519PublicKey | None = None
         self._their_static: X25519PublicKey | None = None
         self._theirs: Payload | None = None
@@ -194,6 +194,8 @@ class Handshake:
                 if message is None:
                     return None
                 self._hear(message)
+                if self._buffer and self.state is State.CALLED:  # before it costs us a key exchange
+                    raise BadMessage("more than the first message, before ours was known")
                 self._speak()
         except NoiseError as exc:
             self._broken = exc
@@ -220,8 +222,6 @@ class Handshake:
             message = bytearray()
             for token in step.tokens:
                 if token is Token.E:
-                    if self._ephemeral is None:
-                        self._ephemeral = X25519PrivateKey.generate()
                     public = self._ephemeral.public_key().public_bytes_raw()
                     self._symmetric.mix_hash(public)
                     message += public

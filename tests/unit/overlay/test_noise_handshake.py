@@ -195,13 +195,27 @@ def said_and_heard(suite: Suite, role: Role, pieces: list[bytes]) -> tuple[objec
 @pytest.mark.parametrize("role", list(Role))
 def test_every_cut_gives_the_same(suite: Suite, role: Role) -> None:
     handshake, record = transcript(suite, role)
-    data = handshake + record
-    whole = said_and_heard(suite, role, [data])
+    *before, last = messages_of(handshake)
+    data = [*before, last + record]
+    whole = said_and_heard(suite, role, data)
     assert whole[2] == record
     assert whole[3] is State.DONE
-    for at in range(1, len(data)):
-        assert said_and_heard(suite, role, [data[:at], data[at:]]) == whole
-    assert said_and_heard(suite, role, [data[at : at + 1] for at in range(len(data))]) == whole
+    for number, message in enumerate(data):
+        for at in range(1, len(message)):
+            cut = [*data[:number], message[:at], message[at:], *data[number + 1 :]]
+            assert said_and_heard(suite, role, cut) == whole
+    bytewise = [message[at : at + 1] for message in data for at in range(len(message))]
+    assert said_and_heard(suite, role, bytewise) == whole
+
+
+def messages_of(handshake: bytes) -> list[bytes]:
+    """What one side says in a handshake, with lengths."""
+    messages = []
+    while handshake:
+        end = 2 + int.from_bytes(handshake[:2], "big")
+        messages.append(handshake[:end])
+        handshake = handshake[end:]
+    return messages
 
 
 # Attacks
@@ -336,10 +350,23 @@ def test_a_recorded_handshake_can_not_be_replayed(meet: Callable[[bytes], None],
     """All that an eavesdropper has: our side has a new ephemeral key, so the recorded messages fit no more."""
     role = Role.INITIATOR if name == "responder" else Role.RESPONDER
     recorded, _ = transcript(CHACHAPOLY, role)
-    assert said_and_heard(CHACHAPOLY, role, [recorded])[3] is State.DONE  # against the same key it does
+    messages = messages_of(recorded)
+    assert said_and_heard(CHACHAPOLY, role, messages)[3] is State.DONE  # against the same key it does
     anew = Handshake(CHACHAPOLY, role, credentials(role.value))
+    for message in messages[:-1]:
+        anew.receive_data(message)
     with pytest.raises(BadMessage, match="does not authenticate"):
-        anew.receive_data(recorded)
+        anew.receive_data(messages[-1])
+
+
+def test_what_can_not_have_known_our_message_is_refused_before_a_key_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As whoever plays a recorded handshake again says it: all at once. The same, cut between messages, is heard."""
+    recorded, _ = transcript(CHACHAPOLY, Role.RESPONDER)
+    first = messages_of(recorded)[0]
+    monkeypatch.setattr(Handshake, "_mix", lambda *_: pytest.fail("a key exchange"))
+    for more in (b"\x00", recorded[len(first) :]):
+        with pytest.raises(BadMessage, match="before ours was known"):
+            ours(Role.RESPONDER).receive_data(first + more)
 
 
 def test_our_own_message_is_not_taken_back() -> None:

@@ -26,8 +26,9 @@ from p2pcompute.overlay._turns import (
     MAX_PLACES,
     MOST_COUNTED_S,
     MOST_S,
-    QUANTUM_S,
     RECENT_S,
+    STEP_S,
+    STEPS,
     Turn,
     Turns,
 )
@@ -303,7 +304,7 @@ def test_a_connection_that_is_alone_waits_for_nothing() -> None:
         for _ in range(1000):
             assert turn.try_take()
             assert not turn.shared
-            world.clock.pass_by(5 * QUANTUM_S)
+            world.clock.pass_by(3 * TURN_S)
             turn.done()
         other = world.turns.turn("other")
         await world.one(other, "other")
@@ -439,7 +440,7 @@ class Beside:
     """A muxer whose node has somebody else who says a little in each round of the loop, or nobody."""
 
     def __init__(self, *, shared: bool) -> None:
-        self.clock = Clock(look_s=QUANTUM_S / 3)
+        self.clock = Clock(look_s=20e-6)
         self.turns = Turns(self.clock)
         self.turn = self.turns.turn("crowd")
         self.shared = shared
@@ -455,6 +456,112 @@ class Beside:
                     other.done()
                 self.round += 1
                 await trio.lowlevel.checkpoint()
+
+
+# What connections begin with
+
+
+def test_what_connections_begin_with_is_done_piece_by_piece_and_apart() -> None:
+    """Whoever's it is; who begins elsewhere waits for one of a crowd's pieces at most before each of its own."""
+    pieces: list[tuple[float, str]] = []
+    before: list[tuple[float, str]] = []
+
+    async def begin(world: World, place: str, count: int) -> None:
+        turn = world.turns.turn(place)
+        for _ in range(count):
+            await turn.step()
+            pieces.append((world.clock.now, place))
+            world.clock.pass_by(TURN_S)
+
+    async def main(world: World) -> None:
+        world.nursery.start_soon(world.much, "friend", world.turns.turn("friends"))
+        await world.go_on(2 * TURN_S)
+        async with trio.open_nursery() as nursery:
+            for _ in range(CROWD):
+                nursery.start_soon(begin, world, "crowd", 3)
+            await world.go_on(5 * STEP_S)
+            before.extend(pieces)
+            nursery.start_soon(begin, world, "elsewhere", 4)
+
+    among(main)
+    assert len(pieces) == 3 * CROWD + 4
+    # Of more than `STEPS` that wait, each comes a little sooner than that.
+    assert all(later - sooner >= STEP_S * STEPS / CROWD for (sooner, _), (later, _) in pairwise(pieces[1:]))
+    assert all(later - sooner >= STEP_S for (sooner, _), (later, _) in pairwise(pieces[-STEPS:]))
+    came = len(before)
+    assert 0 < came < CROWD
+    assert [place for _, place in pieces[came : came + 10]].count("elsewhere") == 4
+
+
+def test_who_begins_alone_does_so_without_a_pause() -> None:
+    async def main(world: World) -> None:
+        turn = world.turns.turn("somewhere")
+        began = world.clock.now
+        for _ in range(10):
+            await turn.step()
+            await world.one(turn, "newcomer", took_s=0.0)
+        assert world.clock.now - began < STEP_S / 2
+
+    among(main)
+
+
+@pytest.mark.parametrize("in_turns", [True, False])
+def test_a_piece_that_is_cancelled_holds_nobody_up(in_turns: bool) -> None:
+    async def main(world: World) -> None:
+        first, second = world.turns.turn("first"), world.turns.turn("second")
+        await world.one(first, "first")
+        done = 0
+        async with trio.open_nursery() as nursery:
+
+            async def piece(turn: Turn) -> None:
+                nonlocal done
+                await turn.step()
+                done += 1
+
+            given_up = trio.CancelScope()
+
+            async def gives_up() -> None:
+                with given_up:
+                    await turns_of_second.step()
+
+            turns_of_second = second
+            await second.step()
+            nursery.start_soon(gives_up)
+            nursery.start_soon(piece, first)
+            nursery.start_soon(piece, second)
+            await trio.lowlevel.checkpoint()
+            given_up.cancel()
+        assert done == 2
+
+    among(main, in_turns=in_turns)
+
+
+def test_whoever_waits_for_a_step_has_it_when_nobody_gives_any_more() -> None:
+    async def main() -> None:
+        clock = Clock(look_s=0.0)
+        turns = Turns(clock)
+        done = 0
+
+        async def piece(place: str) -> None:
+            nonlocal done
+            await turns.turn(place).step()
+            done += 1
+
+        async with trio.open_nursery() as nursery, trio.open_nursery() as giving:
+            giving.start_soon(turns.run)
+            await trio.testing.wait_all_tasks_blocked()
+            turn = turns.turn("somewhere")
+            await turn.take()
+            turn.done()
+            for number in range(5):
+                nursery.start_soon(piece, str(number))
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            assert done == 1
+            giving.cancel_scope.cancel()
+        assert done == 5
+
+    trio.run(main)
 
 
 @pytest.mark.parametrize("shared", [True, False])
