@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
+from p2pcompute._atomics import GlobalAtomics
 from p2pcompute._given import dtype_of, lengths_of, refuse_masked
 from p2pcompute._options import said
 from p2pcompute._split import Split, split_argument
@@ -149,7 +150,8 @@ class Binding:
 
     `program` says which, where it is one; `source` is what `program_source` gives then. `specs` has one entry for each
     parameter. `values` has a NumPy scalar, a C-contiguous array or a `Split` for each parameter that is no output, in
-    order: what `run_blocks` takes, but for a `Split`, of which it takes a window.
+    order: what `run_blocks` takes, but for a `Split`, of which it takes a window. `shapes` has, for outputs that atomic
+    operations change, the shape that was asked for.
     """
 
     source: KernelSource
@@ -158,6 +160,7 @@ class Binding:
     values: tuple[Any, ...] = field(repr=False)
     layout: Layout = field(repr=False)
     program: ProgramRef | None = None
+    shapes: tuple[tuple[int, ...] | None, ...] = ()
 
     def empty_outputs(self) -> list[np.ndarray[Any, Any]]:
         """Zeroed arrays to place chunks' rows in: the outputs, and for a combined one a partial for each block."""
@@ -170,23 +173,34 @@ class Binding:
         """What a call gives, from the arrays of `empty_outputs` with every chunk in place: blocks' partials are
         combined, to a NumPy scalar where no axis is left."""
         return [
-            array if spec.reduce is None else fold(spec.reduce, array)[()]
-            for array, spec in zip(placed, self.layout.outputs, strict=True)
+            array if spec.reduce is None else fold(spec.reduce, array).reshape(self.result_shape(position))[()]
+            for position, (array, spec) in enumerate(zip(placed, self.layout.outputs, strict=True))
         ]
+
+    def result_shape(self, position: int) -> tuple[int, ...]:
+        """The shape of what output number `position` comes to."""
+        spec, asked = self.layout.outputs[position], self.shapes[position] if self.shapes else None
+        return asked or (spec.shape if spec.reduce is None else spec.shape[self.launch.dims :])
 
 
 class Kernel:
     """A checked kernel. Made by `kernel`.
 
     Attributes:
-        source: normalised source, the same for the same meaning wherever it was written.
+        source: normalised source, the same for the same meaning wherever it was written. What is sent of a kernel with
+            atomic operations on an output is made of it when it is bound (`Binding.source`).
         name: the function's name.
         params: names of its parameters.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         captured = capture(function, unwrap_device=_unwrap)
-        self._admitted: Admitted = admit_tree(captured.tree, captured.source.entry, captured.filenames)
+        self._atomics = GlobalAtomics.of(captured)
+        self._admitted: Admitted = (
+            admit_tree(captured.tree, captured.source.entry, captured.filenames)
+            if self._atomics is None
+            else self._atomics.admitted
+        )
         if len(captured.source.text.encode()) > MAX_SOURCE_BYTES:
             raise KernelError(
                 f"the kernel's source is longer than {MAX_SOURCE_BYTES} bytes", instead="split the kernel"
@@ -278,20 +292,32 @@ class Kernel:
         from p2pcompute.execution._lower import lower
 
         self._count(args)
+        admitted, source = self._admitted, self.source
+        shapes: Mapping[str, tuple[int, ...]] = {}
+        if self._atomics is not None:
+            variant = self._atomics.variant(launch, args)
+            admitted, source, args, shapes = variant.admitted, variant.source, variant.args, variant.shapes
         specs: list[ArgSpec] = []
         values: list[Any] = []
         for name, value in zip(self.params, args, strict=True):
             if isinstance(value, Split):
-                specs.append(split_argument(name, value, self._admitted))
+                specs.append(split_argument(name, value, admitted))
                 values.append(value)
                 continue
             spec, taken = _argument(name, value)
             specs.append(spec)
             if taken is not None:
                 values.append(taken)
-        layout = Layout.of_admitted(self._admitted, launch, specs)
-        lower(self._admitted, launch, specs)  # types are checked here, where the author's lines are known
-        return Binding(source=self.source, launch=launch, specs=tuple(specs), values=tuple(values), layout=layout)
+        layout = Layout.of_admitted(admitted, launch, specs)
+        lower(admitted, launch, specs)  # types are checked here, where the author's lines are known
+        return Binding(
+            source=source,
+            launch=launch,
+            specs=tuple(specs),
+            values=tuple(values),
+            layout=layout,
+            shapes=tuple(shapes.get(name) for name in admitted.outputs),
+        )
 
 
 @dataclass(frozen=True, slots=True)
