@@ -70,10 +70,13 @@ def reduce(operation: str, shape: int | Sequence[int], dtype: Any) -> Out:
     on every machine and for any number of chunks; a `sum` of float32 differs from `numpy.sum` in the last places. A
     thread that stores nothing gives the operation's identity.
 
+    Of an output that a kernel changes by integer atomics from all blocks, `cuda.atomic.add(histogram, bin, 1)`, `shape`
+    is that of what comes back: ``p2p.reduce("sum", bins, np.int64)``.
+
     Args:
         operation: sum, prod, min, max; and, or, xor for integers and bools. Integers wrap; min and max give NaN where
             there is one.
-        shape: the whole shape of what `out` would give, or its length.
+        shape: the whole shape of what `out` would give, or its length; with such atomics what comes back.
         dtype: as for `out`; values are combined in it.
 
     Raises:

@@ -347,7 +347,7 @@ def _ends(body: Sequence[ast.stmt]) -> bool:
 
 def _begun(own: str, counter: str, part: Part, dims: int, at: ast.AST) -> list[ast.stmt]:
     """The part of a block, with what changes nothing in each element."""
-    shape = part.shape if len(part.shape) > 1 else part.shape[0]
+    shape = part.shape[0] if len(part.shape) == 1 else part.shape
     lines = [_line(f"{own} = cuda.shared.array({shape}, np.{part.dtype})", at)]
     if value := int(identity(ATOMIC_REDUCED[part.operation], part.dtype)):
         where = _places(counter, part.shape)

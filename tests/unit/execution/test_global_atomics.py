@@ -3,6 +3,9 @@ every operation, shape and geometry, however its launch is cut."""
 
 from __future__ import annotations
 
+import importlib
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +86,20 @@ def test_a_tutorials_histogram_as_it_stands(backend: CpuBackend) -> None:
     [found] = everywhere(backend, binding)
     assert found.dtype == np.int64
     assert np.array_equal(found, bins_of(x, 10, -4, 4))
+
+
+def test_the_page_says_what_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = (Path(__file__).parents[3] / "docs/strict.md").read_text().split("**Atomic operations on an output.**")[1]
+    written, sent = section.split("```python\n")[1:3]
+    written = written.split("\nhist = ")[0]
+    (tmp_path / "page.py").write_text(
+        f"import numpy as np\nimport p2pcompute as p2p\nfrom p2pcompute import cuda\n{written}"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    page = importlib.import_module("page")
+    monkeypatch.delitem(sys.modules, "page")
+    binding = page.histogram[64, 64].bind(np.zeros(9, np.float32), 0.0, 1.0, p2p.reduce("sum", 10, np.int64))
+    assert binding.source.text == sent.split("```")[0]
 
 
 def test_an_output_that_begins_as_zeros_is_taken_for_a_sum(backend: CpuBackend) -> None:
