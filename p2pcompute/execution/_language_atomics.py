@@ -302,9 +302,8 @@ def _to_its_end(body: list[ast.stmt], filename: str) -> list[ast.stmt]:
             case ast.Return(value=None):
                 return head
             case ast.If(test=test, body=then, orelse=otherwise) if not rest or _ends(then) or _ends(otherwise):
-                # Of two branches that both return, nothing follows.
-                one = _to_its_end(then if _ends(then) else [*then, *rest], filename)
-                other = _to_its_end(otherwise if _ends(otherwise) else [*otherwise, *rest], filename)
+                # What follows stands in the one branch that comes there, and behind the other's return it is dropped.
+                one, other = (_to_its_end([*branch, *rest], filename) for branch in (then, otherwise))
                 if not one and not other:
                     return head
                 if not one:
