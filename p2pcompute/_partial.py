@@ -46,7 +46,7 @@ class Placed:
         layout = self._binding.layout
         spec = layout.outputs[position]
         if spec.reduce is not None:
-            return np.ma.MaskedArray(np.zeros(spec.shape[layout.launch.dims :], dtype=spec.dtype), mask=True)
+            return np.ma.MaskedArray(np.zeros(self._binding.result_shape(position), dtype=spec.dtype), mask=True)
         marks = np.zeros(spec.shape, dtype=spec.dtype)
         for index in chunks:
             first, blocks = self._chunks[index]

@@ -129,8 +129,10 @@ class _Constant:
 
 
 class _Atomic:
-    """Integer operations on elements of shared arrays that any number of threads may make at once. They give nothing
-    back: what they would is the order of threads."""
+    """Integer operations that any number of threads may make on one element at once: of a shared array, or of an output
+    that all blocks change, for which `p2pcompute.reduce(op, shape, dtype)` is passed, or `p2pcompute.out` where zero
+    changes nothing. An index out of range is dropped. They give nothing back: what they would is the order of threads.
+    """
 
     __slots__ = ("_name",)
 

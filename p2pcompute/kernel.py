@@ -6,24 +6,27 @@ line, the reason and what to write instead. docs/strict.md defines what every op
 
 from __future__ import annotations
 
-import ast
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
+from p2pcompute._atomics import GlobalAtomics
+from p2pcompute._form import Form
 from p2pcompute._given import dtype_of, lengths_of, refuse_masked
 from p2pcompute._inout import InOut, check_covered, in_place, inout_specs
 from p2pcompute._options import said
 from p2pcompute._split import Split, split_argument
 from p2pcompute.errors import KernelError, KernelTypeError, NotCalled
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
-from p2pcompute.execution._guard import Admitted, admit_tree
-from p2pcompute.execution._language import DTYPES, MAX_SOURCE_BYTES
-from p2pcompute.execution._language_capture import capture, source_digest
+from p2pcompute.execution._guard import Admitted
+from p2pcompute.execution._language import DTYPES
+from p2pcompute.execution._language_capture import capture
+from p2pcompute.execution._language_inout import InPlace
 from p2pcompute.execution._operations import can_reduce, defined_for, fold
 from p2pcompute.execution._rows import Layout
 from p2pcompute_protocols.work import ProgramRef
@@ -31,7 +34,7 @@ from p2pcompute_protocols.work import ProgramRef
 __all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out", "reduce"]
 
 Geometry: TypeAlias = int | Sequence[int]
-Rewriting: TypeAlias = Callable[[ast.Module, Admitted], ast.Module]
+_KEPT = 64  # variants of one kernel
 _BLOCKS = {1: (128, 1, 1), 2: (16, 16, 1), 3: (8, 4, 4)}
 
 
@@ -72,10 +75,13 @@ def reduce(operation: str, shape: int | Sequence[int], dtype: Any) -> Out:
     on every machine and for any number of chunks; a `sum` of float32 differs from `numpy.sum` in the last places. A
     thread that stores nothing gives the operation's identity.
 
+    Of an output that a kernel changes by integer atomics from all blocks, `cuda.atomic.add(histogram, bin, 1)`, `shape`
+    is that of what comes back: ``p2p.reduce("sum", bins, np.int64)``.
+
     Args:
         operation: sum, prod, min, max; and, or, xor for integers and bools. Integers wrap; min and max give NaN where
             there is one.
-        shape: the whole shape of what `out` would give, or its length.
+        shape: the whole shape of what `out` would give, or its length; with such atomics what comes back.
         dtype: as for `out`; values are combined in it.
 
     Raises:
@@ -153,7 +159,8 @@ class Binding:
     `program` says which, where it is one; `source` is what `program_source` gives then. `specs` has one entry for each
     parameter of the source. `values` has a NumPy scalar, a C-contiguous array or a `Split` for each parameter that is
     no output, in order: what `run_blocks` takes, but for a `Split`, of which it takes a window. `inout` has the places
-    in `specs` of the inputs that are behind outputs of the same argument, an array that is changed in place.
+    in `specs` of the inputs that are behind outputs of the same argument, an array that is changed in place. `shapes`
+    has, for outputs that atomic operations change, the shape that was asked for.
     """
 
     source: KernelSource
@@ -163,6 +170,7 @@ class Binding:
     layout: Layout = field(repr=False)
     program: ProgramRef | None = None
     inout: tuple[int, ...] = ()
+    shapes: tuple[tuple[int, ...] | None, ...] = ()
 
     def argument(self, place: int) -> int:
         """Which argument of the caller's, counted from 0, the entry `place` of `specs` is."""
@@ -179,52 +187,34 @@ class Binding:
         """What a call gives, from the arrays of `empty_outputs` with every chunk in place: blocks' partials are
         combined, to a NumPy scalar where no axis is left."""
         return [
-            array if spec.reduce is None else fold(spec.reduce, array)[()]
-            for array, spec in zip(placed, self.layout.outputs, strict=True)
+            array if spec.reduce is None else fold(spec.reduce, array).reshape(self.result_shape(position))[()]
+            for position, (array, spec) in enumerate(zip(placed, self.layout.outputs, strict=True))
         ]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Form:
-    """One way to say a kernel: as its author wrote it, or rewritten for what it is bound to."""
-
-    source: KernelSource
-    tree: ast.Module = field(repr=False)  # with the author's lines
-    filenames: Mapping[str, str] = field(repr=False)
-    admitted: Admitted = field(repr=False)
-
-    @classmethod
-    def of(cls, source: KernelSource, tree: ast.Module, filenames: Mapping[str, str]) -> _Form:
-        """Admit it."""
-        admitted = admit_tree(tree, source.entry, filenames)
-        if len(source.text.encode()) > MAX_SOURCE_BYTES:
-            raise KernelError(
-                f"the kernel's source is longer than {MAX_SOURCE_BYTES} bytes", instead="split the kernel"
-            )
-        return cls(source=source, tree=tree, filenames=filenames, admitted=admitted)
-
-    def rewritten(self, rewriting: Rewriting) -> _Form:
-        """What a rewriting makes of it, admitted anew."""
-        tree = rewriting(self.tree, self.admitted)
-        entry = self.source.entry
-        text = ast.unparse(tree) + "\n"
-        source = KernelSource(text=text, entry=entry, digest=source_digest(entry, text))
-        return _Form.of(source, tree, self.filenames)
+    def result_shape(self, position: int) -> tuple[int, ...]:
+        """The shape of what output number `position` comes to."""
+        spec, asked = self.layout.outputs[position], self.shapes[position] if self.shapes else None
+        return asked or (spec.shape if spec.reduce is None else spec.shape[self.launch.dims :])
 
 
 class Kernel:
     """A checked kernel. Made by `kernel`.
 
     Attributes:
-        source: normalised source, the same for the same meaning wherever it was written.
+        source: normalised source, the same for the same meaning wherever it was written. What is sent of a kernel with
+            atomic operations on an output is made of it when it is bound (`Binding.source`).
         name: the function's name.
         params: names of its parameters.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         captured = capture(function, unwrap_device=_unwrap)
-        self._form = _Form.of(captured.source, captured.tree, captured.filenames)
-        self._variants: dict[tuple[Rewriting, ...], _Form] = {}
+        self._atomics = GlobalAtomics.of(captured)
+        if self._atomics is None:
+            self._form = Form.of(captured.source, captured.tree, captured.filenames)
+        else:  # with sizes that stand for any
+            self._form = self._atomics.form
+        self._variants: OrderedDict[tuple[bytes, InPlace], Form] = OrderedDict()
         self._admitted: Admitted = self._form.admitted
         self.source: KernelSource = captured.source
         self.name: str = getattr(function, "__name__", "kernel")
@@ -311,21 +301,27 @@ class Kernel:
                 "p2pcompute.inout(array) for what it changes in place",
             )
 
-    def _variant(self, *rewritings: Rewriting) -> _Form:
-        """The kernel after one rewriting and the next. They are kept, so each has to be hashable, by what it does."""
-        if not rewritings:
-            return self._form
-        known = self._variants.get(rewritings)
+    def _variant(self, form: Form, changed: InPlace) -> Form:
+        """A form of the kernel with arrays that are changed in place."""
+        key = form.source.digest, changed
+        known = self._variants.get(key)
         if known is None:
-            known = self._variants[rewritings] = self._variant(*rewritings[:-1]).rewritten(rewritings[-1])
+            known = self._variants[key] = form.rewritten(changed)
+        if len(self._variants) > _KEPT:
+            self._variants.popitem(last=False)
         return known
 
     def _bind(self, launch: Launch, args: tuple[Any, ...]) -> Binding:
         from p2pcompute.execution._lower import lower
 
         self._count(args)
-        changed = in_place(self._admitted, args)
-        form = self._variant(changed) if changed is not None else self._form
+        form = self._form
+        shapes: Mapping[str, tuple[int, ...]] = {}
+        if self._atomics is not None:
+            form, args, shapes = self._atomics.variant(launch, args)
+        changed = in_place(form.admitted, args)
+        if changed is not None:
+            form = self._variant(form, changed)
         specs: list[ArgSpec] = []
         values: list[Any] = []
         behind: list[int] = []
@@ -355,6 +351,7 @@ class Kernel:
             values=tuple(values),
             layout=layout,
             inout=tuple(behind),
+            shapes=tuple(shapes.get(name) for name in form.admitted.outputs),
         )
 
 

@@ -11,6 +11,7 @@ __all__ = [
     "ARITHMETIC",
     "ATOMICS",
     "ATOMIC_DTYPES",
+    "ATOMIC_REDUCED",
     "AXES",
     "BIT_CALLS",
     "BUILTINS",
@@ -91,6 +92,7 @@ BIT_CALLS: Final = ("popc", "clz", "ffs", "brev")  # of one integer, in as many 
 CUDA_CALLS: Final = CUDA_DIMS | CUDA_TRIPLES | CUDA_MEMORY | {"atomic", "syncthreads", "selp", *BIT_CALLS}
 
 ATOMICS: Final = {"add": "+", "max": "max", "min": "min", "and_": "&", "or_": "|", "xor": "^"}
+ATOMIC_REDUCED: Final = {"add": "sum", "max": "max", "min": "min", "and_": "and", "or_": "or", "xor": "xor"}
 ATOMIC_DTYPES: Final = ("int32", "uint32", "int64", "uint64")  # what CUDA has atomics for
 
 # name -> number of arguments

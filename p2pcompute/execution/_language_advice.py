@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from p2pcompute.execution._language import MATH_CALLS, MAX_CONST_ELEMENTS
+from p2pcompute.execution._language import ATOMIC_REDUCED, MATH_CALLS, MAX_CONST_ELEMENTS
 
-__all__ = ["in_place", "missing", "of_cuda", "to_a_global", "why"]
+__all__ = ["in_place", "missing", "of_cuda", "of_floats", "to_a_global", "why"]
 
 _LONGEST: Final = 100  # of a line that is shown: a message is for people, and a stranger's source may be long
-_REDUCED: Final = {"add": "sum", "max": "max", "min": "min", "and_": "and", "or_": "or", "xor": "xor"}
 
 _OF_CUDA = (
     "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, syncthreads, "
@@ -93,26 +92,43 @@ def in_place(function: ast.FunctionDef, name: str) -> tuple[int, str]:
 
 
 def to_a_global(operation: str, call: ast.Call) -> str:
-    """What to write instead of an atomic operation with three arguments on what is no shared array."""
-    array, index, value = map(ast.unparse, call.args)
-    if max(map(len, (array, index, value))) <= _LONGEST and isinstance(call.args[0], ast.Name):
-        if isinstance(call.args[1], ast.Constant):  # all threads to one element
-            return (
-                f"store each thread's value by itself, {array}[i] = {value} with i = cuda.grid(1), and pass "
-                f'p2pcompute.reduce("{_REDUCED[operation]}", threads, dtype) for {array}: they are combined in a fixed '
-                "order"
-            )
-        if operation == "add":
-            return (
-                "count in each block, and add the blocks up behind the call: part = cuda.shared.array(n, np.int64) "
-                f"at the top, cuda.atomic.add(part, {index}, {value}) here, and as the last lines, where all threads "
-                "come, cuda.syncthreads() and for k in range(cuda.threadIdx.x, n, cuda.blockDim.x): "
-                f"{array}[cuda.blockIdx.x, k] = part[k]; n is a number, and p2pcompute.out((blocks, n), np.int64) is "
-                f"passed for {array}"
-            )
-    return (
+    """What to write instead of an atomic operation with three arguments on what is no shared array, in a text that was
+    not rewritten (`_language_atomics`)."""
+    return _of_each(ATOMIC_REDUCED[operation], call) or (
         "collect in a cuda.shared.array, and store its elements into an output by blocks behind a barrier; blocks are "
         "added up behind the call, or with p2pcompute.reduce(op, shape, dtype) in place of p2pcompute.out"
+    )
+
+
+def of_floats(operation: str, call: ast.Call) -> str:
+    """What to write instead of an atomic operation on an array of floats; `operation` as `p2pcompute.reduce` names
+    it."""
+    array, index, value = map(ast.unparse, call.args)
+    integers = f'p2pcompute.reduce("{operation}", shape, np.int64) for {array}'
+    if isinstance(call.args[2], ast.Constant) and isinstance(call.args[2].value, int):
+        return f"count in integers: pass {integers}"
+    if operation == "sum" and max(map(len, (array, index, value))) <= _LONGEST and not _of_each(operation, call):
+        scaled = ast.unparse(ast.BinOp(call.args[2], ast.Mult(), ast.Constant(65536)))
+        return (
+            f"add integers of a fixed point, cuda.atomic.add({array}, {index}, int({scaled})), with {integers}, and "
+            "divide by 65536 behind the call"
+        )
+    return _of_each(operation, call) or (
+        f"change integers, with {integers}; or store each thread's value into its own row of an output, and pass "
+        f'p2pcompute.reduce("{operation}", shape, dtype) for it'
+    )
+
+
+def _of_each(reduce: str, call: ast.Call) -> str:
+    """Where all threads change one element: each one's value by itself."""
+    array, index, value = map(ast.unparse, call.args)
+    if max(map(len, (array, index, value))) > _LONGEST or not isinstance(call.args[0], ast.Name):
+        return ""
+    if not isinstance(call.args[1], ast.Constant):
+        return ""
+    return (
+        f"store each thread's value by itself, {array}[i] = {value} with i = cuda.grid(1), and pass "
+        f'p2pcompute.reduce("{reduce}", threads, dtype) for {array}: they are combined in a fixed order'
     )
 
 

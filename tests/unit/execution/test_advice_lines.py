@@ -14,6 +14,7 @@ from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._cpu import CpuBackend
 
 from .test_cpu import once
+from .test_reduce import everywhere
 
 X = np.arange(1000, dtype=np.float32) % 61
 
@@ -29,7 +30,7 @@ def test_a_sum_in_place() -> None:
     with pytest.raises(KernelTypeError) as refused:
         increment_by_one[8, 128].bind(X)
     assert "pass p2pcompute.inout(an_array): the changed array comes back" in str(refused.value)
-    assert refused.value.line == 25  # of the store
+    assert refused.value.line == 26  # of the store
     (result,) = once(CpuBackend(), increment_by_one[8, 128].bind(p2p.inout(X)))
     assert np.array_equal(result, X + 1)
 
@@ -80,43 +81,27 @@ def test_what_was_at_another_thread() -> None:
 
 
 @p2p.kernel
-def histogram(x: Any, xmin: Any, xmax: Any, histogram_out: Any) -> None:
-    part = cuda.shared.array(10, np.int64)
-    bin_width = (xmax - xmin) / 10
-    start = cuda.grid(1)
-    stride = cuda.gridsize(1)
-    for i in range(start, x.shape[0], stride):
-        bin_number = np.int32((x[i] - xmin) / bin_width)
-        if bin_number >= 0 and bin_number < 10:
-            cuda.atomic.add(part, bin_number, 1)
-    cuda.syncthreads()
-    for k in range(cuda.threadIdx.x, 10, cuda.blockDim.x):
-        histogram_out[cuda.blockIdx.x, k] = part[k]
+def weights(result: Any, places: Any, weight: Any) -> None:
+    i = cuda.grid(1)
+    cuda.atomic.add(result, places[i], weight[i])
 
 
-def test_a_histogram() -> None:
-    with pytest.raises(KernelError) as refused:
+@p2p.kernel
+def weights_of_a_fixed_point(result: Any, places: Any, weight: Any) -> None:
+    i = cuda.grid(1)
+    cuda.atomic.add(result, places[i], int(weight[i] * 65536))
 
-        @p2p.kernel
-        def tutorial(x: Any, xmin: Any, xmax: Any, histogram_out: Any) -> None:
-            bin_width = (xmax - xmin) / histogram_out.shape[0]
-            for i in range(cuda.grid(1), x.shape[0], cuda.gridsize(1)):
-                bin_number = np.int32((x[i] - xmin) / bin_width)
-                if bin_number >= 0 and bin_number < histogram_out.shape[0]:
-                    cuda.atomic.add(histogram_out, bin_number, 1)
 
-    for line in (
-        "part = cuda.shared.array(n, np.int64) at the top",
-        "cuda.atomic.add(part, bin_number, 1) here",
-        "cuda.syncthreads() and for k in range(cuda.threadIdx.x, n, cuda.blockDim.x): ",
-        "histogram_out[cuda.blockIdx.x, k] = part[k]",
-        "p2pcompute.out((blocks, n), np.int64)",
-    ):
-        assert line in str(refused.value)
-    binding = histogram[4, 64].bind(X, np.float32(0), np.float32(64), p2p.out((4, 10), np.int64))
-    parts = np.zeros((4, 10), np.int64)
-    CpuBackend().compile(binding.source, binding.launch, binding.specs).run_blocks(0, 4, binding.values, [parts])
-    assert np.array_equal(parts.sum(axis=0), np.histogram(X, 10, (0, 64))[0])
+def test_sums_of_floats_at_places_by_data() -> None:
+    places, weight = np.arange(100) % 7, np.arange(100, dtype=np.float32) / 16
+    with pytest.raises(KernelTypeError) as refused:
+        weights[4, 25].bind(p2p.out(7, np.float32), places, weight)
+    assert "cuda.atomic.add(result, places[i], int(weight[i] * 65536))" in str(refused.value)
+    assert 'p2pcompute.reduce("sum", shape, np.int64) for result, and divide by 65536' in str(refused.value)
+    assert refused.value.line == 86
+    binding = weights_of_a_fixed_point[4, 25].bind(p2p.reduce("sum", 7, np.int64), places, weight)
+    [found] = everywhere(CpuBackend(), binding)
+    assert np.array_equal(found / 65536, np.bincount(places, weight))
 
 
 @p2p.kernel
@@ -125,13 +110,14 @@ def largest(result: Any, values: Any) -> None:
     result[i] = values[i]
 
 
-def test_one_value_of_all_threads() -> None:
-    with pytest.raises(KernelError) as refused:
+@p2p.kernel
+def largest_at_once(result: Any, values: Any) -> None:
+    cuda.atomic.max(result, 0, values[cuda.grid(1)])
 
-        @p2p.kernel
-        def tutorial(result: Any, values: Any) -> None:
-            cuda.atomic.max(result, 0, values[cuda.grid(1)])
 
+def test_one_float_of_all_threads() -> None:
+    with pytest.raises(KernelTypeError) as refused:
+        largest_at_once[8, 125].bind(p2p.reduce("max", 1, np.float32), X)
     assert "result[i] = values[cuda.grid(1)] with i = cuda.grid(1)" in str(refused.value)
     assert 'p2pcompute.reduce("max", threads, dtype) for result' in str(refused.value)
     binding = largest[8, 125].bind(p2p.reduce("max", 1000, np.float32), X)  # which is combined in tests of its own

@@ -10,7 +10,7 @@ import numpy as np
 from numba import cuda, float32, int32
 
 from p2pcompute.execution._cpu import CpuBackend
-from p2pcompute.kernel import device, kernel, out
+from p2pcompute.kernel import device, kernel, out, reduce
 
 from .test_tutorials import backend, close, run, same
 
@@ -287,7 +287,7 @@ def test_odd_even_sort(backend: CpuBackend) -> None:
 
 
 @kernel
-def histogram(x, xmin, xmax, histograms):
+def histogram(x, xmin, xmax, histogram_out):
     h = cuda.shared.array(BINS, int32)
     tid = cuda.threadIdx.x
     if tid < BINS:
@@ -304,13 +304,15 @@ def histogram(x, xmin, xmax, histograms):
 
     cuda.syncthreads()
     if tid < BINS:
-        histograms[cuda.blockIdx.x, tid] = h[tid]  # was cuda.atomic.add(histogram, tid, h[tid])
+        cuda.atomic.add(histogram_out, tid, h[tid])
 
 
 def test_histogram_with_shared_atomics(backend: CpuBackend) -> None:
     x = np.random.default_rng(9).random(1000, dtype=np.float32)
-    parts = run(backend, histogram[4, N].bind(x, np.float32(0), np.float32(1), out((4, BINS), np.int32)))
-    same(parts.sum(axis=0), np.bincount((x / np.float32(1 / BINS)).astype(int), minlength=BINS))
+    binding = histogram[4, N].bind(x, np.float32(0), np.float32(1), reduce("sum", BINS, np.int32))
+    same(
+        binding.results([run(backend, binding)])[0], np.bincount((x / np.float32(1 / BINS)).astype(int), minlength=BINS)
+    )
 
 
 @device

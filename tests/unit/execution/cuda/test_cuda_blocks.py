@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._cuda import CudaBackend
 from p2pcompute.kernel import Binding, kernel, out
 
 from .. import test_blocks as blocks
+from .. import test_global_atomics as everywhere
 from .. import test_scratch as scratch
 from .ptx_arith import documented
 from .ptx_machine import Machine
@@ -86,6 +88,24 @@ def test_histograms_by_atomic_operations(cpu: CpuBackend, gpu: CudaBackend, mach
 def test_every_atomic_operation(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
     x = np.random.default_rng(5).integers(-(2**31), 2**31, 96)
     assert_same_bits(cpu, gpu, machine, blocks.atomics[3, 32].bind(out((3, 6), np.int64), x))
+
+
+@pytest.mark.parametrize("name", ["add", "two axes", "three axes", "and_"])
+def test_atomic_operations_on_an_output_of_all_blocks(
+    cpu: CpuBackend, gpu: CudaBackend, machine: Machine, name: str
+) -> None:
+    kernel, operation, axes = everywhere.KERNELS[name]
+    shape = (5, 2, 3)[:axes]
+    at, value = everywhere.drawn(18, 60, shape)
+    launched = kernel[(2, 2), (4, 3)] if axes == 2 else kernel[3, 8]
+    assert_same_bits(cpu, gpu, machine, launched.bind(p2p.reduce(operation, shape, np.uint32), at, value))
+
+
+def test_a_tutorials_histogram(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
+    x = np.random.default_rng(19).standard_normal(200, dtype=np.float32)
+    args = x, np.float32(-2), np.float32(2), p2p.reduce("sum", 6, np.int64)
+    [parts] = assert_same_bits(cpu, gpu, machine, everywhere.histogram[3, 16].bind(*args))
+    assert np.array_equal(parts.sum(axis=0), everywhere.bins_of(x, 6, -2, 2))
 
 
 def test_stencil_whose_threads_leave_one_by_one(cpu: CpuBackend, gpu: CudaBackend, machine: Machine) -> None:
