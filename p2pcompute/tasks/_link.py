@@ -637,8 +637,9 @@ class Link:
             # As long as the chain takes, which is not the provider's fault; and before anything is accepted, because
             # what is accepted already would be funded on top of what the agreement may cost.
             await self.account.funded()
-        most = len(self._checked)
-        while kept := list(takewhile(lambda one: self._is_kept(one[0].index), self._checked[:most])):
+        # What is checked meanwhile comes with the next voucher: the provider waits for this one.
+        left = most = len(self._checked)
+        while kept := list(takewhile(lambda one: self._is_kept(one[0].index), self._checked[: min(most, left)])):
             await trio.lowlevel.checkpoint_if_cancelled()  # a lie that was found meanwhile ends this
             with trio.CancelScope(shield=True):  # accepted exactly once
                 try:
@@ -650,6 +651,7 @@ class Link:
                     continue
                 del self._checked[: len(kept)]
                 self._accepted += len(kept)
+                left -= len(kept)
 
     async def _keep(self) -> None:
         """Before anything is accepted: see that what was checked is ours, whatever becomes of the provider."""
