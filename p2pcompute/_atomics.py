@@ -41,8 +41,8 @@ class Variant(NamedTuple):
 
 
 class GlobalAtomics:
-    """A kernel with such operations. Its attribute `form` says which parameters it has and what it does with them; sizes
-    are any in it."""
+    """A kernel with such operations. Its attribute `form` says which parameters it has and what it does with
+    them; sizes in it stand for any."""
 
     def __init__(self, captured: Captured, targets: Mapping[str, Target]) -> None:
         self._tree = captured.tree

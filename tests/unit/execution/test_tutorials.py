@@ -674,38 +674,3 @@ def test_sums_of_absolute_differences(backend: CpuBackend) -> None:
         [[np.abs(image[y : y + 4, x : x + 4].astype(int) - block).sum() for x in range(17)] for y in range(17)]
     )
     same(run(backend, sad.bind(out((17, 17), np.int32), block, image)), due)
-
-
-@kernel
-def edit_distances(result, words, lengths, other):
-    """One pair of words for each thread, with a row of its own."""
-    row = cuda.local.array(32, np.int32)
-    t = cuda.grid(1)
-    if t < words.shape[0]:
-        m = other.size
-        for j in range(m + 1):
-            row[j] = j
-        for i in range(1, lengths[t] + 1):
-            previous, row[0] = row[0], i
-            for j in range(1, m + 1):
-                cost = 0 if words[t, i - 1] == other[j - 1] else 1
-                previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + cost)
-        result[t] = row[m]
-
-
-def test_edit_distance(backend: CpuBackend) -> None:
-    rng = np.random.default_rng(20)
-    words, other = rng.integers(97, 101, (30, 12), dtype=np.uint8), rng.integers(97, 101, 10, dtype=np.uint8)
-    lengths = rng.integers(0, 13, 30)
-
-    def distance(a: list[int], b: list[int]) -> int:
-        row = list(range(len(b) + 1))
-        for i, one in enumerate(a, 1):
-            new = [i]
-            for j, two in enumerate(b, 1):
-                new.append(min(row[j] + 1, new[-1] + 1, row[j - 1] + (one != two)))
-            row = new
-        return row[-1]
-
-    due = [distance(list(word[:n]), list(other)) for word, n in zip(words, lengths, strict=True)]
-    same(run(backend, edit_distances.bind(out(30, np.int32), words, lengths, other)), due)
