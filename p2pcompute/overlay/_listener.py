@@ -82,7 +82,8 @@ class _Guest(trio.abc.AsyncResource):
 
 
 class _Door(trio.abc.Listener[_Guest]):
-    """Accepts, one connection in each `step`, and refuses those that `admit` does not let in."""
+    """Accepts one connection in each round of the event loop, and refuses those that `admit` does not let in. Behind
+    one that came in a `step` is waited for: nobody who may come in waits for those who may not."""
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class _Door(trio.abc.Listener[_Guest]):
         self._listener = listener
         self._admit = admit
         self._step = step
+        self._came = False  # the last one came in
 
     async def accept(self) -> _Guest:
         """The next one that may come in. Raises OSError where no file or memory is left, and ClosedResourceError."""
@@ -101,7 +103,11 @@ class _Door(trio.abc.Listener[_Guest]):
             if listening.fileno() < 0:
                 raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(listening)
-            await self._step()
+            if self._came:
+                await self._step()
+                self._came = False
+            if listening.fileno() < 0:  # closed in the turn in which somebody came, or while it was waited for
+                raise trio.ClosedResourceError
             try:
                 sock, address = listening._sock.accept()  # type: ignore[attr-defined] # trio's takes two rounds more
             except (BlockingIOError, InterruptedError):
@@ -115,6 +121,7 @@ class _Door(trio.abc.Listener[_Guest]):
             if visit is None:
                 _send_away(sock)
                 continue
+            self._came = True
             sock.setblocking(False)
             return _Guest(trio.SocketStream(trio.socket.from_stdlib_socket(sock)), remote, visit)
 
@@ -154,7 +161,7 @@ class Listener(IListener):
             admit: whether somebody from an IP address may come in; None where not. Asked before a byte is read and
                 anything is made for the connection. Must not wait.
             handler: called in a task of its own for each that may; must not raise, and ends the visit.
-            step: waited for before somebody is accepted, so that a crowd comes one by one.
+            step: waited for behind each that came in, so that a crowd comes one by one.
         """
 
         async def accept(guest: _Guest) -> None:
