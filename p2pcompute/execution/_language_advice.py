@@ -128,7 +128,8 @@ def _of_each(reduce: str, call: ast.Call) -> str:
         return ""
     return (
         f"store each thread's value by itself, {array}[i] = {value} with i = cuda.grid(1), and pass "
-        f'p2pcompute.reduce("{reduce}", threads, dtype) for {array}: they are combined in a fixed order'
+        f'p2pcompute.reduce("{reduce}", n, dtype) for {array}, n being how many values there are: threads behind them '
+        "store nothing, and values are combined in a fixed order"
     )
 
 
