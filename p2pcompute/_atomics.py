@@ -14,13 +14,13 @@ import numpy as np
 
 from p2pcompute._form import Form
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.execution._api import KernelSource, Launch
+from p2pcompute.execution._api import Launch
 from p2pcompute.execution._guard import admit_tree
 from p2pcompute.execution._guard_scratch import ITEM_BYTES
 from p2pcompute.execution._language import ATOMIC_DTYPES, MAX_SHARED_BYTES
 from p2pcompute.execution._language_advice import of_floats
 from p2pcompute.execution._language_atomics import Part, Target, combined, global_targets, left_out, row_shape
-from p2pcompute.execution._language_capture import Captured, source_digest
+from p2pcompute.execution._language_capture import Captured
 from p2pcompute.execution._operations import identity
 
 if TYPE_CHECKING:
@@ -94,9 +94,7 @@ class GlobalAtomics:
             self._known.move_to_end(key)
             return known
         tree = combined(self._tree, self._entry, parts, dims, self._files[self._entry])
-        text = ast.unparse(tree) + "\n"
-        source = KernelSource(text=text, entry=self._entry, digest=source_digest(self._entry, text))
-        form = self._known[key] = Form.of(source, tree, self._files)
+        form = self._known[key] = Form.made(tree, self._entry, self._files)
         if len(self._known) > _KEPT:
             self._known.popitem(last=False)
         return form

@@ -37,10 +37,12 @@ class Form:
             )
         return cls(source=source, tree=tree, filenames=filenames, admitted=admitted)
 
+    @classmethod
+    def made(cls, tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Form:
+        """Admit what a rewriting has made, with a text and a digest of its own."""
+        text = ast.unparse(tree) + "\n"
+        return cls.of(KernelSource(text=text, entry=entry, digest=source_digest(entry, text)), tree, filenames)
+
     def rewritten(self, rewriting: Rewriting) -> Form:
         """What a rewriting makes of it, admitted anew."""
-        tree = rewriting(self.tree, self.admitted)
-        entry = self.source.entry
-        text = ast.unparse(tree) + "\n"
-        source = KernelSource(text=text, entry=entry, digest=source_digest(entry, text))
-        return Form.of(source, tree, self.filenames)
+        return Form.made(rewriting(self.tree, self.admitted), self.source.entry, self.filenames)

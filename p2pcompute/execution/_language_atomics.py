@@ -18,9 +18,9 @@ from typing import Final
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._guard_scratch import is_atomic, memory_call
-from p2pcompute.execution._language import ATOMIC_REDUCED, ATOMICS, MAX_ARRAY_AXES, RESERVED
+from p2pcompute.execution._language import ATOMIC_REDUCED, ATOMICS, MAX_ARRAY_AXES
 from p2pcompute.execution._operations import identity
-from p2pcompute.execution._tree import walk
+from p2pcompute.execution._tree import FreeNames, walk
 
 __all__ = ["Part", "Target", "combined", "global_targets", "left_out", "row_shape"]
 
@@ -162,7 +162,7 @@ def _rewritten(tree: ast.Module, entry: str, parts: Mapping[str, Part], dims: in
     tree = copy.deepcopy(tree)
     kernel = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == entry)
     lines = {name: target.call for name, target in global_targets(kernel, filename).items()}
-    free = _Names(tree)
+    free = FreeNames(tree)
     own = {name: free.take("part") for name in parts}
     _Rewrite(parts, own if dims is not None else {}, filename).visit(kernel)
     body = kernel.body
@@ -205,27 +205,6 @@ def _declares(statement: ast.stmt) -> bool:
             return bool(memory_call(value))
         case _:
             return False
-
-
-class _Names:
-    """Names that are nobody's yet."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        self._taken = set(RESERVED)
-        for node in walk(tree):
-            match node:
-                case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name):
-                    self._taken.add(name)
-                case _:
-                    pass
-
-    def take(self, wanted: str) -> str:
-        name, count = wanted, 1
-        while name in self._taken:
-            count += 1
-            name = f"{wanted}_{count}"
-        self._taken.add(name)
-        return name
 
 
 class _Rewrite(ast.NodeTransformer):

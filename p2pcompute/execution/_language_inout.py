@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._guard import Admitted
-from p2pcompute.execution._tree import walk
+from p2pcompute.execution._tree import FreeNames
 
 __all__ = ["InPlace"]
 
@@ -66,27 +66,10 @@ class InPlace:
         return ast.Module(body=[kernel if node is entry.node else node for node in tree.body], type_ignores=[])
 
 
-class _Names:
-    """Names that nothing in a module has."""
-
-    def __init__(self, tree: ast.Module) -> None:
-        self.taken = set(lang.RESERVED)
-        for node in walk(tree):
-            match node:
-                case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name):
-                    self.taken.add(name)
-                case _:
-                    pass
-
+class _Names(FreeNames):
     def like(self, name: str, what: str) -> str:
         """`name`_`what`, with a number behind it where that is taken."""
-        base = name[: lang.MAX_NAME_LENGTH - _ROOM].rstrip("_") + "_" + what
-        found, count = base, 1
-        while found in self.taken:
-            count += 1
-            found = f"{base}_{count}"
-        self.taken.add(found)
-        return found
+        return self.take(name[: lang.MAX_NAME_LENGTH - _ROOM].rstrip("_") + "_" + what)
 
 
 class _Text:

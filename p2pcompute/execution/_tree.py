@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 from typing import Final
 
-__all__ = ["LEAF", "leaves", "parts", "walk"]
+from p2pcompute.execution._language import RESERVED
+
+__all__ = ["LEAF", "FreeNames", "leaves", "parts", "walk"]
 
 LEAF: Final = (ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
 _ABSTRACT: Final = frozenset({"ctx", "op", "ops"})  # fields that hold leaves and nothing else
@@ -48,3 +50,25 @@ def leaves(node: ast.AST) -> int:
     if known is None:
         return sum(isinstance(child, LEAF) for child in ast.iter_child_nodes(node))
     return known + len(node.ops) if isinstance(node, ast.Compare) else known
+
+
+class FreeNames:
+    """Names that nothing in a module has."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        self._taken = set(RESERVED)
+        for node in walk(tree):
+            match node:
+                case ast.Name(id=name) | ast.arg(arg=name) | ast.FunctionDef(name=name):
+                    self._taken.add(name)
+                case _:
+                    pass
+
+    def take(self, wanted: str) -> str:
+        """`wanted`, with a number behind it where that is taken."""
+        name, count = wanted, 1
+        while name in self._taken:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._taken.add(name)
+        return name
