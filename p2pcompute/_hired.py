@@ -33,7 +33,7 @@ from p2pcompute.execution._language import LANGUAGE_VERSION
 from p2pcompute.tasks import Compiling, TaskEnded, TaskEvent, TaskRequest
 from p2pcompute.tasks._standing import PendingCall
 from p2pcompute.tasks._standing_task import StandingTask
-from p2pcompute.tasks._work import little_endian
+from p2pcompute.tasks._work import little_endian, own_arrays, viewed
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.money import owed_uusd
 from p2pcompute_protocols.negotiation import CheckPolicy
@@ -152,8 +152,7 @@ class Hired:
                 digest = hashlib.sha256(data).digest()
                 blobs[digest] = data
                 wire.append(ArrayArg(dtype=spec.dtype, shape=spec.shape, digest=digest))
-                value = np.frombuffer(data, dtype=np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
-                value = value.astype(spec.dtype, copy=False)
+                value = viewed(data, value.dtype, spec.shape)
             values[place] = value
         results = binding.empty_outputs()
         work = self._task.request.work
@@ -220,6 +219,7 @@ async def hiring(task: TaskRun, binding: Binding) -> AsyncGenerator[Hired]:
 
     Raises as `Node.hire`.
     """
+    binding = own_arrays(binding)
     with allowance(task.options, task.budget) as options, listening(options.on_event) as listener:
         task.options = replace(options, on_event=listener)
         async with task._worker() as own:

@@ -68,7 +68,7 @@ from p2pcompute.market._bidding import MAX_DEADLINE_MS
 from p2pcompute.tasks import Compiling, Coordinator, TaskEnded, TaskEvent, TaskRequest, TaskStarted
 from p2pcompute.tasks._budget import TaskBudget
 from p2pcompute.tasks._sharing import shareable
-from p2pcompute.tasks._work import chunk_work, program_work
+from p2pcompute.tasks._work import chunk_work, own_arrays, program_work
 from p2pcompute_protocols.errors import LocalProtocolError
 from p2pcompute_protocols.ids import PeerId
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_CHUNKS, MAX_OUTPUT_BYTES
@@ -344,7 +344,7 @@ class TaskRun:
             raise exc if binding.program is None else explained(exc, binding.program) from None
 
     async def _execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]]) -> None:
-        options = self.options
+        options, binding = self.options, own_arrays(binding)
         budget_uusd = parse_usd(options.budget)
         deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
         requirement, limit = asked(options, *(() if binding.program is None else (binding.program.feature,)))

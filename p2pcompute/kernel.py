@@ -160,7 +160,8 @@ class Binding:
     parameter of the source. `values` has a NumPy scalar, a C-contiguous array or a `Split` for each parameter that is
     no output, in order: what `run_blocks` takes, but for a `Split`, of which it takes a window. `inout` has the places
     in `specs` of the inputs that are behind outputs of the same argument, an array that is changed in place. `shapes`
-    has, for outputs that atomic operations change, the shape that was asked for.
+    has, for outputs that atomic operations change, the shape that was asked for. `held` has for each of `values` the
+    bytes that an array of it is a view of, in little-endian order, where it is the task's own (`tasks.own_arrays`).
     """
 
     source: KernelSource
@@ -171,6 +172,7 @@ class Binding:
     program: ProgramRef | None = None
     inout: tuple[int, ...] = ()
     shapes: tuple[tuple[int, ...] | None, ...] = ()
+    held: tuple[bytes | None, ...] = field(default=(), repr=False)
 
     def argument(self, place: int) -> int:
         """Which argument of the caller's, counted from 0, the entry `place` of `specs` is."""

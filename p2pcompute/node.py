@@ -285,7 +285,8 @@ class Node(NodeStakes):
         Args:
             kernel: what `p2p.kernel` made, or ``kernel[blocks, threads]``; or a program: ``p2p.program(name)[items]``.
             args: NumPy arrays, numbers, and `p2p.out(shape, dtype)` or `p2p.reduce(operation, shape, dtype)` for
-                each output, `p2p.inout(array)` for each array that is changed in place.
+                each output, `p2p.inout(array)` for each array that is changed in place. Arrays are copied once, when
+                the task's turn has come; those in `p2p.split` are not, and must not be written to until it has ended.
             options: fields of `RunOptions`: budget, chunks, max_providers, deadline_s, samples, check, quorum_share,
                 item_s, max_price, device, min_stake, arbiters, on_event.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +31,34 @@ if TYPE_CHECKING:
 
     from ._splits import SplitInputs
 
-__all__ = ["chunk_bytes", "chunk_work", "execution_args", "little_endian", "program_work", "row_bytes", "wire_args"]
+__all__ = [
+    "chunk_bytes",
+    "chunk_work",
+    "execution_args",
+    "little_endian",
+    "own_arrays",
+    "program_work",
+    "row_bytes",
+    "viewed",
+    "wire_args",
+]
+
+
+def own_arrays(binding: Binding) -> Binding:
+    """The same binding with whole arrays copied, once: what is sent, hashed and computed again for samples are the
+    same bytes then, and a caller that writes to an array while its task runs makes no liar of an honest provider.
+    Split arrays stay the caller's; each tile of them is hashed again when it is used."""
+    held = tuple(little_endian(value).tobytes() if isinstance(value, np.ndarray) else None for value in binding.values)
+    values = tuple(
+        value if data is None else viewed(data, value.dtype, value.shape)
+        for value, data in zip(binding.values, held, strict=True)
+    )
+    return replace(binding, values=values, held=held)
+
+
+def viewed(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Any:
+    """An array over little-endian bytes, read-only; a copy where this machine has another order."""
+    return np.frombuffer(data, dtype=dtype.newbyteorder("<")).reshape(shape).astype(dtype, copy=False)
 
 
 def wire_args(binding: Binding, splits: SplitInputs | None = None) -> tuple[tuple[WorkArg, ...], dict[bytes, bytes]]:
@@ -39,7 +67,7 @@ def wire_args(binding: Binding, splits: SplitInputs | None = None) -> tuple[tupl
 
     wire: list[WorkArg] = []
     blobs: dict[bytes, bytes] = {}
-    values = iter(binding.values)
+    values = iter(zip(binding.values, binding.held or (None,) * len(binding.values), strict=True))
     for position, spec in enumerate(binding.specs):
         match spec:
             case InputSpec() if spec.split is not None:
@@ -51,12 +79,13 @@ def wire_args(binding: Binding, splits: SplitInputs | None = None) -> tuple[tupl
             case OutputSpec():
                 wire.append(OutArg(dtype=spec.dtype, shape=spec.shape, reduce=spec.reduce))
             case InputSpec():
-                data = little_endian(next(values)).tobytes()
+                value, held = next(values)
+                data = little_endian(value).tobytes() if held is None else held
                 digest = hashlib.sha256(data).digest()
                 blobs[digest] = data
                 wire.append(ArrayArg(dtype=spec.dtype, shape=spec.shape, digest=digest))
             case ScalarSpec():
-                wire.append(ScalarArg(dtype=spec.dtype, value=little_endian(next(values)).tobytes()))
+                wire.append(ScalarArg(dtype=spec.dtype, value=little_endian(next(values)[0]).tobytes()))
     return tuple(wire), blobs
 
 

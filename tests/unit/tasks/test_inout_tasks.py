@@ -10,7 +10,7 @@ import pytest
 import p2pcompute as p2p
 from p2pcompute import cuda
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.tasks import ChunkDone, LiarCaught, TaskEnded
+from p2pcompute.tasks import ChunkDone, Compiling, LiarCaught, TaskEnded, TaskStarted
 from p2pcompute.testing._output_faults import lie
 from p2pcompute_protocols.work import ArrayArg, OutArg
 
@@ -31,6 +31,13 @@ def accumulate(total, gain, x):  # type: ignore[no-untyped-def]
         total[i] += gain * x[i]
 
 
+@p2p.kernel
+def incremented(out, x):  # type: ignore[no-untyped-def]
+    i = cuda.grid(1)
+    if i < out.size:
+        out[i] = x[i] + 1
+
+
 CHANGED = X + 1
 
 
@@ -47,6 +54,30 @@ def test_a_tutorials_kernel_is_run_sampled_and_paid() -> None:
         assert all(event.checked for event in watch.of(ChunkDone))
         (ended,) = watch.of(TaskEnded)
         assert 0 < ended.paid_uusd == await market.spent_uusd(node) == await market.claimed_uusd(provider)
+
+    in_memory(scenario)
+
+
+@pytest.mark.parametrize("moment", [Compiling, TaskStarted, ChunkDone])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_array_that_is_written_to_meanwhile_changes_nothing(in_place: bool, moment: type) -> None:
+    """A task takes its arrays when it begins: all chunks and samples are of the same bytes."""
+
+    async def scenario(market: Market) -> None:
+        provider = await market.provider()
+        node = await market.node(connect=(provider,))
+        mine = X.copy()
+
+        def change(event: Any) -> None:
+            if isinstance(event, moment):
+                mine[:] = -1
+
+        watch = Watch(change)
+        call = [p2p.inout(mine)] if in_place else [p2p.out(SIZE, X.dtype), mine]
+        found = await node.run(increment_by_one if in_place else incremented, *call, chunks=4, on_event=watch)
+        assert found.tobytes() == CHANGED.tobytes()
+        assert not watch.of(LiarCaught)
+        assert (mine == -1).all()
 
     in_memory(scenario)
 
