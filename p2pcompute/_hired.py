@@ -139,11 +139,11 @@ class Hired:
         wire: list[ScalarArg | ArrayArg] = []
         blobs: dict[bytes, bytes] = {}
         values: dict[int, Any] = {}
-        for place, given in zip(self._inputs, args, strict=True):
+        for number, (place, given) in enumerate(zip(self._inputs, args, strict=True), 1):
             spec = binding.specs[place]
             if place in binding.inout and isinstance(given, InOut):
                 given = given.given
-            value = _fitting(binding.argument(place), spec, given)
+            value = _fitting(number, spec, given)
             if isinstance(spec, ScalarSpec):
                 wire.append(ScalarArg(dtype=spec.dtype, value=little_endian(value).tobytes()))
             else:
@@ -173,9 +173,9 @@ class Hired:
         return call, results
 
 
-def _fitting(place: int, spec: Any, given: Any) -> Any:
-    """An input of a call as NumPy has it, of the type that was hired for."""
-    what = f"argument {place} was hired as {spec.dtype}"
+def _fitting(number: int, spec: Any, given: Any) -> Any:
+    """Argument `number` of a call, counted from 1, as NumPy has it and of the type that was hired for."""
+    what = f"argument {number} was hired as {spec.dtype}"
     if isinstance(spec, ScalarSpec):
         kind = np.dtype(spec.dtype).type
         if isinstance(given, np.generic) or (isinstance(given, np.ndarray) and given.ndim == 0):

@@ -136,10 +136,10 @@ def test_a_hire_takes_another_array_each_call() -> None:
                 assert total.tobytes() == due.tobytes()
             with pytest.raises(KernelTypeError, match="2 inputs are given and the hired kernel takes 3"):
                 await hired.run(np.float32(1), X)
-            with pytest.raises(KernelTypeError, match=r"argument 0 was hired as float32\(4096,\) and float64"):
+            with pytest.raises(KernelTypeError, match=r"argument 1 was hired as float32\(4096,\) and float64"):
                 await hired.run(total.astype(np.float64), np.float32(1), X)
             with pytest.raises(
-                KernelTypeError, match=r"argument 2 was hired as float32\(4096,\), and no array is given"
+                KernelTypeError, match=r"argument 3 was hired as float32\(4096,\), and no array is given"
             ):
                 await hired.run(total, np.float32(1), p2p.inout(X))
             with pytest.raises(KernelTypeError, match="no array is given"):
