@@ -234,8 +234,10 @@ class Chunk:
         index: which of `total` chunks. `replaces` says that this index was given before, by a provider that has
             since been caught lying: this one counts.
         first_block, blocks: the blocks of the launch that it covers; of a program, the items.
-        rows: for each output, an array of shape ``(blocks * threads a block, *row)`` in thread order; where the threads
-            of a block work together ``(blocks, threads a block, *row)``, or ``(blocks, *row)`` where rows are blocks'.
+        rows: for each output, an array. Of a launch along one axis the part of the output that the chunk covers: joined
+            by `first_block`, chunks are the output. Along more axes ``(blocks * threads a block, *row)`` in thread
+            order, zeros where a thread lies outside of the output, or ``(blocks, threads a block, *row)`` where the
+            threads of a block work together. Where rows are blocks', or are combined, ``(blocks, *row)``.
         provider: who computed it.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 import trio
@@ -79,6 +80,12 @@ class Stream(Generic[Item]):
 
 class ChunkStream(Stream[_Chunk]):
     """The chunks of one task, as an async iterator; an async context manager that ends the task when left."""
+
+    async def __anext__(self) -> Chunk:
+        chunk = await super().__anext__()
+        part = self._binding.layout.part
+        rows = tuple(part(place, chunk.first_block, rows) for place, rows in enumerate(chunk.rows))
+        return replace(chunk, rows=rows)
 
 
 class RoundStream(Stream[_Round]):

@@ -419,7 +419,7 @@ class Node(NodeStakes):
         """Run a kernel and iterate over its checked chunks as they come, in no order.
 
         ``async for chunk in node.map(…)``; leave early with ``async with node.map(…) as chunks``. Arguments and
-        errors are those of `run`, raised by the iteration; kernel errors at once.
+        errors are those of `run`, raised by the iteration; kernel errors at once. What a chunk has: `Chunk`.
         """
         from p2pcompute._requester import RunOptions, params_of
 

@@ -269,6 +269,17 @@ class Layout:
         threads = np.arange(first_block * size, (first_block + blocks) * size, dtype=np.int64)
         return threads[self.inside(threads)]
 
+    def part(self, out_index: int, first_block: int, rows: Array) -> Array:
+        """A chunk's rows of one output as whoever joins chunks wants them: of a launch along one axis the part of the
+        array that they are, without those of threads behind its end. Of more axes, and of what is combined, as they
+        are."""
+        spec = self.outputs[out_index]
+        if self.launch.dims > 1 or spec.reduce is not None:
+            return rows
+        size = 1 if self.by_block[out_index] else self.launch.threads_per_block
+        count = len(rows) * size // self.items_per_block
+        return rows.reshape((count, *spec.shape[1:]))[: max(spec.shape[0] - first_block * size, 0)]
+
     def scatter(self, out_index: int, first_block: int, blocks: int, rows: Array, target: Array) -> None:
         """Place a chunk's rows of one output into the whole array; rows of threads outside are left out.
 

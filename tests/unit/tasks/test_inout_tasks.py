@@ -113,6 +113,68 @@ def test_chunks_split_arrays_and_other_outputs() -> None:
     in_memory(scenario)
 
 
+LAUNCHED = [increment_by_one, increment_by_one[8, 128], increment_by_one[40, 64]]
+
+
+@pytest.mark.parametrize("launched", LAUNCHED, ids=range(3))
+def test_joined_chunks_are_as_long_as_the_array(launched: Any) -> None:
+    assert np.array_equal(in_memory_joined(launched, p2p.inout(COUNT)), COUNT + 1)
+
+
+def test_joined_chunks_are_as_long_as_the_array_where_threads_work_together() -> None:
+    whole = np.append(COUNT, np.zeros(24, np.int64)).reshape(-1, 64)[:, ::-1].reshape(-1)[:1000]
+    assert np.array_equal(in_memory_joined(turned[20, 64], p2p.inout(COUNT)), whole)
+    rows = np.stack([COUNT, -COUNT], axis=1)
+    assert np.array_equal(in_memory_joined(turned_pairs[20, 64], p2p.out(rows.shape, np.int64), COUNT), rows)
+    beside = p2p.reduce("sum", COUNT.size, np.int64), p2p.inout(-COUNT)
+    assert np.array_equal(in_memory_joined(both[20, 64], p2p.inout(COUNT), *beside), -COUNT)
+    # Blocks give an element each, and are more than there are elements.
+    assert np.array_equal(in_memory_joined(of_blocks[40, 64], p2p.inout(COUNT[:17])), COUNT[:17] + 64)
+
+
+COUNT = np.arange(1000)
+
+
+@p2p.kernel
+def turned(a):  # type: ignore[no-untyped-def]
+    part = cuda.shared.array(64, np.int64)
+    t, i = cuda.threadIdx.x, cuda.grid(1)
+    part[t] = a[i]
+    cuda.syncthreads()
+    if i < a.size:
+        a[i] = part[63 - t]
+
+
+@p2p.kernel
+def turned_pairs(o, a):  # type: ignore[no-untyped-def]
+    part = cuda.shared.array(64, np.int64)
+    t, i = cuda.threadIdx.x, cuda.grid(1)
+    part[t] = a[i]
+    cuda.syncthreads()
+    o[i, 0] = part[t]
+    o[i, 1] = -part[t]
+
+
+@p2p.kernel
+def of_blocks(a):  # type: ignore[no-untyped-def]
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        a[cuda.blockIdx.x] += cuda.blockDim.x
+
+
+def in_memory_joined(kernel: Any, *args: Any) -> Any:
+    """The first output, as whoever iterates over chunks joins it."""
+    found: list[Any] = []
+
+    async def scenario(market: Market) -> None:
+        node = await market.node(connect=(await market.provider(), await market.provider()))
+        found.extend([(chunk.first_block, chunk.rows[0]) async for chunk in node.map(kernel, *args, chunks=7)])
+
+    in_memory(scenario)
+    assert len(found) > 1
+    return np.concatenate([rows for _, rows in sorted(found, key=lambda one: one[0])])
+
+
 @p2p.kernel
 def both(a, s, b):  # type: ignore[no-untyped-def]
     i = cuda.grid(1)
