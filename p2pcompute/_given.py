@@ -11,8 +11,9 @@ import numpy as np
 from p2pcompute._options import OptionError, said
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._language import DTYPES
+from p2pcompute_protocols.limits import MAX_BLOB_BYTES
 
-__all__ = ["check_challenge", "dtype_of", "lengths_of", "name_of", "refuse_masked"]
+__all__ = ["check_challenge", "contiguous", "dtype_of", "lengths_of", "name_of", "refuse_dtype", "refuse_masked"]
 
 
 def lengths_of(given: object, what: str, *, instead: str, least: int = 0, most: int = 2**63 - 1) -> tuple[int, ...]:
@@ -90,6 +91,36 @@ def refuse_masked(value: object, what: str) -> None:
         raise KernelTypeError(
             f"{what} has a mask, which kernels don't know", instead="pass its .filled(value), and the mask by itself"
         )
+
+
+def refuse_dtype(kind: np.dtype[Any], reason: str) -> None:
+    """Raise KernelTypeError, for `reason`, for a dtype that kernels don't know, or in another machine's byte order."""
+    if kind.name not in DTYPES:
+        raise KernelTypeError(reason, instead=f"use one of {', '.join(DTYPES)}")
+    if not kind.isnative:
+        raise KernelTypeError(reason, instead=f"pass array.astype(np.{kind.name}), in this machine's byte order")
+
+
+def contiguous(
+    array: np.ndarray[Any, Any], what: str, *, most: int = MAX_BLOB_BYTES, further: str = ""
+) -> np.ndarray[Any, Any]:
+    """An array in C order: itself, or a copy.
+
+    Args:
+        array: any.
+        what: what it is, for the error.
+        most: bytes that are copied at most: more are sent in no call.
+        further: what else to write where it has more.
+
+    Raises:
+        KernelTypeError: it has more. What NumPy's broadcasting gives may be larger than all memory.
+    """
+    if array.nbytes > most and not array.flags.c_contiguous:
+        raise KernelTypeError(
+            f"{what} has {array.nbytes} bytes and is not in C order: all of it would be copied",
+            instead=f"pass a part of it, of at most {most} bytes{further}",
+        )
+    return np.ascontiguousarray(array)
 
 
 def name_of(given: object, call: str) -> str:

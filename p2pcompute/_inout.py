@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from p2pcompute._given import refuse_masked
+from p2pcompute._given import contiguous, refuse_dtype, refuse_masked
 from p2pcompute._options import said
 from p2pcompute._split import Split
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import InputSpec, Launch, OutputSpec, SplitSpec
 from p2pcompute.execution._guard import Admitted
-from p2pcompute.execution._language import AXES, DTYPES, MAX_ARRAY_AXES
+from p2pcompute.execution._language import AXES, MAX_ARRAY_AXES
 from p2pcompute.execution._language_inout import InPlace
 
 __all__ = ["InOut", "check_covered", "in_place", "inout", "inout_specs"]
@@ -49,6 +49,8 @@ def inout(array: Any) -> InOut:
     Raises:
         KernelTypeError: it is no such array.
     """
+    from p2pcompute.kernel import Out
+
     if isinstance(array, InOut):
         return array
     if isinstance(array, Split):
@@ -59,17 +61,20 @@ def inout(array: Any) -> InOut:
                 "p2pcompute.split(array, halo=...) as an input besides, for one more parameter",
             )
         return InOut(array)
+    if isinstance(array, Out):
+        raise KernelTypeError(
+            f"p2pcompute.{'out' if array.reduce is None else 'reduce'}(...) holds nothing that a kernel could change",
+            instead="pass it without p2pcompute.inout, which takes the array that is there before the call",
+        )
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise KernelTypeError(
             f"{said(array)} can't be changed in place",
             instead="pass a NumPy array of one axis at least, or p2pcompute.out(shape, dtype) for what is only stored",
         )
     refuse_masked(array, "what is to be changed in place")
-    if array.dtype.name not in DTYPES or not array.dtype.isnative:
-        raise KernelTypeError(
-            f"an array of dtype {array.dtype} can't be changed in place", instead=f"use one of {', '.join(DTYPES)}"
-        )
-    return InOut(np.ascontiguousarray(array))
+    refuse_dtype(array.dtype, f"an array of dtype {array.dtype} can't be changed in place")
+    further = ", or a copy as p2pcompute.inout(p2pcompute.split(np.ascontiguousarray(array)))"
+    return InOut(contiguous(array, "what is to be changed in place", further=further))
 
 
 def in_place(admitted: Admitted, args: Sequence[Any]) -> InPlace | None:

@@ -38,6 +38,7 @@ from p2pcompute._program_run import (
     is_program,
     program_samples,
 )
+from p2pcompute._split import too_large
 from p2pcompute._split_run import (
     Cut,
     block_output_bytes,
@@ -290,24 +291,21 @@ def bound(kernel: object, args: tuple[Any, ...], options: RunOptions | None = No
         tolerance_of(options.fp, options.rtol, options.atol, binding.layout.outputs)
     names = params_of(kernel) or tuple(f"argument {place}" for place in range(1, len(args) + 1))
     values = iter(binding.values)
-    size = 0
+    sizes: dict[int, int] = {}
     for place, spec in enumerate(binding.specs):
         name = names[binding.argument(place)]
         if isinstance(spec, OutputSpec):
             if 0 in spec.shape:
-                raise KernelTypeError(f"{name} has the shape {spec.shape}", instead="ask for at least one element")
+                ask = "pass" if place + 1 in binding.inout else "ask for"
+                raise KernelTypeError(f"{name} has the shape {spec.shape}", instead=f"{ask} at least one element")
             continue
         value = next(values)
         if isinstance(spec, InputSpec):
             if 0 in spec.shape:
                 raise KernelTypeError(f"{name} has the shape {spec.shape}", instead="pass at least one element")
-            size += 0 if spec.split is not None else value.nbytes
-    if size > MAX_BLOB_BYTES:
-        raise KernelTypeError(
-            f"the inputs have {size} bytes",
-            instead=f"send at most {MAX_BLOB_BYTES} in one call, cut it, or pass p2pcompute.split(array, halo=...) "
-            "where each thread loads around its own place",
-        )
+            sizes[place] = 0 if spec.split is not None else value.nbytes
+    if sum(sizes.values()) > MAX_BLOB_BYTES:
+        raise too_large(binding, sizes, names)
     return binding
 
 

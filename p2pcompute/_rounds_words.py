@@ -8,12 +8,11 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from p2pcompute._given import lengths_of, name_of, refuse_masked
+from p2pcompute._given import contiguous, lengths_of, name_of, refuse_dtype, refuse_masked
 from p2pcompute._inout import InOut
 from p2pcompute._options import said
 from p2pcompute._split import Split
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.execution._language import DTYPES
 from p2pcompute.execution._operations import OPERATIONS
 from p2pcompute.kernel import ConfiguredKernel, Kernel, Out
 from p2pcompute_protocols.limits import MAX_BLOB_BYTES
@@ -169,11 +168,8 @@ def state_arrays(state: object) -> dict[str, Array]:
                 f"the state's {name} is {_said(value)}", instead="pass NumPy arrays of one element at least"
             )
         refuse_masked(value, f"the state's {name}")
-        if value.dtype.name not in DTYPES or not value.dtype.isnative:
-            raise KernelTypeError(
-                f"the state's {name} is of dtype {value.dtype}", instead=f"use one of {', '.join(DTYPES)}"
-            )
-        arrays[name] = np.ascontiguousarray(value)
+        refuse_dtype(value.dtype, f"the state's {name} is of dtype {value.dtype}")
+        arrays[name] = contiguous(value, f"the state's {name}")
     if not arrays:
         raise KernelTypeError("the state is empty", instead=advice)
     return arrays

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from p2pcompute._given import lengths_of, refuse_masked
+from p2pcompute._given import contiguous, lengths_of, refuse_dtype, refuse_masked
 from p2pcompute._options import said
 from p2pcompute.errors import KernelTypeError
-from p2pcompute.execution._api import InputSpec, SplitSpec
+from p2pcompute.execution._api import InputSpec, OutputSpec, SplitSpec
 from p2pcompute.execution._guard import Admitted
 from p2pcompute.execution._guard_places import grid_axis
-from p2pcompute.execution._language import DTYPES
+from p2pcompute_protocols.limits import MAX_BLOB_BYTES, MAX_SPLIT_BYTES
 
-__all__ = ["EDGES", "MAX_HALO", "Split", "split", "split_argument"]
+if TYPE_CHECKING:
+    from p2pcompute.kernel import Binding
+
+__all__ = ["EDGES", "MAX_HALO", "Split", "split", "split_argument", "too_large"]
 
 EDGES = ("zero", "clamp", "wrap")
 MAX_HALO = 2**20
@@ -54,14 +57,16 @@ def split(
         KernelTypeError: the array can't be an argument, or one of the others is out of its range; says which it has.
     """
     if not isinstance(array, np.ndarray) or array.ndim == 0:
+        from p2pcompute._inout import InOut
+
         raise KernelTypeError(
-            f"a {type(array).__name__} can't be split", instead="pass a NumPy array of one axis at least"
+            f"a {type(array).__name__} can't be split",
+            instead="write p2pcompute.inout(p2pcompute.split(array))"
+            if isinstance(array, InOut)
+            else "pass a NumPy array of one axis at least",
         )
     refuse_masked(array, "what is to be split")
-    if array.dtype.name not in DTYPES or not array.dtype.isnative:
-        raise KernelTypeError(
-            f"an array of dtype {array.dtype} can't be split", instead=f"use one of {', '.join(DTYPES)}"
-        )
+    refuse_dtype(array.dtype, f"an array of dtype {array.dtype} can't be split")
     if not isinstance(edge, str) or edge not in EDGES:
         raise KernelTypeError(f"edge is {said(edge)}", instead='write "zero", "clamp" or "wrap"')
     numbers = lengths_of(halo, "halo", instead=f"write a whole number from 0 to {MAX_HALO}", most=MAX_HALO)
@@ -73,7 +78,7 @@ def split(
         if len(lengths) != array.ndim:
             raise KernelTypeError(f"tile is {said(tile)}", instead=f"write {array.ndim} numbers, one for each axis")
     return Split(
-        array=np.ascontiguousarray(array),
+        array=contiguous(array, "what is to be split", most=MAX_SPLIT_BYTES),
         halo=numbers[0] if len(numbers) == 1 else numbers,
         edge=edge,
         tile=lengths,
@@ -133,6 +138,28 @@ def split_argument(name: str, value: Split, admitted: Admitted) -> InputSpec:
         dtype=value.array.dtype.name,
         shape=shape,
         split=SplitSpec(axes=known, halo=halo[:dims], edge=value.edge),
+    )
+
+
+def too_large(binding: Binding, sizes: Mapping[int, int], names: Sequence[str]) -> KernelTypeError:
+    """What to raise for inputs that are sent whole and are more than one call takes.
+
+    Args:
+        binding: the call.
+        sizes: place in `binding.specs` -> bytes, of each.
+        names: those of the caller's arguments.
+    """
+    place = max(sizes, key=lambda place: sizes[place])
+    name = names[binding.argument(place)]
+    name = name if name.isidentifier() else "array"
+    instead = f", cut it, or pass p2pcompute.split({name}, halo=...) where each thread loads around its own place"
+    if place in binding.inout:
+        output = sum(isinstance(spec, OutputSpec) for spec in binding.specs[:place]) - 1
+        instead = f": pass p2pcompute.inout(p2pcompute.split({name}))"
+        if binding.layout.by_block[output]:  # whose rows no split array has
+            instead = f": change {name} by parts, in several calls"
+    return KernelTypeError(
+        f"the inputs have {sum(sizes.values())} bytes", instead=f"send at most {MAX_BLOB_BYTES} in one call{instead}"
     )
 
 

@@ -17,14 +17,13 @@ import numpy as np
 
 from p2pcompute._atomics import GlobalAtomics
 from p2pcompute._form import Form
-from p2pcompute._given import dtype_of, lengths_of, refuse_masked
+from p2pcompute._given import contiguous, dtype_of, lengths_of, refuse_dtype, refuse_masked
 from p2pcompute._inout import InOut, check_covered, in_place, inout_specs
 from p2pcompute._options import said
 from p2pcompute._split import Split, split_argument
 from p2pcompute.errors import KernelError, KernelTypeError, NotCalled
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted
-from p2pcompute.execution._language import DTYPES
 from p2pcompute.execution._language_capture import capture
 from p2pcompute.execution._language_inout import InPlace
 from p2pcompute.execution._operations import can_reduce, defined_for, fold
@@ -418,13 +417,12 @@ def _argument(name: str, value: Any) -> tuple[ArgSpec, Any]:
             instead="pass NumPy arrays, p2pcompute.split(...), numbers, p2pcompute.out(...) and p2pcompute.inout(...)",
         )
     refuse_masked(value, name)
-    if value.dtype.name not in DTYPES or not value.dtype.isnative:
-        raise KernelTypeError(f"{name} is of dtype {value.dtype}", instead=f"use one of {', '.join(DTYPES)}")
+    refuse_dtype(value.dtype, f"{name} is of dtype {value.dtype}")
     if isinstance(value, np.generic):
         return ScalarSpec(dtype=value.dtype.name, value=value), value
     if value.ndim == 0:
         return ScalarSpec(dtype=value.dtype.name, value=value[()]), value[()]
-    return InputSpec(dtype=value.dtype.name, shape=value.shape), np.ascontiguousarray(value)
+    return InputSpec(dtype=value.dtype.name, shape=value.shape), contiguous(value, name)
 
 
 class _CallableModule(types.ModuleType):

@@ -55,6 +55,13 @@ def in_place(x, v):  # type: ignore[no-untyped-def]
         x[i] = v[i]
 
 
+@p2p.kernel
+def row_sums(x):  # type: ignore[no-untyped-def]
+    cuda.syncthreads()
+    if cuda.threadIdx.x == 0:
+        x[cuda.blockIdx.x] += 1
+
+
 class Rude:
     def __repr__(self) -> str:
         raise RuntimeError("no name")
@@ -213,12 +220,47 @@ def test_a_tile_and_a_halo_of_one_axis_are_numbers() -> None:
         (lambda: p2p.random.uniform(HALF, 0, 0), "asked for by 4.5; pass integers"),
         (lambda: p2p.new("x", reduce="mean", shape=8), "not combined by 'mean'; use one of sum"),
         (lambda: p2p.run(in_place, X, X), r"stores into x, which is an input; pass p2pcompute\.inout\(x\)"),
-        (lambda: p2p.run(in_place, p2p.inout(X[:0]), X[:0]), r"x has the shape \(0,\)"),
+        (lambda: p2p.run(in_place, p2p.inout(X[:0]), X[:0]), r"x has the shape \(0,\); pass at least one element"),
+        (lambda: p2p.run(in_place, p2p.out(0, "f4"), X), r"x has the shape \(0,\); ask for at least one element"),
         (lambda: p2p.run(in_place, p2p.inout(X), X[:0]), r"v has the shape \(0,\); pass at least one element"),
         (lambda: p2p.run(saxpy, p2p.new("x"), 2.0, X, X), r"out is a New: p2p\.new\('x'\)"),
     ],
 )
 def test_what_is_wrong_is_named_with_what_to_write(given: Callable[[], object], words: str) -> None:
+    with pytest.raises(KernelTypeError, match=words):
+        given()
+
+
+SWAPPED = np.ones(8, ">f4")
+ENDLESS = np.broadcast_to(np.float32(1), (2**20, 2**20))  # of four bytes
+LARGE = np.zeros(2**24 + 1, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (lambda: p2p.inout(SWAPPED), r">f4 can't be changed in place; pass array\.astype\(np\.float32\)"),
+        (lambda: p2p.split(SWAPPED), r">f4 can't be split; pass array\.astype\(np\.float32\)"),
+        (lambda: saxpy.bind(GOOD[0], 2.0, SWAPPED, X), r"x is of dtype >f4; pass array\.astype\(np\.float32\)"),
+        (lambda: bind_rounds(decay, 3, {"x": SWAPPED}, (0.5,)), r"is of dtype >f4; pass array\.astype\(np\.float32\)"),
+        (
+            lambda: p2p.inout(ENDLESS),
+            "has 4398046511104 bytes and is not in C order: .* at most 67108864 .*inout.*split",
+        ),
+        (lambda: p2p.split(ENDLESS), "has 4398046511104 bytes and is not in C order: .* at most 4294967296"),
+        (lambda: turn.bind(p2p.out((2, 2), "f4"), ENDLESS), "x has 4398046511104 bytes and is not in C order"),
+        (lambda: bind_rounds(decay, 3, {"x": ENDLESS}, (0.5,)), "state's x has 4398046511104 bytes"),
+        (lambda: p2p.inout(GOOD[0]), r"p2pcompute\.out\(\.\.\.\) holds nothing.* pass it without p2pcompute\.inout"),
+        (lambda: p2p.split(p2p.inout(X)), r"write p2pcompute\.inout\(p2pcompute\.split\(array\)\)"),
+        (
+            lambda: p2p.run(in_place, p2p.inout(LARGE), X),
+            r"67108900 bytes; send at most 67108864 .* p2pcompute\.inout\(p2pcompute\.split\(x\)\)",
+        ),
+        (lambda: p2p.run(in_place, p2p.inout(X), LARGE), r"67108900 bytes; .* p2pcompute\.split\(v, halo=\.\.\.\)"),
+        (lambda: p2p.run(row_sums[LARGE.size, 8], p2p.inout(LARGE)), r"67108868 bytes; send .*, in several calls$"),
+    ],
+)
+def test_an_array_that_is_not_taken_is_told_in_what_form_it_would_be(given: Callable[[], object], words: str) -> None:
     with pytest.raises(KernelTypeError, match=words):
         given()
 
