@@ -516,6 +516,11 @@ class RequesterLedgerBooks:
         with suppress(DiskFull):  # the verdict that it goes along with matters more than the note
             await self.failed(peer, reason, ban=known or len(self.banned) < MAX_STRANGERS)
 
+    async def why_banned(self, provider: PeerId) -> str:
+        """For what it gets no more work; "" where it does."""
+        row = await self._ledger.peer(provider)
+        return "" if row is None else row.banned or ""
+
     def standing(self, provider: PeerId) -> Standing:
         """How we stand with a provider."""
         return self._standings.of(provider)

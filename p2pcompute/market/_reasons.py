@@ -7,9 +7,13 @@ from typing import Final, Self
 
 from p2pcompute_protocols.errors import WireCode
 
-__all__ = ["Reason", "what_to_do"]
+__all__ = ["ABOUT_BANS", "Reason", "what_to_do"]
 
 _NO_MONEY: Final = " No money has moved."
+ABOUT_BANS: Final = (
+    "A ban is of this profile, and no command lifts it: another profile (profile=…, --profile NAME) bans nobody, and "
+    "has keys and money of its own. So has a provider that is started with another one."
+)
 _ADVICE: Final = {
     WireCode.PRICE_TOO_LOW: "Offer more: a higher max_price=… or budget=….",
     WireCode.NO_CAPACITY: "They are busy now: run it again later, or start one more here with `p2pcompute up`.",

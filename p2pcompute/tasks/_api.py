@@ -258,6 +258,10 @@ class RequesterBooks(Protocol):
         """Remember that a provider failed us; a banned one gets no more work."""
         ...
 
+    async def why_banned(self, provider: PeerId) -> str:
+        """For what it gets no more work; "" where it does."""
+        ...
+
     def standing(self, provider: PeerId) -> Standing:
         """What is known of a provider when providers are ranked."""
         ...

@@ -30,7 +30,7 @@ from p2pcompute.errors import (
 )
 from p2pcompute.market import AdBoard, Candidate, Discovery, OrderRefused, rank
 from p2pcompute.market._ranking import NEWCOMERS_PLACE
-from p2pcompute.market._reasons import Reason, what_to_do
+from p2pcompute.market._reasons import ABOUT_BANS, Reason, what_to_do
 from p2pcompute.payments import agreed_loss, subnet_of
 from p2pcompute_protocols._binding import SignerBinding
 from p2pcompute_protocols.envelope import Signer
@@ -78,6 +78,7 @@ _NOBODY_S: Final = 15.0  # without any provider, before the task is given up
 _FAILING_S: Final = 2.0  # the same where a chunk has failed at several: others are hardly going to come for it
 _CHUNK_FAILURES: Final = 2  # providers at which a chunk may fail before the task does
 _BUSY_S: Final = 1.0
+_SAID: Final = 4  # of those that do not fit
 _SECOND_S: Final = 20.0  # a result waits for another provider's: less than the provider waits for its first money
 
 HOW_TO_GET_ONE: Final = (
@@ -140,9 +141,14 @@ class Coordinator:
                 )
                 found, reasons = look()
         if not found:
-            seen = "; ".join(f"…{peer[-8:]}: {why}" for peer, why in list(reasons.items())[:4])
+            banned = [entry.peer_id for entry in self.board.entries() if self.is_banned(entry.peer_id)]
+            reasons |= dict.fromkeys(banned, "banned for good")
+            for peer in banned[:_SAID]:
+                reasons[peer] += f": {await self.books.why_banned(peer)}"
+            seen = "; ".join(f"…{peer[-8:]}: {why}" for peer, why in list(reasons.items())[:_SAID])
             known = f"{len(reasons)} known, none fits ({seen})" if reasons else "none is known"
             todo = what_to_do(reasons.values(), self.advice())
+            todo = f"{ABOUT_BANS} {todo}" if banned else todo
             raise NoProviderError(f"No provider fits this order: {known}. {todo}")
         return found
 

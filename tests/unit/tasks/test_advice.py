@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from p2pcompute._options import OptionError
-from p2pcompute.errors import NoProviderError
+from p2pcompute.errors import NoProviderError, TaskError
 from p2pcompute.market._reasons import Reason, what_to_do
 from p2pcompute.stake._requester import StakeTooLow
+from p2pcompute.testing._output_faults import lie
 from p2pcompute_protocols.errors import WireCode
 
 from ..market._harness import Market, compute, in_memory, until
@@ -43,6 +44,28 @@ def test_the_advice_is_about_what_was_refused(provider: dict[str, Any], wishes: 
     assert advice in said
     assert "Start one here" not in said
     assert said.count("No money has moved.") == 1
+
+
+def test_of_who_is_banned_it_says_why_for_how_long_and_what_is_left_to_do() -> None:
+    async def scenario(market: Market) -> None:
+        liar, dear = await market.provider(fault=lie(1)), await market.provider(price="5 USD")
+        requester = await market.node(connect=(liar, dear))
+        await until(lambda: len(requester.services.board) > 1)
+        with pytest.raises(TaskError, match="all providers are gone"):
+            await compute(requester, max_price="1 USD")
+        row = await requester.services.ledger.peer(liar.peer_id)
+        assert row is not None
+        with pytest.raises(NoProviderError) as caught:
+            await compute(requester, max_price="1 USD")
+        said = str(caught.value)
+        assert "2 known, none fits" in said
+        assert f"…{liar.peer_id[-8:]}: banned for good: {row.banned}" in said
+        assert "no command lifts it" in said
+        assert "--profile" in said
+        assert "a higher max_price=…" in said
+        await compute(requester, max_price="9 USD")
+
+    in_memory(scenario)
 
 
 def test_each_kind_of_refusal_has_its_advice() -> None:
