@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 
 from p2pcompute._form import Form
+from p2pcompute._inout import InOut
+from p2pcompute._split import Split
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import Launch
 from p2pcompute.execution._guard import admit_tree
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = ["GlobalAtomics", "Variant"]
 
 _KEPT: Final = 64  # variants of one kernel
+_COMBINE: Final = {
+    "sum": np.add, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}  # fmt: skip
 
 
 class Variant(NamedTuple):
@@ -129,23 +135,23 @@ class GlobalAtomics:
         from p2pcompute.kernel import Out
 
         name, atomic = target.name, f"cuda.atomic.{target.operation}"
-        if not isinstance(value, Out):
-            of = value if isinstance(value, np.ndarray) else None
-            like = "shape" if of is None else _spelled(of.shape)
-            kind = of.dtype.name if of is not None and of.dtype.name in ATOMIC_DTYPES else "int64"
-            before = "" if of is None or not of.any() else ", and combine it with what the array had behind the call"
+        of = value.array if isinstance(value, InOut | Split) else value
+        if isinstance(of, Out | np.ndarray) and of.dtype.kind == "f":
             raise self._refuse(
                 target,
-                f"{name} is changed by {atomic}, and inputs stay as they are",
-                f'pass p2pcompute.reduce("{target.reduce}", {like}, np.{kind}) for it{before}',
-            )
-        shape, dtype = _spelled(value.shape), value.dtype.name
-        if value.dtype.kind == "f":
-            raise self._refuse(
-                target,
-                f"{name} is of {dtype}, and what {atomic} makes of floats depends on the order of threads",
+                f"{name} is of {of.dtype.name}, and what {atomic} makes of floats depends on the order of threads",
                 of_floats(target.reduce, target.call),
             )
+        if not isinstance(value, Out):
+            raise self._refuse(
+                target,
+                f"any thread changes any element of {name} by {atomic}, and p2pcompute.inout is for what each changes "
+                "in its own row"
+                if isinstance(value, InOut)
+                else f"{name} is changed by {atomic}, and inputs stay as they are",
+                _asked_for(target, of if isinstance(of, np.ndarray) else None),
+            )
+        shape, dtype = _spelled(value.shape), value.dtype.name
         if dtype not in ATOMIC_DTYPES:
             raise self._refuse(
                 target,
@@ -194,6 +200,18 @@ class GlobalAtomics:
 
     def _refuse(self, target: Target, reason: str, instead: str) -> KernelTypeError:
         return KernelTypeError(reason, line=target.call.lineno, filename=self._files[self._entry], instead=instead)
+
+
+def _asked_for(target: Target, of: np.ndarray[Any, Any] | None) -> str:
+    """What to pass in place of an array, or of something else."""
+    name, reduce = target.name, target.reduce
+    if of is None:
+        return f'pass p2pcompute.reduce("{reduce}", shape, np.int64) for {name}'
+    kind = of.dtype.name if of.dtype.name in ATOMIC_DTYPES else "int64"
+    counts = bool((of != int(identity(reduce, kind))).any())
+    return f'pass p2pcompute.reduce("{reduce}", {_spelled(of.shape)}, np.{kind}) for {name}' + (
+        f", and behind the call take np.{_COMBINE[reduce].__name__}(what it had, {name})" if counts else ""
+    )
 
 
 def _spelled(shape: tuple[int, ...]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._guard_scratch import Scratch, is_atomic, memory_call, scratch_arrays
-from p2pcompute.execution._language_advice import to_a_global
+from p2pcompute.execution._language_advice import IN_THE_KERNEL, of_atomic, to_a_global
 from p2pcompute.execution._tree import walk
 
 __all__ = ["NAME", "Function", "FunctionCheck"]
@@ -354,14 +354,22 @@ class FunctionCheck:
             case _:
                 raise self.unknown(node)
 
-    def atomic(self, node: ast.Call) -> None:
+    def operation(self, node: ast.Call) -> str:
+        """Which atomic operation a call is."""
         name = node.func.attr if isinstance(node.func, ast.Attribute) else ""
-        self.only_in_kernel(node, f"cuda.atomic.{name}")
-        if name not in lang.ATOMICS or len(node.args) != 3 or node.keywords:
+        if name not in lang.ATOMICS:
+            raise self.refuse(node, f"cuda.atomic.{name} is not in the kernel language", of_atomic(name, node))
+        if not self.is_entry:
+            raise self.refuse(node, f"cuda.atomic.{name} in a device function", IN_THE_KERNEL)
+        return name
+
+    def atomic(self, node: ast.Call) -> None:
+        name = self.operation(node)
+        if len(node.args) != 3 or node.keywords:
             raise self.refuse(
                 node,
-                f"cuda.atomic.{name} as it stands here is not in the kernel language",
-                f"write cuda.atomic.add(array, index, value); there are {', '.join(lang.ATOMICS)}",
+                f"cuda.atomic.{name} takes three arguments by position, not {len(node.args) + len(node.keywords)}",
+                f"write cuda.atomic.{name}(array, index, value)",
             )
         array, index, value = node.args
         scratch = self.scratch.get(array.id) if isinstance(array, ast.Name) else None
@@ -642,6 +650,7 @@ class FunctionCheck:
             case ast.Attribute(value=ast.Name(id="cuda"), attr=name) if name in lang.BIT_CALLS:
                 self.count(node, f"cuda.{name}", 1, 1)
             case ast.Attribute() if is_atomic(node):
+                self.operation(node)
                 raise self.refuse(
                     node, "the result of an atomic operation depends on the order of threads", "write it as a statement"
                 )

@@ -178,8 +178,9 @@ def _not_own(node: ast.Subscript, name: str, places: Places, filename: str) -> K
     first = _indices(node)[0]
     used = [inner for inner in ast.walk(first) if isinstance(inner, ast.expr) and places.thread(inner) is not None]
     axes = {places.thread(inner) for inner in used}
-    loads = isinstance(node.ctx, ast.Load)
-    if loads and len(axes) < 2 and (isinstance(first, ast.Constant) or (used and isinstance(first, ast.BinOp))):
+    of_data = any(isinstance(inner, ast.Subscript) for inner in ast.walk(first))
+    elsewhere = of_data or isinstance(first, ast.Constant) or (used and isinstance(first, ast.BinOp))
+    if isinstance(node.ctx, ast.Load) and len(axes) < 2 and elsewhere:
         instead = (
             "what other threads store is not loaded: for what was there before, take one more parameter, for which the "
             f"array is passed as an input, and load it from there, given[{ast.unparse(node.slice)[:60]}]"
@@ -200,6 +201,18 @@ def _not_own(node: ast.Subscript, name: str, places: Places, filename: str) -> K
         instead = (
             f"where a thread stores several elements, give {name} an axis for them, p2pcompute.out((n, 2), dtype), and "
             f"write {name}[i, 0] and {name}[i, 1]; let a thread whose element is another's load it instead"
+        )
+    elif of_data:
+        instead = (
+            f"to count or combine at places that data gives, write cuda.atomic.add({name}, "
+            f"{ast.unparse(node.slice)[:60]}, value) as a statement, and pass "
+            f'p2pcompute.reduce("sum", shape, np.int64) for {name}; to move elements, let each thread load the one '
+            "that comes to its own place"
+        )
+    elif places.within_block(first):
+        instead = (
+            "threadIdx is the same in every block: what a block has found goes into a parameter of its own, "
+            "found[cuda.blockIdx.x] = ..., for which p2pcompute.out(blocks, dtype) is passed"
         )
     else:
         instead = (

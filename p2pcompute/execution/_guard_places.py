@@ -95,6 +95,11 @@ class Places:
         found = _triple(node, self._triples)
         return found[1] if found is not None and found[0] == "blockIdx" else None
 
+    def within_block(self, node: ast.expr) -> bool:
+        """Whether an expression is the thread's place in its block."""
+        found = _triple(node, self._triples)
+        return found is not None and found[0] == "threadIdx"
+
     def _note_stores(self, kernel: ast.FunctionDef) -> None:
         for node in walk(kernel):
             stored: Sequence[ast.expr] = ()

@@ -8,9 +8,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from p2pcompute.execution._language import ATOMIC_REDUCED, MATH_CALLS, MAX_CONST_ELEMENTS
+from p2pcompute.execution._language import ATOMIC_REDUCED, ATOMICS, MATH_CALLS, MAX_CONST_ELEMENTS
 
-__all__ = ["in_place", "missing", "of_cuda", "of_floats", "to_a_global", "why"]
+__all__ = [
+    "IN_THE_KERNEL", "in_place", "missing", "of_a_fraction", "of_atomic", "of_cuda", "of_floats", "to_a_global", "why"
+]  # fmt: skip
+
+IN_THE_KERNEL: Final = (
+    "write it in the kernel's own text: there it is known which array it changes; a device function returns the index "
+    "or the value for it"
+)
 
 _LONGEST: Final = 100  # of a line that is shown: a message is for people, and a stranger's source may be long
 
@@ -97,6 +104,33 @@ def to_a_global(operation: str, call: ast.Call) -> str:
     return _of_each(ATOMIC_REDUCED[operation], call) or (
         "collect in a cuda.shared.array, and store its elements into an output by blocks behind a barrier; blocks are "
         "added up behind the call, or with p2pcompute.reduce(op, shape, dtype) in place of p2pcompute.out"
+    )
+
+
+def of_atomic(name: str, call: ast.Call) -> str:
+    """What to write instead of an atomic operation that numba has and the language has not."""
+    if name == "sub" and len(call.args) == 3:
+        array, index, value = map(ast.unparse, (*call.args[:2], ast.UnaryOp(ast.USub(), call.args[2])))
+        if max(map(len, (array, index, value))) <= _LONGEST:
+            return f"write cuda.atomic.add({array}, {index}, {value})"
+    if name in ("cas", "compare_and_swap", "exch"):
+        return (
+            "no thread waits for another or sees whose turn it was: combine values with cuda.atomic.add, max, min, "
+            "and_, or_ or xor"
+        )
+    if name in ("nanmax", "nanmin"):
+        return f"write cuda.atomic.{name[3:]}(array, index, value): it takes integers, which are no NaN"
+    return f"write cuda.atomic.add(array, index, value); there are {', '.join(ATOMICS)}"
+
+
+def of_a_fraction(value: ast.expr) -> str:
+    """What to write instead of a float as the value of an atomic operation on integers."""
+    if len(ast.unparse(value)) > _LONGEST:
+        value = ast.Name("value")
+    scaled = ast.unparse(ast.BinOp(value, ast.Mult(), ast.Constant(65536)))
+    return (
+        f"write int({ast.unparse(value)}), which drops the fraction; for a fixed point int({scaled}), divided by "
+        "65536 behind the call"
     )
 
 

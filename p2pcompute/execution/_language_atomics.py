@@ -20,7 +20,7 @@ from p2pcompute.errors import KernelError
 from p2pcompute.execution._guard_scratch import is_atomic, memory_call
 from p2pcompute.execution._language import ATOMIC_REDUCED, ATOMICS, MAX_ARRAY_AXES
 from p2pcompute.execution._operations import identity
-from p2pcompute.execution._tree import FreeNames, walk
+from p2pcompute.execution._tree import FreeNames, literal_integer, walk
 
 __all__ = ["Part", "Target", "combined", "global_targets", "left_out", "row_shape"]
 
@@ -229,11 +229,18 @@ class _Rewrite(ast.NodeTransformer):
 
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         match node:
-            case ast.Subscript(
-                value=ast.Attribute(value=ast.Name(id=name), attr="shape"), slice=ast.Constant(value=int() as axis)
-            ) if name in self._parts and not isinstance(axis, bool):
-                shape = self._parts[name].shape
-                if not 0 <= axis < len(shape):
+            case ast.Subscript(value=ast.Attribute(value=ast.Name(id=name), attr="shape"), slice=place) if (
+                name in self._parts
+            ):
+                shape, axis = self._parts[name].shape, literal_integer(place)
+                if axis is None:
+                    raise KernelError(
+                        "the index of shape is a literal axis",
+                        line=node.lineno,
+                        filename=self._filename,
+                        instead=f"write {name}.shape[0]",
+                    )
+                if not -len(shape) <= axis < len(shape):
                     raise KernelError(
                         f"{name} has {len(shape)} ax{'e' if len(shape) > 1 else 'i'}s, and no axis {axis}",
                         line=node.lineno,

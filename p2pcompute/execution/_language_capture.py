@@ -36,6 +36,7 @@ from p2pcompute.execution._language import (
 )
 from p2pcompute.execution._language_advice import missing, of_cuda, why
 from p2pcompute.execution._language_tuples import returned, spread
+from p2pcompute.execution._tree import literal_integer
 
 __all__ = ["Captured", "capture", "source_digest"]
 
@@ -373,7 +374,11 @@ class _Normalise(ast.NodeTransformer):
 
     def element(self, node: ast.Subscript, numbers: tuple[Any, ...]) -> ast.expr:
         """A number of a tuple from outside, at a place that is known."""
-        place = self.outside(node.slice) if isinstance(node.slice, ast.Name | ast.Attribute) else _integer(node.slice)
+        place = (
+            self.outside(node.slice)
+            if isinstance(node.slice, ast.Name | ast.Attribute)
+            else literal_integer(node.slice)
+        )
         spelled = ast.unparse(node.value)
         if not isinstance(place, int) or not -len(numbers) <= place < len(numbers):
             raise self.refuse(
@@ -411,6 +416,13 @@ class _Normalise(ast.NodeTransformer):
             ),
         )
         node.body = [ast.copy_location(first, node), *node.body]
+        return node
+
+    def visit_Return(self, node: ast.Return) -> ast.stmt:
+        """``return None`` is ``return``."""
+        if isinstance(node.value, ast.Constant) and node.value.value is None:
+            node.value = None
+        self.generic_visit(node)
         return node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
@@ -553,17 +565,6 @@ class _Normalise(ast.NodeTransformer):
         if name in BUILTINS and getattr(builtins, name) is value:
             return _dotted(node, name)
         raise self.refuse(node, *why(spelled, value))
-
-
-def _integer(node: ast.expr) -> int | None:
-    """A literal integer, negative ones too."""
-    match node:
-        case ast.Constant(value=int() as number):
-            return number
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as number)):
-            return -number
-        case _:
-            return None
 
 
 def _is_number(node: ast.expr) -> bool:

@@ -10,6 +10,7 @@ import re
 
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._guard_scratch import memory_call
+from p2pcompute.execution._language_advice import of_a_fraction
 from p2pcompute.execution._lower_arrays import ArrayLowering
 from p2pcompute.execution._lower_expr import ExpressionLowering, widen
 from p2pcompute.execution._lower_types import Expr, Scalar, as_type, join, store_code, truth, wrapping, zero
@@ -140,7 +141,7 @@ class FunctionLowering(ArrayLowering):
         )
         operand = lower.scalar(value)
         if operand.type.is_float:
-            raise lower.refuse(value, f"an atomic operation with a {operand.type.title}", "convert it: int(...)")
+            raise lower.refuse(value, f"an atomic operation with a {operand.type.title}", of_a_fraction(value))
         indices = lower.indices(target, name, lower.array(target, name))
         self.scratch.atomic(lower, name, indices, index, op, operand)
 

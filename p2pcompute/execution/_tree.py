@@ -7,7 +7,7 @@ from typing import Final
 
 from p2pcompute.execution._language import RESERVED
 
-__all__ = ["LEAF", "FreeNames", "leaves", "parts", "walk"]
+__all__ = ["LEAF", "FreeNames", "leaves", "literal_integer", "parts", "walk"]
 
 LEAF: Final = (ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
 _ABSTRACT: Final = frozenset({"ctx", "op", "ops"})  # fields that hold leaves and nothing else
@@ -42,6 +42,20 @@ def walk(node: ast.AST) -> list[ast.AST]:
             elif isinstance(value, ast.AST) and not isinstance(value, LEAF):
                 found.append(value)
     return found
+
+
+def literal_integer(node: ast.expr) -> int | None:
+    """The number that a literal is, negative ones too; None of anything else."""
+    match node:
+        case ast.Constant(value=bool()):
+            return None
+        case ast.Constant(value=int() as number):
+            return number
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() as inner):
+            positive = literal_integer(inner)
+            return None if positive is None else -positive
+        case _:
+            return None
 
 
 def leaves(node: ast.AST) -> int:

@@ -383,6 +383,24 @@ def test_a_split_input_and_an_output_of_threads_on_a_grid_of_two_axes(backend: C
 
 
 @p2p.kernel
+def by_the_last_axis(h, x):
+    i = cuda.grid(1)
+    if i >= x.size:
+        return None  # noqa: RET501 - as tutorials may write it
+    cuda.atomic.add(h, (i % h.shape[-2], x[i] % h.shape[-1]), 1)
+
+
+def test_axes_from_the_end_and_a_return_of_none(backend: CpuBackend) -> None:
+    x = np.random.default_rng(9).integers(0, 99, 100)
+    binding = by_the_last_axis[4, 32].bind(p2p.out((3, 5), np.int32), x)
+    assert "i % 3, x[i] % 5" in binding.source.text
+    [found] = everywhere(backend, binding)
+    due = np.zeros((3, 5), np.int32)
+    np.add.at(due, (np.arange(100) % 3, x % 5), 1)
+    assert np.array_equal(found, due)
+
+
+@p2p.kernel
 def of_all(total, x):
     for i in range(cuda.grid(1), x.size, cuda.gridsize(1)):
         cuda.atomic.add(total, 0, x[i] * 2**40)

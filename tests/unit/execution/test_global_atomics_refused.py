@@ -110,6 +110,40 @@ def another_number_of_axes(h, out, x):
     cuda.atomic.add(h, x[i], 1)
 
 
+def another_axis_of_data(h, x):
+    cuda.atomic.add(h, x[h.shape[x[0]]], 1)
+
+
+def no_such_axis_from_the_end(h, x):
+    cuda.atomic.add(h, 0, h.shape[-2])
+
+
+@p2p.device
+def bump(h, i):
+    cuda.atomic.add(h, i, 1)
+    return i
+
+
+def in_a_device_function(h, x):
+    h[cuda.grid(1)] = bump(h, x[0])
+
+
+@p2p.device
+def lock(mutex):
+    while cuda.atomic.compare_and_swap(mutex, 0, 1) != 0:
+        pass
+    return 0
+
+
+def locks(h, mutex):
+    taken = lock(mutex)
+    h[cuda.grid(1)] = taken
+
+
+def subtracts(h, x):
+    cuda.atomic.sub(h, 0, x[0] + 1)
+
+
 def compares_and_swaps(h, x):
     cuda.atomic.add(h, 0, 1)
     cuda.atomic.cas(h, 0, 1, 2)
@@ -135,8 +169,13 @@ REFUSED: dict[Callable[..., None], tuple[int, str, str]] = {
     returns_within: (4, "a thread returns here", "put what follows under an if"),
     leaves_its_own_barrier: (4, "threads of a block part", "take the barrier out of the if"),
     another_number_of_axes: (2, "different numbers of grid axes", "index each output by all axes"),
-    compares_and_swaps: (2, "cuda.atomic.cas as it stands here", "there are add, max"),
-    wraps_around: (1, "cuda.atomic.inc as it stands here", "there are add, max"),
+    another_axis_of_data: (1, "the index of shape is a literal axis", "write h.shape[0]"),
+    no_such_axis_from_the_end: (1, "no axis -2", "an axis for each number of its index"),
+    in_a_device_function: (-4, "cuda.atomic.add in a device function", "in the kernel's own text: there it is known"),
+    locks: (-5, "cuda.atomic.compare_and_swap is not in", "no thread waits for another or sees whose turn it was"),
+    subtracts: (1, "cuda.atomic.sub is not in", "write cuda.atomic.add(h, 0, -(x[0] + 1))"),
+    compares_and_swaps: (2, "cuda.atomic.cas is not in", "no thread waits for another"),
+    wraps_around: (1, "cuda.atomic.inc is not in", "there are add, max"),
 }
 
 
@@ -176,9 +215,22 @@ def refused(kernel: Any, *args: Any) -> KernelTypeError:
 @pytest.mark.parametrize(
     ("passed", "reason", "instead"),
     [
-        (np.zeros(10, np.uint32), "inputs stay as they are", 'pass p2pcompute.reduce("sum", 10, np.uint32) for it'),
-        (np.ones((2, 3)), "inputs stay as they are", '"sum", (2, 3), np.int64) for it, and combine it with what'),
-        (p2p.split(np.zeros(10)), "inputs stay as they are", 'pass p2pcompute.reduce("sum", shape, np.int64)'),
+        (np.zeros(10, np.uint32), "inputs stay as they are", 'pass p2pcompute.reduce("sum", 10, np.uint32) for h'),
+        (X, "inputs stay as they are", '"sum", 16, np.int64) for h, and behind the call take np.add(what it had, h)'),
+        (p2p.inout(np.zeros(10, np.int32)), "any thread changes any element of h", '"sum", 10, np.int32) for h'),
+        (p2p.inout(X), "and p2pcompute.inout is for", "for h, and behind the call take np.add(what it had, h)"),
+        (p2p.inout(p2p.split(X)), "and p2pcompute.inout is for", '"sum", 16, np.int64) for h, and behind the call'),
+        (p2p.split(np.zeros(10, np.int16)), "inputs stay", 'pass p2pcompute.reduce("sum", 10, np.int64)'),
+        (
+            np.ones((2, 3)),
+            "of float64, and what cuda.atomic.add makes of floats",
+            "count in integers: pass p2pcompute.re",
+        ),
+        (
+            p2p.inout(X / 2),
+            "of float64, and what cuda.atomic.add makes of floats",
+            "count in integers: pass p2pcompute.",
+        ),
         (3, "inputs stay as they are", 'pass p2pcompute.reduce("sum", shape, np.int64)'),
         (p2p.out(10, np.float64), "of floats depends on the order", "count in integers: pass p2pcompute.reduce"),
         (p2p.out(10, np.int16), "and is of int16", "int32, uint32, int64, uint64"),
@@ -203,6 +255,10 @@ def test_zeros_are_no_beginning_of_a_greatest_value() -> None:
     assert "begins as zeros" in error.reason
     assert 'pass p2pcompute.reduce("max", (9, 1), np.int32): elements that nobody' in error.instead
     assert "come back as -2147483648" in error.instead
+    error = refused(greatest, np.zeros((9, 1), np.int32), X)
+    assert "take np.maximum(what it had, h)" in error.instead
+    least = np.full((9, 1), -(2**31), np.int32)
+    assert refused(greatest, p2p.inout(least), X).instead == 'pass p2pcompute.reduce("max", (9, 1), np.int32) for h'
 
 
 def test_its_own_shared_arrays_count() -> None:
@@ -221,7 +277,9 @@ def test_its_geometry_is_given() -> None:
 
 
 def test_a_float_is_no_value_of_it() -> None:
-    assert "convert it: int(...)" in refused(greatest_of_floats, p2p.reduce("max", 1, np.int64), X / 2).instead
+    error = refused(greatest_of_floats, p2p.reduce("max", 1, np.int64), X / 2)
+    assert "write int(x[cuda.grid(1)]), which drops the fraction; for a fixed point" in error.instead
+    assert "int(x[cuda.grid(1)] * 65536), divided by 65536 behind the call" in error.instead
 
 
 @p2p.kernel

@@ -177,6 +177,15 @@ TOLD = {
     "out[0] = n": "out[0] may be another thread's element; store each thread's own value, out[i] = ..., and pass "
     "p2pcompute.reduce(op, shape, dtype), which combines them, in place of p2pcompute.out; or store one for each "
     "block, out[cuda.blockIdx.x] = ..., and add them up behind the call",
+    "out[int(x[i])] += 1": "out[int(x[i])] may be another thread's element; to count or combine at places that data "
+    'gives, write cuda.atomic.add(out, int(x[i]), value) as a statement, and pass p2pcompute.reduce("sum", shape, '
+    "np.int64) for out; to move elements, let each thread load the one that comes to its own place",
+    "v = out[int(x[i])]": "out[int(x[i])] may be another thread's element; what other threads store is not loaded: for "
+    "what was there before, take one more parameter, for which the array is passed as an input, and load it from "
+    "there, given[int(x[i])]",
+    "out[cuda.threadIdx.x] = n": "out[cuda.threadIdx.x] may be another thread's element; threadIdx is the same in "
+    "every block: what a block has found goes into a parameter of its own, found[cuda.blockIdx.x] = ..., for which "
+    "p2pcompute.out(blocks, dtype) is passed",
 }
 
 
