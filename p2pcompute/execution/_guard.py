@@ -139,10 +139,13 @@ def _check_size(tree: ast.Module, filenames: Mapping[str, str]) -> None:
     count = 0
     for statement in tree.body:
         filename = filenames.get(getattr(statement, "name", ""), "<kernel>")
-        stack: list[tuple[ast.AST, int, int]] = [(statement, 0, 0)]
+        stack: list[tuple[ast.AST, int, int, int, int]] = [(statement, 0, 0, 0, 0)]
         while stack:
-            node, nesting, depth = stack.pop()
+            node, nesting, depth, blocks, loops = stack.pop()
             line = getattr(node, "lineno", 0)
+            if isinstance(node, ast.If | ast.For | ast.While):
+                blocks += 1
+                loops += not isinstance(node, ast.If)
             if isinstance(node, ast.expr | ast.stmt):
                 count += 1
             if count > lang.MAX_NODES:
@@ -151,13 +154,24 @@ def _check_size(tree: ast.Module, filenames: Mapping[str, str]) -> None:
                 )
             if nesting > lang.MAX_NESTING or depth > lang.MAX_TREE_DEPTH:
                 raise KernelError(
-                    f"nested deeper than {lang.MAX_NESTING}",
+                    f"nested deeper than {lang.MAX_NESTING}"
+                    if nesting > lang.MAX_NESTING
+                    else f"more than about {lang.MAX_TREE_DEPTH} terms in one chain",
                     line=line,
                     filename=filename,
                     instead="name parts of the expression, or move blocks into a device function",
                 )
+            if blocks > lang.MAX_BLOCKS or loops > lang.MAX_LOOPS:
+                raise KernelError(
+                    f"more than {lang.MAX_LOOPS} loops in each other"
+                    if loops > lang.MAX_LOOPS
+                    else f"more than {lang.MAX_BLOCKS} blocks in each other, or arms of an elif ladder",
+                    line=line,
+                    filename=filename,
+                    instead="move inner ones into a device function",
+                )
             for child, flat in _children(node):
-                stack.append((child, nesting + (not flat), depth + 1))
+                stack.append((child, nesting + (not flat), depth + 1, blocks, loops))
 
 
 def _children(node: ast.AST) -> Iterator[tuple[ast.AST, bool]]:

@@ -27,12 +27,14 @@ __all__ = [
     "MATH_FUNCTIONS",
     "MAX_ARRAY_AXES",
     "MAX_BARRIERS",
+    "MAX_BLOCKS",
     "MAX_CONST_ELEMENTS",
     "MAX_EXPANDED_NODES",
     "MAX_FUNCTIONS",
     "MAX_INSTANCES",
     "MAX_LOCALS",
     "MAX_LOCAL_BYTES",
+    "MAX_LOOPS",
     "MAX_NAME_LENGTH",
     "MAX_NESTING",
     "MAX_NODES",
@@ -53,8 +55,10 @@ LANGUAGE_VERSION: Final = "strict-3"
 
 MAX_SOURCE_BYTES: Final = 65_536
 MAX_NODES: Final = 5_000  # statements and expressions
+MAX_LOOPS: Final = 16  # loops in loops
+MAX_BLOCKS: Final = 64  # blocks in blocks, each arm of an elif ladder one
 MAX_NESTING: Final = 32  # blocks in blocks and brackets in brackets, together
-MAX_TREE_DEPTH: Final = 128  # any chain: the terms of one sum, the arms of one elif ladder
+MAX_TREE_DEPTH: Final = 128  # any chain: the terms of one sum
 MAX_FUNCTIONS: Final = 32
 MAX_PARAMS: Final = 32
 MAX_LOCALS: Final = 256

@@ -47,6 +47,7 @@ _SYMBOLS: Mapping[type[ast.AST], str] = {
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip
 _LOOK = "docs/strict.md has what there is"
+_MOST_BRACKETS = 64  # in the code of one expression; Python's parser takes 200 within each other
 _DTYPE_OF_CAST = {"bool_": "bool"} | {name: name for name in DTYPES}
 
 
@@ -130,6 +131,13 @@ class ExpressionLowering:
 
     def scalar(self, node: ast.expr) -> Expr:
         """Lower an expression that is one number."""
+        return self.shallow(self._scalar(node))
+
+    def shallow(self, value: Expr) -> Expr:
+        """The same value under a name, where its code has so many brackets that Python's parser might refuse more."""
+        return self.held(value) if value.code.count("(") + value.code.count("[") > _MOST_BRACKETS else value
+
+    def _scalar(self, node: ast.expr) -> Expr:
         match node:
             case ast.Constant(value=value):
                 return _literal(value)
@@ -242,7 +250,8 @@ class ExpressionLowering:
         for node in values[1:]:
             operand, lines = self.apart(node)
             if not lines and not _calls(node):
-                total = f"({total} {'&' if conjunction else '|'} {truth(operand)})"
+                both = f"({total} {'&' if conjunction else '|'} {truth(operand)})"
+                total = self.shallow(Expr(both, Scalar.BOOL)).code
                 continue
             name = self.temp()
             self.emit(f"{name} = {total}")

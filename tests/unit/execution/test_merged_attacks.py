@@ -13,6 +13,7 @@ from p2pcompute.execution._api import ArgSpec, KernelSource, Launch, OutputSpec,
 from p2pcompute.execution._cpu import CpuBackend
 from p2pcompute.execution._guard import Admitted, admit
 from p2pcompute.execution._guard_block import _Cutter
+from p2pcompute.execution._language import MAX_LOOPS
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._lower import lower
 
@@ -47,10 +48,10 @@ def test_a_function_that_is_called_for_what_it_stores_loads_what_others_store() 
 def test_loops_in_loops_around_a_barrier_are_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each level with a way out once doubled the time: 28 levels, half an hour, and before a worker was asked."""
     text = "def f(out, n):\n"
-    for level in range(28):
+    for level in range(MAX_LOOPS):
         deep = "    " * (level + 1)
         text += f"{deep}for a{level} in range(n):\n{deep}    if n > 3:\n{deep}        break\n"
-    text += "    " * 29 + "cuda.syncthreads()\n    out[cuda.grid(1)] = 1\n"
+    text += "    " * (MAX_LOOPS + 1) + "cuda.syncthreads()\n    out[cuda.grid(1)] = 1\n"
     calls = 0
     plain = _Cutter.find_structure
 
@@ -63,7 +64,7 @@ def test_loops_in_loops_around_a_barrier_are_gone_through_once(monkeypatch: pyte
     monkeypatch.setattr(_Cutter, "find_structure", counted)
     plan = admitted(text).plan
     assert plan is not None
-    assert len(plan.loops) == 28
+    assert len(plan.loops) == MAX_LOOPS
 
 
 @pytest.mark.parametrize("test", ["k < 4 + k * 0 and t < 16", "t < 16", "True", "not False", "1 < 2", "1"])
