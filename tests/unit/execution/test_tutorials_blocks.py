@@ -609,3 +609,31 @@ def test_edit_distance(backend: CpuBackend) -> None:
 
     due = [distance(list(word[:n]), list(other)) for word, n in zip(words, lengths, strict=True)]
     same(run(backend, edit_distances.bind(out(30, np.int32), words, lengths, other)), due)
+
+
+@kernel
+def dot_product(c, a, b):
+    partial = cuda.shared.array(N, np.int64)
+    i = cuda.grid(1)
+    tid = cuda.threadIdx.x
+    stride = cuda.gridsize(1)
+    own = 0
+    while i < a.size:
+        own += a[i] * b[i]
+        i += stride
+    partial[tid] = own
+    cuda.syncthreads()
+    s = cuda.blockDim.x // 2
+    while s > 0:
+        if tid < s:
+            partial[tid] += partial[tid + s]
+        cuda.syncthreads()
+        s //= 2
+    if tid == 0:
+        cuda.atomic.add(c, 0, partial[0])
+
+
+def test_dot_product_with_an_atomic_sum_of_blocks(backend: CpuBackend) -> None:
+    a, b = np.random.default_rng(21).integers(-1000, 1000, (2, 1000))
+    binding = dot_product[4, N].bind(reduce("sum", 1, np.int64), a, b)
+    same(binding.results([run(backend, binding)])[0], [a @ b])
