@@ -6,13 +6,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from p2pcompute._form import Form
+from p2pcompute._form import Form, Variants
 from p2pcompute._inout import InOut
 from p2pcompute._split import Split
 from p2pcompute.errors import KernelTypeError
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GlobalAtomics", "Variant"]
 
-_KEPT: Final = 64  # variants of one kernel
 _COMBINE: Final = {
     "sum": np.add, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or,
     "xor": np.bitwise_xor,
@@ -55,7 +53,7 @@ class GlobalAtomics:
         self._entry = captured.source.entry
         self._files = captured.filenames
         self._targets = targets
-        self._known: OrderedDict[object, Form] = OrderedDict()
+        self._known = Variants()
         self._dims = self._axes()
         least = {
             name: Part(operation=one.operation, shape=(1,) * one.axes, dtype="int64") for name, one in targets.items()
@@ -96,14 +94,12 @@ class GlobalAtomics:
 
     def _made(self, parts: Mapping[str, Part], dims: int) -> Form:
         key = (dims, tuple((name, part.shape, part.dtype) for name, part in parts.items()))
-        if (known := self._known.get(key)) is not None:
-            self._known.move_to_end(key)
-            return known
-        tree = combined(self._tree, self._entry, parts, dims, self._files[self._entry])
-        form = self._known[key] = Form.made(tree, self._entry, self._files)
-        if len(self._known) > _KEPT:
-            self._known.popitem(last=False)
-        return form
+
+        def make() -> Form:
+            tree = combined(self._tree, self._entry, parts, dims, self._files[self._entry])
+            return Form.made(tree, self._entry, self._files)
+
+        return self._known.get(key, make)
 
     def variant(self, launch: Launch, args: Sequence[Any]) -> Variant:
         """The kernel for these arguments, which are as many as it has parameters.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution._api import KernelSource
@@ -13,7 +14,9 @@ from p2pcompute.execution._guard import Admitted, admit_tree
 from p2pcompute.execution._language import MAX_SOURCE_BYTES
 from p2pcompute.execution._language_capture import source_digest
 
-__all__ = ["Form"]
+__all__ = ["Form", "Variants"]
+
+_KEPT: Final = 64  # variants of one kernel
 
 Rewriting: TypeAlias = Callable[[ast.Module, Admitted], ast.Module]
 
@@ -46,3 +49,20 @@ class Form:
     def rewritten(self, rewriting: Rewriting) -> Form:
         """What a rewriting makes of it, admitted anew."""
         return Form.made(rewriting(self.tree, self.admitted), self.source.entry, self.filenames)
+
+
+class Variants:
+    """The forms that were made of one kernel; of too many the one that was longest not asked for is forgotten."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Hashable, Form] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Form]) -> Form:
+        """The form of this key, made where it is not there."""
+        form = self._known.get(key)
+        if form is None:
+            form = self._known[key] = make()
+        self._known.move_to_end(key)
+        if len(self._known) > _KEPT:
+            self._known.popitem(last=False)
+        return form

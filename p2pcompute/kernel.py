@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import sys
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 
 from p2pcompute._atomics import GlobalAtomics
-from p2pcompute._form import Form
+from p2pcompute._form import Form, Variants
 from p2pcompute._given import contiguous, dtype_of, lengths_of, refuse_dtype, refuse_masked
 from p2pcompute._inout import InOut, check_covered, in_place, inout_specs
 from p2pcompute._options import said
@@ -25,7 +25,6 @@ from p2pcompute.errors import KernelError, KernelTypeError, NotCalled
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted
 from p2pcompute.execution._language_capture import capture
-from p2pcompute.execution._language_inout import InPlace
 from p2pcompute.execution._operations import can_reduce, defined_for, fold
 from p2pcompute.execution._rows import Layout
 from p2pcompute_protocols.work import ProgramRef
@@ -33,7 +32,6 @@ from p2pcompute_protocols.work import ProgramRef
 __all__ = ["Binding", "ConfiguredKernel", "Device", "Kernel", "Out", "device", "kernel", "out", "reduce"]
 
 Geometry: TypeAlias = int | Sequence[int]
-_KEPT = 64  # variants of one kernel
 _BLOCKS = {1: (128, 1, 1), 2: (16, 16, 1), 3: (8, 4, 4)}
 
 
@@ -215,7 +213,7 @@ class Kernel:
             self._form = Form.of(captured.source, captured.tree, captured.filenames)
         else:  # with sizes that stand for any
             self._form = self._atomics.form
-        self._variants: OrderedDict[tuple[bytes, InPlace], Form] = OrderedDict()
+        self._variants = Variants()  # with arrays that are changed in place
         self._admitted: Admitted = self._form.admitted
         self.source: KernelSource = captured.source
         self.name: str = getattr(function, "__name__", "kernel")
@@ -302,16 +300,6 @@ class Kernel:
                 "p2pcompute.inout(array) for what it changes in place",
             )
 
-    def _variant(self, form: Form, changed: InPlace) -> Form:
-        """A form of the kernel with arrays that are changed in place."""
-        key = form.source.digest, changed
-        known = self._variants.get(key)
-        if known is None:
-            known = self._variants[key] = form.rewritten(changed)
-        if len(self._variants) > _KEPT:
-            self._variants.popitem(last=False)
-        return known
-
     def _bind(self, launch: Launch, args: tuple[Any, ...]) -> Binding:
         from p2pcompute.execution._lower import lower
 
@@ -322,7 +310,7 @@ class Kernel:
             form, args, shapes = self._atomics.variant(launch, args)
         changed = in_place(form.admitted, args)
         if changed is not None:
-            form = self._variant(form, changed)
+            form = self._variants.get((form.source.digest, changed), partial(form.rewritten, changed))
         specs: list[ArgSpec] = []
         values: list[Any] = []
         behind: list[int] = []

@@ -8,6 +8,7 @@ import numpy as np
 
 import p2pcompute as p2p
 from p2pcompute import cuda
+from p2pcompute._form import Variants
 from p2pcompute.execution._cpu import CpuBackend
 
 
@@ -40,3 +41,23 @@ def test_in_place_beside_a_count() -> None:
             doubled, odd = binding.results(placed)
             assert np.array_equal(doubled, 2 * x)
             assert np.array_equal(odd, np.bincount(x % 2, minlength=size))
+
+
+def test_the_variants_that_were_asked_for_last_are_kept() -> None:
+    made: list[int] = []
+
+    def of(key: int) -> Any:
+        def make() -> Any:
+            made.append(key)
+            return object()
+
+        return kept.get(key, make)
+
+    kept = Variants()
+    first, second = of(0), of(1)
+    for key in range(2, 65):
+        of(key)
+        assert of(0) is first
+    assert made == list(range(65))
+    assert of(1) is not second  # 64 others were asked for since
+    assert made[65:] == [1]
