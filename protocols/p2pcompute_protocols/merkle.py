@@ -264,3 +264,20 @@ class MerkleTree:
                 path.append(level[neighbour])
             at >>= 1
         return path
+
+    def joined_paths(self, head: bytes) -> list[tuple[int, bytes]]:
+        """For each leaf how many digests its `path` has, and these one behind the other, each behind `head`.
+
+        What the paths of neighbours have in common is joined once, so that all of them cost less than a few of `path`.
+        """
+        paths = [(0, b"")]
+        for level in reversed(self._levels[:-1]):
+            below: list[tuple[int, bytes]] = []
+            for at in range(0, len(level) - 1, 2):
+                digests, rest = paths[at >> 1]
+                below.append((digests + 1, head + level[at + 1] + rest))
+                below.append((digests + 1, head + level[at] + rest))
+            if len(level) & 1:  # without a neighbour
+                below.append(paths[-1])
+            paths = below
+        return paths if self._levels[0] else []

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final
 
 import cbor2
 
 from ..envelope import Envelope, Signer, open_envelope, seal
 from ..errors import LocalProtocolError, WireCode
 from ..ids import PeerId, TaskId
-from ..limits import MAX_ENVELOPE_BYTES
+from ..limits import MAX_ENVELOPE_BYTES, MAX_PROOF_DIGESTS
 from ..merkle import InclusionProof, MerkleTree, verify_inclusion
 from ..wire import Bytes, Nested, Record, record, wire
 from ._messages import RECEIPT_KIND, RECEIPTS_KIND, ReceiptPayload, ReceiptsPayload
@@ -27,6 +29,10 @@ from ._messages import RECEIPT_KIND, RECEIPTS_KIND, ReceiptPayload, ReceiptsPayl
 __all__ = ["BatchedReceipt", "ReceiptBatch", "open_batch", "open_batched", "seal_batch", "stands_in_batch"]
 
 _MAP_OF_THREE = 0xA3  # an envelope begins with its tag, 0xD2
+_ARRAYS: Final = tuple(bytes([0x80 | size]) for size in range(MAX_PROOF_DIGESTS + 1))  # their heads
+_FORM: Final = attrgetter("task", "code", "fp", "units", "finished_ms", "detail", "call")  # all but index and output
+_INDEX_AT: Final = 1 + 1 + 2 + 32 + 1  # in an encoded receipt: behind the map's head, the task, and a key
+_TO_OUTPUT: Final = 1 + 1 + 2  # from there to the output, beside the code: two keys, and the head of 32 bytes
 
 
 @record
@@ -46,16 +52,48 @@ class ReceiptBatch:
     receipts: tuple[bytes, ...]
 
 
+def _leaves(payloads: Sequence[ReceiptPayload]) -> list[bytes]:
+    """Each as encoded. Receipts of a batch differ in index and output at most, nearly always: the others around those
+    are encoded once for all that have them alike."""
+    leaves: list[bytes] = []
+    alike: object = None
+    head = middle = end = b""
+    for payload in payloads:
+        if (form := _FORM(payload)) != alike:
+            alike = form
+            raw = cbor2.dumps(payload.to_map())  # as `encode`, whose bounds a receipt can't pass
+            at = _INDEX_AT + len(cbor2.dumps(payload.index))
+            output = at + _TO_OUTPUT + len(cbor2.dumps(payload.code))
+            head, middle, end = raw[:_INDEX_AT], raw[at:output], raw[output + 32 :]
+        leaves.append(head + cbor2.dumps(payload.index) + middle + payload.output + end)
+    return leaves
+
+
 def _tree(payloads: Sequence[ReceiptPayload]) -> tuple[list[bytes], MerkleTree]:
-    leaves = [cbor2.dumps(payload.to_map()) for payload in payloads]  # as `encode`, whose bounds a receipt can't pass
+    leaves = _leaves(payloads)
     return leaves, MerkleTree(leaves)
 
 
 def _shown(leaves: Sequence[bytes], tree: MerkleTree, envelope: bytes) -> tuple[bytes, ...]:
-    """Each `BatchedReceipt`, encoded: all are alike in form, so that there is nothing to check for each."""
-    count = len(leaves)
+    """Each `BatchedReceipt`, encoded: all are alike in form, and their paths meet, so that there is nothing to check
+    and little to encode for each."""
+    count, end = cbor2.dumps(len(leaves)), b"\x03" + cbor2.dumps(envelope)
     return tuple(
-        cbor2.dumps({1: leaf, 2: {1: at, 2: count, 3: tree.path(at)}, 3: envelope}) for at, leaf in enumerate(leaves)
+        b"".join(
+            (
+                b"\xa3\x01",  # a map of three: the receipt,
+                cbor2.dumps(leaf),
+                b"\x02\xa3\x01",  # its proof, which is a map of three as well: its place,
+                cbor2.dumps(at),
+                b"\x02",  # of how many,
+                count,
+                b"\x03",  # and its path, an array of less than 24,
+                _ARRAYS[digests],
+                path,
+                end,  # and the envelope
+            )
+        )
+        for at, (leaf, (digests, path)) in enumerate(zip(leaves, tree.joined_paths(b"\x58\x20"), strict=True))
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,28 @@ def test_both_sides_make_the_same_of_a_batch() -> None:
         with pytest.raises(LocalProtocolError) as caught:
             task.open_batch(batch.envelope, other, **known)  # type: ignore[arg-type]
         assert caught.value.code is WireCode.BAD_DIGEST
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 23, 24, 255, 256, 65_535, 65_536, 999_999]),  # what takes 1, 2, 3 and 5 bytes
+            st.sampled_from([(0, 0, None), (0, 1 << 40, None), (0, 7, bytes(range(32))), (5, 0, None), (64, 0, None)]),
+            st.binary(min_size=32, max_size=32),
+        ),
+        min_size=2,
+        max_size=40,
+    )
+)
+def test_receipts_that_differ_in_all_are_encoded_as_each_by_itself(drawn: list[tuple[int, Any, bytes]]) -> None:
+    made = [
+        a_receipt(index=index, code=code, units=units, call=call, output=bytes(32) if code else output)
+        for index, (code, units, call), output in drawn
+    ]
+    batch, tree = sealed(made), MerkleTree(one.encode() for one in made)
+    for at, (one, raw) in enumerate(zip(made, batch.receipts, strict=True)):
+        due = BatchedReceipt(receipt=one.encode(), proof=tree.proof(at), envelope=batch.envelope)
+        assert raw == due.encode()
 
 
 @given(st.integers(2, 40), st.data())
