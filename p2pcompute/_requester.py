@@ -30,6 +30,7 @@ from p2pcompute._options import (
     said,
     whole,
 )
+from p2pcompute._partial import Placed, RowForms
 from p2pcompute._program_run import (
     PROGRAM_SETUP_S,
     calibrate_program,
@@ -334,7 +335,7 @@ class TaskRun:
         if self.options.on_event is not None:
             self.options.on_event(event)
 
-    async def execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]]) -> None:
+    async def execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]] | Placed) -> None:
         """Run the task; `deliver` gets each checked chunk. Errors as `Coordinator.run` and `BudgetError`."""
         try:
             await self._execute(binding, deliver)
@@ -343,7 +344,7 @@ class TaskRun:
                 exc = NoProviderError(f'{exc} What fp="fast" does not find, fp="strict" may')
             raise exc if binding.program is None else explained(exc, binding.program) from None
 
-    async def _execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]]) -> None:
+    async def _execute(self, binding: Binding, deliver: Callable[[Chunk], Awaitable[None]] | Placed) -> None:
         options, binding = self.options, own_arrays(binding)
         budget_uusd = parse_usd(options.budget)
         deadline_ms = self.now_ms() + int(options.deadline_s * 1000)
@@ -474,7 +475,7 @@ class TaskRun:
         sampler: Sampler | None,
         worker: WorkerSession | None,
         judge: ChunkJudge | None,
-        deliver: Callable[[Chunk], Awaitable[None]],
+        deliver: Callable[[Chunk], Awaitable[None]] | Placed,
     ) -> None:
         items = binding.layout.items_per_block
         seen: set[int] = set()
@@ -509,32 +510,27 @@ class TaskRun:
                 digest.update(output)
             return digest.digest()
 
-        forms = [
-            (np.dtype(spec.dtype), np.dtype(spec.dtype).newbyteorder("<"), row, math.prod(row))
-            for spec, row in zip(binding.layout.outputs, binding.layout.row_shapes, strict=True)
-        ]
+        forms = RowForms(binding.layout)
 
-        async def hand_over(index: int, output: memoryview, provider: PeerId) -> None:
-            first, blocks = work.chunk_range(index)
-            rows: list[np.ndarray[Any, Any]] = []
-            count, at = blocks * items, 0
-            for dtype, sent, row, size in forms:
-                array = np.frombuffer(output, dtype=sent, count=count * size, offset=at)
-                at += array.nbytes
-                rows.append(array.reshape((count, *row)).astype(dtype, copy=False))
-            replaces = index in seen
-            seen.add(index)
-            await deliver(
-                Chunk(
-                    index=index,
-                    total=work.chunks,
-                    first_block=first,
-                    blocks=blocks,
-                    rows=tuple(rows),
-                    provider=provider,
-                    replaces=replaces,
+        async def hand_over(chunks: Sequence[tuple[int, memoryview]], provider: PeerId) -> None:
+            if isinstance(deliver, Placed):
+                deliver.put(chunks, work)
+                return
+            for index, output in chunks:
+                first, blocks = work.chunk_range(index)
+                replaces = index in seen
+                seen.add(index)
+                await deliver(
+                    Chunk(
+                        index=index,
+                        total=work.chunks,
+                        first_block=first,
+                        blocks=blocks,
+                        rows=forms.rows(output, blocks),
+                        provider=provider,
+                        replaces=replaces,
+                    )
                 )
-            )
 
         failure: Exception | None = None
         async with trio.open_nursery() as checks:
@@ -544,6 +540,7 @@ class TaskRun:
                 await self.coordinator.run(
                     request,
                     deliver=hand_over,
+                    deliver_together=isinstance(deliver, Placed),
                     check=check,
                     probe=probe,
                     emit=self._emit,

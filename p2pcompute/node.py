@@ -314,7 +314,7 @@ class Node(NodeStakes):
         binding = task.bind()
         placed = Placed(binding)
         try:
-            await self._execute(task, binding, placed.put, waits=not self._is_within_stream())
+            await self._execute(task, binding, placed, waits=not self._is_within_stream())
         except P2PComputeError as error:
             placed.note(error, task)
             raise
@@ -405,7 +405,7 @@ class Node(NodeStakes):
         caller = trio.lowlevel.current_task()
         return any(feed.waits_for(caller) for feed in self._feeds)
 
-    async def _execute(self, task: TaskOfNode, binding: Any, deliver: Callable[[Any], Any], *, waits: bool) -> None:
+    async def _execute(self, task: TaskOfNode, binding: Any, deliver: Any, *, waits: bool) -> None:
         async with AsyncExitStack() as stack:
             if waits:
                 await stack.enter_async_context(self._turn)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -58,7 +58,7 @@ from ._events import (
     WaitingForProviders,
 )
 from ._link import LiarError, Link, NoRoomNow, WaitedTooLong
-from ._link_hooks import CheckChunks, LinkHooks, one_by_one
+from ._link_hooks import CheckChunks, CheckedOutput, LinkHooks, one_by_one
 from ._scheduler import ChunkScheduler
 from ._sharing import Sharing
 from ._state import Contact, Deliver, RunState, TaskRequest
@@ -157,6 +157,7 @@ class Coordinator:
         request: TaskRequest,
         *,
         deliver: Deliver,
+        deliver_together: bool = False,
         check: CheckChunks,
         probe: Callable[[int], Awaitable[bool]],
         emit: Callable[[TaskEvent], None],
@@ -165,8 +166,9 @@ class Coordinator:
     ) -> None:
         """Compute all chunks of `request`.
 
-        `deliver` gets each checked chunk (index, output bytes, provider); the same index comes again when the
-        provider that computed it was later caught lying: the newer one counts. `check` draws samples of chunks'
+        `deliver` gets checked chunks (index and output bytes of each) and their provider, several at once where it
+        waits for nobody (`deliver_together`); the same index comes again when the provider that computed it was later
+        caught lying: the newer one counts. `check` draws samples of chunks'
         outputs; `probe` says whether a chunk's samples compute here, where it failed elsewhere. `emit` gets every
         `TaskEvent` of this task; it must not block. `recompute` computes a whole chunk here and gives the digest of
         its output; it is wanted where a share of the chunks is `doubled`. In fast mode `judge` takes its place.
@@ -182,6 +184,7 @@ class Coordinator:
         state = RunState(
             scheduler=ChunkScheduler(request.work.chunks),
             deliver=deliver,
+            deliver_together=deliver_together,
             check=check,
             probe=probe,
             emit=emit,
@@ -596,16 +599,22 @@ class Coordinator:
                     state.suspects.add(index)
             state.wake()
 
-        async def done(provider: PeerId, index: int, output: memoryview, report: SampleReport) -> None:
-            others = state.scheduler.finish(index, provider, trio.current_time())
-            if others is not None:
-                await state.deliver(index, output, provider)
-                state.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
-                for other in others:
-                    slower = state.contacts.get(other)
-                    if slower is not None and slower.link is not None:
-                        await _quietly(slower.link.cancel, index)
-            state.wake()
+        async def done(provider: PeerId, chunks: Sequence[CheckedOutput]) -> None:
+            for together in [chunks] if state.deliver_together else [[one] for one in chunks]:
+                now, fresh = trio.current_time(), list[tuple[CheckedOutput, list[PeerId]]]()
+                for one in together:
+                    if (others := state.scheduler.finish(one[0], provider, now)) is not None:
+                        fresh.append((one, others))
+                if fresh:
+                    await state.deliver([(index, output) for (index, output, _), _ in fresh], provider)
+                for (index, _, report), _ in fresh:
+                    state.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
+                for (index, _, _), others in fresh:
+                    for other in others:
+                        slower = state.contacts.get(other)
+                        if slower is not None and slower.link is not None:
+                            await _quietly(slower.link.cancel, index)
+                state.wake()
 
         def paid(provider: PeerId, amount_uusd: int) -> None:
             request.outcome.paid(agreement.task_id, amount_uusd)

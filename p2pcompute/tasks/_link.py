@@ -602,10 +602,12 @@ class Link:
         # Paid before they are handed over: whoever takes them may take long, and the provider is not to wait for that.
         if len(self._checked) >= max(1, self.window // 2):
             self._pay_now.set()
-        for received, report in zip(together, reports, strict=True):
-            await self.hooks.done(self.provider, received.index, received.output, report)
+        await self.hooks.done(
+            self.provider, [(one.index, one.output, report) for one, report in zip(together, reports, strict=True)]
+        )
+        for received in together:
             received.output = memoryview(b"")
-            self._unchecked -= 1
+        self._unchecked -= len(together)
 
     async def _watch(self) -> None:
         """A chunk that runs past what was agreed means that the provider has stalled; before that, it may be us who

@@ -12,10 +12,13 @@ from p2pcompute.checking import SampleReport
 from p2pcompute_protocols.errors import WireCode
 from p2pcompute_protocols.ids import PeerId
 
-__all__ = ["CheckChunks", "LinkHooks", "one_by_one"]
+__all__ = ["CheckChunks", "CheckedOutput", "LinkHooks", "one_by_one"]
 
 CheckChunks: TypeAlias = Callable[[Sequence[tuple[int, memoryview]]], Awaitable[Sequence[SampleReport]]]
 """Given chunks and their outputs, what their samples have shown, in the same order."""
+
+CheckedOutput: TypeAlias = tuple[int, memoryview, SampleReport]
+"""A chunk's index, its output, and what its samples have shown."""
 
 
 def one_by_one(check: Callable[[int, memoryview], Awaitable[SampleReport]]) -> CheckChunks:
@@ -34,13 +37,15 @@ class LinkHooks:
     Attributes:
         check: of chunks that came, in the order in which they came; one at a time unless `checks_together`. None where
             nobody looks at any.
+        done: gets the index, the output and what was found of chunks that were checked, in the order in which they
+            came.
         sample_every: of so many chunks one is sampled.
     """
 
     ready: Callable[[PeerId, int], None]
     assigned: Callable[[PeerId, int], None]
     check: CheckChunks | None
-    done: Callable[[PeerId, int, memoryview, SampleReport], Awaitable[None]]
+    done: Callable[[PeerId, Sequence[CheckedOutput]], Awaitable[None]]
     failed: Callable[[PeerId, int, WireCode, str], None]
     paid: Callable[[PeerId, int], None]
     changed: Callable[[], trio.Event]  # set when the scheduler may have something new

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -48,7 +48,7 @@ from ._events import (
     WaitingForProviders,
 )
 from ._link import LiarError, NoRoomNow
-from ._link_hooks import LinkHooks, one_by_one
+from ._link_hooks import CheckedOutput, LinkHooks, one_by_one
 from ._round_link import RoundLink
 from ._round_quorum import Recompute, RoundDesk
 from ._round_work import StateBytes
@@ -391,14 +391,15 @@ class RoundTask:
             report = await self.check(party, first, rounds)
             return report if desk is None or not report.ok else await desk.settle(party, first, rounds)
 
-        async def done(provider: PeerId, index: int, _: memoryview, report: SampleReport) -> None:
+        async def done(provider: PeerId, chunks: Sequence[CheckedOutput]) -> None:
             assert party.link is not None
-            party.link.scheduler.finish(index, provider, trio.current_time())
-            first, rounds = party.link.rounds.chunk_range(index)
-            if party.first + first >= self._delivered:
-                self._delivered = party.first + first + rounds
-                await self.deliver(party, party.first + first, party.link.digests[first : first + rounds], report)
-            self.emit(ChunkDone(provider=provider, index=base + index, checked=report.checked))
+            for index, _, report in chunks:
+                party.link.scheduler.finish(index, provider, trio.current_time())
+                first, rounds = party.link.rounds.chunk_range(index)
+                if party.first + first >= self._delivered:
+                    self._delivered = party.first + first + rounds
+                    await self.deliver(party, party.first + first, party.link.digests[first : first + rounds], report)
+                self.emit(ChunkDone(provider=provider, index=base + index, checked=report.checked))
 
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
             reason = f"{code.name.lower()}: {detail}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -43,7 +43,7 @@ from ._events import (
     WaitingForProviders,
 )
 from ._link import LiarError, NoRoomNow, WaitedTooLong
-from ._link_hooks import LinkHooks, one_by_one
+from ._link_hooks import CheckedOutput, LinkHooks, one_by_one
 from ._meter import units_of
 from ._standing import CallQueue, PendingCall
 from ._standing_link import StandingLink
@@ -320,10 +320,11 @@ class StandingTask:
             call, chunk = linked().calls.call_of(index)
             return await self.check(call, chunk, output)
 
-        async def done(provider: PeerId, index: int, output: memoryview, report: SampleReport) -> None:
-            linked().calls.give(index, output, provider)
-            self._done += 1
-            self.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
+        async def done(provider: PeerId, chunks: Sequence[CheckedOutput]) -> None:
+            for index, output, report in chunks:
+                linked().calls.give(index, output, provider)
+                self._done += 1
+                self.emit(ChunkDone(provider=provider, index=index, checked=report.checked))
 
         def failed(provider: PeerId, index: int, code: WireCode, detail: str) -> None:
             calls = linked().calls

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -35,7 +35,7 @@ _REFUSALS: Final = 8  # and so many times
 _FORGIVEN_WAITS: Final = 2  # agreements with one provider that don't count because it waited for us
 _MOST_SLOW: Final = 16  # who have taken longer and are still waited for, at least; 2 × max_providers where that is more
 
-Deliver = Callable[[int, memoryview, PeerId], Awaitable[None]]
+Deliver = Callable[[Sequence[tuple[int, memoryview]], PeerId], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +116,7 @@ class RunState:
 
     scheduler: ChunkScheduler
     deliver: Deliver
+    deliver_together: bool = False
     check: CheckChunks
     probe: Callable[[int], Awaitable[bool]]
     emit: Callable[[TaskEvent], None]

@@ -25,9 +25,9 @@ def link_that(check_s: float) -> tuple[Link, list[int], list[tuple[int, bytes]]]
         await trio.sleep(check_s * len(chunks))
         return [SampleReport(checked=1, mismatched=int(bytes(output[:4]) != b"good")) for _, output in chunks]
 
-    async def deliver(_: Any, index: int, output: Any, __: SampleReport) -> None:
+    async def deliver(_: Any, chunks: Sequence[tuple[int, Any, SampleReport]]) -> None:
         await trio.lowlevel.checkpoint()
-        done.append((index, bytes(output[:4])))
+        done.extend((index, bytes(output[:4])) for index, output, _ in chunks)
 
     link: Any = Link.__new__(Link)
     link.hooks = SimpleNamespace(check=check, done=deliver, checks_together=True)
