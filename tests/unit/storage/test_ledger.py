@@ -345,6 +345,18 @@ def test_amounts_outside_of_64_bits_are_refused_typed(deal: Any, amount: int) ->
     with_ledger(body)
 
 
+def test_an_amount_in_one_of_many_rows_is_refused_typed(make_deal: Callable[..., Any]) -> None:
+    deal = make_deal(price_pusd=2**32)
+
+    async def body(ledger: Ledger) -> None:
+        await ledger.add_agreement(deal.agreement, role="provider")
+        with pytest.raises(AmountOutOfRange, match="pusd of"):
+            await ledger.record_receipts([deal.receipt(0), deal.receipt(1, units=2**40)], sign=deal.sign_batch)
+        assert await ledger.issued_receipt(deal.task, 0) is None
+
+    with_ledger(body)
+
+
 def test_a_sum_that_overflows_is_refused_and_not_rounded(make_deal: Callable[..., Any]) -> None:
     """SQLite makes a float of an integer sum that overflows: 2**62 + 2**62 must not become 9.2e18."""
     deal = make_deal(price_pusd=2**31, ceiling_uusd=2**40)
