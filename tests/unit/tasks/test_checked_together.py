@@ -11,7 +11,10 @@ import trio
 from trio.testing import MockClock
 
 from p2pcompute.checking import SampleReport, SampleRuns
+from p2pcompute.tasks._coordinator import Coordinator
 from p2pcompute.tasks._link import LiarError, Link
+from p2pcompute.tasks._scheduler import ChunkScheduler
+from p2pcompute_protocols.ids import PeerId
 
 
 def link_that(check_s: float) -> tuple[Link, list[int], list[tuple[int, bytes]]]:
@@ -117,5 +120,39 @@ def test_a_check_waits_for_what_comes_with_a_result_unless_somebody_waits(
             send.close()
         assert (found, len(done)) == (groups, 4)
         assert times[0] == pytest.approx(first_s)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(("together", "deliveries"), [(True, [[3, 4]]), (False, [[3], [4]])])
+def test_of_a_chunk_that_came_twice_the_first_is_delivered(together: bool, deliveries: list[list[int]]) -> None:
+    """Both are right, and both were checked at once."""
+
+    async def main() -> None:
+        given: list[list[int]] = []
+        events: list[int] = []
+
+        async def deliver(chunks: Sequence[tuple[int, Any]], _: Any) -> None:
+            await trio.lowlevel.checkpoint()
+            given.append([index for index, _ in chunks])
+            assert bytes(chunks[0][1]) == b"first"
+
+        state: Any = SimpleNamespace(
+            scheduler=ChunkScheduler(8),
+            deliver=deliver,
+            deliver_together=together,
+            emit=lambda event: events.append(event.index),
+            wake=lambda: None,
+            desk=None,
+            check=None,
+        )
+        request: Any = SimpleNamespace(check=SimpleNamespace(per_chunk=0), splits=None, sample_every=1)
+        agreement: Any = SimpleNamespace(terms=SimpleNamespace(provider="p"), task_id=b"")
+        untyped: Any = Coordinator
+        hooks = untyped._hooks(None, request, state, agreement)
+        report = SampleReport(checked=0, mismatched=0)
+        outputs = [(3, b"first"), (3, b"again"), (4, b"first")]
+        await hooks.done(PeerId("p"), [(index, memoryview(output), report) for index, output in outputs])
+        assert (given, events, state.scheduler.done) == (deliveries, [3, 4], 2)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
