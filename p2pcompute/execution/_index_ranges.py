@@ -66,7 +66,8 @@ class Reach:
 class IndexRanges:
     """What is known: of every index in the kernel, and of its comparisons. Made by `index_ranges`.
 
-    `reaches` has for each index expression of a split input the `Reach` of its leading indices.
+    `reaches` has for each index expression of a split input the `Reach` of its leading indices. `once` has the ids of
+    loops by strides that no thread goes through twice, and of each whether every thread that comes there does once.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class IndexRanges:
         self.never: dict[int, bool] = {}
         self.compared: dict[int, tuple[Interval | None, ...]] = {}
         self.reaches: dict[int, tuple[Reach, ...]] = {}
+        self.once: dict[int, bool] = {}
 
     def inside(self, key: ast.expr, axis: int, length: int) -> bool:
         """Whether index number `axis` of the index expression `key` (``node.slice``) is surely from 0 to `length`."""
@@ -177,16 +179,10 @@ class _Walk:
                 self.target(target, None)
             case ast.If(test=test, body=body, orelse=orelse):
                 return self.branch(test, body, orelse)
-            case ast.While(test=test, body=body):
-                self.forget(body)
-                before, counters = dict(self.known), self.counters
-                self.counters = frozenset()
-                self.expression(test)
-                self.narrow(test, True)
-                self.block(body)
-                self.known, self.counters = before, counters
-            case ast.For(target=ast.Name(id=name), iter=ast.Call(args=bounds), body=body):
-                self.range_loop(name, bounds, body)
+            case ast.While():
+                self.while_loop(node)
+            case ast.For(target=ast.Name(id=name), iter=ast.Call(args=bounds)):
+                self.range_loop(node, name, bounds)
             case ast.Return(value=value):
                 if value is not None:
                     self.expression(value)
@@ -217,17 +213,50 @@ class _Walk:
         self.counters = counters
         return one_through or other_through
 
-    def range_loop(self, name: str, bounds: Sequence[ast.expr], body: Sequence[ast.stmt]) -> None:
+    def while_loop(self, node: ast.While) -> None:
+        entry = dict(self.known)
+        self.forget(node.body)
+        before, counters = dict(self.known), self.counters
+        self.counters = frozenset()
+        self.expression(node.test)
+        if (walked := _steps(node)) is not None:
+            name, stop, step = walked
+            start = entry.get(name)
+            limits = self.value(stop), self.value(step)  # each time around: nothing of what the body sets is known
+            if start is not None and limits[0] is not None and limits[1] is not None:
+                wraps = start[1] + limits[1][1] > _MAX  # then it goes on from below
+                if not wraps and self.at_most_once(node, start, limits[0], limits[1]) and not self.splits:
+                    self.known = entry
+        self.narrow(node.test, True)
+        self.block(node.body)
+        self.known, self.counters = before, counters
+
+    def at_most_once(self, node: ast.While | ast.For, start: Interval, stop: Interval, step: Interval) -> bool:
+        """Whether a loop from `start`, which differs from thread to thread, to below `stop` has one turn at most. (What
+        is refused of split inputs is decided as in any loop.)"""
+        if not (start[0] < start[1] and step[0] > 0 and stop[1] - start[0] <= step[0]) or _exits(node.body):
+            return False
+        self.found.once[id(node)] = start[1] < stop[0]
+        return True
+
+    def range_loop(self, node: ast.For, name: str, bounds: Sequence[ast.expr]) -> None:
+        body = node.body
         for bound in bounds:
             self.expression(bound)
         numbers = [self.value(bound) or _ANY for bound in bounds]
         start, stop = ((0, 0), numbers[0]) if len(numbers) == 1 else (numbers[0], numbers[1])
         step = numbers[2] if len(numbers) == 3 else (1, 1)
         away = [self.distances(bound) for bound in bounds[:2]]
+        entry = dict(self.known)
         self.forget(body)
         self.drop(name)
         before, counters = dict(self.known), self.counters
-        if name in self.integers:
+        if self.at_most_once(node, start, stop, step) and not self.splits:
+            self.known = entry
+            self.drop(name)
+            if name in self.integers:
+                self.known[name] = (start[0], max(start[0], min(start[1], stop[1] - 1)))
+        elif name in self.integers:
             if len(away) == 2 and step[0] > 0:
                 for axis in away[0].keys() & away[1].keys():
                     low = away[0][axis][0]
@@ -577,6 +606,33 @@ def _leaves(body: Sequence[ast.stmt], counter: str) -> bool:
         isinstance(node, ast.Break | ast.Continue | ast.Return)
         or (isinstance(node, ast.Name) and node.id == counter and isinstance(node.ctx, ast.Store))
         for node in nodes
+    )
+
+
+def _steps(node: ast.While) -> tuple[str, ast.expr, ast.expr] | None:
+    """Of ``while name < stop:`` with ``name += step`` in each turn the three, where nothing else is done to `name`."""
+    match node.test:
+        case ast.Compare(left=ast.Name(id=name), ops=[ast.Lt()], comparators=[stop]):
+            inner = [one for statement in node.body for one in ast.walk(statement)]
+            stores = [one for one in inner if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
+            stores = [one for one in stores if one.id == name]
+            for statement in node.body if len(stores) == 1 else ():
+                match statement:
+                    case ast.AugAssign(target=ast.Name(id=stepped), op=ast.Add(), value=step) if stepped == name:
+                        return name, stop, step
+                    case _:
+                        pass
+        case _:
+            pass
+    return None
+
+
+def _exits(body: Sequence[ast.stmt]) -> bool:
+    """Whether a ``break`` or a ``continue`` of the loop whose body this is stands in it."""
+    return any(
+        isinstance(statement, ast.Break | ast.Continue)
+        or (isinstance(statement, ast.If) and (_exits(statement.body) or _exits(statement.orelse)))
+        for statement in body
     )
 
 

@@ -111,10 +111,11 @@ class _BlockLowering(FunctionLowering):
             lower.emit("pass")
         lower.depth -= 1
 
-    def while_loop(self, test: ast.expr, body: list[ast.stmt]) -> None:
+    def while_loop(self, node: ast.While) -> None:
         """A loop; the block's own reads what threads hold each time around."""
+        test, body = node.test, node.body
         if self.emitter.parts_of(body) is None:
-            super().while_loop(test, body)
+            super().while_loop(node)
             return
         lower = self.expressions
         lower.emit("while True:")

@@ -97,10 +97,10 @@ class FunctionLowering(ArrayLowering):
                 if orelse:
                     lower.emit("else:")
                     self.block(orelse)
-            case ast.While(test=test, body=body):
-                self.while_loop(test, body)
-            case ast.For(target=ast.Name() as target, iter=ast.Call(args=bounds), body=body):
-                self.range_loop(target, bounds, body)
+            case ast.While():
+                self.while_loop(node)
+            case ast.For(target=ast.Name() as target, iter=ast.Call(args=bounds)):
+                self.range_loop(node, target, bounds)
             case ast.Return(value=None):
                 lower.emit("return")
             case ast.Return(value=value) if value is not None:
@@ -145,8 +145,13 @@ class FunctionLowering(ArrayLowering):
         indices = lower.indices(target, name, lower.array(target, name))
         self.scratch.atomic(lower, name, indices, index, op, operand)
 
-    def while_loop(self, test: ast.expr, body: list[ast.stmt]) -> None:
-        lower = self.expressions
+    def while_loop(self, node: ast.While) -> None:
+        lower, test, body = self.expressions, node.test, node.body
+        sure = self.ranges.once.get(id(node))
+        if sure is not None:
+            lower.emit("if True:" if sure else f"if {truth(lower.scalar(test))}:")
+            self.block(body)
+            return
         condition, lines = lower.apart(test)
         if not lines:
             lower.emit(f"while {going_on(condition)}:")
@@ -226,10 +231,16 @@ class FunctionLowering(ArrayLowering):
             lower.emit(f"if {' & '.join(tests)}:")
         lower.emit(f"{' ' if tests else ''}p_{name}[{', '.join(places)}] = {stored}")
 
-    def range_loop(self, target: ast.Name, bounds: list[ast.expr], body: list[ast.stmt]) -> None:
-        lower = self.expressions
+    def range_loop(self, node: ast.For, target: ast.Name, bounds: list[ast.expr]) -> None:
+        lower, body = self.expressions, node.body
         codes = [lower.integer(bound) for bound in bounds]
         counter = lower.temp()
+        sure = self.ranges.once.get(id(node))
+        if sure is not None:
+            lower.emit(f"{counter} = {codes[0]}")
+            lower.emit("if True:" if sure else f"if {counter} < {codes[1]}:")
+            self.block(body, (target, Expr(counter, Scalar.INT)))
+            return
         if len(codes) == 1:
             lower.emit(f"for {counter} in range({codes[0]}):")
             place = Expr(counter, Scalar.INT)

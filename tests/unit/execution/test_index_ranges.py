@@ -136,7 +136,7 @@ class _Writer:
     def expression(self, depth: int = 2) -> str:
         pick = self.rng.random()
         if depth == 0 or pick < 0.3:
-            return self.rng.choice(["i", "a", "b", "c", "n", "3", "1", "0", "-2", "x.size", "cuda.threadIdx.x"])
+            return self.rng.choice(["i", "a", "b", "c", "k", "n", "3", "1", "0", "-2", "x.size", "cuda.threadIdx.x"])
         one, other = self.expression(depth - 1), self.expression(depth - 1)
         if pick < 0.42:
             return f"x[{one}]"
@@ -166,7 +166,7 @@ class _Writer:
     def block(self, depth: int, indent: str) -> list[str]:
         lines: list[str] = []
         for _ in range(self.rng.randint(1, 4)):
-            pick, name = self.rng.random(), self.rng.choice("abc")
+            pick, name = self.rng.random(), self.rng.choice("abcabcabck")
             if depth == 0 or pick < 0.4:
                 lines.append(f"{indent}{name} = {self.expression()}")
             elif pick < 0.5:
@@ -179,7 +179,9 @@ class _Writer:
                 if self.rng.random() < 0.5:
                     lines.append(f"{indent}else:")
                     lines += self.block(depth - 1, indent + "    ")
-            elif pick < 0.9:
+            elif pick < 0.8:
+                lines += self.strides(depth, indent)
+            elif pick < 0.92:
                 bounds = self.rng.choice(["4", "a", "b, n", "0, n, 2", "5, -3, -1", "a, b, c"])
                 lines.append(f"{indent}for {self.rng.choice(['j', name])} in range({bounds}):")
                 lines += self.loop(depth, indent)
@@ -187,6 +189,16 @@ class _Writer:
                 lines.append(f"{indent}while {self.condition()}:")
                 lines += self.loop(depth, indent)
         return lines
+
+    def strides(self, depth: int, indent: str) -> list[str]:
+        """A loop that most threads go through once or not at all."""
+        start = self.rng.choice(["i", "i", "i + 1", "i - 9", "i * 40", "min(a, 9) + i"])
+        stop = self.rng.choice(["x.size", "x.size", "out.size - 1", "n + 50", "300", "b", "(1 << 62) + (1 << 61)"])
+        step = self.rng.choice(["cuda.gridsize(1)", "cuda.gridsize(1)", "100", "99", "n * 40", "c", "1 << 62"])
+        if self.rng.random() < 0.5:
+            return [f"{indent}for j in range({start}, {stop}, {step}):", *self.loop(depth, indent)]
+        lines = [f"{indent}k = {start}", f"{indent}while k {self.rng.choice(['<', '<', '<='])} {stop}:"]
+        return [*lines, *self.loop(depth, indent), f"{indent}    k += {step}"]
 
     def loop(self, depth: int, indent: str) -> list[str]:
         lines = self.block(depth - 1, indent + "    ")
@@ -196,10 +208,10 @@ class _Writer:
         return lines
 
     def kernel(self) -> str:
-        lines = ["i = cuda.grid(1)", *self.block(3, "")]
+        lines = ["i = cuda.grid(1)", *self.block(3, ""), *self.strides(2, "")]
         if self.rng.random() < 0.3:
             lines += [f"if {self.condition()}:", "    return"]
-        return "\n".join([*lines, *self.block(2, ""), "out[i] = a + b + c", "a = b = c = 0"])
+        return "\n".join([*lines, *self.block(2, ""), "out[i] = a + b + c", "a = b = c = k = 0"])
 
 
 class _Enough(Exception):
@@ -271,25 +283,33 @@ class _Instrument(ast.NodeTransformer):
             func=ast.Name(id=name, ctx=ast.Load()), args=[ast.Tuple(elts=values, ctx=ast.Load())], keywords=[]
         )
 
-    def visit_For(self, node: ast.For) -> ast.stmt:
+    def visit_For(self, node: ast.For) -> list[ast.stmt]:
         self.generic_visit(node)
         assert isinstance(node.iter, ast.Call)
         node.iter.func = ast.Name(id="numbers", ctx=ast.Load())
-        return node
+        return self.counted(node)
 
-    def visit_While(self, node: ast.While) -> ast.stmt:
+    def visit_While(self, node: ast.While) -> list[ast.stmt]:
         self.generic_visit(node)
-        node.body.insert(0, ast.Expr(value=ast.Call(func=ast.Name(id="tick", ctx=ast.Load()), args=[], keywords=[])))
-        return node
+        return self.counted(node)
+
+    def counted(self, node: ast.For | ast.While) -> list[ast.stmt]:
+        """The loop, which tells when it begins, goes round and has ended."""
+        node.body.insert(0, ast.Expr(value=self.told("turned", node)))
+        return [ast.Expr(value=self.told("begun", node)), node, ast.Expr(value=self.told("ended", node))]
 
 
-def check_threads(admitted: Admitted, found: IndexRanges, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> int:
-    """Run all threads and hold what they do against `found`; how many loads were inside by proof."""
+def check_threads(
+    admitted: Admitted, found: IndexRanges, x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]
+) -> tuple[int, int]:
+    """Run all threads and hold what they do against `found`; how many loads were inside by proof, and how many loops
+    had one turn at most."""
     tree = copy.deepcopy(admitted.entry.node)
     instrument = _Instrument(dict(zip(ast.walk(tree), ast.walk(admitted.entry.node), strict=True)))
     module = ast.Module(body=[instrument.visit(tree)], type_ignores=[])
-    module.body[0].body[:0] = ast.parse("a = b = c = j = 0").body  # type: ignore[attr-defined]
-    proved = steps = 0
+    module.body[0].body[:0] = ast.parse("a = b = c = j = k = 0").body  # type: ignore[attr-defined]
+    proved = once = steps = 0
+    turns: dict[int, int] = {}
 
     def tick() -> None:
         nonlocal steps
@@ -325,13 +345,27 @@ def check_threads(admitted: Admitted, found: IndexRanges, x: np.ndarray[Any, Any
         return _wrapped(_OPERATIONS[type(node.op)](int(one), int(other)))
 
     def numbers(*bounds: int) -> Any:
-        for number in range(*bounds) if len(bounds) < 3 or bounds[2] else ():
-            tick()
-            yield number
+        every = range(*bounds) if len(bounds) < 3 or bounds[2] else range(0)
+        return every if not every or (every[-1] - every[0]) // every.step < 2**63 - 1 else range(0)
+
+    def begun(number: int) -> None:
+        turns[id(instrument.kept[number])] = 0
+
+    def turned(number: int) -> None:
+        tick()
+        key = id(instrument.kept[number])
+        turns[key] += 1
+        assert turns[key] < 2 or key not in found.once, ast.unparse(admitted.entry.node)
+
+    def ended(number: int) -> None:
+        nonlocal once
+        key = id(instrument.kept[number])
+        assert turns[key] > 0 or not found.once.get(key, False), ast.unparse(admitted.entry.node)
+        once += key in found.once
 
     names: dict[str, Any] = {
-        "load": load, "compared": compared, "operated": operated, "numbers": numbers, "tick": tick, "every": all,
-        "some": any, "wrapped": _wrapped, "abs": lambda value: _wrapped(abs(value)),
+        "load": load, "compared": compared, "operated": operated, "numbers": numbers, "begun": begun, "turned": turned,
+        "ended": ended, "every": all, "some": any, "wrapped": _wrapped, "abs": lambda value: _wrapped(abs(value)),
     }  # fmt: skip
     exec(compile(ast.fix_missing_locations(module), "<kernel>", "exec"), names)
 
@@ -347,12 +381,15 @@ def check_threads(admitted: Admitted, found: IndexRanges, x: np.ndarray[Any, Any
         def grid(self, _: int) -> int:
             return self.place
 
+        def gridsize(self, _: int) -> int:
+            return LAUNCH.threads
+
     for place in range(SIZE):
         steps = 0
         names["cuda"] = Cuda(place)
         with contextlib.suppress(_Enough):
             names["f"](np.zeros(SIZE, np.int64), x, y, 7)
-    return proved
+    return proved, once
 
 
 @pytest.mark.parametrize("first", range(0, 120, 20))
@@ -360,11 +397,13 @@ def test_random_kernels_do_only_what_is_said_of_them(first: int) -> None:
     rng = np.random.default_rng(first)
     x = rng.integers(-5, 120, SIZE)
     y = rng.integers(-128, 128, (SIZE, 5)).astype(np.int8)
-    proved = 0
+    proved = once = 0
     for seed in range(first, first + 20):
         admitted = admit(source(_Writer(seed).kernel()))
         args = specs()
-        integers = {"i", "j", "a", "b", "c", "n"}  # the random language has no other type
+        integers = {"i", "j", "k", "a", "b", "c", "n"}  # the random language has no other type
         found = index_ranges(admitted, LAUNCH, args, extents(admitted, LAUNCH, args), integers)
-        proved += check_threads(admitted, found, x, y)
+        inside, loops = check_threads(admitted, found, x, y)
+        proved, once = proved + inside, once + loops
     assert proved > 100
+    assert once > 50

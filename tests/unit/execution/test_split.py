@@ -310,6 +310,35 @@ def test_what_is_proved_is_so(backend: CpuBackend, which: Any) -> None:
         assert np.array_equal(chunked(backend, binding, 1)[0], due)
 
 
+@kernel
+def by_strides(result, x):
+    for j in range(cuda.grid(1), x.size, cuda.gridsize(1)):
+        result[j] = x[j - 1] + 10 * x[j + 1]
+
+
+@kernel
+def by_strides_on(result, x):
+    j = cuda.grid(1)
+    while j < x.size:
+        result[j] = x[j - 1] + 10 * x[j + 1]
+        j += cuda.gridsize(1)
+
+
+@pytest.mark.parametrize("which", [by_strides, by_strides_on])
+@pytest.mark.parametrize("geometry", [(5, 8), (6, 8)])  # each thread has a turn; some have none
+def test_loops_by_strides(backend: CpuBackend, which: Any, geometry: tuple[int, int]) -> None:
+    x = np.random.default_rng(3).integers(1, 1000, 40)
+    place = np.arange(40)
+    for edge in EDGES:
+        binding = which[geometry].bind(out(40, np.int64), split(x, halo=1, edge=edge))
+        body = lower(which._admitted, binding.launch, binding.specs).body
+        assert "for " not in body
+        assert "while " not in body
+        before, after = (reference(x, [place + k], [place], [1], edge) for k in (-1, 1))
+        for size in (1, 2, 6):
+            assert np.array_equal(chunked(backend, binding, size)[0], before + 10 * after)
+
+
 @pytest.mark.parametrize("tested", [True, False])
 def test_what_lies_beside_a_window_is_not_seen(tested: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two machines have other tiles around those of a chunk. Without the test of the halo that shows."""
