@@ -24,7 +24,8 @@ Examples:
   p2pcompute bench --threads 1 --json | jq .score_milli
 
 Measured in a sandboxed worker, as strangers' kernels run. Close what else runs: the figures are of this moment.
-In --json, `scores` are the ad's, in thousandths of the reference core: 1 strict arithmetic, 2 memory, 3 matrix product.
+In --json, `scores` are the ad's, each in thousandths of its reference: 1 strict arithmetic, 2 memory, 3 matrix product,
+4 a GPU's results on their way to the host (1000 is 1 GB/s).
 """
 )
 @click.option("--threads", type=click.IntRange(1, 1024), help="processor threads of the worker [all cores]")

@@ -21,13 +21,18 @@ from p2pcompute.execution._pool_memory import SharedInput
 from p2pcompute.execution._pool_session import WorkerSession, WorkResult
 from p2pcompute.execution._probe import compile_score, probe_devices, time_score
 
-__all__ = ["REFERENCE_GEMM_FLOPS", "REFERENCE_MEMORY_BYTES_PER_S", "Benchmark", "benchmark"]
+__all__ = [
+    "REFERENCE_COPY_BYTES_PER_S", "REFERENCE_GEMM_FLOPS", "REFERENCE_MEMORY_BYTES_PER_S", "Benchmark", "benchmark"
+]  # fmt: skip
 
 REFERENCE_MEMORY_BYTES_PER_S: Final = 10_000_000_000
 """Memory traffic of 1000 in the ad's scores. A definition; it never changes."""
 
 REFERENCE_GEMM_FLOPS: Final = 1_000_000_000
 """Strict float32 operations a second in a matrix product of 1000 in the ad's scores. A definition likewise."""
+
+REFERENCE_COPY_BYTES_PER_S: Final = 1_000_000_000
+"""Bytes of results a second from a device to the host of 1000 in the ad's scores. A definition likewise."""
 
 _TRIAD: Final = 1 << 23  # elements: 32 MiB an array, beyond the caches of common machines
 _SIDE: Final = 384
@@ -84,11 +89,14 @@ class Benchmark:
 
     @property
     def scores(self) -> tuple[tuple[int, int], ...]:
-        """As an ad holds them: 1 strict float32, 2 memory, 3 strict matrix product, in thousandths of the reference."""
+        """As an ad holds them, in thousandths of the reference: 1 strict float32, 2 memory, 3 strict matrix product,
+        and, of what has to copy its results to the host, 4 that."""
+        copies = self.copy_bytes_per_s
         return (
             (1, self.score_milli),
             (2, max(1, self.memory_bytes_per_s * 1000 // REFERENCE_MEMORY_BYTES_PER_S)),
             (3, max(1, self.gemm_flops * 1000 // REFERENCE_GEMM_FLOPS)),
+            *([] if copies is None else [(4, max(1, copies * 1000 // REFERENCE_COPY_BYTES_PER_S))]),
         )
 
 

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from click.testing import CliRunner
 
+from p2pcompute import _opening, execution
 from p2pcompute.errors import ExecutionError
+from p2pcompute.execution import SandboxPolicy
+from p2pcompute.execution import _probe as probe
 from p2pcompute.execution._bench import Benchmark, Timed, benchmark
 from p2pcompute.execution._pool import open_pool
-from p2pcompute.execution._pool_process import WorkerProcess
+from p2pcompute.execution._pool_process import WorkerProcess, WorkerProgram
 from p2pcompute.execution._pool_session import WorkResult
 from p2pcompute.execution._probe import time_score
 from p2pcompute_cli.main import cli
+from p2pcompute_protocols.ads import Device
 
 pytestmark = pytest.mark.net
 
@@ -34,6 +41,9 @@ def test_scores_are_thousandths_of_their_references() -> None:
         took_s=2.0,
     )
     assert result.scores == ((1, 1_500), (2, 2_000), (3, 500))
+    copied = replace(result, copy_bytes_per_s=24_500_000_000)
+    assert copied.scores == (*result.scores, (4, 24_500))
+    assert replace(result, copy_bytes_per_s=5).scores[3] == (4, 1)
 
 
 def ran(wall_ns: int, device_ns: int) -> WorkResult:
@@ -79,10 +89,33 @@ def test_a_worker_is_measured_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
     result = trio.run(main)
     assert len(started) == 1
     assert result.threads == 1
+    assert [key for key, _ in result.scores] == [1, 2, 3]
     assert all(value > 0 for _, value in result.scores)
     assert result.reply_us > 0
     assert result.copy_bytes_per_s is None
     assert len(said) == 3
+
+
+def test_the_ad_says_how_fast_results_come_from_a_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The toy device stands for a GPU: measured, kept for the next start, and in the ad as other peers read it."""
+    gpu = probe.Device(kind="cuda", name="toy", cores=0, memory_bytes=2**30, slot="cuda:0")
+    monkeypatch.setattr(execution, "probe_devices", lambda: [gpu])
+    monkeypatch.setattr(_opening, "version", lambda package: "0" if package == "numba-cuda" else version(package))
+    monkeypatch.setenv("P2PCOMPUTE_HOME", str(tmp_path))
+    program = WorkerProgram(module="toy_device_worker", roots=(str(Path(__file__).parent / "hostile"),))
+
+    async def main() -> Benchmark:
+        async with open_pool(threads=1, spare=0, policy=SandboxPolicy(bwrap="never"), program=program) as pool:
+            return await benchmark(pool)
+
+    result = trio.run(main)
+    assert result.copy_bytes_per_s is not None
+    _opening.known_device(1, result, slot="cuda:0")
+    device = _opening.known_device(1, slot="cuda:0")
+    assert device is not None
+    said = dict(Device.decode(device.encode()).scores)
+    assert list(said) == [1, 2, 3, 4]
+    assert said[4] == result.copy_bytes_per_s // 1_000_000 > 0
 
 
 class _Forgetful:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,6 +58,14 @@ class Tick(Toy):
         BACKEND.device_ns += 1_000
 
 
+class Logistic(Tick):
+    """What measures strict arithmetic, for which it takes as long as it has blocks."""
+
+    def run_blocks(self, first_block: int, blocks: int, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        time.sleep(blocks / 1_000)
+        self.run_threads(None, args, outs)
+
+
 class Fault(Toy):
     """Meets a fault, after which the device is of no use."""
 
@@ -70,7 +79,9 @@ class DeviceToys(ToyBackend):
     lost = False
 
     def compile(self, source: KernelSource, launch: Launch, args: Sequence[ArgSpec]) -> Toy:
-        return {**KERNELS, "Reach": Reach, "Tick": Tick, "Fault": Fault}[source.entry](launch)
+        own: dict[str, type[Toy]] = {"Reach": Reach, "Tick": Tick, "Fault": Fault}
+        measured: dict[str, type[Toy]] = {"logistic": Logistic, "triad": Tick, "gemm": Tick}
+        return {**KERNELS, **own, **measured}[source.entry](launch)
 
 
 BACKEND = DeviceToys()
