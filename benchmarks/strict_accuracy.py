@@ -7,12 +7,14 @@ true value is mpmath's with 106 bits, of each point by itself; NumPy's long doub
 infinity or a zero, or where an operand is. Points: all bit patterns alike, intervals where the function is hardest, and
 neighbours of powers of two and of multiples of pi/2, a third of a million. Ten seconds to a minute for each function on
 one core, and four minutes for erf and erfc. Ends with 1 where a function is further off than docs/strict.md allows.
-`--write` puts what was measured into benchmarks/results/strict_accuracy.json, beside other functions' rows there.
+`--write` puts what was measured into benchmarks/results/strict_accuracy.json, beside other functions' rows there, each
+with a digest of the functions' sources as they were measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ import numba
 import numpy as np
 from mpmath import libmp
 
+from p2pcompute import execution
 from p2pcompute.execution._strict_math import math_helpers
 
 Array = np.ndarray[Any, Any]
@@ -63,6 +66,8 @@ TWO: dict[str, tuple[Callable[..., Any], list[tuple[tuple[float, float], tuple[f
 
 BITS = 106
 RESULTS = Path(__file__).parent / "results" / "strict_accuracy.json"
+SOURCES = ("_strict_math.py", "_strict_math32.py", "_strict_math64.py", "_strict_math_shared.py", "_strict_tables.py")
+"""All that the functions are made of, in p2pcompute/execution."""
 BOUNDS = {  # docs/strict.md: of float64, and of float32 everywhere
     "exp": 1.0, "exp2": 1.0, "expm1": 1.5, "log": 1.0, "log2": 0.6, "log10": 0.6, "log1p": 1.0, "sin": 1.0, "cos": 1.0,
     "tan": 2.5, "asin": 1.0, "acos": 1.0, "atan": 1.0, "sinh": 2.0, "cosh": 1.5, "tanh": 1.5, "cbrt": 1.0, "erf": 1.5,
@@ -81,6 +86,15 @@ OF_MPMATH: dict[str, Callable[..., Any]] = {
         libmp.mpf_neg(libmp.mpf_cbrt(libmp.mpf_neg(x), BITS, "n")) if x[0] else libmp.mpf_cbrt(x, BITS, "n")
     ),
 }
+
+
+def sources_digest(folder: Path = Path(execution.__file__).parent) -> str:
+    """SHA-256 over the files of `SOURCES` in `folder`, each behind its name and its length, in hex."""
+    whole = hashlib.sha256()
+    for name in SOURCES:
+        text = (folder / name).read_bytes()
+        whole.update(f"{name} {len(text)}\n".encode() + text)
+    return whole.hexdigest()
 
 
 def edges(dtype: Any) -> Array:
@@ -207,10 +221,12 @@ def main() -> None:
         sys.exit("long double has no more bits than float64 here: there is nothing to hold mpmath's values in")
     kept = {row["function"]: row for row in json.loads(RESULTS.read_text())} if RESULTS.exists() else {}
     far: list[str] = []
+    sources = sources_digest()
     sys.stdout.write("| function | float32: worst, ulp | not the nearest | float64: worst, ulp | not the nearest |\n")
     sys.stdout.write("|---|---|---|---|---|\n")
     for name in options.functions or [*ONE, *TWO]:
         line, row = f"| `{name}`", {"function": name, "reference": f"mpmath {mpmath.__version__}, {BITS} bits"}
+        row["sources"] = sources
         for width in (32, 64):
             worst, off, where, total = measure(name, width, options.points)
             bound = FLOAT32 if width == 32 else BOUNDS[name]

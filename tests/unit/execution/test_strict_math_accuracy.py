@@ -171,9 +171,53 @@ def test_every_function_is_measured() -> None:
     assert all(MATH_CALLS[name] == (2 if isinstance(LIMITS[name][3][0][0], tuple) else 1) for name in LIMITS)
 
 
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
+
+def script(name: str) -> Any:
+    """A module of benchmarks/, not run yet, and what runs it."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    return module, spec.loader.exec_module
+
+
+def measured() -> dict[str, Any]:
+    rows = json.loads((BENCHMARKS / "results" / "strict_accuracy.json").read_text())
+    return {row["function"]: row for row in rows}
+
+
+def other_sources(rows: dict[str, Any], digest: str) -> list[str]:
+    return [name for name, row in rows.items() if row.get("sources") != digest]
+
+
+def test_what_was_measured_is_what_the_functions_are_now() -> None:
+    accuracy, run = script("strict_accuracy")
+    run(accuracy)
+    stale = other_sources(measured(), accuracy.sources_digest())
+    assert not stale, f"measured before the functions' sources changed: {stale}; `make ulp-nightly` measures them anew"
+
+
+def test_a_change_of_any_source_of_the_functions_is_seen(tmp_path: Path) -> None:
+    accuracy, run = script("strict_accuracy")
+    run(accuracy)
+    folder = Path(tables.__file__).parent
+    assert set(accuracy.SOURCES) == {
+        path.name for pattern in ("_strict_math*.py", "_strict_tables.py") for path in folder.glob(pattern)
+    }
+    for name in accuracy.SOURCES:
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert not other_sources(measured(), accuracy.sources_digest(tmp_path))
+    for name in accuracy.SOURCES:
+        right = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(right + b"\n")
+        assert set(other_sources(measured(), accuracy.sources_digest(tmp_path))) == set(LIMITS), name
+        (tmp_path / name).write_bytes(right)
+
+
 def test_what_was_measured_on_a_million_points_is_within_the_bounds() -> None:
-    path = Path(__file__).parents[3] / "benchmarks" / "results" / "strict_accuracy.json"
-    rows = {row["function"]: row for row in json.loads(path.read_text())}
+    rows = measured()
     assert set(rows) == set(LIMITS)
     for name, row in rows.items():
         assert "mpmath" in row["reference"]
@@ -216,13 +260,9 @@ def test_angles_near_multiples_of_half_pi(name: str) -> None:
 
 
 def test_the_coefficients_are_those_that_the_script_computes() -> None:
-    path = Path(__file__).parents[3] / "benchmarks" / "strict_fit.py"
-    spec = importlib.util.spec_from_file_location("strict_fit", path)
-    assert spec is not None
-    assert spec.loader is not None
-    fit = importlib.util.module_from_spec(spec)
+    fit, run = script("strict_fit")
     with mpmath.workdps(70):
-        spec.loader.exec_module(fit)
+        run(fit)
         for name, _, function, low, high, terms in fit.FITS:
             assert fit.fitted(function, low, high, terms)[0] == getattr(tables, name), name
         for name, value in fit.constants():
