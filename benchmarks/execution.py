@@ -8,7 +8,8 @@ spoils ratios little.
 bench-execution` does that. Two to three minutes on two idle cores; progress goes to standard error. `--quick` is
 for tests: two kernels and few rounds, and no figure that means anything.
 
-Figures of other benchmarks are put below these where `benchmarks/results/checking.json` holds some: a list of
+Figures of other benchmarks are copied below these, not measured, where `benchmarks/results/checking.json` holds some
+(`checking_power.py --write` makes it; the page says so): a list of
 ``{"figure", "value", "unit", "reach", "ok"}``, as here.
 """
 

@@ -14,6 +14,9 @@ run in turn, in one process tree, each for 20 ms or once, and the least time of 
 machine too, and absolute times less. (OpenMP's threads hold their cores for some milliseconds after a parallel loop;
 so what runs after one by hand has to run more than once.)
 
+The rows of faked elements are not measured here: they are copied from `benchmarks/results/checking.json`, which
+`python benchmarks/checking_power.py --write` makes.
+
 """
 
 TAIL = """

@@ -55,17 +55,18 @@ def source(text: str) -> KernelSource:
     return KernelSource(text=text, entry="k", digest=source_digest("k", text))
 
 
-def provided(given: KernelSource) -> None:
-    """What a node does with a text."""
+def admitted_here(given: KernelSource) -> None:
+    """What a worker does with a text before it makes code of it, and a requester with its own; a provider's node does
+    none of it."""
     found = admit(given)
     check_launch(found, LAUNCH, SPECS)
     lower(found, LAUNCH, SPECS)
 
 
 def refused(text: str) -> KernelError:
-    """How a provider and its worker refuse a text: with the same words, and a line of it."""
+    """How a requester and a provider's worker refuse a text: with the same words, and a line of it."""
     with pytest.raises(KernelError) as caught:
-        provided(source(text))
+        admitted_here(source(text))
     with CpuBackend() as backend, pytest.raises(KernelError) as worker:
         backend.compile(source(text), LAUNCH, SPECS)
     assert str(worker.value) == str(caught.value)
