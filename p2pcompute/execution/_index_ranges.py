@@ -251,6 +251,8 @@ class _Walk:
         self.forget(body)
         self.drop(name)
         before, counters = dict(self.known), self.counters
+        if not (step[0] > 0 and start[1] < stop[0]):  # it may have no turn
+            self.counters = frozenset()
         if self.at_most_once(node, start, stop, step) and not self.splits:
             self.known = entry
             self.drop(name)

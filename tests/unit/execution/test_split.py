@@ -410,6 +410,15 @@ def five_point_left(result, x):
             result[i] += x[i + k]
 
 
+@kernel
+def five_point_passed_over(result, x):
+    i = cuda.grid(1)
+    if i < result.size:
+        for k in range(-2, 3):
+            for _j in range(min(1, 2 - k)):
+                result[i] += x[i + k]
+
+
 @device
 def first(x):
     return x[0]
@@ -479,7 +488,7 @@ def test_refused_for_its_axes() -> None:
         colours.bind(out((11, 5), np.int64), split(np.ones((11, 3), np.int64), halo=(1, 1)))
 
 
-@pytest.mark.parametrize("which", [five_point_guarded, five_point_left])
+@pytest.mark.parametrize("which", [five_point_guarded, five_point_left, five_point_passed_over])
 def test_what_is_only_perhaps_too_far_is_not_refused(backend: CpuBackend, which: Any) -> None:
     binding = which[2, 4].bind(out(8, np.int64), split(X + 1, halo=1))
     place = np.arange(8)
