@@ -457,10 +457,11 @@ class Session:
         window = account.window
         while True:
             await account.wait_changed()
-            self.wake.set()
             if account.window != window and self.connection.state is TaskState.RUNNING:
                 window = account.window
                 self._notice = Notice(kind="window", window=window)
+            if self.queue or self._notice is not None:  # with neither, nobody waits for this
+                self.wake.set()
 
     async def _chunks(
         self, agreement: Agreement, work: Work, account: ProviderAccount, worker: TaskWorker | RoundsWorker
