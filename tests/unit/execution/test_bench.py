@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from p2pcompute.execution import _probe as probe
 from p2pcompute.execution._bench import Benchmark, Timed, benchmark
 from p2pcompute.execution._pool import open_pool
 from p2pcompute.execution._pool_process import WorkerProcess, WorkerProgram
-from p2pcompute.execution._pool_session import WorkResult
+from p2pcompute.execution._pool_session import WorkerSession, WorkResult
 from p2pcompute.execution._probe import time_score
 from p2pcompute_cli.main import cli
 from p2pcompute_protocols.ads import Device
@@ -141,6 +142,42 @@ def test_a_machine_that_forgets_bits_is_not_measured(bad_from: float) -> None:
         return
     with pytest.raises(ExecutionError, match="different bits the second time"):
         trio.run(time_score, session)
+
+
+@pytest.mark.parametrize(("budget_s", "rounds", "replies"), [(math.inf, 5, 200), (0, 2, 20), (-1, 2, 20)])
+def test_no_more_than_the_least_is_repeated_beyond_the_budget(
+    budget_s: float, rounds: int, replies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    run_blocks = WorkerSession.run_blocks
+
+    async def run(session: WorkerSession, first: int, count: int, *, timeout_s: float) -> WorkResult:
+        counted.append(count)
+        return await run_blocks(session, first, count, timeout_s=timeout_s)
+
+    monkeypatch.setattr(WorkerSession, "run_blocks", run)
+
+    async def main() -> Benchmark:
+        async with open_pool(threads=1) as pool:
+            return await benchmark(pool, budget_s=budget_s)
+
+    assert trio.run(main).gemm_flops > 0
+    assert counted.count((1 << 23) // 128) == rounds  # of the triad
+    assert counted[-replies - rounds :] == [384 * 384 // 128] * rounds + [1] * replies
+
+
+@pytest.mark.parametrize(("until", "rounds"), [(math.inf, 3), (0.0, 1)])
+def test_the_score_s_rounds_end_with_the_budget(until: float, rounds: int) -> None:
+    counts: list[int] = []
+
+    class Session(_Forgetful):
+        async def run_blocks(self, _first: int, count: int, *, timeout_s: float) -> WorkResult:
+            counts.append(count)
+            return await super().run_blocks(_first, count, timeout_s=timeout_s)
+
+    session: Any = Session(bad_from=math.inf)
+    trio.run(partial(time_score, session, until=until))
+    assert counts.count(80) == rounds  # of 150 ms, where 16 blocks take 30
 
 
 def test_the_command_says_it_for_people_and_for_programs() -> None:
