@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
+from p2pcompute.execution._guard_advice import of_a_call, of_an_attribute, of_another_count, of_node, of_value
 from p2pcompute.execution._guard_scratch import Scratch, is_atomic, memory_call, scratch_arrays
 from p2pcompute.execution._language_advice import IN_THE_KERNEL, of_atomic, to_a_global
 from p2pcompute.execution._tree import walk
@@ -24,104 +25,6 @@ _BINARY = (
     ast.LShift, ast.RShift,
 )  # fmt: skip
 _COMPARE = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-_REMEDY = {
-    "Import": "import at the top of the file; a kernel takes cuda, math, np and p2pcompute.random",
-    "ImportFrom": "import at the top of the file; a kernel takes cuda, math, np and p2pcompute.random",
-    "Lambda": "write a @p2pcompute.device function",
-    "FunctionDef": "write a @p2pcompute.device function outside the kernel",
-    "ListComp": "write a for loop over range()",
-    "GeneratorExp": "write a for loop over range()",
-    "JoinedStr": "kernels hold numbers only",
-    "List": "use scalars, or an input array",
-    "Tuple": "a tuple stands only in an assignment to as many names, or in return",
-    "NamedExpr": "assign on a line of its own",
-    "Starred": "write the arguments out",
-    "Slice": "loop over the elements",
-    "Try": "nothing in a kernel raises",
-    "Raise": "nothing in a kernel raises; store a flag in an output",
-    "Assert": "nothing in a kernel raises; store a flag in an output",
-    "AnnAssign": "drop the annotation",
-    "Global": "a kernel's names are its own",
-    "Nonlocal": "a kernel's names are its own",
-    "Expr": "nothing in the language has an effect but an assignment",
-    "SetComp": "write a for loop over range()",
-    "DictComp": "write a for loop over range()",
-    "Dict": "use scalars, or an input array",
-    "Set": "use scalars, or an input array",
-    "With": "a kernel opens nothing",
-    "Delete": "nothing needs to be freed",
-    "AugAssign": "assign to a variable or to an element of an output",
-    "Attribute": "assign to a variable or to an element of an output",
-    "ClassDef": "hold parts in scalars, and write @p2pcompute.device functions",
-    "AsyncFunctionDef": "write a @p2pcompute.device function outside the kernel",
-    "Match": "write if and elif",
-    "Await": "a kernel waits for nothing but cuda.syncthreads()",
-    "Yield": "store into an output: out[i] = ...",
-    "YieldFrom": "store into an output: out[i] = ...",
-    "AsyncFor": "write a for loop over range()",
-    "AsyncWith": "a kernel opens nothing",
-    "TryStar": "nothing in a kernel raises",
-    "TypeAlias": "numbers have the types of docs/strict.md",
-    "Is": "compare with == and <",
-    "IsNot": "compare with == and <",
-    "In": "compare with each: v == a or v == b",
-    "NotIn": "compare with each: v != a and v != b",
-    "MatMult": "write a for loop over the products",
-}
-# Calls that Python and NumPy have with other arguments.
-_CALLED_OTHERWISE = {
-    "log": "write math.log(a) / math.log(b), math.log2(a) or math.log10(a)",
-    "min": "write min(a, b); over an array, loop over range()",
-    "max": "write max(a, b); over an array, loop over range()",
-    "int": "write int(a)",
-    "round": "write round(a), or np.rint(a * 100) / 100 for two digits",
-    "uniform": "write random.uniform(seed, index, dim)",
-}
-# What ast calls otherwise than people do.
-_SPELLED = {
-    "ListComp": "a list comprehension",
-    "SetComp": "a set comprehension",
-    "DictComp": "a dict comprehension",
-    "GeneratorExp": "a generator expression",
-    "JoinedStr": "an f-string",
-    "NamedExpr": "the walrus operator :=",
-    "AnnAssign": "an annotated assignment",
-    "ImportFrom": "an import",
-    "Import": "an import",
-    "FunctionDef": "a function within a function",
-    "Starred": "unpacking with a star",
-    "Lambda": "lambda",
-    "List": "a list",
-    "Tuple": "a tuple here",
-    "Dict": "a dict",
-    "Set": "a set",
-    "Slice": "a slice",
-    "Expr": "a line that stores nothing",
-    "Try": "try",
-    "Raise": "raise",
-    "Assert": "assert",
-    "With": "with",
-    "Delete": "del",
-    "Global": "global",
-    "Nonlocal": "nonlocal",
-    "Await": "await",
-    "Yield": "yield",
-    "YieldFrom": "yield from",
-    "ClassDef": "a class",
-    "AsyncFunctionDef": "an async function",
-    "AsyncFor": "async for",
-    "AsyncWith": "async with",
-    "Match": "match",
-    "TryStar": "try",
-    "TypeAlias": "a type alias",
-    "Is": "is",
-    "IsNot": "is not",
-    "In": "in",
-    "NotIn": "not in",
-    "MatMult": "the matrix product @",
-    "AugAssign": "this assignment",
-    "Attribute": "an attribute here",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,9 +73,7 @@ class FunctionCheck:
         return KernelError(reason, line=line, filename=self.filename, instead=instead)
 
     def unknown(self, node: ast.AST) -> KernelError:
-        kind = type(node).__name__
-        instead = _REMEDY.get(kind, "docs/strict.md has what there is")
-        return self.refuse(node, f"{_SPELLED.get(kind, kind)} is not in the kernel language", instead)
+        return self.refuse(node, *of_node(node))
 
     def run(self) -> Function:
         node = self.node
@@ -351,6 +252,9 @@ class FunctionCheck:
                     raise self.refuse(node, f"what {name} gives is not used", "assign it, or leave the call out")
                 self.may_store.add(id(call))
                 self.call(call, statement=True)
+            case ast.Expr(value=value) if not isinstance(value, ast.Constant):
+                self.expression(value)  # what is wrong within it says more
+                raise self.unknown(node)
             case _:
                 raise self.unknown(node)
 
@@ -468,16 +372,12 @@ class FunctionCheck:
                 if name in self.arrays:
                     raise self.refuse(node, f"the array {name} stands alone", f"write {name}[i]: arrays are not values")
                 if name not in self.names:
-                    raise self.refuse(node, f"{name} is not known here", "assign it first, or pass it as an argument")
+                    raise self.refuse(node, *of_value(name, self.nodes))
             case ast.UnaryOp(operand=operand):
                 self.expression(operand)
             case ast.BinOp(left=left, op=op, right=right):
                 if not isinstance(op, _BINARY):
-                    raise self.refuse(
-                        node,
-                        f"{_SPELLED.get(type(op).__name__, type(op).__name__)} is not in the kernel language",
-                        _REMEDY.get(type(op).__name__, f"there are {lang.ARITHMETIC}"),
-                    )
+                    raise self.refuse(node, *of_node(op, f"there are {lang.ARITHMETIC}"))
                 if isinstance(op, ast.Pow):
                     self.power(node, right)
                 self.expression(left)
@@ -488,11 +388,7 @@ class FunctionCheck:
             case ast.Compare(left=left, ops=ops, comparators=comparators):
                 for operator in ops:
                     if not isinstance(operator, _COMPARE):
-                        raise self.refuse(
-                            node,
-                            f"{_SPELLED.get(type(operator).__name__, '')} is not in the kernel language",
-                            _REMEDY.get(type(operator).__name__, "compare with == and <"),
-                        )
+                        raise self.refuse(node, *of_node(operator, "compare with == and <"))
                 for operand in (left, *comparators):
                     self.expression(operand)
             case ast.IfExp(test=test, body=body, orelse=orelse):
@@ -547,9 +443,10 @@ class FunctionCheck:
             case ast.Attribute(value=ast.Name(id="cuda"), attr=triple):
                 if triple in lang.CUDA_TRIPLES and node.attr in lang.AXES:
                     return self.only_in_kernel(node, f"cuda.{triple}.{node.attr}")
-                raise self.refuse(
-                    node, f"cuda.{triple}.{node.attr} is not in the kernel language", "there are .x, .y and .z"
-                )
+                if triple in lang.CUDA_TRIPLES:
+                    raise self.refuse(
+                        node, f"cuda.{triple}.{node.attr} is not in the kernel language", "there are .x, .y and .z"
+                    )
             case ast.Name(id="math") if node.attr in lang.MATH_CONSTANTS:
                 return None
             case ast.Name(id=name) if name in self.arrays:
@@ -562,14 +459,13 @@ class FunctionCheck:
         instead = "arrays have size, shape and ndim"
         match node.value:
             case ast.Name(id="cuda") if node.attr in lang.CUDA_TRIPLES:
-                instead = f"write cuda.{node.attr}.x"
-            case ast.Name(id="cuda" | "math" | "np" | "random" as module):
-                instead = f"call it where its value is wanted: {module}.{node.attr}(a)"
+                raise self.refuse(node, f"cuda.{node.attr} as a whole is no number", f"write cuda.{node.attr}.x")
             case ast.Name(id=name) if name not in self.arrays and node.attr in ("real", "imag"):
                 instead = "hold the real and the imaginary part in two variables"
             case _:
                 pass
-        raise self.refuse(node, f"the attribute {node.attr} is not in the kernel language", instead)
+        reason = f"the attribute {node.attr} is not in the kernel language"
+        raise self.refuse(node, *(of_an_attribute(node, self.names | self.nodes.keys()) or (reason, instead)))
 
     def only_in_kernel(self, node: ast.expr, what: str) -> None:
         if not self.is_entry:
@@ -597,12 +493,17 @@ class FunctionCheck:
                 "the kernel",
             )
 
+    def uncalled(self, node: ast.Call) -> tuple[str, str] | None:
+        """Reason and remedy, where what is called is not in the language at all."""
+        return of_a_call(node.func, self.names | self.nodes.keys())
+
     def call(self, node: ast.Call, *, statement: bool = False) -> None:
         if node.keywords:
-            raise self.refuse(node, "keyword arguments are not in the kernel language", "pass them by position")
+            reason = "keyword arguments are not in the kernel language"
+            raise self.refuse(node, *(self.uncalled(node) or (reason, "pass them by position")))
         for argument in node.args:
             if isinstance(argument, ast.Starred):
-                raise self.unknown(argument)
+                raise self.refuse(argument, *(self.uncalled(node) or of_node(argument)))
         match node.func:
             case ast.Name(id=name) if name in self.nodes:
                 callee = self.done[name]
@@ -654,24 +555,14 @@ class FunctionCheck:
                 raise self.refuse(
                     node, "the result of an atomic operation depends on the order of threads", "write it as a statement"
                 )
-            case ast.Attribute(value=ast.Name(id="math" | "np" | "random" | "cuda" as module), attr=name):
-                raise self.refuse(
-                    node,
-                    f"{module}.{name} is not in the kernel language",
-                    f"there are the dtypes of np, {_known('np', lang.NUMPY_CALLS)} and "
-                    f"{_known('math', lang.MATH_CALLS)}",
-                )
             case ast.Name(id=name):
-                raise self.refuse(
-                    node, f"the call of {name}", "call @p2pcompute.device functions and the language's own only"
-                )
+                reason, instead = f"the call of {name}", "call @p2pcompute.device functions and the language's own only"
+                raise self.refuse(node, *(self.uncalled(node) or (reason, instead)))
             case _:
                 method = f".{node.func.attr}()" if isinstance(node.func, ast.Attribute) else "the call of an expression"
-                raise self.refuse(
-                    node,
-                    f"{method} is not in the kernel language",
-                    "call @p2pcompute.device functions by name; np.float32(x) and its like convert numbers",
-                )
+                reason = f"{method} is not in the kernel language"
+                instead = "call @p2pcompute.device functions by name; np.float32(x) and its like convert numbers"
+                raise self.refuse(node, *(self.uncalled(node) or (reason, instead)))
         for argument in node.args:
             self.expression(argument)
 
@@ -681,12 +572,8 @@ class FunctionCheck:
             raise self.refuse(
                 node,
                 f"{name} takes {wanted} argument{'s' * (high != 1)}, not {len(node.args)}",
-                _CALLED_OTHERWISE.get(name) or f"write {name}({', '.join('abcdefgh'[: max(low, 1) if high else 0])})",
+                of_another_count(name, low, high),
             )
-
-
-def _known(module: str, names: Mapping[str, int]) -> str:
-    return f"{module}.{', '.join(sorted(names))}"
 
 
 def _always_returns(body: list[ast.stmt]) -> bool:

@@ -11,7 +11,8 @@ import numpy as np
 from p2pcompute.execution._language import ATOMIC_REDUCED, ATOMICS, MATH_CALLS, MAX_CONST_ELEMENTS
 
 __all__ = [
-    "IN_THE_KERNEL", "in_place", "missing", "of_a_fraction", "of_atomic", "of_cuda", "of_floats", "to_a_global", "why"
+    "BEYOND_THE_BLOCK", "IN_THE_KERNEL", "in_place", "instead_of", "missing", "of_a_fraction", "of_atomic", "of_cuda",
+    "of_floats", "to_a_global", "why",
 ]  # fmt: skip
 
 IN_THE_KERNEL: Final = (
@@ -19,12 +20,15 @@ IN_THE_KERNEL: Final = (
     "or the value for it"
 )
 
+BEYOND_THE_BLOCK: Final = "blocks do not wait for each other: start another kernel on what this one gives"
+
 _LONGEST: Final = 100  # of a line that is shown: a message is for people, and a stranger's source may be long
 
 _OF_CUDA = (
     "of cuda there are grid, gridsize, threadIdx, blockIdx, blockDim, gridDim, shared, local, const, syncthreads, "
     "atomic, popc, clz, ffs, brev and selp"
 )
+_OF_RANDOM = "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"
 _WARP = {
     "laneid", "warpsize", "syncwarp", "activemask", "lanemask_lt", "shfl_sync", "shfl_up_sync", "shfl_down_sync",
     "shfl_xor_sync", "all_sync", "any_sync", "eq_sync", "ballot_sync", "match_any_sync", "match_all_sync",
@@ -38,12 +42,12 @@ _INSTEAD_OF_CUDA = (
         "count in a cuda.shared.array with cuda.atomic.add, and read it behind cuda.syncthreads()",
     ),
     (
-        {"threadfence", "threadfence_block", "threadfence_system", "cg"},
-        "blocks do not wait for each other: start another kernel on what this one gives",
+        {"threadfence", "threadfence_block", "threadfence_system", "cg", "this_grid"},
+        BEYOND_THE_BLOCK,
     ),
     ({"to_device", "device_array", "device_array_like", "mapped_array", "pinned_array"}, "pass NumPy arrays to run"),
     ({"nanosleep", "clock", "clock64", "globaltimer"}, "nothing in a kernel depends on time"),
-    ({"random"}, "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"),
+    ({"random"}, _OF_RANDOM),
     ({"rsqrt"}, "write 1 / math.sqrt(a)"),
     ({"libdevice"}, "use the functions of math: they have one definition on every machine"),
     ({"fp16"}, "use float32"),
@@ -167,11 +171,18 @@ def _of_each(reduce: str, call: ast.Call) -> str:
     )
 
 
-def of_cuda(name: str) -> str:
-    """What to write instead of a name of the module cuda."""
+def of_cuda(name: str, otherwise: str = _OF_CUDA) -> str:
+    """What to write instead of a name of the module cuda; `otherwise` where nothing is known of that name."""
     if name in MATH_CALLS:
         return f"write math.{name}({'a, b' if MATH_CALLS[name] == 2 else 'a'})"
-    return next((remedy for names, remedy in _INSTEAD_OF_CUDA if name in names), _OF_CUDA)
+    return next((remedy for names, remedy in _INSTEAD_OF_CUDA if name in names), otherwise)
+
+
+def instead_of(name: str) -> str:
+    """What to write instead of a function or type of Python, NumPy or math; nothing where nothing is known of it."""
+    if name.startswith("xoroshiro128p"):
+        return _OF_RANDOM
+    return next((remedy for names, remedy in _INSTEAD_OF if name in names), "")
 
 
 def why(spelled: str, value: Any) -> tuple[str, str]:
@@ -191,10 +202,9 @@ def why(spelled: str, value: Any) -> tuple[str, str]:
         return f"{spelled} is text", "kernels hold numbers only"
     name = getattr(value, "__name__", None) or getattr(value, "name", "")
     if isinstance(name, str) and name.startswith("xoroshiro128p"):
-        return f"{spelled} keeps a state", "use p2pcompute.random.uniform(seed, thread, k) for a thread's number k"
-    for names, remedy in _INSTEAD_OF:
-        if isinstance(name, str) and name in names:
-            return f"{spelled} is not in the kernel language", remedy
+        return f"{spelled} keeps a state", _OF_RANDOM
+    if isinstance(name, str) and (remedy := instead_of(name)):
+        return f"{spelled} is not in the kernel language", remedy
     if isinstance(value, list | tuple | dict | set):
         return f"{spelled} is a {type(value).__name__}", "pass an array, or name each number by itself"
     if isinstance(value, type) and issubclass(value, BaseException):
@@ -209,5 +219,4 @@ def why(spelled: str, value: Any) -> tuple[str, str]:
 
 def missing(spelled: str) -> str:
     """What to write where a module has no such name, but newer ones or NumPy's older ones had."""
-    name = spelled.rpartition(".")[2]
-    return next((remedy for names, remedy in _INSTEAD_OF if name in names), "look its name up in docs/strict.md")
+    return instead_of(spelled.rpartition(".")[2]) or "look its name up in docs/strict.md"

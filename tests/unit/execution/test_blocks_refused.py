@@ -264,7 +264,7 @@ STATEMENTS = {
     "two arguments": ("cuda.atomic.add(sm, 0)", "atomic"),
     "a barrier's value": ("v = cuda.syncthreads()", "syncthreads"),
     "a barrier with an argument": ("cuda.syncthreads(1)", "arguments"),
-    "another barrier": ("cuda.syncwarp()", "stores nothing"),
+    "another barrier": ("cuda.syncwarp()", "cuda.syncwarp is not in the kernel language"),
     "65 barriers": ("cuda.syncthreads()\n" * 64 + "cuda.syncthreads()", "64"),
     "300 parts": ("if n:\n    return\nsm[tx] = 1\n" * 299 + "sm[tx] = 1", "parts"),
     "too much": ("b = cuda.shared.array(64 * 191 + 1, np.int32)", "49156 bytes"),

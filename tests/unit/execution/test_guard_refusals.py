@@ -12,6 +12,7 @@ from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._api import ArgSpec, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
 from p2pcompute.execution._guard import Admitted, admit
+from p2pcompute.execution._language_advice import _INSTEAD_OF, _INSTEAD_OF_CUDA, of_cuda
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._lower import lower
 from p2pcompute.execution._rows import check_launch
@@ -189,11 +190,63 @@ TOLD = {
 }
 
 
+_WARPS = "pass values through a cuda.shared.array, with cuda.syncthreads() between: warps differ by device"
+_GRIDS = "blocks do not wait for each other: start another kernel on what this one gives"
+TOLD |= {
+    "v = cuda.laneid": f"cuda.laneid is not in the kernel language; {_WARPS}",
+    "v = cuda.shfl_down_sync(1, n, delta=1)": f"cuda.shfl_down_sync is not in the kernel language; {_WARPS}",
+    "cuda.threadfence()": f"cuda.threadfence is not in the kernel language; {_GRIDS}",
+    "cg.this_grid().sync()": f"cg.this_grid is not in the kernel language; {_GRIDS}",
+    "cuda.cg.this_grid().sync()": f"cuda.cg is not in the kernel language; {_GRIDS}",
+    "print('i', i, end='')": "print is not in the kernel language; store what you want to see into an output",
+    "abs(n)": "a line that stores nothing is not in the kernel language; nothing in the language has an effect but an "
+    "assignment",
+    "yield n": "yield is not in the kernel language; store into an output: out[i] = ...",
+    "v = sqrt(n)": "sqrt is not in the kernel language; write math.sqrt(a)",
+    "v = math.sqrt": "the attribute sqrt is not in the kernel language; call it where its value is wanted: "
+    "math.sqrt(a)",
+    "v = math.pi": "math.pi is not in the kernel language; write 3.141592653589793",
+    "v = np.arctan2(n, n)": "np.arctan2 is not in the kernel language; write math.atan2(a, b)",
+    "v = np.random.rand()": "np.random is not in the kernel language; write random.uniform(seed, thread, k)",
+    "v = np.sqrt(n, out=n)": "keyword arguments are not in the kernel language; pass them by position",
+    "v = cuda.selp(n, 1, 2)": "cuda.selp is not in the kernel language; write one if test else other",
+    "v = cuda.syncthreads()": "cuda.syncthreads gives no value; write cuda.syncthreads() on a line of its own",
+    "v = numpy.sqrt(n)": "numpy is not known here; a kernel's text knows cuda, math, np, random and what it defines",
+}
+
+
 @pytest.mark.parametrize("line", TOLD)
 def test_what_is_refused_is_called_as_people_call_it(line: str) -> None:
     with pytest.raises(KernelError) as caught:
         admitted(body(line))
     assert str(caught.value).endswith(f":3: {TOLD[line]}")
+
+
+@pytest.mark.parametrize(("names", "remedy"), _INSTEAD_OF_CUDA)
+def test_of_cuda_the_guard_advises_what_the_decorator_does(names: set[str], remedy: str) -> None:
+    """However the name stands there; the decorator's words are `of_cuda`'s."""
+    for name in names:
+        assert of_cuda(name) == remedy
+        for line in (f"v = cuda.{name}", f"v = cuda.{name}(n)", f"cuda.{name}(n)", f"v = cuda.{name}.more(key=n)"):
+            with pytest.raises(KernelError) as caught:
+                admitted(body(line))
+            assert (caught.value.reason, caught.value.instead) == (f"cuda.{name} is not in the kernel language", remedy)
+
+
+@pytest.mark.parametrize(("names", "remedy"), _INSTEAD_OF)
+def test_of_functions_the_guard_advises_what_the_decorator_does(names: set[str], remedy: str) -> None:
+    for name in names:
+        for line in (f"v = {name}(n)", f"{name}(n)", f"v = np.{name}(n)", f"v = math.{name}"):
+            with pytest.raises(KernelError) as caught:
+                admitted(body(line))
+            assert caught.value.instead == remedy
+
+
+def test_a_name_of_the_texts_own_is_no_function_of_others() -> None:
+    for text in (body("v = sum(n)", head="def k(out, x, n, sum):"), device("return v", call="out[i] = f(n).sum(n)")):
+        with pytest.raises(KernelError) as caught:
+            admitted(text)
+        assert caught.value.instead.startswith("call @p2pcompute.device functions")
 
 
 OTHERS_ROWS = {

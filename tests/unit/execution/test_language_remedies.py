@@ -13,7 +13,7 @@ import pytest
 
 from p2pcompute import cuda
 from p2pcompute.execution._cpu import CpuBackend
-from p2pcompute.execution._guard_function import _CALLED_OTHERWISE
+from p2pcompute.execution._guard_advice import _CALLED_OTHERWISE
 from p2pcompute.execution._language_advice import _INSTEAD_OF, _INSTEAD_OF_CUDA
 from p2pcompute.kernel import kernel, out
 
