@@ -1,8 +1,13 @@
 """Does this machine compute the bits that the language defines? Asked before a node sells.
 
 A provider that computes other bits than everybody else is taken for a liar, so a broken core, an overclocked memory
-or a compiler that contracts operations costs it its standing. The kernel below puts edge values through every
-operation whose result the language defines, and the digest of what comes out is known.
+or a compiler that contracts operations costs it its standing. The kernel below puts edge values through the
+arithmetic of floats and int64, least and greatest, square roots, floor, shifts, conversions, comparisons and Philox,
+and the digest of what comes out is known.
+
+It asks nothing of the mathematical functions, counts of bits, uint64, rounding but floor, shared arrays, barriers,
+atomic operations and combined outputs: those take seconds to compile, at the first start of a day. They are held
+against known digests and models by the tests (`_golden`).
 """
 
 from __future__ import annotations
