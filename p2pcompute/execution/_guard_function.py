@@ -14,7 +14,7 @@ from p2pcompute.errors import KernelError
 from p2pcompute.execution import _language as lang
 from p2pcompute.execution._guard_advice import of_a_call, of_an_attribute, of_another_count, of_node, of_value
 from p2pcompute.execution._guard_scratch import Scratch, is_atomic, memory_call, scratch_arrays
-from p2pcompute.execution._language_advice import IN_THE_KERNEL, of_atomic, to_a_global
+from p2pcompute.execution._language_advice import IN_THE_KERNEL, NO_ARRAY, no_numbers, of_atomic, to_a_global
 from p2pcompute.execution._tree import walk
 
 __all__ = ["NAME", "Function", "FunctionCheck"]
@@ -179,11 +179,9 @@ class FunctionCheck:
             for base in used:
                 if isinstance(base, ast.Name) and base.id in self.names and base.id not in self.scratch:
                     if base.id not in self.params:
-                        raise self.refuse(
-                            base,
-                            f"{base.id} is no array",
-                            "only parameters and declared arrays can be indexed; hold parts in scalars",
-                        )
+                        for value in no_numbers(self.inner, base.id):
+                            self.expression(value)  # refuses what was assigned, where it was
+                        raise self.refuse(base, f"{base.id} is no array", NO_ARRAY)
                     found.add(base.id)
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import types
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from p2pcompute.execution._language import ATOMIC_REDUCED, ATOMICS, MATH_CALLS, MAX_CONST_ELEMENTS
 
 __all__ = [
-    "BEYOND_THE_BLOCK", "IN_THE_KERNEL", "in_place", "instead_of", "missing", "of_a_fraction", "of_atomic", "of_cuda",
+    "BEYOND_THE_BLOCK", "IN_THE_KERNEL", "NO_ARRAY", "in_place", "instead_of", "missing", "no_numbers",
+    "of_a_fraction", "of_atomic", "of_cuda",
     "of_floats", "to_a_global", "why",
 ]  # fmt: skip
 
@@ -19,6 +21,7 @@ IN_THE_KERNEL: Final = (
     "write it in the kernel's own text: there it is known which array it changes; a device function returns the index "
     "or the value for it"
 )
+NO_ARRAY: Final = "only parameters and declared arrays can be indexed; hold parts in scalars"
 
 BEYOND_THE_BLOCK: Final = "blocks do not wait for each other: start another kernel on what this one gives"
 
@@ -220,3 +223,11 @@ def why(spelled: str, value: Any) -> tuple[str, str]:
 def missing(spelled: str) -> str:
     """What to write where a module has no such name, but newer ones or NumPy's older ones had."""
     return instead_of(spelled.rpartition(".")[2]) or "look its name up in docs/strict.md"
+
+
+def no_numbers(nodes: Iterable[ast.AST], name: str) -> Iterator[ast.expr]:
+    """What `name` is assigned among `nodes` that may be no value of the language: a constant, a list and its like."""
+    kinds = ast.Constant | ast.List | ast.Tuple | ast.Set | ast.Dict | ast.ListComp
+    for node in nodes:
+        if isinstance(node, ast.Assign) and isinstance(node.value, kinds):
+            yield from (node.value for to in node.targets if isinstance(to, ast.Name) and to.id == name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import re
 
-from p2pcompute.errors import KernelTypeError
+from p2pcompute.errors import KernelError, KernelTypeError
 from p2pcompute.execution._guard_scratch import memory_call
 from p2pcompute.execution._language_advice import of_a_fraction
 from p2pcompute.execution._lower_arrays import ArrayLowering
@@ -189,9 +189,21 @@ class FunctionLowering(ArrayLowering):
                 parts.append(part if part.literal is not None else Expr(name, part.type))
         for target in targets:
             if not isinstance(target, ast.Tuple) or len(target.elts) != len(parts):
+                if isinstance(target, ast.Tuple) and isinstance(value, ast.Attribute):  # x.shape
+                    raise self.shape_refused(target, ast.unparse(value.value), len(parts))
                 raise lower.refuse(target, f"{len(parts)} values are given here", "assign them to as many names")
             for element, part in zip(target.elts, parts, strict=True):
                 self.assign(element, part)
+
+    def shape_refused(self, target: ast.Tuple, array: str, axes: int) -> KernelError:
+        """More or fewer names for a shape than the array has axes."""
+        names = len(target.elts)
+        stand = f"{names} names stand" if names > 1 else "1 name stands"
+        return self.expressions.refuse(
+            target,
+            f"{array} has {axes} ax{'es' if axes > 1 else 'is'} and {stand} here",
+            f"give each axis one name, or write {array}.shape[0]",
+        )
 
     def assign(self, target: ast.expr, value: Expr) -> None:
         lower = self.expressions
