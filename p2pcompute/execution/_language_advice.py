@@ -227,7 +227,7 @@ def missing(spelled: str) -> str:
 
 def no_numbers(nodes: Iterable[ast.AST], name: str) -> Iterator[ast.expr]:
     """What `name` is assigned among `nodes` that may be no value of the language: a constant, a list and its like."""
-    kinds = ast.Constant | ast.List | ast.Tuple | ast.Set | ast.Dict | ast.ListComp
+    kinds = ast.Constant | ast.List | ast.Set | ast.Dict | ast.ListComp
     for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.value, kinds):
             yield from (node.value for to in node.targets if isinstance(to, ast.Name) and to.id == name)

@@ -16,7 +16,6 @@ from p2pcompute.execution._language_capture import source_digest
 
 NO_NUMBERS = {
     "l = [1, 2, 3]; v = l[0]": "a list is not in the kernel language",
-    "l = (1, 2); v = l[0]": "a tuple here is not in the kernel language",
     "l = {1: 2}; v = l[1]": "a dict is not in the kernel language",
     "l = [k for k in range(3)]; v = l[0]": "a list comprehension is not in the kernel language",
     "l = 'ab'; v = l[0]": "text is not in the kernel language",
