@@ -3,7 +3,7 @@
 The random numbers are a function of (seed, path, step), so every provider draws the same ones for a path, and any
 path can be drawn again to check it.
 
-python examples/option_pricing.py [--paths 1000000]
+python examples/option_pricing.py [--paths 1000000] [--out option_pricing.png]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import math
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import trio
@@ -20,6 +21,7 @@ import p2pcompute as p2p
 from p2pcompute import cuda, random
 
 PATHS_PER_THREAD = 64
+Array = np.ndarray[Any, Any]
 TWO_PI = np.float32(6.2831855)
 
 
@@ -58,8 +60,9 @@ def asian_call(total, squares, paths, seed, spot, strike, drift, spread, steps):
         squares[i] = square
 
 
-async def price(node: p2p.Node, option: Option, paths: int, seed: int = 7) -> tuple[float, float]:
-    """The price and its standard error, in the option's currency, from about `paths` paths."""
+async def estimates(node: p2p.Node, option: Option, paths: int, seed: int = 7) -> tuple[Array, Array]:
+    """Prices and their standard errors, in the option's currency, from the first 64 of about `paths` paths, the first
+    128, and so on: two float64 arrays of shape (paths / 64)."""
     threads = max(1, paths // PATHS_PER_THREAD)
     per_step = option.years / option.steps
     total, squares = await node.run(
@@ -75,25 +78,50 @@ async def price(node: p2p.Node, option: Option, paths: int, seed: int = 7) -> tu
         option.steps,
         budget="0.05 USD",
     )
-    count = threads * PATHS_PER_THREAD
+    count = PATHS_PER_THREAD * np.arange(1, threads + 1)
     discount = np.exp(-option.rate * option.years)
-    mean = total.sum() / count
-    variance = max(squares.sum() / count - mean**2, 0.0)
-    return float(discount * mean), float(discount * np.sqrt(variance / count))
+    mean = np.cumsum(total) / count
+    variance = np.maximum(np.cumsum(squares) / count - mean**2, 0)
+    return discount * mean, discount * np.sqrt(variance / count)
+
+
+def save(prices: Array, errors: Array, path: str, width: int = 720, height: int = 360) -> None:
+    """A PNG of how the price converges: the price in black over the number of paths, which is logarithmic, two standard
+    errors to each side in blue, and the last price as a red line. The picture reaches three of the first standard errors from it."""
+    from PIL import Image
+
+    at = np.round(np.geomspace(1, len(prices), width)).astype(int) - 1
+    middle = prices[-1]
+    span = max(3 * float(errors[0]), 1e-9)
+
+    def row(value: Array) -> Array:
+        return np.clip(np.round((1 - (value - middle) / span) / 2 * (height - 1)), 0, height - 1)
+
+    down = np.arange(height)[:, None]
+    image = np.ones((height, width, 3))
+    image[(down >= row(prices[at] + 2 * errors[at])) & (down <= row(prices[at] - 2 * errors[at]))] = (0.75, 0.85, 1.0)
+    image[(height - 1) // 2] = (0.85, 0.2, 0.2)
+    here = row(prices[at])
+    before = np.concatenate([here[:1], here[:-1]])  # steps are joined
+    image[(down >= np.minimum(here, before)) & (down <= np.maximum(here, before) + 1)] = 0
+    Image.fromarray((image * 255).astype(np.uint8)).save(path)
 
 
 def main() -> None:
     """Open a node on the network of this machine and price."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paths", type=int, default=1_000_000)
-    paths = parser.parse_args().paths
+    parser.add_argument("--out", default="option_pricing.png")
+    options = parser.parse_args()
 
-    async def work() -> tuple[float, float]:
+    async def work() -> tuple[Array, Array]:
         async with p2p.open_node() as node:
-            return await price(node, Option(), paths)
+            return await estimates(node, Option(), options.paths)
 
-    value, error = trio.run(work)
-    sys.stdout.write(f"{value:.4f} ± {error:.4f} from {paths:,} paths\n")
+    prices, errors = trio.run(work)
+    save(prices, errors, options.out)
+    count = len(prices) * PATHS_PER_THREAD
+    sys.stdout.write(f"{prices[-1]:.4f} ± {errors[-1]:.4f} from {count:,} paths; {options.out}\n")
 
 
 if __name__ == "__main__":

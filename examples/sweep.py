@@ -1,6 +1,6 @@
 """A hyper-parameter sweep: each thread trains a logistic regression with its own rate and penalty.
 
-python examples/sweep.py [--side 32]
+python examples/sweep.py [--side 32] [--out sweep.png]
 """
 
 from __future__ import annotations
@@ -73,21 +73,43 @@ async def sweep(node: p2p.Node, side: int, rows: int = 256, epochs: int = 60) ->
     return loss, rates, penalties
 
 
+def save(loss: Array, path: str, side: int = 480) -> None:
+    """A PNG of the losses: a rate for each column, rising to the right, a penalty for each row, rising upwards; dark is
+    low, red is worse than a guess (a loss of log 2) or diverged, and a white frame stands around the best."""
+    from PIL import Image
+
+    learnt = loss < math.log(2)  # False for NaN
+    low = np.nanmin(loss)
+    shade = (np.where(learnt, loss - low, 0) / max(math.log(2) - low, 1e-9))[..., None] ** 0.5  # most are near the best
+    colours = np.array([0.1, 0.1, 0.35]) * (1 - shade) + np.array([1.0, 0.9, 0.55]) * shade
+    colours[~learnt] = (0.8, 0.15, 0.15)
+    cell = max(4, side // loss.shape[1])
+    image = np.kron(colours[::-1], np.ones((cell, cell, 1)))
+    row, column = np.unravel_index(int(np.nanargmin(loss)), loss.shape)
+    best = image[(loss.shape[0] - 1 - row) * cell :][:cell, column * cell :][:, :cell]
+    frame = np.ones((cell, cell), bool)
+    frame[2:-2, 2:-2] = cell < 5
+    best[frame] = 1
+    Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8)).save(path)
+
+
 def main() -> None:
     """Open a node on the network of this machine and sweep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=32)
-    side = parser.parse_args().side
+    parser.add_argument("--out", default="sweep.png")
+    options = parser.parse_args()
 
     async def work() -> tuple[Array, Array, Array]:
         async with p2p.open_node() as node:
-            return await sweep(node, side)
+            return await sweep(node, options.side)
 
     loss, rates, penalties = trio.run(work)
+    save(loss, options.out)
     row, column = np.unravel_index(int(np.nanargmin(loss)), loss.shape)
     sys.stdout.write(
         f"of {loss.size} settings the best has a rate of {rates[column]:.3g} and a penalty of {penalties[row]:.3g}: "
-        f"loss {loss[row, column]:.4f}\n"
+        f"loss {loss[row, column]:.4f}; {options.out}\n"
     )
 
 

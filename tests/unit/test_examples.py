@@ -106,11 +106,11 @@ def test_blur() -> None:
     assert found.astype(int).std() < image.astype(int).std()
 
 
-def test_option_pricing() -> None:
+def test_option_pricing(tmp_path: Path) -> None:
     program = example("option_pricing")
     option = program.Option(steps=6)
     paths = 64 * 20
-    value, error = on_a_network(lambda node: program.price(node, option, paths))
+    prices, errors = on_a_network(lambda node: program.estimates(node, option, paths))
     path, day = np.arange(paths)[:, None], np.arange(option.steps)[None]
     u, v = (random.uniform(7, path, 2 * day + k).astype(np.float64) for k in (0, 1))
     per_step = option.years / option.steps
@@ -119,8 +119,18 @@ def test_option_pricing() -> None:
     )
     mean = option.spot * np.exp(np.cumsum(growth, axis=1)).mean(axis=1)
     payoff = np.exp(-option.rate * option.years) * np.maximum(mean - option.strike, 0)
-    assert value == pytest.approx(payoff.mean(), rel=1e-4)
-    assert error == pytest.approx(payoff.std() / paths**0.5, rel=1e-3)
+    assert prices.shape == errors.shape == (20,)
+    for threads in (1, 7, 20):
+        first = payoff[: 64 * threads]
+        assert prices[threads - 1] == pytest.approx(first.mean(), rel=1e-4)
+        assert errors[threads - 1] == pytest.approx(first.std() / first.size**0.5, rel=1e-3)
+    program.save(prices, errors, str(tmp_path / "picture.png"), 60, 41)
+    with Image.open(tmp_path / "picture.png") as picture:
+        seen = np.asarray(picture)
+    assert colours_of(tmp_path / "picture.png") == 4  # paper, the band, the last price, the prices
+    blue = (seen == (191, 216, 255)).all(axis=2).sum(axis=0)
+    assert blue[0] > 2 * blue[-1] > 0  # the band narrows
+    assert (seen[20:22, -1] == 0).any()  # and the last price is in the middle
 
 
 def test_kmeans(tmp_path: Path) -> None:
@@ -157,7 +167,7 @@ def test_nbody(tmp_path: Path) -> None:
     assert program.energy(here, speed, mass) == pytest.approx(program.energy(*program.disc(stars)), rel=0.05)
 
 
-def test_sweep() -> None:
+def test_sweep(tmp_path: Path) -> None:
     program = example("sweep")
     loss, rates, penalties = on_a_network(lambda node: program.sweep(node, 4, rows=64, epochs=20))
     (x, y), (held_x, held_y) = (tuple(part.astype(np.float64) for part in program.data(64, seed)) for seed in (1, 2))
@@ -171,6 +181,22 @@ def test_sweep() -> None:
             score = held_x @ weights + bias
             due = np.mean(np.logaddexp(0, score) - score * held_y)
             assert loss[row, column] == pytest.approx(due, rel=2e-3)
+    program.save(loss, str(tmp_path / "picture.png"), 40)
+    assert colours_of(tmp_path / "picture.png") > 10  # a colour for each loss, and the frame
+
+
+def test_a_map_of_losses(tmp_path: Path) -> None:
+    """The lowest row below, the best dark within its frame, and red for what is worse than a guess or no number."""
+    loss = np.array([[0.3, 0.5], [1e30, np.nan]], np.float32)
+    example("sweep").save(loss, str(tmp_path / "picture.png"), 40)
+    with Image.open(tmp_path / "picture.png") as picture:
+        seen = np.asarray(picture)
+    assert seen.shape == (40, 40, 3)
+    red, best, other = seen[10, [10, 30]], seen[30, 10], seen[30, 30]
+    assert (red == (204, 38, 38)).all()
+    assert best.sum() < other.sum()
+    assert (seen[20, :20] == 255).all()
+    assert not (seen[20, 20:] == 255).all()
 
 
 def test_gemm() -> None:
