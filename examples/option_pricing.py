@@ -87,7 +87,8 @@ async def estimates(node: p2p.Node, option: Option, paths: int, seed: int = 7) -
 
 def save(prices: Array, errors: Array, path: str, width: int = 720, height: int = 360) -> None:
     """A PNG of how the price converges: the price in black over the number of paths, which is logarithmic, two standard
-    errors to each side in blue, and the last price as a red line. The picture reaches three of the first standard errors from it."""
+    errors to each side in blue, and the last price as a red line, from which the picture reaches three of the first
+    standard errors."""
     from PIL import Image
 
     at = np.round(np.geomspace(1, len(prices), width)).astype(int) - 1
@@ -95,7 +96,8 @@ def save(prices: Array, errors: Array, path: str, width: int = 720, height: int 
     span = max(3 * float(errors[0]), 1e-9)
 
     def row(value: Array) -> Array:
-        return np.clip(np.round((1 - (value - middle) / span) / 2 * (height - 1)), 0, height - 1)
+        found: Array = np.clip(np.round((1 - (value - middle) / span) / 2 * (height - 1)), 0, height - 1)
+        return found
 
     down = np.arange(height)[:, None]
     image = np.ones((height, width, 3))
