@@ -165,9 +165,12 @@ class KernelError(P2PComputeError):
         line: 1-based line in `filename`, or 0 where there is none.
         filename: the file that the kernel was written in, or "<kernel>".
         instead: what to write instead, or "".
+        by_guard: whether it is the source, the launch or the arguments that the language does not have, on whatever
+            machine: not what a back end can't do, or fails at.
     """
 
     exit_code = 4
+    by_guard = False
 
     def __init__(self, reason: str, *, line: int = 0, filename: str = "<kernel>", instead: str = "") -> None:
         self.reason = reason

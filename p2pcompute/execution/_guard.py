@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import ast
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from p2pcompute.errors import KernelError
@@ -25,7 +26,7 @@ from p2pcompute.execution._guard_index import GridUse, grid_use
 from p2pcompute.execution._language_capture import source_digest
 from p2pcompute.execution._tree import LEAF, leaves, parts, walk
 
-__all__ = ["Admitted", "AdmittedSources", "Function", "admit", "admit_tree"]
+__all__ = ["Admitted", "AdmittedSources", "Function", "admit", "admit_tree", "by_guard"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,25 +51,39 @@ def admit(source: KernelSource) -> Admitted:
     Raises:
         KernelError: with the line in `source.text`.
     """
-    if not NAME.fullmatch(source.entry):
-        raise KernelError("the entry's name is no name", instead="name it in letters, digits and _")
     text = source.text
-    if not text.isascii():
-        raise KernelError("the source is not ASCII", instead="normalised source holds names and numbers only")
-    if len(text) > lang.MAX_SOURCE_BYTES:
-        raise KernelError(f"the source is longer than {lang.MAX_SOURCE_BYTES} bytes", instead="split the kernel")
+    with by_guard():
+        if not NAME.fullmatch(source.entry):
+            raise KernelError("the entry's name is no name", instead="name it in letters, digits and _")
+        if not text.isascii():
+            raise KernelError("the source is not ASCII", instead="normalised source holds names and numbers only")
+        if len(text) > lang.MAX_SOURCE_BYTES:
+            raise KernelError(f"the source is longer than {lang.MAX_SOURCE_BYTES} bytes", instead="split the kernel")
     if source_digest(source.entry, text) != source.digest:
         raise KernelError("the source is not what its digest says", instead="hash the text as it is sent")
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 0
-        raise KernelError(
+        refused = KernelError(
             f"the source does not parse: {type(error).__name__}: {error}"[:200],
             line=line,
             instead="send what p2pcompute.kernel makes of a function",
-        ) from None
-    return admit_tree(tree, source.entry, {})
+        )
+        refused.by_guard = isinstance(error, SyntaxError | ValueError)  # the others are about this machine
+        raise refused from None
+    with by_guard():
+        return admit_tree(tree, source.entry, {})
+
+
+@contextmanager
+def by_guard() -> Generator[None]:
+    """A `KernelError` in here is about what the language has, wherever a kernel is compiled: it says so."""
+    try:
+        yield
+    except KernelError as error:
+        error.by_guard = True
+        raise
 
 
 def admit_tree(tree: ast.Module, entry: str, filenames: Mapping[str, str]) -> Admitted:

@@ -164,6 +164,8 @@ class Failure:
     KERNEL_TYPE = 1
     EXECUTION = 2
     SANDBOX = 3
+    GUARD = 4  # as KERNEL and KERNEL_TYPE, where the guard says so
+    GUARD_TYPE = 5
 
     kind: int
     reason: str

@@ -26,7 +26,7 @@ def failure_of(packet: list[Any]) -> P2PComputeError:
     """The error in a FAILED packet. Raises `WorkerProtocolError` where the packet is not one."""
     try:
         kind, reason, line, filename, instead = ipc.take_list(packet[2:], low=5, high=5)
-        ipc.take_int(kind, low=ipc.Failure.KERNEL, high=ipc.Failure.SANDBOX)
+        ipc.take_int(kind, low=ipc.Failure.KERNEL, high=ipc.Failure.GUARD_TYPE)
         ipc.take_int(line, low=0, high=ipc.MAX_EXTENT)
         texts = [printable(ipc.take_text(text, limit=ipc.MAX_TEXT)) for text in (reason, filename, instead)]
     except ipc.FrameError as error:
@@ -35,5 +35,7 @@ def failure_of(packet: list[Any]) -> P2PComputeError:
         return ExecutionError(texts[0])
     if kind == ipc.Failure.SANDBOX:
         return SandboxError(texts[0])
-    error_type = KernelTypeError if kind == ipc.Failure.KERNEL_TYPE else KernelError
-    return error_type(texts[0], line=line, filename=texts[1] or "<kernel>", instead=texts[2])
+    error_type = KernelTypeError if kind in {ipc.Failure.KERNEL_TYPE, ipc.Failure.GUARD_TYPE} else KernelError
+    refused = error_type(texts[0], line=line, filename=texts[1] or "<kernel>", instead=texts[2])
+    refused.by_guard = kind in {ipc.Failure.GUARD, ipc.Failure.GUARD_TYPE}
+    return refused

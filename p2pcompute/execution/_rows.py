@@ -14,7 +14,7 @@ import numpy as np
 
 from p2pcompute.errors import KernelTypeError
 from p2pcompute.execution._api import ArgSpec, Array, InputSpec, KernelSource, Launch, OutputSpec, ScalarSpec
-from p2pcompute.execution._guard import Admitted, admit
+from p2pcompute.execution._guard import Admitted, admit, by_guard
 from p2pcompute.execution._language import DTYPES, MAX_ARRAY_AXES
 from p2pcompute.execution._language_advice import in_place
 from p2pcompute.execution._operations import can_reduce, defined_for
@@ -162,7 +162,8 @@ class Layout:
     @classmethod
     def of_admitted(cls, admitted: Admitted, launch: Launch, args: Sequence[ArgSpec]) -> Layout:
         """The same for a source that was admitted before."""
-        check_launch(admitted, launch, args)
+        with by_guard():
+            check_launch(admitted, launch, args)
         outputs: list[OutputSpec] = []
         mappings: list[tuple[int, ...]] = []
         for name, spec in zip(admitted.entry.params, args, strict=True):

@@ -189,7 +189,8 @@ class Worker:
         except Stopped:
             return [ipc.CANCELLED, request]
         except KernelError as error:
-            kind = ipc.Failure.KERNEL_TYPE if isinstance(error, KernelTypeError) else ipc.Failure.KERNEL
+            kind = ipc.Failure.GUARD if error.by_guard else ipc.Failure.KERNEL
+            kind += isinstance(error, KernelTypeError)
             line = min(max(error.line, 0), ipc.MAX_EXTENT)
             texts = [text[: ipc.MAX_TEXT] for text in (error.reason, error.filename, error.instead)]
             return [ipc.FAILED, request, kind, texts[0], line, texts[1], texts[2]]

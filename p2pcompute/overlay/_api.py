@@ -325,8 +325,9 @@ class Overlay(Protocol):
 
     def blame(self, peer: PeerId, exc: ProtocolError) -> None:
         """Hold an error against `peer`, where only a peer that breaks a protocol itself can have caused it: what is
-        malformed, oversized, out of order or signed wrongly. An early end, a late answer and all other codes count
-        nothing. Whoever calls this has seen to it that `peer` itself said it, and not somebody whose words it brings.
+        malformed, oversized, out of order or signed wrongly, or `certain`. An early end, a late answer and all other
+        errors count nothing. Whoever calls this has seen to it that `peer` itself said it, and not somebody whose
+        words it brings.
         """
         ...
 

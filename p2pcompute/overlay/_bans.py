@@ -51,6 +51,7 @@ class Offence(enum.Enum):
 
     VIOLATION = "broke a protocol"
     FORGED = "sent a message that its author did not sign"
+    UNFIT = "sent work that nobody can do"
     FLOOD = "went over a rate"
     STALL = "held a stream without using it"
     HANDSHAKE_FAILED = "failed its handshake"
@@ -64,12 +65,14 @@ class Offence(enum.Enum):
         return _POINTS[self]
 
 
-# Two violations in three minutes are an attack; one may be a fault of an honest implementation. A flood is counted by
-# the message or stream that was too many, after the burst that the rate allows. Handshakes fail for honest reasons
-# too (another peer ID than was dialled, a cut line), many at once behind a NAT.
+# Two violations in three minutes are an attack; one may be a fault of an honest implementation. Of work that nobody
+# can do it takes five or six: another implementation may leave it to providers to say so, and whoever writes a kernel
+# tries again. A flood is counted by the message or stream that was too many, after the burst that the rate allows.
+# Handshakes fail for honest reasons too (another peer ID than was dialled, a cut line), many at once behind a NAT.
 _POINTS = {
     Offence.VIOLATION: 60.0,
     Offence.FORGED: 60.0,
+    Offence.UNFIT: 20.0,
     Offence.FLOOD: 0.1,
     Offence.STALL: 2.0,
     Offence.HANDSHAKE_FAILED: 1.0,

@@ -36,8 +36,7 @@ from ._api import (
     StreamHandler,
     Subscription,
 )
-from ._bans import Offence
-from ._blame import is_offence
+from ._blame import offence_of
 from ._checks import check_gossip, check_key, check_protocol, check_record, check_topic
 from ._counted import CountedPubsub, CountedStream, CountedSwarm
 from ._counters import MAX_COUNTED_PROTOCOLS, OverlayCounters, PeerReport
@@ -297,9 +296,9 @@ class Libp2pOverlay:
         self._host.serve(TProtocol(protocol), run)
 
     def blame(self, peer: PeerId, exc: ProtocolError) -> None:
-        if is_offence(exc):
-            _log.info("%s broke a protocol: %s", peer, exc)
-            self._defence.accuse(peer, Offence.VIOLATION)
+        if (offence := offence_of(exc)) is not None:
+            _log.info("%s %s: %s", peer, offence.value, exc)
+            self._defence.accuse(peer, offence)
 
     def limits_report(self) -> LimitsReport:
         return self._defence.report()

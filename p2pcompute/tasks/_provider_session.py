@@ -160,6 +160,7 @@ class Session:
                 provider=service.signer.peer_id,
             )
         except LocalProtocolError as exc:
+            exc.certain = exc.code == WireCode.WRONG_PEER  # this stream is between the two that it has to name
             self.stream.blame(exc)  # whoever shows an agreement has verified it, if honest
             raise
         guest = await service.guest(self.stream.peer_id)
@@ -381,6 +382,8 @@ class Session:
                     specs = self.calls.begin(specs)
                 compiled = await worker.compile(source, launch, specs, inputs)
         except KernelError as exc:
+            if exc.by_guard:  # and not only what a back end has against it
+                self._unfit(str(exc))
             raise RefuseError(WireCode.KERNEL_REFUSED, f"{exc.reason}; {exc.instead}", exc.line) from exc
         except trio.TooSlowError:
             raise NotCompiledError(WireCode.TIMED_OUT, f"the kernel took over {_COMPILE_S:g} s to compile") from None
@@ -391,8 +394,13 @@ class Session:
 
         per_block = compiled.items_per_block * row_bytes(work.args, compiled.row_shapes)
         if per_block * work.blocks_per_chunk != work.chunk_output_bytes:
+            self._unfit("chunk_output_bytes does not fit what the kernel writes")
             raise RefuseError(WireCode.MALFORMED, "chunk_output_bytes does not fit what the kernel writes")
         return self.tiles.windowed(worker, launch, specs, compiled.items_per_block), int(compiled.compile_ms)
+
+    def _unfit(self, why: str) -> None:
+        """Hold it against the requester that nobody can do its work."""
+        self.stream.blame(RemoteProtocolError(why, code=WireCode.KERNEL_REFUSED, certain=True))
 
     async def _hear(self) -> Record:
         try:

@@ -36,8 +36,8 @@ from p2pcompute.overlay import (
     Subscription,
     UnknownProtocol,
 )
-from p2pcompute.overlay._bans import BanList, Offence, Subject
-from p2pcompute.overlay._blame import is_offence
+from p2pcompute.overlay._bans import BanList, Subject
+from p2pcompute.overlay._blame import offence_of
 from p2pcompute.overlay._checks import check_gossip, check_key, check_protocol, check_record, check_topic
 from p2pcompute.overlay._counters import ConnectionReport, Direction, OverlayCounters, PeerReport
 from p2pcompute.overlay._ping import PING_PROTOCOL, ping
@@ -519,7 +519,8 @@ class MemoryOverlay:
         self._handlers[protocol] = handler
 
     def blame(self, peer: PeerId, exc: ProtocolError) -> None:
-        banned = is_offence(exc) and self.bans.offend(Subject("peer", peer), Offence.VIOLATION)
+        offence = offence_of(exc)
+        banned = offence is not None and self.bans.offend(Subject("peer", peer), offence)
         if banned and self._network.bans and peer in self._connected:
             self._drop_connection(peer)
 

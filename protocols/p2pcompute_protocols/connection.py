@@ -209,7 +209,7 @@ class Connection(Generic[S]):
             return self._next()
         except LocalProtocolError as exc:  # without `remote`: this is asked twice for each message
             self._broken = (RemoteProtocolError, str(exc))
-            raise RemoteProtocolError(str(exc), code=exc.code) from exc
+            raise RemoteProtocolError(str(exc), code=exc.code, certain=exc.certain) from exc
         except RemoteProtocolError as exc:
             self._broken = (type(exc), str(exc))
             raise

@@ -53,12 +53,17 @@ class WireCode(enum.IntEnum):
 
 
 class ProtocolError(Exception):
-    """Abstract: somebody broke a protocol. `code` is the `WireCode` to send."""
+    """Abstract: somebody broke a protocol. `code` is the `WireCode` to send.
 
-    def __init__(self, message: str, *, code: WireCode = WireCode.MALFORMED) -> None:
+    `certain` says that nothing but what its sender itself has said explains it, whatever the code: no clock, setting,
+    line or memory, and no news that it has crossed.
+    """
+
+    def __init__(self, message: str, *, code: WireCode = WireCode.MALFORMED, certain: bool = False) -> None:
         if type(self) is ProtocolError:
             raise TypeError("raise LocalProtocolError or RemoteProtocolError")
         self.code = code
+        self.certain = certain
         super().__init__(message)
 
 
@@ -80,4 +85,4 @@ def remote() -> Generator[None]:
     try:
         yield
     except LocalProtocolError as exc:
-        raise RemoteProtocolError(str(exc), code=exc.code) from exc
+        raise RemoteProtocolError(str(exc), code=exc.code, certain=exc.certain) from exc

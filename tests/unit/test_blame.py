@@ -154,7 +154,7 @@ async def opens_a_task(rogue: Rogue, provider: Node, raw: bytes) -> None:
     await ended(stream)
 
 
-def test_an_agreement_that_nobody_signed_counts_and_one_that_does_not_hold_does_not() -> None:
+def test_an_agreement_that_nobody_signed_or_of_others_counts_and_one_that_has_lapsed_does_not() -> None:
     async def scenario(market: Market) -> None:
         provider = await a_provider(market)
         async with open_rogue(market, connect=(provider,)) as rogue:
@@ -162,9 +162,10 @@ def test_an_agreement_that_nobody_signed_counts_and_one_that_does_not_hold_does_
             async with open_rogue(market, connect=(provider,)) as other:
                 others = await other.agree(provider)
             await trio.sleep(2)
-            for agreement in (short, others):
-                await opens_a_task(rogue, provider, agreement.raw)
+            await opens_a_task(rogue, provider, short.raw)
             assert score(provider, rogue.key.peer_id) == 0
+            async with open_rogue(market, connect=(provider,)) as thief:
+                await is_banned_at_the_second(provider, thief, lambda: opens_a_task(thief, provider, others.raw))
             agreement = await rogue.agree(provider)
             forged = agreement.raw[:-1] + bytes((agreement.raw[-1] ^ 1,))
             await is_banned_at_the_second(provider, rogue, lambda: opens_a_task(rogue, provider, forged))

@@ -75,7 +75,7 @@ class CallInputs(Held):
         """
         if message.call != self.made:
             code = WireCode.REPLAYED if message.call < self.made else WireCode.OUT_OF_ORDER
-            raise LocalProtocolError(f"call {message.call} in place of {self.made}", code=code)
+            raise LocalProtocolError(f"call {message.call} in place of {self.made}", code=code, certain=True)
         if not self._has_chunk:  # it costs nothing, so there would be no end of them
             raise LocalProtocolError("a call behind one without a chunk", code=WireCode.OUT_OF_ORDER)
         if not self.has_room():
@@ -111,7 +111,8 @@ class CallInputs(Held):
         """
         found = self._open.get(index // self.work.chunks)
         if found is None:
-            raise LocalProtocolError(f"chunk {index} is of no open call", code=WireCode.UNKNOWN_CHUNK)
+            text = f"chunk {index} is of no open call"
+            raise LocalProtocolError(text, code=WireCode.UNKNOWN_CHUNK, certain=True)
         return found
 
     def needs(self, index: int) -> dict[bytes, int]:

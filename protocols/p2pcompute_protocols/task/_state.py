@@ -190,7 +190,7 @@ class TaskConnection(Connection[TaskState]):
             case Cancel():
                 # A cancel may cross the chunk's answer on the wire, so the provider can't refuse it.
                 if message.index >= self.chunks:
-                    raise LocalProtocolError("a cancel of no chunk", code=WireCode.UNKNOWN_CHUNK)
+                    raise LocalProtocolError("a cancel of no chunk", code=WireCode.UNKNOWN_CHUNK, certain=True)
             case ResultStart():
                 if message.index in self.outstanding and message.size != self.size_of(message.index):
                     raise LocalProtocolError(f"a result of {message.size} bytes", code=WireCode.OVERSIZED)
@@ -212,7 +212,8 @@ class TaskConnection(Connection[TaskState]):
                     self._answer(message.index)
             case GetState():
                 if not 1 <= message.state <= self.last_state:
-                    raise LocalProtocolError(f"state {message.state} is not there", code=WireCode.UNKNOWN_CHUNK)
+                    text = f"state {message.state} is not there"  # its sender knows of fewer than who sent them
+                    raise LocalProtocolError(text, code=WireCode.UNKNOWN_CHUNK, certain=True)
                 if not self._may_ask:
                     raise LocalProtocolError("too many states", code=WireCode.OVERSIZED)
                 self._may_ask -= 1
@@ -292,7 +293,7 @@ class TaskConnection(Connection[TaskState]):
         if self._blob is not None:
             raise LocalProtocolError("a blob inside a blob", code=WireCode.OUT_OF_ORDER)
         if message.digest not in self.needed:
-            raise LocalProtocolError("a blob that was not asked for", code=WireCode.BAD_DIGEST)
+            raise LocalProtocolError("a blob that was not asked for", code=WireCode.BAD_DIGEST, certain=True)
         if message.size != self.blob_sizes.get(message.digest):
             raise LocalProtocolError("a blob of another size than the work says", code=WireCode.OVERSIZED)
         self._blob = (message.digest, message.size)
@@ -324,9 +325,11 @@ class TaskConnection(Connection[TaskState]):
         if self.call_chunks and index // self.call_chunks != chunks[-1] // self.call_chunks:
             raise LocalProtocolError("chunks of two calls in one message", code=WireCode.OUT_OF_ORDER)
         if chunks[-1] >= self.chunks:
-            raise LocalProtocolError(f"chunk {chunks[-1]} of {self.chunks}", code=WireCode.UNKNOWN_CHUNK)
+            text = f"chunk {chunks[-1]} of {self.chunks}"
+            raise LocalProtocolError(text, code=WireCode.UNKNOWN_CHUNK, certain=True)
         if not self.outstanding.isdisjoint(chunks):
-            raise LocalProtocolError(f"chunk {index}, or one behind it, is assigned already", code=WireCode.REPLAYED)
+            text = f"chunk {index}, or one behind it, is assigned already"  # its sender sees the answers last
+            raise LocalProtocolError(text, code=WireCode.REPLAYED, certain=True)
         if len(self.outstanding) + len(chunks) > MAX_INFLIGHT_CHUNKS:
             raise LocalProtocolError("too many chunks under way", code=WireCode.OVERSIZED)
         if self.tiles is not None:

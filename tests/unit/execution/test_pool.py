@@ -181,6 +181,7 @@ def test_a_refused_kernel_says_what_and_where_and_leaves_the_worker() -> None:
                 await session.compile(kernel("Refuse"), LAUNCH, [OUT], {})
             assert (caught.value.reason, caught.value.line) == ("no such thing", 7)
             assert caught.value.instead == "write another"
+            assert not caught.value.by_guard
             with pytest.raises(KernelTypeError, match="argument 1 is odd"):
                 await session.compile(kernel("RefuseType"), LAUNCH, [OUT], {})
             with pytest.raises(ExecutionError, match="call compile first"):

@@ -125,6 +125,9 @@ def test_blocks_are_computed_inside_the_lock() -> None:
             text = TOGETHER.replace("tile[ty, tx] =", "tile[ty, 0] =")
             with pytest.raises(KernelError, match="store to one element"):
                 await session.compile(source(text), launch, args, {0: x})
+            with pytest.raises(KernelError) as caught:
+                await session.compile(source(TOGETHER + "import os\n"), launch, args, {0: x})
+            assert caught.value.by_guard  # and not only the back end: the worker's answer says so
 
     trio.run(main)
 

@@ -27,7 +27,7 @@ from p2pcompute_protocols.negotiation import CheckPolicy
 from p2pcompute_protocols.task import Assign, ChunkError, Notice
 
 from ..market._rogues import Rogue
-from ._attacks import play, refused
+from ._attacks import Forgiven, play, refused
 
 
 @p2p.kernel
@@ -333,4 +333,4 @@ def test_a_chunk_that_comes_out_otherwise_the_second_time(fp: str) -> None:
         assert payload.code == WireCode.EXECUTION_FAILED
         await opened.stream.reset()  # the task went on until then
 
-    play(asks_twice, price="0 USD", fault=wobbles)
+    play(asks_twice, Forgiven.OURS, price="0 USD", fault=wobbles)

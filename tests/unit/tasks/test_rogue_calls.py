@@ -14,6 +14,7 @@ import p2pcompute as p2p
 from p2pcompute.errors import ChunkFailed, TaskError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
+from p2pcompute.overlay import Offence
 from p2pcompute.tasks import Agreed, ChunkDone, ProviderLost
 from p2pcompute.testing import _memory_stream, virtual_clock_ms
 from p2pcompute_protocols.errors import WireCode
@@ -36,19 +37,15 @@ from p2pcompute_protocols.work import ArrayArg, ScalarArg, SplitArg
 
 from ..market._harness import SIZE, Market, Watch, X, Y, axpy, in_memory
 from ..market._rogues import CHUNKS, NETWORK, Rogue, RogueTask, axpy_work, chunk_output, ended, open_rogue
-from ._attacks import Attack, play, refused
+from ._attacks import Forgiven, Table, attacks_of, play, refused
 
-ATTACKS: dict[str, Attack] = {}
-
-
-def attack(function: Attack) -> Attack:
-    ATTACKS[function.__name__] = function
-    return function
+ATTACKS: Table = {}
+attack = attacks_of(ATTACKS)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_provider_goes_on(name: str) -> None:
-    play(ATTACKS[name])
+    play(*ATTACKS[name])
 
 
 def standing(opened: RogueTask) -> RogueTask:
@@ -87,7 +84,7 @@ async def is_ended_by(rogue: Rogue, provider: Node, *said: Record) -> None:
     assert await receipts(provider, opened) == 0
 
 
-@attack
+@attack(Forgiven.ALLOWED)
 async def makes_a_call_by_hand(rogue: Rogue, provider: Node) -> None:
     """No attack: what the others begin with does work."""
     opened = await hired(rogue, provider)
@@ -101,7 +98,7 @@ async def makes_a_call_by_hand(rogue: Rogue, provider: Node) -> None:
     await opened.stream.reset()
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def makes_a_call_again(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     await opened.dialogue.send(a_call(0), Assign(index=0))
@@ -111,22 +108,22 @@ async def makes_a_call_again(rogue: Rogue, provider: Node) -> None:
     assert await receipts(provider, opened) == 1
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def leaves_a_call_out(rogue: Rogue, provider: Node) -> None:
     await is_ended_by(rogue, provider, a_call(1), Assign(index=CHUNKS))
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def makes_calls_and_has_nothing_computed(rogue: Rogue, provider: Node) -> None:
     await is_ended_by(rogue, provider, a_call(0), a_call(1), Assign(index=CHUNKS))
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def assigns_a_chunk_of_no_call(rogue: Rogue, provider: Node) -> None:
     await is_ended_by(rogue, provider, a_call(0), Assign(index=CHUNKS))
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def calls_in_a_task_that_is_none_of_calls(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider)
     await opened.start()
@@ -134,7 +131,7 @@ async def calls_in_a_task_that_is_none_of_calls(rogue: Rogue, provider: Node) ->
     assert await ended(opened.stream) < 1
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def sends_an_array_that_the_call_does_not_have(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     await opened.say(a_call(0, X + 1), Assign(index=0), BlobStart(digest=digest_of(X + 2), size=4 * SIZE))
@@ -142,7 +139,7 @@ async def sends_an_array_that_the_call_does_not_have(rogue: Rogue, provider: Nod
     assert await receipts(provider, opened) == 0
 
 
-@attack
+@attack(Forgiven.MEMORY)
 async def sends_other_bytes_than_the_call_names(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     await opened.say(a_call(0, X + 1), Assign(index=0), BlobStart(digest=digest_of(X + 1), size=4 * SIZE))
@@ -151,7 +148,7 @@ async def sends_other_bytes_than_the_call_names(rogue: Rogue, provider: Node) ->
     assert await receipts(provider, opened) == 0
 
 
-@attack
+@attack(Forgiven.SLOW)
 async def never_sends_the_array_of_a_call(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     await opened.dialogue.send(a_call(0, X + 1), Assign(index=0))
@@ -159,7 +156,7 @@ async def never_sends_the_array_of_a_call(rogue: Rogue, provider: Node) -> None:
     assert await receipts(provider, opened) == 0
 
 
-@attack
+@attack(Forgiven.SLOW)
 async def holds_a_place_and_makes_no_call(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     began = trio.current_time()
@@ -167,7 +164,7 @@ async def holds_a_place_and_makes_no_call(rogue: Rogue, provider: Node) -> None:
     assert trio.current_time() - began < 31
 
 
-@attack
+@attack(Forgiven.UNPAID)
 async def never_pays_for_its_calls(rogue: Rogue, provider: Node) -> None:
     opened = await hired(rogue, provider)
     began = trio.current_time()
@@ -179,7 +176,7 @@ async def never_pays_for_its_calls(rogue: Rogue, provider: Node) -> None:
     assert await receipts(provider, opened) == 1  # a stranger's window
 
 
-@attack
+@attack(Forgiven.ORDER)
 async def wants_calls_of_what_can_not_be_called(rogue: Rogue, provider: Node) -> None:
     work, _ = axpy_work()
     split = SplitArg(

@@ -15,6 +15,7 @@ from p2pcompute.errors import StreamError
 from p2pcompute.market import OrderRefused, negotiate
 from p2pcompute.market._bidding import MAX_CEILING_UUSD
 from p2pcompute.node import Node
+from p2pcompute.overlay import Offence
 from p2pcompute.testing import virtual_clock_ms
 from p2pcompute_protocols import ads, channel, negotiation, request, task
 from p2pcompute_protocols.connection import NEED_DATA, Role
@@ -29,7 +30,7 @@ from p2pcompute_protocols.task import (
 
 from ..market._harness import Market, in_memory, until
 from ..market._rogues import NETWORK, Rogue, axpy_work, ended, open_rogue, say
-from ._attacks import play, refused
+from ._attacks import Forgiven, play, refused
 
 # Orders
 
@@ -78,7 +79,9 @@ def test_an_order_that_does_not_fit_is_refused_with_its_reason(name: str) -> Non
             )
         assert caught.value.code == code
 
-    play(order, price="1 USD" if name != "units" else "9 USD", fp="strict" if name == "mode" else "both")
+    play(
+        order, Forgiven.ORDER, price="1 USD" if name != "units" else "9 USD", fp="strict" if name == "mode" else "both"
+    )
 
 
 @pytest.mark.parametrize("ceiling_uusd", [2**64 - 1, MAX_CEILING_UUSD])
@@ -96,7 +99,7 @@ def test_a_ceiling_that_is_taken_fits_the_ledger(ceiling_uusd: int, monkeypatch:
         else:
             await refused(opened.dialogue, WireCode.INTERNAL)
 
-    play(order)
+    play(order, Forgiven.ORDER)
 
 
 def test_an_order_for_another_chain_is_refused() -> None:
@@ -107,7 +110,7 @@ def test_an_order_for_another_chain_is_refused() -> None:
                 await rogue.agree(provider, chain=dataclasses.replace(rogue.market.chain.terms, **change))
             assert caught.value.code == WireCode.CHAIN_MISMATCH
 
-    play(order)
+    play(order, Forgiven.ORDER)
 
 
 def test_an_order_paid_by_somebody_else_is_refused() -> None:
@@ -117,7 +120,7 @@ def test_an_order_paid_by_somebody_else_is_refused() -> None:
                 await rogue.agree(provider, payer=other.binding)
             assert caught.value.code == WireCode.WRONG_PEER
 
-    play(order)
+    play(order, Forgiven.ORDER)
 
 
 def test_an_order_counts_once() -> None:
@@ -128,7 +131,7 @@ def test_an_order_counts_once() -> None:
             await rogue.agree(provider, order_id=same)
         assert caught.value.code == WireCode.REPLAYED
 
-    play(order)
+    play(order, Forgiven.ORDER)
 
 
 def test_a_draining_or_full_provider_says_so() -> None:
@@ -235,7 +238,7 @@ def test_noise_ends_its_stream_and_nothing_else(protocol: str) -> None:
         await stream.close_write()
         assert await ended(stream) < 1
 
-    play(noise)
+    play(noise, Offence.VIOLATION)
 
 
 STALLS_S = {"negotiation": 30, "task": 10, "ads": 30, "channel": 10}
@@ -261,7 +264,8 @@ def test_who_says_nothing_or_drips_is_cut_off(protocol: str) -> None:
             nursery.cancel_scope.cancel()
         assert trio.current_time() - began < STALLS_S[protocol] + 11
 
-    play(stall)
+    # What drips there is no frame of requests, and is found out before it is whole.
+    play(stall, Offence.VIOLATION if protocol in {"negotiation", "ads"} else Forgiven.SLOW)
 
 
 def test_a_valid_dialogue_may_come_byte_by_byte() -> None:
@@ -278,7 +282,7 @@ def test_a_valid_dialogue_may_come_byte_by_byte() -> None:
         assert len(batch.ads) == 1
         await stream.aclose()
 
-    play(drip)
+    play(drip, Forgiven.ALLOWED)
 
 
 def test_the_receipt_of_a_result_is_what_the_ledger_holds() -> None:
@@ -293,4 +297,4 @@ def test_the_receipt_of_a_result_is_what_the_ledger_holds() -> None:
         await opened.stream.reset()
         await until(lambda: provider.provider and not provider.provider.tasks.active)
 
-    play(honest)
+    play(honest, Forgiven.ALLOWED)

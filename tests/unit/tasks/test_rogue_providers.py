@@ -384,6 +384,10 @@ def _play(name: str, *, with_honest: bool) -> None:
                 overlay: Any = requester.services.overlay
                 blamed = overlay.bans.score(Subject("peer", rogue.key.peer_id)) > 0
                 assert blamed == (name in OFFENCES) or name == "is_ready_before_the_inputs_came"
+                # Whatever it was, it ranks lower from now on, unless it paused, as it may; nobody else does.
+                standing = requester.services.books.standing
+                assert standing(rogue.key.peer_id).failures == (name != "pauses_for_ever")
+                assert honest is None or standing(honest.peer_id).failures == 0
             channels = [c for c in await requester.services.ledger.channels_out() if c.peer == rogue.key.peer_id]
             assert all(c.voucher_uusd == 0 for c in channels)
 

@@ -14,6 +14,7 @@ from p2pcompute._provider_events import WatchedBooks
 from p2pcompute.errors import NoProviderError, StreamError
 from p2pcompute.market import OrderRefused
 from p2pcompute.node import Node
+from p2pcompute.overlay import Offence
 from p2pcompute.payments import CreditPolicy, subnet_of
 from p2pcompute.tasks import _provider_session as provider_module
 from p2pcompute.tasks._places import Guest, Place, Places
@@ -40,27 +41,23 @@ from p2pcompute_protocols.work import ChunkWork
 
 from ..market._harness import Market, Z, compute, in_memory, until
 from ..market._rogues import CHUNKS, NETWORK, Rogue, RogueTask, axpy_work, ended, open_rogue
-from ._attacks import Attack, play, refused, role_of
+from ._attacks import Forgiven, Table, attacks_of, play, refused, role_of
 
-ATTACKS: dict[str, Attack] = {}
+ATTACKS: Table = {}
+attack = attacks_of(ATTACKS)
 _REQUESTER = Role.REQUESTER
 WINDOW = 1  # what a stranger gets
 
 
-def attack(function: Attack) -> Attack:
-    ATTACKS[function.__name__] = function
-    return function
-
-
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_provider_goes_on(name: str) -> None:
-    play(ATTACKS[name])
+    play(*ATTACKS[name])
 
 
 # Money: what a stranger can have for nothing
 
 
-@attack
+@attack(Forgiven.UNPAID)
 async def never_pays(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider)
     await opened.start()
@@ -74,7 +71,7 @@ async def never_pays(rogue: Rogue, provider: Node) -> None:
     assert len(receipts) == WINDOW
 
 
-@attack
+@attack(Forgiven.LEAVES)
 async def vanishes_with_chunks_under_way(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider)
     await opened.start()
@@ -85,7 +82,7 @@ async def vanishes_with_chunks_under_way(rogue: Rogue, provider: Node) -> None:
     assert len(receipts) <= WINDOW
 
 
-@attack
+@attack(Forgiven.LEAVES)
 async def is_cut_off_with_chunks_under_way(rogue: Rogue, provider: Node) -> None:
     """No goodbye and no reset: bytes just stop."""
     opened = await rogue.open_task(provider)
@@ -98,7 +95,7 @@ async def is_cut_off_with_chunks_under_way(rogue: Rogue, provider: Node) -> None
     assert len(receipts) <= WINDOW
 
 
-@attack
+@attack(Forgiven.CROSSED)
 async def opens_a_task_again_after_it_ended(rogue: Rogue, provider: Node) -> None:
     """One agreement is one task: its chunks are computed on credit once."""
     opened = await rogue.open_task(provider)
@@ -113,7 +110,7 @@ async def opens_a_task_again_after_it_ended(rogue: Rogue, provider: Node) -> Non
     await refused(again.dialogue, WireCode.REPLAYED)
 
 
-@attack
+@attack(Forgiven.CROSSED)
 async def opens_one_task_twice_at_once(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider)
     await opened.start()
@@ -125,7 +122,7 @@ async def opens_one_task_twice_at_once(rogue: Rogue, provider: Node) -> None:
     await until(lambda: provider.provider and not provider.provider.tasks.active)
 
 
-@attack
+@attack(Forgiven.ALLOWED)
 async def cancels_to_stay(rogue: Rogue, provider: Node) -> None:
     """A task in which nothing is computed ends, whatever else is said in it."""
     opened = await rogue.open_task(provider)
@@ -144,7 +141,7 @@ async def cancels_to_stay(rogue: Rogue, provider: Node) -> None:
     assert trio.current_time() - began < 140
 
 
-@attack
+@attack(Forgiven.ALLOWED)
 async def finishes_while_a_chunk_is_computed(rogue: Rogue, provider: Node) -> None:
     """What is under way is cancelled and signed by nobody; what it has used so far is charged to credit."""
     opened = await rogue.open_task(provider)
@@ -158,7 +155,7 @@ async def finishes_while_a_chunk_is_computed(rogue: Rogue, provider: Node) -> No
     assert await provider.services.ledger.receipts(opened.agreement.task_id) == []
 
 
-@attack
+@attack(Forgiven.ALLOWED)
 async def cancels_what_is_computed(rogue: Rogue, provider: Node) -> None:
     """It stops, is signed at no cost, can be assigned again; and the worker goes on with what it has compiled."""
     opened = await rogue.open_task(provider)
@@ -182,7 +179,7 @@ async def cancels_what_is_computed(rogue: Rogue, provider: Node) -> None:
     await opened.stream.reset()
 
 
-@attack
+@attack(Forgiven.ALLOWED)
 async def cancels_all_that_it_assigns(rogue: Rogue, provider: Node) -> None:
     """It gets results instead, which count against what it may owe: no machine works for nothing."""
     opened = await rogue.open_task(provider)
@@ -211,7 +208,7 @@ def test_without_a_bound_who_cancels_all_has_a_machine_work_for_nothing(monkeypa
             await opened.dialogue.expect(ChunkError)
         await opened.stream.reset()
 
-    play(cancels)
+    play(cancels, Forgiven.ALLOWED)
 
 
 @pytest.mark.parametrize("believed", [False, True])
@@ -367,7 +364,7 @@ def test_a_quarter_of_the_places_is_for_those_who_have_paid() -> None:
     in_memory(scenario)
 
 
-@attack
+@attack(Forgiven.UNPAID)
 async def asks_for_chunks_without_credit_to_stay(rogue: Rogue, provider: Node) -> None:
     """Each is refused, and none is work."""
     opened = await rogue.open_task(provider)
@@ -400,7 +397,7 @@ async def _to_setup(rogue: Rogue, provider: Node) -> RogueTask:
     return opened
 
 
-@attack
+@attack(Forgiven.MEMORY)
 async def sends_other_bytes_than_it_named(rogue: Rogue, provider: Node) -> None:
     opened = await _to_setup(rogue, provider)
     digest, size = next(iter(opened.connection.blob_sizes.items()))
@@ -408,27 +405,27 @@ async def sends_other_bytes_than_it_named(rogue: Rogue, provider: Node) -> None:
     assert await ended(opened.stream) < 1
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def sends_a_blob_of_another_size(rogue: Rogue, provider: Node) -> None:
     opened = await _to_setup(rogue, provider)
     await opened.say(BlobStart(digest=next(iter(opened.connection.blob_sizes)), size=2**26))
     assert await ended(opened.stream) < 1
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def sends_a_blob_that_was_not_asked_for(rogue: Rogue, provider: Node) -> None:
     opened = await _to_setup(rogue, provider)
     await opened.say(BlobStart(digest=bytes(32), size=1))
     assert await ended(opened.stream) < 1
 
 
-@attack
+@attack(Forgiven.SLOW)
 async def sends_no_blob(rogue: Rogue, provider: Node) -> None:
     opened = await _to_setup(rogue, provider)
     assert await ended(opened.stream) < 32
 
 
-@attack
+@attack(Forgiven.SLOW)
 async def drips_a_blob(rogue: Rogue, provider: Node) -> None:
     opened = await _to_setup(rogue, provider)
     digest, size = max(opened.connection.blob_sizes.items(), key=lambda item: item[1])
@@ -448,7 +445,7 @@ async def drips_a_blob(rogue: Rogue, provider: Node) -> None:
     assert trio.current_time() - began < 60
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def assigns_before_the_inputs_are_there(rogue: Rogue, provider: Node) -> None:
     opened = await _to_setup(rogue, provider)
     await opened.say(Assign(index=0))
@@ -458,7 +455,7 @@ async def assigns_before_the_inputs_are_there(rogue: Rogue, provider: Node) -> N
 # Chunks
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def floods_with_assigns(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider, axpy_work_in_many_chunks())
     opened.blobs = axpy_work()[1]
@@ -469,21 +466,21 @@ async def floods_with_assigns(rogue: Rogue, provider: Node) -> None:
 
 
 def axpy_work_in_many_chunks() -> ChunkWork:
-    """The shared kernel over blocks of one thread, so that there are more chunks than may be under way."""
+    """The shared kernel over blocks of two threads, so that there are more chunks than may be under way."""
 
     from p2pcompute_protocols.work import LaunchSpec
 
     work, _ = axpy_work()
     return dataclasses.replace(
         work,
-        launch=LaunchSpec(dims=1, grid=(1024, 1, 1), block=(4, 1, 1)),
+        launch=LaunchSpec(dims=1, grid=(2048, 1, 1), block=(2, 1, 1)),
         blocks_per_chunk=1,
-        chunk_output_bytes=16,
+        chunk_output_bytes=8,
         units_per_chunk=100,
     )
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def assigns_a_chunk_twice(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider)
     await opened.start()
@@ -491,7 +488,7 @@ async def assigns_a_chunk_twice(rogue: Rogue, provider: Node) -> None:
     assert await ended(opened.stream) < 2
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def assigns_a_chunk_that_is_not_there(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider)
     await opened.start()
@@ -499,7 +496,7 @@ async def assigns_a_chunk_that_is_not_there(rogue: Rogue, provider: Node) -> Non
     assert await ended(opened.stream) < 1
 
 
-@attack
+@attack(Forgiven.ALLOWED)
 async def cancels_what_waits(rogue: Rogue, provider: Node) -> None:
     """The provider answers each chunk that was assigned, the cancelled ones with a receipt that costs nothing."""
     opened = await rogue.open_task(provider)
@@ -515,7 +512,7 @@ async def cancels_what_waits(rogue: Rogue, provider: Node) -> None:
     await opened.stream.reset()
 
 
-@attack
+@attack(Offence.UNFIT)
 async def sends_a_kernel_that_the_guard_refuses(rogue: Rogue, provider: Node) -> None:
     import hashlib
 
@@ -531,7 +528,7 @@ async def sends_a_kernel_that_the_guard_refuses(rogue: Rogue, provider: Node) ->
         await opened.start()
 
 
-@attack
+@attack(Offence.UNFIT)
 async def understates_what_a_chunk_writes(rogue: Rogue, provider: Node) -> None:
 
     work, blobs = axpy_work()
@@ -544,7 +541,7 @@ async def understates_what_a_chunk_writes(rogue: Rogue, provider: Node) -> None:
 # Agreements
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def opens_with_an_agreement_that_nobody_signed(rogue: Rogue, provider: Node) -> None:
     agreement = await rogue.agree(provider)
     stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
@@ -555,7 +552,7 @@ async def opens_with_an_agreement_that_nobody_signed(rogue: Rogue, provider: Nod
     await refused(opened.dialogue, WireCode.BAD_SIGNATURE)
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def opens_with_an_agreement_of_somebody_else(rogue: Rogue, provider: Node) -> None:
     async with open_rogue(rogue.market, connect=(provider,)) as other:
         agreement = await other.agree(provider)
@@ -565,7 +562,7 @@ async def opens_with_an_agreement_of_somebody_else(rogue: Rogue, provider: Node)
     await refused(opened.dialogue, WireCode.WRONG_PEER)
 
 
-@attack
+@attack(Forgiven.ORDER)
 async def opens_when_the_deadline_has_passed(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider, deadline_ms=rogue.order().created_ms + 1_000)
     await trio.sleep(2)

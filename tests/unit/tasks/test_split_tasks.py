@@ -22,6 +22,7 @@ from p2pcompute.errors import InputChanged, KernelTypeError, P2PComputeError
 from p2pcompute.execution._api import InputSpec, Launch, SplitSpec
 from p2pcompute.execution._split import blocks_box, fill_window, run_boxes, window_box
 from p2pcompute.node import Node
+from p2pcompute.overlay import Offence
 from p2pcompute.tasks import ChunkDone, LiarCaught, TaskStarted
 from p2pcompute.tasks._link import Link
 from p2pcompute.tasks._splits import SplitInputs, TiledInput
@@ -38,7 +39,7 @@ from ..checking._disputes import judge
 from ..market._harness import SIZE, Market, Watch, in_memory
 from ..market._rogues import CHUNKS, Rogue, RogueTask, ended
 from ..protocols.vectors._material import work as vector_work
-from ._attacks import Attack, play
+from ._attacks import Forgiven, Table, attacks_of, play
 from ._scenarios import altered_rows
 
 
@@ -362,17 +363,13 @@ def test_an_array_that_is_written_to_makes_no_liar_of_anybody(hashed: bool, monk
 
 # Attacks on a provider
 
-ATTACKS: dict[str, Attack] = {}
-
-
-def attack(function: Attack) -> Attack:
-    ATTACKS[function.__name__] = function
-    return function
+ATTACKS: Table = {}
+attack = attacks_of(ATTACKS)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_provider_goes_on(name: str) -> None:
-    play(ATTACKS[name])
+    play(*ATTACKS[name])
 
 
 async def split_task(rogue: Rogue, provider: Node, *, halo: int = 1, edge: str = "wrap") -> tuple[RogueTask, HeldTiles]:
@@ -399,7 +396,7 @@ async def cut_off(opened: RogueTask, within_s: float = 1.0) -> None:
     assert await ended(opened.stream) <= within_s
 
 
-@attack
+@attack(Forgiven.MEMORY)
 async def sends_other_bytes_as_a_tile(rogue: Rogue, provider: Node) -> None:
     opened, tiles = await split_task(rogue, provider)
     digest = next(iter(tiles.assign(0)))
@@ -407,7 +404,7 @@ async def sends_other_bytes_as_a_tile(rogue: Rogue, provider: Node) -> None:
     await cut_off(opened)
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def sends_a_tile_of_another_size(rogue: Rogue, provider: Node) -> None:
     opened, tiles = await split_task(rogue, provider)
     digest = next(iter(tiles.assign(0)))
@@ -415,7 +412,7 @@ async def sends_a_tile_of_another_size(rogue: Rogue, provider: Node) -> None:
     await cut_off(opened)
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def sends_a_tile_that_no_chunk_needs(rogue: Rogue, provider: Node) -> None:
     opened, tiles = await split_task(rogue, provider)
     digest = tiles.of_chunk(9)[1, 38]
@@ -423,28 +420,28 @@ async def sends_a_tile_that_no_chunk_needs(rogue: Rogue, provider: Node) -> None
     await cut_off(opened)
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def sends_tiles_before_any_chunk(rogue: Rogue, provider: Node) -> None:
     opened, tiles = await split_task(rogue, provider)
     await opened.say(BlobStart(digest=next(iter(tiles.assign(0))), size=512))
     await cut_off(opened)
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def assigns_more_before_the_tiles_came(rogue: Rogue, provider: Node) -> None:
     opened, _ = await split_task(rogue, provider)
     await opened.say(Assign(index=0), Assign(index=1))
     await cut_off(opened)
 
 
-@attack
+@attack(Forgiven.SLOW)
 async def never_sends_a_tile(rogue: Rogue, provider: Node) -> None:
     opened, _ = await split_task(rogue, provider)
     await opened.say(Assign(index=0))
     await cut_off(opened, within_s=35)
 
 
-@attack
+@attack(Forgiven.SLOW)
 async def sends_a_part_of_the_tiles(rogue: Rogue, provider: Node) -> None:
     opened, tiles = await split_task(rogue, provider)
     digest = tiles.of_chunk(0)[1, 0]
@@ -452,7 +449,7 @@ async def sends_a_part_of_the_tiles(rogue: Rogue, provider: Node) -> None:
     await cut_off(opened, within_s=35)
 
 
-@attack
+@attack(Forgiven.SLOW)
 async def drips_a_tile(rogue: Rogue, provider: Node) -> None:
     """A byte now and then, each in time: all of them together are not."""
     opened, tiles = await split_task(rogue, provider)
@@ -472,7 +469,7 @@ async def drips_a_tile(rogue: Rogue, provider: Node) -> None:
     assert trio.current_time() - began < 45
 
 
-@attack
+@attack(Forgiven.ALLOWED)
 async def cancels_while_tiles_are_due(rogue: Rogue, provider: Node) -> None:
     """That is allowed; and then it finishes, with none of them sent."""
     from p2pcompute_protocols.task import Cancel, Closed
@@ -485,7 +482,7 @@ async def cancels_while_tiles_are_due(rogue: Rogue, provider: Node) -> None:
     await opened.dialogue.expect(Closed)
 
 
-@attack
+@attack(Offence.VIOLATION)
 async def asks_for_windows_without_end(rogue: Rogue, provider: Node) -> None:
     """Two axes, and a halo of a million along each: the chunk would take terabytes."""
     binding = sharpen.bind(p2p.out((16, 16), np.int32), p2p.split(IMAGE[:16, :16], halo=2**20, edge="wrap"))
