@@ -23,6 +23,7 @@ from p2pcompute.execution._language_advice import of_floats
 from p2pcompute.execution._language_atomics import Part, Target, combined, global_targets, left_out, row_shape
 from p2pcompute.execution._language_capture import Captured
 from p2pcompute.execution._operations import identity
+from p2pcompute.execution._tree import function_of
 
 if TYPE_CHECKING:
     from p2pcompute.kernel import Out
@@ -71,14 +72,13 @@ class GlobalAtomics:
                 wait for it, or the rest of the kernel says what the language does not hold.
         """
         entry = captured.source.entry
-        kernel = next(node for node in captured.tree.body if isinstance(node, ast.FunctionDef) and node.name == entry)
-        targets = global_targets(kernel, captured.filenames[entry])
+        targets = global_targets(function_of(captured.tree, entry), captured.filenames[entry])
         return cls(captured, targets) if targets else None
 
     def _axes(self) -> int | None:
         """Along how many axes the kernel is started, if that is known from its text."""
         tree = left_out(self._tree, self._entry, self._targets, self._files[self._entry])
-        kernel = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == self._entry)
+        kernel = function_of(tree, self._entry)
         params = {argument.arg for argument in kernel.args.args}
         dims: int | None = None
         stores = False

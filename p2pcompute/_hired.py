@@ -19,6 +19,7 @@ from p2pcompute._inout import InOut
 from p2pcompute._launch import allowance
 from p2pcompute._listening import listening
 from p2pcompute._options import OptionError, parse_usd
+from p2pcompute._partial import Placed
 from p2pcompute._requester import (
     _ENDLESS,
     RunOptions,
@@ -154,23 +155,13 @@ class Hired:
                 wire.append(ArrayArg(dtype=spec.dtype, shape=spec.shape, digest=digest))
                 value = viewed(data, value.dtype, spec.shape)
             values[place] = value
-        results = binding.empty_outputs()
-        work = self._task.request.work
+        placed, work = Placed(binding), self._task.request.work
 
         def deliver(chunk: int, output: memoryview, _: PeerId) -> None:
-            first, blocks = work.chunk_range(chunk)
-            at = 0
-            for position, (spec, row, target) in enumerate(
-                zip(binding.layout.outputs, binding.layout.row_shapes, results, strict=True)
-            ):
-                shape = (blocks * binding.layout.items_per_block, *row)
-                dtype = np.dtype(spec.dtype).newbyteorder("<")
-                rows = np.frombuffer(output, dtype=dtype, count=math.prod(shape), offset=at).reshape(shape)
-                at += rows.nbytes
-                binding.layout.scatter(position, first, blocks, rows.astype(spec.dtype, copy=False), target)
+            placed.put([(chunk, output)], work)
 
         call = PendingCall(args=tuple(wire), blobs=blobs, values=values, chunks=work.chunks, deliver=deliver)
-        return call, results
+        return call, placed.outputs
 
 
 def _fitting(number: int, spec: Any, given: Any) -> Any:

@@ -20,7 +20,7 @@ from p2pcompute.errors import KernelError
 from p2pcompute.execution._guard_scratch import is_atomic, memory_call
 from p2pcompute.execution._language import ATOMIC_REDUCED, ATOMICS, MAX_ARRAY_AXES
 from p2pcompute.execution._operations import identity
-from p2pcompute.execution._tree import FreeNames, literal_integer, walk
+from p2pcompute.execution._tree import FreeNames, function_of, literal_integer, walk
 
 __all__ = ["Part", "Target", "combined", "global_targets", "left_out", "row_shape"]
 
@@ -160,7 +160,7 @@ def combined(tree: ast.Module, entry: str, parts: Mapping[str, Part], dims: int,
 
 def _rewritten(tree: ast.Module, entry: str, parts: Mapping[str, Part], dims: int | None, filename: str) -> ast.Module:
     tree = copy.deepcopy(tree)
-    kernel = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == entry)
+    kernel = function_of(tree, entry)
     lines = {name: target.call for name, target in global_targets(kernel, filename).items()}
     free = FreeNames(tree)
     own = {name: free.take("part") for name in parts}

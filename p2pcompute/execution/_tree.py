@@ -7,7 +7,7 @@ from typing import Final
 
 from p2pcompute.execution._language import RESERVED
 
-__all__ = ["LEAF", "FreeNames", "leaves", "literal_integer", "parts", "walk"]
+__all__ = ["LEAF", "FreeNames", "function_of", "leaves", "literal_integer", "parts", "walk"]
 
 LEAF: Final = (ast.expr_context, ast.operator, ast.cmpop, ast.boolop, ast.unaryop)
 _ABSTRACT: Final = frozenset({"ctx", "op", "ops"})  # fields that hold leaves and nothing else
@@ -42,6 +42,11 @@ def walk(node: ast.AST) -> list[ast.AST]:
             elif isinstance(value, ast.AST) and not isinstance(value, LEAF):
                 found.append(value)
     return found
+
+
+def function_of(tree: ast.Module, name: str) -> ast.FunctionDef:
+    """The function of this name, which the module has."""
+    return next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
 
 
 def literal_integer(node: ast.expr) -> int | None:

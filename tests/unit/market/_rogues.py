@@ -258,6 +258,13 @@ class RogueTask:
 
     # As a requester
 
+    async def again(self, provider: Node) -> RogueTask:
+        """The same agreement on a stream of its own, and sent there."""
+        stream = await self.rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
+        second = RogueTask(self.rogue, self.agreement, stream, self.connection.role, self.blobs)
+        await second.dialogue.send(Open(agreement=self.agreement.raw))
+        return second
+
     async def start(self) -> None:
         """Open, send the inputs, wait for Ready."""
         await self.send_inputs()

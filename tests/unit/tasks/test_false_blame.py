@@ -10,12 +10,11 @@ import pytest
 from p2pcompute.errors import ExecutionError, KernelError
 from p2pcompute.node import Node
 from p2pcompute.testing import _simulation
-from p2pcompute_protocols import task
 from p2pcompute_protocols.errors import RemoteProtocolError, WireCode
-from p2pcompute_protocols.task import Assign, Cancel, Notice, Open, ResultData, ResultStart
+from p2pcompute_protocols.task import Assign, Cancel, Notice, ResultData, ResultStart
 
 from ..market._harness import Market, Z, compute, in_memory
-from ..market._rogues import Rogue, RogueTask, open_rogue
+from ..market._rogues import Rogue, open_rogue
 from ._attacks import Forgiven, check_standing, play, refused
 
 
@@ -70,10 +69,7 @@ def test_a_task_that_is_opened_again_behind_a_cut_line() -> None:
     async def again(rogue: Rogue, provider: Node) -> None:
         opened = await rogue.open_task(provider)
         await opened.start()
-        stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
-        second = RogueTask(rogue, opened.agreement, stream, opened.connection.role, opened.blobs)
-        await second.dialogue.send(Open(agreement=opened.agreement.raw))
-        await refused(second.dialogue, WireCode.REPLAYED)
+        await refused((await opened.again(provider)).dialogue, WireCode.REPLAYED)
         await opened.stream.reset()
 
     play(again, Forgiven.CROSSED)

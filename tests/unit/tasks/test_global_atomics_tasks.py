@@ -12,23 +12,12 @@ from p2pcompute import cuda
 from p2pcompute.errors import TaskError
 from p2pcompute.tasks import ChunkDone, LiarCaught, Paid, TaskEnded
 
+from ..execution.test_global_atomics import histogram
 from ..market._harness import Market, Watch, in_memory
 from ._scenarios import altered_rows
 
 X = np.random.default_rng(1).standard_normal(30_000, dtype=np.float32)
 LOW, HIGH = np.float32(-4), np.float32(4)
-
-
-@p2p.kernel
-def histogram(x, xmin, xmax, histogram_out):  # type: ignore[no-untyped-def]
-    nbins = histogram_out.shape[0]
-    bin_width = (xmax - xmin) / nbins
-    start = cuda.grid(1)
-    stride = cuda.gridsize(1)
-    for i in range(start, x.shape[0], stride):
-        bin_number = np.int32((x[i] - xmin) / bin_width)
-        if bin_number >= 0 and bin_number < histogram_out.shape[0]:
-            cuda.atomic.add(histogram_out, bin_number, 1)
 
 
 def bins_of(x: Any, bins: int) -> Any:

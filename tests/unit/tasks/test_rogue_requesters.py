@@ -104,20 +104,14 @@ async def opens_a_task_again_after_it_ended(rogue: Rogue, provider: Node) -> Non
     await opened.result()
     await opened.dialogue.send(Finish(code=0, detail=""))
     await opened.dialogue.expect(Closed)
-    stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
-    again = RogueTask(rogue, opened.agreement, stream, opened.connection.role, opened.blobs)
-    await again.dialogue.send(Open(agreement=opened.agreement.raw))
-    await refused(again.dialogue, WireCode.REPLAYED)
+    await refused((await opened.again(provider)).dialogue, WireCode.REPLAYED)
 
 
 @attack(Forgiven.CROSSED)
 async def opens_one_task_twice_at_once(rogue: Rogue, provider: Node) -> None:
     opened = await rogue.open_task(provider)
     await opened.start()
-    stream = await rogue.overlay.open_stream(provider.peer_id, task.PROTOCOL_ID)
-    again = RogueTask(rogue, opened.agreement, stream, opened.connection.role, opened.blobs)
-    await again.dialogue.send(Open(agreement=opened.agreement.raw))
-    await refused(again.dialogue, WireCode.REPLAYED)
+    await refused((await opened.again(provider)).dialogue, WireCode.REPLAYED)
     await opened.stream.reset()
     await until(lambda: provider.provider and not provider.provider.tasks.active)
 
